@@ -1,0 +1,80 @@
+"""affine_deficit: deficit round robin whose order inside a round is by adapter residency."""
+
+from __future__ import annotations
+
+from serving.policy import (
+    Arrived,
+    By,
+    Ended,
+    Event,
+    InputError,
+    Limits,
+    Preempted,
+    Rounds,
+    Schedule,
+    Unit,
+    Units,
+    View,
+    Within,
+    want,
+)
+
+
+class AffineDeficit:
+    """Fairness and residency together. Among the units that have credit left in this round of deficit round robin, those
+    whose adapter is in the batch go first, then those whose adapter is on the GPU, then the rest. Residency chooses the
+    order inside a round and the round bounds how far that can go: two backlogged units stay within 2(U+Q).
+
+    Parameters:
+        quantum: weighted tokens granted a round; larger means fewer loads and a wider bound.
+        by: share among "tenant"s or "adapter"s.
+        input_weight: service of a prompt token.
+        output_weight: service of an output token.
+    """
+
+    source = "Loratory: deficit round robin (SIGCOMM 1995) ordered by adapter residency as in S-LoRA's clustering"
+
+    def __init__(
+        self, quantum: float = 8000.0, by: By = "tenant", input_weight: float = 1.0, output_weight: float = 2.0
+    ) -> None:
+        if quantum <= 0 or input_weight < 0 or output_weight <= 0:
+            raise InputError("affine_deficit: quantum and weights must be positive")
+        self.rounds = Rounds(Units(by, input_weight, output_weight), quantum)
+
+    def observe(self, event: Event) -> None:
+        """A unit's queue has changed other than by admission."""
+        if isinstance(event, (Arrived, Preempted)) or (isinstance(event, Ended) and event.status != "completed"):
+            self.rounds.changed(event.request)
+
+    def schedule(self, view: View) -> Schedule:
+        """Serve units with credit, nearest adapters first; begin a new round when no backlogged unit has credit."""
+        rounds = self.rounds
+        rounds.begin(view)
+        closed: set[str | None] = set()
+        while True:
+            found = self._nearest(view, closed)
+            if found is None:
+                if not rounds.renew(view):
+                    return
+                continue
+            request = rounds.units.queue(view, found[0]).head
+            assert request is not None
+            outcome = yield from want(view, request)
+            if outcome:
+                rounds.place(view, found[0])
+            elif outcome.why in ("slots", "adapter"):
+                closed.add(request.adapter)
+            else:
+                return
+
+    def bound(self, limits: Limits) -> float:
+        """2(U+Q)."""
+        return self.rounds.bound(limits.max_prompt_tokens, limits.kv_tokens)
+
+    def _nearest(self, view: View, closed: set[str | None]) -> tuple[Unit] | None:
+        nearness: tuple[Within, ...] = ("batch", "gpu", "any")
+        for within in nearness:
+            found = self.rounds.pick(view, within, closed)
+            if found is not None:
+                return found
+        return None

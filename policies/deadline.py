@@ -1,0 +1,88 @@
+"""deadline: earliest deadline first, giving up early what cannot be in time."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from serving.policy import (
+    Arrived,
+    BatchShape,
+    Ended,
+    Event,
+    InputError,
+    Lanes,
+    Preempted,
+    Reject,
+    RequestView,
+    Schedule,
+    View,
+    want,
+)
+
+
+class Deadline:
+    """Earliest deadline first (of the first token); requests without a deadline come last, in arrival order. A request
+    that could not be in time even if it were prefilled next is rejected at once, which keeps an overload from making
+    everybody late.
+
+    Parameters:
+        abort: reject what cannot be in time.
+        slack_s: deadline, in seconds after arrival, of requests that have none; 0 is none.
+        margin_s: seconds to spare that a request needs beyond its prefill.
+    """
+
+    source = "Liu and Layland, J. ACM 20(1), 1973; early abort: S-LoRA, MLSys 2024, section 5"
+
+    def __init__(self, abort: bool = True, slack_s: float = 0.0, margin_s: float = 0.0) -> None:
+        if slack_s < 0 or margin_s < 0:
+            raise InputError("deadline: slack_s and margin_s are not negative")
+        self.abort = abort
+        self.slack_s = slack_s
+        self.margin_s = margin_s
+        self._lanes: Lanes[str] = Lanes()
+        self._waiting: dict[str, RequestView] = {}
+        self._due: list[tuple[float, str]] = []
+
+    def observe(self, event: Event) -> None:
+        """Who waits, by deadline."""
+        if isinstance(event, (Arrived, Preempted)):
+            request = event.request
+            self._waiting[request.request_id] = request
+            order = (self._deadline(request), request.arrival)
+            self._lanes.push(request.request_id, order, request.adapter)
+            if isinstance(event, Arrived):
+                heappush(self._due, (order[0], request.request_id))
+        elif isinstance(event, Ended):
+            self._drop(event.request.request_id)
+
+    def schedule(self, view: View) -> Schedule:
+        """Reject the hopeless, then admit by deadline."""
+        if self.abort:
+            while self._due:
+                due = self._waiting.get(self._due[0][1])
+                if due is not None and not self._is_late(view, due):
+                    break
+                heappop(self._due)
+                if due is not None and not due.preemptions:
+                    yield Reject(due, "its deadline could not be met")
+        while (found := self._lanes.pick(view)) is not None:
+            request = self._waiting[found[0]]
+            outcome = yield from want(view, request)
+            if outcome or outcome.why == "unknown":
+                self._drop(request.request_id)
+            elif outcome.why not in ("slots", "adapter") or (outcome.why == "slots" and view.slot_obtainable):
+                return
+
+    def _drop(self, request_id: str) -> None:
+        self._lanes.discard(request_id)
+        self._waiting.pop(request_id, None)
+
+    def _deadline(self, request: RequestView) -> float:
+        if request.deadline is not None:
+            return request.deadline
+        return request.arrival + self.slack_s if self.slack_s else float("inf")
+
+    def _is_late(self, view: View, request: RequestView) -> bool:
+        tokens = request.prompt_tokens - request.cached_tokens
+        shape = BatchShape(prefill_tokens=tokens, prefill_attention=tokens * (tokens + 1) * 0.5, prefill_seqs=1)
+        return view.now + view.cost.step_seconds(shape) + self.margin_s > self._deadline(request)

@@ -1,0 +1,76 @@
+"""drain: skip, but when somebody has waited too long for a slot an adapter in use is drained to free one."""
+
+from __future__ import annotations
+
+from serving.policy import InputError, RequestView, Schedule, View, Wake, want
+
+
+class Drain:
+    """First come, first served with skip, plus drains: when the first request of an adapter that finds no slot has waited
+    longer than a threshold, no more requests are admitted for one of the adapters in use, until its slot is free. The
+    adapter whose running requests have the fewest tokens left to max_tokens is drained, one for each starving adapter.
+
+    Parameters:
+        threshold_s: seconds a request waits for a slot before an adapter is drained for it.
+    """
+
+    source = "SGLang pull request 17913 (LoRADrainer)"
+
+    def __init__(self, threshold_s: float = 3.0) -> None:
+        if threshold_s < 0:
+            raise InputError(f"drain: threshold_s is {threshold_s}: it is not negative")
+        self.threshold_s = threshold_s
+        self._draining: set[str] = set()
+
+    def schedule(self, view: View) -> Schedule:
+        """Admit in arrival order, skipping adapters being drained, then see who starves."""
+        self._draining = {name for name in self._draining if view.adapters[name].references}
+        starving, next_at = self._starving(view)
+        if starving:
+            self._drain_for(view, len(starving))
+        for request in starving:
+            if not view.slot_obtainable:
+                break
+            outcome = yield from want(view, request)
+            if not outcome and outcome.why not in ("slots", "adapter"):
+                return
+        for request in view.unblocked():
+            if request.adapter in self._draining:
+                continue
+            outcome = yield from want(view, request)
+            if not outcome and outcome.why not in ("slots", "adapter"):
+                break
+        if next_at is not None and next_at > view.now:
+            yield Wake(at=next_at)
+
+    def _starving(self, view: View) -> tuple[list[RequestView], float | None]:
+        """First requests of adapters off the GPU that waited too long, longest first, and when the next one will have."""
+        if view.slot_obtainable and not self._draining:
+            return [], None
+        starving: list[RequestView] = []
+        next_at: float | None = None
+        for request in view.first_waiting("off"):
+            due = request.arrival + self.threshold_s
+            if due > view.now:
+                next_at = due
+                break
+            starving.append(request)
+            if len(starving) >= view.max_loras:
+                break
+        return starving, next_at
+
+    def _drain_for(self, view: View, wanted: int) -> None:
+        """Mark adapters in use until as many drain as starve."""
+        free = view.free_slots + len(view.idle())
+        candidates = [a for a in view.resident() if a.references and not a.pinned and a.name not in self._draining]
+        left = {a.name: 0 for a in candidates}
+        if len(self._draining) + free < wanted and candidates:
+            for request in view.running:
+                if request.adapter in left:
+                    remaining = request.max_tokens - request.generated_tokens
+                    left[request.adapter] = max(left[request.adapter], remaining)
+        while len(self._draining) + free < wanted and candidates:
+            soonest = min(candidates, key=lambda a: (left[a.name], a.lora_int_id))
+            candidates.remove(soonest)
+            if soonest.name is not None:
+                self._draining.add(soonest.name)

@@ -1,0 +1,160 @@
+"""fair_share: the Virtual Token Counter, which serves the backlogged unit that has had the least service."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Literal
+
+from serving.policy import (
+    Arrived,
+    By,
+    Ended,
+    Event,
+    InputError,
+    Limits,
+    Preempted,
+    RequestView,
+    Schedule,
+    Unit,
+    Units,
+    View,
+    want,
+)
+
+
+class FairShare:
+    """Virtual Token Counter: a counter of service a unit, the smallest goes first, and nobody overtakes it when its
+    request does not fit. Two backlogged units are never more than 2U apart, U = max(w_in * longest prompt, w_out * KV).
+
+    Parameters:
+        by: share among "tenant"s or "adapter"s.
+        input_weight: service of a prompt token.
+        output_weight: service of an output token.
+        lift: where a unit that comes back starts. "paper": at the least counter of those who wait, or when none waits
+            at that of the last who did; "min": only the former (the artifact); "none": where it left.
+        predict: charge an output's length at admission and correct it as it grows. "none"; "mean": the unit's mean
+            so far; "request": the request's predicted_tokens.
+        strict: stop when the least served unit's request does not fit. Without it others go on and the bound is lost.
+    """
+
+    source = "VTC, OSDI 2024, algorithms 2 and 3"
+
+    def __init__(
+        self,
+        by: By = "tenant",
+        input_weight: float = 1.0,
+        output_weight: float = 2.0,
+        lift: Literal["paper", "min", "none"] = "paper",
+        predict: Literal["none", "mean", "request"] = "none",
+        strict: bool = True,
+    ) -> None:
+        if input_weight < 0 or output_weight <= 0:
+            raise InputError("fair_share: weights must be positive")
+        self.units = Units(by, input_weight, output_weight)
+        self.lift = lift
+        self.predict = predict
+        self.strict = strict
+        self._offset: dict[Unit, float] = {}
+        self._heap: list[tuple[float, int, Unit]] = []
+        self._queued: dict[Unit, int] = {}
+        self._ticket = 0
+        self._came: list[tuple[RequestView, bool]] = []
+        self._last: Unit = None
+        self._had_last = False
+        self._guesses: dict[Unit, dict[str, tuple[RequestView, float]]] = {}
+        self._means: dict[Unit, tuple[int, float]] = {}
+
+    def observe(self, event: Event) -> None:
+        """Units come back with an arrival or a preemption; predictions are settled when a request ends."""
+        if isinstance(event, (Arrived, Preempted)):
+            self._came.append((event.request, isinstance(event, Arrived)))
+        elif isinstance(event, Ended) and self.predict != "none":
+            unit = self.units.of(event.request)
+            self._guesses.get(unit, {}).pop(event.request.request_id, None)
+            count, mean = self._means.get(unit, (0, 0.0))
+            length = event.request.generated_tokens
+            if event.status == "completed":
+                self._means[unit] = (count + 1, mean + (length - mean) / (count + 1))
+
+    def schedule(self, view: View) -> Schedule:
+        """Admit the first request of the unit with the smallest counter until one does not fit."""
+        self._activate(view)
+        aside: list[Unit] = []
+        while (least := self._least(view)) is not None:
+            unit = least[0]
+            request = self.units.queue(view, unit).head
+            assert request is not None
+            outcome = yield from want(view, request)
+            if outcome:
+                self._admitted(unit, request)
+            elif self.strict or outcome.why not in ("slots", "adapter"):
+                break
+            else:
+                aside.append(unit)
+                del self._queued[unit]
+        for name in aside:
+            self._enter(view, name)
+
+    def bound(self, limits: Limits) -> float | None:
+        """2U (theorem 4.4), where the policy keeps it."""
+        if not self.strict or self.predict != "none":
+            return None
+        return 2 * self.units.largest(limits.max_prompt_tokens, limits.kv_tokens)
+
+    def _counter(self, view: View, unit: Unit) -> float:
+        counter = self._offset.get(unit, 0.0) + self.units.service(view, unit)
+        guesses = self._guesses.get(unit)
+        if guesses:
+            ahead = sum(max(0.0, guess - request.generated_tokens) for request, guess in guesses.values())
+            counter += self.units.output_weight * ahead / self.units.weights[unit]
+        return counter
+
+    def _enter(self, view: View, unit: Unit) -> None:
+        self._ticket += 1
+        self._queued[unit] = self._ticket
+        heappush(self._heap, (self._counter(view, unit), self._ticket, unit))
+
+    def _activate(self, view: View) -> None:
+        came, self._came = self._came, []
+        for request, arrived in came:
+            unit = self.units.of(request)
+            if unit in self._queued or not self.units.queue(view, unit):
+                continue
+            if arrived and self.lift != "none":
+                least = self._least(view)
+                floor = None
+                if least is not None:
+                    floor = least[1]
+                elif self.lift == "paper" and self._had_last:
+                    floor = self._counter(view, self._last)
+                behind = 0.0 if floor is None else floor - self._counter(view, unit)
+                if behind > 0:
+                    self._offset[unit] = self._offset.get(unit, 0.0) + behind
+            self._enter(view, unit)
+
+    def _least(self, view: View) -> tuple[Unit, float] | None:
+        """The backlogged unit with the smallest counter. Counters only grow between refreshes, so a stale one is low."""
+        heap = self._heap
+        while heap:
+            counter, ticket, unit = heap[0]
+            if self._queued.get(unit) != ticket:
+                heappop(heap)
+                continue
+            if not self.units.queue(view, unit):
+                heappop(heap)
+                del self._queued[unit]
+                self._last, self._had_last = unit, True
+                continue
+            now = self._counter(view, unit)
+            if now == counter:
+                return unit, counter
+            heappop(heap)
+            heappush(heap, (now, ticket, unit))
+        return None
+
+    def _admitted(self, unit: Unit, request: RequestView) -> None:
+        if self.predict == "none":
+            return
+        guess = request.predicted_tokens if self.predict == "request" else self._means.get(unit, (0, 0.0))[1]
+        if guess:
+            self._guesses.setdefault(unit, {})[request.request_id] = (request, float(guess))

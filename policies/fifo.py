@@ -1,0 +1,26 @@
+"""fifo: first come, first served, as vLLM V1 schedules."""
+
+from __future__ import annotations
+
+from serving.policy import Schedule, View, want
+
+
+class Fifo:
+    """First come, first served. A request whose adapter finds no GPU slot is passed over (SKIP), as in vLLM V1, or with
+    ``strict`` stops everybody behind it (BREAK). Any other refusal stops the scan.
+
+    Parameters:
+        strict: stop at the first request that does not fit.
+    """
+
+    source = "vLLM V1, vllm/v1/core/sched/scheduler.py; strict: first-come first-served in the literal sense"
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+
+    def schedule(self, view: View) -> Schedule:
+        """Admit in arrival order until something other than an adapter slot is missing."""
+        for request in view.waiting if self.strict else view.unblocked():
+            outcome = yield from want(view, request)
+            if not outcome and (self.strict or outcome.why not in ("slots", "adapter")):
+                return

@@ -1,0 +1,55 @@
+"""priority: lower numbers first, with ageing so that nobody waits for ever."""
+
+from __future__ import annotations
+
+from serving.policy import Arrived, Ended, Event, InputError, Lanes, Preempted, RequestView, Schedule, View, want
+
+
+class Priority:
+    """Strict priority: lower numbers go first, equals in arrival order; when KV memory runs out the request with the
+    highest number is preempted. With ageing a request gains one level for each ``aging_s`` seconds it waits.
+
+    Parameters:
+        aging_s: seconds of waiting worth one level of priority; 0 is no ageing.
+    """
+
+    source = "vLLM --scheduling-policy priority"
+
+    def __init__(self, aging_s: float = 0.0) -> None:
+        if aging_s < 0:
+            raise InputError(f"priority: aging_s is {aging_s}: it is not negative")
+        self.aging_s = aging_s
+        self._lanes: Lanes[str] = Lanes()
+        self._waiting: dict[str, RequestView] = {}
+
+    def observe(self, event: Event) -> None:
+        """Who waits, by priority."""
+        if isinstance(event, (Arrived, Preempted)):
+            request = event.request
+            self._waiting[request.request_id] = request
+            self._lanes.push(request.request_id, self._order(request), request.adapter)
+        elif isinstance(event, Ended):
+            self._drop(event.request.request_id)
+
+    def schedule(self, view: View) -> Schedule:
+        """Admit by priority; those whose adapter finds no slot are passed over."""
+        while (found := self._lanes.pick(view)) is not None:
+            request = self._waiting[found[0]]
+            outcome = yield from want(view, request)
+            if outcome or outcome.why == "unknown":
+                self._drop(request.request_id)
+            elif outcome.why not in ("slots", "adapter") or (outcome.why == "slots" and view.slot_obtainable):
+                return
+
+    def victim(self, view: View) -> RequestView:
+        """The running request that matters least."""
+        return max(view.running, key=self._order)
+
+    def _drop(self, request_id: str) -> None:
+        self._lanes.discard(request_id)
+        self._waiting.pop(request_id, None)
+
+    def _order(self, request: RequestView) -> tuple[float, float]:
+        """Ageing moves all waiting requests alike, so the order between two never changes and needs no update."""
+        level = request.priority + (request.arrival / self.aging_s if self.aging_s else 0.0)
+        return level, request.arrival

@@ -1,0 +1,23 @@
+"""Errors a user can cause: each is one sentence that names the remedy."""
+
+from __future__ import annotations
+
+
+class LoratoryError(Exception):
+    """Base of every error Loratory raises on purpose; the command line prints its text and no traceback."""
+
+    exit_code = 1
+
+
+class InputError(LoratoryError):
+    """Bad input (a file, a key, a value, an option). The text names the file, the key and the remedy; exit code 2."""
+
+    exit_code = 2
+
+
+class PolicyError(LoratoryError):
+    """A scheduling policy raised, or kept yielding actions without end; the run it was driving has stopped."""
+
+
+class StalledError(LoratoryError):
+    """A run cannot go on: work is waiting, nothing is running, and no event can change that."""

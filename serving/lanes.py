@@ -1,0 +1,113 @@
+"""Lanes: items in a policy's own order, grouped by the adapter they need, so that blocked ones cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from serving.policy import View
+
+Item = TypeVar("Item", bound=Hashable)
+Order = tuple[float, ...]
+Within = Literal["batch", "gpu", "any"]
+"""Whose turn counts: adapters that running requests use, adapters on the GPU, or also those that would be loaded."""
+
+
+class Lanes(Generic[Item]):
+    """A priority queue of items (requests, tenants ...), each in the lane of one adapter (None: the base model).
+
+    `pick` looks at the first item of each lane on the GPU and at the first item of all others: its cost grows with the
+    GPU slots, not with the items. Lower orders come first; `push` again moves an item.
+    """
+
+    __slots__ = ("_cold", "_count", "_lanes", "_places")
+
+    def __init__(self) -> None:
+        self._places: dict[Item, tuple[int, str | None]] = {}
+        self._lanes: dict[str | None, list[tuple[Order, int, Item]]] = {}
+        self._cold: list[tuple[Order, int, Item]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, item: Item) -> bool:
+        return item in self._places
+
+    def push(self, item: Item, order: Order, adapter: str | None) -> None:
+        """Put an item into a lane, or move it there."""
+        self._count += 1
+        self._places[item] = (self._count, adapter)
+        entry = (order, self._count, item)
+        heappush(self._lanes.setdefault(adapter, []), entry)
+        heappush(self._cold, entry)
+        if len(self._cold) > 4 * len(self._places) + 64:
+            self._cold = [entry for entry in self._cold if self._valid(entry)]
+            heapify(self._cold)
+
+    def discard(self, item: Item) -> None:
+        """Take an item out, if it is in."""
+        self._places.pop(item, None)
+
+    def _valid(self, entry: tuple[Order, int, Item]) -> bool:
+        place = self._places.get(entry[2])
+        return place is not None and place[0] == entry[1]
+
+    def _first(self, adapter: str | None) -> tuple[Order, int, Item] | None:
+        lane = self._lanes.get(adapter)
+        if lane is None:
+            return None
+        while lane and not self._valid(lane[0]):
+            heappop(lane)
+        if not lane:
+            del self._lanes[adapter]
+            return None
+        return lane[0]
+
+    def first(self) -> tuple[Order, Item] | None:
+        """The first item of all, blocked or not, with its order."""
+        while self._cold and not self._valid(self._cold[0]):
+            heappop(self._cold)
+        return (self._cold[0][0], self._cold[0][2]) if self._cold else None
+
+    def pick(self, view: View, within: Within = "any", closed: Collection[str | None] = ()) -> tuple[Item] | None:
+        """The first item, in a tuple of one, whose adapter is on the GPU, or with ``any`` could get there; lanes in ``closed`` left out."""
+        best: tuple[Order, int, Item] | None = None
+        if not self._places:
+            return None
+        names: list[str | None] = [None, *(a.name for a in view.resident())]
+        if len(self._lanes) < len(names):
+            names = [name for name in self._lanes if name is None or view.adapters[name].tier == "gpu"]
+        for name in names:
+            if name in closed or (within == "batch" and name is not None and not view.adapters[name].references):
+                continue
+            entry = self._first(name)
+            if entry is not None and (best is None or entry < best):
+                best = entry
+        if within == "any" and view.slot_obtainable:
+            entry = self._first_cold(view, closed, best)
+            if entry is not None:
+                best = entry
+        return None if best is None else (best[2],)
+
+    def _first_cold(
+        self, view: View, closed: Collection[str | None], best: tuple[Order, int, Item] | None
+    ) -> tuple[Order, int, Item] | None:
+        """The first item that needs a load and comes before ``best``; None if there is none."""
+        aside: list[tuple[Order, int, Item]] = []
+        found: tuple[Order, int, Item] | None = None
+        while self._cold and (best is None or self._cold[0] < best):
+            entry = self._cold[0]
+            if not self._valid(entry):
+                heappop(self._cold)
+                continue
+            name = self._places[entry[2]][1]
+            if name is not None and name not in closed and view.adapters[name].tier not in ("gpu", "loading"):
+                found = entry
+                break
+            aside.append(heappop(self._cold))
+        for entry in aside:
+            heappush(self._cold, entry)
+        return found

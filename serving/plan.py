@@ -1,0 +1,93 @@
+"""StepPlan, BatchShape and StepResult: what a backend is asked to run, what it costs by, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from serving.lora import Adapter
+    from serving.sequence import Sequence
+
+
+class BatchShape(NamedTuple):
+    """All a cost model may know of a step. Counts are tokens or sequences; no identities, so equal shapes cost equal.
+
+    ``prefill_attention`` is the number of (query token, key token) pairs of the prefill chunks, causal mask applied.
+    ``kv_tokens`` are the tokens already in the KV cache of the decoding sequences: what decode attention reads.
+    ``distinct_adapters``, ``sum_ranks`` and ``max_rank`` are over the distinct adapters in this step.
+    ``lora_tokens`` are the tokens (prefill and decode) that belong to a request with an adapter; ``lora_token_ranks``
+    is the sum over those tokens of their adapter's rank.
+    """
+
+    prefill_tokens: int = 0
+    prefill_attention: float = 0.0
+    prefill_seqs: int = 0
+    decode_seqs: int = 0
+    kv_tokens: int = 0
+    distinct_adapters: int = 0
+    sum_ranks: int = 0
+    max_rank: int = 0
+    lora_tokens: int = 0
+    lora_token_ranks: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the step computes: the prefill chunks plus one for each decoding sequence."""
+        return self.prefill_tokens + self.decode_seqs
+
+
+class Prefill(NamedTuple):
+    """One request's part of a step's prefill: compute ``tokens`` positions from ``start``.
+
+    ``completes`` says that the whole context is then in the KV cache, so that the step samples a token.
+    """
+
+    sequence: Sequence
+    start: int
+    tokens: int
+    completes: bool
+
+
+class AdapterLoad(NamedTuple):
+    """Bring ``adapter`` from ``tier`` to a GPU slot, or only as far as host memory when ``prefetch``."""
+
+    adapter: Adapter
+    tier: str
+    prefetch: bool
+
+
+class StepPlan(NamedTuple):
+    """One step to run. ``decodes`` reads the ledger's live set, so a backend uses it before it commits the plan.
+
+    ``max_repeat``: for how many further identical decode steps nothing can change (0 when the step has a prefill).
+    ``wake_at``: absolute second at whose following step boundary the policy wants to be asked, or None.
+    ``epoch`` is equal for successive pure decode steps of an unchanged batch. ``loads`` start at this plan's time; with
+    ``adapter_loading: sync`` the step waits for those that are not prefetches.
+    """
+
+    prefills: tuple[Prefill, ...]
+    decode_count: int
+    decodes: Collection[Sequence]
+    loads: tuple[AdapterLoad, ...]
+    max_repeat: int
+    wake_at: float | None
+    shape: BatchShape
+    epoch: int
+
+    @property
+    def computes(self) -> bool:
+        """Whether the step runs the model at all; a plan may hold nothing but loads."""
+        return self.decode_count > 0 or bool(self.prefills)
+
+
+class StepResult(NamedTuple):
+    """What a backend did with a plan: ``steps`` identical steps (1 for any plan that is not a pure decode).
+
+    ``finished`` are the request ids whose last sampled token ended them (end of sequence, a stop string).
+    ``load_s`` are the seconds for which the step waited for adapter loads (``adapter_loading: sync``).
+    """
+
+    steps: int = 1
+    finished: Collection[str] = ()
+    load_s: float = 0.0

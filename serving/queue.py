@@ -1,0 +1,90 @@
+"""WaitQueue: waiting requests in arrival order, cheap to leave from any place and safe to change while iterated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving.policy import RequestView
+    from serving.sequence import Sequence
+
+
+class WaitQueue:
+    """A queue of tickets over a shared ``{ticket: Sequence}`` table; a ticket missing there has left.
+
+    Tickets ascend in arrival order; preempted requests get descending negative ones and so stand in front. Leaving is
+    O(1); the places of those who left are skipped and compacted away, so iteration is linear in who still waits. A
+    policy may admit, reject or preempt while it iterates: who has left in the meantime is not yielded any more.
+    """
+
+    __slots__ = ("_items", "_live", "_start", "_table")
+
+    def __init__(self, table: dict[int, Sequence]) -> None:
+        self._table = table
+        self._items: list[int] = []
+        self._start = 0
+        self._live = 0
+
+    def append(self, ticket: int) -> None:
+        """Join at the end."""
+        self._items.append(ticket)
+        self._live += 1
+
+    def push_front(self, ticket: int) -> None:
+        """Join in front of everybody."""
+        if self._start:
+            self._start -= 1
+            self._items[self._start] = ticket
+        else:
+            self._items.insert(0, ticket)
+        self._live += 1
+
+    def left(self) -> None:
+        """One ticket of this queue was removed from the shared table."""
+        self._live -= 1
+        if not self._live:
+            self._items = []
+            self._start = 0
+
+    def _compact(self) -> None:
+        if len(self._items) - self._start > 2 * self._live + 32 or self._start > self._live + 4096:
+            table = self._table
+            self._items = [ticket for ticket in self._items[self._start :] if ticket in table]
+            self._start = 0
+
+    def first(self) -> Sequence | None:
+        """The sequence in front, or None."""
+        if not self._live:
+            return None
+        items, table, start = self._items, self._table, self._start
+        while (sequence := table.get(items[start])) is None:
+            start += 1
+        self._start = start
+        return sequence
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Who waits, front first."""
+        if not self._live:
+            return
+        self._compact()
+        items, table = self._items, self._table
+        place = self._start
+        while place < len(items):
+            sequence = table.get(items[place])
+            if sequence is not None:
+                yield sequence
+            place += 1
+
+    def __iter__(self) -> Iterator[RequestView]:
+        for sequence in self.sequences():
+            yield sequence.view
+
+    def __len__(self) -> int:
+        return self._live
+
+    @property
+    def head(self) -> RequestView | None:
+        """The request in front, or None."""
+        sequence = self.first()
+        return None if sequence is None else sequence.view

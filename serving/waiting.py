@@ -1,0 +1,168 @@
+"""WaitIndex: who waits, by arrival, by adapter and by tenant, and which heads an adapter does not block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush, heapreplace
+
+from serving.adapters import AdapterState
+from serving.lanes import Within
+from serving.policy import RequestView
+from serving.queue import WaitQueue
+from serving.sequence import Sequence
+
+SCAN = 8
+"""Up to so many waiting requests a plain scan beats merging queues."""
+
+
+class WaitIndex:
+    """The waiting requests of one engine under every order a policy asks for; joining and leaving are O(log n)."""
+
+    def __init__(self, obtainable: Callable[[], bool], ready: Callable[[], Iterator[AdapterState]]) -> None:
+        """``obtainable()``: whether a GPU slot can be had; ``ready()``: who is on the GPU, the base model included."""
+        self._obtainable = obtainable
+        self._ready = ready
+        self.table: dict[int, Sequence] = {}
+        self.queue = WaitQueue(self.table)
+        self.backlogged: dict[str | None, AdapterState] = {}
+        self._cold: list[tuple[int, str]] = []
+        self._last = 0
+        self._front = 0
+
+    def join(self, sequence: Sequence) -> None:
+        """A request arrived: it waits behind all others."""
+        self._last += 1
+        self._enter(sequence, self._last, front=False)
+
+    def rejoin(self, sequence: Sequence) -> None:
+        """A preempted request waits in front of all others."""
+        self._front -= 1
+        self._enter(sequence, self._front, front=True)
+
+    def _enter(self, sequence: Sequence, ticket: int, front: bool) -> None:
+        sequence.ticket = ticket
+        self.table[ticket] = sequence
+        adapter = sequence.adapter
+        if front:
+            self.queue.push_front(ticket)
+            adapter.queue.push_front(ticket)
+            sequence.tenant.queue.push_front(ticket)
+        else:
+            self.queue.append(ticket)
+            adapter.queue.append(ticket)
+            sequence.tenant.queue.append(ticket)
+        if front or len(adapter.queue) == 1:
+            self.backlogged[adapter.name] = adapter
+            self.cooled(adapter)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A request is admitted or ended: it does not wait any more."""
+        del self.table[sequence.ticket]
+        self.queue.left()
+        sequence.tenant.queue.left()
+        adapter = sequence.adapter
+        adapter.queue.left()
+        if adapter.queue:
+            if adapter.tier != "gpu":
+                self.cooled(adapter)
+        else:
+            del self.backlogged[adapter.name]
+
+    def cooled(self, adapter: AdapterState) -> None:
+        """An adapter that is not on the GPU has a new first request, or has just left the GPU."""
+        first = adapter.queue.first()
+        if first is not None and adapter.name is not None and adapter.tier not in ("gpu", "loading"):
+            heappush(self._cold, (first.ticket, adapter.name))
+
+    def _first_cold(self) -> AdapterState | None:
+        """The adapter off the GPU whose first request waits longest; drops entries that are out of date."""
+        cold, backlogged = self._cold, self.backlogged
+        while cold:
+            ticket, name = cold[0]
+            adapter = backlogged.get(name)
+            if adapter is not None and adapter.tier not in ("gpu", "loading"):
+                first = adapter.queue.first()
+                if first is not None and first.ticket == ticket:
+                    return adapter
+            heappop(cold)
+        return None
+
+    def unblocked(self, within: Within) -> Iterator[RequestView]:
+        """Waiting requests in arrival order whose adapter is ``within``; "any" means one that could be loaded too."""
+        if len(self.queue) > SCAN:
+            yield from self._merged(within)
+            return
+        for sequence in self.queue.sequences():
+            adapter = sequence.adapter
+            if adapter.tier == "gpu":
+                if within != "batch" or adapter.references or not adapter.rank:
+                    yield sequence.view
+            elif within == "any" and adapter.tier != "loading" and self._obtainable():
+                yield sequence.view
+
+    def _merged(self, within: Within) -> Iterator[RequestView]:
+        """The same by merging the queues of the adapters on the GPU; others join in when their first one is next."""
+        table, backlogged = self.table, self.backlogged
+        merge: list[tuple[int, Iterator[Sequence]]] = []
+        merging: set[str | None] = set()
+        tried: list[tuple[int, str]] = []
+
+        def obtainable() -> bool:
+            return within == "any" and self._obtainable()
+
+        def follow(adapter: AdapterState) -> None:
+            if adapter.name in backlogged and adapter.name not in merging:
+                merging.add(adapter.name)
+                walk = adapter.queue.sequences()
+                heappush(merge, (next(walk).ticket, walk))
+
+        for adapter in self._ready():
+            if within != "batch" or adapter.references or not adapter.rank:
+                follow(adapter)
+        try:
+            while True:
+                cold = self._first_cold() if obtainable() else None
+                if cold is not None and (not merge or self._cold[0][0] < merge[0][0]):
+                    tried.append(heappop(self._cold))
+                    follow(cold)
+                    continue
+                if not merge:
+                    return
+                ticket, walk = merge[0]
+                sequence = table.get(ticket)
+                tier = "gpu" if sequence is None else sequence.adapter.tier
+                blocked = tier == "loading" or (tier != "gpu" and not obtainable())
+                following = None if blocked else next(walk, None)
+                if following is None:
+                    heappop(merge)
+                else:
+                    heapreplace(merge, (following.ticket, walk))
+                if sequence is not None and not blocked:
+                    yield sequence.view
+        finally:
+            for entry in tried:
+                if entry[0] in table:
+                    heappush(self._cold, entry)
+
+    def heads(self, off_gpu: bool) -> Iterator[RequestView]:
+        """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""
+        ready = [] if off_gpu else [a.queue.first() for a in self._ready() if a.name in self.backlogged]
+        queue = sorted((s for s in ready if s is not None), key=lambda s: -s.ticket)
+        seen: set[str] = set()
+        aside: list[tuple[int, str]] = []
+        try:
+            while True:
+                cold = self._first_cold()
+                if queue and (cold is None or queue[-1].ticket < self._cold[0][0]):
+                    yield queue.pop().view
+                    continue
+                if cold is None:
+                    return
+                entry = heappop(self._cold)
+                aside.append(entry)
+                if entry[1] not in seen:
+                    seen.add(entry[1])
+                    yield self.table[entry[0]].view
+        finally:
+            for entry in aside:
+                heappush(self._cold, entry)

@@ -1,0 +1,80 @@
+"""Workload: a stream of requests as columns, with the true output lengths that only a backend may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InputError
+from serving.request import BASE_TENANT, Request
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests in arrival order, one array entry each (n requests).
+
+    ``arrival``: seconds, not decreasing (ignored in a closed loop). ``adapter``: index into ``adapters``, -1 for the
+    base model. ``tenant``: index into ``tenants``. Token columns are counts >= 1. ``output_tokens`` is the truth a
+    policy never sees; ``max_tokens`` is what it sees. ``deadline``: seconds after arrival (inf: none).
+    ``concurrency``: None for open arrivals; n for a closed loop of n clients, each sending its next request when its
+    last one ended. ``notes`` tell what a reader changed or left out. Raises `InputError` when columns disagree.
+    """
+
+    arrival: Floats
+    adapter: Ints
+    tenant: Ints
+    prompt_tokens: Ints
+    output_tokens: Ints
+    max_tokens: Ints
+    adapters: tuple[str, ...]
+    tenants: tuple[str, ...] = (BASE_TENANT,)
+    tenant_weights: tuple[float, ...] = ()
+    predicted_tokens: Ints | None = None
+    cached_tokens: Ints | None = None
+    priority: Ints | None = None
+    deadline: Floats | None = None
+    concurrency: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival)
+        columns = (self.adapter, self.tenant, self.prompt_tokens, self.output_tokens, self.max_tokens)
+        optional = (self.predicted_tokens, self.cached_tokens, self.priority, self.deadline)
+        if any(len(c) != n for c in columns) or any(c is not None and len(c) != n for c in optional):
+            raise InputError("workload columns differ in length")
+        if n and self.concurrency is None and bool((np.diff(self.arrival) < 0).any()):
+            raise InputError("workload arrivals are not in order: sort them by time")
+        if n and (min(int(self.prompt_tokens.min()), int(self.output_tokens.min()), int(self.max_tokens.min())) < 1):
+            raise InputError("workload has a request without prompt, output or max_tokens: each is at least 1")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise InputError(f"closed-loop concurrency is {self.concurrency}: at least 1 client is needed")
+
+    def __len__(self) -> int:
+        return len(self.arrival)
+
+    def request(self, index: int, arrival: float | None = None) -> Request:
+        """The request at ``index``, submitted at ``arrival`` seconds (by default its own arrival)."""
+        adapter = int(self.adapter[index])
+        tenant = int(self.tenant[index])
+        at = float(self.arrival[index]) if arrival is None else arrival
+        deadline = None
+        if self.deadline is not None and np.isfinite(self.deadline[index]):
+            deadline = at + float(self.deadline[index])
+        return Request(
+            request_id=str(index),
+            adapter=None if adapter < 0 else self.adapters[adapter],
+            arrival=at,
+            prompt_tokens=int(self.prompt_tokens[index]),
+            max_tokens=int(self.max_tokens[index]),
+            tenant=self.tenants[tenant],
+            predicted_tokens=None if self.predicted_tokens is None else int(self.predicted_tokens[index]),
+            cached_tokens=0 if self.cached_tokens is None else int(self.cached_tokens[index]),
+            priority=0 if self.priority is None else int(self.priority[index]),
+            deadline=deadline,
+            weight=self.tenant_weights[tenant] if self.tenant_weights else 1.0,
+        )

@@ -1,0 +1,156 @@
+"""simulate: a workload through replicas behind a router, in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simpy import Event
+
+from serving.config import EngineConfig
+from serving.engine import Engine
+from serving.errors import StalledError
+from serving.events import Sink
+from serving.ledger import Ledger
+from serving.lora import Adapter
+from serving.policy import Policy
+from serving.sequence import Sequence as RequestSequence
+from serving.workload import Workload
+from sim.cost.base import CostModel
+from sim.environment import URGENT, ExactEnvironment
+from sim.replica import Replica
+from sim.routers import ReplicaView, RoundRobin, Router
+from sim.transfers import Transfers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a simulation ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served."""
+
+    end_s: float
+    never_served: int
+    cut_off: bool
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A replica as its router sees it."""
+
+    index: int
+    replica: Replica
+
+    @property
+    def unfinished(self) -> int:
+        return self.replica.engine.unfinished
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.replica.engine.ledger
+
+
+class _Cluster:
+    """Replicas, their router, and the clients that send the workload."""
+
+    def __init__(self, env: ExactEnvironment, workload: Workload, router: Router) -> None:
+        self.env = env
+        self.workload = workload
+        self.router = router
+        self.replicas: list[Replica] = []
+        self.seen: list[ReplicaView] = []
+        self.sent = 0
+        self.left = len(workload)
+        self.over = env.event()
+
+    def add(self, replica: Replica) -> None:
+        """One more replica."""
+        self.replicas.append(replica)
+        self.seen.append(_Seen(replica.index, replica))
+
+    def send(self, arrival: float) -> None:
+        """The next request arrives at second ``arrival``, which is now."""
+        index = self.sent
+        self.sent += 1
+        request = self.workload.request(index, arrival)
+        place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
+        self.replicas[place].submit(request, int(self.workload.output_tokens[index]))
+
+    def open_arrivals(self) -> Generator[Event, Any, None]:
+        """Requests arrive when the workload says, however busy the replicas are."""
+        env = self.env
+        for arrival in self.workload.arrival.tolist():
+            if arrival > env.now:
+                yield env.at(arrival, URGENT)
+            self.send(arrival)
+
+    def ended(self, count: int) -> None:
+        """So many requests ended: the run may be over, and in a closed loop their clients send their next ones."""
+        self.left -= count
+        if not self.left:
+            self.over.succeed()
+        elif self.workload.concurrency is not None:
+            for _ in range(min(count, len(self.workload) - self.sent)):
+                self.env.at(self.env.now, URGENT).callbacks.append(lambda _: self.send(self.env.now))  # type: ignore[union-attr]
+
+
+def simulate(
+    workload: Workload,
+    *,
+    adapters: Sequence[Adapter],
+    config: EngineConfig,
+    policy: Callable[[], Policy],
+    cost: CostModel,
+    replicas: int = 1,
+    router: Router | None = None,
+    sink: Callable[[int], Sink] | None = None,
+    kv_bytes_per_token: int | None = None,
+    cutoff_s: float | None = None,
+    jump: bool = True,
+) -> Outcome:
+    """Run a workload to its end, or to second ``cutoff_s``, where unfinished requests are aborted.
+
+    ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
+    when nothing can happen any more end as failed. Raises `PolicyError` when the policy fails.
+    """
+    env = ExactEnvironment()
+    cluster = _Cluster(env, workload, router or RoundRobin())
+    for index in range(replicas):
+        engine = Engine(config, adapters, policy(), cost, kv_bytes_per_token, None if sink is None else sink(index))
+        cluster.add(Replica(env, index, engine, cost, Transfers(env, cost), cluster.ended, jump))
+    if not len(workload):
+        return Outcome(0.0, 0, False)
+    if workload.concurrency is None:
+        env.process(cluster.open_arrivals())
+    else:
+        for _ in range(min(workload.concurrency, len(workload))):
+            cluster.send(0.0)
+    until = cluster.over
+    if cutoff_s is not None:
+        env.at(cutoff_s, URGENT).callbacks.append(lambda _: None if until.triggered else until.succeed())  # type: ignore[union-attr,func-returns-value]
+    stalled = ""
+    try:
+        while not until.processed and env.peek() != float("inf"):
+            env.step()
+    except StalledError as error:
+        stalled = str(error)
+    never = 0
+    cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
+    if cluster.left:
+        never = _end_left(cluster, cut_off, stalled)
+    return Outcome(env.now, never, cut_off)
+
+
+def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> int:
+    """End what is unfinished: aborted by the cutoff, or never served. Requests not sent by then never existed."""
+    env = cluster.env
+    while not cut_off and cluster.sent < len(cluster.workload):
+        cluster.send(max(env.now, float(cluster.workload.arrival[cluster.sent])))
+
+    def why(sequence: RequestSequence) -> str:
+        if cut_off:
+            return f"the run was cut off at {env.now:g} s"
+        return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
+
+    for replica in cluster.replicas:
+        replica.engine.end_all(env.now, "aborted" if cut_off else "failed", why)
+    return 0 if cut_off else cluster.left

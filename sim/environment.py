@@ -1,0 +1,27 @@
+"""Environment: SimPy's, with events at an exact absolute time and arrivals before step boundaries of the same time."""
+
+from __future__ import annotations
+
+from heapq import heappush
+
+from simpy import Environment
+from simpy.core import EventPriority
+from simpy.events import NORMAL, URGENT, Event
+
+__all__ = ["NORMAL", "URGENT", "ExactEnvironment"]
+
+
+class ExactEnvironment(Environment):
+    """A SimPy environment whose clock reads exactly what an event was scheduled for.
+
+    SimPy's ``timeout(delay)`` fires at ``now + delay``, rounded, so the same boundary reached in one jump or in many
+    steps could differ in the last bit and order two events differently. `at` takes the absolute time instead.
+    """
+
+    def at(self, time: float, priority: EventPriority = NORMAL) -> Event:
+        """An event that succeeds at second ``time`` (not before now); URGENT ones come before others of that time."""
+        event = Event(self)
+        event._ok = True
+        event._value = None
+        heappush(self._queue, (max(time, self._now), priority, next(self._eid), event))
+        return event

@@ -1,0 +1,201 @@
+"""Replica: one engine on one modelled GPU (or tensor-parallel group), as a SimPy process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from heapq import heappop, heappush
+from typing import Any
+
+from simpy import AllOf, Event, Interrupt
+
+from serving.engine import Engine
+from serving.errors import StalledError
+from serving.plan import AdapterLoad, StepPlan, StepResult
+from serving.request import Request
+from serving.sequence import Sequence
+from sim.cost.base import CostModel
+from sim.environment import ExactEnvironment
+from sim.segment import Segment
+from sim.transfers import Transfers
+
+STALL_PLANS = 100_000
+"""Plans in a row without a token or an ended request after which a run counts as stalled."""
+
+
+class Replica:
+    """Runs an engine's plans in simulated time. It plays the model: it alone knows where each output ends.
+
+    ``jump=False`` runs decode steps one at a time; times and decisions are the same, it only takes longer.
+    ``ended(n)`` is called when n requests of this replica have ended.
+    """
+
+    def __init__(
+        self,
+        env: ExactEnvironment,
+        index: int,
+        engine: Engine,
+        cost: CostModel,
+        transfers: Transfers,
+        ended: Callable[[int], None],
+        jump: bool = True,
+    ) -> None:
+        self.index = index
+        self.engine = engine
+        self._env = env
+        self._cost = cost
+        self._transfers = transfers
+        self._ended = ended
+        self._jump = jump
+        self._sync = engine.ledger.sync_loading
+        self._outputs: dict[str, int] = {}
+        self._ends: list[tuple[int, int, Sequence, int]] = []
+        self._order = 0
+        self._unfinished = 0
+        self._segment: Segment | None = None
+        self._epoch = -1
+        self._done = 0
+        """Steps of the segment committed."""
+        self._target = 0
+        """The boundary of the segment being waited for; 0 when the present step cannot be cut short."""
+        self._resting: Event | None = None
+        self.process = env.process(self._run())
+
+    def submit(self, request: Request, output_tokens: int) -> None:
+        """A request arrives now; the model will end its output after so many tokens."""
+        self._outputs[request.request_id] = output_tokens
+        self._unfinished += 1
+        self.engine.submit(request)
+        self._disturb()
+
+    def _disturb(self) -> None:
+        """Something happened that the engine should see at the next step boundary."""
+        if self._resting is not None:
+            if not self._resting.triggered:
+                self._resting.succeed()
+        elif self._target > self._done + 1:
+            segment = self._segment
+            assert segment is not None
+            boundary = segment.first_at_or_after(self._env.now, self._done + 1, self._target)
+            if boundary < self._target:
+                self._target = boundary
+                self.process.interrupt()
+
+    def _run(self) -> Generator[Event, Any, None]:
+        env, engine = self._env, self.engine
+        while True:
+            plan = engine.plan(env.now)
+            self._count_ended()
+            if engine.idle_plans > STALL_PLANS:
+                raise StalledError(f"replica {self.index} made {STALL_PLANS} plans without serving a token")
+            if plan is None:
+                yield from self._rest()
+                continue
+            load_s = 0.0
+            if plan.loads:
+                load_s = yield from self._load(plan)
+            steps = 1
+            if plan.prefills:
+                self._epoch = -1
+                yield env.at(env.now + self._cost.step_seconds(plan.shape))
+            elif plan.decode_count:
+                begin = self._begin_decode(plan, load_s)
+                segment = self._segment
+                assert segment is not None
+                while True:
+                    try:
+                        yield env.at(segment.time(self._target))
+                        break
+                    except Interrupt:
+                        continue
+                steps = self._target - begin
+                self._done = self._target
+                self._target = 0
+            engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s), env.now)
+            self._count_ended()
+
+    def _begin_decode(self, plan: StepPlan, load_s: float) -> int:
+        """Set the boundary to wait for; returns the boundary the step starts at."""
+        now = self._env.now
+        if plan.epoch != self._epoch or load_s > 0.0:
+            cost = self._cost
+            self._segment = Segment(now, plan.shape, cost.decode_line(plan.shape), cost.step_seconds)
+            self._epoch = plan.epoch
+            self._done = 0
+        begin = self._done
+        steps = 1
+        if self._jump and plan.max_repeat:
+            steps = min(plan.max_repeat + 1, self._next_end() - self.engine.ledger.clock[0])
+            if plan.wake_at is not None and self._segment is not None:
+                steps = self._segment.first_at_or_after(plan.wake_at, begin + 1, begin + steps) - begin
+        self._target = begin + steps
+        return begin
+
+    def _next_end(self) -> int:
+        """The decode clock at which the model ends the next output."""
+        ends = self._ends
+        while ends:
+            clock, _, sequence, admissions = ends[0]
+            if sequence.decoding and sequence.admissions == admissions:
+                return clock
+            heappop(ends)
+        return 1 << 60
+
+    def _sampled(self, plan: StepPlan, steps: int) -> list[str]:
+        """The requests whose output the model ends with the last token of this plan."""
+        finished: list[str] = []
+        clock = self.engine.ledger.clock[0]
+        if plan.decode_count:
+            clock += steps
+            ends = self._ends
+            while ends and ends[0][0] <= clock:
+                _, _, sequence, admissions = heappop(ends)
+                if sequence.decoding and sequence.admissions == admissions:
+                    finished.append(sequence.request.request_id)
+        for sequence, _, _, completes in plan.prefills:
+            if completes:
+                request_id = sequence.request.request_id
+                left = self._outputs[request_id] - sequence.last_generated - 1
+                if left <= 0:
+                    finished.append(request_id)
+                else:
+                    self._order += 1
+                    heappush(self._ends, (clock + left, self._order, sequence, sequence.admissions))
+        for request_id in finished:
+            del self._outputs[request_id]
+        return finished
+
+    def _count_ended(self) -> None:
+        unfinished = self.engine.unfinished
+        if unfinished < self._unfinished:
+            ended = self._unfinished - unfinished
+            self._unfinished = unfinished
+            self._ended(ended)
+
+    def _load(self, plan: StepPlan) -> Generator[Event, Any, float]:
+        """Start the plan's loads; with sync loading wait for those to the GPU. Returns the seconds waited."""
+        env, transfers, start = self._env, self._transfers, self._env.now
+        waits = []
+        for load in plan.loads:
+            if self._sync and not load.prefetch:
+                waits.append(env.process(transfers.bring(load, None)))
+            else:
+                self.engine.expect_load(load.adapter.name, start + transfers.seconds(load))
+                env.process(transfers.bring(load, self._loaded))
+        if waits:
+            yield AllOf(env, waits)
+        return env.now - start
+
+    def _loaded(self, load: AdapterLoad) -> None:
+        self.engine.loaded(load.adapter.name, load.prefetch)
+        self._disturb()
+
+    def _rest(self) -> Generator[Event, Any, None]:
+        """Wait until a request arrives, a load is done or the policy wants to be asked."""
+        env = self._env
+        resting = self._resting = env.event()
+        wake_at = self.engine.wake_at
+        if wake_at is not None:
+            alarm = env.at(wake_at)
+            alarm.callbacks.append(lambda _: None if resting.triggered else resting.succeed())  # type: ignore[union-attr,func-returns-value]
+        yield resting
+        self._resting = None

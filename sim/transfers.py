@@ -1,0 +1,55 @@
+"""Transfers: the links an adapter travels, as SimPy resources with one transfer at a time each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from simpy import Event, Resource
+
+from serving.plan import AdapterLoad
+from sim.cost.base import CostModel
+from sim.environment import URGENT, ExactEnvironment
+
+
+class Transfers:
+    """One replica's storage link (disk or remote to host) and host link (host to GPU).
+
+    The cost model says how long a hop takes; here adapters wait for one another.
+    """
+
+    def __init__(self, env: ExactEnvironment, cost: CostModel) -> None:
+        self._env = env
+        self._cost = cost
+        self._storage = Resource(env, capacity=1)
+        self._host_link = Resource(env, capacity=1)
+        self._fetching: dict[str, Event] = {}
+
+    def seconds(self, load: AdapterLoad) -> float:
+        """Seconds the load takes when no other is in the way."""
+        total = 0.0 if load.tier == "host" else self._fetch_seconds(load)
+        return total if load.prefetch else total + self._cost.load_seconds(load.adapter, "host")
+
+    def _fetch_seconds(self, load: AdapterLoad) -> float:
+        """Seconds to host memory from disk, or from farther by way of the disk."""
+        seconds = self._cost.load_seconds(load.adapter, "disk")
+        return seconds + self._cost.load_seconds(load.adapter, "remote") if load.tier == "remote" else seconds
+
+    def bring(self, load: AdapterLoad, done: Callable[[AdapterLoad], None] | None) -> Generator[Event, None, None]:
+        """A process that carries out one load and then calls ``done``."""
+        env, adapter = self._env, load.adapter
+        fetching = self._fetching.get(adapter.name)
+        if fetching is not None:
+            yield fetching
+        elif load.tier != "host":
+            arrived = self._fetching[adapter.name] = env.event()
+            with self._storage.request() as turn:
+                yield turn
+                yield env.at(env.now + self._fetch_seconds(load), URGENT)
+            del self._fetching[adapter.name]
+            arrived.succeed()
+        if not load.prefetch:
+            with self._host_link.request() as turn:
+                yield turn
+                yield env.at(env.now + self._cost.load_seconds(adapter, "host"), URGENT)
+        if done is not None:
+            done(load)
