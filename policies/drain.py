@@ -23,7 +23,9 @@ class Drain:
         self._draining: set[str] = set()
 
     def schedule(self, view: View) -> Schedule:
-        """Admit in arrival order, skipping adapters being drained, then see who starves."""
+        """See who starves, then admit in arrival order, the starving first, without the adapters being drained."""
+        if not view.can_admit:
+            return
         self._draining = {name for name in self._draining if view.adapters[name].references}
         starving, next_at = self._starving(view)
         if starving:
@@ -34,9 +36,7 @@ class Drain:
             outcome = yield from want(view, request)
             if not outcome and outcome.why not in ("slots", "adapter"):
                 return
-        for request in view.unblocked():
-            if request.adapter in self._draining:
-                continue
+        for request in view.unblocked(without=self._draining):
             outcome = yield from want(view, request)
             if not outcome and outcome.why not in ("slots", "adapter"):
                 break

@@ -24,18 +24,12 @@ class Rotation:
 
     def schedule(self, view: View) -> Schedule:
         """Turn the set of active adapters, then admit their requests and the base model's in arrival order."""
+        if not view.can_admit:
+            return
         self._turn(view)
-        closed: set[str | None] = set()
-        while True:
-            names = [name for name in (None, *self._active) if name not in closed]
-            heads = [head for name in names if (head := view.waiting_for(name).head) is not None]
-            if not heads:
-                break
-            request = min(heads, key=lambda head: (head.arrival, head.request_id))
+        for request in view.unblocked(only=self._active):
             outcome = yield from want(view, request)
-            if outcome.why in ("slots", "adapter"):
-                closed.add(request.adapter)
-            elif not outcome:
+            if not outcome and outcome.why not in ("slots", "adapter"):
                 break
         if self._active and self._others_wait(view):
             due = next(iter(self._active.values())) + self.cycle_s

@@ -51,6 +51,7 @@ class Ledger:
         self.scorer: Scorer = scorer or SCORERS[config.eviction]
         self.memory = config.memory
         self.max_loras = config.max_loras
+        self.max_seqs = config.max_num_seqs
         self.sync_loading = config.adapter_loading == "sync"
         self.now = 0.0
         self.clock = [0]
@@ -155,7 +156,7 @@ class Ledger:
     @property
     def seq_budget(self) -> int:
         """Requests that may still be admitted before ``max_num_seqs``."""
-        return self.config.max_num_seqs - len(self.running)
+        return self.max_seqs - len(self.running)
 
     @property
     def running_views(self) -> Collection[RequestView]:
@@ -173,9 +174,9 @@ class Ledger:
 
     def obtainable(self) -> bool:
         """Whether a GPU slot is free or held by an adapter that may go."""
-        if self.free_slots > 0:
+        if len(self.on_gpu) + len(self.loading) < self.max_loras:
             return True
-        return any(not (state.fresh and state.queue) for state in self.idle.values())
+        return bool(self.idle) and any(not (state.fresh and state.queue) for state in self.idle.values())
 
     def idle_views(self) -> list[AdapterView]:
         """Adapters that may be evicted and were not just loaded for somebody who waits."""
@@ -191,9 +192,17 @@ class Ledger:
             return iter([state for state in backlogged.values() if state.tier == "gpu"])
         return iter([self.base, *self.on_gpu.values()])
 
-    def unblocked(self, within: Within) -> Iterator[RequestView]:
+    def can_admit(self) -> bool:
+        """Whether this step has room for another request at all."""
+        return self.token_budget > 0 and len(self.running) < self.max_seqs
+
+    def unblocked(
+        self, within: Within, only: Collection[str] | None, without: Collection[str]
+    ) -> Iterator[RequestView]:
         """See `serving.policy.View.unblocked`."""
-        return self.index.unblocked(within)
+        if self.token_budget <= 0 or len(self.running) >= self.max_seqs:
+            return iter(())
+        return self.index.unblocked(within, only, without)
 
     # -- requests come and go ------------------------------------------------------------------------------------
 
@@ -298,7 +307,7 @@ class Ledger:
         if sequence is None or sequence.state != "waiting":
             return REFUSED["unknown"]
         config = self.config
-        if len(self.running) >= config.max_num_seqs:
+        if len(self.running) >= self.max_seqs:
             return REFUSED["seqs"]
         start = sequence.request.cached_tokens
         chunk = self.chunk(sequence.target - start)

@@ -311,17 +311,22 @@ class View:
         return self._ledger.tenant_views[request.tenant]
 
     slot_obtainable: bool = property(lambda self: self._ledger.obtainable())  # type: ignore[assignment]
+    can_admit: bool = property(lambda self: self._ledger.can_admit())  # type: ignore[assignment]
     active_adapters: int = property(attrgetter("_ledger.active_adapters"))  # type: ignore[assignment]
 
-    def unblocked(self, within: Within = "any") -> Iterator[RequestView]:
-        """Waiting requests in arrival order, without those whose adapter stands in the way at that moment.
+    def unblocked(
+        self, within: Within = "any", only: Collection[str] | None = None, without: Collection[str] = ()
+    ) -> Iterator[RequestView]:
+        """Waiting requests in arrival order, without those whose adapter stands in the way at that moment; none at all
+        when this step has no budget left to admit anybody.
 
         ``within``: "batch", only adapters that running requests use (and the base model); "gpu", adapters on the GPU.
+        ``only``: no adapters but these (and the base model). ``without``: these adapters left out.
 
         Left out, as long as it lasts: adapters on the way to the GPU, and adapters not there while every slot is in use.
         What is left out costs nothing, however many wait.
         """
-        return self._ledger.unblocked(within)
+        return self._ledger.unblocked(within, only, without)
 
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
         """The first waiting request of each adapter, longest waiting first; "off": only of adapters not on the GPU and not

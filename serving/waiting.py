@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from heapq import heappop, heappush, heapreplace
 
 from serving.adapters import AdapterState
@@ -10,6 +10,8 @@ from serving.lanes import Within
 from serving.policy import RequestView
 from serving.queue import WaitQueue
 from serving.sequence import Sequence
+
+Names = Collection[str | None]
 
 SCAN = 8
 """Up to so many waiting requests a plain scan beats merging queues."""
@@ -87,21 +89,24 @@ class WaitIndex:
             heappop(cold)
         return None
 
-    def unblocked(self, within: Within) -> Iterator[RequestView]:
-        """Waiting requests in arrival order whose adapter is ``within``; "any" means one that could be loaded too."""
+    def unblocked(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
+        """See `serving.policy.View.unblocked`: a scan of a short queue, a merge of adapters' queues for a long one."""
         if len(self.queue) > SCAN:
-            yield from self._merged(within)
+            yield from self._merged(within, only, without)
             return
         for sequence in self.queue.sequences():
             adapter = sequence.adapter
+            name = adapter.name
+            if name in without or (only is not None and name is not None and name not in only):
+                continue
             if adapter.tier == "gpu":
                 if within != "batch" or adapter.references or not adapter.rank:
                     yield sequence.view
             elif within == "any" and adapter.tier != "loading" and self._obtainable():
                 yield sequence.view
 
-    def _merged(self, within: Within) -> Iterator[RequestView]:
-        """The same by merging the queues of the adapters on the GPU; others join in when their first one is next."""
+    def _merged(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
+        """Merges the queues of the adapters on the GPU; others join in when their first request is next."""
         table, backlogged = self.table, self.backlogged
         merge: list[tuple[int, Iterator[Sequence]]] = []
         merging: set[str | None] = set()
@@ -116,12 +121,13 @@ class WaitIndex:
                 walk = adapter.queue.sequences()
                 heappush(merge, (next(walk).ticket, walk))
 
-        for adapter in self._ready():
+        merging.update(without)
+        for adapter in self._ready() if only is None else self._backlogged_among(only):
             if within != "batch" or adapter.references or not adapter.rank:
                 follow(adapter)
         try:
             while True:
-                cold = self._first_cold() if obtainable() else None
+                cold = self._first_cold() if only is None and obtainable() else None
                 if cold is not None and (not merge or self._cold[0][0] < merge[0][0]):
                     tried.append(heappop(self._cold))
                     follow(cold)
@@ -143,6 +149,10 @@ class WaitIndex:
             for entry in tried:
                 if entry[0] in table:
                     heappush(self._cold, entry)
+
+    def _backlogged_among(self, names: Names) -> list[AdapterState]:
+        """Adapters of these names that have a queue, and the base model if it has one."""
+        return [self.backlogged[name] for name in (None, *names) if name in self.backlogged]
 
     def heads(self, off_gpu: bool) -> Iterator[RequestView]:
         """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""

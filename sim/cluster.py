@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from simpy import Event
@@ -16,7 +17,7 @@ from serving.ledger import Ledger
 from serving.lora import Adapter
 from serving.policy import Policy
 from serving.sequence import Sequence as RequestSequence
-from serving.workload import Workload
+from serving.workload import RequestMaker, Workload
 from sim.cost.base import CostModel
 from sim.environment import URGENT, ExactEnvironment
 from sim.replica import Replica
@@ -55,6 +56,7 @@ class _Cluster:
     def __init__(self, env: ExactEnvironment, workload: Workload, router: Router) -> None:
         self.env = env
         self.workload = workload
+        self.maker = RequestMaker(workload)
         self.router = router
         self.replicas: list[Replica] = []
         self.seen: list[ReplicaView] = []
@@ -71,9 +73,9 @@ class _Cluster:
         """The next request arrives at second ``arrival``, which is now."""
         index = self.sent
         self.sent += 1
-        request = self.workload.request(index, arrival)
+        request, output_tokens = self.maker.make(index, arrival)
         place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
-        self.replicas[place].submit(request, int(self.workload.output_tokens[index]))
+        self.replicas[place].submit(request, output_tokens)
 
     def open_arrivals(self) -> Generator[Event, Any, None]:
         """Requests arrive when the workload says, however busy the replicas are."""
@@ -129,10 +131,12 @@ def simulate(
         env.at(cutoff_s, URGENT).callbacks.append(lambda _: None if until.triggered else until.succeed())  # type: ignore[union-attr,func-returns-value]
     stalled = ""
     try:
-        while not until.processed and env.peek() != float("inf"):
-            env.step()
+        env.run(until=until)
     except StalledError as error:
         stalled = str(error)
+    except RuntimeError:
+        if env.peek() != inf:
+            raise
     never = 0
     cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
     if cluster.left:
