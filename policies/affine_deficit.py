@@ -32,6 +32,8 @@ class AffineDeficit:
         output_weight: service of an output token.
     """
 
+    only_waiting = True
+    observes = (Arrived, Preempted, Ended)
     source = "Loratory: deficit round robin (SIGCOMM 1995) ordered by adapter residency as in S-LoRA's clustering"
 
     def __init__(

@@ -14,6 +14,7 @@ class Affinity:
         hard: with a cluster size, never let more adapters into the batch (else only when room is left: soft).
     """
 
+    only_waiting = True
     source = "S-LoRA, MLSys 2024, section 4.2 (adapter clustering)"
 
     def __init__(self, cluster_size: int = 0, hard: bool = False) -> None:

@@ -31,6 +31,8 @@ class Deadline:
         margin_s: seconds to spare that a request needs beyond its prefill.
     """
 
+    only_waiting = True
+    observes = (Arrived, Preempted, Ended)
     source = "Liu and Layland, J. ACM 20(1), 1973; early abort: S-LoRA, MLSys 2024, section 5"
 
     def __init__(self, abort: bool = True, slack_s: float = 0.0, margin_s: float = 0.0) -> None:

@@ -30,6 +30,8 @@ class Deficit:
         output_weight: service of an output token.
     """
 
+    only_waiting = True
+    observes = (Arrived, Preempted, Ended)
     source = "Shreedhar and Varghese, SIGCOMM 1995; adapted to unknown output lengths as in VTC, OSDI 2024"
 
     def __init__(

@@ -14,6 +14,7 @@ class Drain:
         threshold_s: seconds a request waits for a slot before an adapter is drained for it.
     """
 
+    only_waiting = True
     source = "SGLang pull request 17913 (LoRADrainer)"
 
     def __init__(self, threshold_s: float = 3.0) -> None:

@@ -37,6 +37,8 @@ class FairShare:
         strict: stop when the least served unit's request does not fit. Without it others go on and the bound is lost.
     """
 
+    only_waiting = True
+    observes = (Arrived, Preempted, Ended)
     source = "VTC, OSDI 2024, algorithms 2 and 3"
 
     def __init__(

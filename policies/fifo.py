@@ -13,6 +13,7 @@ class Fifo:
         strict: stop at the first request that does not fit.
     """
 
+    only_waiting = True
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; strict: first-come first-served in the literal sense"
 
     def __init__(self, strict: bool = False) -> None:

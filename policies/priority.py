@@ -13,6 +13,8 @@ class Priority:
         aging_s: seconds of waiting worth one level of priority; 0 is no ageing.
     """
 
+    only_waiting = True
+    observes = (Arrived, Preempted, Ended)
     source = "vLLM --scheduling-policy priority"
 
     def __init__(self, aging_s: float = 0.0) -> None:

@@ -13,6 +13,7 @@ class Rotation:
         cycle_s: seconds an adapter stays active while others wait.
     """
 
+    only_waiting = True
     source = "LoRAX, router/src/scheduler.rs and queue.rs (adapter_cycle_time_s, 2 s by default)"
 
     def __init__(self, cycle_s: float = 2.0) -> None:

@@ -21,6 +21,7 @@ class SLora:
         margin_s: seconds before the objective at which a waiting request is given up.
     """
 
+    observes = (Served,)
     source = "S-LoRA, MLSys 2024, slora/server/router/req_queue.py and manager.py; admission rule from LightLLM"
 
     def __init__(
@@ -41,6 +42,7 @@ class SLora:
         self.objective_s = objective_s
         self.margin_s = margin_s
         self._steps = 0
+        self._woken = False
 
     def observe(self, event: Event) -> None:
         """Count decode steps."""
@@ -53,9 +55,14 @@ class SLora:
             if adapter.name is not None and not adapter.waiting:
                 yield Evict(adapter.name)
         if len(view.running) and self._steps < self.decode_steps:
-            yield Wake(after_steps=self.decode_steps - self._steps)
+            if not self._woken:
+                self._woken = True
+                yield Wake(after_steps=self.decode_steps - self._steps)
             return
         self._steps = 0
+        self._woken = False
+        if not view.waiting:
+            return
         overloaded = False
         if self.abort:
             for request in view.waiting:
@@ -83,6 +90,7 @@ class SLora:
             if not outcome:
                 break
             sizes, cells = trial, new
+        self._woken = True
         yield Wake(after_steps=self.decode_steps)
 
     def _adapters(self, view: View) -> set[str]:

@@ -112,3 +112,8 @@ class Evicted(NamedTuple):
 Event = Arrived | Decided | Admitted | Served | Stepped | Preempted | Ended | LoadStarted | Loaded | Evicted
 Sink = Callable[[Event], None]
 """Receives every event of one engine, in order. It must not touch the engine."""
+
+EVENTS: frozenset[type] = frozenset(
+    {Arrived, Decided, Admitted, Served, Stepped, Preempted, Ended, LoadStarted, Loaded, Evicted}
+)
+"""All event types."""

@@ -260,7 +260,8 @@ class Limits(NamedTuple):
 class Policy(Protocol):
     """Decides what runs. Optional members: ``observe(event)`` is told what happened; ``victim(view)`` names the running
     request to preempt when KV runs out (by default the last admitted); ``bound(limits)`` promises a service gap in
-    weighted tokens; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a number) override the engine's."""
+    weighted tokens; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a number) override the engine's; ``observes``
+    names the event types it wants (by default all); ``only_waiting`` = True: do not ask while nobody waits."""
 
     def schedule(self, view: View) -> Schedule:
         """Yield actions; each yield returns the `Outcome`. Called when something visible has changed."""

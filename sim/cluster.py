@@ -20,7 +20,7 @@ from serving.sequence import Sequence as RequestSequence
 from serving.workload import RequestMaker, Workload
 from sim.cost.base import CostModel
 from sim.environment import URGENT, ExactEnvironment
-from sim.replica import Replica
+from sim.replica import Feed, Replica
 from sim.routers import ReplicaView, RoundRobin, Router
 from sim.transfers import Transfers
 
@@ -77,6 +77,10 @@ class _Cluster:
         place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
         self.replicas[place].submit(request, output_tokens)
 
+    def feed_alone(self) -> None:
+        """With one replica there is nothing to route: it fetches its arrivals itself, which spares an event each."""
+        self.replicas[0].feed = _OpenFeed(self)
+
     def open_arrivals(self) -> Generator[Event, Any, None]:
         """Requests arrive when the workload says, however busy the replicas are."""
         env = self.env
@@ -93,6 +97,22 @@ class _Cluster:
         elif self.workload.concurrency is not None:
             for _ in range(min(count, len(self.workload) - self.sent)):
                 self.env.at(self.env.now, URGENT).callbacks.append(lambda _: self.send(self.env.now))  # type: ignore[union-attr]
+
+
+class _OpenFeed(Feed):
+    """The arrivals of a cluster of one."""
+
+    def __init__(self, cluster: _Cluster) -> None:
+        self._cluster = cluster
+        self._arrivals: list[float] = cluster.workload.arrival.tolist()
+        self.next_at = self._arrivals[0]
+
+    def deliver(self, now: float) -> None:
+        """Send what has arrived."""
+        cluster, arrivals = self._cluster, self._arrivals
+        while self.next_at <= now:
+            cluster.send(self.next_at)
+            self.next_at = arrivals[cluster.sent] if cluster.sent < len(arrivals) else inf
 
 
 def simulate(
@@ -121,7 +141,9 @@ def simulate(
         cluster.add(Replica(env, index, engine, cost, Transfers(env, cost), cluster.ended, jump))
     if not len(workload):
         return Outcome(0.0, 0, False)
-    if workload.concurrency is None:
+    if workload.concurrency is None and replicas == 1:
+        cluster.feed_alone()
+    elif workload.concurrency is None:
         env.process(cluster.open_arrivals())
     else:
         for _ in range(min(workload.concurrency, len(workload))):

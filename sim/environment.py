@@ -20,7 +20,9 @@ class ExactEnvironment(Environment):
 
     def at(self, time: float, priority: EventPriority = NORMAL) -> Event:
         """An event that succeeds at second ``time`` (not before now); URGENT ones come before others of that time."""
-        event = Event(self)
+        event = Event.__new__(Event)
+        event.env = self
+        event.callbacks = []
         event._ok = True
         event._value = None
         heappush(self._queue, (max(time, self._now), priority, next(self._eid), event))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from heapq import heappop, heappush
+from math import inf
 from typing import Any
 
 from simpy import AllOf, Event, Interrupt
@@ -20,6 +21,15 @@ from sim.transfers import Transfers
 
 STALL_PLANS = 100_000
 """Plans in a row without a token or an ended request after which a run counts as stalled."""
+
+
+class Feed:
+    """Arrivals a replica fetches by itself at its step boundaries; this one has none. ``next_at``: absolute second."""
+
+    next_at = inf
+
+    def deliver(self, now: float) -> None:
+        """Submit everything that has arrived by second ``now``."""
 
 
 class Replica:
@@ -46,6 +56,7 @@ class Replica:
         self._transfers = transfers
         self._ended = ended
         self._jump = jump
+        self.feed = Feed()
         self._sync = engine.ledger.sync_loading
         self._outputs: dict[str, int] = {}
         self._ends: list[tuple[int, int, Sequence, int]] = []
@@ -83,8 +94,11 @@ class Replica:
     def _run(self) -> Generator[Event, Any, None]:
         env, engine = self._env, self.engine
         while True:
+            if self.feed.next_at <= env.now:
+                self.feed.deliver(env.now)
             plan = engine.plan(env.now)
-            self._count_ended()
+            if engine.unfinished < self._unfinished:
+                self._count_ended()
             if engine.idle_plans > STALL_PLANS:
                 raise StalledError(f"replica {self.index} made {STALL_PLANS} plans without serving a token")
             if plan is None:
@@ -111,7 +125,8 @@ class Replica:
                 self._done = self._target
                 self._target = 0
             engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s), env.now)
-            self._count_ended()
+            if engine.unfinished < self._unfinished:
+                self._count_ended()
 
     def _begin_decode(self, plan: StepPlan, load_s: float) -> int:
         """Set the boundary to wait for; returns the boundary the step starts at."""
@@ -125,8 +140,11 @@ class Replica:
         steps = 1
         if self._jump and plan.max_repeat:
             steps = min(plan.max_repeat + 1, self._next_end() - self.engine.ledger.clock[0])
-            if plan.wake_at is not None and self._segment is not None:
-                steps = self._segment.first_at_or_after(plan.wake_at, begin + 1, begin + steps) - begin
+            if steps > 1:
+                next_at = self.feed.next_at if plan.wake_at is None else min(plan.wake_at, self.feed.next_at)
+                if next_at < inf:
+                    assert self._segment is not None
+                    steps = self._segment.first_at_or_after(next_at, begin + 1, begin + steps) - begin
         self._target = begin + steps
         return begin
 
@@ -165,11 +183,9 @@ class Replica:
         return finished
 
     def _count_ended(self) -> None:
-        unfinished = self.engine.unfinished
-        if unfinished < self._unfinished:
-            ended = self._unfinished - unfinished
-            self._unfinished = unfinished
-            self._ended(ended)
+        ended = self._unfinished - self.engine.unfinished
+        self._unfinished = self.engine.unfinished
+        self._ended(ended)
 
     def _load(self, plan: StepPlan) -> Generator[Event, Any, float]:
         """Start the plan's loads; with sync loading wait for those to the GPU. Returns the seconds waited."""
@@ -193,8 +209,8 @@ class Replica:
         """Wait until a request arrives, a load is done or the policy wants to be asked."""
         env = self._env
         resting = self._resting = env.event()
-        wake_at = self.engine.wake_at
-        if wake_at is not None:
+        wake_at = min(self.feed.next_at, self.engine.wake_at or inf)
+        if wake_at < inf:
             alarm = env.at(wake_at)
             alarm.callbacks.append(lambda _: None if resting.triggered else resting.succeed())  # type: ignore[union-attr,func-returns-value]
         yield resting
