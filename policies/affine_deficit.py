@@ -12,10 +12,8 @@ from serving.policy import (
     Preempted,
     Rounds,
     Schedule,
-    Unit,
     Units,
     View,
-    Within,
     want,
 )
 
@@ -54,7 +52,7 @@ class AffineDeficit:
         rounds.begin(view)
         closed: set[str | None] = set()
         while True:
-            found = self._nearest(view, closed)
+            found = rounds.pick(view, closed, nearest=True)
             if found is None:
                 if not rounds.renew(view):
                     return
@@ -72,11 +70,3 @@ class AffineDeficit:
     def bound(self, limits: Limits) -> float:
         """2(U+Q)."""
         return self.rounds.bound(limits.max_prompt_tokens, limits.kv_tokens)
-
-    def _nearest(self, view: View, closed: set[str | None]) -> tuple[Unit] | None:
-        nearness: tuple[Within, ...] = ("batch", "gpu", "any")
-        for within in nearness:
-            found = self.rounds.pick(view, within, closed)
-            if found is not None:
-                return found
-        return None

@@ -52,7 +52,7 @@ class Deficit:
         rounds.begin(view)
         closed: set[str | None] = set()
         while True:
-            found = rounds.pick(view, "any", closed)
+            found = rounds.pick(view, closed)
             if found is None:
                 if not rounds.renew(view):
                     return

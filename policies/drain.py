@@ -63,7 +63,7 @@ class Drain:
     def _drain_for(self, view: View, wanted: int) -> None:
         """Mark adapters in use until as many drain as starve."""
         free = view.free_slots + len(view.idle())
-        candidates = [a for a in view.resident() if a.references and not a.pinned and a.name not in self._draining]
+        candidates = [a for a in view.on_gpu.values() if a.references and not a.pinned and a.name not in self._draining]
         left = {a.name: 0 for a in candidates}
         if len(self._draining) + free < wanted and candidates:
             for request in view.running:

@@ -258,7 +258,16 @@ class Engine:
             distinct, total, largest = len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
             kv_tokens = 0
         return BatchShape(
-            tokens, attention, len(prefills), decodes, kv_tokens, distinct, total, largest, lora_tokens, lora_token_ranks
+            tokens,
+            attention,
+            len(prefills),
+            decodes,
+            kv_tokens,
+            distinct,
+            total,
+            largest,
+            lora_tokens,
+            lora_token_ranks,
         )
 
     # -- commit --------------------------------------------------------------------------------------------------

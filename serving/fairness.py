@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from serving.lanes import Lanes, Within
+from serving.lanes import Lanes
 
 if TYPE_CHECKING:
     from serving.policy import RequestView, View
@@ -85,11 +85,10 @@ class Rounds:
                 self._granted[unit] = self.units.service(view, unit)
             self.place(view, unit)
 
-    def pick(self, view: View, within: Within, closed: set[str | None]) -> tuple[Unit] | None:
-        """The first unit in credit whose next request's adapter is ``within`` and not closed."""
-        while len(self._lanes):
-            found = self._lanes.pick(view, within, closed)
-            if found is None or (self._credit(view, found[0]) > 0 and self.units.queue(view, found[0])):
+    def pick(self, view: View, closed: set[str | None], nearest: bool = False) -> tuple[Unit] | None:
+        """The first unit in credit whose next request's adapter is not blocked or closed (see `Lanes.pick`)."""
+        while (found := self._lanes.pick(view, closed, nearest)) is not None:
+            if self._credit(view, found[0]) > 0 and self.units.queue(view, found[0]):
                 return found
             self.place(view, found[0])
         return None

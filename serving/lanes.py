@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from serving.policy import View
 
 Item = TypeVar("Item", bound=Hashable)
 Order = tuple[float, ...]
-Within = Literal["batch", "gpu", "any"]
-"""Whose turn counts: adapters that running requests use, adapters on the GPU, or also those that would be loaded."""
 
 
 class Lanes(Generic[Item]):
@@ -72,21 +70,30 @@ class Lanes(Generic[Item]):
             heappop(self._cold)
         return (self._cold[0][0], self._cold[0][2]) if self._cold else None
 
-    def pick(self, view: View, within: Within = "any", closed: Collection[str | None] = ()) -> tuple[Item] | None:
-        """The first item, in a tuple of one, whose adapter is on the GPU, or with ``any`` could get there; lanes in ``closed`` left out."""
-        best: tuple[Order, int, Item] | None = None
+    def pick(self, view: View, closed: Collection[str | None] = (), nearest: bool = False) -> tuple[Item] | None:
+        """The first item, in a tuple of one, whose adapter is on the GPU or could get there; None if there is none.
+
+        Lanes in ``closed`` are left out. With ``nearest``, items whose adapter is in the running batch come before
+        those whose adapter is on the GPU, and these before the rest.
+        """
         if not self._places:
             return None
-        names: list[str | None] = [None, *(a.name for a in view.resident())]
-        if len(self._lanes) < len(names):
-            names = [name for name in self._lanes if name is None or view.adapters[name].tier == "gpu"]
-        for name in names:
-            if name in closed or (within == "batch" and name is not None and not view.adapters[name].references):
+        on_gpu, lanes = view.on_gpu, self._lanes
+        best: tuple[Order, int, Item] | None = None
+        far = 2
+        for name in list(lanes) if len(lanes) <= len(on_gpu) else [None, *on_gpu]:
+            if name in closed or (name is not None and name not in on_gpu):
                 continue
             entry = self._first(name)
-            if entry is not None and (best is None or entry < best):
+            if entry is None:
+                continue
+            if nearest:
+                near = 0 if name is None or on_gpu[name].references else 1
+                if best is None or (near, entry) < (far, best):
+                    best, far = entry, near
+            elif best is None or entry < best:
                 best = entry
-        if within == "any" and view.slot_obtainable:
+        if (best is None or not nearest) and view.slot_obtainable:
             entry = self._first_cold(view, closed, best)
             if entry is not None:
                 best = entry

@@ -9,7 +9,6 @@ from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.host import HostCache
 from serving.kv import KVPool
-from serving.lanes import Within
 from serving.lora import Adapter
 from serving.plan import AdapterLoad
 from serving.policy import (
@@ -27,7 +26,7 @@ from serving.policy import (
 from serving.queue import WaitQueue
 from serving.request import Request, Status
 from serving.sequence import Sequence
-from serving.waiting import WaitIndex
+from serving.waiting import WaitIndex, Within
 
 
 class Ledger:
@@ -76,6 +75,7 @@ class Ledger:
         self.host = HostCache(config.host_slots)
         self.on_gpu: dict[str, AdapterState] = {}
         """Adapters whose tier is gpu."""
+        self.gpu_views: dict[str, AdapterView] = {}
         self.idle: dict[str, AdapterState] = {}
         """Of those, the ones with no reference that are not pinned."""
         self.loading: dict[str, AdapterState] = {}
@@ -181,10 +181,6 @@ class Ledger:
     def idle_views(self) -> list[AdapterView]:
         """Adapters that may be evicted and were not just loaded for somebody who waits."""
         return [state.view for state in self.idle.values() if not (state.fresh and state.queue)]
-
-    def resident(self) -> Iterator[AdapterView]:
-        """Adapters on the GPU."""
-        return iter([state.view for state in self.on_gpu.values()])
 
     def _ready(self) -> Iterator[AdapterState]:
         backlogged = self.index.backlogged
@@ -432,6 +428,7 @@ class Ledger:
         assert state.name is not None
         del self.loading[state.name]
         self.on_gpu[state.name] = state
+        self.gpu_views[state.name] = state.view
         state.tier = "gpu"
         state.eta = None
         state.fresh = True
@@ -477,6 +474,7 @@ class Ledger:
         if state.pinned:
             return REFUSED["pinned"]
         del self.on_gpu[name]
+        del self.gpu_views[name]
         del self.idle[name]
         self.kv.used -= state.blocks
         self.host.rest(state)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from serving.errors import InputError
 from serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
 from serving.fairness import By, Rounds, Unit, Units
-from serving.lanes import Lanes, Within
+from serving.lanes import Lanes
 from serving.lora import Adapter, Tier
 from serving.plan import BatchShape
 from serving.queue import WaitQueue
+from serving.waiting import Within
 
 if TYPE_CHECKING:
     from serving.ledger import Ledger
@@ -334,9 +335,7 @@ class View:
         on the way there. Read it to the end, or leave it, before yielding the next action."""
         return self._ledger.index.heads(where == "off")
 
-    def resident(self) -> Iterator[AdapterView]:
-        """Adapters on the GPU, in no particular order (the base model is not among them)."""
-        return self._ledger.resident()
+    on_gpu: Mapping[str, AdapterView] = property(lambda self: self._ledger.gpu_views)  # type: ignore[assignment]
 
     def idle(self) -> list[AdapterView]:
         """Adapters on the GPU that may be evicted: unused, not pinned, and not just loaded for someone who waits."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from heapq import heappop, heappush, heapreplace
+from typing import TYPE_CHECKING, Literal
 
-from serving.adapters import AdapterState
-from serving.lanes import Within
-from serving.policy import RequestView
 from serving.queue import WaitQueue
-from serving.sequence import Sequence
+
+if TYPE_CHECKING:
+    from serving.adapters import AdapterState
+    from serving.policy import RequestView
+    from serving.sequence import Sequence
+
+Within = Literal["batch", "gpu", "any"]
+"""Whose turn counts: adapters that running requests use, adapters on the GPU, or also those that would be loaded."""
 
 Names = Collection[str | None]
 

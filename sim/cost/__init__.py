@@ -1,0 +1,71 @@
+"""Cost and memory models: what a step, an adapter load and an adapter slot cost on given hardware.
+
+* `cost_model(kind, model, gpu, engine, options)` builds one of `RooflineCost` (datasheet and stated efficiencies),
+  `LinearCost` (published or fitted constants) and `ProfileCost` (fitted to measured steps). All are `CostModel`.
+* `kv_blocks(model, gpu, engine, target_modules)` sizes the KV pool as vLLM does, or says which setting to lower.
+* `fit(samples)` turns measured steps into a `Profile`; `cold_load_seconds` adds up an adapter's hops.
+
+docs/cost-models.md has the formulae, sources and accuracies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from serving.config import EngineConfig
+from sim.catalogue import GPU, ModelSpec
+from sim.catalogue.names import unknown_name
+from sim.cost.base import CostModel, DecodeLine
+from sim.cost.fit import evaluate, fit
+from sim.cost.linear import LinearCost, LinearOptions
+from sim.cost.memory import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks
+from sim.cost.options import TransferOptions, parse
+from sim.cost.profile import Profile, ProfileCost, load_profile, profile_names
+from sim.cost.roofline import RooflineCost, RooflineOptions
+from sim.cost.transfer import TransferModel, cold_load_seconds
+
+KINDS: tuple[str, ...] = ("roofline", "linear", "profile")
+"""What ``cost: {kind: ...}`` may be in a scenario."""
+
+
+def cost_model(
+    kind: str, model: ModelSpec, gpu: GPU, engine: EngineConfig, options: Mapping[str, object] | None = None
+) -> CostModel:
+    """The cost model of ``kind`` with the other keys of a scenario's ``cost:`` mapping as ``options``.
+
+    Raises `InputError` for an unknown kind or key (nearest offered), a bad value, or a profile that is not there.
+    """
+    given = options or {}
+    if kind == "roofline":
+        return RooflineCost.from_options(model, gpu, engine.tensor_parallel_size, given)
+    if kind == "linear":
+        return LinearCost.from_options(given)
+    if kind == "profile":
+        return ProfileCost.from_options(given)
+    raise unknown_name("cost kind", kind, KINDS)
+
+
+__all__ = [
+    "KINDS",
+    "CostModel",
+    "DecodeLine",
+    "LinearCost",
+    "LinearOptions",
+    "MemoryOptions",
+    "MemoryPlan",
+    "Profile",
+    "ProfileCost",
+    "RooflineCost",
+    "RooflineOptions",
+    "TransferModel",
+    "TransferOptions",
+    "adapter_tokens",
+    "cold_load_seconds",
+    "cost_model",
+    "evaluate",
+    "fit",
+    "kv_blocks",
+    "load_profile",
+    "parse",
+    "profile_names",
+]

@@ -1,0 +1,58 @@
+"""CostModel, what every cost model offers, and DecodeLine, its promise for a batch that only decodes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from serving.lora import Adapter
+from serving.plan import BatchShape
+
+
+class DecodeLine(NamedTuple):
+    """Step seconds of an unchanging decode batch as a function of the KV tokens it reads.
+
+    seconds = max(floor_s, intercept_s + slope_s_per_token * kv_tokens), the very expression ``step_seconds`` uses, so
+    a simulator may sum or jump steps without calling the model again.
+    """
+
+    intercept_s: float
+    slope_s_per_token: float
+    floor_s: float = 0.0
+
+    def seconds(self, kv_tokens: float) -> float:
+        """Seconds of one step that reads ``kv_tokens``."""
+        line = self.intercept_s + self.slope_s_per_token * kv_tokens
+        return line if line > self.floor_s else self.floor_s
+
+
+class CostModel(Protocol):
+    """How long things take. Implementations are pure: equal shapes cost equal, and nothing here reads a clock.
+
+    ``warnings`` collects, once each, sentences about predictions outside what the model was fitted on; reports show it.
+    """
+
+    name: str
+    source: str
+    warnings: list[str]
+
+    def step_seconds(self, shape: BatchShape) -> float:
+        """Seconds of one engine step, adapter loads not counted. 0 for an empty shape; never falls in any field."""
+        ...
+
+    def decode_line(self, shape: BatchShape) -> DecodeLine | None:
+        """The line through which ``step_seconds`` passes when only ``kv_tokens`` of a pure decode shape changes.
+
+        None when the shape has a prefill or the model is not of that form.
+        """
+        ...
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """Seconds of the one hop that starts at ``tier``: remote to disk, disk to host, or host to GPU.
+
+        0 for ``gpu`` and ``loading``. `sim.cost.transfer.cold_load_seconds` adds the hops up.
+        """
+        ...
+
+    def explain(self, shape: BatchShape) -> dict[str, float]:
+        """Seconds by part; they sum to ``step_seconds``."""
+        ...

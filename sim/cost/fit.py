@@ -1,0 +1,92 @@
+"""fit: measured steps -> Profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import InputError
+from serving.plan import BatchShape
+from sim.cost.nnls import nnls
+from sim.cost.profile import FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
+
+KNOTS: tuple[int, ...] = (16, 64, 256, 1024)
+"""Token counts at which the default fit lets the cost of a token rise: from memory-bound to compute-bound GEMMs."""
+
+Samples = Iterable[tuple[BatchShape, float]]
+
+
+def fit(
+    samples: Samples,
+    *,
+    name: str = "fit",
+    model: str = "",
+    features: Sequence[str] = FEATURES,
+    knots: Sequence[int] = KNOTS,
+    hold_out_every: int = 5,
+    machine: dict[str, str | int | float] | None = None,
+    versions: dict[str, str] | None = None,
+    noise: float | None = None,
+    load: LoadTime | None = None,
+) -> Profile:
+    """A profile from ``samples`` of (shape, measured seconds): non-negative least squares on relative errors.
+
+    Rows are weighted by 1/seconds, so a 10 % error counts alike in short and long steps. Every ``hold_out_every``-th
+    sample is left out to measure ``held_out`` errors; the coefficients then come from all samples. 0 holds out none.
+    Raises `InputError` for fewer than 8 samples, a time that is not positive, or an unknown feature.
+    """
+    rows = [(shape, float(seconds)) for shape, seconds in samples]
+    if len(rows) < 8:
+        raise InputError(f"{len(rows)} steps are too few to fit a profile: measure at least 8, better 40 to 80")
+    bad = next((s for _, s in rows if not 0 < s < float("inf")), None)
+    if bad is not None:
+        raise InputError(f"a measured step took {bad} s: step times are above 0, so drop that row")
+    names = [*features, *(f"tokens_above_{knot}" for knot in sorted(knots))]
+    above = tuple(f"tokens_above_{knot}" for knot in sorted(knots))
+    unknown = [f for f in features if f not in FEATURES]
+    if unknown:
+        raise InputError(f"unknown feature {unknown[0]!r}: known are {', '.join(FEATURES)}")
+    table = [feature_values(shape, above) for shape, _ in rows]
+    matrix = np.array([[values[f] for f in names] for values in table])
+    seconds = np.array([s for _, s in rows])
+    held_out = HeldOut()
+    if hold_out_every > 1:
+        test = np.arange(len(rows)) % hold_out_every == hold_out_every - 1
+        held_out = _errors(matrix[test] @ _solve(matrix[~test], seconds[~test]), seconds[test])
+    solution = _solve(matrix, seconds)
+    return Profile(
+        name=name,
+        model=model,
+        machine=machine or {},
+        versions=versions or {},
+        samples=len(rows),
+        coefficients={f: float(value) for f, value in zip(names, solution, strict=True) if value > 0},
+        ranges={field: float(max(getattr(shape, field) for shape, _ in rows)) for field in RANGED},
+        held_out=held_out,
+        noise=noise,
+        load=load or LoadTime(),
+    )
+
+
+def evaluate(profile: Profile, samples: Samples) -> HeldOut:
+    """Errors of ``profile`` on ``samples`` of (shape, measured seconds)."""
+    cost = ProfileCost(profile)
+    rows = list(samples)
+    predicted = np.array([cost.step_seconds(shape) for shape, _ in rows])
+    return _errors(predicted, np.array([seconds for _, seconds in rows]))
+
+
+def _solve(matrix: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    return nnls(matrix / seconds[:, None], np.ones(len(seconds)))
+
+
+def _errors(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> HeldOut:
+    relative = np.abs(predicted - measured) / measured
+    return HeldOut(
+        samples=len(measured),
+        median=float(np.median(relative)),
+        p90=float(np.quantile(relative, 0.9)),
+        total=float(predicted.sum() / measured.sum() - 1.0),
+    )

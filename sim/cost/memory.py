@@ -1,0 +1,267 @@
+"""The memory model: GPU, model, adapter slots and dtype -> KV blocks, itemised, or an error that says what to lower.
+
+It follows vLLM V1's start-up (0.8.5; vllm/v1/worker/gpu_worker.py, ``determine_available_memory``): what the engine may
+use, less the weights, the preallocated adapter slots, the peak of a profiling step and what lies outside PyTorch, is
+the KV cache; and one request of ``max_model_len`` must fit in it (``check_enough_kv_cache_memory``).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.config import EngineConfig
+from serving.errors import InputError
+from sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
+from sim.catalogue.model import LORA_MODULES
+from sim.cost.allocator import CachingAllocator
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+_FP32 = 4
+_SAMPLER_COPIES = 3
+_LORA_RANKS = (512, 320, 256, 128, 64, 32, 16, 8, 1)
+_MERGED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+_EMBEDDING_LORA_FAMILIES = frozenset({"llama", "mistral"})
+
+
+class MemoryOptions(BaseModel):
+    """What the memory model assumes of the engine beyond `EngineConfig`.
+
+    The default overhead makes the start-up logs of Agullo et al. (vLLM 0.8.5, H100) come out. vLLM allocates slots for
+    every linear module whatever the adapters target; an engine that knows the targets needs only those. Captured CUDA
+    graphs live in the share of memory left unused in vLLM 0.8.5; newer versions count them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overhead_bytes: int = Field(default=1020 * _MIB, ge=0, description="CUDA context and libraries, outside PyTorch")
+    lora_extra_vocab: int = Field(
+        default=256, ge=0, description="vLLM's lora_extra_vocab_size: vocabulary rows a slot adds; 0 from vLLM 0.12 on"
+    )
+    embedding_slots: bool | None = Field(
+        default=None, description="slots for embedding and output head; by default for Llama and Mistral, as in vLLM"
+    )
+    slot_modules: Literal["all", "targets"] = Field(default="all", description="linear modules that have slots")
+    cuda_graph_bytes: int = Field(default=0, ge=0, description="memory of captured graphs, where the engine counts it")
+    dtype: str | None = Field(default=None, description="dtype of weights and adapters; by default the model's")
+    kv_dtype: str | None = Field(default=None, description="dtype of the KV cache; by default that of the weights")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where one GPU's memory goes, in bytes, and the KV pool that is left.
+
+    ``lora_bytes`` are the slots as the allocator reserves them plus the vocabulary rows they add; 0 when unified, where
+    adapters share the KV pool and `adapter_tokens` says how much of it one takes.
+    """
+
+    total_bytes: int
+    usable_bytes: int
+    weights_bytes: int
+    lora_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    kv_bytes: int
+    kv_bytes_per_token: int
+    block_size: int
+    num_gpu_blocks: int
+    slots: int
+    max_model_len: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the KV cache holds: vLLM's "GPU KV cache size"."""
+        return self.num_gpu_blocks * self.block_size
+
+    def items(self) -> dict[str, int]:
+        """Bytes by part; they sum to ``total_bytes``."""
+        return {
+            "weights": self.weights_bytes,
+            "lora_slots": self.lora_bytes,
+            "activations": self.activation_bytes,
+            "overhead": self.overhead_bytes,
+            "kv_cache": self.kv_bytes,
+            "not_used": self.total_bytes - self.usable_bytes,
+        }
+
+
+def adapter_tokens(adapter_bytes: int, kv_bytes_per_token: int) -> int:
+    """KV cells an adapter takes from a unified pool (S-LoRA, MLSys 2024, section 5): its bytes in tokens, rounded up.
+
+    >>> adapter_tokens(33_554_432, 524_288)     # Llama-2-7B, rank 16 on q, k, v, o: 4 * rank
+    64
+    """
+    return -(-adapter_bytes // kv_bytes_per_token)
+
+
+def kv_blocks(
+    model: ModelSpec,
+    gpu: GPU,
+    engine: EngineConfig,
+    target_modules: str | Iterable[str] = "all-linear",
+    options: MemoryOptions | None = None,
+) -> MemoryPlan:
+    """The memory plan of one GPU of a replica. ``target_modules`` empty means an engine without LoRA.
+
+    Raises `InputError` when weights, slots and activations leave no KV cache, or less than one request of
+    ``max_model_len`` needs; the sentence says which setting to change and by how much.
+    """
+    opts = options or MemoryOptions()
+    targets = resolve_targets(target_modules)
+    plan = _plan(model, gpu, engine, targets, opts)
+    if not _fits(plan):
+        raise InputError(_out_of_memory(plan, model, gpu, engine, targets, opts))
+    return plan
+
+
+def _plan(
+    model: ModelSpec, gpu: GPU, engine: EngineConfig, targets: tuple[str, ...], opts: MemoryOptions
+) -> MemoryPlan:
+    """The plan whether or not it fits."""
+    tp = engine.tensor_parallel_size
+    model.check_tp(tp)
+    dtype = opts.dtype or model.dtype
+    usable = int(gpu.memory_bytes * engine.gpu_memory_utilization)
+    weights = _weights_bytes(model, tp, dtype)
+    slots = engine.max_loras if targets and engine.memory == "slots" else 0
+    lora = _lora_bytes(model, slots, engine.max_lora_rank, targets, tp, dtype, opts)
+    activations = _activation_bytes(model, engine, slots, dtype, opts)
+    overhead = opts.overhead_bytes + opts.cuda_graph_bytes
+    per_token = model.kv_bytes_per_token(tp, opts.kv_dtype or dtype)
+    available = usable - weights - lora - activations - overhead
+    return MemoryPlan(
+        total_bytes=gpu.memory_bytes,
+        usable_bytes=usable,
+        weights_bytes=weights,
+        lora_bytes=lora,
+        activation_bytes=activations,
+        overhead_bytes=overhead,
+        kv_bytes=available,
+        kv_bytes_per_token=per_token,
+        block_size=engine.block_size,
+        num_gpu_blocks=max(0, available // (per_token * engine.block_size)),
+        slots=slots,
+        max_model_len=engine.max_model_len or model.max_position_embeddings,
+    )
+
+
+def _fits(plan: MemoryPlan) -> bool:
+    """Whether one request of the longest length fits in the KV cache, as vLLM demands."""
+    return plan.num_gpu_blocks > 0 and plan.kv_bytes >= plan.max_model_len * plan.kv_bytes_per_token
+
+
+def _weights_bytes(model: ModelSpec, tp: int, dtype: str) -> int:
+    """Weights on one GPU with the rotary cache (max_position_embeddings x head_dim, shared by all layers)."""
+    return model.weight_bytes(dtype, tp) + model.max_position_embeddings * model.head_dim * dtype_bytes(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _lora_bytes(
+    model: ModelSpec, slots: int, rank: int, targets: tuple[str, ...], tp: int, dtype: str, opts: MemoryOptions
+) -> int:
+    """Bytes the allocator reserves for ``slots`` stacked adapters of ``rank`` on one GPU, in vLLM's order of creation.
+
+    Each merged module gets an A of (slots, rank, in) and a B of (slots, out, rank) for every part of it; embedding and
+    output head likewise, with ``lora_extra_vocab`` rows a slot, which the embedding weight holds once more.
+    """
+    if slots == 0:
+        return 0
+    size = dtype_bytes(dtype)
+    pool = CachingAllocator()
+    with_embedding = opts.embedding_slots
+    if with_embedding is None:
+        with_embedding = model.family in _EMBEDDING_LORA_FAMILIES
+    extra = opts.lora_extra_vocab if with_embedding else 0
+    rows = model.vocab + extra
+    if with_embedding:
+        for width in (rows * rank, model.hidden * rank, extra * model.hidden):
+            pool.allocate(slots * width * size)
+    wanted = LORA_MODULES if opts.slot_modules == "all" else targets
+    for _ in range(model.layers):
+        for group in _MERGED:
+            shards = [model.lora_shard(module, tp) for module in group if module in wanted]
+            for width_in, _ in shards:
+                pool.allocate(slots * rank * width_in * size)
+            for _, width_out in shards:
+                pool.allocate(slots * rank * width_out * size)
+    if with_embedding:
+        padded = -(-rows // 256) * 256
+        for width in (rank * model.hidden, rank * padded, extra * model.hidden):
+            pool.allocate(slots * width * size)
+    added_rows = extra * (slots / tp + (0 if model.tie_word_embeddings else 1 / tp))
+    return pool.reserved + math.ceil(added_rows * model.hidden * size)
+
+
+def _activation_bytes(model: ModelSpec, engine: EngineConfig, slots: int, dtype: str, opts: MemoryOptions) -> int:
+    """Peak of vLLM's profiling step on one GPU: the widest layer, the adapters' logits, or the sampler.
+
+    The sampler runs over min(max_num_seqs, max_num_batched_tokens) rows: the logits in the model's dtype and three
+    float32 copies (converted, softmax, top-k renormalised; FlashInfer's sampler), all of vocabulary width.
+    """
+    size = dtype_bytes(dtype)
+    tp = engine.tensor_parallel_size
+    tokens = engine.max_num_batched_tokens
+    rows = min(engine.max_num_seqs, tokens)
+    residual = 2 * tokens * model.hidden * size
+    mlp = 3 * tokens * model.intermediate // tp * size
+    attention = tokens * (2 * model.q_size + 2 * model.kv_size) // tp * size
+    layer = residual + max(mlp, attention)
+    logits = rows * model.vocab * size
+    lora_logits = 2 * (slots + 1) * opts.lora_extra_vocab * rows * size if slots else 0
+    sampler = logits + _SAMPLER_COPIES * rows * model.vocab * _FP32
+    return max(layer, tokens * model.hidden * size + max(sampler, 2 * logits + lora_logits))
+
+
+def _out_of_memory(
+    plan: MemoryPlan, model: ModelSpec, gpu: GPU, engine: EngineConfig, targets: tuple[str, ...], opts: MemoryOptions
+) -> str:
+    """One sentence: what is short, and every single setting whose change alone would end it, with its value."""
+
+    def fits(**change: int | float) -> bool:
+        try:
+            return _fits(_plan(model, gpu, engine.model_copy(update=change), targets, opts))
+        except InputError:
+            return False
+
+    remedies = []
+    candidates: list[tuple[str, int | float, Iterable[int | float]]] = [
+        ("gpu_memory_utilization", engine.gpu_memory_utilization, [u / 100 for u in range(1, 96)]),
+        ("max_model_len", plan.max_model_len, [max(0, plan.kv_bytes) // plan.kv_bytes_per_token]),
+        ("tensor_parallel_size", engine.tensor_parallel_size, [engine.tensor_parallel_size * n for n in (2, 4, 8)]),
+    ]
+    if plan.slots:
+        candidates.insert(0, ("max_lora_rank", engine.max_lora_rank, _LORA_RANKS))
+        missing = plan.max_model_len * plan.kv_bytes_per_token - plan.kv_bytes
+        fewer = max(1, plan.slots - -(-missing * plan.slots // plan.lora_bytes))
+        candidates.insert(0, ("max_loras", plan.slots, range(fewer, max(0, fewer - 64), -1)))
+    for name, now, values in candidates:
+        raises = name in ("gpu_memory_utilization", "tensor_parallel_size")
+        usable = (v for v in values if (v > now if raises else 0 < v < now))
+        found = next((v for v in usable if fits(**{name: v})), None)
+        if found is not None:
+            remedies.append(f"{'raise' if raises else 'lower'} {name} from {_number(now)} to {_number(found)}")
+    parts = [f"weights {_gib(plan.weights_bytes)}"]
+    if plan.slots:
+        parts.append(f"{plan.slots} adapter slots of rank {engine.max_lora_rank} {_gib(plan.lora_bytes)}")
+    parts.append(f"activations and overhead {_gib(plan.activation_bytes + plan.overhead_bytes)}")
+    left = f"leave {_gib(plan.kv_bytes)}" if plan.kv_bytes > 0 else f"are {_gib(-plan.kv_bytes)} too much"
+    need = _gib(plan.max_model_len * plan.kv_bytes_per_token)
+    return (
+        f"{model.name} does not fit {gpu.name}: of {_gib(plan.usable_bytes)} usable, {', '.join(parts)} {left}, "
+        f"and one request of max_model_len {plan.max_model_len} needs {need} of KV cache: "
+        f"{' or '.join(remedies) if remedies else 'use a larger GPU, or more of them'}"
+    )
+
+
+def _number(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _gib(count: float) -> str:
+    return f"{count / _GIB:.2f} GiB"

@@ -1,0 +1,275 @@
+"""Profile and ProfileCost: step times fitted to steps measured on real hardware."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.errors import InputError
+from serving.lora import Adapter
+from serving.plan import BatchShape
+from sim.catalogue.names import unknown_name
+from sim.cost.base import DecodeLine
+from sim.cost.options import TransferOptions, parse
+from sim.cost.transfer import TransferModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Coefficients as attributes, so that a prediction is a few multiplications."""
+
+    step: float
+    prefill_step: float
+    lora_step: float
+    tokens: float
+    prefill_tokens: float
+    prefill_attention: float
+    prefill_seqs: float
+    decode_seqs: float
+    kv_tokens: float
+    distinct_adapters: float
+    sum_ranks: float
+    lora_tokens: float
+    lora_token_ranks: float
+
+
+FEATURES: tuple[str, ...] = tuple(field.name for field in fields(_Weights))
+"""What a step's time is linear in. ``step``, ``prefill_step`` and ``lora_step`` are 1 where the step computes,
+prefills, has an adapter, else 0; the rest are `BatchShape` fields. Besides these, ``tokens_above_N`` is
+max(0, tokens - N), for any N."""
+
+RANGED: tuple[str, ...] = (
+    "tokens",
+    "prefill_attention",
+    "decode_seqs",
+    "kv_tokens",
+    "distinct_adapters",
+    "sum_ranks",
+)
+"""`BatchShape` fields whose measured range a profile records, and beyond which its model warns."""
+
+_ABOVE = "tokens_above_"
+
+
+class LoadTime(BaseModel):
+    """Host-to-GPU seconds of an adapter: fixed_s + per_byte_s * bytes + per_rank_s * rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fixed_s: float = Field(default=0.0, ge=0)
+    per_byte_s: float = Field(default=0.0, ge=0)
+    per_rank_s: float = Field(default=0.0, ge=0)
+
+
+class HeldOut(BaseModel):
+    """How well the fit predicts samples it did not see: relative errors of single steps, and of their sum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=0, ge=0)
+    median: float = Field(default=0.0, ge=0, description="median of |predicted - measured| / measured")
+    p90: float = Field(default=0.0, ge=0)
+    total: float = Field(default=0.0, description="(sum predicted - sum measured) / sum measured")
+
+
+class Profile(BaseModel):
+    """A profile file (JSON or YAML), written by ``loratory profile`` and read by the ``profile`` cost model.
+
+    ``coefficients`` are seconds per unit of a feature, none negative, so no prediction falls when a batch grows.
+    ``ranges`` are the largest value of each shape field that was measured; beyond, the model warns once.
+    ``noise`` is the median relative difference between repeats of one batch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["loratory-profile-1"] = "loratory-profile-1"
+    name: str
+    model: str = ""
+    machine: dict[str, str | int | float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+    samples: int = Field(default=0, ge=0)
+    coefficients: dict[str, float]
+    ranges: dict[str, float] = Field(default_factory=dict)
+    held_out: HeldOut = HeldOut()
+    noise: float | None = Field(default=None, ge=0)
+    load: LoadTime = LoadTime()
+
+    @model_validator(mode="after")
+    def _known_and_not_negative(self) -> Profile:
+        for feature, seconds in self.coefficients.items():
+            if feature not in FEATURES and _knot(feature) is None:
+                raise ValueError(f"unknown feature {feature!r} in coefficients: known are {', '.join(FEATURES)}")
+            if not seconds >= 0:
+                raise ValueError(f"coefficient {feature!r} is {seconds}: coefficients are seconds of at least 0")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON. Raises `OSError` where the path cannot be written."""
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _knot(feature: str) -> int | None:
+    """N of ``tokens_above_N``."""
+    digits = feature.removeprefix(_ABOVE)
+    return int(digits) if feature.startswith(_ABOVE) and digits.isdigit() else None
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of the profiles shipped in scenarios/profiles/."""
+    try:
+        folder = resources.files("scenarios").joinpath("profiles")
+    except ModuleNotFoundError:
+        return ()
+    if not folder.is_dir():
+        return ()
+    suffixes = (".json", ".yaml", ".yml")
+    return tuple(sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(suffixes)))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """A shipped profile by name, or one from a JSON or YAML file. Raises `InputError` naming file and remedy."""
+    path = Path(name_or_path)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        names = profile_names()
+        if str(name_or_path) not in names:
+            raise unknown_name(
+                "profile", str(name_or_path), names, "; or give the path of one `loratory profile` wrote"
+            )
+        folder = resources.files("scenarios").joinpath("profiles")
+        text = next(f.read_text("utf-8") for f in folder.iterdir() if Path(f.name).stem == str(name_or_path))
+    try:
+        data = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"profile {name_or_path}, {key or 'content'}: {first['msg']}; write it anew with `loratory profile`"
+        ) from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"profile {name_or_path} is neither JSON nor YAML: {error}") from None
+
+
+class ProfileOptions(BaseModel):
+    """The ``cost:`` mapping of kind ``profile``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: str = Field(description="name of a shipped profile, or the path of a profile file")
+    scale: float = Field(default=1.0, gt=0, description="multiplies every step time")
+    transfers: TransferOptions = Field(default=TransferOptions(), description="remote to disk and disk to host")
+
+
+class ProfileCost:
+    """Step time as a non-negative combination of a profile's features; adapter loads from its ``load``."""
+
+    name = "profile"
+
+    def __init__(self, profile: Profile, *, scale: float = 1.0, transfers: TransferOptions | None = None) -> None:
+        self.profile = profile
+        self.source = f"profile {profile.name}: {profile.samples} steps of {profile.model or 'a model'}, " + (
+            f"median held-out error {profile.held_out.median:.1%}" if profile.held_out.samples else "no held-out error"
+        )
+        self.warnings: list[str] = []
+        self._w = _Weights(**{f: scale * profile.coefficients.get(f, 0.0) for f in FEATURES})
+        knots = {_knot(f): scale * seconds for f, seconds in profile.coefficients.items()}
+        self._knots = tuple(sorted((knot, s) for knot, s in knots.items() if knot is not None and s > 0))
+        self._transfers = TransferModel(
+            transfers or TransferOptions(), profile.load.fixed_s, profile.load.per_byte_s, profile.load.per_rank_s
+        )
+        limits = {field: profile.ranges.get(field, float("inf")) for field in RANGED}
+        self._limits = tuple(limits.values())
+        self._unwarned = {field for field, limit in limits.items() if limit != float("inf")}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> ProfileCost:
+        """From a scenario's ``cost:`` mapping; `InputError` for unknown keys, bad values or an unknown profile."""
+        o = parse(ProfileOptions, options, "cost")
+        return cls(load_profile(o.profile), scale=o.scale, transfers=o.transfers)
+
+    def _warn(self, shape: BatchShape) -> None:
+        """Note, once a field, that ``shape`` lies outside what was measured."""
+        for field, limit in zip(RANGED, self._limits, strict=True):
+            value = getattr(shape, field)
+            if field in self._unwarned and value > limit:
+                self._unwarned.discard(field)
+                self.warnings.append(
+                    f"profile {self.profile.name}: {field} reached {value:g}, beyond the {limit:g} that were measured; "
+                    "from there on step times are extrapolated"
+                )
+
+    def _base(self, shape: BatchShape) -> float:
+        """Seconds of everything but decode attention."""
+        w = self._w
+        prefill = shape.prefill_tokens
+        decodes = shape.decode_seqs
+        tokens = prefill + decodes
+        if self._unwarned:
+            limit = self._limits
+            if (
+                tokens > limit[0]
+                or shape.prefill_attention > limit[1]
+                or decodes > limit[2]
+                or shape.kv_tokens > limit[3]
+                or shape.distinct_adapters > limit[4]
+                or shape.sum_ranks > limit[5]
+            ):
+                self._warn(shape)
+        total = w.step + w.tokens * tokens + w.decode_seqs * decodes
+        for knot, seconds in self._knots:
+            if tokens <= knot:
+                break
+            total += seconds * (tokens - knot)
+        if prefill:
+            total += w.prefill_step + w.prefill_tokens * prefill + w.prefill_attention * shape.prefill_attention
+            total += w.prefill_seqs * shape.prefill_seqs
+        if shape.distinct_adapters or shape.lora_tokens:
+            total += w.lora_step + w.distinct_adapters * shape.distinct_adapters + w.sum_ranks * shape.sum_ranks
+            total += w.lora_tokens * shape.lora_tokens + w.lora_token_ranks * shape.lora_token_ranks
+        return total
+
+    def step_seconds(self, shape: BatchShape) -> float:
+        """See `CostModel.step_seconds`."""
+        if not shape.prefill_tokens and not shape.decode_seqs:
+            return 0.0
+        return self._base(shape) + self._w.kv_tokens * shape.kv_tokens
+
+    def decode_line(self, shape: BatchShape) -> DecodeLine | None:
+        """See `CostModel.decode_line`."""
+        if shape.prefill_tokens or not shape.decode_seqs:
+            return None
+        return DecodeLine(self._base(shape), self._w.kv_tokens)
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """See `CostModel.load_seconds`."""
+        return self._transfers.seconds(adapter, tier)
+
+    def explain(self, shape: BatchShape) -> dict[str, float]:
+        """See `CostModel.explain`: seconds by feature, those that are not 0."""
+        values = feature_values(shape, tuple(f"{_ABOVE}{knot}" for knot, _ in self._knots))
+        seconds = {f: getattr(self._w, f) * values[f] for f in FEATURES}
+        seconds |= {f"{_ABOVE}{knot}": s * values[f"{_ABOVE}{knot}"] for knot, s in self._knots}
+        return {feature: value for feature, value in seconds.items() if value}
+
+
+def feature_values(shape: BatchShape, above: tuple[str, ...] = ()) -> dict[str, float]:
+    """The features of one step, and the ``tokens_above_N`` asked for in ``above``; all 0 for an empty step."""
+    tokens = shape.tokens
+    with_lora = tokens and (shape.distinct_adapters or shape.lora_tokens)
+    values: dict[str, float] = {f: float(getattr(shape, f)) for f in FEATURES if not f.endswith("step")}
+    values["step"] = 1.0 if tokens else 0.0
+    values["prefill_step"] = 1.0 if shape.prefill_tokens else 0.0
+    values["lora_step"] = 1.0 if with_lora else 0.0
+    for feature in above:
+        values[feature] = float(max(0, tokens - (_knot(feature) or 0)))
+    return values

@@ -1,0 +1,248 @@
+"""RooflineCost: step seconds from a model's shapes, a GPU's datasheet and stated efficiencies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.lora import Adapter
+from serving.plan import BatchShape
+from sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
+from sim.cost.base import DecodeLine
+from sim.cost.options import TransferOptions, parse
+from sim.cost.transfer import TransferModel
+
+CALIBRATED_GPUS: tuple[str, ...] = ("a100-40gb", "a100-80gb", "h100-64gb", "h100-80gb", "h200")
+"""GPUs (by family) whose efficiencies were compared with published kernel times; see docs/cost-models.md."""
+
+_LAYER_OVERHEAD_S = {"a10g": 45e-6, "a100-40gb": 45e-6, "a100-80gb": 45e-6}
+_LAYER_OVERHEAD_DEFAULT_S = 10e-6
+_MERGED = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "mlp_in": ("gate_proj", "up_proj"),
+    "mlp_out": ("down_proj",),
+}
+
+
+class RooflineOptions(BaseModel):
+    """Efficiencies (share of the datasheet number that is reached) and fixed costs; the scenario may set any of them.
+
+    Sources: kernel times of Llama-2-7B's linear layers on A100 and H100, and AIConfigurator's step times for
+    Llama-3.1-8B on A100, H100 and H200 (vLLM 0.24), tabulated in docs/cost-models.md; the LoRA terms are from
+    micro-measurements by Agullo et al. (arXiv:2508.08343): the first adapter +10..15 % of a step, each further one
+    about +1 %; a load of 6.4 to 8.1 ms, nearly independent of rank.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str | None = Field(default=None, description="dtype of weights and arithmetic; by default the model's")
+    target_modules: str | list[str] = Field(default="all-linear", description="linear modules the adapters change")
+    memory_efficiency: float = Field(
+        default=0.75, gt=0, le=1, description="of memory bandwidth, weights and activations"
+    )
+    compute_efficiency: float = Field(default=0.74, gt=0, le=1, description="of dense FLOP/s, linear layers")
+    prefill_attention_efficiency: float = Field(
+        default=0.5, gt=0, le=1, description="of dense FLOP/s, prefill attention"
+    )
+    decode_attention_efficiency: float = Field(
+        default=0.65, gt=0, le=1, description="of memory bandwidth, decode attention"
+    )
+    link_efficiency: float = Field(default=0.8, gt=0, le=1, description="of host link and peer link bandwidth")
+    step_overhead_s: float = Field(
+        default=1e-4, ge=0, description="per step: scheduling and sampling not hidden by the GPU"
+    )
+    layer_overhead_s: float | None = Field(
+        default=None, ge=0, description="per layer: small kernels; by default by GPU"
+    )
+    decode_attention_latency_s: float = Field(
+        default=5e-6, ge=0, description="per layer: least time of decode attention"
+    )
+    all_reduce_latency_s: float = Field(default=1e-5, ge=0, description="per all-reduce of tensor parallelism")
+    lora_kernel_s: float = Field(default=5e-6, ge=0, description="per LoRA kernel (shrink, expand) of a merged module")
+    lora_adapter_layer_s: float = Field(default=3e-6, ge=0, description="per layer and distinct adapter in the batch")
+    lora_compute_efficiency: float = Field(default=0.15, gt=0, le=1, description="of dense FLOP/s, LoRA kernels")
+    load_copy_s: float = Field(
+        default=1e-5, ge=0, description="per tensor copied into a slot (A and B of every module)"
+    )
+    transfers: TransferOptions = Field(default=TransferOptions(), description="remote to disk and disk to host")
+
+
+class RooflineCost:
+    """A step is the sum of its kernels; a kernel takes the root of the sum of squares of memory time and compute time.
+
+    That is a smooth maximum: at the ridge point of a real GEMM neither resource is fully busy (measured at 512 tokens,
+    docs/cost-models.md), and far from it the larger one alone counts. Parts: the four merged GEMMs of a layer, the
+    output head over sampled positions only, element-wise kernels, prefill attention by FLOPs, decode attention by KV
+    bytes with a latency floor, LoRA by bytes, FLOPs and launches, all-reduces, and fixed overheads.
+    """
+
+    name = "roofline"
+
+    def __init__(
+        self, model: ModelSpec, gpu: GPU, *, tensor_parallel_size: int = 1, options: RooflineOptions | None = None
+    ) -> None:
+        o = self.options = options or RooflineOptions()
+        tp = tensor_parallel_size
+        model.check_tp(tp)
+        dtype = o.dtype or model.dtype
+        size = dtype_bytes(dtype)
+        per_byte = 1.0 / (gpu.memory_bytes_per_s * o.memory_efficiency)
+        peak = gpu.flops_for(dtype)
+        per_flop = 1.0 / (peak * o.compute_efficiency)
+        layers = model.layers
+        targets = resolve_targets(o.target_modules)
+        self.source = f"roofline of {model.name} ({model.source}) on {gpu.name} ({gpu.source})"
+        self.warnings: list[str] = []
+        if gpu.name not in CALIBRATED_GPUS:
+            self.warnings.append(
+                f"roofline: efficiencies were compared with measurements on A100, H100 and H200 only; on {gpu.name} "
+                "they are assumed, so profile the GPU or set cost.memory_efficiency and cost.compute_efficiency"
+            )
+
+        gemms = []
+        for group in _MERGED.values():
+            shards = [_shard(model, module, tp) for module in group]
+            weights = sum(i * o_ for i, o_ in shards)
+            in_out = shards[0][0] + sum(o_ for _, o_ in shards)
+            gemms.append(
+                (
+                    layers * weights * size * per_byte,
+                    layers * in_out * size * per_byte,
+                    layers * 2.0 * weights * per_flop,
+                )
+            )
+        self._gemms = tuple(gemms)
+        head = model.hidden * model.vocab / tp
+        head_io = (model.hidden + model.vocab / tp) * size * per_byte
+        self._head = (head * size * per_byte, head_io, 2.0 * head * per_flop)
+
+        q, kv, mlp = model.q_size / tp, model.kv_size_per_gpu(tp), model.intermediate / tp
+        elementwise = layers * (8 * model.hidden + 2 * q + 4 * kv + 3 * mlp) * size * per_byte
+        ring = 2.0 * (tp - 1) / tp / (gpu.peer_link_bytes_per_s * o.link_efficiency)
+        self._elementwise_s = elementwise
+        self._all_reduce_token_s = 2 * layers * model.hidden * size * ring
+        self._all_reduce_step_s = 2 * layers * o.all_reduce_latency_s if tp > 1 else 0.0
+        layer_overhead = _LAYER_OVERHEAD_S.get(gpu.name, _LAYER_OVERHEAD_DEFAULT_S)
+        self._overhead_s = o.step_overhead_s + layers * (
+            layer_overhead if o.layer_overhead_s is None else o.layer_overhead_s
+        )
+        self._fixed_s = self._overhead_s + self._all_reduce_step_s
+        self._token_s = self._elementwise_s + self._all_reduce_token_s
+
+        self._pair_s = layers * 4.0 * q / (peak * o.prefill_attention_efficiency)
+        kv_bandwidth = gpu.memory_bytes_per_s * o.decode_attention_efficiency
+        self._kv_token_s = model.kv_bytes_per_token(tp, dtype) / kv_bandwidth
+        self._attention_floor_s = layers * o.decode_attention_latency_s
+
+        shards = [model.lora_shard(module, tp) for module in targets]
+        width = sum(i + o_ for i, o_ in shards)
+        groups = [[m for m in group if m in targets] for group in _MERGED.values()]
+        launches = 2 * layers * sum(1 for group in groups if group)
+        read = sum(model.lora_shard(group[0], tp)[0] for group in groups if group)
+        written = sum(o_ for _, o_ in shards)
+        self._lora_step_s = launches * o.lora_kernel_s
+        self._lora_adapter_s = layers * o.lora_adapter_layer_s
+        self._lora_rank_s = layers * width * size * per_byte
+        self._lora_token_s = layers * (read + 2 * written) * size * per_byte
+        self._lora_token_rank_s = layers * 2.0 * width / (peak * o.lora_compute_efficiency)
+
+        whole = sum(sum(model.module_shape(module)) for module in targets)
+        self._transfers = TransferModel(
+            o.transfers,
+            host_fixed_s=2 * len(targets) * layers * o.load_copy_s,
+            host_per_byte_s=(width / whole if whole else 1.0) / (gpu.host_link_bytes_per_s * o.link_efficiency),
+        )
+
+    @classmethod
+    def from_options(
+        cls, model: ModelSpec, gpu: GPU, tensor_parallel_size: int, options: Mapping[str, object]
+    ) -> RooflineCost:
+        """From a scenario's ``cost:`` mapping; `InputError` for unknown keys or bad values."""
+        parsed = parse(RooflineOptions, options, "cost")
+        return cls(model, gpu, tensor_parallel_size=tensor_parallel_size, options=parsed)
+
+    def linear_seconds(self, tokens: int) -> float:
+        """Seconds of all layers' linear modules over ``tokens``, without output head, attention and overheads."""
+        total = 0.0
+        for weights, in_out, flops in self._gemms:
+            memory = weights + in_out * tokens
+            compute = flops * tokens
+            total += sqrt(memory * memory + compute * compute)
+        return total
+
+    def _head_seconds(self, sampled: int) -> float:
+        memory = self._head[0] + self._head[1] * sampled
+        compute = self._head[2] * sampled
+        return sqrt(memory * memory + compute * compute)
+
+    def _lora_seconds(self, shape: BatchShape) -> float:
+        return (
+            self._lora_step_s
+            + self._lora_adapter_s * shape.distinct_adapters
+            + self._lora_rank_s * shape.sum_ranks
+            + self._lora_token_s * shape.lora_tokens
+            + self._lora_token_rank_s * shape.lora_token_ranks
+        )
+
+    def _base(self, shape: BatchShape) -> float:
+        """Seconds of everything but decode attention."""
+        prefill = shape.prefill_tokens
+        decodes = shape.decode_seqs
+        tokens = prefill + decodes
+        total = self._fixed_s + self._token_s * tokens + self.linear_seconds(tokens)
+        total += self._head_seconds(decodes + shape.prefill_seqs)
+        if prefill:
+            total += self._pair_s * shape.prefill_attention
+        if shape.distinct_adapters or shape.lora_tokens:
+            total += self._lora_seconds(shape)
+        return total
+
+    def step_seconds(self, shape: BatchShape) -> float:
+        """See `CostModel.step_seconds`."""
+        decodes = shape.decode_seqs
+        if not decodes:
+            return self._base(shape) if shape.prefill_tokens else 0.0
+        base = self._base(shape)
+        seconds = base + self._kv_token_s * shape.kv_tokens
+        floor = base + self._attention_floor_s
+        return seconds if seconds > floor else floor
+
+    def decode_line(self, shape: BatchShape) -> DecodeLine | None:
+        """See `CostModel.decode_line`; the floor is the latency of decode attention."""
+        if shape.prefill_tokens or not shape.decode_seqs:
+            return None
+        base = self._base(shape)
+        return DecodeLine(base, self._kv_token_s, base + self._attention_floor_s)
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """See `CostModel.load_seconds`; host to GPU is one copy per tensor of the slot plus bytes over the link."""
+        return self._transfers.seconds(adapter, tier)
+
+    def explain(self, shape: BatchShape) -> dict[str, float]:
+        """See `CostModel.explain`."""
+        tokens = shape.tokens
+        if not tokens:
+            return {}
+        attention = self._kv_token_s * shape.kv_tokens
+        with_lora = shape.distinct_adapters or shape.lora_tokens
+        return {
+            "linear_layers": self.linear_seconds(tokens),
+            "output_head": self._head_seconds(shape.decode_seqs + shape.prefill_seqs),
+            "elementwise": self._elementwise_s * tokens,
+            "prefill_attention": self._pair_s * shape.prefill_attention if shape.prefill_tokens else 0.0,
+            "decode_attention": max(attention, self._attention_floor_s) if shape.decode_seqs else 0.0,
+            "lora": self._lora_seconds(shape) if with_lora else 0.0,
+            "all_reduce": self._all_reduce_step_s + self._all_reduce_token_s * tokens,
+            "overhead": self._overhead_s,
+        }
+
+
+def _shard(model: ModelSpec, module: str, tp: int) -> tuple[float, float]:
+    """(input, output) widths of a base weight on one GPU."""
+    width_in, width_out = model.module_shape(module)
+    if module in ("o_proj", "down_proj"):
+        return width_in / tp, float(width_out)
+    return float(width_in), float(model.kv_size_per_gpu(tp)) if module in ("k_proj", "v_proj") else width_out / tp
