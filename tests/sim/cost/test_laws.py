@@ -1,0 +1,145 @@
+"""Laws every cost model keeps: positive, never cheaper when a batch grows, the decode line exact, parts sum up."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.plan import BatchShape
+from sim.catalogue import gpu, model
+from sim.cost import CostModel, LinearCost, LinearOptions, Profile, ProfileCost, RooflineCost
+
+SLORA = LinearOptions(
+    decode_base_s=16.3e-3,
+    decode_per_seq_s=0.245e-3,
+    decode_per_kv_token_s=2.02e-6,
+    decode_floor_s=36e-3,
+    prefill_base_s=0.45e-3,
+    prefill_per_token_s=0.2137e-3,
+    prefill_attention_s=1e-9,
+    lora_step_s=2.2e-3,
+    per_adapter_s=1e-5,
+    per_rank_s=0.0108e-3,
+    lora_token_s=1e-6,
+    lora_token_rank_s=1e-7,
+)
+FITTED = Profile(
+    name="made up",
+    coefficients={
+        "step": 1e-3,
+        "prefill_step": 2e-4,
+        "lora_step": 1e-4,
+        "tokens": 1e-5,
+        "tokens_above_64": 2e-5,
+        "tokens_above_256": 3e-5,
+        "prefill_tokens": 1e-6,
+        "prefill_attention": 1e-9,
+        "prefill_seqs": 1e-6,
+        "decode_seqs": 1e-6,
+        "kv_tokens": 1e-7,
+        "distinct_adapters": 1e-5,
+        "sum_ranks": 1e-6,
+        "lora_tokens": 1e-6,
+        "lora_token_ranks": 1e-7,
+    },
+    ranges={"tokens": 512, "kv_tokens": 10_000},
+)
+
+
+def models() -> dict[str, CostModel]:
+    return {
+        "roofline": RooflineCost(model("llama-3.1-8b"), gpu("h100-80gb")),
+        "roofline tp4": RooflineCost(model("llama-3.1-70b"), gpu("a100-80gb"), tensor_parallel_size=4),
+        "linear": LinearCost(SLORA),
+        "profile": ProfileCost(FITTED),
+    }
+
+
+MODELS = models()
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@st.composite
+def shapes(draw: st.DrawFn, decode_only: bool = False) -> BatchShape:
+    decodes = draw(st.integers(1 if decode_only else 0, 512))
+    prefill = 0 if decode_only else draw(st.integers(0, 8192))
+    prefill_seqs = draw(st.integers(1, min(prefill, 64))) if prefill else 0
+    tokens = prefill + decodes
+    lora_tokens = draw(st.integers(0, tokens))
+    adapters = draw(st.integers(1, min(lora_tokens, 128))) if lora_tokens else 0
+    rank = draw(st.sampled_from([8, 16, 64])) if adapters else 0
+    return BatchShape(
+        prefill_tokens=prefill,
+        prefill_attention=prefill * draw(st.integers(1, 8192)) if prefill else 0.0,
+        prefill_seqs=prefill_seqs,
+        decode_seqs=decodes,
+        kv_tokens=draw(st.integers(decodes, 1_000_000)) if decodes else 0,
+        distinct_adapters=adapters,
+        sum_ranks=adapters * rank,
+        max_rank=rank,
+        lora_tokens=lora_tokens,
+        lora_token_ranks=lora_tokens * rank,
+    )
+
+
+def approx(value: float) -> float:
+    return value * (1 + 1e-12) + 1e-15
+
+
+@every_model
+@given(shape=shapes())
+def test_a_step_that_computes_takes_time(name: str, shape: BatchShape) -> None:
+    seconds = MODELS[name].step_seconds(shape)
+    assert math.isfinite(seconds)
+    assert seconds > 0 if shape.tokens else seconds == 0
+
+
+@every_model
+@given(shape=shapes(), field=st.sampled_from(BatchShape._fields), more=st.integers(1, 10_000))
+def test_a_larger_batch_is_never_faster(name: str, shape: BatchShape, field: str, more: int) -> None:
+    larger = shape._replace(**{field: getattr(shape, field) + more})
+    assert MODELS[name].step_seconds(shape) <= approx(MODELS[name].step_seconds(larger))
+
+
+@every_model
+@given(shape=shapes(decode_only=True), steps=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=5))
+def test_the_decode_line_is_step_seconds(name: str, shape: BatchShape, steps: list[int]) -> None:
+    cost = MODELS[name]
+    line = cost.decode_line(shape)
+    assert line is not None
+    for kv_tokens in [shape.kv_tokens, *steps]:
+        assert line.seconds(kv_tokens) == cost.step_seconds(shape._replace(kv_tokens=kv_tokens))
+        assert line == cost.decode_line(shape._replace(kv_tokens=kv_tokens))
+
+
+@every_model
+@given(shape=shapes())
+def test_there_is_a_decode_line_exactly_for_pure_decode(name: str, shape: BatchShape) -> None:
+    pure = shape.decode_seqs > 0 and shape.prefill_tokens == 0
+    assert (MODELS[name].decode_line(shape) is not None) == pure
+
+
+@every_model
+@given(shape=shapes())
+def test_explain_adds_up(name: str, shape: BatchShape) -> None:
+    cost = MODELS[name]
+    parts = cost.explain(shape)
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert math.isclose(sum(parts.values()), cost.step_seconds(shape), rel_tol=1e-9, abs_tol=1e-15)
+
+
+@every_model
+@given(shape=shapes(decode_only=True))
+def test_adapters_cost_something_where_they_are_priced(name: str, shape: BatchShape) -> None:
+    plain = shape._replace(distinct_adapters=0, sum_ranks=0, max_rank=0, lora_tokens=0, lora_token_ranks=0)
+    difference = MODELS[name].step_seconds(shape) - MODELS[name].step_seconds(plain)
+    assert difference > 0 if shape.distinct_adapters else difference == 0
+
+
+@every_model
+def test_models_name_their_source(name: str) -> None:
+    assert MODELS[name].source
+    assert MODELS[name].name in name
