@@ -1,0 +1,93 @@
+"""build: from a scenario to what a backend needs: engine settings, cost model, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from scenarios.build import build_adapters
+from scenarios.cost import Tiers
+from scenarios.schema import Scenario
+from serving.config import EngineConfig
+from serving.errors import InputError
+from serving.lora import Adapter
+from sim.catalogue import ModelSpec, gpu, model
+from sim.cost import CostModel, MemoryPlan, cost_model, kv_blocks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A scenario's fixed parts. ``engine`` names its KV blocks; ``memory`` is None where the scenario named them."""
+
+    engine: EngineConfig
+    model: ModelSpec
+    cost: CostModel
+    adapters: tuple[Adapter, ...]
+    kv_bytes_per_token: int
+    memory: MemoryPlan | None
+
+
+def build(scenario: Scenario) -> Built:
+    """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters."""
+    spec = _at("model", lambda: model(scenario.model))
+    card = _at("gpu", lambda: gpu(scenario.gpu))
+    engine = scenario.engine
+    targets = scenario.adapters.target_modules
+    memory = None
+    if engine.num_gpu_blocks is None:
+        used = targets if scenario.adapters.known_count != 0 else ()
+        memory = kv_blocks(spec, card, engine, used)
+        longest = engine.max_model_len or spec.max_position_embeddings
+        engine = engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks, "max_model_len": longest})
+    options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
+    if scenario.cost.kind == "roofline":
+        options["target_modules"] = targets
+    options["transfers"] = _below_gpu(scenario.tiers)
+    cost: CostModel = cost_model(scenario.cost.kind, spec, card, engine, options)
+    if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
+        cost = HostLinkCost(cost, scenario.tiers)
+    adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets))
+    return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory)
+
+
+def _below_gpu(tiers: Tiers) -> dict[str, float]:
+    return {
+        "disk_fixed_s": tiers.disk_latency_s,
+        "disk_bytes_per_s": tiers.disk_bandwidth_bytes_s,
+        "remote_fixed_s": tiers.remote_latency_s,
+        "remote_bytes_per_s": tiers.remote_bandwidth_bytes_s,
+    }
+
+
+class HostLinkCost:
+    """A cost model whose host-to-GPU loads take what the scenario's ``tiers`` section says."""
+
+    def __init__(self, cost: CostModel, tiers: Tiers) -> None:
+        self._cost = cost
+        self._latency_s = tiers.host_latency_s or 0.0
+        self._bandwidth = tiers.host_bandwidth_bytes_s
+        self.name = cost.name
+        self.source = f"{cost.source}; host link of the scenario"
+        self.warnings = cost.warnings
+        self.step_seconds = cost.step_seconds
+        self.decode_line = cost.decode_line
+        self.explain = cost.explain
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """Seconds of the hop that starts at ``tier``."""
+        if tier != "host":
+            return self._cost.load_seconds(adapter, tier)
+        if self._bandwidth is None:
+            return self._latency_s + self._cost.load_seconds(adapter, tier)
+        return self._latency_s + adapter.bytes / self._bandwidth
+
+
+def _at(key: str, make: Callable[[], T]) -> T:
+    """``make()``, with the scenario key in front of what it complains about."""
+    try:
+        return make()
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error

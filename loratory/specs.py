@@ -1,0 +1,247 @@
+"""Policy specs: ``fifo``, ``fair_share:by=tenant``, ``my_module:MyPolicy``, ``path/file.py:MyPolicy:quantum=4``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+import policies
+from serving.errors import InputError
+from serving.policy import SCORERS, Policy
+
+ENTRY_POINTS = "loratory.policies"
+_COMMON = {
+    "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
+    "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A policy's parameter: its name, type as text, default, and what it means."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What ``loratory policies`` says of one policy."""
+
+    name: str
+    summary: str
+    text: str
+    source: str
+    parameters: tuple[Parameter, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        parameters = [
+            {"name": p.name, "type": p.type, "default": p.default, "description": p.description} for p in self.parameters
+        ]
+        return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
+
+
+def policy_factory(spec: str) -> Callable[[], Policy]:
+    """Parse a spec; each call of the result makes a fresh policy with the spec's parameters.
+
+    Raises `InputError` for an unknown policy, file, class or parameter, or a value of the wrong type.
+    """
+    found, given = _find(spec)
+    parameters = _read_parameters(spec, found, given)
+    common = {key: parameters.pop(key) for key in _COMMON if key in parameters and key not in _own(found)}
+
+    def make() -> Policy:
+        try:
+            policy = found(**parameters)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"policy {spec!r} cannot be made: {type(error).__name__}: {error}") from error
+        try:
+            for key, value in {**common, "spec": spec}.items():
+                setattr(policy, key, value)
+        except AttributeError:
+            if common:
+                raise InputError(f"policy {spec!r} has no room for {', '.join(common)}: do not use __slots__") from None
+        return typing.cast(Policy, policy)
+
+    make()
+    return make
+
+
+def describe(spec: str) -> Description:
+    """What a policy does, its parameters and its source, from its docstring and signature."""
+    found, _ = _find(spec)
+    text = inspect.cleandoc(found.__doc__ or "No description.")
+    body, _, listed = text.partition("\nParameters:\n")
+    meanings = _meanings(listed)
+    parameters = [
+        Parameter(name, _type_text(kind), default, meanings.get(name, ""))
+        for name, (kind, default) in _own(found).items()
+    ]
+    own = {parameter.name for parameter in parameters}
+    parameters += [Parameter(n, _type_text(k), d, t) for n, (k, d, t) in _COMMON.items() if n not in own]
+    prose = " ".join(body.split())
+    summary = prose.split(". ")[0].rstrip(".") + "."
+    return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
+
+
+def policy_names() -> list[str]:
+    """Names of the policies that come with Loratory and of those other packages offer as entry points."""
+    own = [module.name for module in pkgutil.iter_modules(policies.__path__)]
+    return sorted({*own, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def _find(spec: str) -> tuple[type, str]:
+    """The class a spec names, and the text of its parameters."""
+    head, _, rest = spec.partition(":")
+    if head.endswith(".py") or (rest and "=" not in rest.partition(":")[0]):
+        name, _, given = rest.partition(":")
+        if not name:
+            raise InputError(f"policy {spec!r} names no class: write {head}:ClassName")
+        return _class_of(_module(head, spec), name, spec), given
+    if head in (module.name for module in pkgutil.iter_modules(policies.__path__)):
+        module = importlib.import_module(f"policies.{head}")
+        own = [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and value.__module__ == module.__name__ and hasattr(value, "schedule")
+        ]
+        return own[0], rest
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == head:
+            try:
+                return typing.cast(type, point.load()), rest
+            except Exception as error:
+                raise InputError(f"policy {head!r} of {point.value} does not load: {error}") from error
+    near = get_close_matches(head, policy_names(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(policy_names())}"
+    raise InputError(f"policy {head!r} is unknown; {hint} (a policy of your own is path/file.py:ClassName)")
+
+
+def _module(head: str, spec: str) -> types.ModuleType:
+    try:
+        if not head.endswith(".py"):
+            return importlib.import_module(head)
+        path = Path(head).expanduser().resolve()
+        if not path.is_file():
+            raise InputError(f"policy {spec!r}: there is no file {head}: give the path of a Python file")
+        name = f"loratory_policy_{path.stem}_{abs(hash(str(path)))}"
+        found = importlib.util.spec_from_file_location(name, path)
+        assert found is not None and found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        sys.modules[name] = module
+        found.loader.exec_module(module)
+        return module
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name == head.partition(".")[0]:
+            raise InputError(f"policy {spec!r}: there is no module {head!r}: check the name, or give a .py file") from None
+        raise InputError(f"policy {spec!r} does not import: {error}") from error
+    except Exception as error:
+        raise InputError(f"policy {spec!r} does not import: {type(error).__name__}: {error}") from error
+
+
+def _class_of(module: types.ModuleType, name: str, spec: str) -> type:
+    found = getattr(module, name, None)
+    if not inspect.isclass(found) or not hasattr(found, "schedule"):
+        known = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, "schedule")]
+        raise InputError(
+            f"policy {spec!r}: {name!r} is no class with a schedule method; the file has {', '.join(known) or 'none'}"
+        )
+    return found
+
+
+def _own(found: type) -> dict[str, tuple[Any, Any]]:
+    """The parameters of a policy's constructor: (type, default)."""
+    if found.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    try:
+        hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
+    except Exception:
+        hints = {}
+    signature = inspect.signature(found.__init__)  # type: ignore[misc]
+    return {
+        name: (hints.get(name, str), None if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in list(signature.parameters.items())[1:]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
+    known = {**{n: k for n, (k, _, _) in _COMMON.items()}, **{n: k for n, (k, _) in _own(found).items()}}
+    values: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in given.split(","))):
+        name, equals, text = part.partition("=")
+        name = name.strip()
+        if not equals:
+            raise InputError(f"policy {spec!r}: {part!r} is no parameter: write name=value, separated by commas")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            raise InputError(f"policy {spec!r} has no parameter {name!r}; {hint}")
+        if name in values:
+            raise InputError(f"policy {spec!r} gives {name!r} twice")
+        values[name] = _convert(spec, name, known[name], text.strip())
+    if values.get("prefetch", 0) < 0:
+        raise InputError(f"policy {spec!r}: prefetch is {values['prefetch']}: it is at least 0")
+    return values
+
+
+def _convert(spec: str, name: str, kind: Any, text: str) -> Any:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if text in options:
+            return text
+        raise InputError(f"policy {spec!r}: {name} is {text!r}: choose one of {', '.join(map(str, options))}")
+    if types.NoneType in options and text.lower() in ("none", "null"):
+        return None
+    kinds = [option for option in options if option is not types.NoneType] or [kind]
+    for option in kinds:
+        try:
+            if option is bool:
+                return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+            if option in (int, float):
+                return option(text)
+        except (ValueError, KeyError):
+            continue
+        return text
+    raise InputError(f"policy {spec!r}: {name} is {text!r}: it should be {_type_text(kind)}")
+
+
+def _type_text(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    if kind is bool:
+        return "true | false"
+    return {int: "whole number", float: "number", str: "text"}.get(kind, str(getattr(kind, "__name__", kind)))
+
+
+def _meanings(listed: str) -> dict[str, str]:
+    """``name: meaning`` lines of a docstring's Parameters section; continuation lines are indented further."""
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in listed.splitlines():
+        stripped = line.strip()
+        if line.startswith("    ") and not line.startswith("     ") and ":" in stripped:
+            name, _, text = stripped.partition(":")
+            meanings[name] = text.strip()
+        elif stripped and name:
+            meanings[name] += " " + stripped
+    return meanings
+

@@ -1,0 +1,209 @@
+"""Compare: result folders side by side, policies or simulation against measurement, with 95 % intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.folder import SUMMARY
+from reports.stats import cleaned, half_width, student_t
+from reports.summary import scalars
+from serving.errors import InputError
+
+METRICS = (
+    "ttft_s.mean", "ttft_s.p50", "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "itl_s.p99", "e2e_s.mean", "e2e_s.p99",
+    "queue_s.mean", "queue_s.p99", "throughput.requests_per_s", "throughput.output_tokens_per_s", "requests.completed",
+    "adapters.hit_rate", "adapters.loads", "adapters.evictions", "fairness.jain", "fairness.max_service_gap",
+    "engine.mean_batch", "engine.preemptions", "slo.attainment",
+)  # fmt: skip
+"""The metrics `Comparison.rows` shows, in this order; `as_dict` has every scalar both sides have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One metric of one policy: mean over seeds in the first folder and in another, and what lies between.
+
+    ``difference`` is value minus reference; ``relative`` that over the reference (None for a reference of 0); ``low``
+    and ``high`` bound the difference at 95 %: ``method`` is "paired" where both have the same seeds, "welch" otherwise,
+    None (with no interval) for a single seed. ``clear``: the interval leaves out 0; None without an interval.
+    """
+
+    folder: str
+    policy: str
+    metric: str
+    reference: float
+    value: float
+    difference: float
+    relative: float | None
+    low: float | None
+    high: float | None
+    method: str | None
+    clear: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Folders against the first of them. ``unmatched``: what only one side has, and other cautions, in words."""
+
+    folders: tuple[str, ...]
+    backends: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    unmatched: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        rows = [cleaned(asdict(difference)) for difference in self.differences]
+        return {
+            "folders": list(self.folders),
+            "backends": list(self.backends),
+            "differences": rows,
+            "notes": list(self.unmatched),
+        }
+
+    def rows(self, metrics: Sequence[str] = METRICS) -> tuple[list[str], list[list[str]]]:
+        """(heads, rows) of texts for a table in a terminal, only the named metrics, in their order."""
+        place = {metric: number for number, metric in enumerate(metrics)}
+        heads = ["policy", "metric", self.folders[0], "other", "difference", "relative", "95 % interval"]
+        several = len(self.folders) > 2
+        shown = [d for d in self.differences if d.metric in place]
+        order = list(dict.fromkeys((d.folder, d.policy) for d in shown))
+        shown.sort(key=lambda d: (order.index((d.folder, d.policy)), place[d.metric]))
+        rows = [
+            [
+                f"{d.policy} ({d.folder})" if several else d.policy,
+                d.metric,
+                f"{d.reference:.4g}",
+                f"{d.value:.4g}",
+                f"{d.difference:+.4g}",
+                "" if d.relative is None else f"{d.relative * 100:+.1f} %",
+                "" if d.low is None or d.high is None else f"{d.low:+.3g} to {d.high:+.3g}",
+            ]
+            for d in shown
+        ]
+        if not several:
+            heads[3] = self.folders[1]
+        return heads, rows
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare result folders with the first, policy by policy.
+
+    Policies are matched by their spec; where each side has a single one, those two are compared whatever their names.
+    Raises `InputError` for fewer than two folders, a folder without a readable summary, or nothing in common.
+    """
+    if len(folders) < 2:
+        raise InputError("compare needs two result folders or more: loratory compare DIR DIR")
+    names = tuple(str(folder) for folder in folders)
+    loaded = [_load(folder) for folder in folders]
+    reference = loaded[0]
+    differences: list[Difference] = []
+    notes: list[str] = []
+    for name, other in zip(names[1:], loaded[1:], strict=True):
+        pairs = [(policy, policy) for policy in reference if policy in other]
+        if not pairs and len(reference) == len(other) == 1:
+            pairs = [(next(iter(reference)), next(iter(other)))]
+        paired = {policy for pair in pairs for policy in pair}
+        for owner, policies in ((names[0], reference), (name, other)):
+            notes += [f"{policy} is only in {owner}" for policy in policies if policy not in paired]
+        for ours, theirs in pairs:
+            label = ours if ours == theirs else f"{ours} / {theirs}"
+            differences += _differences(name, label, reference[ours], other[theirs])
+        if not pairs:
+            raise InputError(f"{names[0]} and {name} have no policy in common: run the same policy in both")
+    notes += _scenario_notes(names, loaded)
+    backends = tuple(_backends(runs) for runs in loaded)
+    return Comparison(names, backends, tuple(differences), tuple(dict.fromkeys(notes)))
+
+
+def _load(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs by policy."""
+    path = folder / SUMMARY
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        policies: dict[str, list[Mapping[str, Any]]] = {}
+        for run in runs:
+            policies.setdefault(run["policy"], []).append(run)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): name a folder `loratory run` has written"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no Loratory summary: name a folder `loratory run` has written") from error
+    if not policies:
+        raise InputError(f"{path} has no runs: run the scenario again")
+    return policies
+
+
+def _differences(
+    folder: str, policy: str, reference: list[Mapping[str, Any]], other: list[Mapping[str, Any]]
+) -> list[Difference]:
+    before, after = [scalars(run) for run in reference], [scalars(run) for run in other]
+    seeds = [run["seed"] for run in reference], [run["seed"] for run in other]
+    if sorted(seeds[0]) == sorted(seeds[1]) and len(set(seeds[0])) == len(seeds[0]):
+        before = [values for _, values in sorted(zip(seeds[0], before, strict=True), key=lambda item: item[0])]
+        after = [values for _, values in sorted(zip(seeds[1], after, strict=True), key=lambda item: item[0])]
+        same_seeds = True
+    else:
+        same_seeds = False
+    found = []
+    for metric in before[0]:
+        a = [values[metric] for values in before if metric in values]
+        b = [values[metric] for values in after if metric in values]
+        if a and b:
+            paired = same_seeds and len(a) == len(before) and len(b) == len(after)
+            found.append(_difference(folder, policy, metric, a, b, paired))
+    return found
+
+
+def _difference(folder: str, policy: str, metric: str, a: list[float], b: list[float], paired: bool) -> Difference:
+    reference, value = sum(a) / len(a), sum(b) / len(b)
+    difference = value - reference
+    half: float | None = None
+    if paired:
+        half, method = half_width([y - x for x, y in zip(a, b, strict=True)]), "paired"
+    else:
+        half, method = _welch(a, b), "welch"
+    low, high = (None, None) if half is None else (difference - half, difference + half)
+    return Difference(
+        folder,
+        policy,
+        metric,
+        reference,
+        value,
+        difference,
+        difference / abs(reference) if reference else None,
+        low,
+        high,
+        None if half is None else method,
+        None if half is None else abs(difference) > half,
+    )
+
+
+def _welch(a: list[float], b: list[float]) -> float | None:
+    """Half of Welch's 95 % interval for the difference of two means (Biometrika 34, 1947)."""
+    if len(a) < 2 or len(b) < 2:
+        return None
+    x, y = float(np.var(a, ddof=1)) / len(a), float(np.var(b, ddof=1)) / len(b)
+    if x + y == 0:
+        return 0.0
+    df = (x + y) ** 2 / (x**2 / (len(a) - 1) + y**2 / (len(b) - 1))
+    return student_t(max(df, 1.0)) * math.sqrt(x + y)
+
+
+def _scenario_notes(names: Sequence[str], loaded: Sequence[Mapping[str, list[Mapping[str, Any]]]]) -> list[str]:
+    scenarios = [sorted({run["scenario"] for runs in policies.values() for run in runs}) for policies in loaded]
+    return [
+        f"{name} ran scenario {', '.join(scenario)}, {names[0]} ran {', '.join(scenarios[0])}"
+        for name, scenario in zip(names[1:], scenarios[1:], strict=True)
+        if scenario != scenarios[0]
+    ]
+
+
+def _backends(policies: Mapping[str, list[Mapping[str, Any]]]) -> str:
+    return "+".join(sorted({run["backend"] for runs in policies.values() for run in runs}))

@@ -1,0 +1,359 @@
+"""Figures: the plots of a report as SVG texts, legible in black and white and on a phone.
+
+Colours are Okabe and Ito's (jfly.uni-koeln.de/color), always together with a line style and a marker, or a hatch.
+matplotlib is imported when the first figure is drawn, and only its object interface is used: no global state changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reports.measured import WAITS
+from reports.slo import Limit, read_slo
+from reports.summary import RunReport, over_seeds
+from reports.words import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure as Canvas
+
+_WIDTH = 5.2
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_LINES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*", "<", ">", "h")
+_HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+_GREYS = ("#f2f2f2", "#9ecae1", "#fdd0a2", "#d9d9d9", "#a1d99b")
+_CAUSES = ("queue", "adapter load", "prefill", "decode", "preemption")
+_SERVICE_PANELS = 6
+
+_POINTS: dict[str, Any] = {"textcoords": "offset points"}
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 3.0,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "loratory",
+    "text.parse_math": False,
+    "path.simplify": True,
+    "path.simplify_threshold": 0.5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One plot: a short name (unique in a report), a title, what it shows in a sentence, and its SVG."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def draw(reports: Sequence[RunReport]) -> list[Figure]:
+    """Every figure the runs have data for. Each policy's first seed is drawn, where not said otherwise."""
+    first: dict[str, RunReport] = {}
+    for report in reports:
+        first.setdefault(report.info.policy, report)
+    shown = list(first.values())
+    seed = f" Seed {shown[0].info.seed}." if len(reports) > len(shown) else ""
+    limits = read_slo(shown[0].info.slo)
+    figures = [
+        _attainment(reports),
+        _cdf(shown, "ttft", "Time to first token", limits, seed),
+        _cdf(shown, "tpot", "Time per output token", limits, seed),
+        _cdf(shown, "e2e", "End-to-end time", limits, seed),
+        _by_rank(shown, seed),
+        _waits(shown, seed),
+        _over_time(shown, seed),
+        _service(shown, seed),
+        _gap(shown, seed),
+        _cache(shown, seed),
+    ]
+    return [figure for figure in figures if figure is not None]
+
+
+def _render(rows: int, heights: float, paint: Callable[[list[Axes]], None], legend: int = 0) -> str:
+    """An SVG of ``rows`` panels above each other that share their x axis; ``legend`` entries go below them."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    lines = -(-legend // 3) if legend > 1 else 0
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    style: AbstractContextManager[Any] = matplotlib.rc_context({**defaults, **_STYLE})
+    with style:
+        canvas: Canvas = Canvas(figsize=(_WIDTH, rows * heights + 0.3 + 0.22 * lines), layout="constrained")
+        FigureCanvasSVG(canvas)
+        axes = list(canvas.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+        paint(axes)
+        if lines:
+            handles, labels = axes[0].get_legend_handles_labels()
+            canvas.legend(handles, labels, loc="outside lower center", ncols=min(3, legend), columnspacing=1.2)
+        text = StringIO()
+        canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _look(place: int, points: int) -> dict[str, Any]:
+    """Colour, line style and marker of the policy at a place; markers about eight to a line, offset from each other."""
+    every = max(1, points // 8)
+    return {
+        "color": _COLOURS[place % len(_COLOURS)],
+        "linestyle": _LINES[place % len(_LINES)],
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "markevery": ((place * every) // 7 % every if every > 1 else 0, every),
+    }
+
+
+def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[Limit], seed: str) -> Figure | None:
+    curves = [(r.info.policy, r.curves.levels, r.curves.quantiles[metric]) for r in shown]
+    if not any(len(values) for _, _, values in curves):
+        return None
+    marks = [limit for limit in limits if limit.metric == metric]
+
+    def paint(axes: list[Axes]) -> None:
+        (ax,) = axes
+        positive = False
+        for place, (policy, levels, values) in enumerate(curves):
+            if len(values):
+                ax.plot(values, levels * 100, label=_short(policy), **_look(place, len(values)))
+                positive = positive or bool((values > 0).any())
+        for limit in marks:
+            ax.axvline(limit.most_s, color="black", linewidth=1.0, linestyle=(0, (2, 2)))
+            ax.annotate(f"SLO {limit.mark}", (limit.most_s, 3), rotation=90, ha="right", va="bottom", fontsize=8)
+        if positive:
+            ax.set_xscale("log")
+            _plain(ax.xaxis)
+        ax.set(xlabel=f"{title.lower()}, seconds", ylabel="requests at or below, %", ylim=(0, 101))
+
+    caption = f"Share of requests at or below each {title.lower()}; further left is better.{seed}"
+    if marks:
+        caption += " The dashed line is the SLO's limit."
+    return Figure(f"cdf_{metric}", f"{title} per policy", caption, _render(1, 2.9, paint, len(curves)))
+
+
+def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
+    if not any(len(r.curves.ranks) > 1 for r in shown):
+        return None
+
+    def paint(axes: list[Axes]) -> None:
+        for ax, row, name in zip(axes, (0, 1), ("median", "p99"), strict=True):
+            for place, report in enumerate(shown):
+                values = report.curves.rank_ttft_s[row]
+                some = ~np.isnan(values) & (values > 0)
+                look = _look(place, len(values)) | {"markevery": 1}
+                ax.plot(report.curves.ranks[some], values[some], label=_short(report.info.policy), **look)
+            ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
+            _plain(ax.xaxis)
+            _plain(ax.yaxis)
+        axes[-1].set_xlabel("adapter popularity rank (1 is asked for most)")
+
+    caption = (
+        "Time to first token against how popular the adapter is. A line that rises to the right means that rare "
+        f"adapters wait; one that rises to the left, that the hot ones do. Ranks are grouped.{seed}"
+    )
+    return Figure("rank", "Latency against adapter popularity", caption, _render(2, 2.1, paint, len(shown)))
+
+
+def _waits(shown: list[RunReport], seed: str) -> Figure:
+    def paint(axes: list[Axes]) -> None:
+        (ax,) = axes
+        places = np.arange(len(shown))
+        left = np.zeros(len(shown))
+        for cause, label, hatch, colour in zip(WAITS, _CAUSES, _HATCHES, _GREYS, strict=True):
+            widths = np.array([report.curves.waits_s[cause] for report in shown])
+            bars: dict[str, Any] = {
+                "left": left,
+                "hatch": hatch,
+                "color": colour,
+                "edgecolor": "black",
+                "linewidth": 0.6,
+            }
+            ax.barh(places, widths, height=0.66, label=label, **bars)
+            left = left + widths
+        ax.set_yticks(places, [_short(report.info.policy) for report in shown])
+        ax.invert_yaxis()
+        ax.grid(False, axis="y")
+        ax.set_xlabel("mean seconds of a completed request")
+
+    caption = f"Mean end-to-end time of completed requests by what they waited for; the parts sum to the whole.{seed}"
+    svg = _render(1, 0.8 + 0.3 * len(shown), paint, len(_CAUSES))
+    return Figure("waits", "Where the time went", caption, svg)
+
+
+def _over_time(shown: list[RunReport], seed: str) -> Figure:
+    names = (("waiting", "waiting"), ("running", "running"), ("resident", "adapters on GPU"))
+
+    def paint(axes: list[Axes]) -> None:
+        for ax, (key, label) in zip(axes, names, strict=True):
+            for place, report in enumerate(shown):
+                curves = report.curves
+                ax.plot(
+                    curves.times,
+                    curves.series[key],
+                    label=_short(report.info.policy),
+                    **_look(place, len(curves.times)),
+                )
+            ax.set_ylabel(label)
+            ax.set_ylim(bottom=0)
+        most = [r.info.max_loras * r.info.replicas for r in shown if r.info.max_loras is not None]
+        if most:
+            axes[-1].axhline(max(most), color="black", linewidth=1.0, linestyle=(0, (2, 2)))
+            axes[-1].annotate("all slots", (0, max(most)), fontsize=8, xytext=(2, 2), **_POINTS)
+            axes[-1].set_ylim(top=1.25 * max(most))
+        axes[-1].set_xlabel("seconds since the start")
+
+    caption = f"Requests waiting and running, and adapters resident on the GPU, averaged over each moment.{seed}"
+    return Figure("over_time", "Load over time", caption, _render(3, 1.45, paint, len(shown)))
+
+
+def _service(shown: list[RunReport], seed: str) -> Figure | None:
+    drawn = [r for r in shown if r.curves.service][:_SERVICE_PANELS]
+    tenants = list(dict.fromkeys(tenant for report in drawn for tenant in report.curves.service))
+    if len(tenants) < 2:
+        return None
+    look = {tenant: _look(place, 240) for place, tenant in enumerate(tenants)}
+
+    def paint(axes: list[Axes]) -> None:
+        for ax, report in zip(axes, drawn, strict=True):
+            for tenant in tenants:
+                values = report.curves.service.get(tenant)
+                if values is not None:
+                    ax.plot(report.curves.service_times, values / 1000, label=_short(tenant), **look[tenant])
+            ax.set_title(_short(report.info.policy), loc="left")
+            ax.set_ylabel("1,000 tokens")
+            ax.set_ylim(bottom=0)
+        handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        missing = [label for label in handles if label not in axes[0].get_legend_handles_labels()[1]]
+        for label in missing:
+            axes[0].plot([], [], label=label, **look[next(t for t in tenants if _short(t) == label)])
+        axes[-1].set_xlabel("seconds since the start")
+
+    caption = (
+        "Service each tenant has got so far, in weighted tokens: prompt tokens plus twice the output tokens. Lines "
+        f"that run apart while both tenants wait are unfair.{seed}"
+    )
+    if any(len(report.run["per_tenant"]) > len(report.curves.service) for report in drawn):
+        caption += " The tenants that got most."
+    if len(shown) > len(drawn):
+        caption += f" The first {len(drawn)} policies."
+    svg = _render(len(drawn), 1.55, paint, len(tenants))
+    return Figure("service", "Service per tenant", caption, svg)
+
+
+def _gap(shown: list[RunReport], seed: str) -> Figure | None:
+    if max(len(report.curves.service) for report in shown) < 2:
+        return None
+
+    def paint(axes: list[Axes]) -> None:
+        (ax,) = axes
+        for place, report in enumerate(shown):
+            curves = report.curves
+            look = _look(place, len(curves.gap))
+            ax.plot(curves.service_times, curves.gap / 1000, label=_short(report.info.policy), **look)
+            if report.info.bound is not None:
+                ax.axhline(report.info.bound / 1000, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
+        ax.set_ylim(bottom=0)
+        ax.set(xlabel="seconds since the start", ylabel="gap, 1,000 weighted tokens")
+
+    caption = (
+        "The largest difference in service, over weight, between two tenants since both began to wait without a pause. "
+        f"Zero when fewer than two tenants wait. A thin dashed line is the bound a policy promises.{seed}"
+    )
+    return Figure("gap", "Fairness gap", caption, _render(1, 2.6, paint, len(shown)))
+
+
+def _cache(shown: list[RunReport], seed: str) -> Figure | None:
+    if not any(r.curves.cache["hits"].sum() + r.curves.cache["misses"].sum() > 0 for r in shown):
+        return None
+
+    def paint(axes: list[Axes]) -> None:
+        for place, report in enumerate(shown):
+            cache, times = report.curves.cache, report.curves.cache_times
+            look = _look(place, len(times))
+            width = float(times[1] - times[0])
+            tries = cache["hits"] + cache["misses"]
+            rate = np.where(tries > 0, cache["hits"] / np.maximum(tries, 1), np.nan)
+            axes[0].plot(times + width / 2, rate * 100, label=_short(report.info.policy), **look)
+            axes[1].plot(times + width / 2, cache["loads"] / width, **look)
+            axes[2].plot(times + width / 2, cache["evictions"] / width, **look)
+        axes[0].set(ylabel="hits, %", ylim=(0, 103))
+        axes[1].set_ylabel("loads a second")
+        axes[2].set_ylabel("evictions a second")
+        for ax in axes[1:]:
+            ax.set_ylim(bottom=0)
+        axes[2].set_xlabel("seconds since the start")
+
+    caption = (
+        "Share of admitted adapter requests whose adapter was on the GPU already, and how often adapters were loaded "
+        f"and evicted.{seed}"
+    )
+    return Figure("cache", "Adapter cache", caption, _render(3, 1.45, paint, len(shown)))
+
+
+def _attainment(reports: Sequence[RunReport]) -> Figure | None:
+    policies = over_seeds([report.run for report in reports])
+    rows = [(p["policy"], p["metrics"].get("slo.attainment"), p["metrics"].get("slo.met")) for p in policies]
+    if not any(share for _, share, _ in rows):
+        return None
+
+    def paint(axes: list[Axes]) -> None:
+        (ax,) = axes
+        for place, (_, share, met) in enumerate(rows):
+            if share is None:
+                continue
+            good = met is not None and met["mean"] == 1
+            value = share["mean"] * 100
+            colour, hatch = ("#009E73", "") if good else ("#f0f0f0", "////")
+            low, high = (100 * (share[end] if share[end] is not None else share["mean"]) for end in ("low", "high"))
+            spread = None if share["low"] is None else [[value - max(low, 0.0)], [min(high, 100.0) - value]]
+            bars: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
+            ax.barh(place, value, xerr=spread, height=0.66, capsize=3, **bars)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            text = f"{percent(share['mean'])} {'met' if good else 'missed'}"
+            ax.annotate(text, (0, place), xytext=(6, 0), va="center", fontsize=8.5, bbox=box, **_POINTS)
+        ax.set_yticks(range(len(rows)), [_short(policy) for policy, _, _ in rows])
+        ax.invert_yaxis()
+        ax.grid(False, axis="y")
+        ax.set(xlabel="requests that kept every limit, %", xlim=(0, 105))
+
+    caption = "Share of all requests that completed within every limit of the SLO; mean over seeds with 95 % interval."
+    return Figure("slo", "SLO attainment per policy", caption, _render(1, 0.8 + 0.3 * len(rows), paint))
+
+
+def _plain(axis: Axis) -> None:
+    """Label a logarithmic axis 0.1, 1, 10; also between the decades where it spans fewer than two."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    few = high < 100 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _short(name: str, most: int = 26) -> str:
+    """A name that fits beside an axis; one that starts with an underscore would be left out of legends."""
+    text = name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
+    return f" {text}" if text.startswith("_") else text

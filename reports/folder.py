@@ -1,0 +1,211 @@
+"""ResultFolder: the folder a run leaves, written aside and put in place whole: no older result is ever half gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from reports.html import render
+from reports.recorder import Recorder
+from reports.summary import RunReport, summary_of, to_json
+from reports.timeline import timeline_json
+from serving.errors import InputError
+
+SUMMARY = "summary.json"
+_FILES = ("scenario.yaml", SUMMARY, "timeline.json", "report.html", "run_info.json")
+_PACKAGES = ("loratory", "numpy", "pyarrow", "pandas", "simpy", "matplotlib", "torch")
+
+
+class ResultFolder:
+    """Collects results beside ``target`` and replaces it when the block ends well.
+
+        with ResultFolder(Path("results/quickstart")) as folder:
+            recorder = folder.recorder("fifo", seed=0)
+            ...
+            folder.write(reports, title="quickstart", scenario_yaml=text)
+
+    When the block raises, ``target`` is as it was. Entering raises `InputError` when the folder cannot be written, or
+    when ``target`` holds something that is not a Loratory result.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._staged: Path | None = None
+        self._names: dict[str, str] = {}
+        self._started = (0.0, 0.0, "")
+
+    def __enter__(self) -> Self:
+        check_target(self.target)
+        final = self.target.resolve()
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._staged = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+            self._staged.chmod(0o755)
+        except OSError as error:
+            raise _unwritable(self.target, error) from error
+        self._started = (time.perf_counter(), _cpu_seconds(), datetime.now(UTC).isoformat(timespec="seconds"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        staged, self._staged = self.staged, None
+        if error is None:
+            try:
+                _replace(staged, self.target.resolve())
+            except OSError as failure:
+                raise _unwritable(self.target, failure) from failure
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+        else:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    @property
+    def staged(self) -> Path:
+        """The folder being filled. Raises `RuntimeError` outside the block."""
+        if self._staged is None:
+            raise RuntimeError("a ResultFolder is written inside its with block")
+        return self._staged
+
+    def run_folder(self, policy: str, seed: int) -> Path:
+        """``<policy>/<seed>`` inside the result, made if need be; the policy spec becomes a safe, unique name."""
+        if policy not in self._names:
+            name = safe_name(policy)
+            taken = {used.casefold() for used in self._names.values()}
+            if name.casefold() in taken:
+                name = f"{name}-{sha256(policy.encode()).hexdigest()[:8]}"
+            self._names[policy] = name
+        folder = self.staged / self._names[policy] / str(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def recorder(self, policy: str, seed: int, *, decisions: bool = True) -> Recorder:
+        """A recorder that writes into `run_folder`."""
+        return Recorder(self.run_folder(policy, seed), decisions=decisions)
+
+    def write(
+        self,
+        reports: Sequence[RunReport],
+        *,
+        title: str,
+        scenario_yaml: str,
+        description: str = "",
+        run_info: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write everything but the records: summary.json, scenario.yaml, report.html, timeline.json, run_info.json.
+
+        Returns the summary. ``run_info`` adds to run_info.json, which holds what differs between two equal runs.
+        """
+        summary = summary_of([report.run for report in reports])
+        traced = [report for report in reports if report.trace]
+        names = [(f"{r.info.policy}, seed {r.info.seed}", r.info.replicas, r.trace) for r in traced]
+        try:
+            self._text("scenario.yaml", scenario_yaml)
+            self._text(SUMMARY, to_json(summary))
+            self._text("timeline.json", timeline_json(names))
+            self._text("report.html", render(title, reports, description))
+            self._text("run_info.json", json.dumps(self._run_info(run_info or {}), indent=2, default=str) + "\n")
+        except OSError as error:
+            raise _unwritable(self.target, error) from error
+        return summary
+
+    def _text(self, name: str, text: str) -> None:
+        (self.staged / name).write_text(text, encoding="utf-8", newline="\n")
+
+    def _run_info(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        wall, cpu, started = self._started
+        return {
+            "started": started,
+            "wall_s": round(time.perf_counter() - wall, 3),
+            "cpu_s": round(_cpu_seconds() - cpu, 3),
+            "host": platform.node(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+            "folders": dict(self._names),
+            **more,
+        }
+
+
+def check_target(target: Path) -> None:
+    """Refuse a folder that could not be replaced; call it before a long run.
+
+    Raises `InputError` when ``target`` is a file, cannot be read, or holds anything a Loratory run has not written.
+    """
+    try:
+        if not target.exists():
+            return
+        if not target.is_dir():
+            raise InputError(f"{target} is a file: name a folder with --out")
+        entries = sorted(entry.name for entry in target.iterdir())
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    foreign = [name for name in entries if name not in _own_names(target)]
+    if foreign:
+        raise InputError(
+            f"{target} holds {foreign[0]!r}, which no Loratory run wrote there, so it is not replaced: name another "
+            "folder with --out, or move that away"
+        )
+
+
+def _own_names(folder: Path) -> set[str]:
+    """Names in a finished result that its run has written; none for a folder that is no result."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        info = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))
+        return {*_FILES, *info["folders"].values()} if {"format", "policies", "runs"} <= set(summary) else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def safe_name(policy: str) -> str:
+    """A policy spec as a file name: letters, digits and ``-_.=`` stay; ``fifo:strict=true`` is ``fifo-strict=true``."""
+    spec = re.sub(r"^.*[/\\](?=[^/\\]*\.py:)", "", policy)
+    name = re.sub(r"[^A-Za-z0-9_.=]+", "-", spec).strip("-.")[:80]
+    return name or f"policy-{sha256(policy.encode()).hexdigest()[:8]}"
+
+
+def _replace(staged: Path, target: Path) -> None:
+    """Put ``staged`` in the place of ``target``; at every moment one of the two is there whole."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    kept = aside / "old"
+    if target.exists():
+        os.rename(target, kept)
+    try:
+        os.rename(staged, target)
+    except OSError:
+        if kept.exists():
+            os.rename(kept, target)
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{target} cannot be written ({reason}): name a folder you may write to with --out")
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of the child processes it has waited for."""
+    return sum(os.times()[:4])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,207 @@
+"""HTML: report.html, one self-contained file that opens offline: verdicts, then tables, then figures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from reports.figures import draw
+from reports.summary import RunReport, over_seeds
+from reports.verdicts import same_units, verdicts
+from reports.words import count, listed, percent, plural, seconds
+
+_ROWS = 12
+_MARKS = {"good": "✓", "bad": "✗", "note": "•"}
+
+_TERMS = (
+    ("TTFT", "time to first token: from a request's arrival to its first output token."),
+    ("TPOT", "time per output token: from first token to finish, over output tokens less one."),
+    ("ITL", "inter-token latency: each gap between two successive output tokens."),
+    ("queue time", "from arrival to first admission, less the wait for an adapter's load."),
+    ("hit rate", "share of admitted adapter requests whose adapter was on the GPU and had been used before."),
+    ("load share", "share of end-to-end time spent waiting for an adapter's load."),
+    ("attainment", "share of all requests that completed and kept every limit of the SLO."),
+    ("service", "weighted tokens: a request's prompt tokens plus twice its output tokens."),
+    (
+        "service gap",
+        "largest difference in service, over weight, between two tenants while both have requests waiting.",
+    ),
+    ("Jain's index", "1 when every tenant got equal service over weight; 1/n when one of n tenants got all."),
+    ("p50, p99", "half, 99 % of the values are at or below."),
+    ("±", "half the 95 % Student-t interval of the mean over seeds."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A table cell: text, and half the 95 % interval over seeds where there is one."""
+
+    text: str
+    spread: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a report; the first cell of a row names it."""
+
+    caption: str
+    heads: list[str]
+    rows: list[list[Cell]]
+
+
+_Form = Callable[[float | None], str]
+_COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
+    "Latency": [
+        ("TTFT mean", "ttft_s.mean", seconds),
+        ("TTFT p50", "ttft_s.p50", seconds),
+        ("TTFT p99", "ttft_s.p99", seconds),
+        ("TPOT p50", "tpot_s.p50", seconds),
+        ("TPOT p99", "tpot_s.p99", seconds),
+        ("ITL p99", "itl_s.p99", seconds),
+        ("end-to-end mean", "e2e_s.mean", seconds),
+        ("end-to-end p99", "e2e_s.p99", seconds),
+        ("queue time p99", "queue_s.p99", seconds),
+    ],
+    "Throughput and outcome": [
+        ("requests/s", "throughput.requests_per_s", count),
+        ("output tokens/s", "throughput.output_tokens_per_s", count),
+        ("submitted", "requests.submitted", count),
+        ("completed", "requests.completed", count),
+        ("rejected", "requests.rejected", count),
+        ("aborted", "requests.aborted", count),
+        ("failed", "requests.failed", count),
+        ("SLO attainment", "slo.attainment", percent),
+        ("mean batch", "engine.mean_batch", count),
+        ("GPU busy", "engine.busy_share", percent),
+        ("preemptions", "engine.preemptions", count),
+    ],
+    "Adapters and fairness": [
+        ("hit rate", "adapters.hit_rate", percent),
+        ("loads", "adapters.loads", count),
+        ("evictions", "adapters.evictions", count),
+        ("mean wait for a load", "adapters.load_wait_s", seconds),
+        ("Jain's index", "fairness.jain", count),
+        ("largest service gap", "fairness.max_service_gap", count),
+        ("promised bound", "fairness.bound", count),
+    ],
+}
+
+
+def render(title: str, reports: Sequence[RunReport], description: str = "") -> str:
+    """The report over all runs. Every text from outside is escaped; the same runs give the same bytes."""
+    from jinja2 import Environment, StrictUndefined
+
+    runs = [report.run for report in reports]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    template = environment.from_string(_resource("report.html"))
+    from markupsafe import Markup
+
+    pictures = [
+        {
+            "name": figure.name,
+            "title": figure.title,
+            "caption": figure.caption,
+            "data": base64.b64encode(figure.svg.encode()).decode("ascii"),
+        }
+        for figure in draw(reports)
+    ]
+    return template.render(
+        title=title,
+        css=Markup(_resource("report.css")),
+        lead=[line for line in (description, _lead(reports)) if line],
+        verdicts=verdicts(runs),
+        marks=_MARKS,
+        tables=_tables(runs),
+        groups=_groups(runs),
+        figures=pictures,
+        terms=_TERMS,
+    )
+
+
+def _resource(name: str) -> str:
+    return files("reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def _lead(reports: Sequence[RunReport]) -> str:
+    """One line: what ran, on what, how long."""
+    backends = sorted({report.info.backend for report in reports})
+    policies = list(dict.fromkeys(report.info.policy for report in reports))
+    seeds = sorted({report.info.seed for report in reports})
+    run = reports[0].run
+    where = {"sim": "simulated", "executor": "measured on this machine's GPU"}
+    parts = [
+        listed([where.get(backend, backend) for backend in backends]),
+        f"{len(policies)} {'policy' if len(policies) == 1 else 'policies'}",
+        plural(len(seeds), "seed"),
+        plural(run["replicas"], "replica"),
+        f"{plural(run['requests']['submitted'], 'request')} over {seconds(run['duration_s'])}",
+        f"{plural(run['adapters']['seen'], 'adapter')} asked for",
+    ]
+    if run["warmup_s"]:
+        parts.append(f"the first {seconds(run['warmup_s'])} not measured")
+    text = ", ".join(parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
+    policies = over_seeds(runs)
+    tables = []
+    for caption, columns in _COLUMNS.items():
+        used = [column for column in columns if any(column[1] in policy["metrics"] for policy in policies)]
+        rows = [
+            [Cell(policy["policy"]), *(_cell(policy["metrics"].get(c[1]), c[2]) for c in used)] for policy in policies
+        ]
+        tables.append(Table(f"{caption}, per policy", ["policy", *(column[0] for column in used)], rows))
+    return tables
+
+
+def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Tenants and adapters that waited longest, for each policy's first run."""
+    tables: list[Table] = []
+    for run in {run["policy"]: run for run in reversed(runs)}.values():
+        for unit, heading in (("tenant", "Tenants"), ("adapter", "Adapters")):
+            if len(run[f"per_{unit}"]) > 1 and not (unit == "tenant" and same_units(run)):
+                tables.insert(0, _worst(run, unit, f"{heading} with the longest TTFT p99 under {run['policy']}"))
+    return tables
+
+
+def _cell(metric: Mapping[str, Any] | None, form: _Form) -> Cell:
+    if metric is None:
+        return Cell("–")
+    half = None if metric["high"] is None else metric["high"] - metric["mean"]
+    return Cell(form(metric["mean"]), "" if not half else form(half))
+
+
+def _or_dash(form: _Form, value: float | None) -> str:
+    return "–" if value is None else form(value)
+
+
+def _worst(run: Mapping[str, Any], unit: str, caption: str) -> Table:
+    """The groups with the longest p99 TTFT, those that got no token at all first."""
+    rows = run[f"per_{unit}"]
+    late = sorted(rows, key=lambda row: -(row["ttft_p99_s"] if row["ttft_p99_s"] is not None else float("inf")))
+    shown = late[:_ROWS]
+    if len(rows) > len(shown):
+        caption += f" ({len(shown)} of {len(rows):,})"
+    if run["seed"]:
+        caption += f", seed {run['seed']}"
+    heads = [unit, "requests", "completed", "TTFT p50", "TTFT p99", "queue time p99"]
+    heads += ["service", "weight"] if unit == "tenant" else ["hit rate", "loads", "load wait"]
+    return Table(caption, heads, [_group(row, unit) for row in shown])
+
+
+def _group(row: Mapping[str, Any], unit: str) -> list[Cell]:
+    cells = [
+        row[unit] if row[unit] is not None else "base model",
+        count(row["requests"]),
+        count(row["completed"]),
+        *(_or_dash(seconds, row[mark]) for mark in ("ttft_p50_s", "ttft_p99_s", "queue_p99_s")),
+    ]
+    if unit == "tenant":
+        cells += [count(row["service"]), count(row["weight"])]
+    else:
+        cells += [_or_dash(percent, row["hit_rate"]), count(row["loads"]), seconds(row["load_wait_s"])]
+    return [Cell(text) for text in cells]

@@ -1,0 +1,38 @@
+"""RunInfo: what a report needs to know of a run beyond its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One run: a policy, a seed, a backend. Times in seconds.
+
+    ``policy`` is the spec as the user gave it (``fifo:strict=true``). ``submitted``: requests the driver handed over
+    (None: as many as the records hold, which leaves conservation unchecked). ``start_s``: the time the run's clock
+    started at; ``duration_s``: from then to the end of the run (None: the last record). Requests that arrived in the
+    first ``warmup_s`` are counted, not measured. ``slo`` maps names such as ``ttft_p99_s`` to limits. ``bound``: the
+    largest service gap the policy promises, weighted tokens, or None. ``weights``: tenants' weights, by default those
+    of their requests. ``oracle``: the policy was told true output lengths. ``max_loras``, ``max_num_seqs`` and
+    ``num_gpu_blocks`` are one replica's.
+    """
+
+    scenario: str
+    policy: str
+    backend: str = "sim"
+    seed: int = 0
+    replicas: int = 1
+    submitted: int | None = None
+    start_s: float = 0.0
+    duration_s: float | None = None
+    warmup_s: float = 0.0
+    slo: Mapping[str, float] = field(default_factory=dict)
+    bound: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    oracle: bool = False
+    max_loras: int | None = None
+    max_num_seqs: int | None = None
+    num_gpu_blocks: int | None = None

@@ -1,0 +1,235 @@
+"""Metrics: from one run's records to its ``run`` object in summary.json. Every key is defined in docs/reports.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from reports.fairness import jain, service_of
+from reports.measured import WAITS, Measured, present
+from reports.slo import judge
+from reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
+
+STATUSES = ("completed", "rejected", "aborted", "failed")
+_NAMED = 20
+
+
+def run_object(run: Measured) -> dict[str, Any]:
+    """The ``run`` object of one run, not yet rounded.
+
+    Raises `AssertionError` when the records do not conserve requests: that is a bug of ours, never a result.
+    """
+    requests = _counts(run)
+    gaps = inter_token(run)
+    latency = {
+        "ttft_s": describe(present(run.ttft[run.counted])),
+        "tpot_s": describe(present(run.tpot[run.counted])),
+        "itl_s": describe_weighted(*gaps),
+        "e2e_s": describe(present(run.e2e[run.counted])),
+        "queue_s": describe(present(run.number("queue_s")[run.counted])),
+    }
+    _, gap = run.gap
+    per_tenant = _per_tenant(run)
+    share = np.array([row["service"] / row["weight"] for row in per_tenant])
+    return {
+        "scenario": run.info.scenario,
+        "policy": run.info.policy,
+        "backend": run.info.backend,
+        "seed": run.info.seed,
+        "replicas": run.info.replicas,
+        "oracle": run.info.oracle,
+        "requests": requests,
+        "truncated": int(run.number("truncated").sum()),
+        "never_served": _never_served(run),
+        "duration_s": run.duration,
+        "warmup_s": run.warmup,
+        "throughput": _throughput(run),
+        **latency,
+        "waits_s": _waits(run),
+        "adapters": _adapters(run),
+        "fairness": {
+            "jain": jain(share),
+            "max_service_gap": float(gap.max()) if len(gap) else 0.0,
+            "bound": run.info.bound,
+        },
+        "engine": _engine(run),
+        "slo": judge(run, gaps),
+        "warnings": list(run.info.warnings),
+        "per_tenant": per_tenant,
+        "per_adapter": _per_adapter(run),
+    }
+
+
+def inter_token(run: Measured) -> tuple[Floats, Floats]:
+    """(seconds, how many tokens): the gaps between successive output tokens, from the steps.
+
+    In a step every decoding sequence gets a token, so the gap is the step's duration, and for the sequences that were
+    decoding before also the time since the last step that decoded (a prefill-only step of ``batching: separate``).
+    """
+    order = run.by_replica
+    decodes = run.step("decode_seqs")[order]
+    some: Any = decodes > 0
+    prefilled = np.cumsum(np.where(some, 0, run.step("prefill_seqs")[order]))
+    some = slice(None) if some.all() else some
+    start, end = np.array(run.step("start")[order][some]), run.step("end")[order][some]
+    decodes, prefilled, replica = decodes[some], prefilled[some], run.step("replica")[order][some]
+    late = np.flatnonzero((start[1:] - end[:-1] > 1e-9) & (replica[1:] == replica[:-1])) + 1
+    stall = start[late] - end[late - 1]
+    older = np.maximum(decodes[late] - (prefilled[late] - prefilled[late - 1]), 0).astype(np.float64)
+    steps = run.step("steps")[order][some]
+    seconds = np.subtract(end, start, out=start)
+    seconds /= steps
+    tokens = np.multiply(decodes, steps, dtype=np.float64)
+    tokens[late] -= older
+    if run.warmup > 0:
+        early = end <= run.warmup
+        tokens[early], older[early[late]] = 0.0, 0.0
+    if not len(late):
+        return seconds, tokens
+    return np.concatenate((seconds, seconds[late] + stall)), np.concatenate((tokens, older))
+
+
+def _counts(run: Measured) -> dict[str, int]:
+    code, names = run.named("status")
+    found = dict(zip(names, np.bincount(code, minlength=len(names)).tolist(), strict=True))
+    counts = {status: found.get(status, 0) for status in STATUSES}
+    submitted = run.count if run.info.submitted is None else run.info.submitted
+    if sum(counts.values()) != submitted or run.count != submitted:
+        raise AssertionError(
+            f"{run.info.policy}: {submitted} requests were submitted, but the records hold {run.count}: {found}; "
+            "this is a bug in Loratory, please report it"
+        )
+    return {"submitted": submitted, **counts, "measured": int(run.counted.sum())}
+
+
+def _never_served(run: Measured) -> dict[str, Any]:
+    """Requests that never got a token and were not rejected: how many, why, whose, and the first few ids."""
+    unserved = np.isnan(run.first) & ~run.has_status("rejected")
+    places = np.flatnonzero(unserved)
+    ids = run.records.requests.read(["request_id"]).column("request_id").take(places[:_NAMED]).to_pylist()
+    why, reasons = run.named("why")
+    code, names = run.named("adapter")
+    adapters = Counter("base model" if code[i] < 0 else names[code[i]] for i in places)
+    return {
+        "count": len(places),
+        "why": dict(sorted(Counter(reasons[why[i]] for i in places).items())),
+        "adapters": dict(sorted(adapters.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]),
+        "first": ids,
+    }
+
+
+def _throughput(run: Measured) -> dict[str, float]:
+    span = run.duration - run.warmup
+    late = run.finish >= run.warmup
+    output = float(run.output[late].sum())
+    prompt = float(run.number("prompt_tokens")[late & ~np.isnan(run.first)].sum())
+    per_s = 1.0 / span if span > 0 else 0.0
+    return {
+        "requests_per_s": float((run.completed & late).sum()) * per_s,
+        "output_tokens_per_s": output * per_s,
+        "total_tokens_per_s": (output + prompt) * per_s,
+    }
+
+
+def _waits(run: Measured) -> dict[str, float | None]:
+    """Mean seconds of a completed request's e2e time by cause; they sum to the mean of e2e_s."""
+    chosen = run.completed & run.counted
+    some = bool(chosen.any())
+    return {name: float(run.number(name)[chosen].mean()) if some else None for name in WAITS}
+
+
+def _adapters(run: Measured) -> dict[str, Any]:
+    adapter = run.named("adapter")[0]
+    hit = present(run.number("hit")[run.counted])
+    lora = run.counted & (adapter >= 0) & ~np.isnan(run.number("admitted"))
+    late = run.step("end") > run.warmup
+    busy = float((run.step("end") - run.step("start"))[late].sum())
+    stall = float(run.step("load_s")[late].sum())
+    return {
+        "seen": len(np.unique(adapter[adapter >= 0])),
+        "loads": len(run.event_times("load")),
+        "prefetches": len(run.event_times("prefetch")),
+        "evictions": len(run.event_times("evicted")),
+        "hit_rate": float(hit.mean()) if len(hit) else None,
+        "load_wait_s": float(run.number("load_wait_s")[lora].mean()) if lora.any() else None,
+        "stall_s": stall,
+        "stall_share": stall / busy if busy > 0 else 0.0,
+    }
+
+
+def _engine(run: Measured) -> dict[str, Any]:
+    late = run.step("end") > run.warmup
+    times = run.step("steps")[late].astype(np.float64)
+    batch = (run.step("prefill_seqs") + run.step("decode_seqs"))[late]
+    total = float(times.sum())
+    span = (run.duration - run.warmup) * run.info.replicas
+    busy = float((run.step("end") - np.maximum(run.step("start"), run.warmup))[late].sum())
+    return {
+        "steps": int(total),
+        "preemptions": len(run.event_times("preempted")),
+        "mean_batch": float((batch * times).sum()) / total if total else None,
+        "busy_share": min(1.0, busy / span) if span > 0 else 0.0,
+        "max_kv_blocks": int(run.step("kv_blocks").max(initial=0)),
+        "max_waiting": int(run.step("waiting").max(initial=0)),
+    }
+
+
+def _per_tenant(run: Measured) -> list[dict[str, Any]]:
+    """One row a tenant, the one that got most service first."""
+    code, names = run.named("tenant")
+    n = len(names)
+    ones = np.ones(run.count)
+    service = grouped_sum(code, service_of(run.demand), n)
+    ttft, queue = _marks(run, run.ttft, code, n), _marks(run, run.number("queue_s"), code, n)
+    requests, completed = grouped_sum(code, ones, n), grouped_sum(code[run.completed], ones[run.completed], n)
+    output = grouped_sum(code, run.output, n)
+    return [
+        {
+            "tenant": names[t],
+            "requests": int(requests[t]),
+            "completed": int(completed[t]),
+            "weight": float(run.weights[t]),
+            "service": float(service[t]),
+            "output_tokens": int(output[t]),
+            "ttft_p50_s": float(ttft[0, t]),
+            "ttft_p99_s": float(ttft[1, t]),
+            "queue_p99_s": float(queue[1, t]),
+        }
+        for t in sorted((t for t in range(n) if requests[t]), key=lambda t: (-service[t], names[t]))
+    ]
+
+
+def _per_adapter(run: Measured) -> list[dict[str, Any]]:
+    """One row an adapter that was asked for (the base model's ``adapter`` is null), the most popular first."""
+    code, names = run.named("adapter")[0] + 1, ["", *run.named("adapter")[1]]
+    n = len(names)
+    ones = np.ones(run.count)
+    hit = run.number("hit")
+    known = ~np.isnan(hit)
+    ttft, queue = _marks(run, run.ttft, code, n), _marks(run, run.number("queue_s"), code, n)
+    requests, completed = grouped_sum(code, ones, n), grouped_sum(code[run.completed], ones[run.completed], n)
+    hits, tries = grouped_sum(code[known], hit[known], n), grouped_sum(code[known], ones[known], n)
+    output, load_wait = grouped_sum(code, run.output, n), grouped_sum(code, run.number("load_wait_s"), n)
+    loads = run.loads_by_adapter()
+    return [
+        {
+            "adapter": names[a] if a else None,
+            "requests": int(requests[a]),
+            "completed": int(completed[a]),
+            "output_tokens": int(output[a]),
+            "ttft_p50_s": float(ttft[0, a]),
+            "ttft_p99_s": float(ttft[1, a]),
+            "queue_p99_s": float(queue[1, a]),
+            "hit_rate": float(hits[a] / tries[a]) if tries[a] else None,
+            "loads": loads[names[a]] if a else 0,
+            "load_wait_s": float(load_wait[a] / requests[a]),
+        }
+        for a in sorted((a for a in range(n) if requests[a]), key=lambda a: (-requests[a], names[a]))
+    ]
+
+
+def _marks(run: Measured, values: Floats, code: Any, groups: int) -> Floats:
+    keep = run.counted & ~np.isnan(values)
+    return grouped_percentiles(code[keep], values[keep], groups, (50, 99))

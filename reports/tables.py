@@ -1,0 +1,203 @@
+"""The record tables of a run: their columns, the buffers that fill them, and where they go (Parquet or memory)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.events import Stepped
+from serving.plan import BatchShape
+
+Floats = npt.NDArray[np.float64]
+
+CHUNK_ROWS = 2_048
+"""Rows kept as Python numbers; few, so that they stay in the processor's cache."""
+
+BATCH_CHUNKS = 16
+"""Chunks that make one Arrow batch, which is also one Parquet row group."""
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("adapter", _NAME),
+        ("tenant", _NAME),
+        ("replica", pa.int16()),
+        ("arrival", pa.float64()),
+        ("admitted", pa.float64()),
+        ("first_token", pa.float64()),
+        ("finish", pa.float64()),
+        ("prompt_tokens", pa.int32()),
+        ("cached_tokens", pa.int32()),
+        ("output_tokens", pa.int32()),
+        ("max_tokens", pa.int64()),
+        ("status", _NAME),
+        ("why", _NAME),
+        ("queue_s", pa.float64()),
+        ("load_wait_s", pa.float64()),
+        ("prefill_s", pa.float64()),
+        ("decode_s", pa.float64()),
+        ("preempted_s", pa.float64()),
+        ("preemptions", pa.int32()),
+        ("hit", pa.bool_()),
+        ("truncated", pa.bool_()),
+        ("deadline", pa.float64()),
+        ("priority", pa.int64()),
+    ]
+)
+
+STEP_COLUMNS = tuple(
+    column for name in Stepped._fields for column in (BatchShape._fields if name == "shape" else (name,))
+)
+_STEP_FLOATS = {"start", "end", "load_s", "prefill_attention"}
+_STEP_LONGS = {"kv_tokens", "lora_token_ranks"}
+STEP_TYPES: tuple[type[np.number[Any]], ...] = (
+    np.int16,
+    *(np.float64 if c in _STEP_FLOATS else np.int64 if c in _STEP_LONGS else np.int32 for c in STEP_COLUMNS),
+)
+STEP_SCHEMA = pa.schema(
+    [(name, pa.from_numpy_dtype(kind)) for name, kind in zip(("replica", *STEP_COLUMNS), STEP_TYPES, strict=True)]
+)
+
+KINDS = ("load", "prefetch", "loaded", "prefetched", "evicted", "preempted")
+"""What an adapter event is. ``load`` and ``prefetch`` are starts; ``loaded`` and ``prefetched`` the ends."""
+
+EVENT_SCHEMA = pa.schema(
+    [("time", pa.float64()), ("replica", pa.int16()), ("kind", _NAME), ("adapter", _NAME), ("tier", _NAME)]
+)
+
+
+class Codes(dict[str | None, int]):
+    """Small numbers for names, in the order first seen; None is -1. Looking a name up numbers it."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__({None: -1})
+        for name in names:
+            self[name]
+
+    def __missing__(self, name: str | None) -> int:
+        code = self[name] = len(self) - 1
+        return code
+
+    @property
+    def names(self) -> list[str]:
+        """The names by code."""
+        return [name for name in self if name is not None]
+
+    def array(self, codes: Floats) -> pa.DictionaryArray:
+        """Codes as an Arrow dictionary array, null where -1."""
+        indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(self.names, pa.string()))
+
+
+class TableBuffer:
+    """Rows on their way into one table: numbers in `flat`, row after row, and optionally one string a row in `ids`.
+
+    ``convert(matrix, ids)`` turns them into Arrow columns. With a ``path`` the batches stream to a Parquet file, else
+    they stay in memory. Equal rows give an equal file, byte for byte.
+    """
+
+    __slots__ = ("_batches", "_chunks", "_convert", "_path", "_schema", "_width", "_writer", "flat", "ids", "limit")
+
+    def __init__(
+        self, path: Path | None, schema: pa.Schema, width: int, convert: Callable[[Floats, list[str]], list[Any]]
+    ) -> None:
+        self.flat: list[float] = []
+        self.ids: list[str] = []
+        self.limit = CHUNK_ROWS * width
+        self._path = path
+        self._schema = schema
+        self._width = width
+        self._convert = convert
+        self._writer: pq.ParquetWriter | None = None
+        self._chunks: list[Floats] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def flush(self) -> None:
+        """Take the numbers out of `flat`; call when it holds ``limit`` of them."""
+        self._chunks.append(np.array(self.flat, np.float64).reshape(-1, self._width))
+        self.flat.clear()
+        if len(self._chunks) >= BATCH_CHUNKS:
+            self._move()
+
+    def _move(self) -> None:
+        matrix = np.concatenate(self._chunks)
+        batch = pa.RecordBatch.from_arrays(self._convert(matrix, self.ids), schema=self._schema)
+        self._chunks.clear()
+        self.ids.clear()
+        if self._path is None:
+            self._batches.append(batch)
+        else:
+            self._open(self._path).write_batch(batch)
+
+    def _open(self, path: Path) -> pq.ParquetWriter:
+        if self._writer is None:
+            names = [field.name for field in self._schema if pa.types.is_dictionary(field.type)]
+            small = [field.name for field in self._schema if pa.types.is_integer(field.type)]
+            self._writer = pq.ParquetWriter(
+                path, self._schema, compression="zstd", compression_level=1, use_dictionary=names + small
+            )
+        return self._writer
+
+    def close(self) -> TableSource:
+        """Flush, finish the file (an empty table gets one too) and return where the table can be read."""
+        self.flush()
+        if len(self._chunks[-1]) or len(self._chunks) > 1:
+            self._move()
+        if self._path is not None:
+            self._open(self._path).close()
+        return TableSource(self._path, self._schema, tuple(self._batches))
+
+    def abandon(self) -> None:
+        """Close an open file without finishing the table; for a run that failed."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class TableSource:
+    """A finished table: in memory, or in a Parquet file that is read again at each call."""
+
+    __slots__ = ("_batches", "_path", "_schema")
+
+    def __init__(self, path: Path | None, schema: pa.Schema, batches: tuple[pa.RecordBatch, ...]) -> None:
+        self._path = path
+        self._schema = schema
+        self._batches = batches
+
+    def read(self, columns: list[str] | None = None, rows: int | None = None) -> pa.Table:
+        """The table, or only the named columns or first rows, with one dictionary for each name column."""
+        if self._path is None:
+            table = pa.Table.from_batches(self._batches, self._schema)
+            table = (table if columns is None else table.select(columns)).slice(0, rows)
+        elif rows is None:
+            table = pq.read_table(self._path, columns=columns, use_threads=False)
+        else:
+            with pq.ParquetFile(self._path) as file:
+                first = next(file.iter_batches(batch_size=rows, columns=columns, use_threads=False), None)
+                table = file.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
+        return table.unify_dictionaries()
+
+
+def floats(table: pa.Table, column: str) -> Floats:
+    """A numeric column as float64, NaN where null."""
+    values = table.column(column)
+    if values.null_count:
+        values = values.cast(pa.float64())
+    return np.asarray(values.to_numpy(), dtype=np.float64)
+
+
+def codes(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """A name column as (codes, names); -1 where null."""
+    array = table.column(column).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        if array.num_chunks == 0:
+            return np.zeros(0, np.int64), []
+        array = array.chunk(0)
+    return np.asarray(array.indices.fill_null(-1).to_numpy(), np.int64), array.dictionary.to_pylist()

@@ -1,0 +1,32 @@
+"""Catalogue: the scenarios that come with Loratory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from scenarios.document import read_document
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryEntry:
+    """One scenario of the library: the name to run it by, what it shows, and its file."""
+
+    name: str
+    description: str
+    path: Path
+
+
+def library_folder() -> Path:
+    """The folder of the library's files."""
+    return Path(str(resources.files("scenarios").joinpath("library")))
+
+
+def library() -> tuple[LibraryEntry, ...]:
+    """Every scenario of the library, by name."""
+    entries = []
+    for path in sorted(library_folder().glob("*.yaml")):
+        raw = read_document(path.read_text(encoding="utf-8"), path.name).raw
+        entries.append(LibraryEntry(path.stem, str(raw.get("description", "")), path))
+    return tuple(entries)

@@ -1,0 +1,105 @@
+"""Lengths: how many tokens a prompt or an output has."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from scenarios.samples import read_samples
+from scenarios.section import Count, FileRef, Name, OneOf, Positive, Section, wrong
+from serving.workload import Floats, Ints
+
+
+class Lognormal(Section):
+    """A lognormal, given by its own mean and coefficient of variation (not those of its logarithm)."""
+
+    mean: Positive = Field(description="mean, before rounding and clipping")
+    cv: Positive = Field(description="standard deviation / mean")
+    min: Positive | None = Field(None, description="smaller draws become this; by default the smallest possible")
+    max: Positive | None = Field(None, description="larger draws become this; by default no limit")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lognormal:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise wrong(f"min ({self.min}) is above max ({self.max}): swap them")
+        return self
+
+    def parameters(self) -> tuple[float, float]:
+        """Mean and standard deviation of the logarithm."""
+        variance = float(np.log1p(self.cv**2))
+        return float(np.log(self.mean)) - variance / 2, variance**0.5
+
+
+class Empirical(Section):
+    """Lengths somebody measured: drawn from a file, each row as likely as another."""
+
+    file: FileRef = Field(description="CSV, JSON, Parquet, or text with one number a line")
+    column: Name | None = Field(None, description="column to read, where the file has several")
+
+
+class Lengths(OneOf):
+    """A distribution of token counts; each draw is a whole number of at least 1. A plain number means ``fixed``."""
+
+    shorthand: ClassVar = {int: "fixed", float: "fixed"}
+
+    fixed: Count | None = Field(None, description="always this many tokens")
+    uniform: tuple[Count, Count] | None = Field(None, description="[lo, hi], both included")
+    lognormal: Lognormal | None = Field(None, description="{mean, cv, min, max}")
+    empirical: Empirical | None = Field(None, description="a file of lengths, or {file, column}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_alone(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("empirical"), str):
+            return {**data, "empirical": {"file": data["empirical"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lengths:
+        if self.uniform is not None and self.uniform[0] > self.uniform[1]:
+            raise wrong(f"lo ({self.uniform[0]}) is above hi ({self.uniform[1]}): swap them", "uniform")
+        return self
+
+    def draw(self, rng: np.random.Generator, n: int) -> Ints:
+        """``n`` lengths, tokens, each at least 1. Raises `InputError` when an empirical file holds none."""
+        if self.fixed is not None:
+            return np.full(n, self.fixed, dtype=np.int64)
+        if self.uniform is not None:
+            lo, hi = self.uniform
+            return rng.integers(lo, hi, size=n, endpoint=True, dtype=np.int64)
+        if self.lognormal is not None:
+            mu, sigma = self.lognormal.parameters()
+            drawn = np.rint(rng.lognormal(mu, sigma, n))
+            lo = max(1.0, np.ceil(self.lognormal.min or 1.0))
+            return np.clip(drawn, lo, max(lo, np.floor(self.lognormal.max or 2.0**53))).astype(np.int64)
+        assert self.empirical is not None
+        values = read_samples(self.empirical.file, self.empirical.column)
+        return values[rng.integers(0, len(values), size=n)]
+
+
+class Seconds(OneOf):
+    """A distribution of durations, seconds. A plain number means ``fixed``."""
+
+    shorthand: ClassVar = {int: "fixed", float: "fixed"}
+
+    fixed: Positive | None = Field(None, description="always this long, s")
+    uniform: tuple[Positive, Positive] | None = Field(None, description="[lo, hi], s")
+    lognormal: Lognormal | None = Field(None, description="{mean, cv, min, max}, s")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Seconds:
+        if self.uniform is not None and self.uniform[0] > self.uniform[1]:
+            raise wrong(f"lo ({self.uniform[0]}) is above hi ({self.uniform[1]}): swap them", "uniform")
+        return self
+
+    def draw(self, rng: np.random.Generator, n: int) -> Floats:
+        """``n`` durations in seconds."""
+        if self.fixed is not None:
+            return np.full(n, self.fixed, dtype=np.float64)
+        if self.uniform is not None:
+            return rng.uniform(*self.uniform, size=n)
+        assert self.lognormal is not None
+        mu, sigma = self.lognormal.parameters()
+        return np.clip(rng.lognormal(mu, sigma, n), self.lognormal.min or 0.0, self.lognormal.max or np.inf)

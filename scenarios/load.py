@@ -1,0 +1,119 @@
+"""Load: scenario files in and out; every mistake in one is a single line with its place and remedy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from scenarios.catalogue import library_folder
+from scenarios.document import Document, apply_overrides, override, read_document
+from scenarios.explain import explain
+from scenarios.schema import Scenario
+from serving.errors import InputError
+
+__all__ = ["apply_overrides", "dump", "find", "json_schema", "load_scenario", "load_text"]
+
+
+def load_scenario(
+    reference: str | Path, overrides: Sequence[str] = (), policies: Sequence[str] | None = None
+) -> Scenario:
+    """The scenario in a file, or the library's of that name.
+
+    ``overrides`` are ``key.path=value`` settings on top; ``policies`` replaces the scenario's. Files the scenario names
+    are looked for next to it, then in the working folder. Raises `InputError` with one line: place, key, what is wrong,
+    remedy.
+
+    >>> load_scenario("quickstart", ["engine.max_loras=8"]).engine.max_loras
+    8
+    """
+    path = find(reference)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{reference}: is not text: give a scenario in YAML") from error
+    except OSError as error:
+        raise InputError(f"{reference}: cannot be read ({error.strerror}): check the path") from error
+    source = path.name if path.parent == library_folder() else str(reference)
+    return load_text(text, source, path.parent, overrides, policies)
+
+
+def load_text(
+    text: str,
+    source: str = "scenario",
+    folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    policies: Sequence[str] | None = None,
+) -> Scenario:
+    """The scenario that ``text`` says; ``source`` names it in errors, ``folder`` is where its files are.
+
+    Raises `InputError` like `load_scenario`.
+    """
+    document = override(read_document(text, source), overrides)
+    if policies is not None:
+        where = {path: place for path, place in document.where.items() if path[:1] != ("policies",)}
+        where[("policies",)] = "--policy"
+        document = Document(document.source, {**document.raw, "policies": list(policies)}, where)
+    folders = tuple(dict.fromkeys(f for f in (folder, Path.cwd()) if f is not None))
+    try:
+        return Scenario.model_validate(document.raw, context={"folders": folders})
+    except ValidationError as error:
+        raise explain(error, document) from None
+
+
+def find(reference: str | Path) -> Path:
+    """The file of a scenario: a path, or a library name. Raises `InputError` naming the nearest library name."""
+    path = Path(reference)
+    if path.is_file():
+        return path
+    name = str(reference)
+    bare = os.sep not in name and "/" not in name
+    known = sorted(p.stem for p in library_folder().glob("*.yaml"))
+    if bare and name.removesuffix(".yaml") in known:
+        return library_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder: name the scenario file in it")
+    near = get_close_matches(Path(name).stem, known, n=1)
+    hint = f"did you mean the library's {near[0]!r}?" if near else f"the library has {', '.join(known)}"
+    raise InputError(f"{name}: no such scenario file; {hint}")
+
+
+def dump(scenario: Scenario, relative_to: Path | None = None) -> str:
+    """The scenario as YAML with every default written out: enough to run it again bit for bit.
+
+    Files it names are absolute, or relative to the folder ``relative_to``. Loading the text gives an equal scenario.
+    """
+    values = scenario.model_dump(exclude_none=True)
+    if relative_to is not None:
+        values = _relative(values, relative_to)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=False)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of scenario files, for editors."""
+    schema = Scenario.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Loratory scenario"}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes short lists on one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        plain = all(not isinstance(item, list | dict) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain)
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    """``value`` with every absolute path to an existing file in it made relative to ``folder``."""
+    if isinstance(value, dict):
+        return {key: _relative(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_relative(item, folder) for item in value]
+    if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
+        return os.path.relpath(value, folder)
+    return value

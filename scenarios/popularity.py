@@ -1,0 +1,103 @@
+"""Popularity: which adapter a request wants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from scenarios.section import Count, Name, NotNegative, OneOf, Positive, Section, wrong
+from serving.errors import InputError
+from serving.workload import Floats, Ints
+
+
+class Drift(Section):
+    """Zipf popularity whose ranking moves: every ``period_s`` the adapters shift by ``step`` places."""
+
+    zipf: NotNegative = Field(1.0, description="Zipf exponent at every moment")
+    period_s: Positive = Field(description="time between two shifts, s")
+    step: Count = Field(1, description="places the ranking moves at a shift; the hottest adapter becomes the next one")
+
+
+def _kind(value: Any) -> str | None:
+    return "list" if isinstance(value, list | tuple) else "mapping" if isinstance(value, dict) else None
+
+
+Weights = Annotated[
+    Annotated[list[NotNegative], Tag("list")] | Annotated[dict[Name, NotNegative], Tag("mapping")],
+    Discriminator(
+        _kind, custom_error_type="weights", custom_error_message="should be a list of weights or {adapter: weight}"
+    ),
+]
+
+
+class Popularity(OneOf):
+    """How requests spread over the adapters, the first being the most popular; ``uniform`` may stand alone."""
+
+    shorthand: ClassVar = {str: "", list: "weights"}
+
+    uniform: bool | None = Field(None, description="all alike")
+    zipf: NotNegative | None = Field(None, description="exponent s: the i-th adapter has weight 1 / i^s")
+    power: Positive | None = Field(
+        None,
+        description="alpha: index floor(power(alpha) * count) as in S-LoRA; below 1 the first are the most popular",
+    )
+    weights: Weights | None = Field(None, description="one weight an adapter, as a list or by name; not named is 0")
+    drift: Drift | None = Field(None, description="{zipf, period_s, step}: the ranking moves with time")
+
+    @model_validator(mode="after")
+    def _usable(self) -> Popularity:
+        if self.uniform is False:
+            raise wrong("should be true, or leave it out and choose another popularity", "uniform")
+        if self.weights is not None:
+            values = self.weights if isinstance(self.weights, list) else list(self.weights.values())
+            if not sum(values) > 0:
+                raise wrong("are all 0: give at least one adapter a weight above 0", "weights")
+        return self
+
+    def draw(self, rng: np.random.Generator, names: tuple[str, ...], arrival: Floats) -> Ints:
+        """An index into ``names`` for each request, by its arrival (s, used by ``drift``).
+
+        Raises `InputError` when weights and names do not match.
+        """
+        n, count = len(arrival), len(names)
+        if self.power is not None:
+            return (rng.power(self.power, n) * count).astype(np.int64)
+        if self.uniform:
+            return rng.integers(0, count, size=n, dtype=np.int64)
+        if self.drift is not None:
+            rank = choose(rng, zipf_weights(self.drift.zipf, count), n)
+            shift = np.floor(arrival / self.drift.period_s).astype(np.int64) * self.drift.step
+            return np.mod(rank + shift, count).astype(np.int64)
+        if self.zipf is not None:
+            return choose(rng, zipf_weights(self.zipf, count), n)
+        return choose(rng, self._weights(names), n)
+
+    def _weights(self, names: tuple[str, ...]) -> Floats:
+        if isinstance(self.weights, dict):
+            unknown = [name for name in self.weights if name not in names]
+            if unknown:
+                raise InputError(f"popularity.weights names {unknown[0]!r}, which is no adapter here")
+            weights = np.array([self.weights.get(name, 0.0) for name in names])
+        else:
+            weights = np.array(self.weights or [], dtype=np.float64)
+            if len(weights) != len(names):
+                raise InputError(
+                    f"popularity.weights has {len(weights)} weights for {len(names)} adapters: give as many"
+                )
+        if not weights.sum() > 0:
+            raise InputError("popularity.weights are 0 for every adapter here: give one a weight above 0")
+        return weights
+
+
+def zipf_weights(exponent: float, count: int) -> Floats:
+    """Zipf weights 1 / i^s of ``count`` items, not normalised."""
+    return np.arange(1, count + 1, dtype=np.float64) ** -exponent
+
+
+def choose(rng: np.random.Generator, weights: Floats, n: int) -> Ints:
+    """``n`` indices drawn in proportion to ``weights``."""
+    total = np.cumsum(weights)
+    index = np.searchsorted(total, rng.random(n) * total[-1], side="right")
+    return np.minimum(index, int(np.flatnonzero(weights)[-1])).astype(np.int64)

@@ -1,0 +1,174 @@
+"""Scenario: everything one experiment says, and the checks that need more than one of its sections."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from scenarios.adapters import Adapters
+from scenarios.cost import Cost, RooflineCost, Tiers
+from scenarios.popularity import Popularity
+from scenarios.section import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
+from scenarios.slo import Slo
+from scenarios.tenants import Tenants
+from scenarios.workload import WorkloadSpec, stream_names
+from serving.config import EngineConfig
+
+Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(no_bool)]
+
+
+class Cluster(Section):
+    """How many replicas, and who sends a request to which."""
+
+    replicas: Count = Field(1, description="engines, each on its own GPUs")
+    router: Name = Field("round_robin", description="round_robin (default), least_loaded, lora_affinity or rendezvous")
+
+
+class Scenario(Section):
+    """One experiment: a model on GPUs, adapters, a workload, and the policies to compare on it."""
+
+    name: Name = Field(description="short name, used in reports")
+    description: str = Field("", description="one sentence: what the scenario shows")
+    model: NameOrFile = Field(description="catalogue name, or path of a Hugging Face config.json")
+    gpu: Name = Field(description="catalogue name, such as h100-80gb")
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(), description="engine settings, vLLM's names")
+    cost: Cost = Field(default_factory=lambda: RooflineCost(), description="cost model: roofline, linear or profile")
+    tiers: Tiers = Field(default_factory=Tiers, description="bandwidth and latency of host, disk and remote storage")
+    adapters: Adapters = Field(default_factory=lambda: Adapters(count=0), description="the LoRA adapters")
+    tenants: Tenants = Field(default_factory=Tenants, description="tenants, weights, priorities")
+    workload: WorkloadSpec = Field(description="the stream of requests")
+    policies: Annotated[list[Name], Field(min_length=1)] = Field(
+        ["fifo"], description="scheduling policies to compare, such as fifo or fair_share:by=tenant"
+    )
+    cluster: Cluster = Field(default_factory=Cluster, description="replicas and router")
+    slo: Slo = Field(default_factory=Slo, description="service levels, such as ttft_p99_s: 2.0")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
+    warmup_s: NotNegative = Field(0.0, description="requests that arrive before this are left out of the metrics, s")
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """Refuses true and false where `EngineConfig` wants a number."""
+        for key in value if isinstance(value, dict) else ():
+            known = EngineConfig.model_fields.get(str(key))
+            if isinstance(value[key], bool) and known is not None and known.annotation is not bool:
+                raise wrong(f"should be a number, not {str(value[key]).lower()}", key)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        self._check_adapters()
+        self._check_arrivals()
+        self._check_names()
+        for key, values in (("seeds", self.seeds), ("policies", self.policies)):
+            if len(set(values)) != len(values):
+                raise wrong("repeats an entry: name each one once", key)
+        if self.workload.duration_s is not None and self.warmup_s >= self.workload.duration_s:
+            raise wrong(f"({self.warmup_s:g}) leaves nothing of {self.workload.duration_s:g} s: lower it", "warmup_s")
+        return self
+
+    def _check_adapters(self) -> None:
+        adapters, engine = self.adapters, self.engine
+        count = adapters.known_count
+        if count == 0:
+            if adapters.popularity is not None or adapters.rates is not None:
+                raise wrong("is 0, so nothing can be popular: raise it", "adapters", "count")
+            return
+        if adapters.max_rank() > engine.max_lora_rank:
+            raise wrong(
+                f"go up to {adapters.max_rank()}, above engine.max_lora_rank ({engine.max_lora_rank}): "
+                f"set engine.max_lora_rank to {adapters.max_rank()}",
+                *("adapters", "ranks"),
+            )
+        pinned = adapters.pinned if isinstance(adapters.pinned, int) else len(adapters.pinned)
+        if count is not None and pinned > count:
+            raise wrong(f"is {pinned}, but there are {count} adapters: lower it", "adapters", "pinned")
+        if pinned > engine.max_loras or (pinned == engine.max_loras and (count is None or count > pinned)):
+            raise wrong(
+                f"takes {pinned} of the {engine.max_loras} slots and leaves none for the other adapters: "
+                "pin fewer, or raise engine.max_loras",
+                *("adapters", "pinned"),
+            )
+        if adapters.initial_tier == "host" and (count or 0) > engine.host_slots:
+            raise wrong(
+                f"is host, which holds {engine.host_slots} of the {count} adapters: raise engine.max_cpu_loras to "
+                f"{count}, or start on disk",
+                *("adapters", "initial_tier"),
+            )
+
+    def _check_arrivals(self) -> None:
+        workload, rates = self.workload, self.adapters.rates
+        if rates is not None:
+            for key in ("arrivals", "streams", "trace"):
+                if getattr(workload, key) is not None:
+                    raise wrong("cannot go with adapters.rates, which say how requests arrive", "workload", key)
+        elif workload.arrivals is None and workload.streams is None and workload.trace is None:
+            raise wrong("is missing: add it, for example {poisson: 10}, or a trace", "workload", "arrivals")
+        if self.adapters.known_count is None and workload.trace is None:
+            raise wrong("is missing: say how many adapters there are", "adapters", "count")
+        if workload.generator == "slora":
+            popularity = self.adapters.popularity
+            given = (
+                workload.arrivals and workload.arrivals.gamma,
+                popularity and popularity.power,
+                workload.duration_s,
+            )
+            lengths = (workload.input_tokens, workload.output_tokens)
+            if not all(given) or self.adapters.base_share or any(d is None or d.uniform is None for d in lengths):
+                raise wrong(
+                    "slora wants gamma arrivals, power popularity, uniform lengths, duration_s and no base_share",
+                    *("workload", "generator"),
+                )
+        closed = workload.arrivals is not None and workload.arrivals.closed_loop is not None
+        if closed and self.adapters.popularity is not None and self.adapters.popularity.drift is not None:
+            raise wrong(
+                "drift follows the clock, which a closed loop has not: use open arrivals", "adapters", "popularity"
+            )
+
+    def _check_names(self) -> None:
+        names = self.adapters.known_names()
+        workload, tenants = self.workload, self.tenants
+        if workload.trace is None and tenants.map.trace:
+            raise wrong("is trace, and there is no workload.trace: choose another map", "tenants", "map")
+        if names is None or workload.trace is not None:
+            return
+        if isinstance(self.adapters.pinned, list):
+            _known(self.adapters.pinned, names, "adapter", "adapters", "pinned")
+        _check_weights(self.adapters.popularity, names, "adapters", "popularity")
+        if isinstance(self.adapters.rates, dict):
+            _known(list(self.adapters.rates), names, "adapter", "adapters", "rates")
+        for tenant, owned in (tenants.map.owners or {}).items():
+            _known(owned, names, "adapter", "tenants", "map", "owners", tenant)
+        streams = workload.streams or []
+        for index, stream in enumerate(streams):
+            positions = stream_names(stream, names)
+            if isinstance(positions, str):
+                raise wrong(f"names {positions}, and there are {len(names)}", "workload", "streams", index, "adapters")
+            own = tuple(names[i] for i in positions)
+            _check_weights(stream.popularity, own, "workload", "streams", index, "popularity")
+        known = (*(tenants.map.names(names) or ()), *(s.tenant for s in streams if s.tenant))
+        unknown = tenants.unknown(known)
+        if unknown is not None:
+            _known([unknown[1]], known, "tenant", "tenants", unknown[0])
+
+
+def _check_weights(popularity: Popularity | None, names: tuple[str, ...], *path: str | int) -> None:
+    if popularity is None or popularity.weights is None:
+        return
+    if isinstance(popularity.weights, dict):
+        _known(list(popularity.weights), names, "adapter", *path, "weights")
+    elif len(popularity.weights) != len(names):
+        raise wrong(f"has {len(popularity.weights)} weights for {len(names)} adapters: give as many", *path, "weights")
+
+
+def _known(given: list[str], names: tuple[str, ...], noun: str, *path: str | int) -> None:
+    known = set(names)
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, names[:1000], n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
+            )
+            raise wrong(f"names the {noun} {name!r}, which does not exist; {hint}", *path)
