@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from serving.errors import InputError, LoratoryError
 
@@ -35,13 +35,13 @@ def main() -> NoReturn:
     except LoratoryError as error:
         _complain(str(error))
         code = error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+        else:
+            _complain(f"{error.format_message().rstrip('.')}; see loratory --help")
         code = InputError.exit_code
-    except click.ClickException as error:
-        _complain(f"{error.format_message().rstrip('.')}; see loratory --help")
-        code = InputError.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing was written")
         code = 130
     except BrokenPipeError:

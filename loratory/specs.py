@@ -96,7 +96,10 @@ def describe(spec: str) -> Description:
     own = {parameter.name for parameter in parameters}
     parameters += [Parameter(n, _type_text(k), d, t) for n, (k, d, t) in _COMMON.items() if n not in own]
     prose = " ".join(body.split())
-    summary = prose.split(". ")[0].rstrip(".") + "."
+    headline = (sys.modules[found.__module__].__doc__ or "").partition("\n")[0]
+    subject, _, summary = headline.partition(": ")
+    if subject != spec or not summary:
+        summary = prose.split(". ")[0].rstrip(".") + "."
     return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
 
 

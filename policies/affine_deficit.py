@@ -67,6 +67,6 @@ class AffineDeficit:
             else:
                 return
 
-    def bound(self, limits: Limits) -> float:
+    def bound(self, limits: Limits) -> float | None:
         """2(U+Q)."""
-        return self.rounds.bound(limits.max_prompt_tokens, limits.kv_tokens)
+        return self.rounds.bound(limits)

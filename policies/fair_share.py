@@ -101,7 +101,8 @@ class FairShare:
         """2U (theorem 4.4), where the policy keeps it."""
         if not self.strict or self.predict != "none":
             return None
-        return 2 * self.units.largest(limits.max_prompt_tokens, limits.kv_tokens)
+        largest = self.units.largest(limits)
+        return None if largest is None else 2 * largest
 
     def _counter(self, view: View, unit: Unit) -> float:
         counter = self._offset.get(unit, 0.0) + self.units.service(view, unit)

@@ -10,7 +10,8 @@ from serving.policy import Event, Evict, InputError, Reject, RequestView, Schedu
 class SLora:
     """First come, first served; stops at the first request that does not fit. A request fits when the KV pool holds all
     running requests at their largest, assuming each runs to max_tokens. Admission is considered when the batch is empty
-    and after every few decode steps. No adapter cache: an adapter leaves when no running request uses it.
+    and after every few decode steps. No adapter cache: an adapter leaves when no running request uses it. A request too
+    large for the rule, which S-LoRA would not take, runs alone.
 
     Parameters:
         decode_steps: decode steps between two admissions.
@@ -82,9 +83,9 @@ class SLora:
             trial = list(sizes)
             insort(trial, (1 - request.max_tokens, request.prompt_tokens + 1))
             brought += request.prompt_tokens
-            if len(trial) > self.max_requests or brought > most:
-                break
-            if self._largest(trial) >= view.kv_total_tokens - sum(new.values()):
+            fits = len(trial) <= self.max_requests and brought <= most
+            fits = fits and self._largest(trial) < view.kv_total_tokens - sum(new.values())
+            if not fits and view.running:
                 break
             outcome = yield from want(view, request)
             if not outcome:

@@ -149,7 +149,7 @@ class TableBuffer:
     def close(self) -> TableSource:
         """Flush, finish the file (an empty table gets one too) and return where the table can be read."""
         self.flush()
-        if len(self._chunks[-1]) or len(self._chunks) > 1:
+        if any(len(chunk) for chunk in self._chunks):
             self._move()
         if self._path is not None:
             self._open(self._path).close()

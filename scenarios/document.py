@@ -100,12 +100,12 @@ class _Reader:
                         raise InputError(f"{self._at(key_node)}: << wants a mapping, such as *defaults")
                     merged = {**self._mapping(source, path), **merged}
                 continue
-            key: Any = self._loader.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | None):
-                raise InputError(f"{self._at(key_node)}: a key should be a word or a number")
+            key: str | int = self._loader.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int):
+                raise InputError(f"{self._at(key_node)}: a key should be a word or a whole number")
             if key in out:
                 raise InputError(f"{self._at(key_node)}: {dotted((*path, key))}: is given twice: keep one of them")
-            below = (*path, key)
+            below: Path = (*path, key)
             self.where[below] = self._at(key_node)
             out[key] = self.value(value_node, below)
         return {**merged, **out}

@@ -6,9 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Column = Literal[
-    "arrivals", "base", "adapter", "input", "output", "predicted", "deadline", "tenant", "trace", "trace_input"
-]
+Column = Literal["arrivals", "base", "adapter", "input", "output", "predicted", "deadline", "tenant", "trace"]
 _KEYS = {name: index for index, name in enumerate(get_args(Column))}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from scenarios.draws import Draws
 from scenarios.section import Count, Name, NotNegative, OneOf, Positive, Section, wrong
 from serving.errors import InputError
 from serving.workload import Floats, Ints
@@ -63,13 +64,15 @@ class Popularity(OneOf):
         """
         n, count = len(arrival), len(names)
         if self.power is not None:
-            return (rng.power(self.power, n) * count).astype(np.int64)
+            index: Ints = (rng.power(self.power, n) * count).astype(np.int64)
+            return np.minimum(index, count - 1)
         if self.uniform:
             return rng.integers(0, count, size=n, dtype=np.int64)
         if self.drift is not None:
             rank = choose(rng, zipf_weights(self.drift.zipf, count), n)
-            shift = np.floor(arrival / self.drift.period_s).astype(np.int64) * self.drift.step
-            return np.mod(rank + shift, count).astype(np.int64)
+            shift: Ints = np.floor(arrival / self.drift.period_s).astype(np.int64) * self.drift.step
+            moved: Ints = np.mod(rank + shift, count)
+            return moved
         if self.zipf is not None:
             return choose(rng, zipf_weights(self.zipf, count), n)
         return choose(rng, self._weights(names), n)
@@ -91,6 +94,18 @@ class Popularity(OneOf):
         return weights
 
 
+def draw_adapters(
+    draws: Draws, popularity: Popularity, base_share: float, names: tuple[str, ...], arrival: Floats
+) -> Ints:
+    """An index into ``names`` for each request, -1 for the share of them that wants the base model."""
+    if not names:
+        return np.full(len(arrival), -1, dtype=np.int64)
+    adapter = popularity.draw(draws.rng("adapter"), names, arrival)
+    if base_share <= 0:
+        return adapter
+    return np.where(draws.rng("base").random(len(arrival)) < base_share, -1, adapter)
+
+
 def zipf_weights(exponent: float, count: int) -> Floats:
     """Zipf weights 1 / i^s of ``count`` items, not normalised."""
     return np.arange(1, count + 1, dtype=np.float64) ** -exponent
@@ -99,5 +114,5 @@ def zipf_weights(exponent: float, count: int) -> Floats:
 def choose(rng: np.random.Generator, weights: Floats, n: int) -> Ints:
     """``n`` indices drawn in proportion to ``weights``."""
     total = np.cumsum(weights)
-    index = np.searchsorted(total, rng.random(n) * total[-1], side="right")
-    return np.minimum(index, int(np.flatnonzero(weights)[-1])).astype(np.int64)
+    index: Ints = np.searchsorted(total, rng.random(n) * total[-1], side="right").astype(np.int64)
+    return np.minimum(index, int(np.flatnonzero(weights)[-1]))

@@ -13,7 +13,7 @@ from scenarios.popularity import Popularity
 from scenarios.section import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from scenarios.slo import Slo
 from scenarios.tenants import Tenants
-from scenarios.workload import WorkloadSpec, stream_names
+from scenarios.workload import WorkloadSpec, stream_positions
 from serving.config import EngineConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(no_bool)]
@@ -143,9 +143,13 @@ class Scenario(Section):
             _known(owned, names, "adapter", "tenants", "map", "owners", tenant)
         streams = workload.streams or []
         for index, stream in enumerate(streams):
-            positions = stream_names(stream, names)
-            if isinstance(positions, str):
-                raise wrong(f"names {positions}, and there are {len(names)}", "workload", "streams", index, "adapters")
+            try:
+                positions = stream_positions(stream, names)
+            except LookupError as error:
+                raise wrong(
+                    f"names {error.args[0]}, and there are {len(names)} adapters: correct it",
+                    *("workload", "streams", index, "adapters"),
+                ) from None
             own = tuple(names[i] for i in positions)
             _check_weights(stream.popularity, own, "workload", "streams", index, "popularity")
         known = (*(tenants.map.names(names) or ()), *(s.tenant for s in streams if s.tenant))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -66,7 +67,7 @@ Subset = Annotated[
 
 
 class Stream(Section):
-    """One part of a workload, with arrivals of its own: a client, a tenant, a batch job. A key left out is inherited."""
+    """One part of a workload with arrivals of its own, such as a tenant's; a key left out is inherited."""
 
     tenant: Name | None = Field(None, description="the tenant of its requests; by default what tenants.map says")
     arrivals: Arrivals = Field(description="its arrivals; closed_loop is not possible here")
@@ -181,15 +182,17 @@ class WorkloadSpec(Section):
                 raise wrong(f"is not before duration_s ({self.duration_s:g})", "streams", index, "start_s")
 
 
-def stream_names(stream: Stream, names: tuple[str, ...]) -> Any:
-    """The positions in ``names`` of the adapters a stream uses, or the name or slice that does not exist."""
+def stream_positions(stream: Stream, names: tuple[str, ...]) -> Sequence[int]:
+    """The positions in ``names`` of the adapters a stream uses. `LookupError` names what is not there."""
     if stream.adapters is None:
         return range(len(names))
     if isinstance(stream.adapters, Slice):
         end = stream.adapters.start + stream.adapters.count
-        return (
-            range(stream.adapters.start, end) if end <= len(names) else f"adapters {stream.adapters.start}..{end - 1}"
-        )
+        if end > len(names):
+            raise LookupError(f"adapters {stream.adapters.start} to {end - 1}")
+        return range(stream.adapters.start, end)
     position = {name: index for index, name in enumerate(names)}
     missing = next((name for name in stream.adapters if name not in position), None)
-    return repr(missing) if missing is not None else [position[name] for name in stream.adapters]
+    if missing is not None:
+        raise LookupError(repr(missing))
+    return [position[name] for name in stream.adapters]

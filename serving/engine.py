@@ -300,12 +300,14 @@ class Engine:
     def _loads_done(self, plan: StepPlan) -> None:
         """Loads of this plan have started, and with sync loading those to the GPU are over."""
         ledger, announcer = self.ledger, self._announcer
-        for adapter, tier, prefetch in plan.loads:
-            if LoadStarted in announcer.wanted:
+        wanted = announcer.wanted
+        if LoadStarted in wanted:
+            for adapter, tier, prefetch in plan.loads:
                 announcer.tell(LoadStarted(self._planned[0], adapter.name, tier, prefetch))
+        for adapter, _, prefetch in plan.loads:
             if ledger.sync_loading and not prefetch:
                 ledger.adapters[adapter.name].loaded_at = ledger.now
-                if Loaded in announcer.wanted:
+                if Loaded in wanted:
                     announcer.tell(Loaded(ledger.now, adapter.name, False))
         ledger.loads.clear()
 

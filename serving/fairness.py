@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from serving.lanes import Lanes
 
 if TYPE_CHECKING:
-    from serving.policy import RequestView, View
+    from serving.policy import Limits, RequestView, View
     from serving.queue import WaitQueue
 
 Unit = str | None
@@ -49,9 +49,14 @@ class Units:
             admitted, output = adapter.admitted_tokens, adapter.output_tokens
         return (self.input_weight * admitted + self.output_weight * output) / self.weights.get(unit, 1.0)
 
-    def largest(self, max_prompt_tokens: int, kv_tokens: int) -> float:
-        """U of the VTC paper: the most service by which one admission decision can be ahead of its counter."""
-        return max(self.input_weight * max_prompt_tokens, self.output_weight * kv_tokens)
+    def largest(self, limits: Limits) -> float | None:
+        """U of the VTC paper: the most service by which one admission decision can be ahead of its counter.
+
+        None when ``limits`` measures service of other units or with other weights.
+        """
+        if (self.by, self.input_weight, self.output_weight) != (limits.unit, limits.input_weight, limits.output_weight):
+            return None
+        return max(self.input_weight * limits.max_prompt_tokens, self.output_weight * limits.kv_tokens)
 
 
 class Rounds:
@@ -127,9 +132,10 @@ class Rounds:
             self.place(view, unit)
         return True
 
-    def bound(self, max_prompt_tokens: int, kv_tokens: int) -> float:
+    def bound(self, limits: Limits) -> float | None:
         """2(U + quantum)."""
-        return 2 * (self.units.largest(max_prompt_tokens, kv_tokens) + self.quantum)
+        largest = self.units.largest(limits)
+        return None if largest is None else 2 * (largest + self.quantum)
 
     def _credit(self, view: View, unit: Unit) -> float:
         return self._granted.get(unit, 0.0) - self.units.service(view, unit)

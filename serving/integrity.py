@@ -163,8 +163,6 @@ def _kv(ledger: Ledger, same: Same, holds: Holds) -> None:
             blocks = -(-sequence.prefilled // size)
             same(f"KV blocks of {sequence.request_id}", sequence.blocks, blocks)
             used += blocks
-    for sequence in ledger.index.table.values():
-        same(f"KV blocks of waiting {sequence.request_id}", sequence.blocks, 0)
     same("KV blocks used", kv.used, used)
     holds(f"{kv.used} of {kv.total} KV blocks are used", 0 <= kv.used <= kv.total)
     same("KV phases", list(kv.phases), phases)

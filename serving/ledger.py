@@ -176,11 +176,19 @@ class Ledger:
         """Whether a GPU slot is free or held by an adapter that may go."""
         if len(self.on_gpu) + len(self.loading) < self.max_loras:
             return True
-        return bool(self.idle) and any(not (state.fresh and state.queue) for state in self.idle.values())
+        if not self.idle:
+            return False
+        busy = self.running or self.loading
+        return not busy or any(not (state.fresh and state.queue) for state in self.idle.values())
 
     def idle_views(self) -> list[AdapterView]:
-        """Adapters that may be evicted and were not just loaded for somebody who waits."""
-        return [state.view for state in self.idle.values() if not (state.fresh and state.queue)]
+        """Adapters that may be evicted and were not just loaded for somebody who waits.
+
+        With nothing running and nothing on the way they all may: else a policy that insists on another adapter, having
+        changed its mind while this one was loading, would wait for ever.
+        """
+        busy = self.running or self.loading
+        return [state.view for state in self.idle.values() if not (busy and state.fresh and state.queue)]
 
     def _ready(self) -> Iterator[AdapterState]:
         backlogged = self.index.backlogged

@@ -249,19 +249,25 @@ class CostView(Protocol):
 
 
 class Limits(NamedTuple):
-    """What a fairness bound depends on: longest prompt and output, tokens the KV pool holds, most running requests."""
+    """What a fairness bound depends on: longest prompt and output, tokens the KV pool holds, most running requests.
+
+    The gap is measured between the ``unit`` named, in service of these weights a token.
+    """
 
     max_prompt_tokens: int
     max_output_tokens: int
     kv_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    unit: By = "tenant"
+    input_weight: float = 1.0
+    output_weight: float = 2.0
 
 
 class Policy(Protocol):
     """Decides what runs. Optional members: ``observe(event)`` is told what happened; ``victim(view)`` names the running
-    request to preempt when KV runs out (by default the last admitted); ``bound(limits)`` promises a service gap in
-    weighted tokens; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a number) override the engine's; ``observes``
+    request to preempt when KV runs out (by default the last admitted); ``bound(limits)`` promises a service gap, in
+    weighted tokens, between two backlogged units, or returns None; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a number) override the engine's; ``observes``
     names the event types it wants (by default all); ``only_waiting`` = True: do not ask while nobody waits."""
 
     def schedule(self, view: View) -> Schedule:

@@ -27,11 +27,15 @@ from sim.transfers import Transfers
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a simulation ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served."""
+    """How a simulation ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
+
+    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``.
+    """
 
     end_s: float
     never_served: int
     cut_off: bool
+    submitted: int
 
 
 @dataclass(slots=True)
@@ -140,7 +144,7 @@ def simulate(
         engine = Engine(config, adapters, policy(), cost, kv_bytes_per_token, None if sink is None else sink(index))
         cluster.add(Replica(env, index, engine, cost, Transfers(env, cost), cluster.ended, jump))
     if not len(workload):
-        return Outcome(0.0, 0, False)
+        return Outcome(0.0, 0, False, 0)
     if workload.concurrency is None and replicas == 1:
         cluster.feed_alone()
     elif workload.concurrency is None:
@@ -163,7 +167,7 @@ def simulate(
     cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
     if cluster.left:
         never = _end_left(cluster, cut_off, stalled)
-    return Outcome(env.now, never, cut_off)
+    return Outcome(env.now, never, cut_off, cluster.sent)
 
 
 def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> int:
@@ -178,5 +182,7 @@ def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> int:
         return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
 
     for replica in cluster.replicas:
+        if cut_off:
+            replica.cut(env.now)
         replica.engine.end_all(env.now, "aborted" if cut_off else "failed", why)
     return 0 if cut_off else cluster.left

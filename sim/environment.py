@@ -18,6 +18,17 @@ class ExactEnvironment(Environment):
     steps could differ in the last bit and order two events differently. `at` takes the absolute time instead.
     """
 
+    def reach(self, time: float) -> bool:
+        """Set the clock to second ``time`` (not before now) if no event comes up to then; else False, wait `at` it.
+
+        What a process that waits would do, without the event: most steps of a replica meet nobody.
+        """
+        queue = self._queue
+        if queue and queue[0][0] <= time:
+            return False
+        self._now = time
+        return True
+
     def at(self, time: float, priority: EventPriority = NORMAL) -> Event:
         """An event that succeeds at second ``time`` (not before now); URGENT ones come before others of that time."""
         event = Event.__new__(Event)

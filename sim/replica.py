@@ -64,6 +64,8 @@ class Replica:
         self._unfinished = 0
         self._segment: Segment | None = None
         self._epoch = -1
+        self._plan: StepPlan | None = None
+        """The plan being run."""
         self._done = 0
         """Steps of the segment committed."""
         self._target = 0
@@ -91,12 +93,23 @@ class Replica:
                 self._target = boundary
                 self.process.interrupt()
 
+    def cut(self, now: float) -> None:
+        """The run ends at second ``now``: commit what a jump in flight has done by then."""
+        segment = self._segment
+        if self._target > self._done + 1 and segment is not None and self._plan is not None:
+            boundary = segment.first_at_or_after(now, self._done + 1, self._target)
+            if segment.time(boundary) > now:
+                boundary -= 1
+            if boundary > self._done:
+                self.engine.commit(self._plan, StepResult(boundary - self._done), segment.time(boundary))
+
     def _run(self) -> Generator[Event, Any, None]:
-        env, engine = self._env, self.engine
+        env, engine, feed = self._env, self.engine, self.feed
+        step_seconds = self._cost.step_seconds
         while True:
-            if self.feed.next_at <= env.now:
-                self.feed.deliver(env.now)
-            plan = engine.plan(env.now)
+            if feed.next_at <= env.now:
+                feed.deliver(env.now)
+            plan = self._plan = engine.plan(env.now)
             if engine.unfinished < self._unfinished:
                 self._count_ended()
             if engine.idle_plans > STALL_PLANS:
@@ -104,49 +117,46 @@ class Replica:
             if plan is None:
                 yield from self._rest()
                 continue
-            load_s = 0.0
-            if plan.loads:
-                load_s = yield from self._load(plan)
+            load_s = (yield from self._load(plan)) if plan.loads else 0.0
             steps = 1
             if plan.prefills:
                 self._epoch = -1
-                yield env.at(env.now + self._cost.step_seconds(plan.shape))
+                end = env.now + step_seconds(plan.shape)
+                if not env.reach(end):
+                    yield env.at(end)
             elif plan.decode_count:
-                begin = self._begin_decode(plan, load_s)
-                segment = self._segment
-                assert segment is not None
-                while True:
+                segment = self._begin_decode(plan, load_s)
+                while not env.reach(end := segment.time(self._target)):
                     try:
-                        yield env.at(segment.time(self._target))
+                        yield env.at(end)
                         break
                     except Interrupt:
                         continue
-                steps = self._target - begin
+                steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
             engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s), env.now)
-            if engine.unfinished < self._unfinished:
-                self._count_ended()
 
-    def _begin_decode(self, plan: StepPlan, load_s: float) -> int:
-        """Set the boundary to wait for; returns the boundary the step starts at."""
-        now = self._env.now
-        if plan.epoch != self._epoch or load_s > 0.0:
+    def _begin_decode(self, plan: StepPlan, load_s: float) -> Segment:
+        """Set the boundary to wait for, on the segment that the plan's batch is in."""
+        segment = self._segment
+        if segment is None or plan.epoch != self._epoch or load_s > 0.0:
             cost = self._cost
-            self._segment = Segment(now, plan.shape, cost.decode_line(plan.shape), cost.step_seconds)
+            segment = self._segment = Segment(
+                self._env.now, plan.shape, cost.decode_line(plan.shape), cost.step_seconds
+            )
             self._epoch = plan.epoch
             self._done = 0
         begin = self._done
         steps = 1
-        if self._jump and plan.max_repeat:
+        if plan.max_repeat and self._jump:
             steps = min(plan.max_repeat + 1, self._next_end() - self.engine.ledger.clock[0])
             if steps > 1:
                 next_at = self.feed.next_at if plan.wake_at is None else min(plan.wake_at, self.feed.next_at)
                 if next_at < inf:
-                    assert self._segment is not None
-                    steps = self._segment.first_at_or_after(next_at, begin + 1, begin + steps) - begin
+                    steps = segment.first_at_or_after(next_at, begin + 1, begin + steps) - begin
         self._target = begin + steps
-        return begin
+        return segment
 
     def _next_end(self) -> int:
         """The decode clock at which the model ends the next output."""

@@ -28,9 +28,7 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
         return _from_counts(path, source, options)
     source.having(_INVOCATIONS, "azure_functions")
     start = source.times("end_timestamp", "s") - source.numbers("duration")
-    return table_of(
-        "azure_functions", path, time=start, adapter=source.labels("func"), tenant=source.labels("app")
-    )
+    return table_of("azure_functions", path, time=start, adapter=source.labels("func"), tenant=source.labels("app"))
 
 
 def _from_counts(path: Path, source: Source, options: ReadOptions) -> TraceTable:
@@ -62,5 +60,8 @@ def _recognise(head: Head) -> bool:
 
 
 FORMAT = Format(
-    "azure_functions", "Azure Functions 2021 invocations or 2019 counts per minute; one function = one adapter", _recognise, read
+    "azure_functions",
+    "Azure Functions 2021 invocations or 2019 counts per minute; one function = one adapter",
+    _recognise,
+    read,
 )

@@ -74,7 +74,7 @@ def _read_json(path: Path, rows: int | None) -> pd.DataFrame:
     """Objects one a line, or a list of objects."""
     import gzip
 
-    raw = gzip.open(path, "rb").read() if path.suffix == ".gz" else path.read_bytes()
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     text = raw.decode("utf-8-sig")
     if text.lstrip().startswith("["):
         records = json.loads(text)
@@ -122,10 +122,10 @@ class Source:
             text = series.astype("string").str.strip()
             blank = (text.isna() | (text == "")).to_numpy(dtype=bool)
             values = pd.to_numeric(text.where(~blank), errors="coerce")
-            array = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            array: Floats = np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
             self._refuse(np.isnan(array) & ~blank, column, "is not a number")
         else:
-            array = series.to_numpy(dtype=np.float64, na_value=np.nan)
+            array = np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
         self._refuse(np.isinf(array), column, "is not a finite number")
         return array
 
@@ -148,9 +148,11 @@ class Source:
             return self.numbers(column) * UNITS[unit or "s"]
         blank = (text.isna() | (text == "")).to_numpy(dtype=bool)
         parsed = pd.to_datetime(text.where(~blank), utc=True, format="ISO8601", errors="coerce")
-        self._refuse(parsed.isna().to_numpy(dtype=bool) & ~blank, column, "is not a date such as 2023-11-16 18:17:03.98")
+        self._refuse(
+            parsed.isna().to_numpy(dtype=bool) & ~blank, column, "is not a date such as 2023-11-16 18:17:03.98"
+        )
         since = (parsed - parsed.min()).dt.total_seconds()
-        return since.to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
 
     def labels(self, column: str) -> Labels:
         """A column of names; blank cells are -1. Names are ordered by how often they come, then by name."""

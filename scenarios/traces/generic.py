@@ -67,5 +67,8 @@ def _recognise(head: Head) -> bool:
 
 
 FORMAT = Format(
-    "generic", "any CSV, JSON Lines or Parquet with a column a quantity: time, input, output, adapter, ...", _recognise, read
+    "generic",
+    "any CSV, JSON Lines or Parquet with a column a quantity: time, input, output, adapter, ...",
+    _recognise,
+    read,
 )

@@ -42,5 +42,8 @@ def _recognise(head: Head) -> bool:
 
 
 FORMAT = Format(
-    "gentd", "GenTD-like CSV: seq,base_model,lora_ids; an order of adapter use without times or lengths", _recognise, read
+    "gentd",
+    "GenTD-like CSV: seq,base_model,lora_ids; an order of adapter use without times or lengths",
+    _recognise,
+    read,
 )

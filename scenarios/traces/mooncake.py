@@ -32,9 +32,7 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     if options.prefix_cache:
         blocks = source.having(("hash_ids",), "mooncake with prefix_cache").frame["hash_ids"].tolist()
         cached = _cached(time, prompt, blocks)
-    return table_of(
-        "mooncake", path, time=time, prompt=prompt, output=source.tokens("output_length"), cached=cached
-    )
+    return table_of("mooncake", path, time=time, prompt=prompt, output=source.tokens("output_length"), cached=cached)
 
 
 def _cached(time: Floats, prompt: Floats, blocks: Sequence[Sequence[int]]) -> Floats:
@@ -53,5 +51,8 @@ def _recognise(head: Head) -> bool:
 
 
 FORMAT = Format(
-    "mooncake", "Mooncake JSONL: timestamp (ms), input_length, output_length, hash_ids (512-token blocks)", _recognise, read
+    "mooncake",
+    "Mooncake JSONL: timestamp (ms), input_length, output_length, hash_ids (512-token blocks)",
+    _recognise,
+    read,
 )

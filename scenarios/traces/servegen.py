@@ -120,7 +120,10 @@ def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
 def expected_requests(clients: tuple[Client, ...], window: tuple[float, float] | None, rate_scale: float) -> float:
     """How many requests the fits stand for."""
     return sum(
-        w.rate * client.window_s() * rate_scale for client in clients for w in client.windows if _overlaps(w, client, window)
+        w.rate * client.window_s() * rate_scale
+        for client in clients
+        for w in client.windows
+        if _overlaps(w, client, window)
     )
 
 
@@ -244,7 +247,9 @@ def _histogram(text: str) -> _Histogram:
         values = np.array([int(key) for key in counts], dtype=np.int64)
         return values, np.cumsum(np.array([float(share) for share in counts.values()]))
     except (ValueError, SyntaxError, TypeError, AttributeError) as error:
-        raise InputError(f"a ServeGen length histogram cannot be read ({error}): it should be {{tokens: share}}") from error
+        raise InputError(
+            f"a ServeGen length histogram cannot be read ({error}): it should be {{tokens: share}}"
+        ) from error
 
 
 def _recognise(head: Head) -> bool:
@@ -254,6 +259,8 @@ def _recognise(head: Head) -> bool:
 
 
 FORMAT = Format(
-    "servegen", "ServeGen folder or .tgz: chunk-N-trace.csv fits and chunk-N-dataset.json lengths; one client = one adapter",
-    _recognise, read,
+    "servegen",
+    "ServeGen folder or .tgz: chunk-N-trace.csv fits and chunk-N-dataset.json lengths; one client = one adapter",
+    _recognise,
+    read,
 )

@@ -90,7 +90,7 @@ def clean(
     window: tuple[float, float] | None = None,
     rate_scale: float = 1.0,
 ) -> TraceTable:
-    """The rows to replay: in time order, with tokens, inside ``window`` (s), times from 0 and divided by ``rate_scale``.
+    """The rows to replay: in time order, with tokens, inside ``window`` (s), times from 0, divided by ``rate_scale``.
 
     Every class of rows dropped or changed adds a note with its number.
     """
@@ -112,6 +112,8 @@ def clean(
         start, end = window
         inside = (table.time_s >= start) & (table.time_s < end)
         if not inside.all():
-            table = table.take(inside, f"{int((~inside).sum())} rows outside the window [{start:g}, {end:g}) s were left out")
+            table = table.take(
+                inside, f"{int((~inside).sum())} rows outside the window [{start:g}, {end:g}) s were left out"
+            )
     assert table.time_s is not None
     return replace(table, time_s=(table.time_s - start) / rate_scale)

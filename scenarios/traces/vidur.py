@@ -32,5 +32,8 @@ def _recognise(head: Head) -> bool:
 
 
 FORMAT = Format(
-    "vidur", "Vidur CSV: arrived_at (s), num_prefill_tokens, num_decode_tokens; arrived_at may be absent", _recognise, read
+    "vidur",
+    "Vidur CSV: arrived_at (s), num_prefill_tokens, num_decode_tokens; arrived_at may be absent",
+    _recognise,
+    read,
 )

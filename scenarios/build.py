@@ -1,0 +1,246 @@
+"""Build: a scenario and a seed -> the adapters and the workload of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from scenarios.adapters import default_names
+from scenarios.arrivals import Arrivals
+from scenarios.draws import Draws
+from scenarios.lengths import Seconds
+from scenarios.part import UNSET, Part, merge
+from scenarios.popularity import Popularity, draw_adapters
+from scenarios.replay import trace_adapters, trace_part
+from scenarios.schema import Scenario
+from scenarios.slora import slora_part
+from scenarios.tenants import Tenants
+from scenarios.traces.table import Labels
+from scenarios.workload import MaxTokens, Noise, Stream, stream_positions
+from serving.errors import InputError
+from serving.lora import Adapter, LoRARequest
+from serving.request import BASE_TENANT
+from serving.workload import Floats, Ints, Workload
+
+
+def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int]) -> tuple[Adapter, ...]:
+    """The scenario's adapters, the same for every seed; ids count from 1, paths are ``synthetic://NAME``.
+
+    ``adapter_bytes`` gives the weight bytes of an adapter of a rank. A trace that names its adapters gives the names
+    where the scenario does not. Raises `InputError` when names and numbers do not agree.
+    """
+    spec = scenario.adapters
+    names = _names(scenario)
+    pinned = spec.pinned_names(names)
+    if len(pinned) >= scenario.engine.max_loras and len(names) > len(pinned):
+        raise InputError(
+            f"adapters.pinned: takes {len(pinned)} of the {scenario.engine.max_loras} slots and leaves none for the "
+            "other adapters: pin fewer, or raise engine.max_loras"
+        )
+    if spec.initial_tier == "host" and len(names) > scenario.engine.host_slots:
+        raise InputError(
+            f"adapters.initial_tier: is host, which holds {scenario.engine.host_slots} of the {len(names)} adapters: "
+            f"raise engine.max_cpu_loras to {len(names)}, or start on disk"
+        )
+    size = {rank: adapter_bytes(rank) for rank in dict.fromkeys(spec.rank_of(len(names)))}
+    return tuple(
+        Adapter(LoRARequest(name, index, f"synthetic://{name}"), rank, size[rank], name in pinned, spec.initial_tier)
+        for index, (name, rank) in enumerate(zip(names, spec.rank_of(len(names)), strict=True), 1)
+    )
+
+
+def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -> Workload:
+    """The requests of one run. The same scenario, seed and adapters give the same bytes.
+
+    Raises `InputError` for a trace that cannot be read or used.
+    """
+    names = tuple(adapter.name for adapter in adapters)
+    part = _part(scenario, seed, names)
+    spec = scenario.workload
+    output, limit, cut = _cap(part.output, spec.max_tokens)
+    notes = part.notes
+    if cut:
+        notes = (*notes, f"{cut} outputs were longer than max_tokens ({spec.max_tokens}) and end there")
+    draws = Draws(seed)
+    tenant, tenant_names = _tenants(scenario.tenants, part, names, draws)
+    return Workload(
+        arrival=part.arrival,
+        adapter=part.adapter,
+        tenant=tenant,
+        prompt_tokens=part.prompt,
+        output_tokens=output,
+        max_tokens=limit,
+        adapters=names,
+        tenants=tenant_names,
+        tenant_weights=scenario.tenants.weight_of(tenant_names),
+        predicted_tokens=_predicted(scenario, output, part.adapter, draws),
+        cached_tokens=part.cached,
+        priority=_priority(scenario.tenants, part, tenant, tenant_names),
+        deadline=part.deadline,
+        concurrency=part.concurrency,
+        notes=notes,
+    )
+
+
+def _names(scenario: Scenario) -> tuple[str, ...]:
+    spec = scenario.adapters
+    traced = trace_adapters(scenario)
+    if traced is None:
+        names = spec.known_names()
+        if names is None:
+            raise InputError("adapters.count: is missing, and the trace names no adapters: say how many there are")
+        return names
+    if spec.names is not None:
+        return tuple(spec.names)
+    count = spec.known_count
+    if count is not None and count < len(traced):
+        raise InputError(
+            f"adapters.count: is {count}, but the trace names {len(traced)} adapters: leave count out, or use "
+            "workload.adapter_from: popularity"
+        )
+    taken = set(traced)
+    spare = (name for name in default_names(2 * (count or 0)) if name not in taken)
+    return (*traced, *(next(spare) for _ in range(len(traced), count or 0)))
+
+
+def _part(scenario: Scenario, seed: int, names: tuple[str, ...]) -> Part:
+    spec = scenario.workload
+    if spec.trace is not None:
+        return trace_part(scenario, Draws(seed), names)
+    if spec.generator == "slora":
+        part = slora_part(scenario, seed, len(names))
+        deadline = _deadline(spec.deadline_s, Draws(seed), len(part))
+        return part if deadline is None else replace(part, deadline=deadline)
+    if spec.streams is not None:
+        return merge([_stream(scenario, s, Draws(seed, i + 1), names) for i, s in enumerate(spec.streams)])
+    return _drawn(scenario, Draws(seed), names)
+
+
+def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part:
+    """Requests drawn from distributions; with per-adapter rates, their sum as one Poisson process."""
+    spec, adapters = scenario.workload, scenario.adapters
+    assert spec.input_tokens is not None and spec.output_tokens is not None
+    arrivals, popularity = spec.arrivals, adapters.popularity or Popularity(uniform=True)
+    if adapters.rates is not None:
+        # Independent Poisson processes together are one, each event belonging to a process in proportion to its rate.
+        rates = adapters.rate_of(names)
+        popularity = Popularity(weights=rates.tolist())
+        arrivals = Arrivals(poisson=float(rates.sum()) / (1.0 - adapters.base_share))
+    assert arrivals is not None
+    arrival = arrivals.draw(draws.rng("arrivals"), spec.requests, spec.duration_s)
+    n = len(arrival)
+    return Part(
+        arrival=arrival,
+        adapter=draw_adapters(draws, popularity, adapters.base_share, names, arrival),
+        prompt=spec.input_tokens.draw(draws.rng("input"), n),
+        output=spec.output_tokens.draw(draws.rng("output"), n),
+        deadline=_deadline(spec.deadline_s, draws, n),
+        concurrency=None if arrivals.closed_loop is None else arrivals.closed_loop.concurrency,
+    )
+
+
+def _stream(scenario: Scenario, stream: Stream, draws: Draws, names: tuple[str, ...]) -> Part:
+    """The requests of one stream, over its own subset of the adapters."""
+    spec = scenario.workload
+    assert spec.duration_s is not None
+    prompts, outputs = stream.input_tokens or spec.input_tokens, stream.output_tokens or spec.output_tokens
+    assert prompts is not None and outputs is not None
+    positions = np.array([*stream_positions(stream, names)], dtype=np.int64)
+    own = tuple(names[i] for i in positions)
+    end = min(stream.end_s or spec.duration_s, spec.duration_s)
+    arrival = stream.start_s + stream.arrivals.draw(draws.rng("arrivals"), None, end - stream.start_s)
+    n = len(arrival)
+    # The scenario's weights are for all adapters; a stream with a part of them takes what they say of its own.
+    popularity = stream.popularity or _narrowed(scenario.adapters.popularity, names, positions)
+    base_share = scenario.adapters.base_share if stream.base_share is None else stream.base_share
+    local = draw_adapters(draws, popularity, base_share, own, arrival)
+    return Part(
+        arrival=arrival,
+        adapter=np.append(positions, -1)[local],
+        prompt=prompts.draw(draws.rng("input"), n),
+        output=outputs.draw(draws.rng("output"), n),
+        deadline=_deadline(stream.deadline_s or spec.deadline_s, draws, n),
+        tenant=None if stream.tenant is None else Labels(np.zeros(n, dtype=np.int64), (stream.tenant,)),
+        priority=None if stream.priority is None else np.full(n, stream.priority, dtype=np.int64),
+    )
+
+
+def _narrowed(popularity: Popularity | None, names: tuple[str, ...], positions: Ints) -> Popularity:
+    if popularity is None:
+        return Popularity(uniform=True)
+    weights = popularity.weights
+    if weights is None:
+        return popularity
+    whole = [weights.get(name, 0.0) for name in names] if isinstance(weights, dict) else weights
+    return Popularity(weights=[whole[i] for i in positions.tolist()])
+
+
+def _deadline(spec: Seconds | None, draws: Draws, n: int) -> Floats | None:
+    return None if spec is None else spec.draw(draws.rng("deadline"), n)
+
+
+def _cap(output: Ints, max_tokens: MaxTokens) -> tuple[Ints, Ints, int]:
+    """True outputs, what policies see of them, and how many outputs the cap cut."""
+    if max_tokens == "exact":
+        return output, output.copy(), 0
+    longest = int(output.max()) if len(output) else 1
+    limit = longest if max_tokens == "cap" else int(max_tokens)
+    return np.minimum(output, limit), np.full(len(output), limit, dtype=np.int64), int((output > limit).sum())
+
+
+def _tenants(spec: Tenants, part: Part, names: tuple[str, ...], draws: Draws) -> tuple[Ints, tuple[str, ...]]:
+    """Each request's tenant: its stream's or the trace's own, else by the map. "default" is listed only when used."""
+    if spec.map.trace:
+        assert part.tenant is not None
+        mapped: Ints = np.full(len(part), 0, dtype=np.int64)
+        tenants: tuple[str, ...] = (BASE_TENANT,)
+    else:
+        tenants = spec.map.names(names) or (BASE_TENANT,)
+        mapped = spec.map.assign(part.adapter, names, draws.rng("tenant"))
+    if part.tenant is not None:
+        own = part.tenant
+        everyone = tuple(dict.fromkeys((*own.names, *tenants)))
+        position = {name: i for i, name in enumerate(everyone)}
+        by_map = np.array([position[name] for name in tenants], dtype=np.int64)[mapped]
+        by_own = np.array([*(position[name] for name in own.names), -1], dtype=np.int64)[own.codes]
+        mapped, tenants = np.where(own.codes >= 0, by_own, by_map), everyone
+        # With streams of their own, tenants the map could have made but did not are left out.
+        used = np.unique(mapped)
+        renumber = np.zeros(len(tenants), dtype=np.int64)
+        renumber[used] = np.arange(len(used))
+        return renumber[mapped], tuple(tenants[i] for i in used.tolist()) or (BASE_TENANT,)
+    if (
+        BASE_TENANT in tenants
+        and len(tenants) > 1
+        and tenants[-1] == BASE_TENANT
+        and not (mapped == len(tenants) - 1).any()
+    ):
+        tenants = tenants[:-1]
+    return mapped, tenants
+
+
+def _priority(spec: Tenants, part: Part, tenant: Ints, names: tuple[str, ...]) -> Ints | None:
+    by_tenant = spec.priority_of(tenant, names)
+    if part.priority is None:
+        return by_tenant
+    fallback = np.zeros(len(part), dtype=np.int64) if by_tenant is None else by_tenant
+    return np.where(part.priority == UNSET, fallback, part.priority)
+
+
+def _predicted(scenario: Scenario, output: Ints, adapter: Ints, draws: Draws) -> Ints | None:
+    """Output lengths as a predictor would tell them; None without one."""
+    how = scenario.workload.predicted_tokens
+    if how == "none" or not len(output):
+        return None
+    if how == "exact":
+        return output.copy()
+    if isinstance(how, Noise):
+        variance = float(np.log1p(how.noise**2))
+        factor = draws.rng("predicted").lognormal(-variance / 2, variance**0.5, len(output))
+        return np.maximum(np.rint(output * factor), 1).astype(np.int64)
+    code = adapter + 1
+    counts = np.bincount(code)
+    means = np.bincount(code, weights=output) / np.maximum(counts, 1)
+    return np.maximum(np.rint(means[code]), 1).astype(np.int64)

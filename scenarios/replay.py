@@ -1,0 +1,153 @@
+"""Replay: a scenario's trace as a `Part`, and the adapters a trace names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from scenarios.draws import Draws
+from scenarios.part import Part
+from scenarios.popularity import Popularity, draw_adapters
+from scenarios.schema import Scenario
+from scenarios.traces.format import ReadOptions
+from scenarios.traces.known import detect, read_trace
+from scenarios.traces.servegen import read_clients
+from scenarios.traces.table import Labels, TraceTable, clean
+from scenarios.workload import WorkloadSpec
+from serving.errors import InputError
+from serving.workload import Floats, Ints
+
+
+def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
+    """The adapters the scenario's trace names, the most used first (ServeGen: by client number).
+
+    None when popularity chooses adapters. Raises `InputError` for a trace that cannot be read, or has no such column.
+    """
+    workload = scenario.workload
+    if workload.trace is None or workload.adapter_from == "popularity":
+        return None
+    path = Path(workload.trace)
+    name = workload.format or (None if _named(workload) else detect(path).name)
+    if name == "servegen" and workload.adapter_from in ("auto", "column", "client"):
+        return tuple(client.name for client in read_clients(path))
+    labels = _labels(workload, read_trace(path, workload.format, _options(workload, Draws(0))))
+    return None if labels is None else labels.names
+
+
+def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part:
+    """The trace's requests; times, lengths and adapters are the scenario's where it gives them or the trace has none.
+
+    Raises `InputError` when neither has them, or the trace names an adapter that is not in ``names``.
+    """
+    workload = scenario.workload
+    assert workload.trace is not None
+    table = read_trace(workload.trace, workload.format, _options(workload, draws))
+    table = clean(table, zero_tokens=workload.zero_tokens, window=workload.window, rate_scale=workload.rate_scale)
+    if not len(table):
+        reasons = "; ".join(table.notes)
+        raise InputError(
+            f"{workload.trace}: the trace is empty: no row is left ({reasons}): change window or zero_tokens"
+        )
+    table, arrival = _timed(workload, table, draws)
+    n = len(table)
+    prompt = _tokens(workload, "input_tokens", table.prompt, n, draws)
+    output = _tokens(workload, "output_tokens", table.output, n, draws)
+    labels = _labels(workload, table)
+    if labels is not None:
+        adapter = _positions(workload, labels, names)
+    else:
+        popularity = scenario.adapters.popularity or Popularity(uniform=True)
+        adapter = draw_adapters(draws, popularity, scenario.adapters.base_share, names, arrival)
+    tenant = None
+    if scenario.tenants.map.trace:
+        if table.tenant is None:
+            raise InputError(
+                f"{workload.trace}: has no tenant column: change tenants.map, or name it in columns.tenant"
+            )
+        tenant = table.tenant
+    closed = workload.arrivals.closed_loop if workload.arrivals is not None else None
+    return Part(
+        arrival=arrival,
+        adapter=adapter,
+        prompt=prompt,
+        output=output,
+        deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
+        cached=None if table.cached is None else np.clip(table.cached, 0, prompt - 1),
+        tenant=tenant,
+        concurrency=None if closed is None else closed.concurrency,
+        notes=table.notes,
+    )
+
+
+def _options(workload: WorkloadSpec, draws: Draws) -> ReadOptions:
+    return ReadOptions(
+        columns=workload.columns,
+        time_unit=workload.time_unit,
+        window=workload.window,
+        rate_scale=workload.rate_scale,
+        prefix_cache=workload.prefix_cache,
+        rng=draws.rng("trace"),
+    )
+
+
+def _named(workload: WorkloadSpec) -> bool:
+    return any(name is not None for name in workload.columns.model_dump().values())
+
+
+def _labels(workload: WorkloadSpec, table: TraceTable) -> Labels | None:
+    """The column that says each row's adapter, or None when popularity does."""
+    source = workload.adapter_from
+    if source == "popularity":
+        return None
+    found = {"auto": table.adapter, "column": table.adapter, "client": table.client, "tenant": table.tenant}[source]
+    if found is None and source != "auto":
+        noun = "adapter" if source == "column" else source
+        raise InputError(
+            f"{workload.trace}: has no {noun} column, which workload.adapter_from: {source} needs: name it in "
+            f"columns.{noun}, or use adapter_from: popularity"
+        )
+    return found
+
+
+def _positions(workload: WorkloadSpec, labels: Labels, names: tuple[str, ...]) -> Ints:
+    position = {name: index for index, name in enumerate(names)}
+    used = set(np.unique(labels.codes).tolist())
+    missing = [name for code, name in enumerate(labels.names) if code in used and name not in position]
+    if missing:
+        raise InputError(
+            f"{workload.trace}: uses the adapter {missing[0]!r}, which is not in the scenario: leave adapters.names "
+            "out, or use adapter_from: popularity"
+        )
+    table = np.array([*(position.get(name, -1) for name in labels.names), -1], dtype=np.int64)
+    return table[labels.codes]
+
+
+def _timed(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[TraceTable, Floats]:
+    """The rows to replay and their arrivals: the scenario's where it has any, else the trace's."""
+    limit = workload.requests
+    if workload.arrivals is not None:
+        if workload.duration_s is not None:
+            arrival = workload.arrivals.draw(draws.rng("arrivals"), None, workload.duration_s)[: len(table)]
+        else:
+            arrival = workload.arrivals.draw(draws.rng("arrivals"), min(limit or len(table), len(table)), None)
+        limit = len(arrival) if limit is None else min(limit, len(arrival))
+    elif table.time_s is None:
+        raise InputError(f"{workload.trace}: has no times: add workload.arrivals, for example {{poisson: 10}}")
+    else:
+        arrival = table.time_s
+    if limit is not None and limit < len(table):
+        table = table.take(np.arange(limit), f"{len(table) - limit} rows after the first {limit} were left out")
+    return table, arrival[: len(table)]
+
+
+def _tokens(workload: WorkloadSpec, key: str, own: Ints | None, n: int, draws: Draws) -> Ints:
+    given = workload.input_tokens if key == "input_tokens" else workload.output_tokens
+    if given is not None:
+        return given.draw(draws.rng("input" if key == "input_tokens" else "output"), n)
+    if own is None:
+        raise InputError(
+            f"{workload.trace}: has no {key.replace('_', ' ')}: add workload.{key}, for example "
+            "{lognormal: {mean: 512, cv: 1.0}}"
+        )
+    return own

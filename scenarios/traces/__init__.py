@@ -1,0 +1,26 @@
+"""traces: other people's request logs, one file a format, read into a `TraceTable`.
+
+`read_trace` reads, `check` reports on a file, `convert` writes it in the generic format, `formats` lists what is known.
+"""
+
+from __future__ import annotations
+
+from scenarios.traces.convert import convert
+from scenarios.traces.format import Format, ReadOptions
+from scenarios.traces.known import detect, formats, read_trace
+from scenarios.traces.report import TraceReport, check
+from scenarios.traces.table import Labels, TraceTable, clean
+
+__all__ = [
+    "Format",
+    "Labels",
+    "ReadOptions",
+    "TraceReport",
+    "TraceTable",
+    "check",
+    "clean",
+    "convert",
+    "detect",
+    "formats",
+    "read_trace",
+]

@@ -1,0 +1,284 @@
+"""The command line as a user meets it: results, determinism, other people's policies, and bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+AZURE = ROOT.parent / "shared" / "data" / "AzureLLMInferenceTrace_code.csv"
+EVERY_POLICY = (
+    "fifo",
+    "fifo:strict=true",
+    "affinity",
+    "fair_share",
+    "deficit",
+    "affine_deficit",
+    "drain",
+    "rotation",
+    "deadline",
+    "slora",
+    "priority",
+)
+SMALL = """\
+name: small
+description: a small one
+model: llama-3.1-8b
+gpu: h100-80gb
+engine: {max_loras: 4, max_cpu_loras: 8, max_num_seqs: 32}
+adapters: {count: 12, ranks: 16, popularity: {zipf: 1.0}, base_share: 0.1}
+workload:
+  arrivals: {poisson: 8.0}
+  input_tokens: {lognormal: {mean: 200, cv: 1.0}}
+  output_tokens: {lognormal: {mean: 50, cv: 1.0}}
+  duration_s: 20
+policies: [fifo, affine_deficit]
+slo: {ttft_p99_s: 2.0}
+seeds: [0, 1]
+"""
+
+
+def loratory(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loratory.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=300, check=False)
+
+
+def refused(*arguments: object, cwd: Path | None = None) -> str:
+    """Bad input: exit code 2, one line on stderr, no traceback."""
+    done = loratory(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("loratory: "), done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A digest of each file but run_info.json, which holds what differs between equal runs."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run_info.json"
+    }
+
+
+def test_a_run_leaves_what_the_design_lists_and_says_where(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = loratory("run", small, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {out / 'report.html'}" in done.stdout
+    assert done.stderr == ""
+    names = set(contents(out))
+    assert {"report.html", "summary.json", "timeline.json", "scenario.yaml"} <= names
+    for policy in ("fifo", "affine_deficit"):
+        for seed in ("0", "1"):
+            wanted = {f"{policy}/{seed}/{n}" for n in ("requests.parquet", "steps.parquet", "decisions.jsonl")}
+            assert wanted <= names
+
+
+def test_the_same_scenario_and_seed_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    """Once more, in other processes, and from the resolved scenario the first run left."""
+    first, again, resolved = tmp_path / "first", tmp_path / "again", tmp_path / "resolved"
+    assert loratory("run", small, "--out", first).returncode == 0
+    assert loratory("run", small, "--out", again, "--jobs", "2").returncode == 0
+    assert loratory("run", first / "scenario.yaml", "--out", resolved).returncode == 0
+    assert contents(first) == contents(again) == contents(resolved)
+
+
+def test_json_is_the_summary_and_nothing_else(small: Path, tmp_path: Path) -> None:
+    done = loratory("run", small, "--out", tmp_path / "out", "--json", "--policy", "fifo", "--set", "seeds=[3]")
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [run["seed"] for run in summary["runs"]] == [3]
+
+
+@pytest.mark.parametrize("policy", EVERY_POLICY)
+def test_the_azure_code_trace_with_200_adapters_loses_no_request(policy: str, tmp_path: Path) -> None:
+    if not AZURE.exists():
+        pytest.skip("the Azure trace is not beside the repository")
+    scenario = tmp_path / "azure.yaml"
+    scenario.write_text(
+        f"""\
+name: azure
+model: llama-3.1-8b
+gpu: a100-80gb
+engine: {{max_loras: 16, max_cpu_loras: 64, max_num_batched_tokens: 8192}}
+adapters: {{count: 200, ranks: {{8: 0.5, 16: 0.5}}, popularity: {{zipf: 1.0}}}}
+workload: {{trace: {AZURE}, format: azure, deadline_s: 30}}
+policies: ["{policy}"]
+"""
+    )
+    out = tmp_path / "out"
+    done = loratory("run", scenario, "--out", out, "--no-decisions")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads((out / "summary.json").read_text())["runs"][0]["requests"]
+    assert counts["submitted"] == 8819
+    parts = [counts[part] for part in ("completed", "rejected", "aborted", "failed")]
+    assert sum(parts) == counts["submitted"]
+    if policy != "deadline":
+        assert counts["completed"] == counts["submitted"]
+    rows = pq.read_table(next(out.rglob("requests.parquet"))).num_rows
+    assert rows == counts["submitted"]
+
+
+def test_a_policy_file_the_package_has_never_seen(small: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from serving.policy import want\n"
+        "class Newest:\n"
+        "    '''Newest first.'''\n"
+        "    def __init__(self, depth: int = 10):\n"
+        "        self.depth = depth\n"
+        "    def schedule(self, view):\n"
+        "        for request in list(view.unblocked())[::-1][: self.depth]:\n"
+        "            yield from want(view, request)\n"
+    )
+    done = loratory("run", small, "--policy", f"{mine}:Newest:depth=3", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)["runs"][0]["requests"]
+    assert counts["completed"] == counts["submitted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise KeyError('lost')\n        yield", "KeyError"),
+        ("yield 'nonsense'", "no action"),
+        ("return []", "not a generator"),
+        ("from serving.policy import Load\n        while True: yield Load('nobody')", "actions in one call"),
+    ],
+)
+def test_a_broken_policy_ends_the_run_with_a_clear_error(body: str, says: str, small: Path, tmp_path: Path) -> None:
+    """Exit code 1, one line, and an older result stays as it is."""
+    out = tmp_path / "out"
+    assert loratory("run", small, "--out", out).returncode == 0
+    before = contents(out)
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"class Broken:\n    def schedule(self, view):\n        {body}\n")
+    done = loratory("run", small, "--policy", f"{mine}:Broken", "--out", out)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and says in done.stderr and "Broken" in done.stderr
+    assert contents(out) == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+def test_a_policy_that_never_admits_is_reported_not_hung(small: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("class Never:\n    def schedule(self, view):\n        return\n        yield\n")
+    done = loratory("run", small, "--policy", f"{mine}:Never", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "never served" in done.stdout
+    run = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"][0]
+    assert run["requests"]["failed"] == run["requests"]["submitted"] > 0
+    assert "never served" in (tmp_path / "out" / "report.html").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("max_loras: 4", "max_lora: 4"), ("small.yaml:5", "max_lora", "max_loras")),
+        (("poisson: 8.0", "poisson: -8.0"), ("small.yaml:8", "poisson")),
+        (("poisson: 8.0", "poisson: many"), ("small.yaml:8", "poisson")),
+        (("ranks: 16", "ranks: 64"), ("max_lora_rank", "64")),
+        (("model: llama-3.1-8b", "model: llama-3.1-70b"), ("tensor_parallel_size",)),
+        (("model: llama-3.1-8b", "model: llama-9"), ("model", "llama-9")),
+        (("gpu: h100-80gb", "gpu: h100"), ("gpu", "h100-80gb")),
+        (("policies: [fifo", "policies: [fiffo"), ("fiffo", "fifo")),
+        (("duration_s: 20", "duration_s: 20\n  trace: nowhere.csv"), ("nowhere.csv",)),
+    ],
+)
+def test_bad_input_is_one_line_with_the_remedy(
+    change: tuple[str, str], says: tuple[str, ...], small: Path, tmp_path: Path
+) -> None:
+    """Exit code 2, and an older result stays as it is."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "summary.json").write_text("{}")
+    text = SMALL.replace(*change)
+    assert text != SMALL
+    small.write_text(text)
+    line = refused("run", "small.yaml", "--out", out, cwd=tmp_path)
+    assert all(word in line for word in says), line
+    assert (out / "summary.json").read_text() == "{}"
+
+
+def test_more_bad_input(small: Path, tmp_path: Path) -> None:
+    assert "no such scenario" in refused("run", tmp_path / "missing.yaml")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    assert "empty.csv" in refused("traces", "check", empty)
+    small.write_text(SMALL.split("workload:")[0] + f"workload: {{trace: {empty}, format: azure}}\n")
+    assert "empty.csv" in refused("run", small, "--out", tmp_path / "out")
+    small.write_text(SMALL)
+    assert "did you mean" in refused("run", small, "--set", "engine.max_lors=4")
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "cat.jpg").write_text("")
+    assert "cat.jpg" in refused("run", small, "--out", foreign)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert str(blocked) in refused("run", small, "--out", blocked / "below")
+    assert "mine.py" in refused("run", small, "--policy", "mine.py:Mine")
+    assert "quantm" in refused("run", small, "--policy", "deficit:quantm=3")
+    assert "quantum" in refused("run", small, "--policy", "deficit:quantum=-3")
+    assert "sim" in refused("run", small, "--on", "warp")
+    refused("frobnicate")
+
+
+def test_require_slo_exits_3_when_it_is_missed(small: Path, tmp_path: Path) -> None:
+    tight = ("--set", "slo.ttft_p99_s=0.0001")
+    assert loratory("run", small, "--out", tmp_path / "a", "--require-slo", *tight).returncode == 3
+    loose = ("--set", "slo.ttft_p99_s=1000")
+    assert loratory("run", small, "--out", tmp_path / "b", "--require-slo", *loose).returncode == 0
+
+
+def test_compare_shows_differences_with_intervals(small: Path, tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert loratory("run", small, "--out", a).returncode == 0
+    assert loratory("run", small, "--out", b, "--set", "engine.max_loras=8").returncode == 0
+    done = loratory("compare", a, b, "--json")
+    differences = json.loads(done.stdout)["differences"]
+    hits = next(d for d in differences if d["metric"] == "adapters.hit_rate" and d["policy"] == "fifo")
+    assert hits["value"] > hits["reference"] and hits["low"] is not None
+    assert "ttft_s.p99" in loratory("compare", a, b).stdout
+    assert "summary.json" in refused("compare", a, tmp_path / "nothing")
+
+
+def test_the_lists_name_every_policy_scenario_and_trace_format() -> None:
+    listed = loratory("policies").stdout
+    assert all(name.partition(":")[0] in listed for name in EVERY_POLICY)
+    explained = loratory("policies", "fair_share").stdout
+    assert "VTC" in explained and "output_weight" in explained
+    scenarios = json.loads(loratory("scenarios", "list", "--json").stdout)
+    assert len(scenarios) >= 12 and all(entry["description"] for entry in scenarios)
+    formats = {entry["name"] for entry in json.loads(loratory("traces", "list", "--json").stdout)}
+    assert {"azure", "mooncake", "burstgpt", "vidur", "servegen", "generic"} <= formats
+    assert json.loads(loratory("scenarios", "schema").stdout)["title"] == "Loratory scenario"
+
+
+def test_the_simulator_runs_where_torch_cannot_be_imported(small: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"sys.argv = ['loratory', 'run', {str(small)!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        "from loratory.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_library_scenario_is_valid() -> None:
+    for entry in json.loads(loratory("scenarios", "list", "--json").stdout):
+        done = loratory("scenarios", "check", entry["name"])
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,532 @@
+"""The laws' laboratory: small random worlds, a deterministic cost, and runs that check the ledger at every step."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+import sim.cluster
+from policies.affine_deficit import AffineDeficit
+from policies.affinity import Affinity
+from policies.deadline import Deadline
+from policies.deficit import Deficit
+from policies.drain import Drain
+from policies.fair_share import FairShare
+from policies.fifo import Fifo
+from policies.priority import Priority
+from policies.rotation import Rotation
+from policies.slora import SLora
+from serving.config import EngineConfig
+from serving.engine import Engine
+from serving.events import Admitted, Arrived, Ended, Evicted, Stepped
+from serving.integrity import check
+from serving.lora import Adapter, LoRARequest
+from serving.plan import BatchShape, StepPlan, StepResult
+from serving.policy import Policy, RequestViews
+from serving.workload import Workload
+from sim.cost.base import DecodeLine
+from sim.routers import router as make_router
+
+FINAL = ("completed", "rejected", "aborted", "failed")
+MORE = int(os.environ.get("MORE", "1"))
+"""Multiplies every number of examples: MORE=20 HYPOTHESIS_PROFILE=deep for a night of fuzzing."""
+
+
+def examples(count: int) -> settings:
+    """Hypothesis settings with so many examples."""
+    return settings(max_examples=count * MORE)
+
+
+# -- cost ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ToyCost:
+    """A few multiplications. ``line``: offers a decode line. ``grid``: every step is 1/8 s, so that times coincide."""
+
+    line: bool = True
+    floor_s: float = 0.0
+    grid: bool = False
+    scale: float = 1.0
+    load_s: float = 0.013
+    name: str = "toy"
+    source: str = "tests"
+    warnings: list[str] = field(default_factory=list)
+
+    def _line(self, shape: BatchShape) -> DecodeLine:
+        scale = self.scale
+        if self.grid:
+            return DecodeLine(0.125 * scale, 0.0, 0.0)
+        intercept = 0.0031 + 0.0007 * shape.decode_seqs + 0.0003 * shape.distinct_adapters + 0.00001 * shape.sum_ranks
+        return DecodeLine(intercept * scale, 0.000037 * scale, self.floor_s * scale)
+
+    def step_seconds(self, shape: BatchShape) -> float:
+        if not shape.tokens:
+            return 0.0
+        seconds = self._line(shape).seconds(shape.kv_tokens)
+        if not self.grid:
+            seconds += (0.00041 * shape.prefill_tokens + 0.0000007 * shape.prefill_attention) * self.scale
+        return seconds
+
+    def decode_line(self, shape: BatchShape) -> DecodeLine | None:
+        return self._line(shape) if self.line and not shape.prefill_tokens else None
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        factor = {"host": 1.0, "disk": 2.5, "remote": 7.0}.get(tier, 0.0)
+        if self.grid:
+            return 0.25 * factor * self.scale
+        return (self.load_s + 0.00011 * adapter.bytes) * factor * self.scale
+
+    def explain(self, shape: BatchShape) -> dict[str, float]:
+        return {"step": self.step_seconds(shape)}
+
+
+# -- policies --------------------------------------------------------------------------------------------------------
+
+
+def _with(policy: Any, **attributes: Any) -> Any:
+    for name, value in attributes.items():
+        setattr(policy, name, value)
+    return policy
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "fifo": Fifo,
+    "fifo-strict": lambda: Fifo(strict=True),
+    "fifo-prefetch": lambda: _with(Fifo(), prefetch=3),
+    "fifo-lfu": lambda: _with(Fifo(), evict="lfu"),
+    "fifo-cost-aware": lambda: _with(Fifo(), evict="cost_aware", prefetch=1),
+    "affinity": Affinity,
+    "affinity-soft-1": lambda: Affinity(cluster_size=1),
+    "affinity-hard-1": lambda: Affinity(cluster_size=1, hard=True),
+    "affinity-hard-2": lambda: Affinity(cluster_size=2, hard=True),
+    "fair_share": FairShare,
+    "fair_share-adapter": lambda: FairShare(by="adapter"),
+    "fair_share-min": lambda: FairShare(lift="min"),
+    "fair_share-none": lambda: FairShare(lift="none", by="adapter"),
+    "fair_share-mean": lambda: FairShare(predict="mean"),
+    "fair_share-request": lambda: FairShare(predict="request", by="adapter"),
+    "fair_share-loose": lambda: FairShare(strict=False, by="adapter"),
+    "deficit": lambda: Deficit(quantum=30.0),
+    "deficit-adapter": lambda: Deficit(quantum=7.0, by="adapter"),
+    "affine_deficit": lambda: AffineDeficit(quantum=30.0),
+    "affine_deficit-adapter": lambda: AffineDeficit(quantum=50.0, by="adapter"),
+    "drain": lambda: Drain(threshold_s=0.05),
+    "drain-0": lambda: Drain(threshold_s=0.0),
+    "rotation": lambda: Rotation(cycle_s=0.05),
+    "rotation-slow": lambda: _with(Rotation(cycle_s=0.4), prefetch=2),
+    "deadline": lambda: Deadline(margin_s=0.01),
+    "deadline-keep": lambda: Deadline(abort=False, slack_s=0.2),
+    "slora": lambda: SLora(decode_steps=3),
+    "slora-abort": lambda: SLora(decode_steps=2, abort=True, objective_s=0.3, margin_s=0.05),
+    "slora-batches": lambda: SLora(decode_steps=5, min_prefill_tokens=20, max_requests=2),
+    "priority": Priority,
+    "priority-ageing": lambda: Priority(aging_s=0.1),
+}
+"""Every policy of the package, with the options that change its course."""
+
+REJECTING = {"deadline", "slora-abort"}
+"""Those that may give up a request."""
+
+TIMED = {n for n in POLICIES if n.startswith(("drain", "rotation", "deadline", "slora-abort", "priority-ageing"))}
+"""Those with a parameter in seconds."""
+
+
+# -- worlds ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """One run's input."""
+
+    workload: Workload
+    adapters: tuple[Adapter, ...]
+    config: EngineConfig
+    cost: ToyCost
+    kv_bytes_per_token: int = 10
+
+    def with_config(self, **changes: Any) -> World:
+        return replace(self, config=EngineConfig(**{**self.config.model_dump(), **changes}))
+
+
+def adapter(number: int, rank: int = 8, size: int = 40, **options: Any) -> Adapter:
+    """Adapter a<number>."""
+    return Adapter(LoRARequest(f"a{number}", number, f"adapters/a{number}"), rank, size, **options)
+
+
+def workload(rows: list[dict[str, Any]], adapters: tuple[Adapter, ...] = (), **options: Any) -> Workload:
+    """From rows: at, adapter (number or None), tenant, prompt, out, cap, predicted, cached, priority, slack."""
+
+    def column(key: str, default: Any, dtype: Any = np.int64) -> Any:
+        return np.array([row.get(key, default) for row in rows], dtype=dtype)
+
+    places = {a.lora.lora_int_id: place for place, a in enumerate(adapters)}
+    outputs = column("out", 1)
+    return Workload(
+        arrival=column("at", 0.0, np.float64),
+        adapter=np.array(
+            [-1 if row.get("adapter") is None else places[row["adapter"]] for row in rows], dtype=np.int64
+        ),
+        tenant=column("tenant", 0),
+        prompt_tokens=column("prompt", 1),
+        output_tokens=outputs,
+        max_tokens=np.array([row.get("cap", row.get("out", 1)) for row in rows], dtype=np.int64),
+        adapters=tuple(a.name for a in adapters),
+        tenants=options.pop("tenants", ("t0", "t1", "t2", "t3")),
+        predicted_tokens=np.array([row.get("predicted", row.get("out", 1)) for row in rows], dtype=np.int64),
+        cached_tokens=np.array([min(row.get("cached", 0), row.get("prompt", 1) - 1) for row in rows], dtype=np.int64),
+        priority=column("priority", 0),
+        deadline=np.array([row.get("slack", np.inf) for row in rows], dtype=np.float64),
+        **options,
+    )
+
+
+@st.composite
+def configs(draw: Any, **fixed: Any) -> EngineConfig:
+    """Engine settings, small enough that every limit binds."""
+    max_num_seqs = draw(st.sampled_from([1, 2, 4, 8, 8]))
+    max_loras = draw(st.integers(1, 4))
+    values: dict[str, Any] = {
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max(max_num_seqs, draw(st.sampled_from([4, 9, 16, 40, 200, 200]))),
+        "block_size": draw(st.sampled_from([1, 2, 3, 4, 16])),
+        "max_loras": max_loras,
+        "max_cpu_loras": draw(st.sampled_from([None, max_loras, max_loras + 1, max_loras + 4])),
+        "adapter_loading": draw(st.sampled_from(["sync", "async"])),
+        "memory": draw(st.sampled_from(["slots", "slots", "unified"])),
+        "batching": draw(st.sampled_from(["chunked", "chunked", "separate"])),
+        "enable_chunked_prefill": draw(st.sampled_from([True, True, False])),
+        "long_prefill_token_threshold": draw(st.sampled_from([0, 0, 5])),
+        "eviction": draw(st.sampled_from(["lru", "lfu", "fifo", "cost_aware"])),
+        "max_model_len": draw(st.sampled_from([None, None, 45])),
+    }
+    tokens = draw(st.sampled_from([64, 64, 90, 128, 1000]))
+    values["num_gpu_blocks"] = -(-tokens // values["block_size"]) + (
+        0 if values["memory"] == "slots" else -(-30 // values["block_size"])
+    )
+    return EngineConfig(**{**values, **fixed})
+
+
+@st.composite
+def worlds(draw: Any, most: int = 20, adapters: int | None = None, fits: bool = False, **fixed: Any) -> World:
+    """A workload, adapters, settings and a cost. ``fits``: every request fits alone, without a limit of its context."""
+    options = {key: fixed.pop(key) for key in ("tenants", "base", "deadlines", "concurrency", "cached") if key in fixed}
+    config = draw(configs(**fixed, **({"max_model_len": None} if fits else {})))
+    count = draw(st.integers(0, 6)) if adapters is None else adapters
+    pinnable = config.max_loras - 1
+    made = []
+    for number in range(1, count + 1):
+        pinned = pinnable > 0 and draw(st.integers(0, 7)) == 7
+        pinnable -= pinned
+        made.append(
+            adapter(
+                number,
+                rank=draw(st.sampled_from([4, 8, 16])),
+                size=draw(st.sampled_from([10, 40, 80])),
+                pinned=pinned,
+                tier=draw(st.sampled_from(["host", "disk", "disk", "remote"])),
+            )
+        )
+    grid = draw(st.sampled_from([False, False, True]))
+    cost = ToyCost(line=draw(st.booleans()), floor_s=draw(st.sampled_from([0.0, 0.0, 0.0062])), grid=grid)
+    unit = 0.125 if grid else 0.0037
+    row = st.fixed_dictionaries(
+        {
+            "gap": st.sampled_from([0, 0, 0, 1, 1, 2, 5, 30]),
+            "adapter": st.sampled_from(
+                [*range(1, count + 1), *([None] if options.get("base", True) or not count else [])]
+            ),
+            "tenant": st.integers(0, options.get("tenants", 3) - 1),
+            "prompt": st.sampled_from([1, 2, 4, 7, 16, 17, 33]),
+            "out": st.sampled_from([1, 2, 3, 8, 20, 29, 29]),
+            "cap": st.sampled_from([1, 2, 8, 29, 29, 500]) if not fits else st.sampled_from([1, 2, 8, 29]),
+            "predicted": st.sampled_from([1, 5, 20]),
+            "cached": st.sampled_from([0, 0, 0, 3]) if options.get("cached", True) else st.just(0),
+            "priority": st.integers(0, 2),
+            "slack": st.sampled_from([0.02, 0.3, np.inf, np.inf])
+            if options.get("deadlines", True)
+            else st.just(np.inf),
+        }
+    )
+    size = draw(st.sampled_from([1, 3, most // 2, most, most]))
+    rows = draw(st.lists(row, min_size=size, max_size=size))
+    at = 0.0
+    for entry in rows:
+        at += entry.pop("gap") * unit
+        entry["at"] = at
+    concurrency = options.get("concurrency")
+    return World(workload(rows, tuple(made), concurrency=concurrency), tuple(made), config, cost)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+class CheckedEngine(Engine):
+    """An engine whose books are checked after every plan and commit, and that counts tokens for itself."""
+
+    made: list[CheckedEngine] = []
+    check_every = 1
+
+    def __init__(self, *arguments: Any) -> None:
+        *arguments, sink = arguments  # type: ignore[assignment]
+        self.ended_sequences: list[Any] = []
+
+        def keep(event: Any) -> None:
+            if isinstance(event, Ended):
+                self.ended_sequences.append(event.sequence)
+            if sink is not None:
+                sink(event)
+
+        super().__init__(*arguments, keep)
+        self.prefill_tokens: Counter[str] = Counter()
+        self.sampled: Counter[str] = Counter()
+        self.service: list[tuple[float, dict[str, tuple[int, int]]]] = []
+        self.plans: list[StepPlan] = []
+        self._at = float("-inf")
+        CheckedEngine.made.append(self)
+
+    def plan(self, now: float) -> StepPlan | None:
+        assert now >= self._at, f"planned at {now}, which is before {self._at}"
+        self._at = now
+        plan = super().plan(now)
+        check(self.ledger, self.ended_sequences)
+        self._note(now)
+        if plan is not None:
+            self._check_plan(plan)
+        return plan
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        ledger, config, shape = self.ledger, self.ledger.config, plan.shape
+        decodes = list(plan.decodes)
+        assert plan.decode_count == len(decodes) == shape.decode_seqs
+        assert shape.tokens <= config.max_num_batched_tokens
+        assert len(decodes) + len(plan.prefills) <= config.max_num_seqs
+        if config.batching == "separate":
+            assert not (plan.prefills and decodes)
+        assert shape.prefill_seqs == len(plan.prefills) and not (plan.prefills and plan.max_repeat)
+        names = {s.adapter.name: s.adapter.rank for s in [*decodes, *(p.sequence for p in plan.prefills)]}
+        assert all(name is None or ledger.adapters[name].tier == "gpu" for name in names)
+        names.pop(None, None)
+        assert len(names) <= config.max_loras
+        if plan.computes and config.batching == "chunked":
+            # part-prefilled requests that get no token this step keep their adapter in the batch
+            assert shape.distinct_adapters >= len(names) and shape.max_rank >= max(names.values(), default=0)
+        for sequence, start, tokens, completes in plan.prefills:
+            assert tokens >= 1 and start >= sequence.request.cached_tokens
+            assert completes == (start + tokens == sequence.target)
+            if config.long_prefill_token_threshold:
+                assert tokens <= config.long_prefill_token_threshold
+        assert shape.prefill_tokens == sum(p.tokens for p in plan.prefills)
+        attended = sum(sum(range(p.start + 1, p.start + p.tokens + 1)) for p in plan.prefills)
+        assert shape.prefill_attention == attended
+        assert shape.kv_tokens == sum(s.kv_tokens for s in decodes)
+        work = [(1, s.adapter.rank) for s in decodes] + [(p.tokens, p.sequence.adapter.rank) for p in plan.prefills]
+        assert shape.lora_tokens == sum(tokens for tokens, rank in work if rank)
+        assert shape.lora_token_ranks == sum(tokens * rank for tokens, rank in work)
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        assert now >= self._at and 1 <= result.steps <= plan.max_repeat + 1
+        self._at = now
+        for sequence in list(plan.decodes):
+            self.sampled[sequence.request_id] += result.steps
+        for sequence, _, tokens, completes in plan.prefills:
+            self.prefill_tokens[sequence.request_id] += tokens
+            self.sampled[sequence.request_id] += completes
+        super().commit(plan, result, now)
+        check(self.ledger, self.ended_sequences)
+        self._note(now)
+
+    def _note(self, now: float) -> None:
+        ledger = self.ledger
+        service: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for sequence in [*ledger.sequences.values(), *self.ended_sequences]:
+            if sequence.admissions:
+                service[sequence.tenant.name][0] += sequence.request.prompt_tokens
+                service[sequence.tenant.name][1] += sequence.generated
+        self.service.append((now, {name: (a, b) for name, (a, b) in service.items()}))
+
+
+@contextmanager
+def checked() -> Iterator[list[CheckedEngine]]:
+    """Within, `simulate` builds checked engines and lists them here."""
+    before, CheckedEngine.made = sim.cluster.Engine, []
+    sim.cluster.Engine = CheckedEngine  # type: ignore[misc]
+    try:
+        yield CheckedEngine.made
+    finally:
+        sim.cluster.Engine = before  # type: ignore[misc]
+
+
+def plain(event: Any) -> tuple[Any, ...]:
+    """An event as values only, so that two runs compare."""
+
+    def value(item: Any) -> Any:
+        if hasattr(item, "request_id"):
+            return item.request_id
+        if isinstance(item, tuple) and hasattr(item, "_fields"):
+            return (type(item).__name__, *map(value, item))
+        return tuple(map(value, item)) if isinstance(item, (tuple, list, RequestViews)) else item
+
+    if isinstance(event, Ended):
+        sequence = event.sequence
+        return (
+            "Ended", event.now, event.request.request_id, event.status, event.why, sequence.generated,
+            sequence.admitted_at, sequence.first_token_at, sequence.preemptions, sequence.load_wait_s,
+            sequence.preempted_s, sequence.hit,
+        )  # fmt: skip
+    return (type(event).__name__, *map(value, event))
+
+
+@dataclass
+class Run:
+    """What a run left: events by replica, engines, how it ended."""
+
+    world: World
+    events: list[list[Any]]
+    flat: list[list[tuple[Any, ...]]]
+    outcome: Any
+    engines: list[Any]
+
+    @property
+    def ended(self) -> dict[str, Ended]:
+        return {e.request.request_id: e for events in self.events for e in events if isinstance(e, Ended)}
+
+    def of(self, kind: str) -> list[tuple[Any, ...]]:
+        return [event for flat in self.flat for event in flat if event[0] == kind]
+
+    @property
+    def decisions(self) -> list[list[tuple[Any, ...]]]:
+        return [[event for event in flat if event[0] == "Decided"] for flat in self.flat]
+
+
+def run(world: World, policy: Callable[[], Policy] | str, *, check_books: bool = True, **options: Any) -> Run:
+    """Simulate a world under a policy, books checked at every plan and commit."""
+    made = POLICIES[policy] if isinstance(policy, str) else policy
+    count = options.get("replicas", 1)
+    events: list[list[Any]] = [[] for _ in range(count)]
+    flat: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
+    engines: list[Any] = []
+
+    def sink(index: int) -> Callable[[Any], None]:
+        def take(event: Any) -> None:
+            events[index].append(event)
+            flat[index].append(plain(event))
+            if isinstance(event, Evicted) and engines:
+                state = engines[index].ledger.adapters[event.adapter]
+                assert not state.pinned and not state.references
+
+        return take
+
+    if isinstance(options.get("router"), str):
+        options["router"] = make_router(options["router"])
+    arguments: dict[str, Any] = {
+        "adapters": world.adapters,
+        "config": world.config,
+        "policy": made,
+        "cost": world.cost,
+        "kv_bytes_per_token": world.kv_bytes_per_token,
+        "sink": sink,
+        **options,
+    }
+    if not check_books:
+        outcome = sim.cluster.simulate(world.workload, **arguments)
+        return Run(world, events, flat, outcome, engines)
+    with checked() as made_engines:
+        engines = made_engines
+        outcome = sim.cluster.simulate(world.workload, **arguments)
+    return Run(world, events, flat, outcome, list(made_engines))
+
+
+def effective_max(world: World, index: int) -> int:
+    """Output tokens at which a request ends: its max_tokens, or fewer when the context limit comes first."""
+    config, work = world.config, world.workload
+    blocks = [0]
+    pinned = 0
+    if config.memory == "unified":
+        blocks += [ceil(ceil(a.bytes / world.kv_bytes_per_token) / config.block_size) for a in world.adapters]
+        pinned = sum(size for size, a in zip(blocks[1:], world.adapters, strict=True) if a.pinned)
+    limit = (config.num_gpu_blocks - max(blocks) - pinned) * config.block_size + 1
+    if config.max_model_len is not None:
+        limit = min(limit, config.max_model_len)
+    return min(int(work.max_tokens[index]), limit - int(work.prompt_tokens[index]))
+
+
+def assert_laws(result: Run, everything_sent: bool = True) -> None:
+    """Conservation, causality, monotone time, clean end: what holds for every policy, broken ones included."""
+    world, work = result.world, result.world.workload
+    arrived = Counter(event[2] for event in result.of("Arrived"))
+    ended = Counter(event[2] for event in result.of("Ended"))
+    if everything_sent:
+        assert sorted(arrived, key=int) == [str(i) for i in range(len(work))]
+    assert arrived == ended and max(ended.values(), default=1) == 1
+    for request_id, event in result.ended.items():
+        sequence, index = event.sequence, int(request_id)
+        assert event.status in FINAL and sequence.state == event.status
+        times = [event.sequence.request.arrival, sequence.admitted_at, sequence.first_token_at, sequence.ended_at]
+        known = [time for time in times if time is not None]
+        assert known == sorted(known), (request_id, times)
+        assert sequence.ended_at == event.now
+        most = effective_max(world, index)
+        expected = min(int(work.output_tokens[index]), most)
+        if event.status == "completed":
+            assert sequence.generated == expected, (request_id, sequence.generated, expected)
+            parts = (
+                sequence.queue_s,
+                sequence.load_wait_s,
+                sequence.prefill_s,
+                sequence.decode_s,
+                sequence.preempted_s,
+            )
+            assert all(part is not None and part >= -1e-9 for part in parts), (request_id, parts)
+            e2e = sequence.ended_at - sequence.request.arrival
+            assert abs(sum(parts) - e2e) <= 1e-9 * max(1.0, sequence.ended_at), (request_id, parts, e2e)
+        else:
+            assert sequence.generated < max(expected, 1) or event.status == "aborted"
+        if event.status == "rejected" and event.why.startswith("prompt of"):
+            assert most < 1
+        if most < 1:
+            assert event.status == "rejected"
+    for engine, events in zip(result.engines, result.events, strict=True):
+        ledger = engine.ledger
+        assert not ledger.sequences and not ledger.running and not ledger.waiting and engine.unfinished == 0
+        assert ledger.kv.used == sum(a.blocks for a in ledger.adapters.values() if a.tier in ("gpu", "loading"))
+        check(ledger, engine.ended_sequences)
+        for sequence in engine.ended_sequences:
+            name, request = sequence.request_id, sequence.request
+            assert engine.sampled[name] == sequence.generated
+            if sequence.state == "completed":
+                least = request.prompt_tokens - request.cached_tokens
+                assert engine.prefill_tokens[name] == least if not sequence.preemptions else True
+                assert engine.prefill_tokens[name] >= least
+        decoded = sum(e.steps * e.shape.decode_seqs for e in events if isinstance(e, Stepped))
+        prefilled = sum(e.shape.prefill_tokens for e in events if isinstance(e, Stepped))
+        assert prefilled == sum(engine.prefill_tokens.values())
+        firsts = sum(sequence.admissions for sequence in engine.ended_sequences)
+        total = sum(engine.sampled.values())
+        assert total - firsts <= decoded <= total
+        for event in events:
+            if isinstance(event, (Arrived, Admitted)):
+                assert event.request.arrival <= event.now
+
+
+def assert_clock(result: Run) -> None:
+    """Events come in order of time; a step counts from when it is over."""
+    for events in result.events:
+        clock = float("-inf")
+        for event in events:
+            if isinstance(event, Stepped):
+                assert event.start <= event.end
+                now = event.end
+            else:
+                now = event.now
+            assert now >= clock, f"{event} after {clock}"
+            clock = now
