@@ -62,7 +62,7 @@ def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -
     output, limit, cut = _cap(part.output, spec.max_tokens)
     notes = part.notes
     if cut:
-        notes = (*notes, f"{cut} outputs were longer than max_tokens ({spec.max_tokens}) and end there")
+        notes = (*notes, f"outputs cut at max_tokens ({spec.max_tokens}): {cut}")
     draws = Draws(seed)
     tenant, tenant_names = _tenants(scenario.tenants, part, names, draws)
     return Workload(

@@ -35,8 +35,9 @@ class Document:
 
 def read_document(text: str, source: str) -> Document:
     """Parse YAML text. Raises `InputError`, with the line, for what is not one mapping or repeats a key."""
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise InputError(
@@ -58,7 +59,8 @@ def read_document(text: str, source: str) -> Document:
     except RecursionError as error:
         raise InputError(f"{source}: is nested too deeply: flatten it") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return Document(source, raw, reader.where)
 
 

@@ -137,7 +137,7 @@ def _timed(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[Tra
     else:
         arrival = table.time_s
     if limit is not None and limit < len(table):
-        table = table.take(np.arange(limit), f"{len(table) - limit} rows after the first {limit} were left out")
+        table = table.take(np.arange(limit), f"rows left out (after the first {limit}): {len(table) - limit}")
     return table, arrival[: len(table)]
 
 

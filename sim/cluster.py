@@ -19,7 +19,7 @@ from serving.policy import Policy
 from serving.sequence import Sequence as RequestSequence
 from serving.workload import RequestMaker, Workload
 from sim.cost.base import CostModel
-from sim.environment import URGENT, ExactEnvironment
+from sim.environment import LATE, URGENT, ExactEnvironment
 from sim.replica import Feed, Replica
 from sim.routers import ReplicaView, RoundRobin, Router
 from sim.transfers import Transfers
@@ -73,13 +73,13 @@ class _Cluster:
         self.replicas.append(replica)
         self.seen.append(_Seen(replica.index, replica))
 
-    def send(self, arrival: float) -> None:
-        """The next request arrives at second ``arrival``, which is now."""
+    def send(self, arrival: float, late: bool = False) -> None:
+        """The next request arrives at second ``arrival``, which is now (``late``: see `Replica.submit`)."""
         index = self.sent
         self.sent += 1
         request, output_tokens = self.maker.make(index, arrival)
         place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
-        self.replicas[place].submit(request, output_tokens)
+        self.replicas[place].submit(request, output_tokens, late)
 
     def feed_alone(self) -> None:
         """With one replica there is nothing to route: it fetches its arrivals itself, which spares an event each."""
@@ -94,13 +94,16 @@ class _Cluster:
             self.send(arrival)
 
     def ended(self, count: int) -> None:
-        """So many requests ended: the run may be over, and in a closed loop their clients send their next ones."""
+        """So many requests ended: the run may be over, and in a closed loop their clients send their next ones.
+
+        These come late: replicas that have a boundary at this very time have planned by then, whichever ended first.
+        """
         self.left -= count
         if not self.left:
             self.over.succeed()
         elif self.workload.concurrency is not None:
             for _ in range(min(count, len(self.workload) - self.sent)):
-                self.env.at(self.env.now, URGENT).callbacks.append(lambda _: self.send(self.env.now))  # type: ignore[union-attr]
+                self.env.at(self.env.now, LATE).callbacks.append(lambda _: self.send(self.env.now, late=True))  # type: ignore[union-attr]
 
 
 class _OpenFeed(Feed):
@@ -163,26 +166,30 @@ def simulate(
     except RuntimeError:
         if env.peek() != inf:
             raise
-    never = 0
     cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
-    if cluster.left:
-        never = _end_left(cluster, cut_off, stalled)
-    return Outcome(env.now, never, cut_off, cluster.sent)
+    never = 0 if cut_off else cluster.left
+    end_s = _end_left(cluster, cut_off, stalled) if cluster.left else env.now
+    return Outcome(end_s, never, cut_off, cluster.sent)
 
 
-def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> int:
-    """End what is unfinished: aborted by the cutoff, or never served. Requests not sent by then never existed."""
-    env = cluster.env
-    while not cut_off and cluster.sent < len(cluster.workload):
-        cluster.send(max(env.now, float(cluster.workload.arrival[cluster.sent])))
+def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> float:
+    """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served.
+
+    Returns the second at which they end: now, or when the last of them has arrived.
+    """
+    end_s, workload = cluster.env.now, cluster.workload
+    while not cut_off and cluster.sent < len(workload):
+        if workload.concurrency is None:
+            end_s = max(end_s, float(workload.arrival[cluster.sent]))
+        cluster.send(end_s)
 
     def why(sequence: RequestSequence) -> str:
         if cut_off:
-            return f"the run was cut off at {env.now:g} s"
+            return f"the run was cut off at {end_s:g} s"
         return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
 
     for replica in cluster.replicas:
         if cut_off:
-            replica.cut(env.now)
-        replica.engine.end_all(env.now, "aborted" if cut_off else "failed", why)
-    return 0 if cut_off else cluster.left
+            replica.cut(end_s)
+        replica.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
+    return end_s

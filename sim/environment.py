@@ -8,7 +8,10 @@ from simpy import Environment
 from simpy.core import EventPriority
 from simpy.events import NORMAL, URGENT, Event
 
-__all__ = ["NORMAL", "URGENT", "ExactEnvironment"]
+__all__ = ["LATE", "NORMAL", "URGENT", "ExactEnvironment"]
+
+LATE = EventPriority(NORMAL + 1)
+"""After everything else of the same time."""
 
 
 class ExactEnvironment(Environment):
@@ -30,7 +33,7 @@ class ExactEnvironment(Environment):
         return True
 
     def at(self, time: float, priority: EventPriority = NORMAL) -> Event:
-        """An event that succeeds at second ``time`` (not before now); URGENT ones come before others of that time."""
+        """An event that succeeds at second ``time`` (not before now); URGENT ones come first, LATE ones last."""
         event = Event.__new__(Event)
         event.env = self
         event.callbacks = []

@@ -73,14 +73,17 @@ class Replica:
         self._resting: Event | None = None
         self.process = env.process(self._run())
 
-    def submit(self, request: Request, output_tokens: int) -> None:
-        """A request arrives now; the model will end its output after so many tokens."""
+    def submit(self, request: Request, output_tokens: int, late: bool = False) -> None:
+        """A request arrives now; the model will end its output after so many tokens.
+
+        ``late``: it arrives after the step boundaries of this very time, and waits for the next one.
+        """
         self._outputs[request.request_id] = output_tokens
         self._unfinished += 1
         self.engine.submit(request)
-        self._disturb()
+        self._disturb(late)
 
-    def _disturb(self) -> None:
+    def _disturb(self, late: bool = False) -> None:
         """Something happened that the engine should see at the next step boundary."""
         if self._resting is not None:
             if not self._resting.triggered:
@@ -88,7 +91,10 @@ class Replica:
         elif self._target > self._done + 1:
             segment = self._segment
             assert segment is not None
-            boundary = segment.first_at_or_after(self._env.now, self._done + 1, self._target)
+            now = self._env.now
+            boundary = segment.first_at_or_after(now, self._done + 1, self._target)
+            if late and segment.time(boundary) <= now:
+                boundary += 1
             if boundary < self._target:
                 self._target = boundary
                 self.process.interrupt()

@@ -207,7 +207,7 @@ def table_of(
         keep &= ~np.isnan(column)
     found = list(notes)
     if not keep.all():
-        found.append(f"{int((~keep).sum())} rows with an empty time or token cell were left out")
+        found.append(f"rows left out (an empty time or token cell): {int((~keep).sum())}")
     if not keep.any():
         raise InputError(f"{path}: the trace is empty: no row has a time and token counts")
     return TraceTable(

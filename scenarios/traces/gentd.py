@@ -25,7 +25,7 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     several = int(text.str.contains("|", regex=False, na=False).sum())
     first = text.str.split("|", regex=False).str[0].str.strip()
     order = np.argsort(source.numbers("seq"), kind="stable")
-    notes = [f"{several} rows with several adapters keep the first"] if several else []
+    notes = [f"rows that name several adapters, of which the first is kept: {several}"] if several else []
     if (order != np.arange(len(order))).any():
         notes.append("rows were put in the order of seq")
     return table_of(

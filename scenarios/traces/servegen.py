@@ -219,7 +219,7 @@ def _lengths(
                 values, cumulated = parsed[place]
                 drawn = np.searchsorted(cumulated, rng.random(len(rows)) * cumulated[-1], side="right")
                 column[rows] = values[np.minimum(drawn, len(values) - 1)]
-    return (prompt, output), [f"{n} requests have lengths from {how}" for how, n in borrowed.items() if n]
+    return (prompt, output), [f"requests whose lengths come from {how}: {n}" for how, n in borrowed.items() if n]
 
 
 def _source(clients: tuple[Client, ...], index: int, key: float) -> tuple[int, float, str | None]:

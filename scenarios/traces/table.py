@@ -96,15 +96,15 @@ def clean(
     """
     if table.time_s is not None and (late := unsorted_rows(table)):
         order = np.argsort(table.time_s, kind="stable")
-        table = table.take(order, f"{late} rows were earlier than the row before them: the trace was sorted by time")
+        table = table.take(order, f"sorted by time; rows that were earlier than the row before them: {late}")
     empty = zero_rows(table)
     if empty.any() and zero_tokens == "drop":
-        table = table.take(~empty, f"{int(empty.sum())} rows without prompt or output tokens were left out")
+        table = table.take(~empty, f"rows left out (no prompt or no output tokens): {int(empty.sum())}")
     elif empty.any():
         prompt = None if table.prompt is None else np.maximum(table.prompt, 1)
         output = None if table.output is None else np.maximum(table.output, 1)
         table = replace(table, prompt=prompt, output=output)
-        table = table.noted(f"{int(empty.sum())} rows without prompt or output tokens count as having 1")
+        table = table.noted(f"rows changed (no prompt or no output tokens; counted as 1): {int(empty.sum())}")
     if table.time_s is None or table.cut:
         return table
     start = 0.0
@@ -113,7 +113,7 @@ def clean(
         inside = (table.time_s >= start) & (table.time_s < end)
         if not inside.all():
             table = table.take(
-                inside, f"{int((~inside).sum())} rows outside the window [{start:g}, {end:g}) s were left out"
+                inside, f"rows left out (outside the window [{start:g}, {end:g}) s): {int((~inside).sum())}"
             )
     assert table.time_s is not None
     return replace(table, time_s=(table.time_s - start) / rate_scale)

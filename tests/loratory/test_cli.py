@@ -202,16 +202,14 @@ def test_a_policy_that_never_admits_is_reported_not_hung(small: Path, tmp_path: 
 def test_bad_input_is_one_line_with_the_remedy(
     change: tuple[str, str], says: tuple[str, ...], small: Path, tmp_path: Path
 ) -> None:
-    """Exit code 2, and an older result stays as it is."""
+    """Exit code 2, and nothing is written."""
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "summary.json").write_text("{}")
     text = SMALL.replace(*change)
     assert text != SMALL
     small.write_text(text)
     line = refused("run", "small.yaml", "--out", out, cwd=tmp_path)
     assert all(word in line for word in says), line
-    assert (out / "summary.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
 
 
 def test_more_bad_input(small: Path, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A broken or hostile policy breaks no invariant: the ledger refuses, and the run ends with a report or a clear error."""
+
+from __future__ import annotations
+
+import pytest
+from broken import ENDS_WELL, FAILS, NEVER_SERVES, RaisesInVictim
+from hypothesis import given
+from hypothesis import strategies as st
+from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+
+from serving.config import EngineConfig
+from serving.errors import PolicyError
+from serving.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+
+
+def crowd(**settings: object) -> World:
+    """Forty requests, more than fit, for more adapters than there are slots, one of them pinned."""
+    adapters = tuple(adapter(number, pinned=number == 1) for number in range(1, 6))
+    rows = [
+        {"at": 0.002 * i, "adapter": [None, 1, 2, 3, 4, 5][i % 6], "prompt": 7, "out": 12, "tenant": i % 3}
+        for i in range(40)
+    ]
+    config = EngineConfig(
+        **{"max_loras": 2, "max_num_seqs": 8, "num_gpu_blocks": 60, "block_size": 2, "max_num_batched_tokens": 32}
+        | settings  # type: ignore[arg-type]
+    )
+    return World(workload(rows, adapters), adapters, config, ToyCost())
+
+
+LOADING = pytest.mark.parametrize("loading", ["sync", "async"])
+MEMORY = pytest.mark.parametrize("memory", ["slots", "unified"])
+
+
+@pytest.mark.parametrize("name", ENDS_WELL)
+@LOADING
+@MEMORY
+def test_the_ledger_keeps_it_in_order(name: str, loading: str, memory: str) -> None:
+    result = run(crowd(adapter_loading=loading, memory=memory), ENDS_WELL[name])
+    assert_laws(result)
+    assert {event.status for event in result.ended.values()} <= {"completed", "rejected"}
+    assert result.outcome.never_served == 0
+
+
+@pytest.mark.parametrize("name", NEVER_SERVES)
+@LOADING
+def test_the_run_ends_and_says_who_was_never_served(name: str, loading: str) -> None:
+    result = run(crowd(adapter_loading=loading), NEVER_SERVES[name], check_books=name != "wakes-later")
+    statuses = {event.status for event in result.ended.values()}
+    assert len(result.ended) == 40 and statuses <= {"failed", "completed"}
+    failed = [event for event in result.ended.values() if event.status == "failed"]
+    assert failed and result.outcome.never_served == len(failed)
+    assert all(event.why.startswith("never served") for event in failed)
+
+
+@pytest.mark.parametrize("name", FAILS)
+@LOADING
+def test_the_run_stops_with_an_error_that_names_the_policy(name: str, loading: str) -> None:
+    with pytest.raises(PolicyError, match=type(FAILS[name]()).__name__):
+        run(crowd(adapter_loading=loading), FAILS[name])
+
+
+def test_a_victim_that_raises_is_the_policys_error() -> None:
+    with pytest.raises(PolicyError, match="victim"):
+        run(crowd(num_gpu_blocks=30), RaisesInVictim)
+
+
+ACTIONS = st.sampled_from(["admit", "want", "load", "evict", "preempt", "reject", "prefetch", "wake", "steps"])
+
+
+class Chaos:
+    """Yields actions at random, legal or not, and looks at everything it may see."""
+
+    def __init__(self, seed: int, rejects: bool) -> None:
+        import random
+
+        self.random = random.Random(seed)
+        self.rejects = rejects
+
+    def schedule(self, view: View) -> Schedule:
+        draw = self.random
+        for _ in range(draw.randrange(12)):
+            waiting, running, names = list(view.waiting), list(view.running), list(view.adapters)
+            kind = draw.randrange(10)
+            requests = waiting + running
+            if kind <= 3 and waiting:
+                request = draw.choice(waiting)
+                if draw.random() < 0.5:
+                    yield from want(view, request)
+                else:
+                    yield Admit(request, draw.choice([None, None, 1, 3, 0, -1]))
+            elif kind == 4 and requests:
+                yield Admit(draw.choice(requests))
+            elif kind == 5 and names:
+                yield draw.choice([Load, Prefetch, Evict])(draw.choice(names))
+            elif kind == 6 and names:
+                yield Evict(draw.choice(names))
+            elif kind == 7 and requests:
+                yield Preempt(draw.choice(requests))
+            elif kind == 8 and requests and self.rejects and draw.random() < 0.3:
+                yield Reject(draw.choice(requests), "chaos")
+            elif kind == 9:
+                yield draw.choice([Wake(at=view.now + draw.random()), Wake(after_steps=draw.randrange(1, 9))])
+        walks = [view.unblocked(w) for w in ("batch", "gpu", "any")] + [view.first_waiting(), view.first_waiting("off")]  # type: ignore[arg-type]
+        for walk in walks:
+            for _ in range(draw.randrange(4)):
+                next(walk, None)  # type: ignore[call-overload]
+        if draw.random() < 0.7:
+            for request in view.unblocked():
+                yield from want(view, request)
+
+
+@examples(150)
+@given(world=worlds(most=14), seed=st.integers(0, 10**6), rejects=st.booleans())
+def test_chaos_breaks_nothing(world: World, seed: int, rejects: bool) -> None:
+    assert_laws(run(world, lambda: Chaos(seed, rejects), cutoff_s=20.0))
+
+
+@examples(60)
+@given(world=worlds(most=14), seed=st.integers(0, 10**6))
+def test_chaos_is_deterministic_in_its_seed(world: World, seed: int) -> None:
+    def make() -> Chaos:
+        return Chaos(seed, False)
+
+    assert run(world, make, cutoff_s=5.0, check_books=False).flat == run(world, make, cutoff_s=5.0).flat

@@ -1,0 +1,297 @@
+"""Policies that misbehave, each in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from serving.policy import Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+
+
+class AdmitsEverything:
+    """Admits without asking whether anything fits, and loads over every limit."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in list(view.waiting):
+            if request.adapter is not None:
+                yield Load(request.adapter)
+            yield Admit(request, tokens=10**9)
+            yield Admit(request)
+            yield Admit(request)
+
+
+class EvictsEverything:
+    """Evicts adapters in use, pinned, on the way and unknown, around an ordinary first come, first served."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in list(view.waiting):
+            yield from want(view, request)
+            for name in view.adapters:
+                outcome = yield Evict(name)
+                adapter = view.adapters[name]
+                assert not outcome or not (adapter.pinned or adapter.references)
+            yield Evict("no such adapter")
+
+
+class NeverAdmits:
+    """Does nothing."""
+
+    def schedule(self, view: View) -> Schedule:
+        return
+        yield
+
+
+class RaisesInSchedule:
+    """Fails when three requests have run."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            self.calls += 1
+            if self.calls > 3:
+                raise KeyError("broken on purpose")
+            yield from want(view, request)
+
+
+class RaisesAtOnce:
+    """Fails before it is a generator."""
+
+    def schedule(self, view: View) -> Schedule:
+        raise ZeroDivisionError("broken on purpose")
+
+
+class RaisesInObserve:
+    """Fails when told of the second arrival."""
+
+    def __init__(self) -> None:
+        self.events = 0
+
+    def observe(self, event: Any) -> None:
+        self.events += 1
+        if self.events > 4:
+            raise ValueError("broken on purpose")
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class RaisesInVictim:
+    """Fails when asked whom to preempt."""
+
+    def victim(self, view: View) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class WrongVictim:
+    """Names something that is no running request."""
+
+    def __init__(self, named: Any = "nobody") -> None:
+        self.named = named
+
+    def victim(self, view: View) -> Any:
+        return self.named
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class LoopsRefused:
+    """Yields an action that is refused, for ever."""
+
+    def schedule(self, view: View) -> Schedule:
+        while True:
+            yield Evict("no such adapter")
+
+
+class LoopsAccepted:
+    """Yields an action that is accepted, for ever."""
+
+    def schedule(self, view: View) -> Schedule:
+        while True:
+            yield Wake(at=view.now + 1.0)
+
+
+class YieldsGarbage:
+    """Yields what is no action."""
+
+    def __init__(self, garbage: Any) -> None:
+        self.garbage = garbage
+
+    def schedule(self, view: View) -> Any:
+        yield self.garbage
+
+
+class ReturnsAList:
+    """schedule is no generator."""
+
+    def schedule(self, view: View) -> Any:
+        return [Admit(request) for request in view.waiting]
+
+
+class ReturnsNone:
+    """schedule forgets to yield."""
+
+    def schedule(self, view: View) -> Any:
+        return None
+
+
+class PreemptsForEver:
+    """Admits everybody and preempts everybody at once, each time it is asked, and asks to be asked."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in list(view.running):
+            yield Preempt(request)
+        for request in view.unblocked():
+            yield from want(view, request)
+        yield Wake(after_steps=1)
+
+
+class AdmitsAndPreempts:
+    """Admits and preempts the same request in one call."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in list(view.waiting):
+            outcome = yield from want(view, request)
+            if outcome:
+                yield Preempt(request)
+                yield Reject(request, "or not")
+
+
+class WakesNow:
+    """Asks to be woken now or in the past, and takes no for no answer."""
+
+    def schedule(self, view: View) -> Schedule:
+        for _ in range(20):
+            yield Wake(at=view.now)
+            yield Wake(at=view.now - 1.0)
+            yield Wake(at=float("nan"))
+            yield Wake(after_steps=0)
+            yield Wake(after_steps=-3)
+            yield Wake()
+
+
+class WakesLater:
+    """Keeps a wake-up ahead of it for ever and admits nobody."""
+
+    def __init__(self, ahead_s: float = 1e-6) -> None:
+        self.ahead_s = ahead_s
+
+    def schedule(self, view: View) -> Schedule:
+        yield Wake(at=view.now + self.ahead_s)
+
+
+class WakesAtInfinity:
+    """Asks for times and steps that never come, while serving in order."""
+
+    def schedule(self, view: View) -> Schedule:
+        yield Wake(at=float("inf"))
+        yield Wake(after_steps=10**12)
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class PingPong:
+    """Loads and evicts and admits nobody."""
+
+    def schedule(self, view: View) -> Schedule:
+        for name in list(view.adapters):
+            yield Evict(name)
+            yield Load(name)
+            yield Prefetch(name)
+        yield Wake(at=view.now + 1e-4)
+
+
+class StalledPingPong:
+    """Loads and evicts the same adapter within one call."""
+
+    def schedule(self, view: View) -> Schedule:
+        for name in list(view.adapters):
+            for _ in range(3):
+                yield Load(name)
+                yield Evict(name)
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class OddArguments:
+    """Actions with arguments of the wrong kind."""
+
+    def schedule(self, view: View) -> Schedule:
+        class Pretender:
+            request_id = "0"
+
+        requests = list(view.waiting)
+        for thing in (None, 3, "0", object(), Pretender(), *requests[:1]):
+            outcome: Outcome = yield Preempt(thing)  # type: ignore[arg-type]
+            for tokens in (0, -1, 2.5, "many", float("nan"), True):
+                outcome = yield Admit(thing, tokens)  # type: ignore[arg-type]
+        for name in (None, 3, "", ("a1",)):
+            outcome = yield Load(name)  # type: ignore[arg-type]
+            assert not outcome
+            outcome = yield Evict(name)  # type: ignore[arg-type]
+            assert not outcome
+            outcome = yield Prefetch(name)  # type: ignore[arg-type]
+            assert not outcome
+        for request in requests:
+            yield from want(view, request)
+
+
+class RejectsRunning:
+    """Rejects whom it has admitted, and twice whom it has not."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in list(view.running):
+            outcome = yield Reject(request, "too late")
+            assert not outcome
+        for place, request in enumerate(list(view.waiting)):
+            if place % 2:
+                yield Reject(request, "odd")
+                outcome = yield Reject(request, "twice")
+                assert not outcome
+            else:
+                yield from want(view, request)
+
+
+ENDS_WELL: dict[str, Callable[[], Any]] = {
+    "admits-everything": AdmitsEverything,
+    "evicts-everything": EvictsEverything,
+    "wrong-victim": WrongVictim,
+    "victim-none": lambda: WrongVictim(None),
+    "wakes-at-infinity": WakesAtInfinity,
+    "stalled-ping-pong": StalledPingPong,
+    "rejects-running": RejectsRunning,
+    "odd-arguments": OddArguments,
+}
+"""The ledger keeps these in order and the run ends by itself with everybody served or rejected."""
+
+NEVER_SERVES: dict[str, Callable[[], Any]] = {
+    "never-admits": NeverAdmits,
+    "wakes-now": WakesNow,
+    "wakes-later": WakesLater,
+    "wakes-much-later": lambda: WakesLater(1e6),
+    "ping-pong": PingPong,
+    "preempts-for-ever": PreemptsForEver,
+}
+"""These end with a report of who was never served."""
+
+FAILS: dict[str, Callable[[], Any]] = {
+    "raises-in-schedule": RaisesInSchedule,
+    "raises-at-once": RaisesAtOnce,
+    "raises-in-observe": RaisesInObserve,
+    "loops-refused": LoopsRefused,
+    "loops-accepted": LoopsAccepted,
+    "yields-none": lambda: YieldsGarbage(None),
+    "yields-string": lambda: YieldsGarbage("admit"),
+    "yields-class": lambda: YieldsGarbage(Admit),
+    "returns-list": ReturnsAList,
+    "returns-none": ReturnsNone,
+}
+"""These end with a PolicyError that names the policy."""
