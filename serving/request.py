@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple, Self
 
 from serving.errors import InputError
 
@@ -13,16 +12,7 @@ Status = Literal["waiting", "running", "completed", "rejected", "aborted", "fail
 BASE_TENANT = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asks for. It never holds the true output length: that belongs to the backend that finds it out.
-
-    ``adapter`` is a registered adapter's name, or None for the base model: nothing is applied implicitly.
-    ``arrival`` and ``deadline`` are absolute seconds, token fields are counts, a lower ``priority`` goes first
-    (as in vLLM), ``weight`` is the tenant's share in fair policies. ``cached_tokens`` of the prompt need KV memory, no compute.
-    Raises `InputError` for values no engine could serve.
-    """
-
+class _Fields(NamedTuple):
     request_id: str
     adapter: str | None
     arrival: float
@@ -35,7 +25,24 @@ class Request:
     deadline: float | None = None
     weight: float = 1.0
 
-    def __post_init__(self) -> None:
+
+class Request(_Fields):
+    """What a client asks for. It never holds the true output length: that belongs to the backend that finds it out.
+
+    ``adapter`` is a registered adapter's name, or None for the base model: nothing is applied implicitly.
+    ``arrival`` and ``deadline`` are absolute seconds, token fields are counts, a lower ``priority`` goes first
+    (as in vLLM), ``weight`` is the tenant's share in fair policies. ``cached_tokens`` of the prompt need KV memory, no
+    compute. Raises `InputError` for values no engine could serve.
+
+    A tuple, because a simulation makes a million: `serving.workload.Workload` checks its columns once, and its requests
+    are then made without the checks below.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *fields: Any, **named: Any) -> Self:
+        """See the class."""
+        self = super().__new__(cls, *fields, **named)
         if self.prompt_tokens < 1 or self.max_tokens < 1:
             raise InputError(
                 f"request {self.request_id!r} has {self.prompt_tokens} prompt tokens and max_tokens {self.max_tokens}: "
@@ -48,3 +55,4 @@ class Request:
             )
         if not self.weight > 0:
             raise InputError(f"request {self.request_id!r} has weight {self.weight}: a weight is above 0")
+        return self

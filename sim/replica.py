@@ -113,9 +113,10 @@ class Replica:
         env, engine, feed = self._env, self.engine, self.feed
         step_seconds = self._cost.step_seconds
         while True:
-            if feed.next_at <= env.now:
-                feed.deliver(env.now)
-            plan = self._plan = engine.plan(env.now)
+            now = env.now
+            if feed.next_at <= now:
+                feed.deliver(now)
+            plan = self._plan = engine.plan(now)
             if engine.unfinished < self._unfinished:
                 self._count_ended()
             if engine.idle_plans > STALL_PLANS:
@@ -123,45 +124,46 @@ class Replica:
             if plan is None:
                 yield from self._rest()
                 continue
-            load_s = (yield from self._load(plan)) if plan.loads else 0.0
+            load_s = 0.0
+            if plan.loads:
+                load_s = yield from self._load(plan)
+                now = env.now
             steps = 1
             if plan.prefills:
                 self._epoch = -1
-                end = env.now + step_seconds(plan.shape)
-                if not env.reach(end):
-                    yield env.at(end)
+                now += step_seconds(plan.shape)
+                if not env.reach(now):
+                    yield env.at(now)
             elif plan.decode_count:
-                segment = self._begin_decode(plan, load_s)
-                while not env.reach(end := segment.time(self._target)):
+                segment = self._begin_decode(plan, now, load_s)
+                while not env.reach(now := segment.time(self._target)):
                     try:
-                        yield env.at(end)
+                        yield env.at(now)
                         break
                     except Interrupt:
                         continue
                 steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
-            engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s), env.now)
+            engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s), now)
 
-    def _begin_decode(self, plan: StepPlan, load_s: float) -> Segment:
+    def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
         """Set the boundary to wait for, on the segment that the plan's batch is in."""
-        segment = self._segment
+        segment, done, target = self._segment, self._done, 1
         if segment is None or plan.epoch != self._epoch or load_s > 0.0:
-            cost = self._cost
-            segment = self._segment = Segment(
-                self._env.now, plan.shape, cost.decode_line(plan.shape), cost.step_seconds
-            )
+            shape = plan.shape
+            segment = self._segment = Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds)
             self._epoch = plan.epoch
-            self._done = 0
-        begin = self._done
-        steps = 1
+            done = self._done = 0
+        target = done + 1
         if plan.max_repeat and self._jump:
-            steps = min(plan.max_repeat + 1, self._next_end() - self.engine.ledger.clock[0])
-            if steps > 1:
-                next_at = self.feed.next_at if plan.wake_at is None else min(plan.wake_at, self.feed.next_at)
-                if next_at < inf:
-                    steps = segment.first_at_or_after(next_at, begin + 1, begin + steps) - begin
-        self._target = begin + steps
+            last = done + min(plan.max_repeat + 1, self._next_end() - self.engine.ledger.clock[0])
+            if last > target:
+                wake_at, next_at = plan.wake_at, self.feed.next_at
+                if wake_at is not None and wake_at < next_at:
+                    next_at = wake_at
+                target = segment.first_at_or_after(next_at, target, last) if next_at < inf else last
+        self._target = target
         return segment
 
     def _next_end(self) -> int:
@@ -176,11 +178,10 @@ class Replica:
 
     def _sampled(self, plan: StepPlan, steps: int) -> list[str]:
         """The requests whose output the model ends with the last token of this plan."""
+        clock, ends, outputs = self.engine.ledger.clock[0], self._ends, self._outputs
         finished: list[str] = []
-        clock = self.engine.ledger.clock[0]
         if plan.decode_count:
             clock += steps
-            ends = self._ends
             while ends and ends[0][0] <= clock:
                 _, _, sequence, admissions = heappop(ends)
                 if sequence.decoding and sequence.admissions == admissions:
@@ -188,14 +189,14 @@ class Replica:
         for sequence, _, _, completes in plan.prefills:
             if completes:
                 request_id = sequence.request.request_id
-                left = self._outputs[request_id] - sequence.last_generated - 1
+                left = outputs[request_id] - sequence.last_generated - 1
                 if left <= 0:
                     finished.append(request_id)
                 else:
                     self._order += 1
-                    heappush(self._ends, (clock + left, self._order, sequence, sequence.admissions))
+                    heappush(ends, (clock + left, self._order, sequence, sequence.admissions))
         for request_id in finished:
-            del self._outputs[request_id]
+            del outputs[request_id]
         return finished
 
     def _count_ended(self) -> None:
@@ -206,8 +207,12 @@ class Replica:
     def _load(self, plan: StepPlan) -> Generator[Event, Any, float]:
         """Start the plan's loads; with sync loading wait for those to the GPU. Returns the seconds waited."""
         env, transfers, start = self._env, self._transfers, self._env.now
+        loads = plan.loads
+        if len(loads) == 1 and self._sync and not loads[0].prefetch:
+            yield from transfers.bring(loads[0], None)
+            return env.now - start
         waits = []
-        for load in plan.loads:
+        for load in loads:
             if self._sync and not load.prefetch:
                 waits.append(env.process(transfers.bring(load, None)))
             else:

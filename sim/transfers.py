@@ -43,13 +43,15 @@ class Transfers:
         elif load.tier != "host":
             arrived = self._fetching[adapter.name] = env.event()
             with self._storage.request() as turn:
-                yield turn
+                if not turn.triggered:
+                    yield turn
                 yield env.at(env.now + self._fetch_seconds(load), URGENT)
             del self._fetching[adapter.name]
             arrived.succeed()
         if not load.prefetch:
             with self._host_link.request() as turn:
-                yield turn
+                if not turn.triggered:
+                    yield turn
                 yield env.at(env.now + self._cost.load_seconds(adapter, "host"), URGENT)
         if done is not None:
             done(load)

@@ -274,7 +274,6 @@ class CheckedEngine(Engine):
     """An engine whose books are checked after every plan and commit, and that counts tokens for itself."""
 
     made: list[CheckedEngine] = []
-    check_every = 1
 
     def __init__(self, *arguments: Any) -> None:
         *arguments, sink = arguments  # type: ignore[assignment]
@@ -290,7 +289,7 @@ class CheckedEngine(Engine):
         self.prefill_tokens: Counter[str] = Counter()
         self.sampled: Counter[str] = Counter()
         self.service: list[tuple[float, dict[str, tuple[int, int]]]] = []
-        self.plans: list[StepPlan] = []
+        self.checks = 0
         self._at = float("-inf")
         CheckedEngine.made.append(self)
 
@@ -298,11 +297,17 @@ class CheckedEngine(Engine):
         assert now >= self._at, f"planned at {now}, which is before {self._at}"
         self._at = now
         plan = super().plan(now)
-        check(self.ledger, self.ended_sequences)
-        self._note(now)
+        self._check()
         if plan is not None:
             self._check_plan(plan)
         return plan
+
+    def _check(self) -> None:
+        """Each time at first; now and then in a run that does not end."""
+        self.checks += 1
+        if self.checks < 4000 or self.checks % 1000 == 0:
+            check(self.ledger, self.ended_sequences)
+            self._note()
 
     def _check_plan(self, plan: StepPlan) -> None:
         ledger, config, shape = self.ledger, self.ledger.config, plan.shape
@@ -342,17 +347,16 @@ class CheckedEngine(Engine):
             self.prefill_tokens[sequence.request_id] += tokens
             self.sampled[sequence.request_id] += completes
         super().commit(plan, result, now)
-        check(self.ledger, self.ended_sequences)
-        self._note(now)
+        self._check()
 
-    def _note(self, now: float) -> None:
+    def _note(self) -> None:
         ledger = self.ledger
         service: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for sequence in [*ledger.sequences.values(), *self.ended_sequences]:
             if sequence.admissions:
                 service[sequence.tenant.name][0] += sequence.request.prompt_tokens
                 service[sequence.tenant.name][1] += sequence.generated
-        self.service.append((now, {name: (a, b) for name, (a, b) in service.items()}))
+        self.service.append((self.ledger.now, {name: (a, b) for name, (a, b) in service.items()}))
 
 
 @contextmanager

@@ -1,0 +1,297 @@
+"""WaitQueue, Lanes, KVPool, HostCache and Segment against the plainest models of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lab import ToyCost, examples
+
+from serving.host import HostCache
+from serving.kv import KVPool
+from serving.lanes import Lanes
+from serving.plan import BatchShape
+from serving.queue import WaitQueue
+from sim.segment import Segment
+
+# -- WaitQueue -------------------------------------------------------------------------------------------------------
+
+MOVES = st.lists(
+    st.tuples(st.sampled_from(["append", "append", "front", "leave", "first", "walk"]), st.integers(0, 99))
+)
+
+
+@examples(150)
+@given(moves=MOVES, parts=st.integers(1, 3))
+def test_a_wait_queue_is_a_list(moves: list[tuple[str, int]], parts: int) -> None:
+    """Several queues over one table, as adapters and tenants have them; one ticket sits in one of them."""
+    table: dict[int, Any] = {}
+    queues = [WaitQueue(table) for _ in range(parts)]
+    models: list[list[int]] = [[] for _ in range(parts)]
+    last = front = 0
+    for move, number in moves:
+        place = number % parts
+        queue, model = queues[place], models[place]
+        if move == "append":
+            last += 1
+            table[last] = SimpleNamespace(ticket=last, view=last)
+            queue.append(last)
+            model.append(last)
+        elif move == "front":
+            front -= 1
+            table[front] = SimpleNamespace(ticket=front, view=front)
+            queue.push_front(front)
+            model.insert(0, front)
+        elif move == "leave" and model:
+            ticket = model.pop(number % len(model))
+            del table[ticket]
+            queue.left()
+        elif move == "first":
+            found = queue.first()
+            assert (None if found is None else found.ticket) == (model[0] if model else None)
+        for kept, expected in zip(queues, models, strict=True):
+            assert len(kept) == len(expected) and bool(kept) == bool(expected)
+            if move == "walk":
+                assert list(kept) == expected
+                assert kept.head == (expected[0] if expected else None)
+
+
+@examples(100)
+@given(size=st.integers(1, 200), leavers=st.lists(st.tuples(st.integers(0, 199), st.integers(0, 199)), max_size=40))
+def test_who_leaves_during_a_walk_is_not_met(size: int, leavers: list[tuple[int, int]]) -> None:
+    table = {ticket: SimpleNamespace(ticket=ticket, view=ticket) for ticket in range(1, size + 1)}
+    queue = WaitQueue(table)
+    for ticket in table:
+        queue.append(ticket)
+    when: dict[int, list[int]] = {}
+    for at, who in leavers:
+        when.setdefault(at, []).append(who % size + 1)
+    met = []
+    for step, ticket in enumerate(queue):
+        met.append(ticket)
+        for who in when.get(step, []):
+            if who in table:
+                del table[who]
+                queue.left()
+    gone = set(range(1, size + 1)) - set(table)
+    assert met == sorted(met) and set(met) >= set(table)
+    for at, who in leavers:
+        if who % size + 1 in met and at < met.index(who % size + 1):
+            assert who % size + 1 not in gone or any(a >= met.index(w % size + 1) for a, w in leavers if w == who)
+    assert list(queue) == sorted(table)
+
+
+def test_a_queue_that_empties_and_fills_keeps_its_order() -> None:
+    table: dict[int, Any] = {}
+    queue = WaitQueue(table)
+    for ticket in range(1, 10001):
+        table[ticket] = SimpleNamespace(ticket=ticket, view=ticket)
+        queue.append(ticket)
+    for ticket in range(1, 9999):
+        assert queue.head == ticket
+        del table[ticket]
+        queue.left()
+    assert list(queue) == [9999, 10000]
+    table[-1] = SimpleNamespace(ticket=-1, view=-1)
+    queue.push_front(-1)
+    assert list(queue) == [-1, 9999, 10000] and queue.head == -1
+
+
+# -- Lanes -----------------------------------------------------------------------------------------------------------
+
+
+class FakeView:
+    """As much of a view as `Lanes` reads."""
+
+    def __init__(self, tiers: dict[str, str], references: dict[str, int], obtainable: bool) -> None:
+        self.adapters = {
+            name: SimpleNamespace(name=name, tier=tier, references=references.get(name, 0))
+            for name, tier in tiers.items()
+        }
+        self.slot_obtainable = obtainable
+
+    def resident(self) -> Any:
+        return iter([a for a in self.adapters.values() if a.tier == "gpu"])
+
+
+NAMES = ["a", "b", "c", "d"]
+
+
+@examples(250)
+@given(
+    pushes=st.lists(
+        st.tuples(
+            st.sampled_from(["push", "push", "push", "discard", "pick", "first"]),
+            st.integers(0, 9),
+            st.tuples(st.integers(0, 3), st.integers(0, 3)),
+            st.sampled_from([None, *NAMES]),
+        ),
+        max_size=60,
+    ),
+    data=st.data(),
+)
+def test_lanes_pick_what_a_scan_would(pushes: list[tuple[Any, ...]], data: st.DataObject) -> None:
+    lanes: Lanes[int] = Lanes()
+    model: dict[int, tuple[tuple[int, int], int, str | None]] = {}
+    for count, (move, item, order, name) in enumerate(pushes):
+        if move == "push":
+            lanes.push(item, order, name)
+            model[item] = (order, count, name)
+        elif move == "discard":
+            lanes.discard(item)
+            model.pop(item, None)
+        elif move == "first":
+            best = min(((o, c, i) for i, (o, c, _) in model.items()), default=None)
+            assert lanes.first() == (None if best is None else (best[0], best[2]))
+        else:
+            tiers = {n: data.draw(st.sampled_from(["gpu", "gpu", "host", "loading"])) for n in NAMES}
+            used = {n: data.draw(st.integers(0, 1)) for n in NAMES}
+            obtainable = data.draw(st.booleans())
+            closed = data.draw(st.sets(st.sampled_from([None, *NAMES]), max_size=2))
+            within = data.draw(st.sampled_from(["batch", "gpu", "any"]))
+            view = FakeView(tiers, used, obtainable)
+
+            def may(
+                lane: str | None, tiers=tiers, used=used, obtainable=obtainable, closed=closed, within=within
+            ) -> bool:
+                if lane in closed:
+                    return False
+                if lane is None:
+                    return True
+                if tiers[lane] == "gpu":
+                    return within != "batch" or used[lane] > 0
+                return within == "any" and obtainable and tiers[lane] != "loading"
+
+            best = min(((o, c, i) for i, (o, c, lane) in model.items() if may(lane)), default=None)
+            assert lanes.pick(view, within, closed) == (None if best is None else (best[2],))
+        assert len(lanes) == len(model) and all(i in lanes for i in model)
+
+
+# -- KVPool ----------------------------------------------------------------------------------------------------------
+
+
+@examples(250)
+@given(
+    size=st.sampled_from([1, 2, 3, 4, 7, 16]),
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    spare=st.integers(0, 30),
+    moves=st.lists(st.tuples(st.sampled_from(["steps", "steps", "leave", "join"]), st.integers(1, 60)), max_size=12),
+)
+def test_the_kv_pool_counts_as_a_walk_over_sequences(
+    size: int, lengths: list[int], spare: int, moves: list[tuple[str, int]]
+) -> None:
+    clock = [0]
+    pool = KVPool(sum(ceil(n / size) for n in lengths) + spare, size, clock)
+    live: list[Any] = []
+
+    def join(length: int) -> None:
+        sequence = SimpleNamespace(target=length, offset=0, decoding=True, blocks=0)
+        pool.used += pool.blocks(length)
+        pool.join(sequence)
+        live.append(sequence)
+
+    def tokens(sequence: Any) -> int:
+        return sequence.offset + clock[0]
+
+    def blocks_after(steps: int) -> int:
+        return sum(ceil((tokens(s) + steps) / size) for s in live)
+
+    for length in lengths:
+        join(length)
+    for move, number in moves:
+        assert pool.used == blocks_after(0) and pool.tokens_read == sum(map(tokens, live))
+        if move == "join" and pool.blocks(number) <= pool.free:
+            join(number)
+        elif move == "leave" and live:
+            gone = live.pop(number % len(live))
+            pool.used -= pool.held(gone)
+            pool.leave(gone)
+        elif move == "steps" and live:
+            need = blocks_after(1) - blocks_after(0)
+            assert pool.need() == need
+            if need > pool.free:
+                gone = live.pop()
+                pool.used -= pool.held(gone)
+                pool.leave(gone)
+                continue
+            pool.reserve()
+            assert all(pool.held(s) == ceil((tokens(s) + 1) / size) for s in live)
+            most = 1
+            while most < number and blocks_after(most + 1) <= pool.total:
+                most += 1
+            assert pool.steps(number) == most
+            pool.advance(most)
+    assert pool.used == blocks_after(0) <= pool.total
+
+
+# -- HostCache -------------------------------------------------------------------------------------------------------
+
+
+def _state(number: int, tier: str = "host") -> Any:
+    return SimpleNamespace(name=f"a{number}", tier=tier, last_used=0.0, lora_int_id=number, prefetching=False)
+
+
+def test_the_host_cache_sends_the_least_recently_used_to_disk() -> None:
+    cache = HostCache(2)
+    one, two, three, four = (_state(n) for n in range(1, 5))
+    for state in (one, two, three):
+        cache.start(state)
+    assert [s.tier for s in (one, two, three)] == ["host", "host", "disk"]
+    one.tier, one.last_used = "gpu", 5.0
+    cache.rest(one)
+    assert cache.hold(three)
+    assert [s.tier for s in (one, two)] == ["host", "disk"] and set(cache.held) == {"a1", "a3"}
+    three.tier = "gpu"
+    assert cache.hold(four) and one.tier == "disk" and set(cache.held) == {"a3", "a4"}
+    four.tier = "gpu"
+    assert not cache.hold(one) and set(cache.held) == {"a3", "a4"}
+    cache.drop(four)
+    assert cache.hold(one)
+
+
+# -- Segment ---------------------------------------------------------------------------------------------------------
+
+COSTS: list[Callable[[], ToyCost]] = [
+    lambda: ToyCost(),
+    lambda: ToyCost(line=False),
+    lambda: ToyCost(floor_s=0.02),
+    lambda: ToyCost(line=False, floor_s=0.02),
+    lambda: ToyCost(grid=True),
+    lambda: ToyCost(floor_s=10.0),
+    lambda: ToyCost(scale=2.0**-20),
+]
+
+
+@pytest.mark.parametrize("number", range(len(COSTS)))
+@examples(60)
+@given(
+    start=st.sampled_from([0.0, 0.1, 1234.5678, 86400.0 * 30]),
+    seqs=st.sampled_from([1, 3, 64]),
+    kv=st.sampled_from([0, 17, 4000]),
+    data=st.data(),
+)
+def test_a_segment_adds_up_steps(number: int, start: float, seqs: int, kv: int, data: st.DataObject) -> None:
+    cost = COSTS[number]()
+    shape = BatchShape(decode_seqs=seqs, kv_tokens=kv, distinct_adapters=1, sum_ranks=8, max_rank=8)
+    segment = Segment(start, shape, cost.decode_line(shape), cost.step_seconds)
+    times, elapsed = [start], 0.0
+    for step in range(60):
+        elapsed += cost.step_seconds(shape._replace(kv_tokens=kv + step * seqs))
+        times.append(start + elapsed)
+    for k, time in enumerate(times):
+        assert abs(segment.time(k) - time) <= 1e-9 * max(time, 1e-6)
+    exact = [segment.time(k) for k in range(61)]
+    assert exact == sorted(exact) and exact[0] == start
+    low = data.draw(st.integers(1, 60))
+    high = data.draw(st.integers(low, 60))
+    near = exact[data.draw(st.integers(0, 60))]
+    time = data.draw(
+        st.sampled_from([near, near * (1 + 1e-15), near * (1 - 1e-15), near + 1e-4, near - 1e-4, 0.0, 1e12])
+    )
+    expected = next((k for k in range(low, high) if exact[k] >= time), high)
+    assert segment.first_at_or_after(time, low, high) == expected
