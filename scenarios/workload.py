@@ -78,7 +78,7 @@ class Stream(Section):
     base_share: Share | None = Field(None, description="share of base-model requests; by default adapters.base_share")
     start_s: NotNegative = Field(0.0, description="when it begins, s")
     end_s: Positive | None = Field(None, description="when it ends, s; by default with the workload")
-    priority: int | None = Field(None, description="priority of its requests; by default the tenant's")
+    priority: int | None = Field(None, description="priority of its requests, lower first; by default the tenant's")
     deadline_s: Seconds | None = Field(None, description="deadline after arrival, s; by default the workload's")
 
     @model_validator(mode="after")

@@ -27,20 +27,21 @@ class Actions:
         self.wake_clocks: list[int] = []
         self._victim: Callable[[View], Any] | None = getattr(announcer.policy, "victim", None)
         self._tells_admitted = Admitted in announcer.wanted
-        self._tells_decided = Decided in announcer.wanted
+        self._tells_ended = Ended in announcer.wanted
+        self._record = announcer.record(Decided)
         self._apply: dict[type, Callable[[Any], Outcome]] = {
             Admit: self._admit,
-            Load: lambda action: self.ledger.load(action.adapter),
+            Load: lambda action: ledger.load(action.adapter),
             Evict: lambda action: self.evict(action.adapter),
             Preempt: lambda action: self.preempt(action.request, "policy"),
             Reject: self._reject,
-            Prefetch: lambda action: self.ledger.prefetch(action.adapter),
+            Prefetch: lambda action: ledger.prefetch(action.adapter),
             Wake: self._wake,
         }
 
     def consult(self, schedule: Any) -> None:
         """Carry out a policy's actions until it returns. Raises `PolicyError` when it raises or never stops."""
-        ledger, apply, announcer = self.ledger, self._apply, self.announcer
+        ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._record
         try:
             send = schedule.send
         except AttributeError:
@@ -60,8 +61,8 @@ class Actions:
             if act is None:
                 raise announcer.error(ledger.now, f"it yielded {action!r}, which is no action")
             outcome = act(action)
-            if self._tells_decided:
-                announcer.tell(Decided(ledger.now, action, outcome))
+            if record is not None:
+                record(Decided(ledger.now, action, outcome))
             taken += 1
             if taken > limit:
                 limit = 1000 + 10 * (len(ledger.sequences) + len(ledger.adapters))
@@ -80,7 +81,7 @@ class Actions:
         self.unfinished -= 1
         self.idle_plans = 0
         self.ask = True
-        if Ended in self.announcer.wanted:
+        if self._tells_ended:
             self.announcer.tell(Ended(self.ledger.now, sequence.view, status, why, sequence))
         del sequence.view  # a cycle with its view would wait for the garbage collector
 
@@ -141,9 +142,10 @@ class Actions:
     # -- what the policy yields ----------------------------------------------------------------------------------
 
     def _admit(self, action: Admit) -> Outcome:
-        outcome = self.ledger.admit(action.request, action.tokens)
-        if outcome.ok and self._tells_admitted:
-            sequence = self.ledger.sequences[action.request.request_id]
+        request, tokens = action
+        outcome = self.ledger.admit(request, tokens)
+        if self._tells_admitted and outcome.ok:
+            sequence = self.ledger.sequences[request.request_id]
             self.announcer.tell(Admitted(self.ledger.now, sequence.view, sequence.hit))
         return outcome
 

@@ -30,13 +30,17 @@ class Announcer:
     def tell(self, event: Event) -> None:
         """Pass an event on. Raises `PolicyError` when the policy's ``observe`` raises."""
         kind = type(event)
-        if self._sink is not None and kind in self._for_sink:
+        if kind in self._for_sink and self._sink is not None:
             self._sink(event)
-        if self._observe is not None and kind in self._for_policy:
+        if kind in self._for_policy and self._observe is not None:
             try:
                 self._observe(event)
             except Exception as error:
                 raise self.error(event[0], f"its observe() raised {type(error).__name__}: {error}") from error
+
+    def record(self, kind: type) -> Sink | None:
+        """Where to put events of a type that only the sink may want; None when it does not."""
+        return self._sink if kind in self._for_sink else None
 
     def error(self, now: float, what: str) -> PolicyError:
         """A `PolicyError` that names the policy and the second it failed at."""

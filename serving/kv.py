@@ -69,7 +69,7 @@ class KVPool:
 
     def reserve(self) -> None:
         """Take the blocks of the next decode step, so that admissions see what is left."""
-        self.used += self.need()
+        self.used += self.phases[self.clock[0] % self.block_size]
         self.reserved = 1
 
     def steps(self, limit: int) -> int:
@@ -91,10 +91,9 @@ class KVPool:
 
     def advance(self, steps: int) -> None:
         """Commit ``steps`` decode steps, the first of which was reserved: takes the blocks of the others."""
-        more = steps - 1
-        if more:
+        if steps > 1:
             size, phases = self.block_size, self.phases
-            cycles, rest = divmod(more, size)
+            cycles, rest = divmod(steps - 1, size)
             taken = cycles * self.decoding
             if rest:
                 begin = (self.clock[0] + 1) % size

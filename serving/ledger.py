@@ -10,22 +10,12 @@ from serving.errors import InputError
 from serving.host import HostCache
 from serving.kv import KVPool
 from serving.lora import Adapter
-from serving.plan import AdapterLoad
-from serving.policy import (
-    OK,
-    REFUSED,
-    SCORERS,
-    AdapterView,
-    CostView,
-    Outcome,
-    RequestView,
-    RequestViews,
-    Scorer,
-    TenantView,
-)
+from serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
 from serving.queue import WaitQueue
 from serving.request import Request, Status
 from serving.sequence import Sequence
+from serving.slots import GpuSlots
+from serving.views import AdapterView, RequestView, RequestViews, TenantView
 from serving.waiting import WaitIndex, Within
 
 
@@ -36,6 +26,50 @@ class Ledger:
     ``memory: unified``, where an adapter takes as many KV blocks as its bytes fill. Raises `InputError` for adapters
     the configuration can never serve: a rank above ``max_lora_rank``, equal names or ids, too many pinned.
     """
+
+    __slots__ = (
+        "_chunked",
+        "_largest_chunk",
+        "_most_tokens",
+        "active_adapters",
+        "active_ranks",
+        "adapter_views",
+        "adapters",
+        "base",
+        "clock",
+        "config",
+        "context_limit",
+        "cost",
+        "decoding",
+        "epoch",
+        "host",
+        "idle",
+        "index",
+        "kv",
+        "loading",
+        "lora_decoding",
+        "lora_decoding_ranks",
+        "max_context",
+        "max_loras",
+        "max_rank",
+        "max_seqs",
+        "memory",
+        "now",
+        "on_gpu",
+        "partial",
+        "prefills",
+        "running",
+        "running_views",
+        "scorer",
+        "sequences",
+        "slots",
+        "sum_ranks",
+        "sync_loading",
+        "tenant_views",
+        "tenants",
+        "token_budget",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -52,44 +86,45 @@ class Ledger:
         self.max_loras = config.max_loras
         self.max_seqs = config.max_num_seqs
         self.sync_loading = config.adapter_loading == "sync"
+        self._most_tokens = config.max_num_batched_tokens
+        self._chunked = config.enable_chunked_prefill
+        self._largest_chunk = config.long_prefill_token_threshold or self._most_tokens
         self.now = 0.0
         self.clock = [0]
-        self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
-        self.index = WaitIndex(self.obtainable, self._ready)
-        self.waiting: WaitQueue = self.index.queue
         self.sequences: dict[str, Sequence] = {}
         self.running: dict[str, Sequence] = {}
+        self.running_views: Collection[RequestView] = RequestViews(self.running)
         self.decoding: dict[str, Sequence] = {}
         self.partial: dict[str, Sequence] = {}
         self.prefills: dict[str, tuple[Sequence, int, int]] = {}
         """This step's prefill chunks: (sequence, first position, tokens)."""
-        self.loads: list[AdapterLoad] = []
-        """Loads to start with this step."""
         self.token_budget = 0
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
         self.adapters: dict[str, AdapterState] = {}
         self.adapter_views: dict[str, AdapterView] = {}
+        self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
+        self.host = HostCache(config.host_slots)
+        self.slots = GpuSlots(self.max_loras, self.sync_loading, self.kv, self.host, self.adapters, self.running)
+        self.on_gpu, self.loading, self.idle = self.slots.on_gpu, self.slots.loading, self.slots.idle
+        self.index = WaitIndex(self.slots.obtainable, self._ready)
+        self.waiting: WaitQueue = self.index.queue
         self.base = AdapterState(None, 0, self.index.table, self.clock)
         self.base.view = AdapterView(self.base)
-        self.host = HostCache(config.host_slots)
-        self.on_gpu: dict[str, AdapterState] = {}
-        """Adapters whose tier is gpu."""
-        self.gpu_views: dict[str, AdapterView] = {}
-        self.idle: dict[str, AdapterState] = {}
-        """Of those, the ones with no reference that are not pinned."""
-        self.loading: dict[str, AdapterState] = {}
         self.active_ranks: dict[int, int] = {}
         """How many adapters with a reference have each rank."""
         self.active_adapters = 0
         self.sum_ranks = 0
+        self.max_rank = 0
         self.lora_decoding = 0
         self.lora_decoding_ranks = 0
         self.epoch = 0
-        self.register(adapters, kv_bytes_per_token)
+        self._register(adapters, kv_bytes_per_token)
         self.max_context = self._max_context()
+        self.context_limit = min(self.max_context + 1, config.max_model_len or self.max_context + 1)
+        """Most tokens of prompt and output of a request, the last of which needs no place in the KV cache."""
 
-    def register(self, adapters: Iterable[Adapter], kv_bytes_per_token: int | None) -> None:
+    def _register(self, adapters: Iterable[Adapter], kv_bytes_per_token: int | None) -> None:
         """Make adapters known. Raises `InputError` for those this configuration can never serve."""
         ids: dict[int, str] = {}
         for adapter in adapters:
@@ -139,11 +174,6 @@ class Ledger:
     # -- what a policy reads -------------------------------------------------------------------------------------
 
     @property
-    def free_slots(self) -> int:
-        """GPU slots neither held nor promised to a load in flight."""
-        return self.max_loras - len(self.on_gpu) - len(self.loading)
-
-    @property
     def kv_free_tokens(self) -> int:
         """Tokens the free KV blocks hold."""
         return self.kv.free * self.kv.block_size
@@ -158,11 +188,6 @@ class Ledger:
         """Requests that may still be admitted before ``max_num_seqs``."""
         return self.max_seqs - len(self.running)
 
-    @property
-    def running_views(self) -> Collection[RequestView]:
-        """Running requests, first admitted first."""
-        return RequestViews(self.running)
-
     def adapter_queue(self, adapter: str | None) -> WaitQueue:
         """Requests waiting for an adapter."""
         return (self.base if adapter is None else self.adapters[adapter]).queue
@@ -171,24 +196,6 @@ class Ledger:
         """Requests of a tenant that wait."""
         state = self.tenants.get(tenant)
         return WaitQueue({}) if state is None else state.queue
-
-    def obtainable(self) -> bool:
-        """Whether a GPU slot is free or held by an adapter that may go."""
-        if len(self.on_gpu) + len(self.loading) < self.max_loras:
-            return True
-        if not self.idle:
-            return False
-        busy = self.running or self.loading
-        return not busy or any(not (state.fresh and state.queue) for state in self.idle.values())
-
-    def idle_views(self) -> list[AdapterView]:
-        """Adapters that may be evicted and were not just loaded for somebody who waits.
-
-        With nothing running and nothing on the way they all may: else a policy that insists on another adapter, having
-        changed its mind while this one was loading, would wait for ever.
-        """
-        busy = self.running or self.loading
-        return [state.view for state in self.idle.values() if not (busy and state.fresh and state.queue)]
 
     def _ready(self) -> Iterator[AdapterState]:
         backlogged = self.index.backlogged
@@ -203,7 +210,7 @@ class Ledger:
     def unblocked(
         self, within: Within, only: Collection[str] | None, without: Collection[str]
     ) -> Iterator[RequestView]:
-        """See `serving.policy.View.unblocked`."""
+        """See `serving.views.View.unblocked`."""
         if self.token_budget <= 0 or len(self.running) >= self.max_seqs:
             return iter(())
         return self.index.unblocked(within, only, without)
@@ -217,22 +224,16 @@ class Ledger:
             tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.index.table, self.clock)
             tenant.view = self.tenant_views[request.tenant] = TenantView(tenant)
         adapter = self.base if request.adapter is None else self.adapters.get(request.adapter)
-        known = adapter is not None
-        limit = self.max_context + 1
-        if self.config.max_model_len is not None:
-            limit = min(limit, self.config.max_model_len)
-        room = limit - request.prompt_tokens
-        sequence = Sequence(
-            request,
-            self.base if adapter is None else adapter,
-            tenant,
-            self.clock,
-            min(request.max_tokens, max(room, 1)),
-        )
+        most = request.max_tokens
+        room = self.context_limit - request.prompt_tokens
+        if most > room:
+            most = max(room, 1)
+        sequence = Sequence(request, adapter or self.base, tenant, self.clock, most)
         sequence.view = RequestView(sequence)
-        if not known:
+        if adapter is None:
             return sequence, f"adapter {request.adapter!r} is not registered"
         if room < 1:
+            limit = self.context_limit
             return sequence, f"prompt of {request.prompt_tokens} tokens does not fit the context limit of {limit}"
         self.sequences[request.request_id] = sequence
         self.index.join(sequence)
@@ -240,11 +241,11 @@ class Ledger:
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status and free all it holds."""
-        if sequence.state == "waiting" and sequence.ticket:
-            self.index.leave(sequence)
-        elif sequence.state == "running":
+        if sequence.state == "running":
             self._stop(sequence)
-        self.sequences.pop(sequence.request_id, None)
+        elif sequence.state == "waiting" and sequence.ticket:
+            self.index.leave(sequence)
+        self.sequences.pop(sequence.request.request_id, None)
         sequence.state = status
         sequence.why = why
         sequence.ended_at = self.now
@@ -262,29 +263,31 @@ class Ledger:
 
     def _stop(self, sequence: Sequence) -> None:
         """Take a request off the GPU: blocks, reference, batch statistics."""
-        kv, adapter = self.kv, sequence.adapter
-        kv.used -= kv.held(sequence)
-        del self.running[sequence.request_id]
+        adapter, tenant, request_id = sequence.adapter, sequence.tenant, sequence.request.request_id
+        kv, rank = self.kv, adapter.rank
+        del self.running[request_id]
         if sequence.decoding:
-            del self.decoding[sequence.request_id]
-            kv.leave(sequence)
+            del self.decoding[request_id]
             sequence.last_generated = sequence.generated
+            kv.used -= kv.held(sequence)
+            kv.leave(sequence)
             sequence.decoding = False
             adapter.decode_stops()
-            sequence.tenant.decode_stops()
-            if adapter.rank:
+            tenant.decode_stops()
+            if rank:
                 self.lora_decoding -= 1
-                self.lora_decoding_ranks -= adapter.rank
+                self.lora_decoding_ranks -= rank
         else:
+            kv.used -= sequence.blocks
             sequence.blocks = 0
-            self.partial.pop(sequence.request_id, None)
-            chunk = self.prefills.pop(sequence.request_id, None)
+            self.partial.pop(request_id, None)
+            chunk = self.prefills.pop(request_id, None)
             if chunk is not None:
                 self.token_budget += chunk[2]
-        sequence.tenant.running -= 1
+        tenant.running -= 1
         adapter.running -= 1
         adapter.references -= 1
-        if adapter.rank:
+        if rank:
             adapter.last_used = self.now
             if not adapter.references:
                 self._release(adapter)
@@ -292,13 +295,13 @@ class Ledger:
 
     def _release(self, adapter: AdapterState) -> None:
         """The last running request that used the adapter is gone."""
+        rank, ranks = adapter.rank, self.active_ranks
         self.active_adapters -= 1
-        self.sum_ranks -= adapter.rank
-        count = self.active_ranks[adapter.rank] - 1
-        if count:
-            self.active_ranks[adapter.rank] = count
-        else:
-            del self.active_ranks[adapter.rank]
+        self.sum_ranks -= rank
+        ranks[rank] -= 1
+        if not ranks[rank]:
+            del ranks[rank]
+            self.max_rank = max(ranks, default=0)
         assert adapter.name is not None
         if not adapter.pinned:
             self.idle[adapter.name] = adapter
@@ -307,71 +310,78 @@ class Ledger:
 
     def admit(self, view: RequestView, tokens: int | None = None) -> Outcome:
         """Run a waiting request, prefilling up to ``tokens`` of its context in this step."""
-        sequence = self.sequences.get(getattr(view, "request_id", ""))
+        request_id = getattr(view, "request_id", "")
+        sequence = self.sequences.get(request_id)
         if sequence is None or sequence.state != "waiting":
             return REFUSED["unknown"]
-        config = self.config
         if len(self.running) >= self.max_seqs:
             return REFUSED["seqs"]
-        start = sequence.request.cached_tokens
+        start = sequence.prefilled
         chunk = self.chunk(sequence.target - start)
         if tokens is not None:
             chunk = min(chunk, tokens) if isinstance(tokens, int) else 0
         if chunk < 1:
             return REFUSED["budget"]
-        blocks = self.kv.blocks(start + chunk)
-        if blocks > self.kv.free:
+        kv, adapter = self.kv, sequence.adapter
+        end = start + chunk
+        blocks = -(-end // kv.block_size)
+        if blocks > kv.total - kv.used:
             return REFUSED["kv"]
-        adapter = sequence.adapter
         if adapter.tier != "gpu":
             return REFUSED["adapter"]
         self.index.leave(sequence)
         sequence.state = "running"
-        sequence.admissions += 1
         sequence.blocks = blocks
-        self.kv.used += blocks
+        sequence.prefilled = end
+        kv.used += blocks
         self.token_budget -= chunk
-        sequence.prefilled = start + chunk
-        request_id = sequence.request.request_id
         self.prefills[request_id] = (sequence, start, chunk)
         self.running[request_id] = self.partial[request_id] = sequence
-        self._refer(sequence, adapter)
         self.epoch += 1
-        return OK
-
-    def _refer(self, sequence: Sequence, adapter: AdapterState) -> None:
-        tenant = sequence.tenant
-        tenant.running += 1
-        adapter.running += 1
+        sequence.admissions += 1
         if sequence.admissions == 1:
-            arrival = sequence.request.arrival
-            sequence.admitted_at = self.now
-            tenant.admitted_tokens += sequence.request.prompt_tokens
-            adapter.admitted_tokens += sequence.request.prompt_tokens
-            if adapter.rank:
-                sequence.hit = not adapter.fresh
-                waited = min(adapter.loaded_at, self.now) - max(adapter.load_started, arrival)
-                sequence.load_wait_s = max(0.0, waited)
+            self._first_admission(sequence, adapter)
+        sequence.tenant.running += 1
+        adapter.running += 1
         adapter.references += 1
         if adapter.rank:
             adapter.fresh = False
             adapter.uses += 1
             adapter.last_used = self.now
             if adapter.references == 1:
-                self.active_adapters += 1
-                self.sum_ranks += adapter.rank
-                self.active_ranks[adapter.rank] = self.active_ranks.get(adapter.rank, 0) + 1
-                assert adapter.name is not None
-                self.idle.pop(adapter.name, None)
+                self._refer(adapter)
+        return OK
+
+    def _first_admission(self, sequence: Sequence, adapter: AdapterState) -> None:
+        now, request = self.now, sequence.request
+        sequence.admitted_at = now
+        sequence.tenant.admitted_tokens += request.prompt_tokens
+        adapter.admitted_tokens += request.prompt_tokens
+        if adapter.rank:
+            sequence.hit = not adapter.fresh
+            if adapter.loaded_at > request.arrival:
+                waited = min(adapter.loaded_at, now) - max(adapter.load_started, request.arrival)
+                sequence.load_wait_s = max(0.0, waited)
+
+    def _refer(self, adapter: AdapterState) -> None:
+        """The first running request that uses the adapter has come."""
+        rank, ranks = adapter.rank, self.active_ranks
+        self.active_adapters += 1
+        self.sum_ranks += rank
+        ranks[rank] = ranks.get(rank, 0) + 1
+        if rank > self.max_rank:
+            self.max_rank = rank
+        assert adapter.name is not None
+        self.idle.pop(adapter.name, None)
 
     def chunk(self, remaining: int) -> int:
         """Context tokens of a request that this step may prefill, 0 when the budget does not allow any."""
-        config, budget = self.config, self.token_budget
-        if config.long_prefill_token_threshold:
-            remaining = min(remaining, config.long_prefill_token_threshold)
+        budget = self.token_budget
+        if remaining > self._largest_chunk:
+            remaining = self._largest_chunk
         if remaining <= budget:
             return remaining
-        if not config.enable_chunked_prefill and budget < config.max_num_batched_tokens:
+        if not self._chunked and budget < self._most_tokens:
             return 0
         return max(budget, 0)
 
@@ -410,95 +420,29 @@ class Ledger:
 
     def load(self, name: str) -> Outcome:
         """Bring an adapter to a free GPU slot. It is usable at once with sync loading, else when the load is done."""
-        state = self.adapters.get(name)
-        if state is None:
-            return REFUSED["unknown"]
-        if state.tier in ("gpu", "loading"):
-            return REFUSED["adapter"]
-        if self.free_slots < 1:
-            return REFUSED["slots"]
-        if state.blocks > self.kv.free:
-            return REFUSED["kv"]
-        if not self.host.hold(state):
-            return REFUSED["in_use"]
-        assert state.spec is not None
-        self.loads.append(AdapterLoad(state.spec, state.tier, False))
-        self.kv.used += state.blocks
-        state.load_started = self.now
-        self.loading[name] = state
-        state.tier = "loading"
-        if self.sync_loading:
-            self.arrive(state)
-        return OK
-
-    def arrive(self, state: AdapterState) -> None:
-        """A load to the GPU is done."""
-        assert state.name is not None
-        del self.loading[state.name]
-        self.on_gpu[state.name] = state
-        self.gpu_views[state.name] = state.view
-        state.tier = "gpu"
-        state.eta = None
-        state.fresh = True
-        state.prefetching = False
-        state.loaded_at = state.last_used = self.now
-        if not state.pinned:
-            self.idle[state.name] = state
-
-    def fail_load(self, state: AdapterState) -> None:
-        """A load came to nothing: the slot, the blocks and the place in host memory are free again."""
-        if state.tier == "loading":
-            assert state.name is not None
-            del self.loading[state.name]
-            self.kv.used -= state.blocks
-            state.tier = "disk"
-        state.eta = None
-        self.host.drop(state)
+        return self.slots.load(name, self.now)
 
     def prefetch(self, name: str) -> Outcome:
         """Bring an adapter from disk or farther to host memory."""
-        state = self.adapters.get(name)
-        if state is None:
-            return REFUSED["unknown"]
-        if state.tier not in ("disk", "remote") or state.prefetching:
-            return REFUSED["adapter"]
-        tier = state.tier
-        if not self.host.hold(state):
-            return REFUSED["in_use"]
-        assert state.spec is not None
-        state.prefetching = True
-        self.loads.append(AdapterLoad(state.spec, tier, True))
-        return OK
+        return self.slots.prefetch(name)
 
     def evict(self, name: str) -> Outcome:
         """Free the GPU slot of an adapter nobody uses; it stays in host memory."""
-        state = self.adapters.get(name)
-        if state is None:
-            return REFUSED["unknown"]
-        if state.tier == "loading" or state.references:
-            return REFUSED["in_use"]
-        if state.tier != "gpu":
-            return REFUSED["adapter"]
-        if state.pinned:
-            return REFUSED["pinned"]
-        del self.on_gpu[name]
-        del self.gpu_views[name]
-        del self.idle[name]
-        self.kv.used -= state.blocks
-        self.host.rest(state)
-        self.index.cooled(state)
-        return OK
+        outcome = self.slots.evict(name)
+        if outcome.ok:
+            self.index.cooled(self.adapters[name])
+        return outcome
 
     # -- the step ------------------------------------------------------------------------------------------------
 
     def begin_decode(self, sequence: Sequence) -> None:
         """A request's context is in the KV cache and its next token sampled: it decodes from now on."""
-        del self.partial[sequence.request_id]
+        request_id, adapter = sequence.request.request_id, sequence.adapter
+        del self.partial[request_id]
+        self.decoding[request_id] = sequence
+        sequence.finish_clock = self.clock[0] + sequence.max_tokens - sequence.last_generated - 1
         self.kv.join(sequence)
         sequence.decoding = True
-        sequence.finish_clock = self.clock[0] + sequence.max_tokens - sequence.generated
-        self.decoding[sequence.request_id] = sequence
-        adapter = sequence.adapter
         adapter.decode_starts()
         sequence.tenant.decode_starts()
         if adapter.rank:

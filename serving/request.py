@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from serving.errors import InputError
 
@@ -40,9 +40,23 @@ class Request(_Fields):
 
     __slots__ = ()
 
-    def __new__(cls, *fields: Any, **named: Any) -> Self:
+    def __new__(
+        cls,
+        request_id: str,
+        adapter: str | None,
+        arrival: float,
+        prompt_tokens: int,
+        max_tokens: int,
+        tenant: str = BASE_TENANT,
+        predicted_tokens: int | None = None,
+        cached_tokens: int = 0,
+        priority: int = 0,
+        deadline: float | None = None,
+        weight: float = 1.0,
+    ) -> Self:
         """See the class."""
-        self = super().__new__(cls, *fields, **named)
+        who = (request_id, adapter, arrival, prompt_tokens, max_tokens, tenant)
+        self = super().__new__(cls, *who, predicted_tokens, cached_tokens, priority, deadline, weight)
         if self.prompt_tokens < 1 or self.max_tokens < 1:
             raise InputError(
                 f"request {self.request_id!r} has {self.prompt_tokens} prompt tokens and max_tokens {self.max_tokens}: "

@@ -96,10 +96,14 @@ class WaitIndex:
 
     def unblocked(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """See `serving.policy.View.unblocked`: a scan of a short queue, a merge of adapters' queues for a long one."""
-        if len(self.queue) > SCAN:
+        table = self.table
+        if len(table) > SCAN:
             yield from self._merged(within, only, without)
             return
-        for sequence in self.queue.sequences():
+        for ticket in sorted(table):
+            sequence = table.get(ticket)
+            if sequence is None:
+                continue
             adapter = sequence.adapter
             name = adapter.name
             if name in without or (only is not None and name is not None and name not in only):

@@ -1,4 +1,4 @@
-"""A broken or hostile policy breaks no invariant: the ledger refuses, and the run ends with a report or a clear error."""
+"""A broken or hostile policy breaks no invariant: the ledger refuses, the run ends with a report or a clear error."""
 
 from __future__ import annotations
 

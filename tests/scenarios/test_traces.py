@@ -13,13 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import load_text
 from scenarios.traces import Labels, ReadOptions, TraceTable, check, clean, convert, detect, formats, read_trace
 from scenarios.traces.report import fit_zipf
 from scenarios.workload import Columns
 from serving.errors import InputError
-from serving.workload import Workload
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
@@ -358,84 +355,3 @@ def test_formats_are_listed_once_each() -> None:
     names = [entry.name for entry in formats()]
     assert names[-1] == "generic" and len(set(names)) == len(names) == 8
     assert all(entry.description for entry in formats())
-
-
-# A trace in a scenario
-
-
-def replay(path: Path, workload: str, adapters: str = "ranks: 8", tenants: str = "map: by_adapter") -> Workload:
-    text = (
-        "name: t\nmodel: m\ngpu: g\nengine: {max_loras: 2}\n"
-        f"adapters: {{{adapters}}}\ntenants: {{{tenants}}}\nworkload: {{trace: {path}, {workload}}}\n"
-    )
-    scenario = load_text(text)
-    return build_workload(scenario, 0, build_adapters(scenario, lambda rank: rank))
-
-
-def test_a_trace_with_adapters_names_the_adapters(tmp_path: Path) -> None:
-    w = replay(write(tmp_path, "l.csv", LOG), "rate_scale: 2.0")
-    assert w.adapters == ("b", "a") and w.adapter.tolist() == [0, 1, 0]
-    assert w.arrival.tolist() == [0, 0.75, 1.25] and w.tenants == ("b", "a")
-    wider = replay(tmp_path / "l.csv", "requests: 2", "count: 3")
-    assert wider.adapters == ("b", "a", "adapter-000") and wider.notes == ("rows left out (after the first 2): 1",)
-    named = replay(tmp_path / "l.csv", "zero_tokens: drop", "names: [z, a, b]")
-    assert named.adapter.tolist() == [2, 1, 2]
-
-
-def test_a_trace_without_adapters_takes_popularity(tmp_path: Path) -> None:
-    w = replay(write(tmp_path, "a.csv", AZURE), "format: azure", "count: 200, popularity: {zipf: 1.0}")
-    assert len(w.adapters) == 200 and len(w) == 2
-    assert w.notes == ("rows left out (no prompt or no output tokens): 1",)
-    assert w.output_tokens.tolist() == [10, 8] and set(w.max_tokens.tolist()) == {10}
-
-
-def test_clients_or_tenants_can_be_the_adapters(tmp_path: Path) -> None:
-    path = write(tmp_path, "b.csv", BURST_3)
-    assert replay(path, "adapter_from: client").adapters == ("ChatGPT", "GPT-4")
-    assert replay(path, "adapter_from: tenant").adapter.tolist() == [0, -1]
-    w = replay(path, "adapter_from: client", tenants="map: trace")
-    assert [w.tenants[i] for i in w.tenant] == ["s1", "default"]
-
-
-def test_a_sequence_takes_times_and_lengths_from_the_scenario(tmp_path: Path) -> None:
-    path = write(tmp_path, "g.csv", GENTD)
-    w = replay(path, "arrivals: {constant: 2}, input_tokens: 30, output_tokens: 5")
-    assert w.arrival.tolist() == [0, 0.5, 1.0, 1.5]
-    assert [None if i < 0 else w.adapters[i] for i in w.adapter] == [None, "L7", "L7", "L3"]
-    short = replay(path, "arrivals: {constant: 2}, duration_s: 1, input_tokens: 30, output_tokens: 5")
-    assert len(short) == 2 and "rows left out (after the first 2): 2" in short.notes
-
-
-@pytest.mark.parametrize(
-    ("content", "workload", "adapters", "says"),
-    [
-        (GENTD, "input_tokens: 3", "ranks: 8", "has no times: add workload.arrivals"),
-        (GENTD, "arrivals: 3", "ranks: 8", "has no input tokens: add workload.input_tokens"),
-        (AZURE, "format: azure", "ranks: 8", "adapters.count: is missing, and the trace names no adapters"),
-        (AZURE, "adapter_from: column", "count: 3", "has no adapter column, which workload.adapter_from: column needs"),
-        (AZURE, "window: [50, 60]", "count: 3", "the trace is empty: no row is left"),
-        (LOG, "requests: 3", "count: 1", "is 1, but the trace names 2 adapters"),
-        (LOG, "requests: 3", "names: [a, c]", "uses the adapter 'b', which is not in the scenario"),
-        (LOG, "columns: {time: when}", "ranks: 8", "has no column 'when'"),
-    ],
-)
-def test_a_trace_that_does_not_fit_its_scenario(
-    tmp_path: Path, content: str, workload: str, adapters: str, says: str
-) -> None:
-    with pytest.raises(InputError, match=says):
-        replay(write(tmp_path, "t.csv", content), workload, adapters)
-
-
-@pytest.mark.parametrize(
-    ("workload", "says"),
-    [
-        ("duration_s: 5", "workload.duration_s: cannot go with trace: use window"),
-        ("window: [5, 5]", "workload.window: ends at 5 s, not after 5 s"),
-        ("rate_scale: 0", "workload.rate_scale: should be above 0"),
-        ("streams: [{arrivals: 1}]", "workload.streams: cannot go with trace"),
-        ("format: azur", "did you mean 'azure'"),
-    ],
-)
-def test_trace_settings_that_make_no_sense(tmp_path: Path, workload: str, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        replay(write(tmp_path, "a.csv", AZURE), workload, "count: 3")

@@ -113,10 +113,8 @@ class FakeView:
             name: SimpleNamespace(name=name, tier=tier, references=references.get(name, 0))
             for name, tier in tiers.items()
         }
+        self.on_gpu = {name: a for name, a in self.adapters.items() if a.tier == "gpu"}
         self.slot_obtainable = obtainable
-
-    def resident(self) -> Any:
-        return iter([a for a in self.adapters.values() if a.tier == "gpu"])
 
 
 NAMES = ["a", "b", "c", "d"]
@@ -153,22 +151,22 @@ def test_lanes_pick_what_a_scan_would(pushes: list[tuple[Any, ...]], data: st.Da
             used = {n: data.draw(st.integers(0, 1)) for n in NAMES}
             obtainable = data.draw(st.booleans())
             closed = data.draw(st.sets(st.sampled_from([None, *NAMES]), max_size=2))
-            within = data.draw(st.sampled_from(["batch", "gpu", "any"]))
-            view = FakeView(tiers, used, obtainable)
+            nearest = data.draw(st.booleans())
 
-            def may(
-                lane: str | None, tiers=tiers, used=used, obtainable=obtainable, closed=closed, within=within
-            ) -> bool:
+            def rank(order: Any, count: int, lane: str | None, at=(tiers, used, obtainable, closed, nearest)) -> Any:
+                """Where an item comes among all, None if it is blocked."""
+                tiers, used, obtainable, closed, nearest = at
                 if lane in closed:
-                    return False
-                if lane is None:
-                    return True
-                if tiers[lane] == "gpu":
-                    return within != "batch" or used[lane] > 0
-                return within == "any" and obtainable and tiers[lane] != "loading"
+                    return None
+                if lane is None or tiers[lane] == "gpu":
+                    return (0 if not nearest or lane is None or used[lane] else 1, order, count)
+                return (2 if nearest else 0, order, count) if obtainable and tiers[lane] != "loading" else None
 
-            best = min(((o, c, i) for i, (o, c, lane) in model.items() if may(lane)), default=None)
-            assert lanes.pick(view, within, closed) == (None if best is None else (best[2],))
+            ranked = [(rank(o, c, lane), i) for i, (o, c, lane) in model.items()]
+            best = min((r for r in ranked if r[0] is not None), default=None)
+            assert lanes.pick(FakeView(tiers, used, obtainable), closed, nearest) == (
+                None if best is None else (best[1],)
+            )
         assert len(lanes) == len(model) and all(i in lanes for i in model)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -85,9 +85,10 @@ def test_an_adapter_has_a_rank_and_a_size(rank: int, size: int) -> None:
     ],
 )
 def test_a_request_no_engine_could_serve_is_refused(change: dict[str, Any]) -> None:
-    good = Request("r", None, 0.0, 4, 4, cached_tokens=3)
+    good = {"prompt_tokens": 4, "max_tokens": 4, "cached_tokens": 3}
+    assert Request("r", None, 0.0, **good).weight == 1.0
     with pytest.raises(InputError, match="'r'"):
-        replace(good, **change)
+        Request("r", None, 0.0, **{**good, **change})
 
 
 def test_a_request_without_adapter_is_for_the_base_model() -> None:
@@ -117,7 +118,7 @@ def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], s
 
 
 def test_defaults_are_vllms() -> None:
-    """vllm/engine/arg_utils.py and vllm/config: block_size 16, gpu_memory_utilization 0.9, max_loras 1, max_lora_rank 16."""
+    """vllm/engine/arg_utils.py and vllm/config."""
     config = EngineConfig()
     assert (config.max_num_batched_tokens, config.max_num_seqs, config.block_size) == (2048, 256, 16)
     assert (config.max_loras, config.max_lora_rank, config.max_cpu_loras) == (1, 16, None)
@@ -186,6 +187,10 @@ def _columns(n: int, **changes: Any) -> dict[str, Any]:
         {"tenant": np.array([0, 0])},
         {"deadline": np.array([1.0])},
         {"concurrency": 0},
+        {"cached_tokens": np.array([0, 1, 0])},
+        {"cached_tokens": np.array([0, -1, 0])},
+        {"tenant_weights": (0.0,)},
+        {"tenant_weights": (float("nan"),)},
     ],
 )
 def test_a_workload_that_disagrees_with_itself_is_refused(changes: dict[str, Any]) -> None:
