@@ -350,11 +350,17 @@ def convert_trace(
     file: Annotated[Path, typer.Argument(help="a trace file or folder")],
     out: Annotated[Path, typer.Argument(help="a .csv, .jsonl or .parquet file in the generic format")],
     format: Annotated[str | None, typer.Option("--format", help="by default found out from the file")] = None,
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(help="for fits (ServeGen): draw requests from T0 to T1 seconds")
+    ] = None,
+    rate_scale: Annotated[float, typer.Option("--rate-scale", help="for fits: multiply their rate")] = 1.0,
 ) -> None:
     """Convert a trace to the generic format."""
-    from scenarios.traces import convert
+    from scenarios.traces import ReadOptions, convert
 
-    table = convert(file, out, format)
+    if not rate_scale > 0:
+        raise InputError(f"--rate-scale is {rate_scale:g}: it is above 0")
+    table = convert(file, out, format, ReadOptions(window=window, rate_scale=rate_scale))
     print(f"{out}: {len(table)} rows")
     for note in table.notes:
         print(f"note: {note}")

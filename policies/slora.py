@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Collection
 
-from serving.policy import Event, Evict, InputError, Reject, RequestView, Schedule, Served, View, Wake, want
+from serving.policy import Evict, InputError, Reject, RequestView, Schedule, View, Wake, want
 
 
 class SLora:
@@ -22,7 +23,6 @@ class SLora:
         margin_s: seconds before the objective at which a waiting request is given up.
     """
 
-    observes = (Served,)
     source = "S-LoRA, MLSys 2024, slora/server/router/req_queue.py and manager.py; admission rule from LightLLM"
 
     def __init__(
@@ -42,25 +42,21 @@ class SLora:
         self.abort = abort
         self.objective_s = objective_s
         self.margin_s = margin_s
-        self._steps = 0
+        self._since = 0
         self._woken = False
-
-    def observe(self, event: Event) -> None:
-        """Count decode steps."""
-        if isinstance(event, Served):
-            self._steps += event.steps
 
     def schedule(self, view: View) -> Schedule:
         """Drop unused adapters; when it is time, admit from the front while requests fit."""
         for adapter in view.idle():
             if adapter.name is not None and not adapter.waiting:
                 yield Evict(adapter.name)
-        if len(view.running) and self._steps < self.decode_steps:
+        steps = view.decode_steps - self._since
+        if view.running and steps < self.decode_steps:
             if not self._woken:
                 self._woken = True
-                yield Wake(after_steps=self.decode_steps - self._steps)
+                yield Wake(after_steps=self.decode_steps - steps)
             return
-        self._steps = 0
+        self._since = view.decode_steps
         self._woken = False
         if not view.waiting:
             return
@@ -71,39 +67,63 @@ class SLora:
                     break
                 overloaded = True
                 yield Reject(request, f"waited {view.now - request.arrival:.1f} s of {self.objective_s:g}")
-        sizes = [(request.generated_tokens - request.max_tokens, self._length(request)) for request in view.running]
-        sizes.sort()
-        cells = {name: view.adapters[name].kv_tokens for name in self._adapters(view)}
         brought = 0
         most = max(view.kv_total_tokens // 6, self.min_prefill_tokens)
+        peak = _Peak(view.running)
         for request in reversed(list(view.waiting)) if overloaded else view.waiting:
-            new = dict(cells)
-            if request.adapter is not None:
-                new[request.adapter] = view.adapters[request.adapter].kv_tokens
-            trial = list(sizes)
-            insort(trial, (1 - request.max_tokens, request.prompt_tokens + 1))
             brought += request.prompt_tokens
-            fits = len(trial) <= self.max_requests and brought <= most
-            fits = fits and self._largest(trial) < view.kv_total_tokens - sum(new.values())
+            room = view.kv_total_tokens - self._adapter_tokens(view, request.adapter)
+            fits = len(view.running) < self.max_requests and brought <= most and peak.fits(request, room)
             if not fits and view.running:
                 break
             outcome = yield from want(view, request)
             if not outcome:
                 break
-            sizes, cells = trial, new
+            peak.add(request)
         self._woken = True
         yield Wake(after_steps=self.decode_steps)
 
-    def _adapters(self, view: View) -> set[str]:
-        return {request.adapter for request in view.running if request.adapter is not None}
+    def _adapter_tokens(self, view: View, new: str | None) -> int:
+        """KV tokens that the adapters in use and a new one take."""
+        if view.memory != "unified":
+            return 0
+        used = sum(a.kv_tokens for a in view.on_gpu.values() if a.references)
+        if new is None or view.adapters[new].references:
+            return used
+        return used + view.adapters[new].kv_tokens
 
-    def _length(self, request: RequestView) -> int:
-        return request.prompt_tokens + request.generated_tokens
 
-    def _largest(self, sizes: list[tuple[int, int]]) -> int:
-        """The most KV tokens at any time until all have ended; ``sizes`` are (-tokens left, length now), sorted."""
+class _Peak:
+    """The most KV tokens that running requests can need at one time until all have ended, each at its max_tokens."""
+
+    def __init__(self, running: Collection[RequestView]) -> None:
+        self._running = list(running)
+        self._added: list[RequestView] = []
+        self._bound = sum([request.prompt_tokens + request.max_tokens for request in self._running])
+        self._sizes: list[tuple[int, int]] | None = None
+
+    def fits(self, new: RequestView, room: int) -> bool:
+        """Whether a new request's peak beside them is below ``room``."""
+        if self._bound + new.prompt_tokens + new.max_tokens < room:
+            return True  # even if all were at their largest at once
+        if self._sizes is None:
+            now = [(r.generated_tokens - r.max_tokens, r.prompt_tokens + r.generated_tokens) for r in self._running]
+            self._sizes = sorted(now + [self._first(request) for request in self._added])
+        trial = self._sizes.copy()
+        insort(trial, self._first(new))
         largest = total = 0
-        for count, (left, length) in enumerate(sizes, start=1):
+        for count, (left, length) in enumerate(trial, start=1):
             total += length
-            largest = max(largest, -left * count + total)
-        return largest
+            largest = max(largest, total - left * count)
+        return largest < room
+
+    def add(self, request: RequestView) -> None:
+        """A request was admitted."""
+        self._added.append(request)
+        self._bound += request.prompt_tokens + request.max_tokens
+        if self._sizes is not None:
+            insort(self._sizes, self._first(request))
+
+    def _first(self, request: RequestView) -> tuple[int, int]:
+        """(-tokens left, length) after its first token."""
+        return 1 - request.max_tokens, request.prompt_tokens + 1

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from serving.lanes import Lanes
 
 if TYPE_CHECKING:
-    from serving.policy import Limits, RequestView, View
+    from serving.policy import Limits
+    from serving.views import AdapterView, RequestView, TenantView, View
     from serving.queue import WaitQueue
 
 Unit = str | None
@@ -41,13 +42,13 @@ class Units:
 
     def service(self, view: View, unit: Unit) -> float:
         """Service so far, divided by the unit's weight."""
-        if self.by == "tenant" and unit is not None:
-            usage = view.tenants[unit]
-            admitted, output = usage.admitted_tokens, usage.output_tokens
+        usage: TenantView | AdapterView
+        if unit is None:
+            usage = view.base
         else:
-            adapter = view.base if unit is None else view.adapters[unit]
-            admitted, output = adapter.admitted_tokens, adapter.output_tokens
-        return (self.input_weight * admitted + self.output_weight * output) / self.weights.get(unit, 1.0)
+            usage = view.tenants[unit] if self.by == "tenant" else view.adapters[unit]
+        tokens = self.input_weight * usage.admitted_tokens + self.output_weight * usage.output_tokens
+        return tokens / self.weights.get(unit, 1.0)
 
     def largest(self, limits: Limits) -> float | None:
         """U of the VTC paper: the most service by which one admission decision can be ahead of its counter.

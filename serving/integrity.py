@@ -129,11 +129,13 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
     same("set of adapters on the way", sorted(map(str, ledger.loading)), by_tier["loading"])
     idle = sorted(n for n in by_tier["gpu"] if not users[n] and not ledger.adapters[n].pinned)
     same("set of idle adapters", sorted(map(str, ledger.idle)), idle)
+    same("set of views of adapters on the GPU", sorted(ledger.slots.views), by_tier["gpu"])
     taken = len(ledger.on_gpu) + len(ledger.loading)
     holds(f"{taken} of {ledger.max_loras} slots are taken", taken <= ledger.max_loras)
     ranks = [ledger.adapters[name].rank for name in users if name is not None]
     same("active adapters", ledger.active_adapters, len(ranks))
     same("sum of ranks", ledger.sum_ranks, sum(ranks))
+    same("largest rank", ledger.max_rank, max(ranks, default=0))
     same("count by rank", dict(ledger.active_ranks), dict(Counter(ranks)))
     decoding = [s.adapter.rank for s in ledger.decoding.values() if s.adapter.rank]
     same("decoding requests with an adapter", ledger.lora_decoding, len(decoding))

@@ -67,10 +67,14 @@ class KVPool:
         """Blocks the next decode step needs beyond those held."""
         return self.phases[self.clock[0] % self.block_size]
 
-    def reserve(self) -> None:
-        """Take the blocks of the next decode step, so that admissions see what is left."""
-        self.used += self.phases[self.clock[0] % self.block_size]
+    def reserve(self) -> bool:
+        """Take the blocks of the next decode step, so that admissions see what is left; False when they are not free."""
+        need = self.phases[self.clock[0] % self.block_size]
+        if need > self.total - self.used:
+            return False
+        self.used += need
         self.reserved = 1
+        return True
 
     def steps(self, limit: int) -> int:
         """How many decode steps, at most ``limit``, fit the free blocks, the one reserved included."""

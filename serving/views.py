@@ -122,7 +122,8 @@ class TenantView:
 class View:
     """What a policy sees of its engine: read-only and live. Attribute names are part of the interface.
 
-    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first.
+    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first. ``decode_steps``:
+    decode steps the engine has done so far.
     """
 
     __slots__ = ("_ledger",)
@@ -142,6 +143,7 @@ class View:
     kv_total_tokens: int = property(attrgetter("_ledger.kv_total_tokens"))  # type: ignore[assignment]
     token_budget: int = property(attrgetter("_ledger.token_budget"))  # type: ignore[assignment]
     seq_budget: int = property(attrgetter("_ledger.seq_budget"))  # type: ignore[assignment]
+    decode_steps: int = property(lambda self: self._ledger.clock[0])  # type: ignore[assignment]
     memory: str = property(attrgetter("_ledger.memory"))  # type: ignore[assignment]
     cost: CostView = property(attrgetter("_ledger.cost"))  # type: ignore[assignment]
     scorer: Scorer = property(attrgetter("_ledger.scorer"))  # type: ignore[assignment]

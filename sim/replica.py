@@ -81,7 +81,8 @@ class Replica:
         self._outputs[request.request_id] = output_tokens
         self._unfinished += 1
         self.engine.submit(request)
-        self._disturb(late)
+        if self._resting is not None or self._target:
+            self._disturb(late)
 
     def _disturb(self, late: bool = False) -> None:
         """Something happened that the engine should see at the next step boundary."""

@@ -27,14 +27,9 @@ class LedgerMachine(RuleBasedStateMachine):
         tiers=st.lists(st.sampled_from(["host", "disk", "remote"]), min_size=5, max_size=5),
     )
     def begin(self, config: Any, pinned: bool, tiers: list[Any]) -> None:
+        pinned = pinned and config.max_loras > 1
         adapters = [
-            adapter(
-                n + 1,
-                rank=[4, 8, 16][n % 3],
-                size=[10, 40][n % 2],
-                tier=tier,
-                pinned=pinned and n == 0 and config.max_loras > 1,
-            )
+            adapter(n + 1, rank=[4, 8, 16][n % 3], size=[10, 40][n % 2], tier=tier, pinned=pinned and n == 0)
             for n, tier in enumerate(tiers)
         ]
         self.ledger = Ledger(config, adapters, ToyCost(), 10)
@@ -85,9 +80,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def load(self, name: str) -> None:
         ledger = self.ledger
-        free = ledger.free_slots
+        free = ledger.slots.free
         if self._answer(ledger.load(name)):
-            assert free > 0 and ledger.free_slots == free - 1
+            assert free > 0 and ledger.slots.free == free - 1
 
     @rule(name=st.sampled_from(NAMES))
     def evict(self, name: str) -> None:
@@ -145,9 +140,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """The step is over: chunks are computed, decodes have grown, whoever is at its end has ended."""
         ledger = self.ledger
         ledger.now += seconds
-        for load in ledger.loads:
+        for load in ledger.slots.loads:
             self.flying.append((load.adapter.name, load.prefetch))
-        ledger.loads.clear()
+        ledger.slots.loads.clear()
         if ledger.kv.reserved and ledger.kv.decoding:
             left = min(s.finish_clock for s in ledger.decoding.values()) - ledger.clock[0]
             ledger.kv.advance(1 if ledger.prefills else ledger.kv.steps(min(steps, left)))
@@ -173,14 +168,14 @@ class LedgerMachine(RuleBasedStateMachine):
             if well and state.tier in ("disk", "remote") and state.prefetching:
                 ledger.host.rest(state)
             elif not well and state.prefetching and state.tier != "loading":
-                ledger.fail_load(state)
+                ledger.slots.fail(state)
                 ledger.index.cooled(state)
             state.prefetching = state.prefetching and (name, True) in self.flying
         elif state.tier == "loading":
             if well:
-                ledger.arrive(state)
+                ledger.slots.arrive(state, ledger.now)
             else:
-                ledger.fail_load(state)
+                ledger.slots.fail(state)
                 ledger.index.cooled(state)
 
     @invariant()

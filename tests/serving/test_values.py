@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -54,12 +53,9 @@ def test_a_bad_lora_request_says_which_field(fields: tuple[Any, ...], says: str)
 
 
 def test_values_are_frozen() -> None:
-    for value, name in (
-        (LoRARequest("a", 1, "p"), "lora_int_id"),
-        (adapter(1), "rank"),
-        (Request("r", None, 0, 1, 1), "arrival"),
-    ):
-        with pytest.raises(FrozenInstanceError):
+    request = Request("r", None, 0, 1, 1)
+    for value, name in ((LoRARequest("a", 1, "p"), "lora_int_id"), (adapter(1), "rank"), (request, "arrival")):
+        with pytest.raises(AttributeError):
             setattr(value, name, 5)
     with pytest.raises(ValidationError):
         EngineConfig().max_loras = 3

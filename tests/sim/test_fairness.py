@@ -47,6 +47,11 @@ def _backlogged(seed: int, weights: tuple[float, ...], config: EngineConfig, per
     return World(workload(rows, made, tenants=names, tenant_weights=weights), made, config, ToyCost())
 
 
+def _service(service: dict[str, tuple[int, int]], name: str) -> float:
+    prompts, outputs = service.get(name, (0, 0))
+    return INPUT * prompts + OUTPUT * outputs
+
+
 def _gap(world: World, policy: Callable[[], Any]) -> tuple[float, int]:
     """The largest |W_f(t1, t2) - W_g(t1, t2)| / weights over intervals in which both tenants had requests waiting."""
     result = run(world, policy, jump=False)
@@ -68,10 +73,7 @@ def _gap(world: World, policy: Callable[[], Any]) -> tuple[float, int]:
             for now, service in engine.service:
                 if now >= until:
                     break
-                w_f, w_g = (
-                    (INPUT * service.get(n, (0, 0))[0] + OUTPUT * service.get(n, (0, 0))[1]) / weights[n]
-                    for n in (f, g)
-                )
+                w_f, w_g = (_service(service, n) / weights[n] for n in (f, g))
                 low, high = min(low, w_f - w_g), max(high, w_f - w_g)
             widest = max(widest, high - low)
     return widest, len(result.of("Preempted"))
@@ -120,7 +122,7 @@ FAIR: dict[str, Callable[[], Any]] = {
 def test_two_backlogged_tenants_stay_within_the_bound(
     policy: str, seed: int, number: int, max_loras: int, loading: Any, weights: tuple[float, ...]
 ) -> None:
-    """VTC theorem 4.4: 2U with U = max(w_in L, w_out M); deficit round robin: 2(U + Q). By weight: U over the least one."""
+    """VTC theorem 4.4: 2U, U = max(w_in L, w_out M); deficit round robin: 2(U + Q); with weights over the least one."""
     config = EngineConfig(**CONFIGS[number], max_loras=max_loras, adapter_loading=loading)  # type: ignore[arg-type]
     world = _backlogged(seed, weights, config, 25, 4)
     gap, _ = _gap(world, FAIR[policy])
@@ -149,9 +151,9 @@ def test_fifo_has_no_such_bound() -> None:
 def test_a_backlogged_tenant_is_not_behind_any_other_by_more_than_4u(seed: int, number: int, lift: Any) -> None:
     """VTC theorem 4.11: while f is backlogged and g is whatever it is, W_f >= W_g - 4U in every interval."""
     draw = random.Random(seed)
-    rows: list[dict[str, Any]] = [
-        {"tenant": 0, "prompt": draw.randint(1, 20), "out": draw.randint(1, 20)} for _ in range(60)
-    ]
+    rows: list[dict[str, Any]] = []
+    for _ in range(60):
+        rows.append({"tenant": 0, "prompt": draw.randint(1, 20), "out": draw.randint(1, 20)})
     at = 0.0
     for _ in range(60):
         at += draw.choice([0.0, 0.0, 0.01, 0.2])
@@ -168,7 +170,7 @@ def test_a_backlogged_tenant_is_not_behind_any_other_by_more_than_4u(seed: int, 
         for now, service in result.engines[0].service:
             if now >= until:
                 break
-            mine, theirs = ((INPUT * p + OUTPUT * o) for p, o in (service.get(n, (0, 0)) for n in ("t0", other)))
+            mine, theirs = _service(service, "t0"), _service(service, other)
             least = min(least, theirs - mine)
             worst = max(worst, theirs - mine - least)
         assert worst <= 4 * u
@@ -178,13 +180,11 @@ def test_a_backlogged_tenant_is_not_behind_any_other_by_more_than_4u(seed: int, 
 
 
 def _siege(horizon: int, slots: int = 1) -> World:
-    """Hot adapters whose requests overlap for as long as the run lasts, and one request for a cold one near the start."""
+    """Hot adapters whose requests overlap as long as the run lasts, and one request for a cold one near the start."""
     hot = tuple(adapter(n, tier="host") for n in range(1, slots + 1))
     cold = adapter(99, tier="host")
-    rows = [
-        {"at": 0.1 * i, "adapter": 1 + (i % slots), "prompt": 4, "out": 40, "cap": 40, "tenant": 0}
-        for i in range(horizon)
-    ]
+    hot_row = {"prompt": 4, "out": 40, "cap": 40, "tenant": 0}
+    rows = [{**hot_row, "at": 0.1 / slots * i, "adapter": 1 + (i % slots)} for i in range(horizon * slots)]
     rows.append({"at": 0.35, "adapter": 99, "prompt": 4, "out": 4, "cap": 40, "tenant": 1})
     rows.sort(key=lambda row: row["at"])
     config = EngineConfig(max_loras=slots, max_cpu_loras=8, max_num_seqs=32, num_gpu_blocks=500)
@@ -250,18 +250,17 @@ def test_a_bounded_policy_lets_nobody_starve(policy: str, slots: int) -> None:
 @examples(25)
 @given(seed=st.integers(0, 10**6), policy=st.sampled_from(["drain", "rotation", "fifo-strict"]))
 def test_waits_do_not_grow_with_the_horizon_below_capacity(seed: int, policy: str) -> None:
-    """Six adapters, three slots, light load (SGLang issue 17913's shape): whoever is first in line is not first for long."""
+    """Six adapters, three slots, light load (SGLang issue 17913's shape): nobody is first in line for long."""
     draw = random.Random(seed)
     made = tuple(adapter(n, tier="host") for n in range(1, 7))
     rows, at = [], 0.0
     for _ in range(120):
         at += draw.expovariate(4.0)
-        rows.append(
-            {"at": at, "adapter": draw.randint(1, 6), "prompt": draw.randint(1, 50), "out": draw.randint(1, 60)}
-        )
+        lengths = {"prompt": draw.randint(1, 50), "out": draw.randint(1, 60)}
+        rows.append({"at": at, "adapter": draw.randint(1, 6), **lengths})
     config = EngineConfig(max_loras=3, max_cpu_loras=8, max_num_seqs=32, num_gpu_blocks=500)
     world = World(workload(rows, made), made, config, ToyCost())
-    make = {
+    make: dict[str, Callable[[], Any]] = {
         "drain": lambda: Drain(threshold_s=0.3),
         "rotation": lambda: Rotation(cycle_s=0.3),
         "fifo-strict": lambda: Fifo(strict=True),

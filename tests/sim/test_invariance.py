@@ -186,7 +186,7 @@ rows, at = [], 0.0
 for _ in range(60):
     at += draw.choice([0, 0, 0.004, 0.02])
     row = dict(at=at, adapter=draw.choice([None, *range(1, 9)]), tenant=draw.randrange(4), prompt=draw.randrange(1, 40))
-    rows.append(row | dict(out=draw.randrange(1, 20), cap=30, priority=draw.randrange(3), slack=draw.choice([0.2, 9.0])))
+    rows.append(row | dict(out=draw.randrange(1, 20), cap=30, priority=draw.randrange(3), slack=draw.choice([0.2, 9])))
 for name in POLICIES:
     config = EngineConfig(max_loras=3, max_cpu_loras=5, max_num_seqs=6, num_gpu_blocks=40, block_size=4,
                           max_num_batched_tokens=32, adapter_loading=draw.choice(["sync", "async"]))
