@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -49,9 +49,7 @@ class Description:
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        parameters = [
-            {"name": p.name, "type": p.type, "default": p.default, "description": p.description} for p in self.parameters
-        ]
+        parameters = [asdict(parameter) for parameter in self.parameters]
         return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
 
 
@@ -112,19 +110,16 @@ def policy_names() -> list[str]:
 def _find(spec: str) -> tuple[type, str]:
     """The class a spec names, and the text of its parameters."""
     head, _, rest = spec.partition(":")
-    if head.endswith(".py") or (rest and "=" not in rest.partition(":")[0]):
+    own = [module.name for module in pkgutil.iter_modules(policies.__path__)]
+    if head.endswith(".py") or (head not in own and rest and "=" not in rest.partition(":")[0]):
         name, _, given = rest.partition(":")
         if not name:
             raise InputError(f"policy {spec!r} names no class: write {head}:ClassName")
         return _class_of(_module(head, spec), name, spec), given
-    if head in (module.name for module in pkgutil.iter_modules(policies.__path__)):
+    if head in own:
         module = importlib.import_module(f"policies.{head}")
-        own = [
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value) and value.__module__ == module.__name__ and hasattr(value, "schedule")
-        ]
-        return own[0], rest
+        classes = (value for value in vars(module).values() if inspect.isclass(value))
+        return next(c for c in classes if c.__module__ == module.__name__ and hasattr(c, "schedule")), rest
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == head:
             try:
@@ -154,7 +149,7 @@ def _module(head: str, spec: str) -> types.ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name == head.partition(".")[0]:
-            raise InputError(f"policy {spec!r}: there is no module {head!r}: check the name, or give a .py file") from None
+            raise InputError(f"policy {spec!r}: there is no module {head!r}: check it, or give a .py file") from None
         raise InputError(f"policy {spec!r} does not import: {error}") from error
     except Exception as error:
         raise InputError(f"policy {spec!r} does not import: {type(error).__name__}: {error}") from error
@@ -247,4 +242,3 @@ def _meanings(listed: str) -> dict[str, str]:
         elif stripped and name:
             meanings[name] += " " + stripped
     return meanings
-

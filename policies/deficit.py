@@ -57,11 +57,10 @@ class Deficit:
                 if not rounds.renew(view):
                     return
                 continue
-            request = rounds.units.queue(view, found[0]).head
-            assert request is not None
+            unit, request = found
             outcome = yield from want(view, request)
             if outcome:
-                rounds.place(view, found[0])
+                rounds.place(view, unit)
             elif outcome.why in ("slots", "adapter"):
                 closed.add(request.adapter)
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
+
 from serving.policy import InputError, RequestView, Schedule, View, Wake, want
 
 
@@ -62,16 +64,13 @@ class Drain:
 
     def _drain_for(self, view: View, wanted: int) -> None:
         """Mark adapters in use until as many drain as starve."""
-        free = view.free_slots + len(view.idle())
+        missing = wanted - len(self._draining) - view.free_slots - len(view.idle())
+        if missing <= 0:
+            return
         candidates = [a for a in view.on_gpu.values() if a.references and not a.pinned and a.name not in self._draining]
         left = {a.name: 0 for a in candidates}
-        if len(self._draining) + free < wanted and candidates:
-            for request in view.running:
-                if request.adapter in left:
-                    remaining = request.max_tokens - request.generated_tokens
-                    left[request.adapter] = max(left[request.adapter], remaining)
-        while len(self._draining) + free < wanted and candidates:
-            soonest = min(candidates, key=lambda a: (left[a.name], a.lora_int_id))
-            candidates.remove(soonest)
-            if soonest.name is not None:
-                self._draining.add(soonest.name)
+        for request in view.running:
+            if request.adapter in left:
+                left[request.adapter] = max(left[request.adapter], request.max_tokens - request.generated_tokens)
+        soonest = nsmallest(missing, candidates, key=lambda a: (left[a.name], a.lora_int_id))
+        self._draining.update(a.name for a in soonest if a.name is not None)

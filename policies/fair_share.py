@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
 from serving.policy import (
@@ -83,9 +83,7 @@ class FairShare:
         self._activate(view)
         aside: list[Unit] = []
         while (least := self._least(view)) is not None:
-            unit = least[0]
-            request = self.units.queue(view, unit).head
-            assert request is not None
+            unit, request, _ = least
             outcome = yield from want(view, request)
             if outcome:
                 self._admitted(unit, request)
@@ -121,13 +119,13 @@ class FairShare:
         came, self._came = self._came, []
         for request, arrived in came:
             unit = self.units.of(request)
-            if unit in self._queued or not self.units.queue(view, unit):
+            if unit in self._queued or self.units.head(view, unit) is None:
                 continue
             if arrived and self.lift != "none":
                 least = self._least(view)
                 floor = None
                 if least is not None:
-                    floor = least[1]
+                    floor = least[2]
                 elif self.lift == "paper" and self._had_last:
                     floor = self._counter(view, self._last)
                 behind = 0.0 if floor is None else floor - self._counter(view, unit)
@@ -135,24 +133,27 @@ class FairShare:
                     self._offset[unit] = self._offset.get(unit, 0.0) + behind
             self._enter(view, unit)
 
-    def _least(self, view: View) -> tuple[Unit, float] | None:
-        """The backlogged unit with the smallest counter. Counters only grow between refreshes, so a stale one is low."""
+    def _least(self, view: View) -> tuple[Unit, RequestView, float] | None:
+        """The backlogged unit with the smallest counter, its next request, and the counter.
+
+        Counters only grow between refreshes, so a stale one is low.
+        """
         heap = self._heap
         while heap:
             counter, ticket, unit = heap[0]
             if self._queued.get(unit) != ticket:
                 heappop(heap)
                 continue
-            if not self.units.queue(view, unit):
+            head = self.units.head(view, unit)
+            if head is None:
                 heappop(heap)
                 del self._queued[unit]
                 self._last, self._had_last = unit, True
                 continue
             now = self._counter(view, unit)
             if now == counter:
-                return unit, counter
-            heappop(heap)
-            heappush(heap, (now, ticket, unit))
+                return unit, head, counter
+            heapreplace(heap, (now, ticket, unit))
         return None
 
     def _admitted(self, unit: Unit, request: RequestView) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from reports.decisions import DecisionLog
 from reports.tables import (
+    CHUNK_ROWS,
     EVENT_SCHEMA,
     KINDS,
     REQUEST_SCHEMA,
@@ -71,7 +72,8 @@ class Recorder:
     def sink(self, replica: int = 0) -> Callable[[Event], None]:
         """The function that takes the events of one replica's engine, in order.
 
-        Its attribute ``wants`` is the set of event types it keeps; an engine need not make the others.
+        Its attribute ``wants`` is the set of event types it keeps, by type the function that takes it: an engine need not
+        make the others, and may call the functions itself.
         """
         handlers: dict[type, Callable[[Any], None]] = {
             Stepped: self._on_stepped(replica),
@@ -87,7 +89,7 @@ class Recorder:
             if handler is not None:
                 handler(event)
 
-        sink.wants = frozenset(handlers)  # type: ignore[attr-defined]
+        sink.wants = handlers  # type: ignore[attr-defined]
         return sink
 
     def close(self) -> Records:
@@ -112,20 +114,19 @@ class Recorder:
 
     def _on_stepped(self, replica: int) -> Callable[[Stepped], None]:
         buffer = self._steps
-        flat, limit, flush = buffer.flat, buffer.limit, buffer.flush
-        extend, head = flat.extend, (replica,)
+        rows, pack, flush = buffer.rows, buffer.pack, buffer.flush
 
         def on_stepped(event: Stepped) -> None:
-            extend(head + event[:3] + event[3] + event[4:])
-            if len(flat) >= limit:
+            start, end, steps, shape, waiting, running, resident, loading, blocks, load_s = event
+            rows.append(pack(replica, start, end, steps, *shape, waiting, running, resident, loading, blocks, load_s))
+            if len(rows) >= CHUNK_ROWS:
                 flush()
 
         return on_stepped
 
     def _on_ended(self, replica: int) -> Callable[[Ended], None]:
         buffer, weights = self._requests, self._weights
-        flat, limit, flush = buffer.flat, buffer.limit, buffer.flush
-        extend, keep_id = flat.extend, buffer.ids.append
+        rows, pack, flush, keep_id = buffer.rows, buffer.pack, buffer.flush, buffer.ids.append
         adapters, tenants, statuses, whys = self._adapters, self._tenants, self._statuses, self._whys
 
         def on_ended(event: Ended) -> None:
@@ -142,8 +143,8 @@ class Recorder:
                 request.deadline,
             )
             keep_id(request.request_id)
-            extend(
-                (
+            rows.append(
+                pack(
                     replica,
                     adapters[request.adapter],
                     tenants[tenant],
@@ -167,18 +168,18 @@ class Recorder:
                     request.priority,
                 )
             )
-            if len(flat) >= limit:
+            if len(rows) >= CHUNK_ROWS:
                 flush()
 
         return on_ended
 
     def _on_adapters(self, replica: int) -> dict[type, Callable[[Any], None]]:
         buffer, adapters, tiers = self._events, self._adapters, self._tiers
-        flat, limit = buffer.flat, buffer.limit
+        rows, pack = buffer.rows, buffer.pack
 
         def add(now: float, kind: int, adapter: str | None, tier: int) -> None:
-            flat.extend((now, replica, kind, adapters[adapter], tier))
-            if len(flat) >= limit:
+            rows.append(pack(now, replica, kind, adapters[adapter], tier))
+            if len(rows) >= CHUNK_ROWS:
                 buffer.flush()
 
         def on_started(event: LoadStarted) -> None:

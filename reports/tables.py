@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from serving.plan import BatchShape
 Floats = npt.NDArray[np.float64]
 
 CHUNK_ROWS = 2_048
-"""Rows kept as Python numbers; few, so that they stay in the processor's cache."""
+"""Rows kept as Python objects; few, so that they stay in the processor's cache."""
 
 BATCH_CHUNKS = 16
 """Chunks that make one Arrow batch, which is also one Parquet row group."""
@@ -98,20 +99,20 @@ class Codes(dict[str | None, int]):
 
 
 class TableBuffer:
-    """Rows on their way into one table: numbers in `flat`, row after row, and optionally one string a row in `ids`.
+    """Rows on their way into one table: each packed by `pack` into `rows`, and optionally one string a row in `ids`.
 
     ``convert(matrix, ids)`` turns them into Arrow columns. With a ``path`` the batches stream to a Parquet file, else
     they stay in memory. Equal rows give an equal file, byte for byte.
     """
 
-    __slots__ = ("_batches", "_chunks", "_convert", "_path", "_schema", "_width", "_writer", "flat", "ids", "limit")
+    __slots__ = ("_batches", "_chunks", "_convert", "_path", "_schema", "_width", "_writer", "ids", "pack", "rows")
 
     def __init__(
         self, path: Path | None, schema: pa.Schema, width: int, convert: Callable[[Floats, list[str]], list[Any]]
     ) -> None:
-        self.flat: list[float] = []
+        self.rows: list[bytes] = []
         self.ids: list[str] = []
-        self.limit = CHUNK_ROWS * width
+        self.pack = Struct(f"{width}d").pack
         self._path = path
         self._schema = schema
         self._width = width
@@ -121,9 +122,9 @@ class TableBuffer:
         self._batches: list[pa.RecordBatch] = []
 
     def flush(self) -> None:
-        """Take the numbers out of `flat`; call when it holds ``limit`` of them."""
-        self._chunks.append(np.array(self.flat, np.float64).reshape(-1, self._width))
-        self.flat.clear()
+        """Take the rows out of `rows`; call when it holds `CHUNK_ROWS` of them."""
+        self._chunks.append(np.frombuffer(b"".join(self.rows)).reshape(-1, self._width))
+        self.rows.clear()
         if len(self._chunks) >= BATCH_CHUNKS:
             self._move()
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from serving.lanes import Lanes
 
 if TYPE_CHECKING:
+    from serving.adapters import Usage
     from serving.policy import Limits
-    from serving.views import AdapterView, RequestView, TenantView, View
-    from serving.queue import WaitQueue
+    from serving.views import RequestView, View
 
 Unit = str | None
 By = Literal["tenant", "adapter"]
@@ -36,17 +36,20 @@ class Units:
         self.weights[unit] = request.weight
         return unit
 
-    def queue(self, view: View, unit: Unit) -> WaitQueue:
-        """Its waiting requests."""
-        return view.waiting_for(unit) if self.by == "adapter" or unit is None else view.waiting_of(unit)
+    def usage(self, view: View, unit: Unit) -> Usage:
+        """What the engine keeps of it: to be read only."""
+        ledger = view._ledger
+        if unit is None:
+            return ledger.base
+        return ledger.tenants[unit] if self.by == "tenant" else ledger.adapters[unit]
+
+    def head(self, view: View, unit: Unit) -> RequestView | None:
+        """Its longest waiting request, or None."""
+        return self.usage(view, unit).queue.head
 
     def service(self, view: View, unit: Unit) -> float:
         """Service so far, divided by the unit's weight."""
-        usage: TenantView | AdapterView
-        if unit is None:
-            usage = view.base
-        else:
-            usage = view.tenants[unit] if self.by == "tenant" else view.adapters[unit]
+        usage = self.usage(view, unit)
         tokens = self.input_weight * usage.admitted_tokens + self.output_weight * usage.output_tokens
         return tokens / self.weights.get(unit, 1.0)
 
@@ -87,50 +90,60 @@ class Rounds:
         came, self._came = self._came, []
         for request in came:
             unit = self.units.of(request)
-            if unit not in self._lanes and unit not in self._spent and self._credit(view, unit) > 0:
+            credit = self._credit(view, unit)
+            if credit > 0 and unit not in self._lanes and unit not in self._spent:
                 self._granted[unit] = self.units.service(view, unit)
-            self.place(view, unit)
+                credit = 0.0
+            self._sort(view, unit, credit)
 
-    def pick(self, view: View, closed: set[str | None], nearest: bool = False) -> tuple[Unit] | None:
-        """The first unit in credit whose next request's adapter is not blocked or closed (see `Lanes.pick`)."""
+    def pick(self, view: View, closed: set[str | None], nearest: bool = False) -> tuple[Unit, RequestView] | None:
+        """The first unit in credit whose next request's adapter is not blocked or closed, and that request."""
         while (found := self._lanes.pick(view, closed, nearest)) is not None:
-            if self._credit(view, found[0]) > 0 and self.units.queue(view, found[0]):
-                return found
-            self.place(view, found[0])
+            unit = found[0]
+            head = self.units.head(view, unit)
+            if head is not None and self._credit(view, unit) > 0:
+                return unit, head
+            self.place(view, unit)
         return None
 
     def place(self, view: View, unit: Unit) -> None:
         """Sort a unit anew after its queue or its credit has changed."""
-        head = self.units.queue(view, unit).head
+        self._sort(view, unit, self._credit(view, unit))
+
+    def _sort(self, view: View, unit: Unit, credit: float) -> None:
+        head = self.units.head(view, unit)
         self._lanes.discard(unit)
         self._spent.pop(unit, None)
         if head is None:
             self._turn.pop(unit, None)
-        elif self._credit(view, unit) > 0:
-            if unit not in self._turn:
+        elif credit > 0:
+            turn = self._turn.get(unit)
+            if turn is None:
                 self._turns += 1
-                self._turn[unit] = self._turns
-            self._lanes.push(unit, (self._turn[unit],), head.adapter)
+                turn = self._turn[unit] = self._turns
+            self._lanes.push(unit, (turn,), head.adapter)
         else:
             self._turn.pop(unit, None)
             self._spent[unit] = None
 
     def renew(self, view: View) -> bool:
         """Begin the next round; False while a backlogged unit has credit, or when none is backlogged."""
+        if not view.waiting:
+            return False
         while (first := self._lanes.first()) is not None:
             unit = first[1]
-            if self.units.queue(view, unit) and self._credit(view, unit) > 0:
+            if self.units.head(view, unit) is not None and self._credit(view, unit) > 0:
                 return False
             self.place(view, unit)
-        for unit in [unit for unit in self._spent if not self.units.queue(view, unit)]:
+        for unit in [unit for unit in self._spent if self.units.head(view, unit) is None]:
             self.place(view, unit)
         if not self._spent:
             return False
-        spent = list(self._spent)
-        rounds = 1 + max(0, int(-max(self._credit(view, unit) for unit in spent) // self.quantum))
-        for unit in spent:
-            self._granted[unit] = self._granted.get(unit, 0.0) + rounds * self.quantum
-            self.place(view, unit)
+        credits = {unit: self._credit(view, unit) for unit in self._spent}
+        granted = self.quantum * (1 + max(0, int(-max(credits.values()) // self.quantum)))
+        for unit, credit in credits.items():
+            self._granted[unit] = self._granted.get(unit, 0.0) + granted
+            self._sort(view, unit, credit + granted)
         return True
 
     def bound(self, limits: Limits) -> float | None:

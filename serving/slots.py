@@ -22,7 +22,19 @@ class GpuSlots:
     running requests; both are shared, and read only.
     """
 
-    __slots__ = ("_adapters", "_host", "_kv", "_running", "idle", "loading", "loads", "on_gpu", "sync", "total", "views")
+    __slots__ = (
+        "_adapters",
+        "_host",
+        "_kv",
+        "_running",
+        "idle",
+        "loading",
+        "loads",
+        "on_gpu",
+        "sync",
+        "total",
+        "views",
+    )
 
     def __init__(
         self,

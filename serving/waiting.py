@@ -165,6 +165,8 @@ class WaitIndex:
 
     def heads(self, off_gpu: bool) -> Iterator[RequestView]:
         """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""
+        if not self.table:
+            return
         ready = [] if off_gpu else [a.queue.first() for a in self._ready() if a.name in self.backlogged]
         queue = sorted((s for s in ready if s is not None), key=lambda s: -s.ticket)
         seen: set[str] = set()
