@@ -20,43 +20,45 @@ class Rotation:
         if cycle_s <= 0:
             raise InputError(f"rotation: cycle_s is {cycle_s}: it is above 0")
         self.cycle_s = cycle_s
-        self._active: dict[str, float] = {}
-        """Active adapters and when their cycle began, the oldest first."""
+        self._active: dict[str, float | None] = {}
+        """Active adapters, the first chosen first, and when their cycle began: not before they were on the GPU."""
 
     def schedule(self, view: View) -> Schedule:
         """Turn the set of active adapters, then admit their requests and the base model's in arrival order."""
         if not view.can_admit:
             return
+        for name, began in self._active.items():
+            if began is None and view.adapters[name].tier == "gpu":
+                self._active[name] = view.now
         self._turn(view)
         for request in view.unblocked(only=self._active):
             outcome = yield from want(view, request)
             if not outcome and outcome.why not in ("slots", "adapter"):
                 break
-        if self._active and self._others_wait(view):
-            due = next(iter(self._active.values())) + self.cycle_s
-            if due > view.now:
-                yield Wake(at=due)
+        began = min((since for since in self._active.values() if since is not None), default=None)
+        if began is not None and began + self.cycle_s > view.now and self._others_wait(view):
+            yield Wake(at=began + self.cycle_s)
 
     def _others_wait(self, view: View) -> bool:
         return any(request.adapter not in self._active for request in view.first_waiting("any"))
 
     def _turn(self, view: View) -> None:
-        coming = (
-            r.adapter for r in view.first_waiting("any") if r.adapter is not None and r.adapter not in self._active
-        )
-        for name in coming:
+        for request in view.first_waiting("any"):
+            name = request.adapter
+            if name is None or name in self._active or view.adapters[name].references:
+                continue  # whoever lost its turn comes back when its running requests have left the slot
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return
-            self._active[name] = view.now
+            self._active[name] = view.now if view.adapters[name].tier == "gpu" else None
 
     def _retire(self, view: View) -> bool:
-        """Make room: an active adapter without work, or else the first one whose cycle is over."""
-        for name in self._active:
-            if not view.adapters[name].references and not view.adapters[name].waiting:
+        """Make room: an active adapter without work, or else the first whose cycle is over.
+
+        One that still waits for its slot stays: its turn has not begun.
+        """
+        for name, began in self._active.items():
+            idle = not view.adapters[name].references and not view.adapters[name].waiting
+            if idle or (began is not None and began + self.cycle_s <= view.now):
                 del self._active[name]
                 return True
-        oldest = next(iter(self._active))
-        if self._active[oldest] + self.cycle_s > view.now:
-            return False
-        del self._active[oldest]
-        return True
+        return False
