@@ -19,9 +19,9 @@ from serving.policy import (
 
 
 class AffineDeficit:
-    """Fairness and residency together. Among the units that have credit left in this round of deficit round robin, those
-    whose adapter is in the batch go first, then those whose adapter is on the GPU, then the rest. Residency chooses the
-    order inside a round and the round bounds how far that can go: two backlogged units stay within 2(U+Q).
+    """Fairness and residency together. Among the units that have credit left in this round of deficit round robin,
+    those whose adapter is in the batch go first, then those whose adapter is on the GPU, then the rest. Residency
+    chooses the order inside a round and the round bounds how far that can go: two backlogged units stay within 2(U+Q).
 
     Parameters:
         quantum: weighted tokens granted a round; larger means fewer loads and a wider bound.

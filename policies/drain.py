@@ -8,9 +8,10 @@ from serving.policy import InputError, RequestView, Schedule, View, Wake, want
 
 
 class Drain:
-    """First come, first served with skip, plus drains: when the first request of an adapter that finds no slot has waited
-    longer than a threshold, no more requests are admitted for one of the adapters in use, until its slot is free. The
-    adapter whose running requests have the fewest tokens left to max_tokens is drained, one for each starving adapter.
+    """First come, first served with skip, plus drains: when the first request of an adapter that finds no slot has
+    waited longer than a threshold, no more requests are admitted for one of the adapters in use, until its slot is
+    free. The adapter whose running requests have the fewest tokens left to max_tokens is drained, one for each starving
+    adapter.
 
     Parameters:
         threshold_s: seconds a request waits for a slot before an adapter is drained for it.
@@ -47,7 +48,7 @@ class Drain:
             yield Wake(at=next_at)
 
     def _starving(self, view: View) -> tuple[list[RequestView], float | None]:
-        """First requests of adapters off the GPU that waited too long, longest first, and when the next one will have."""
+        """First requests of adapters off the GPU that waited too long, longest first, and when the next will have."""
         if view.slot_obtainable and not self._draining:
             return [], None
         starving: list[RequestView] = []

@@ -72,7 +72,7 @@ class Recorder:
     def sink(self, replica: int = 0) -> Callable[[Event], None]:
         """The function that takes the events of one replica's engine, in order.
 
-        Its attribute ``wants`` is the set of event types it keeps, by type the function that takes it: an engine need not
+        Its attribute ``wants`` maps the event types it keeps to the functions that take them: an engine need not
         make the others, and may call the functions itself.
         """
         handlers: dict[type, Callable[[Any], None]] = {

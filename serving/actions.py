@@ -60,7 +60,12 @@ class Actions:
             act = apply.get(type(action))
             if act is None:
                 raise announcer.error(ledger.now, f"it yielded {action!r}, which is no action")
-            outcome = act(action)
+            try:
+                outcome = act(action)
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise announcer.error(
+                    ledger.now, f"a {type(action).__name__} it yielded is malformed: {error}"
+                ) from error
             if record is not None:
                 record(Decided(ledger.now, action, outcome))
             taken += 1

@@ -37,7 +37,7 @@ class Usage:
     @property
     def waiting(self) -> int:
         """Its waiting requests."""
-        return len(self.queue)
+        return self.queue.live
 
     def decode_starts(self) -> None:
         """One of its requests got a token from its prefill and decodes from now on."""
@@ -65,7 +65,7 @@ class TenantState(Usage):
 class AdapterState(Usage):
     """One adapter: where it is, who uses it, its service and its waiting requests. ``spec`` is None for the base model.
 
-    ``references`` are running requests that use it; ``uses`` admissions; ``fresh`` true from a load until the first use;
+    ``references`` are running requests that use it; ``uses`` admissions; ``fresh`` true from a load to the first use;
     ``blocks`` the KV blocks it takes while on the GPU (``memory: unified``); times are absolute seconds.
     """
 

@@ -14,10 +14,9 @@ from serving.events import Arrived, Loaded, LoadStarted, Served, Sink, Stepped
 from serving.ledger import Ledger
 from serving.lora import Adapter
 from serving.plan import BatchShape, Prefill, StepPlan, StepResult
-from serving.policy import SCORERS, CostView, Policy, RequestViews, View, look_ahead
+from serving.policy import SCORERS, CostView, Policy, RequestViews, Schedule, View, look_ahead
 from serving.request import Request, Status
 from serving.sequence import Sequence
-
 
 _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""
@@ -133,11 +132,17 @@ class Engine:
         if actions.ask and kept:
             actions.ask = False
             if ledger.index.table or not self._only_waiting:
-                schedule = self.policy.schedule(self.view)
+                schedule = self._schedule()
                 actions.consult(_then(schedule, look_ahead(self.view, self._prefetch)) if self._prefetch else schedule)
         if self._separate and not ledger.prefills and not self._reserve_decode():
             actions.ask = True
         return self._build()
+
+    def _schedule(self) -> Schedule:
+        try:
+            return self.policy.schedule(self.view)
+        except Exception as error:
+            raise self._announcer.error(self.ledger.now, f"it raised {type(error).__name__}: {error}") from error
 
     def _take_in(self, now: float) -> None:
         """Arrivals, aborts and finished loads since the last plan."""

@@ -86,7 +86,7 @@ class Rounds:
         self._came.append(request)
 
     def begin(self, view: View) -> None:
-        """Take in the changes. Who comes back after idling keeps a debt and loses a credit, as in deficit round robin."""
+        """Take in the changes. Who comes back after idling keeps a debt and loses a credit."""
         came, self._came = self._came, []
         for request in came:
             unit = self.units.of(request)

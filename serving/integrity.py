@@ -122,6 +122,8 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
         same(f"references of {state.name}", state.references, users[state.name])
         same(f"running requests of {state.name}", state.running, users[state.name])
         holds(f"adapter {state.name} is in use on tier {state.tier}", state.tier == "gpu" or not users[state.name])
+        flying = state.tier == "loading" or state.prefetching
+        holds(f"adapter {state.name} is not on its way and has an eta of {state.eta}", flying or state.eta is None)
     for tenant in ledger.tenants.values():
         same(f"running requests of tenant {tenant.name}", tenant.running, tenants[tenant.name])
     by_tier = {t: sorted(n for n, s in ledger.adapters.items() if s.tier == t) for t in ("gpu", "loading")}

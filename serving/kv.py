@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 class KVPool:
     """``total`` blocks of ``block_size`` tokens.
 
-    All decoding sequences grow by one token a decode step. A sequence needs a new block when its length is a multiple of
-    the block size, so it suffices to count sequences by phase (length minus decode clock, modulo the block size): the
-    blocks that the next n steps need follow from at most ``block_size`` additions.
+    All decoding sequences grow by one token a decode step. A sequence needs a new block when its length is a multiple
+    of the block size, so it suffices to count sequences by phase (length minus decode clock, modulo the block size):
+    the blocks that the next n steps need follow from at most ``block_size`` additions.
     """
 
     __slots__ = ("block_size", "clock", "decoding", "lengths", "phases", "reserved", "total", "used")
@@ -68,7 +68,7 @@ class KVPool:
         return self.phases[self.clock[0] % self.block_size]
 
     def reserve(self) -> bool:
-        """Take the blocks of the next decode step, so that admissions see what is left; False when they are not free."""
+        """Take the blocks of the next decode step, so that admissions see what is left; False if they are not free."""
         need = self.phases[self.clock[0] % self.block_size]
         if need > self.total - self.used:
             return False

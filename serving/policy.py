@@ -159,8 +159,9 @@ class Limits(NamedTuple):
 class Policy(Protocol):
     """Decides what runs. Optional members: ``observe(event)`` is told what happened; ``victim(view)`` names the running
     request to preempt when KV runs out (by default the last admitted); ``bound(limits)`` promises a service gap, in
-    weighted tokens, between two backlogged units, or returns None; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a number) override the engine's; ``observes``
-    names the event types it wants (by default all); ``only_waiting`` = True: do not ask while nobody waits."""
+    weighted tokens, between two backlogged units, or returns None; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a
+    number) override the engine's; ``observes`` names the event types it wants (by default all); ``only_waiting`` =
+    True: do not ask while nobody waits."""
 
     def schedule(self, view: View) -> Schedule:
         """Yield actions; each yield returns the `Outcome`. Called when something visible has changed."""
@@ -202,11 +203,11 @@ def _goes_first(view: View) -> str | None:
     if not idle:
         return None
     scorer = view.scorer
-    return min(idle, key=lambda candidate: (scorer(candidate, view), candidate.lora_int_id)).name
+    return min([(scorer(adapter, view), adapter.lora_int_id, adapter.name) for adapter in idle])[2]
 
 
 def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome]:
-    """Admit a request; where its adapter is not on the GPU, load it first, evicting the idle adapter that scores lowest.
+    """Admit a request; where its adapter is not on the GPU, load it first, evicting the idle one that scores lowest.
 
     Use as ``outcome = yield from want(view, request)``. Loads only when everything else about the request fits.
     With ``adapter_loading: async`` the outcome is refused ("adapter") until the load is done.

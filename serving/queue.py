@@ -18,18 +18,19 @@ class WaitQueue:
     policy may admit, reject or preempt while it iterates: who has left in the meantime is not yielded any more.
     """
 
-    __slots__ = ("_items", "_live", "_start", "_table")
+    __slots__ = ("_items", "_start", "_table", "live")
 
     def __init__(self, table: dict[int, Sequence]) -> None:
         self._table = table
         self._items: list[int] = []
         self._start = 0
-        self._live = 0
+        self.live = 0
+        """How many wait."""
 
     def append(self, ticket: int) -> None:
         """Join at the end."""
         self._items.append(ticket)
-        self._live += 1
+        self.live += 1
 
     def push_front(self, ticket: int) -> None:
         """Join in front of everybody."""
@@ -38,24 +39,24 @@ class WaitQueue:
             self._items[self._start] = ticket
         else:
             self._items.insert(0, ticket)
-        self._live += 1
+        self.live += 1
 
     def left(self) -> None:
         """One ticket of this queue was removed from the shared table."""
-        self._live -= 1
-        if not self._live:
+        self.live -= 1
+        if not self.live:
             self._items = []
             self._start = 0
 
     def _compact(self) -> None:
-        if len(self._items) - self._start > 2 * self._live + 32 or self._start > self._live + 4096:
+        if len(self._items) - self._start > 2 * self.live + 32 or self._start > self.live + 4096:
             table = self._table
             self._items = [ticket for ticket in self._items[self._start :] if ticket in table]
             self._start = 0
 
     def first(self) -> Sequence | None:
         """The sequence in front, or None."""
-        if not self._live:
+        if not self.live:
             return None
         items, table, start = self._items, self._table, self._start
         while (sequence := table.get(items[start])) is None:
@@ -65,7 +66,7 @@ class WaitQueue:
 
     def sequences(self) -> Iterator[Sequence]:
         """Who waits, front first."""
-        if not self._live:
+        if self.first() is None:  # which also moves past those who left from the front
             return
         self._compact()
         items, table = self._items, self._table
@@ -81,7 +82,7 @@ class WaitQueue:
             yield sequence.view
 
     def __len__(self) -> int:
-        return self._live
+        return self.live
 
     @property
     def head(self) -> RequestView | None:

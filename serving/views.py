@@ -69,7 +69,7 @@ class AdapterView:
 
     ``eta``: absolute second at which a load in flight is expected to end, if known. ``references``: running requests
     that use it. ``waiting``: requests waiting for it. ``uses``: admissions so far. ``bytes``: size of its weights.
-    ``admitted_tokens`` and ``output_tokens``: its service so far. ``kv_tokens``: tokens of KV memory it takes while on the
+    ``admitted_tokens`` and ``output_tokens``: its service so far. ``kv_tokens``: tokens of KV memory it takes on the
     GPU (``memory: unified``, else 0). ``fresh``: loaded and not used since.
     """
 
@@ -178,14 +178,14 @@ class View:
         ``within``: "batch", only adapters that running requests use (and the base model); "gpu", adapters on the GPU.
         ``only``: no adapters but these (and the base model). ``without``: these adapters left out.
 
-        Left out, as long as it lasts: adapters on the way to the GPU, and adapters not there while every slot is in use.
+        Left out, as long as it lasts: adapters on the way to the GPU, and those not there while every slot is in use.
         What is left out costs nothing, however many wait.
         """
         return self._ledger.unblocked(within, only, without)
 
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
-        """The first waiting request of each adapter, longest waiting first; "off": only of adapters not on the GPU and not
-        on the way there. Read it to the end, or leave it, before yielding the next action."""
+        """The first waiting request of each adapter, longest waiting first; "off": only of adapters not on the GPU and
+        not on the way there. Read it to the end, or leave it, before yielding the next action."""
         return self._ledger.index.heads(where == "off")
 
     on_gpu: Mapping[str, AdapterView] = property(attrgetter("_ledger.slots.views"))  # type: ignore[assignment]

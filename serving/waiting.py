@@ -58,7 +58,7 @@ class WaitIndex:
             self.queue.append(ticket)
             adapter.queue.append(ticket)
             sequence.tenant.queue.append(ticket)
-        if front or len(adapter.queue) == 1:
+        if front or adapter.queue.live == 1:
             self.backlogged[adapter.name] = adapter
             self.cooled(adapter)
 
@@ -69,7 +69,7 @@ class WaitIndex:
         sequence.tenant.queue.left()
         adapter = sequence.adapter
         adapter.queue.left()
-        if adapter.queue:
+        if adapter.queue.live:
             if adapter.tier != "gpu":
                 self.cooled(adapter)
         else:

@@ -101,17 +101,17 @@ class RequestMaker:
         def column(values: Ints | Floats | None, default: int | None) -> list[Any]:
             return [default] * count if values is None else values[part].tolist()
 
-        names, weights = w.adapters, w.tenant_weights
+        names, weights = (*w.adapters, None), w.tenant_weights  # -1, the base model, finds None
         arrivals, tenants = column(w.arrival, None), column(w.tenant, None)
         self._outputs = column(w.output_tokens, None)
         self._slacks = [None if slack == inf else slack for slack in column(w.deadline, None)]
         rows = zip(
             map(str, range(self._start, self._stop)),
-            [names[place] if place >= 0 else None for place in column(w.adapter, None)],
+            map(names.__getitem__, column(w.adapter, None)),
             arrivals,
             column(w.prompt_tokens, None),
             column(w.max_tokens, None),
-            [w.tenants[place] for place in tenants],
+            map(w.tenants.__getitem__, tenants),
             column(w.predicted_tokens, None),
             column(w.cached_tokens, 0),
             column(w.priority, 0),

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -21,7 +22,7 @@ from serving.policy import Policy
 from serving.sequence import Sequence as RequestSequence
 from serving.workload import RequestMaker, Workload
 from sim.cost.base import CostModel
-from sim.environment import LATE, URGENT, ExactEnvironment
+from sim.environment import LATE, URGENT, ExactEnvironment, succeed
 from sim.replica import Feed, Replica
 from sim.routers import ReplicaView, RoundRobin, Router
 from sim.transfers import Transfers
@@ -105,7 +106,10 @@ class _Cluster:
             self.over.succeed()
         elif self.workload.concurrency is not None:
             for _ in range(min(count, len(self.workload) - self.sent)):
-                self.env.at(self.env.now, LATE).callbacks.append(lambda _: self.send(self.env.now, late=True))  # type: ignore[union-attr]
+                self.env.call_at(self.env.now, self._send_late, LATE)
+
+    def _send_late(self) -> None:
+        self.send(self.env.now, late=True)
 
 
 class _OpenFeed(Feed):
@@ -163,7 +167,7 @@ def simulate(
             cluster.send(0.0)
     until = cluster.over
     if cutoff_s is not None:
-        env.at(cutoff_s, URGENT).callbacks.append(lambda _: None if until.triggered else until.succeed())  # type: ignore[union-attr,func-returns-value]
+        env.call_at(cutoff_s, partial(succeed, until), URGENT)
     stalled = ""
     try:
         with _rare_collections():

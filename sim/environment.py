@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappush
 
 from simpy import Environment
-from simpy.core import EventPriority
-from simpy.events import NORMAL, URGENT, Event
+from simpy.events import NORMAL, URGENT, Event, EventPriority
 
-__all__ = ["LATE", "NORMAL", "URGENT", "ExactEnvironment"]
+__all__ = ["LATE", "NORMAL", "URGENT", "ExactEnvironment", "succeed"]
 
 LATE = EventPriority(NORMAL + 1)
 """After everything else of the same time."""
@@ -41,3 +41,19 @@ class ExactEnvironment(Environment):
         event._value = None
         heappush(self._queue, (max(time, self._now), priority, next(self._eid), event))
         return event
+
+    def call_at(self, time: float, function: Callable[[], None], priority: EventPriority = NORMAL) -> None:
+        """Call a function at second ``time``."""
+
+        def call(_: Event) -> None:
+            function()
+
+        event = self.at(time, priority)
+        assert event.callbacks is not None
+        event.callbacks.append(call)
+
+
+def succeed(event: Event) -> None:
+    """Trigger an event that may have been triggered already."""
+    if not event.triggered:
+        event.succeed()

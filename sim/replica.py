@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -15,7 +16,7 @@ from serving.plan import AdapterLoad, StepPlan, StepResult
 from serving.request import Request
 from serving.sequence import Sequence
 from sim.cost.base import CostModel
-from sim.environment import ExactEnvironment
+from sim.environment import ExactEnvironment, succeed
 from sim.segment import Segment
 from sim.transfers import Transfers
 
@@ -58,6 +59,7 @@ class Replica:
         self._jump = jump
         self.feed = Feed()
         self._sync = engine.ledger.sync_loading
+        self._clock = engine.ledger.clock
         self._outputs: dict[str, int] = {}
         self._ends: list[tuple[int, int, Sequence, int]] = []
         self._order = 0
@@ -87,8 +89,7 @@ class Replica:
     def _disturb(self, late: bool = False) -> None:
         """Something happened that the engine should see at the next step boundary."""
         if self._resting is not None:
-            if not self._resting.triggered:
-                self._resting.succeed()
+            succeed(self._resting)
         elif self._target > self._done + 1:
             segment = self._segment
             assert segment is not None
@@ -120,11 +121,12 @@ class Replica:
             plan = self._plan = engine.plan(now)
             if engine.unfinished < self._unfinished:
                 self._count_ended()
-            if engine.idle_plans > STALL_PLANS:
-                raise StalledError(f"replica {self.index} made {STALL_PLANS} plans without serving a token")
-            if plan is None:
-                yield from self._rest()
-                continue
+            if plan is None or not plan.decode_count:
+                if engine.idle_plans > STALL_PLANS:
+                    raise StalledError(f"replica {self.index} made {STALL_PLANS} plans without serving a token")
+                if plan is None:
+                    yield from self._rest()
+                    continue
             load_s = 0.0
             if plan.loads:
                 load_s = yield from self._load(plan)
@@ -158,7 +160,7 @@ class Replica:
             done = self._done = 0
         target = done + 1
         if plan.max_repeat and self._jump:
-            last = done + min(plan.max_repeat + 1, self._next_end() - self.engine.ledger.clock[0])
+            last = done + min(plan.max_repeat + 1, self._next_end() - self._clock[0])
             if last > target:
                 wake_at, next_at = plan.wake_at, self.feed.next_at
                 if wake_at is not None and wake_at < next_at:
@@ -179,7 +181,7 @@ class Replica:
 
     def _sampled(self, plan: StepPlan, steps: int) -> list[str]:
         """The requests whose output the model ends with the last token of this plan."""
-        clock, ends, outputs = self.engine.ledger.clock[0], self._ends, self._outputs
+        clock, ends, outputs = self._clock[0], self._ends, self._outputs
         finished: list[str] = []
         if plan.decode_count:
             clock += steps
@@ -233,7 +235,6 @@ class Replica:
         resting = self._resting = env.event()
         wake_at = min(self.feed.next_at, self.engine.wake_at or inf)
         if wake_at < inf:
-            alarm = env.at(wake_at)
-            alarm.callbacks.append(lambda _: None if resting.triggered else resting.succeed())  # type: ignore[union-attr,func-returns-value]
+            env.call_at(wake_at, partial(succeed, resting))
         yield resting
         self._resting = None

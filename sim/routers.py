@@ -57,7 +57,7 @@ class LeastLoaded:
 
 
 class LoraAffinity:
-    """The least loaded replica that has the adapter on its GPU or waits for it, unless it is far above the least loaded.
+    """The least loaded replica that has the adapter on its GPU or waits for it, unless far above the least loaded.
 
     ``slack``: by how many unfinished requests a replica may exceed the least loaded one and still be preferred.
     """

@@ -29,9 +29,9 @@ class Segment:
         if line is None:
             self._ends = [0.0]
             return
-        self._floor = line.floor_s
-        self._a = line.intercept_s + line.slope_s_per_token * shape.kv_tokens
-        growth = line.slope_s_per_token * shape.decode_seqs
+        intercept, slope, self._floor = line
+        self._a = intercept + slope * shape.kv_tokens
+        growth = slope * shape.decode_seqs
         self._half = growth * 0.5
         self._flat = 0
         if self._a < self._floor:

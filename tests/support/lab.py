@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import sim.cluster
+import sim.replica
 from policies.affine_deficit import AffineDeficit
 from policies.affinity import Affinity
 from policies.deadline import Deadline
@@ -36,6 +37,7 @@ from serving.workload import Workload
 from sim.cost.base import DecodeLine
 from sim.routers import router as make_router
 
+sim.replica.STALL_PLANS = 3000  # what stalls does so for ever; wait less for it here
 FINAL = ("completed", "rejected", "aborted", "failed")
 MORE = int(os.environ.get("MORE", "1"))
 """Multiplies every number of examples: MORE=20 HYPOTHESIS_PROFILE=deep for a night of fuzzing."""
