@@ -36,13 +36,12 @@ class Rotation:
             if not outcome and outcome.why not in ("slots", "adapter"):
                 break
         began = min((since for since in self._active.values() if since is not None), default=None)
-        if began is not None and began + self.cycle_s > view.now and self._others_wait(view):
+        if began is not None and began + self.cycle_s > view.now and view.backlogged - self._active.keys() - {None}:
             yield Wake(at=began + self.cycle_s)
 
-    def _others_wait(self, view: View) -> bool:
-        return any(request.adapter not in self._active for request in view.first_waiting("any"))
-
     def _turn(self, view: View) -> None:
+        if not view.backlogged - self._active.keys() - {None}:
+            return
         for request in view.first_waiting("any"):
             name = request.adapter
             if name is None or name in self._active or view.adapters[name].references:

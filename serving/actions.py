@@ -59,7 +59,7 @@ class Actions:
                 raise announcer.error(ledger.now, f"it raised {type(error).__name__}: {error}") from error
             act = apply.get(type(action))
             if act is None:
-                raise announcer.error(ledger.now, f"it yielded {action!r}, which is no action")
+                raise announcer.error(ledger.now, f"it yielded a {type(action).__name__}, which is no action")
             try:
                 outcome = act(action)
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -74,7 +74,8 @@ class Actions:
                 if taken > limit:
                     what = (
                         f"it yielded {taken} actions in one call with {len(ledger.waiting)} requests waiting and "
-                        f"{len(ledger.running)} running, the last {action!r}: return when nothing more can be done"
+                        f"{len(ledger.running)} running, the last a {type(action).__name__}: return when nothing more "
+                        "can be done"
                     )
                     raise announcer.error(ledger.now, what)
 

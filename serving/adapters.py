@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from serving.lora import Adapter, Tier
-from serving.queue import WaitQueue
+from serving.queue import QueueView, WaitQueue
 
 if TYPE_CHECKING:
     from serving.policy import AdapterView, TenantView
@@ -19,10 +19,11 @@ class Usage:
     a step costs nothing here.
     """
 
-    __slots__ = ("_clock", "_decoding", "_output", "admitted_tokens", "queue", "running")
+    __slots__ = ("_clock", "_decoding", "_output", "admitted_tokens", "queue", "queue_view", "running")
 
     def __init__(self, table: dict[int, Sequence], clock: list[int]) -> None:
         self.queue = WaitQueue(table)
+        self.queue_view = QueueView(self.queue)
         self.running = 0
         self.admitted_tokens = 0
         self._clock = clock

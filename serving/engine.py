@@ -86,7 +86,7 @@ class Engine:
         self._inbox.append(lambda: self._loaded(adapter, prefetch))
 
     def load_failed(self, adapter: str, why: str) -> None:
-        """A load came to nothing: the requests that wait for the adapter fail, and nothing else."""
+        """A load came to nothing: the requests that wait for the adapter, or run with it, fail, and nothing else."""
         self._inbox.append(lambda: self._load_failed(adapter, why))
 
     def expect_load(self, adapter: str, eta: float) -> None:
@@ -253,7 +253,7 @@ class Engine:
         steps, finished, load_s = result
         ledger.now = now
         if plan.loads:
-            self._loads_done(plan)
+            self._loads_done(plan, load_s)
         if plan.decode_count:
             ledger.kv.advance(steps)
             actions.idle_plans = 0
@@ -277,18 +277,19 @@ class Engine:
         for request_id in finished:
             actions.end_by_id(request_id, "completed", "stop")
 
-    def _loads_done(self, plan: StepPlan) -> None:
+    def _loads_done(self, plan: StepPlan, load_s: float) -> None:
         """Loads of this plan have started, and with sync loading those to the GPU are over."""
         ledger, announcer = self.ledger, self._announcer
         wanted = announcer.wanted
+        done = self._planned[0] + load_s
         if LoadStarted in wanted:
             for adapter, tier, prefetch in plan.loads:
                 announcer.tell(LoadStarted(self._planned[0], adapter.name, tier, prefetch))
         for adapter, _, prefetch in plan.loads:
             if ledger.sync_loading and not prefetch:
-                ledger.adapters[adapter.name].loaded_at = ledger.now
+                ledger.adapters[adapter.name].loaded_at = done
                 if Loaded in wanted:
-                    announcer.tell(Loaded(ledger.now, adapter.name, False))
+                    announcer.tell(Loaded(done, adapter.name, False))
         ledger.slots.loads.clear()
 
     def _prefilled(self, plan: StepPlan, load_s: float, ended: list[Sequence]) -> None:
@@ -333,9 +334,10 @@ class Engine:
     def _load_failed(self, name: str, why: str) -> None:
         ledger = self.ledger
         state = ledger.adapters[name]
-        ledger.slots.fail(state)
-        for sequence in list(state.queue.sequences()):
+        running = [sequence for sequence in ledger.running.values() if sequence.adapter is state]
+        for sequence in (*running, *state.queue.sequences()):
             self._actions.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")
+        ledger.slots.fail(state)
 
 
 def _then(first: Any, second: Any) -> Any:

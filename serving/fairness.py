@@ -45,7 +45,8 @@ class Units:
 
     def head(self, view: View, unit: Unit) -> RequestView | None:
         """Its longest waiting request, or None."""
-        return self.usage(view, unit).queue.head
+        sequence = self.usage(view, unit).queue.first()
+        return None if sequence is None else sequence.view
 
     def service(self, view: View, unit: Unit) -> float:
         """Service so far, divided by the unit's weight."""

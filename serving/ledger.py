@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from types import MappingProxyType
 
 from serving.adapters import AdapterState, TenantState
 from serving.config import EngineConfig
@@ -11,7 +12,7 @@ from serving.host import HostCache
 from serving.kv import KVPool
 from serving.lora import Adapter
 from serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
-from serving.queue import WaitQueue
+from serving.queue import QueueView, WaitQueue
 from serving.request import Request, Status
 from serving.sequence import Sequence
 from serving.slots import GpuSlots
@@ -62,6 +63,8 @@ class Ledger:
         "running_views",
         "scorer",
         "sequences",
+        "shown_adapters",
+        "shown_tenants",
         "slots",
         "sum_ranks",
         "sync_loading",
@@ -69,6 +72,7 @@ class Ledger:
         "tenants",
         "token_budget",
         "waiting",
+        "waiting_view",
     )
 
     def __init__(
@@ -101,14 +105,17 @@ class Ledger:
         self.token_budget = 0
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
+        self.shown_tenants = MappingProxyType(self.tenant_views)
         self.adapters: dict[str, AdapterState] = {}
         self.adapter_views: dict[str, AdapterView] = {}
+        self.shown_adapters = MappingProxyType(self.adapter_views)
         self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
         self.host = HostCache(config.host_slots)
         self.slots = GpuSlots(self.max_loras, self.sync_loading, self.kv, self.host, self.adapters, self.running)
         self.on_gpu, self.loading, self.idle = self.slots.on_gpu, self.slots.loading, self.slots.idle
         self.index = WaitIndex(self.slots.obtainable, self._ready)
         self.waiting: WaitQueue = self.index.queue
+        self.waiting_view = QueueView(self.waiting)
         self.base = AdapterState(None, 0, self.index.table, self.clock)
         self.base.view = AdapterView(self.base)
         self.active_ranks: dict[int, int] = {}
@@ -188,14 +195,14 @@ class Ledger:
         """Requests that may still be admitted before ``max_num_seqs``."""
         return self.max_seqs - len(self.running)
 
-    def adapter_queue(self, adapter: str | None) -> WaitQueue:
+    def adapter_queue(self, adapter: str | None) -> QueueView:
         """Requests waiting for an adapter."""
-        return (self.base if adapter is None else self.adapters[adapter]).queue
+        return (self.base if adapter is None else self.adapters[adapter]).queue_view
 
-    def tenant_queue(self, tenant: str) -> WaitQueue:
+    def tenant_queue(self, tenant: str) -> QueueView:
         """Requests of a tenant that wait."""
         state = self.tenants.get(tenant)
-        return WaitQueue({}) if state is None else state.queue
+        return QueueView(WaitQueue({})) if state is None else state.queue_view
 
     def _ready(self) -> Iterator[AdapterState]:
         backlogged = self.index.backlogged

@@ -1,4 +1,4 @@
-"""WaitQueue: waiting requests in arrival order, cheap to leave from any place and safe to change while iterated."""
+"""WaitQueue: waiting requests in arrival order, cheap to leave from any place, and QueueView, its read-only face."""
 
 from __future__ import annotations
 
@@ -77,15 +77,27 @@ class WaitQueue:
                 yield sequence
             place += 1
 
+    def __len__(self) -> int:
+        return self.live
+
+
+class QueueView:
+    """A queue as a policy sees it: read-only and live. Iterates requests, the one in front first."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: WaitQueue) -> None:
+        self._queue = queue
+
     def __iter__(self) -> Iterator[RequestView]:
-        for sequence in self.sequences():
+        for sequence in self._queue.sequences():
             yield sequence.view
 
     def __len__(self) -> int:
-        return self.live
+        return self._queue.live
 
     @property
     def head(self) -> RequestView | None:
         """The request in front, or None."""
-        sequence = self.first()
+        sequence = self._queue.first()
         return None if sequence is None else sequence.view

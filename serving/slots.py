@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from serving.host import HostCache
@@ -31,6 +32,7 @@ class GpuSlots:
         "loading",
         "loads",
         "on_gpu",
+        "shown",
         "sync",
         "total",
         "views",
@@ -53,6 +55,7 @@ class GpuSlots:
         self._running = running
         self.on_gpu: dict[str, AdapterState] = {}
         self.views: dict[str, AdapterView] = {}
+        self.shown = MappingProxyType(self.views)
         self.idle: dict[str, AdapterState] = {}
         """Of those on the GPU, the ones with no reference that are not pinned."""
         self.loading: dict[str, AdapterState] = {}
@@ -122,10 +125,17 @@ class GpuSlots:
             self.idle[name] = state
 
     def fail(self, state: AdapterState) -> None:
-        """A load came to nothing: the slot, the blocks and the place in host memory are free again."""
-        if state.tier == "loading":
-            assert state.name is not None
-            del self.loading[state.name]
+        """A load came to nothing: the slot, the blocks and the place in host memory are free again.
+
+        With sync loading the adapter counted as being there; no running request may refer to it any more.
+        """
+        name = state.name
+        assert name is not None and not state.references
+        if state.tier in ("loading", "gpu"):
+            if self.loading.pop(name, None) is None:
+                del self.on_gpu[name]
+                del self.views[name]
+                self.idle.pop(name, None)
             self._kv.used -= state.blocks
             state.tier = "disk"
         state.eta = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from serving.lora import Adapter, Tier
-from serving.queue import WaitQueue
+from serving.queue import QueueView
 from serving.waiting import Within
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class TenantView:
 class View:
     """What a policy sees of its engine: read-only and live. Attribute names are part of the interface.
 
-    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first. ``decode_steps``:
+    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first. ``backlogged``: names
+    of adapters with a waiting request (None: the base model). ``decode_steps``:
     decode steps the engine has done so far.
     """
 
@@ -132,10 +133,10 @@ class View:
         self._ledger = ledger
 
     now: float = property(attrgetter("_ledger.now"))  # type: ignore[assignment]
-    waiting: WaitQueue = property(attrgetter("_ledger.waiting"))  # type: ignore[assignment]
+    waiting: QueueView = property(attrgetter("_ledger.waiting_view"))  # type: ignore[assignment]
     running: Collection[RequestView] = property(attrgetter("_ledger.running_views"))  # type: ignore[assignment]
-    adapters: Mapping[str, AdapterView] = property(attrgetter("_ledger.adapter_views"))  # type: ignore[assignment]
-    tenants: Mapping[str, TenantView] = property(attrgetter("_ledger.tenant_views"))  # type: ignore[assignment]
+    adapters: Mapping[str, AdapterView] = property(attrgetter("_ledger.shown_adapters"))  # type: ignore[assignment]
+    tenants: Mapping[str, TenantView] = property(attrgetter("_ledger.shown_tenants"))  # type: ignore[assignment]
     base: AdapterView = property(attrgetter("_ledger.base.view"))  # type: ignore[assignment]
     max_loras: int = property(attrgetter("_ledger.max_loras"))  # type: ignore[assignment]
     free_slots: int = property(attrgetter("_ledger.slots.free"))  # type: ignore[assignment]
@@ -148,11 +149,11 @@ class View:
     cost: CostView = property(attrgetter("_ledger.cost"))  # type: ignore[assignment]
     scorer: Scorer = property(attrgetter("_ledger.scorer"))  # type: ignore[assignment]
 
-    def waiting_for(self, adapter: str | None) -> WaitQueue:
+    def waiting_for(self, adapter: str | None) -> QueueView:
         """Requests waiting for an adapter (None: for the base model), in arrival order."""
         return self._ledger.adapter_queue(adapter)
 
-    def waiting_of(self, tenant: str) -> WaitQueue:
+    def waiting_of(self, tenant: str) -> QueueView:
         """Requests of a tenant that wait, in arrival order."""
         return self._ledger.tenant_queue(tenant)
 
@@ -183,12 +184,14 @@ class View:
         """
         return self._ledger.unblocked(within, only, without)
 
+    backlogged: Set[str | None] = property(lambda self: self._ledger.index.backlogged.keys())  # type: ignore[assignment]
+
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
         """The first waiting request of each adapter, longest waiting first; "off": only of adapters not on the GPU and
         not on the way there. Read it to the end, or leave it, before yielding the next action."""
         return self._ledger.index.heads(where == "off")
 
-    on_gpu: Mapping[str, AdapterView] = property(attrgetter("_ledger.slots.views"))  # type: ignore[assignment]
+    on_gpu: Mapping[str, AdapterView] = property(attrgetter("_ledger.slots.shown"))  # type: ignore[assignment]
 
     def idle(self) -> list[AdapterView]:
         """Adapters on the GPU that may be evicted: unused, not pinned, and not just loaded for someone who waits."""

@@ -20,7 +20,7 @@ from sim.environment import ExactEnvironment, succeed
 from sim.segment import Segment
 from sim.transfers import Transfers
 
-STALL_PLANS = 100_000
+STALL_PLANS = 10_000
 """Plans in a row without a token or an ended request after which a run counts as stalled."""
 
 

@@ -115,6 +115,8 @@ class RooflineCost:
                 )
             )
         self._gemms = tuple(gemms)
+        self._linear: dict[int, float] = {}
+        """`linear_seconds` by tokens: a run asks for the same few batch sizes again and again."""
         head = model.hidden * model.vocab / tp
         head_io = (model.hidden + model.vocab / tp) * size * per_byte
         self._head = (head * size * per_byte, head_io, 2.0 * head * per_flop)
@@ -166,11 +168,15 @@ class RooflineCost:
 
     def linear_seconds(self, tokens: int) -> float:
         """Seconds of all layers' linear modules over ``tokens``, without output head, attention and overheads."""
+        known = self._linear.get(tokens)
+        if known is not None:
+            return known
         total = 0.0
         for weights, in_out, flops in self._gemms:
             memory = weights + in_out * tokens
             compute = flops * tokens
             total += sqrt(memory * memory + compute * compute)
+        self._linear[tokens] = total
         return total
 
     def _head_seconds(self, sampled: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.request import Request
 from sim.routers import ROUTERS, LeastLoaded, LoraAffinity, Rendezvous, RoundRobin, router
+
+TIERS = ["gpu", "loading", "host", "disk"]
 
 
 def _cluster(unfinished: list[int], tiers: list[str] | None = None) -> list[Any]:
@@ -77,18 +80,27 @@ def test_an_unknown_router_is_named_with_the_known_ones() -> None:
         router("random")
 
 
-@pytest.mark.parametrize("name", ROUTERS)
-def test_affinity_needs_fewer_loads_and_everybody_gets_work(name: str) -> None:
-    """Twelve adapters over four replicas of three slots: only a router that knows adapters keeps each in one place."""
+def _spread(name: str, gap: float) -> tuple[int, list[int]]:
+    """Loads, and requests a replica, of twelve adapters over four replicas of three slots."""
+    draw = random.Random(3)
     adapters = tuple(adapter(n, tier="host") for n in range(1, 13))
-    rows = [{"at": 0.02 * i, "adapter": 1 + (i * 7) % 12, "prompt": 4, "out": 8} for i in range(400)]
+    rows = [{"at": gap * i, "adapter": draw.randint(1, 12), "prompt": 4, "out": 8} for i in range(400)]
     config = EngineConfig(max_loras=3, max_cpu_loras=12, num_gpu_blocks=500, max_num_seqs=32)
     world = World(workload(rows, adapters), adapters, config, ToyCost())
     result = run(world, "fifo", replicas=4, router=name, check_books=False)
-    loads = len(result.of("LoadStarted"))
-    shares = [sum(event[0] == "Ended" for event in flat) for flat in result.flat]
-    assert sum(shares) == 400
-    if name in ("lora_affinity", "rendezvous"):
-        assert loads < 60
-    else:
-        assert min(shares) > 60 and loads > 60
+    return len(result.of("LoadStarted")), [sum(event[0] == "Ended" for event in flat) for flat in result.flat]
+
+
+@pytest.mark.parametrize("gap", [0.2, 0.02, 0.002])
+def test_routers_that_know_adapters_need_fewer_loads(gap: float) -> None:
+    """At light and at heavy load; twelve loads would do."""
+    loads = {name: _spread(name, gap)[0] for name in ROUTERS}
+    assert loads["rendezvous"] < 0.7 * loads["round_robin"]
+    assert loads["lora_affinity"] < 0.5 * loads["round_robin"]
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("gap", [0.2, 0.02, 0.002])
+def test_every_replica_gets_work(name: str, gap: float) -> None:
+    _, shares = _spread(name, gap)
+    assert sum(shares) == 400 and min(shares) > 30
