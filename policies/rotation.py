@@ -40,12 +40,15 @@ class Rotation:
             yield Wake(at=began + self.cycle_s)
 
     def _turn(self, view: View) -> None:
-        if not view.backlogged - self._active.keys() - {None}:
+        others = view.backlogged - self._active.keys() - {None}
+        # Whoever lost its turn comes back when its running requests have left the slot.
+        ready = {name for name in others if name is not None and not view.adapters[name].references}
+        if not ready or (len(self._active) >= view.max_loras and not self._retire(view)):
             return
         for request in view.first_waiting("any"):
             name = request.adapter
-            if name is None or name in self._active or view.adapters[name].references:
-                continue  # whoever lost its turn comes back when its running requests have left the slot
+            if name not in ready or name is None:
+                continue
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return
             self._active[name] = view.now if view.adapters[name].tier == "gpu" else None
@@ -55,9 +58,11 @@ class Rotation:
 
         One that still waits for its slot stays: its turn has not begun.
         """
-        for name, began in self._active.items():
-            idle = not view.adapters[name].references and not view.adapters[name].waiting
-            if idle or (began is not None and began + self.cycle_s <= view.now):
+        without_work = (a.name for a in view.idle() if not a.waiting)
+        gone = (name for name, began in self._active.items() if began is None and name not in view.backlogged)
+        over = (name for name, began in self._active.items() if began is not None and began + self.cycle_s <= view.now)
+        for name in (*without_work, *gone, *over):
+            if name in self._active:
                 del self._active[name]
                 return True
         return False

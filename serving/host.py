@@ -50,6 +50,7 @@ class HostCache:
     def rest(self, state: AdapterState) -> None:
         """The adapter is in host memory and nowhere above: it may be sent to disk from now on."""
         state.tier = "host"
+        state.eta = None
         state.prefetching = False
         heappush(self._resting, (state.last_used, state.lora_int_id, state))
 

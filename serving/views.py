@@ -122,8 +122,8 @@ class TenantView:
 class View:
     """What a policy sees of its engine: read-only and live. Attribute names are part of the interface.
 
-    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first. ``backlogged``: names
-    of adapters with a waiting request (None: the base model). ``decode_steps``:
+    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first.
+    ``backlogged``: names of adapters with a waiting request (None: the base model). ``decode_steps``:
     decode steps the engine has done so far.
     """
 

@@ -213,5 +213,6 @@ def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> float:
     for replica in cluster.replicas:
         if cut_off:
             replica.cut(end_s)
+            replica.feed.deliver(end_s)
         replica.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
     return end_s

@@ -32,7 +32,13 @@ class Router(Protocol):
 
 
 def _least_loaded(cluster: list[ReplicaView]) -> int:
-    return min(cluster, key=lambda replica: (replica.unfinished, replica.index)).index
+    """The fewest unfinished requests; among equals the fewest adapters on the GPU or on their way there."""
+
+    def load(replica: ReplicaView) -> tuple[int, int, int]:
+        slots = replica.ledger.slots
+        return replica.unfinished, len(slots.on_gpu) + len(slots.loading), replica.index
+
+    return min(cluster, key=load).index
 
 
 class RoundRobin:
@@ -49,11 +55,18 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """The replica with the fewest unfinished requests."""
+    """The replica with the fewest unfinished requests; among equals the one chosen longest ago."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[int, int] = {}
+        self._count = 0
 
     def route(self, request: Request, cluster: list[ReplicaView]) -> int:
-        """The least loaded one; the lowest index among equals."""
-        return _least_loaded(cluster)
+        """The least loaded one."""
+        index = min(cluster, key=lambda replica: (replica.unfinished, self._chosen.get(replica.index, 0))).index
+        self._count += 1
+        self._chosen[index] = self._count
+        return index
 
 
 class LoraAffinity:

@@ -16,7 +16,7 @@ from serving.host import HostCache
 from serving.kv import KVPool
 from serving.lanes import Lanes
 from serving.plan import BatchShape
-from serving.queue import WaitQueue
+from serving.queue import QueueView, WaitQueue
 from sim.segment import Segment
 
 # -- WaitQueue -------------------------------------------------------------------------------------------------------
@@ -56,9 +56,11 @@ def test_a_wait_queue_is_a_list(moves: list[tuple[str, int]], parts: int) -> Non
             assert (None if found is None else found.ticket) == (model[0] if model else None)
         for kept, expected in zip(queues, models, strict=True):
             assert len(kept) == len(expected) and bool(kept) == bool(expected)
+            shown = QueueView(kept)
+            assert len(shown) == len(expected) and bool(shown) == bool(expected)
             if move == "walk":
-                assert list(kept) == expected
-                assert kept.head == (expected[0] if expected else None)
+                assert list(shown) == expected
+                assert shown.head == (expected[0] if expected else None)
 
 
 @examples(100)
@@ -72,7 +74,7 @@ def test_who_leaves_during_a_walk_is_not_met(size: int, leavers: list[tuple[int,
     for at, who in leavers:
         when.setdefault(at, []).append(who % size + 1)
     met = []
-    for step, ticket in enumerate(queue):
+    for step, ticket in enumerate(QueueView(queue)):
         met.append(ticket)
         for who in when.get(step, []):
             if who in table:
@@ -83,7 +85,7 @@ def test_who_leaves_during_a_walk_is_not_met(size: int, leavers: list[tuple[int,
     for at, who in leavers:
         if who % size + 1 in met and at < met.index(who % size + 1):
             assert who % size + 1 not in gone or any(a >= met.index(w % size + 1) for a, w in leavers if w == who)
-    assert list(queue) == sorted(table)
+    assert list(QueueView(queue)) == sorted(table)
 
 
 def test_a_queue_that_empties_and_fills_keeps_its_order() -> None:
@@ -93,13 +95,13 @@ def test_a_queue_that_empties_and_fills_keeps_its_order() -> None:
         table[ticket] = SimpleNamespace(ticket=ticket, view=ticket)
         queue.append(ticket)
     for ticket in range(1, 9999):
-        assert queue.head == ticket
+        assert QueueView(queue).head == ticket
         del table[ticket]
         queue.left()
-    assert list(queue) == [9999, 10000]
+    assert list(QueueView(queue)) == [9999, 10000]
     table[-1] = SimpleNamespace(ticket=-1, view=-1)
     queue.push_front(-1)
-    assert list(queue) == [-1, 9999, 10000] and queue.head == -1
+    assert list(QueueView(queue)) == [-1, 9999, 10000] and QueueView(queue).head == -1
 
 
 # -- Lanes -----------------------------------------------------------------------------------------------------------

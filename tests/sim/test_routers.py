@@ -27,7 +27,10 @@ def _cluster(unfinished: list[int], tiers: list[str] | None = None) -> list[Any]
         SimpleNamespace(
             index=index,
             unfinished=load,
-            ledger=SimpleNamespace(adapters={"a1": SimpleNamespace(tier=tier, queue=[], uses=tier != "disk")}),
+            ledger=SimpleNamespace(
+                adapters={"a1": SimpleNamespace(tier=tier, queue=[], uses=tier != "disk")},
+                slots=SimpleNamespace(on_gpu={}, loading={}),
+            ),
         )
         for index, (load, tier) in enumerate(zip(unfinished, tiers, strict=True))
     ]
