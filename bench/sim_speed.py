@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas  # noqa: F401 - pyarrow imports it at the first table: part of the start-up, not of a simulation
 
 from reports.recorder import Recorder
 from serving.config import EngineConfig

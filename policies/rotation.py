@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from serving.policy import InputError, Schedule, View, Wake, want
 
 
@@ -20,49 +22,62 @@ class Rotation:
         if cycle_s <= 0:
             raise InputError(f"rotation: cycle_s is {cycle_s}: it is above 0")
         self.cycle_s = cycle_s
-        self._active: dict[str, float | None] = {}
-        """Active adapters, the first chosen first, and when their cycle began: not before they were on the GPU."""
+        self._active: set[str] = set()
+        self._coming: dict[str, None] = {}
+        """Active adapters that still wait for a slot: their cycle has not begun."""
+        self._began: dict[str, float] = {}
+        """The other active adapters, and when their cycle began, the oldest first."""
 
     def schedule(self, view: View) -> Schedule:
         """Turn the set of active adapters, then admit their requests and the base model's in arrival order."""
         if not view.can_admit:
             return
-        for name, began in self._active.items():
-            if began is None and view.adapters[name].tier == "gpu":
-                self._active[name] = view.now
-        self._turn(view)
+        for name in [name for name in self._coming if name in view.on_gpu]:
+            del self._coming[name]
+            self._began[name] = view.now
+        others = view.backlogged - self._active - {None}
+        if others:
+            self._turn(view, others)
         for request in view.unblocked(only=self._active):
             outcome = yield from want(view, request)
             if not outcome and outcome.why not in ("slots", "adapter"):
                 break
-        began = min((since for since in self._active.values() if since is not None), default=None)
-        if began is not None and began + self.cycle_s > view.now and view.backlogged - self._active.keys() - {None}:
-            yield Wake(at=began + self.cycle_s)
+        if self._began and not others <= self._active:
+            due = next(iter(self._began.values())) + self.cycle_s
+            if due > view.now:
+                yield Wake(at=due)
 
-    def _turn(self, view: View) -> None:
-        others = view.backlogged - self._active.keys() - {None}
-        # Whoever lost its turn comes back when its running requests have left the slot.
+    def _turn(self, view: View, others: Set[str | None]) -> None:
+        """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
         ready = {name for name in others if name is not None and not view.adapters[name].references}
         if not ready or (len(self._active) >= view.max_loras and not self._retire(view)):
             return
-        for request in view.first_waiting("any"):
+        for request in view.first_waiting():
             name = request.adapter
-            if name not in ready or name is None:
+            if name is None or name not in ready:
                 continue
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return
-            self._active[name] = view.now if view.adapters[name].tier == "gpu" else None
+            self._active.add(name)
+            if name in view.on_gpu:
+                self._began[name] = view.now
+            else:
+                self._coming[name] = None
 
     def _retire(self, view: View) -> bool:
-        """Make room: an active adapter without work, or else the first whose cycle is over.
+        """Make room: an active adapter without work, or else the one whose cycle began first, when it is over.
 
         One that still waits for its slot stays: its turn has not begun.
         """
-        without_work = (a.name for a in view.idle() if not a.waiting)
-        gone = (name for name, began in self._active.items() if began is None and name not in view.backlogged)
-        over = (name for name, began in self._active.items() if began is not None and began + self.cycle_s <= view.now)
-        for name in (*without_work, *gone, *over):
-            if name in self._active:
-                del self._active[name]
-                return True
-        return False
+        goes = next((a.name for a in view.idle() if a.name in self._began and not a.waiting), None)
+        if goes is None:
+            goes = next((name for name in self._coming if name not in view.backlogged), None)
+        if goes is None and self._began:
+            oldest = next(iter(self._began))
+            goes = oldest if self._began[oldest] + self.cycle_s <= view.now else None
+        if goes is None:
+            return False
+        self._active.discard(goes)
+        self._began.pop(goes, None)
+        self._coming.pop(goes, None)
+        return True

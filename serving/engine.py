@@ -85,9 +85,12 @@ class Engine:
         """An asynchronous load (or prefetch) is done."""
         self._inbox.append(lambda: self._loaded(adapter, prefetch))
 
-    def load_failed(self, adapter: str, why: str) -> None:
-        """A load came to nothing: the requests that wait for the adapter, or run with it, fail, and nothing else."""
-        self._inbox.append(lambda: self._load_failed(adapter, why))
+    def load_failed(self, adapter: str, why: str, prefetch: bool = False) -> None:
+        """A load came to nothing: the requests that wait for the adapter, or run with it, fail, and nothing else.
+
+        A failed prefetch fails nobody: the adapter is loaded when its turn comes.
+        """
+        self._inbox.append(lambda: self._load_failed(adapter, why, prefetch))
 
     def expect_load(self, adapter: str, eta: float) -> None:
         """A load in flight will be done at about second ``eta``; shown to the policy."""
@@ -331,9 +334,14 @@ class Engine:
         if Loaded in self._announcer.wanted:
             self._announcer.tell(Loaded(self.ledger.now, name, prefetch))
 
-    def _load_failed(self, name: str, why: str) -> None:
+    def _load_failed(self, name: str, why: str, prefetch: bool) -> None:
         ledger = self.ledger
         state = ledger.adapters[name]
+        if prefetch:
+            state.prefetching = False
+            if state.tier in ("disk", "remote"):
+                ledger.host.drop(state)
+            return
         running = [sequence for sequence in ledger.running.values() if sequence.adapter is state]
         for sequence in (*running, *state.queue.sequences()):
             self._actions.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")

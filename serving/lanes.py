@@ -78,6 +78,8 @@ class Lanes(Generic[Item]):
         """
         if not self._places:
             return None
+        if len(self._places) == 1:  # most calls, at a load the GPU can carry
+            return self._only(view, closed)
         on_gpu, lanes = view.on_gpu, self._lanes
         best: tuple[Order, int, Item] | None = None
         far = 2
@@ -98,6 +100,15 @@ class Lanes(Generic[Item]):
             if entry is not None:
                 best = entry
         return None if best is None else (best[2],)
+
+    def _only(self, view: View, closed: Collection[str | None]) -> tuple[Item] | None:
+        """`pick` among a single item."""
+        item, (_, name) = next(iter(self._places.items()))
+        if name in closed:
+            return None
+        if name is None or name in view.on_gpu:
+            return (item,)
+        return (item,) if view.adapters[name].tier != "loading" and view.slot_obtainable else None
 
     def _first_cold(
         self, view: View, closed: Collection[str | None], best: tuple[Order, int, Item] | None

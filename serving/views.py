@@ -189,7 +189,8 @@ class View:
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
         """The first waiting request of each adapter, longest waiting first; "off": only of adapters not on the GPU and
         not on the way there. Read it to the end, or leave it, before yielding the next action."""
-        return self._ledger.index.heads(where == "off")
+        ledger = self._ledger
+        return ledger.index.heads(where == "off", ledger.slots.loading.values())
 
     on_gpu: Mapping[str, AdapterView] = property(attrgetter("_ledger.slots.shown"))  # type: ignore[assignment]
 

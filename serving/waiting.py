@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Literal
 
@@ -161,13 +161,17 @@ class WaitIndex:
 
     def _backlogged_among(self, names: Names) -> list[AdapterState]:
         """Adapters of these names that have a queue, and the base model if it has one."""
-        return [self.backlogged[name] for name in (None, *names) if name in self.backlogged]
+        backlogged = self.backlogged
+        if len(backlogged) <= len(names):
+            return [state for name, state in backlogged.items() if name is None or name in names]
+        return [backlogged[name] for name in (None, *names) if name in backlogged]
 
-    def heads(self, off_gpu: bool) -> Iterator[RequestView]:
+    def heads(self, off_gpu: bool, loading: Iterable[AdapterState]) -> Iterator[RequestView]:
         """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""
         if not self.table:
             return
-        ready = [] if off_gpu else [a.queue.first() for a in self._ready() if a.name in self.backlogged]
+        near = () if off_gpu else (*self._ready(), *loading)
+        ready = [a.queue.first() for a in near if a.name in self.backlogged]
         queue = sorted((s for s in ready if s is not None), key=lambda s: -s.ticket)
         seen: set[str] = set()
         aside: list[tuple[int, str]] = []

@@ -109,7 +109,8 @@ class _Cluster:
                 self.env.call_at(self.env.now, self._send_late, LATE)
 
     def _send_late(self) -> None:
-        self.send(self.env.now, late=True)
+        if self.sent < len(self.workload):  # replicas that end requests at the same second share what is left
+            self.send(self.env.now, late=True)
 
 
 class _OpenFeed(Feed):

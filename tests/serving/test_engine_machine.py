@@ -33,7 +33,7 @@ def _drive(world: World, policy: str, seed: int) -> CheckedEngine:
         while flying and draw.random() < 0.5:
             name, prefetch = flying.pop(draw.randrange(len(flying)))
             if draw.random() < 0.2:
-                engine.load_failed(name, "by chance")
+                engine.load_failed(name, "by chance", prefetch=prefetch)
             else:
                 engine.loaded(name, prefetch)
         plan = engine.plan(now)

@@ -374,12 +374,35 @@ def test_a_failed_prefetch_leaves_the_adapter_where_it_was() -> None:
     bench.submit("y", "a2")
     plan = bench.step()
     assert {(load.adapter.name, load.prefetch) for load in plan.loads} == {("a1", False), ("a2", True)}
-    bench.engine.load_failed("a2", "disk full")
+    bench.engine.load_failed("a2", "disk full", prefetch=True)
     bench.engine.loaded("a1")
     bench.step()
     assert bench.ends().get("x") is None
     ledger = bench.engine.ledger
     assert ledger.adapters["a2"].tier == "disk" and "a2" not in ledger.host.held
+
+
+@pytest.mark.parametrize("loading", ["sync", "async"])
+def test_a_failed_prefetch_does_not_touch_a_load(loading: str) -> None:
+    """a2 is being prefetched when its turn to be loaded comes; then the prefetch fails, the load does not."""
+    policy = POLICIES["fifo-prefetch"]()
+    bench = Bench(adapter(1), adapter(2), policy=policy, adapter_loading=loading, max_loras=1, max_cpu_loras=3)
+    bench.submit("x", "a1", most=1)
+    bench.submit("y", "a2", most=3)
+    plan = bench.step()
+    assert {(load.adapter.name, load.prefetch) for load in plan.loads} == {("a1", False), ("a2", True)}
+    if loading == "async":
+        bench.engine.loaded("a1")
+        bench.step()
+    plan = bench.step()
+    assert [(load.adapter.name, load.prefetch) for load in plan.loads] == [("a2", False)]
+    bench.engine.load_failed("a2", "no such file", prefetch=True)
+    bench.step()
+    if loading == "async":
+        bench.engine.loaded("a2")
+    for _ in range(5):
+        bench.step()
+    assert bench.ends() == {"x": ("completed", "length"), "y": ("completed", "length")}
 
 
 def test_the_end_of_a_run_ends_everybody() -> None:

@@ -91,17 +91,18 @@ def test_who_leaves_during_a_walk_is_not_met(size: int, leavers: list[tuple[int,
 def test_a_queue_that_empties_and_fills_keeps_its_order() -> None:
     table: dict[int, Any] = {}
     queue = WaitQueue(table)
+    view = QueueView(queue)
     for ticket in range(1, 10001):
         table[ticket] = SimpleNamespace(ticket=ticket, view=ticket)
         queue.append(ticket)
     for ticket in range(1, 9999):
-        assert QueueView(queue).head == ticket
+        assert view.head == ticket
         del table[ticket]
         queue.left()
-    assert list(QueueView(queue)) == [9999, 10000]
+    assert list(view) == [9999, 10000]
     table[-1] = SimpleNamespace(ticket=-1, view=-1)
     queue.push_front(-1)
-    assert list(QueueView(queue)) == [-1, 9999, 10000] and QueueView(queue).head == -1
+    assert list(view) == [-1, 9999, 10000] and view.head == -1
 
 
 # -- Lanes -----------------------------------------------------------------------------------------------------------

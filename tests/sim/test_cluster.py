@@ -36,6 +36,17 @@ def test_whoever_arrived_before_the_cutoff_was_submitted(
         assert all(event.why == f"the run was cut off at {cutoff_s:g} s" for event in late)
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+@pytest.mark.parametrize("concurrency", [1, 2, 3, 7])
+def test_a_closed_loop_sends_each_request_once(replicas: int, concurrency: int) -> None:
+    """Equal requests end at the same second on every replica."""
+    rows = [{"prompt": 1, "out": 2}] * 10
+    world = World(workload(rows, concurrency=concurrency), (), EngineConfig(num_gpu_blocks=9), ToyCost())
+    result = run(world, "fifo", replicas=replicas)
+    assert_laws(result)
+    assert result.outcome.submitted == 10
+
+
 def test_an_empty_workload_is_over_at_once() -> None:
     world = World(workload([]), (), EngineConfig(num_gpu_blocks=9), ToyCost())
     outcome = run(world, "fifo").outcome

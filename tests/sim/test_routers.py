@@ -14,6 +14,7 @@ from lab import ToyCost, World, adapter, examples, run, workload
 
 from serving.config import EngineConfig
 from serving.errors import InputError
+from serving.ledger import Ledger
 from serving.request import Request
 from sim.routers import ROUTERS, LeastLoaded, LoraAffinity, Rendezvous, RoundRobin, router
 
@@ -23,17 +24,13 @@ TIERS = ["gpu", "loading", "host", "disk"]
 def _cluster(unfinished: list[int], tiers: list[str] | None = None) -> list[Any]:
     """Replicas with so many unfinished requests and adapter a1 on these tiers."""
     tiers = tiers or ["disk"] * len(unfinished)
-    return [
-        SimpleNamespace(
-            index=index,
-            unfinished=load,
-            ledger=SimpleNamespace(
-                adapters={"a1": SimpleNamespace(tier=tier, queue=[], uses=tier != "disk")},
-                slots=SimpleNamespace(on_gpu={}, loading={}),
-            ),
-        )
-        for index, (load, tier) in enumerate(zip(unfinished, tiers, strict=True))
-    ]
+    made = []
+    for index, (load, tier) in enumerate(zip(unfinished, tiers, strict=True)):
+        ledger = Ledger(EngineConfig(num_gpu_blocks=9), (adapter(1, tier="disk"),), ToyCost())
+        ledger.adapters["a1"].tier = tier  # type: ignore[assignment]
+        ledger.adapters["a1"].uses = int(tier != "disk")
+        made.append(SimpleNamespace(index=index, unfinished=load, ledger=ledger))
+    return made
 
 
 def _request(name: str | None = "a1") -> Request:
@@ -49,8 +46,10 @@ def test_round_robin_is_even(count: int, sent: int) -> None:
 
 @examples(50)
 @given(loads=st.lists(st.integers(0, 5), min_size=1, max_size=6))
-def test_least_loaded_takes_the_first_of_the_least(loads: list[int]) -> None:
-    assert LeastLoaded().route(_request(), _cluster(loads)) == loads.index(min(loads))
+def test_least_loaded_takes_the_least_in_turn(loads: list[int]) -> None:
+    chooser, cluster = LeastLoaded(), _cluster(loads)
+    least = [index for index, load in enumerate(loads) if load == min(loads)]
+    assert [chooser.route(_request(), cluster) for _ in range(3 * len(least))] == 3 * least
 
 
 @examples(80)
