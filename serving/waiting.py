@@ -114,12 +114,20 @@ class WaitIndex:
             elif within == "any" and adapter.tier != "loading" and self._obtainable():
                 yield sequence.view
 
+    def _first_cold_but(self, names: set[str | None]) -> AdapterState | None:
+        """The same among the others than ``names``; what it passes over is back in place when it returns."""
+        aside: list[tuple[int, str]] = []
+        while (cold := self._first_cold()) is not None and cold.name in names:
+            aside.append(heappop(self._cold))
+        for entry in aside:
+            heappush(self._cold, entry)
+        return cold
+
     def _merged(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """Merges the queues of the adapters on the GPU; others join in when their first request is next."""
         table, backlogged = self.table, self.backlogged
         merge: list[tuple[int, Iterator[Sequence]]] = []
-        merging: set[str | None] = set()
-        tried: list[tuple[int, str]] = []
+        merging: set[str | None] = set(without)
 
         def obtainable() -> bool:
             return within == "any" and self._obtainable()
@@ -130,34 +138,28 @@ class WaitIndex:
                 walk = adapter.queue.sequences()
                 heappush(merge, (next(walk).ticket, walk))
 
-        merging.update(without)
         for adapter in self._ready() if only is None else self._backlogged_among(only):
             if within != "batch" or adapter.references or not adapter.rank:
                 follow(adapter)
-        try:
-            while True:
-                cold = self._first_cold() if only is None and obtainable() else None
-                if cold is not None and (not merge or self._cold[0][0] < merge[0][0]):
-                    tried.append(heappop(self._cold))
-                    follow(cold)
-                    continue
-                if not merge:
-                    return
-                ticket, walk = merge[0]
-                sequence = table.get(ticket)
-                tier = "gpu" if sequence is None else sequence.adapter.tier
-                blocked = tier == "loading" or (tier != "gpu" and not obtainable())
-                following = None if blocked else next(walk, None)
-                if following is None:
-                    heappop(merge)
-                else:
-                    heapreplace(merge, (following.ticket, walk))
-                if sequence is not None and not blocked:
-                    yield sequence.view
-        finally:
-            for entry in tried:
-                if entry[0] in table:
-                    heappush(self._cold, entry)
+        while True:
+            cold = self._first_cold_but(merging) if only is None and obtainable() else None
+            first = None if cold is None else cold.queue.first()
+            if cold is not None and first is not None and (not merge or first.ticket < merge[0][0]):
+                follow(cold)
+                continue
+            if not merge:
+                return
+            ticket, walk = merge[0]
+            sequence = table.get(ticket)
+            tier = "gpu" if sequence is None else sequence.adapter.tier
+            blocked = tier == "loading" or (tier != "gpu" and not obtainable())
+            following = None if blocked else next(walk, None)
+            if following is None:
+                heappop(merge)
+            else:
+                heapreplace(merge, (following.ticket, walk))
+            if sequence is not None and not blocked:
+                yield sequence.view
 
     def _backlogged_among(self, names: Names) -> list[AdapterState]:
         """Adapters of these names that have a queue, and the base model if it has one."""
