@@ -25,6 +25,8 @@ class Drain:
             raise InputError(f"drain: threshold_s is {threshold_s}: it is not negative")
         self.threshold_s = threshold_s
         self._draining: set[str] = set()
+        self._woken = 0.0
+        """The last time asked to be woken at."""
 
     def schedule(self, view: View) -> Schedule:
         """See who starves, then admit in arrival order, the starving first, without the adapters being drained."""
@@ -44,7 +46,8 @@ class Drain:
             outcome = yield from want(view, request)
             if not outcome and outcome.why not in ("slots", "adapter"):
                 break
-        if next_at is not None and next_at > view.now:
+        if next_at is not None and next_at != self._woken:
+            self._woken = next_at
             yield Wake(at=next_at)
 
     def _starving(self, view: View) -> tuple[list[RequestView], float | None]:

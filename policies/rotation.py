@@ -23,6 +23,8 @@ class Rotation:
             raise InputError(f"rotation: cycle_s is {cycle_s}: it is above 0")
         self.cycle_s = cycle_s
         self._active: set[str] = set()
+        self._woken = 0.0
+        """The last time asked to be woken at."""
         self._coming: dict[str, None] = {}
         """Active adapters that still wait for a slot: their cycle has not begun."""
         self._began: dict[str, float] = {}
@@ -44,7 +46,8 @@ class Rotation:
                 break
         if self._began and not others <= self._active:
             due = next(iter(self._began.values())) + self.cycle_s
-            if due > view.now:
+            if due > view.now and due != self._woken:
+                self._woken = due
                 yield Wake(at=due)
 
     def _turn(self, view: View, others: Set[str | None]) -> None:

@@ -140,6 +140,13 @@ class Rounds:
             self.place(view, unit)
         if not self._spent:
             return False
+        if len(self._spent) == 1:  # most rounds, at a load the GPU can carry
+            unit = next(iter(self._spent))
+            credit = self._credit(view, unit)
+            granted = self.quantum * (1 + max(0, int(-credit // self.quantum)))
+            self._granted[unit] = self._granted.get(unit, 0.0) + granted
+            self._sort(view, unit, credit + granted)
+            return True
         credits = {unit: self._credit(view, unit) for unit in self._spent}
         granted = self.quantum * (1 + max(0, int(-max(credits.values()) // self.quantum)))
         for unit, credit in credits.items():
