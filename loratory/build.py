@@ -34,12 +34,12 @@ def build(scenario: Scenario) -> Built:
     """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters."""
     spec = _at("model", lambda: model(scenario.model))
     card = _at("gpu", lambda: gpu(scenario.gpu))
-    engine = scenario.engine
+    settings = engine = scenario.engine
     targets = scenario.adapters.target_modules
     memory = None
     if engine.num_gpu_blocks is None:
         used = targets if scenario.adapters.known_count != 0 else ()
-        memory = kv_blocks(spec, card, engine, used)
+        memory = _at("engine", lambda: kv_blocks(spec, card, settings, used))
         longest = engine.max_model_len or spec.max_position_embeddings
         engine = engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks, "max_model_len": longest})
     options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from serving.errors import InputError, LoratoryError
+
+if TYPE_CHECKING:
+    from loratory.build import Built
+    from scenarios.schema import Scenario
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
@@ -92,6 +96,7 @@ def run(
 
     given = [*(override or [])]
     loaded = load_scenario(scenario, overrides=given, policies=policy or None)
+    _build(scenario, loaded)
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
     with _progress(as_json) as progress:
@@ -108,6 +113,16 @@ def run(
         _complain(f"the SLO was missed by {', '.join(dict.fromkeys(missed))}")
         return MISSED_SLO
     return 0
+
+
+def _build(reference: str, loaded: Scenario) -> Built:
+    """The scenario's fixed parts; what is wrong with them is said with the file's name in front."""
+    from loratory.build import build
+
+    try:
+        return build(loaded)
+    except InputError as error:
+        raise InputError(f"{reference}: {error}") from error
 
 
 def _tell_run(summary: dict[str, Any], description: str, target: Path) -> None:
@@ -262,7 +277,6 @@ def check_scenario(
     as_json: Json = False,
 ) -> None:
     """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
-    from loratory.build import build
     from loratory.specs import policy_factory
     from scenarios.build import build_workload
     from scenarios.load import load_scenario
@@ -272,7 +286,7 @@ def check_scenario(
     for spec in loaded.policies:
         policy_factory(spec)
     router(loaded.cluster.router)
-    built = build(loaded)
+    built = _build(file, loaded)
     workload = build_workload(loaded, loaded.seeds[0], built.adapters)
     facts = {
         "scenario": loaded.name,
