@@ -23,6 +23,11 @@ def library_folder() -> Path:
     return Path(str(resources.files("scenarios").joinpath("library")))
 
 
+def published_folder() -> Path:
+    """The folder of the scenarios that reproduce published measurements, and of the figures they are held against."""
+    return Path(str(resources.files("scenarios").joinpath("published")))
+
+
 def library() -> tuple[LibraryEntry, ...]:
     """Every scenario of the library, by name."""
     entries = []

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scenarios.catalogue import library_folder
+from scenarios.catalogue import library_folder, published_folder
 from scenarios.document import Document, apply_overrides, override, read_document
 from scenarios.explain import explain
 from scenarios.schema import Scenario
@@ -67,7 +67,10 @@ def load_text(
 
 
 def find(reference: str | Path) -> Path:
-    """The file of a scenario: a path, or a library name. Raises `InputError` naming the nearest library name."""
+    """The file of a scenario: a path, a library name, or ``published/NAME``.
+
+    Raises `InputError` naming the nearest library name.
+    """
     path = Path(reference)
     if path.is_file():
         return path
@@ -76,6 +79,9 @@ def find(reference: str | Path) -> Path:
     known = sorted(p.stem for p in library_folder().glob("*.yaml"))
     if bare and name.removesuffix(".yaml") in known:
         return library_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    published = published_folder() / f"{name.removeprefix('published/').removesuffix('.yaml')}.yaml"
+    if name.startswith("published/") and published.is_file():
+        return published
     if path.is_dir():
         raise InputError(f"{name}: is a folder: name the scenario file in it")
     near = get_close_matches(Path(name).stem, known, n=1)
