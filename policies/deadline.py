@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from math import inf
 
 from serving.policy import (
     Arrived,
@@ -52,7 +53,7 @@ class Deadline:
             self._waiting[request.request_id] = request
             order = (self._deadline(request), request.arrival)
             self._lanes.push(request.request_id, order, request.adapter)
-            if isinstance(event, Arrived):
+            if self.abort and isinstance(event, Arrived) and order[0] < inf:
                 heappush(self._due, (order[0], request.request_id))
         elif isinstance(event, Ended):
             self._drop(event.request.request_id)
@@ -82,7 +83,7 @@ class Deadline:
     def _deadline(self, request: RequestView) -> float:
         if request.deadline is not None:
             return request.deadline
-        return request.arrival + self.slack_s if self.slack_s else float("inf")
+        return request.arrival + self.slack_s if self.slack_s else inf
 
     def _is_late(self, view: View, request: RequestView) -> bool:
         tokens = request.prompt_tokens - request.cached_tokens

@@ -57,10 +57,10 @@ class Deficit:
                 if not rounds.renew(view):
                     return
                 continue
-            unit, request = found
+            account, request = found
             outcome = yield from want(view, request)
             if outcome:
-                rounds.place(view, unit)
+                rounds.sort(account)
             elif outcome.why in ("slots", "adapter"):
                 closed.add(request.adapter)
             else:

@@ -6,6 +6,7 @@ from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
 from serving.policy import (
+    Account,
     Arrived,
     By,
     Ended,
@@ -15,7 +16,6 @@ from serving.policy import (
     Preempted,
     RequestView,
     Schedule,
-    Unit,
     Units,
     View,
     want,
@@ -56,22 +56,23 @@ class FairShare:
         self.lift = lift
         self.predict = predict
         self.strict = strict
-        self._offset: dict[Unit, float] = {}
-        self._heap: list[tuple[float, int, Unit]] = []
-        self._queued: dict[Unit, int] = {}
+        self._offset: dict[Account, float] = {}
+        self._heap: list[tuple[float, int, Account]] = []
+        self._queued: dict[Account, int] = {}
         self._ticket = 0
         self._came: list[tuple[RequestView, bool]] = []
-        self._last: Unit = None
-        self._had_last = False
-        self._guesses: dict[Unit, dict[str, tuple[RequestView, float]]] = {}
-        self._means: dict[Unit, tuple[int, float]] = {}
+        self._last: Account | None = None
+        self._guesses: dict[Account, dict[str, tuple[RequestView, float]]] = {}
+        self._means: dict[Account, tuple[int, float]] = {}
 
     def observe(self, event: Event) -> None:
         """Units come back with an arrival or a preemption; predictions are settled when a request ends."""
         if isinstance(event, (Arrived, Preempted)):
             self._came.append((event.request, isinstance(event, Arrived)))
         elif isinstance(event, Ended) and self.predict != "none":
-            unit = self.units.of(event.request)
+            unit = self.units.find(event.request)
+            if unit is None:
+                return
             self._guesses.get(unit, {}).pop(event.request.request_id, None)
             count, mean = self._means.get(unit, (0, 0.0))
             length = event.request.generated_tokens
@@ -81,8 +82,8 @@ class FairShare:
     def schedule(self, view: View) -> Schedule:
         """Admit the first request of the unit with the smallest counter until one does not fit."""
         self._activate(view)
-        aside: list[Unit] = []
-        while (least := self._least(view)) is not None:
+        aside: list[Account] = []
+        while (least := self._least()) is not None:
             unit, request, _ = least
             outcome = yield from want(view, request)
             if outcome:
@@ -92,8 +93,8 @@ class FairShare:
             else:
                 aside.append(unit)
                 del self._queued[unit]
-        for name in aside:
-            self._enter(view, name)
+        for unit in aside:
+            self._enter(unit, self._counter(unit))
 
     def bound(self, limits: Limits) -> float | None:
         """2U (theorem 4.4), where the policy keeps it."""
@@ -102,38 +103,37 @@ class FairShare:
         largest = self.units.largest(limits)
         return None if largest is None else 2 * largest
 
-    def _counter(self, view: View, unit: Unit) -> float:
-        counter = self._offset.get(unit, 0.0) + self.units.service(view, unit)
-        guesses = self._guesses.get(unit)
-        if guesses:
+    def _counter(self, unit: Account) -> float:
+        counter = self._offset.get(unit, 0.0) + self.units.service(unit)
+        if self._guesses and (guesses := self._guesses.get(unit)):
             ahead = sum(max(0.0, guess - request.generated_tokens) for request, guess in guesses.values())
-            counter += self.units.output_weight * ahead / self.units.weights[unit]
+            counter += self.units.output_weight * ahead / unit.weight
         return counter
 
-    def _enter(self, view: View, unit: Unit) -> None:
+    def _enter(self, unit: Account, counter: float) -> None:
         self._ticket += 1
         self._queued[unit] = self._ticket
-        heappush(self._heap, (self._counter(view, unit), self._ticket, unit))
+        heappush(self._heap, (counter, self._ticket, unit))
 
     def _activate(self, view: View) -> None:
         came, self._came = self._came, []
         for request, arrived in came:
-            unit = self.units.of(request)
-            if unit in self._queued or self.units.head(view, unit) is None:
+            unit = self.units.of(view, request)
+            if unit in self._queued or not unit.usage.queue.live:
                 continue
+            counter = self._counter(unit)
             if arrived and self.lift != "none":
-                least = self._least(view)
-                floor = None
-                if least is not None:
+                floor = counter
+                if (least := self._least()) is not None:
                     floor = least[2]
-                elif self.lift == "paper" and self._had_last:
-                    floor = self._counter(view, self._last)
-                behind = 0.0 if floor is None else floor - self._counter(view, unit)
-                if behind > 0:
-                    self._offset[unit] = self._offset.get(unit, 0.0) + behind
-            self._enter(view, unit)
+                elif self.lift == "paper" and self._last is not None:
+                    floor = self._counter(self._last)
+                if floor > counter:
+                    self._offset[unit] = self._offset.get(unit, 0.0) + floor - counter
+                    counter = self._counter(unit)
+            self._enter(unit, counter)
 
-    def _least(self, view: View) -> tuple[Unit, RequestView, float] | None:
+    def _least(self) -> tuple[Account, RequestView, float] | None:
         """The backlogged unit with the smallest counter, its next request, and the counter.
 
         Counters only grow between refreshes, so a stale one is low.
@@ -144,19 +144,19 @@ class FairShare:
             if self._queued.get(unit) != ticket:
                 heappop(heap)
                 continue
-            head = self.units.head(view, unit)
+            head = unit.first()
             if head is None:
                 heappop(heap)
                 del self._queued[unit]
-                self._last, self._had_last = unit, True
+                self._last = unit
                 continue
-            now = self._counter(view, unit)
+            now = self._counter(unit)
             if now == counter:
                 return unit, head, counter
             heapreplace(heap, (now, ticket, unit))
         return None
 
-    def _admitted(self, unit: Unit, request: RequestView) -> None:
+    def _admitted(self, unit: Account, request: RequestView) -> None:
         if self.predict == "none":
             return
         guess = request.predicted_tokens if self.predict == "request" else self._means.get(unit, (0, 0.0))[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 from serving.policy import InputError, Schedule, View, Wake, want
 
 
@@ -34,30 +32,34 @@ class Rotation:
         """Turn the set of active adapters, then admit their requests and the base model's in arrival order."""
         if not view.can_admit:
             return
-        for name in [name for name in self._coming if name in view.on_gpu]:
-            del self._coming[name]
-            self._began[name] = view.now
-        others = view.backlogged - self._active - {None}
+        if self._coming:
+            on_gpu = view.on_gpu
+            for name in [name for name in self._coming if name in on_gpu]:
+                del self._coming[name]
+                self._began[name] = view.now
+        active = self._active
+        others = [name for name in view.backlogged if name not in active and name is not None]
         if others:
             self._turn(view, others)
-        for request in view.unblocked(only=self._active):
+        for request in view.unblocked(only=active):
             outcome = yield from want(view, request)
             if not outcome and outcome.why not in ("slots", "adapter"):
                 break
-        if self._began and not others <= self._active:
+        if self._began and not active.issuperset(others):
             due = next(iter(self._began.values())) + self.cycle_s
             if due > view.now and due != self._woken:
                 self._woken = due
                 yield Wake(at=due)
 
-    def _turn(self, view: View, others: Set[str | None]) -> None:
+    def _turn(self, view: View, others: list[str]) -> None:
         """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
-        ready = {name for name in others if name is not None and not view.adapters[name].references}
+        adapters = view.adapters
+        ready = {name for name in others if not adapters[name].references}
         if not ready or (len(self._active) >= view.max_loras and not self._retire(view)):
             return
         for request in view.first_waiting():
             name = request.adapter
-            if name is None or name not in ready:
+            if name not in ready or name is None:
                 continue
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return

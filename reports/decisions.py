@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quote
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +42,7 @@ class DecisionLog:
             action: Any
             now, action, (ok, why) = event
             if now != last:
-                last, text = now, _number(now)
+                last, text = now, repr(now) if type(now) is float and isfinite(now) else _number(now)
             answer = "ok" if ok else why
             try:
                 tail = tails[answer]

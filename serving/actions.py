@@ -13,6 +13,9 @@ from serving.policy import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Pr
 from serving.request import Status
 from serving.sequence import Sequence
 
+_new = tuple.__new__
+"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
+
 
 class Actions:
     """The policy's hands. ``ask`` turns true whenever something happened that the policy should be asked about."""
@@ -26,9 +29,11 @@ class Actions:
         self.wake_times: list[float] = []
         self.wake_clocks: list[int] = []
         self._victim: Callable[[View], Any] | None = getattr(announcer.policy, "victim", None)
-        self._tells_admitted = Admitted in announcer.wanted
-        self._tells_ended = Ended in announcer.wanted
-        self._record = announcer.record(Decided)
+        self._tell_admitted = announcer.teller(Admitted)
+        self._tell_ended = announcer.teller(Ended)
+        self._tell_preempted = announcer.teller(Preempted)
+        self._tell_evicted = announcer.teller(Evicted)
+        self._tell_decided = announcer.teller(Decided)
         self._apply: dict[type, Callable[[Any], Outcome]] = {
             Admit: self._admit,
             Load: lambda action: ledger.load(action.adapter),
@@ -41,7 +46,8 @@ class Actions:
 
     def consult(self, schedule: Any) -> None:
         """Carry out a policy's actions until it returns. Raises `PolicyError` when it raises or never stops."""
-        ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._record
+        ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._tell_decided
+        now = ledger.now
         try:
             send = schedule.send
         except AttributeError:
@@ -67,7 +73,7 @@ class Actions:
                     ledger.now, f"a {type(action).__name__} it yielded is malformed: {error}"
                 ) from error
             if record is not None:
-                record(Decided(ledger.now, action, outcome))
+                record(_new(Decided, (now, action, outcome)))
             taken += 1
             if taken > limit:
                 limit = 1000 + 10 * (len(ledger.sequences) + len(ledger.adapters))
@@ -87,8 +93,8 @@ class Actions:
         self.unfinished -= 1
         self.idle_plans = 0
         self.ask = True
-        if self._tells_ended:
-            self.announcer.tell(Ended(self.ledger.now, sequence.view, status, why, sequence))
+        if self._tell_ended is not None:
+            self._tell_ended(_new(Ended, (self.ledger.now, sequence.view, status, why, sequence)))
         del sequence.view  # a cycle with its view would wait for the garbage collector
 
     def end_by_id(self, request_id: str, status: Status, why: str) -> None:
@@ -102,8 +108,8 @@ class Actions:
         outcome = self.ledger.preempt(view)
         if outcome.ok:
             self.ask = True
-            if Preempted in self.announcer.wanted:
-                self.announcer.tell(Preempted(self.ledger.now, self.ledger.sequences[view.request_id].view, why))
+            if self._tell_preempted is not None:
+                self._tell_preempted(Preempted(self.ledger.now, self.ledger.sequences[view.request_id].view, why))
         return outcome
 
     def preempt_one(self, view: View) -> None:
@@ -122,8 +128,8 @@ class Actions:
     def evict(self, name: str) -> Outcome:
         """Evict an adapter."""
         outcome = self.ledger.evict(name)
-        if outcome.ok and Evicted in self.announcer.wanted:
-            self.announcer.tell(Evicted(self.ledger.now, name))
+        if outcome.ok and self._tell_evicted is not None:
+            self._tell_evicted(Evicted(self.ledger.now, name))
         return outcome
 
     def evict_for_kv(self, view: View) -> bool:
@@ -150,9 +156,9 @@ class Actions:
     def _admit(self, action: Admit) -> Outcome:
         request, tokens = action
         outcome = self.ledger.admit(request, tokens)
-        if self._tells_admitted and outcome.ok:
+        if self._tell_admitted is not None and outcome.ok:
             sequence = self.ledger.sequences[request.request_id]
-            self.announcer.tell(Admitted(self.ledger.now, sequence.view, sequence.hit))
+            self._tell_admitted(Admitted(self.ledger.now, sequence.view, sequence.hit))
         return outcome
 
     def _reject(self, action: Reject) -> Outcome:

@@ -19,7 +19,7 @@ class Usage:
     a step costs nothing here.
     """
 
-    __slots__ = ("_clock", "_decoding", "_output", "admitted_tokens", "queue", "queue_view", "running")
+    __slots__ = ("_clock", "admitted_tokens", "decoding", "output_offset", "queue", "queue_view", "running")
 
     def __init__(self, table: dict[int, Sequence], clock: list[int]) -> None:
         self.queue = WaitQueue(table)
@@ -27,28 +27,20 @@ class Usage:
         self.running = 0
         self.admitted_tokens = 0
         self._clock = clock
-        self._decoding = 0
-        self._output = 0
+        self.decoding = 0
+        """Its decoding requests: each adds a token in every decode step."""
+        self.output_offset = 0
+        """Its output tokens less ``decoding`` times the decode clock."""
 
     @property
     def output_tokens(self) -> int:
         """Output tokens of all its requests so far."""
-        return self._output + self._decoding * self._clock[0]
+        return self.output_offset + self.decoding * self._clock[0]
 
     @property
     def waiting(self) -> int:
         """Its waiting requests."""
         return self.queue.live
-
-    def decode_starts(self) -> None:
-        """One of its requests got a token from its prefill and decodes from now on."""
-        self._decoding += 1
-        self._output += 1 - self._clock[0]
-
-    def decode_stops(self) -> None:
-        """One of its decoding requests ended or was preempted."""
-        self._decoding -= 1
-        self._output += self._clock[0]
 
 
 class TenantState(Usage):

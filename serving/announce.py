@@ -11,14 +11,14 @@ from serving.policy import Policy
 
 
 class Announcer:
-    """``wanted`` holds the event types somebody listens to; others need not be made.
+    """Events that nobody listens to need not be made.
 
     A sink may name the types it wants in an attribute ``wants`` (where that is a mapping, to the functions that take
     them), a policy in ``observes``; by default they get all. A policy never gets `Decided` and `Stepped`, which are for
     records.
     """
 
-    __slots__ = ("_for_policy", "_observe", "_sinks", "policy", "wanted")
+    __slots__ = ("_for_policy", "_observe", "_sinks", "policy")
 
     def __init__(self, sink: Sink | None, policy: Policy) -> None:
         self.policy = policy
@@ -27,23 +27,25 @@ class Announcer:
         self._sinks: dict[type, Any] = dict(wants) if isinstance(wants, Mapping) else dict.fromkeys(wants, sink)
         observes = frozenset(getattr(policy, "observes", EVENTS)) if self._observe is not None else frozenset()
         self._for_policy = observes - {Decided, Stepped}
-        self.wanted: frozenset[type] = self._for_policy.union(self._sinks)
 
-    def tell(self, event: Event) -> None:
-        """Pass an event on. Raises `PolicyError` when the policy's ``observe`` raises."""
-        kind = type(event)
-        sink = self._sinks.get(kind)
-        if sink is not None:
-            sink(event)
-        if kind in self._for_policy and self._observe is not None:
+    def teller(self, kind: type) -> Callable[[Any], None] | None:
+        """The function that passes events of a type on, or None when nobody wants them.
+
+        It raises `PolicyError` when the policy's ``observe`` raises.
+        """
+        sink, observe = self._sinks.get(kind), self._observe
+        if observe is None or kind not in self._for_policy:
+            return sink
+
+        def tell(event: Event) -> None:
+            if sink is not None:
+                sink(event)
             try:
-                self._observe(event)
+                observe(event)
             except Exception as error:
                 raise self.error(event[0], f"its observe() raised {type(error).__name__}: {error}") from error
 
-    def record(self, kind: type) -> Callable[[Any], None] | None:
-        """Where to put events of a type that no policy gets; None when the sink does not want them."""
-        return self._sinks.get(kind)
+        return tell
 
     def error(self, now: float, what: str) -> PolicyError:
         """A `PolicyError` that names the policy and the second it failed at."""

@@ -54,9 +54,11 @@ class Engine:
         self._only_waiting = bool(getattr(policy, "only_waiting", False)) and not self._prefetch
         self._separate = config.batching == "separate"
         self._budget = config.max_num_batched_tokens
-        self._record_step = self._announcer.record(Stepped)
-        self._tells_arrived = Arrived in self._announcer.wanted
-        self._tells_served = Served in self._announcer.wanted
+        self._tell_stepped = self._announcer.teller(Stepped)
+        self._tell_arrived = self._announcer.teller(Arrived)
+        self._tell_served = self._announcer.teller(Served)
+        self._tell_load_started = self._announcer.teller(LoadStarted)
+        self._tell_loaded = self._announcer.teller(Loaded)
         self._inbox: list[Callable[[], None] | Request] = []
         self._arriving: set[str] = set()
         self._finishes: list[tuple[int, int, Sequence, int]] = []
@@ -129,7 +131,13 @@ class Engine:
         if actions.wake_times or actions.wake_clocks:
             actions.wake_up(now)
         ledger.token_budget = self._budget
-        kept = self._separate or self._reserve_decode()
+        kept = True
+        if not self._separate:
+            kv = ledger.kv
+            if kv.reserve():
+                ledger.token_budget -= kv.decoding
+            else:
+                kept = self._reserve_decode()
         if ledger.partial:
             kept = self._extend_partial() and kept
         if actions.ask and kept:
@@ -154,11 +162,12 @@ class Engine:
         inbox, self._inbox = self._inbox, []
         self._arriving.clear()
         actions.ask = True
+        tell_arrived = self._tell_arrived
         for item in inbox:
             if isinstance(item, Request):
                 sequence, refusal = ledger.submit(item)
-                if self._tells_arrived:
-                    self._announcer.tell(Arrived(now, sequence.view))
+                if tell_arrived is not None:
+                    tell_arrived(_new(Arrived, (now, sequence.view)))
                 if refusal:
                     actions.end(sequence, "rejected", refusal)
             else:
@@ -193,7 +202,7 @@ class Engine:
         decodes = kv.decoding if kv.reserved else 0
         if not decodes:
             kv.reserved = 0
-        loads = tuple(ledger.slots.loads)
+        loads = tuple(ledger.slots.loads) if ledger.slots.loads else ()
         actions.idle_plans += 1
         repeat = 0
         prefills: tuple[Prefill, ...] = ()
@@ -260,11 +269,14 @@ class Engine:
         if plan.decode_count:
             ledger.kv.advance(steps)
             actions.idle_plans = 0
-        if self._record_step is not None and (plan.shape.prefill_tokens or plan.decode_count or now > self._planned[0]):
-            start, *counts = self._planned
-            self._record_step(_new(Stepped, (start, now, steps, plan.shape, *counts, load_s)))
-        if self._tells_served and plan.computes:
-            self._tell_served(plan, steps)
+        tell = self._tell_stepped
+        if tell is not None:
+            start, waiting, running, resident, loading, used = self._planned
+            if plan.prefills or plan.decode_count or now > start:
+                counts = (waiting, running, resident, loading, used)
+                tell(_new(Stepped, (start, now, steps, plan.shape, *counts, load_s)))
+        if self._tell_served is not None and plan.computes:
+            self._served(plan, steps)
         ended: list[Sequence] = []
         if plan.prefills:
             actions.ask = True
@@ -282,17 +294,16 @@ class Engine:
 
     def _loads_done(self, plan: StepPlan, load_s: float) -> None:
         """Loads of this plan have started, and with sync loading those to the GPU are over."""
-        ledger, announcer = self.ledger, self._announcer
-        wanted = announcer.wanted
+        ledger = self.ledger
         done = self._planned[0] + load_s
-        if LoadStarted in wanted:
+        if self._tell_load_started is not None:
             for adapter, tier, prefetch in plan.loads:
-                announcer.tell(LoadStarted(self._planned[0], adapter.name, tier, prefetch))
+                self._tell_load_started(LoadStarted(self._planned[0], adapter.name, tier, prefetch))
         for adapter, _, prefetch in plan.loads:
             if ledger.sync_loading and not prefetch:
                 ledger.adapters[adapter.name].loaded_at = done
-                if Loaded in wanted:
-                    announcer.tell(Loaded(done, adapter.name, False))
+                if self._tell_loaded is not None:
+                    self._tell_loaded(Loaded(done, adapter.name, False))
         ledger.slots.loads.clear()
 
     def _prefilled(self, plan: StepPlan, load_s: float, ended: list[Sequence]) -> None:
@@ -318,10 +329,11 @@ class Engine:
                 heappush(self._finishes, (sequence.finish_clock, self._order, sequence, sequence.admissions))
         ledger.prefills.clear()
 
-    def _tell_served(self, plan: StepPlan, steps: int) -> None:
+    def _served(self, plan: StepPlan, steps: int) -> None:
+        assert self._tell_served is not None
         prefill = tuple([(sequence.view, tokens) for sequence, _, tokens, _ in plan.prefills])
         decode = RequestViews(self.ledger.decoding) if plan.decode_count else ()
-        self._announcer.tell(Served(self.ledger.now, prefill, decode, steps if plan.decode_count else 0))
+        self._tell_served(Served(self.ledger.now, prefill, decode, steps if plan.decode_count else 0))
 
     def _loaded(self, name: str, prefetch: bool) -> None:
         state = self.ledger.adapters[name]
@@ -331,8 +343,8 @@ class Engine:
             state.prefetching = False
         elif state.tier == "loading":
             self.ledger.slots.arrive(state, self.ledger.now)
-        if Loaded in self._announcer.wanted:
-            self._announcer.tell(Loaded(self.ledger.now, name, prefetch))
+        if self._tell_loaded is not None:
+            self._tell_loaded(Loaded(self.ledger.now, name, prefetch))
 
     def _load_failed(self, name: str, why: str, prefetch: bool) -> None:
         ledger = self.ledger

@@ -1,4 +1,4 @@
-"""Units and Rounds: whom a fair policy shares service among, what each has had, and deficit round robin's books."""
+"""Units, Account and Rounds: among whom a fair policy shares service, what each has had, and deficit round robin."""
 
 from __future__ import annotations
 
@@ -9,50 +9,74 @@ from serving.lanes import Lanes
 if TYPE_CHECKING:
     from serving.adapters import Usage
     from serving.policy import Limits
+    from serving.sequence import Sequence
     from serving.views import RequestView, View
 
 Unit = str | None
 By = Literal["tenant", "adapter"]
 
 
+class Account:
+    """One unit's books: its ``weight`` (the last one seen counts), and ``usage``, what the engine keeps of its service
+    and of its waiting requests, to be read only. ``granted``, ``turn`` and ``place`` are `Rounds`'s.
+    """
+
+    __slots__ = ("granted", "head", "place", "turn", "unit", "usage", "weight")
+
+    def __init__(self, unit: Unit, usage: Usage) -> None:
+        self.unit = unit
+        self.usage = usage
+        self.weight = 1.0
+        self.granted = 0.0
+        self.turn = 0
+        self.place: Literal["", "credit", "spent"] = ""
+        self.head: Sequence | None = None
+        """The request it was sorted by."""
+
+    def first(self) -> RequestView | None:
+        """Its longest waiting request, or None."""
+        sequence = self.usage.queue.first()
+        return None if sequence is None else sequence.view
+
+
 class Units:
     """Names units and measures their service: weighted tokens, a prompt's when it is admitted, an output's one by one.
 
     ``by``: what a unit is. ``input_weight`` and ``output_weight``: service of one token (VTC uses 1 and 2). A request's
-    ``weight`` is its unit's share; the last one seen counts.
+    ``weight`` is its unit's share.
     """
 
-    __slots__ = ("by", "input_weight", "output_weight", "weights")
+    __slots__ = ("_accounts", "by", "input_weight", "output_weight")
 
     def __init__(self, by: By, input_weight: float, output_weight: float) -> None:
         self.by = by
         self.input_weight = input_weight
         self.output_weight = output_weight
-        self.weights: dict[Unit, float] = {}
+        self._accounts: dict[Unit, Account] = {}
 
-    def of(self, request: RequestView) -> Unit:
-        """The unit of a request; remembers its weight."""
+    def of(self, view: View, request: RequestView) -> Account:
+        """The account of a request's unit; takes over the request's weight."""
         unit = request.tenant if self.by == "tenant" else request.adapter
-        self.weights[unit] = request.weight
-        return unit
+        account = self._accounts.get(unit)
+        if account is None:
+            ledger = view._ledger
+            if unit is None:
+                usage: Usage = ledger.base
+            else:
+                usage = ledger.tenants[unit] if self.by == "tenant" else ledger.adapters[unit]
+            account = self._accounts[unit] = Account(unit, usage)
+        account.weight = request.weight
+        return account
 
-    def usage(self, view: View, unit: Unit) -> Usage:
-        """What the engine keeps of it: to be read only."""
-        ledger = view._ledger
-        if unit is None:
-            return ledger.base
-        return ledger.tenants[unit] if self.by == "tenant" else ledger.adapters[unit]
+    def find(self, request: RequestView) -> Account | None:
+        """The account of a request's unit, if it has one yet."""
+        return self._accounts.get(request.tenant if self.by == "tenant" else request.adapter)
 
-    def head(self, view: View, unit: Unit) -> RequestView | None:
-        """Its longest waiting request, or None."""
-        sequence = self.usage(view, unit).queue.first()
-        return None if sequence is None else sequence.view
-
-    def service(self, view: View, unit: Unit) -> float:
+    def service(self, account: Account) -> float:
         """Service so far, divided by the unit's weight."""
-        usage = self.usage(view, unit)
+        usage = account.usage
         tokens = self.input_weight * usage.admitted_tokens + self.output_weight * usage.output_tokens
-        return tokens / self.weights.get(unit, 1.0)
+        return tokens / account.weight
 
     def largest(self, limits: Limits) -> float | None:
         """U of the VTC paper: the most service by which one admission decision can be ahead of its counter.
@@ -75,10 +99,8 @@ class Rounds:
     def __init__(self, units: Units, quantum: float) -> None:
         self.units = units
         self.quantum = quantum
-        self._lanes: Lanes[Unit] = Lanes()
-        self._spent: dict[Unit, None] = {}
-        self._granted: dict[Unit, float] = {}
-        self._turn: dict[Unit, int] = {}
+        self._lanes: Lanes[Account] = Lanes()
+        self._spent: dict[Account, None] = {}
         self._turns = 0
         self._came: list[RequestView] = []
 
@@ -90,68 +112,66 @@ class Rounds:
         """Take in the changes. Who comes back after idling keeps a debt and loses a credit."""
         came, self._came = self._came, []
         for request in came:
-            unit = self.units.of(request)
-            credit = self._credit(view, unit)
-            if credit > 0 and unit not in self._lanes and unit not in self._spent:
-                self._granted[unit] = self.units.service(view, unit)
+            account = self.units.of(view, request)
+            if account.place and account.usage.queue.first() is account.head:
+                continue  # behind others of its unit
+            credit = self._credit(account)
+            if credit > 0 and not account.place:
+                account.granted = self.units.service(account)
                 credit = 0.0
-            self._sort(view, unit, credit)
+            self._sort(account, credit)
 
-    def pick(self, view: View, closed: set[str | None], nearest: bool = False) -> tuple[Unit, RequestView] | None:
+    def pick(self, view: View, closed: set[str | None], nearest: bool = False) -> tuple[Account, RequestView] | None:
         """The first unit in credit whose next request's adapter is not blocked or closed, and that request."""
         while (found := self._lanes.pick(view, closed, nearest)) is not None:
-            unit = found[0]
-            head = self.units.head(view, unit)
-            if head is not None and self._credit(view, unit) > 0:
-                return unit, head
-            self.place(view, unit)
+            account = found[0]
+            head = account.usage.queue.first()
+            if head is not None and self._credit(account) > 0:
+                return account, head.view
+            self.sort(account)
         return None
 
-    def place(self, view: View, unit: Unit) -> None:
+    def sort(self, account: Account) -> None:
         """Sort a unit anew after its queue or its credit has changed."""
-        self._sort(view, unit, self._credit(view, unit))
+        self._sort(account, self._credit(account))
 
-    def _sort(self, view: View, unit: Unit, credit: float) -> None:
-        head = self.units.head(view, unit)
-        self._lanes.discard(unit)
-        self._spent.pop(unit, None)
-        if head is None:
-            self._turn.pop(unit, None)
-        elif credit > 0:
-            turn = self._turn.get(unit)
-            if turn is None:
+    def _sort(self, account: Account, credit: float) -> None:
+        head = account.head = account.usage.queue.first()
+        place: Literal["", "credit", "spent"] = "" if head is None else "credit" if credit > 0 else "spent"
+        was = account.place
+        if was == "credit" and place != "credit":
+            self._lanes.discard(account)
+            account.turn = 0
+        elif was == "spent" and place != "spent":
+            del self._spent[account]
+        account.place = place
+        if place == "credit":
+            assert head is not None
+            if not account.turn:
                 self._turns += 1
-                turn = self._turn[unit] = self._turns
-            self._lanes.push(unit, (turn,), head.adapter)
-        else:
-            self._turn.pop(unit, None)
-            self._spent[unit] = None
+                account.turn = self._turns
+            self._lanes.push(account, (account.turn,), head.request.adapter)
+        elif place == "spent":
+            self._spent[account] = None
 
     def renew(self, view: View) -> bool:
         """Begin the next round; False while a backlogged unit has credit, or when none is backlogged."""
         if not view.waiting:
             return False
         while (first := self._lanes.first()) is not None:
-            unit = first[1]
-            if self.units.head(view, unit) is not None and self._credit(view, unit) > 0:
+            account = first[1]
+            if account.usage.queue.live and self._credit(account) > 0:
                 return False
-            self.place(view, unit)
-        for unit in [unit for unit in self._spent if self.units.head(view, unit) is None]:
-            self.place(view, unit)
+            self.sort(account)
+        for account in [account for account in self._spent if not account.usage.queue.live]:
+            self.sort(account)
         if not self._spent:
             return False
-        if len(self._spent) == 1:  # most rounds, at a load the GPU can carry
-            unit = next(iter(self._spent))
-            credit = self._credit(view, unit)
-            granted = self.quantum * (1 + max(0, int(-credit // self.quantum)))
-            self._granted[unit] = self._granted.get(unit, 0.0) + granted
-            self._sort(view, unit, credit + granted)
-            return True
-        credits = {unit: self._credit(view, unit) for unit in self._spent}
+        credits = {account: self._credit(account) for account in self._spent}
         granted = self.quantum * (1 + max(0, int(-max(credits.values()) // self.quantum)))
-        for unit, credit in credits.items():
-            self._granted[unit] = self._granted.get(unit, 0.0) + granted
-            self._sort(view, unit, credit + granted)
+        for account, credit in credits.items():
+            account.granted += granted
+            self._sort(account, credit + granted)
         return True
 
     def bound(self, limits: Limits) -> float | None:
@@ -159,5 +179,5 @@ class Rounds:
         largest = self.units.largest(limits)
         return None if largest is None else 2 * (largest + self.quantum)
 
-    def _credit(self, view: View, unit: Unit) -> float:
-        return self._granted.get(unit, 0.0) - self.units.service(view, unit)
+    def _credit(self, account: Account) -> float:
+        return account.granted - self.units.service(account)

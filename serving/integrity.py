@@ -196,7 +196,7 @@ def _tallies(ledger: Ledger, ended: list[Sequence] | None, same: Same, holds: Ho
         ),
     ]
     for what, usage, members in units:
-        same(f"decoding requests of {what}", usage._decoding, sum(s.decoding for s in members))
+        same(f"decoding requests of {what}", usage.decoding, sum(s.decoding for s in members))
         same(
             f"waiting requests of {what}",
             usage.waiting,

@@ -48,6 +48,9 @@ class Lanes(Generic[Item]):
     def discard(self, item: Item) -> None:
         """Take an item out, if it is in."""
         self._places.pop(item, None)
+        if not self._places:
+            self._lanes.clear()
+            self._cold.clear()
 
     def _valid(self, entry: tuple[Order, int, Item]) -> bool:
         place = self._places.get(entry[2])

@@ -279,8 +279,11 @@ class Ledger:
             kv.used -= kv.held(sequence)
             kv.leave(sequence)
             sequence.decoding = False
-            adapter.decode_stops()
-            tenant.decode_stops()
+            clock = self.clock[0]
+            adapter.decoding -= 1
+            adapter.output_offset += clock
+            tenant.decoding -= 1
+            tenant.output_offset += clock
             if rank:
                 self.lora_decoding -= 1
                 self.lora_decoding_ranks -= rank
@@ -444,14 +447,17 @@ class Ledger:
 
     def begin_decode(self, sequence: Sequence) -> None:
         """A request's context is in the KV cache and its next token sampled: it decodes from now on."""
-        request_id, adapter = sequence.request.request_id, sequence.adapter
+        request_id, adapter, tenant = sequence.request.request_id, sequence.adapter, sequence.tenant
+        clock = self.clock[0]
         del self.partial[request_id]
         self.decoding[request_id] = sequence
-        sequence.finish_clock = self.clock[0] + sequence.max_tokens - sequence.last_generated - 1
+        sequence.finish_clock = clock + sequence.max_tokens - sequence.last_generated - 1
         self.kv.join(sequence)
         sequence.decoding = True
-        adapter.decode_starts()
-        sequence.tenant.decode_starts()
+        adapter.decoding += 1
+        adapter.output_offset += 1 - clock
+        tenant.decoding += 1
+        tenant.output_offset += 1 - clock
         if adapter.rank:
             self.lora_decoding += 1
             self.lora_decoding_ranks += adapter.rank

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from serving.errors import InputError
 from serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
-from serving.fairness import By, Rounds, Unit, Units
+from serving.fairness import Account, By, Rounds, Unit, Units
 from serving.lanes import Lanes
 from serving.lora import Adapter
 from serving.plan import BatchShape
@@ -19,6 +19,7 @@ from serving.waiting import Within
 
 __all__ = [
     "SCORERS",
+    "Account",
     "Action",
     "AdapterView",
     "Admit",
@@ -194,6 +195,9 @@ def cost_aware(adapter: AdapterView, view: View) -> float:
     return adapter.uses * reload_s / (view.now - adapter.last_used + reload_s + 1e-9)
 
 
+_new = tuple.__new__
+"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
+
 SCORERS: dict[str, Scorer] = {"lru": lru, "lfu": lfu, "fifo": fifo, "cost_aware": cost_aware}
 
 
@@ -212,7 +216,7 @@ def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome
     Use as ``outcome = yield from want(view, request)``. Loads only when everything else about the request fits.
     With ``adapter_loading: async`` the outcome is refused ("adapter") until the load is done.
     """
-    outcome = yield Admit(request)
+    outcome = yield _new(Admit, (request, None))
     if outcome.ok:
         return outcome
     while outcome.why == "kv" and view.memory == "unified" and (goes := _goes_first(view)) is not None:

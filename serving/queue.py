@@ -18,47 +18,51 @@ class WaitQueue:
     policy may admit, reject or preempt while it iterates: who has left in the meantime is not yielded any more.
     """
 
-    __slots__ = ("_items", "_start", "_table", "live")
+    __slots__ = ("_start", "_table", "live", "tickets")
 
     def __init__(self, table: dict[int, Sequence]) -> None:
         self._table = table
-        self._items: list[int] = []
+        self.tickets: list[int] = []
         self._start = 0
         self.live = 0
         """How many wait."""
 
     def append(self, ticket: int) -> None:
         """Join at the end."""
-        self._items.append(ticket)
+        self.tickets.append(ticket)
         self.live += 1
 
     def push_front(self, ticket: int) -> None:
         """Join in front of everybody."""
         if self._start:
             self._start -= 1
-            self._items[self._start] = ticket
+            self.tickets[self._start] = ticket
         else:
-            self._items.insert(0, ticket)
+            self.tickets.insert(0, ticket)
         self.live += 1
 
     def left(self) -> None:
         """One ticket of this queue was removed from the shared table."""
         self.live -= 1
         if not self.live:
-            self._items = []
-            self._start = 0
+            self.clear()
+
+    def clear(self) -> None:
+        """Nobody waits here any more: forget the places of those who did."""
+        self.tickets = []
+        self._start = 0
 
     def _compact(self) -> None:
-        if len(self._items) - self._start > 2 * self.live + 32 or self._start > self.live + 4096:
+        if len(self.tickets) - self._start > 2 * self.live + 32 or self._start > self.live + 4096:
             table = self._table
-            self._items = [ticket for ticket in self._items[self._start :] if ticket in table]
+            self.tickets = [ticket for ticket in self.tickets[self._start :] if ticket in table]
             self._start = 0
 
     def first(self) -> Sequence | None:
         """The sequence in front, or None."""
         if not self.live:
             return None
-        items, table, start = self._items, self._table, self._start
+        items, table, start = self.tickets, self._table, self._start
         while (sequence := table.get(items[start])) is None:
             start += 1
         self._start = start
@@ -69,7 +73,7 @@ class WaitQueue:
         if self.first() is None:  # which also moves past those who left from the front
             return
         self._compact()
-        items, table = self._items, self._table
+        items, table = self.tickets, self._table
         place = self._start
         while place < len(items):
             sequence = table.get(items[place])

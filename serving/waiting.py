@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Literal
 
 from serving.queue import WaitQueue
@@ -55,9 +55,9 @@ class WaitIndex:
             adapter.queue.push_front(ticket)
             sequence.tenant.queue.push_front(ticket)
         else:
-            self.queue.append(ticket)
-            adapter.queue.append(ticket)
-            sequence.tenant.queue.append(ticket)
+            for queue in (self.queue, adapter.queue, sequence.tenant.queue):  # WaitQueue.append, without the calls
+                queue.tickets.append(ticket)
+                queue.live += 1
         if front or adapter.queue.live == 1:
             self.backlogged[adapter.name] = adapter
             self.cooled(adapter)
@@ -65,10 +65,11 @@ class WaitIndex:
     def leave(self, sequence: Sequence) -> None:
         """A request is admitted or ended: it does not wait any more."""
         del self.table[sequence.ticket]
-        self.queue.left()
-        sequence.tenant.queue.left()
         adapter = sequence.adapter
-        adapter.queue.left()
+        for queue in (self.queue, sequence.tenant.queue, adapter.queue):  # WaitQueue.left, without the calls
+            queue.live -= 1
+            if not queue.live:
+                queue.clear()
         if adapter.queue.live:
             if adapter.tier != "gpu":
                 self.cooled(adapter)
@@ -96,11 +97,14 @@ class WaitIndex:
 
     def unblocked(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """See `serving.policy.View.unblocked`: a scan of a short queue, a merge of adapters' queues for a long one."""
+        if len(self.table) > SCAN:
+            return self._merged(within, only, without)
+        return self._scanned(within, only, without)
+
+    def _scanned(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
+        """Looks at everybody who waits."""
         table = self.table
-        if len(table) > SCAN:
-            yield from self._merged(within, only, without)
-            return
-        for ticket in sorted(table):
+        for ticket in sorted(table) if len(table) > 1 else tuple(table):
             sequence = table.get(ticket)
             if sequence is None:
                 continue
@@ -126,40 +130,48 @@ class WaitIndex:
     def _merged(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """Merges the queues of the adapters on the GPU; others join in when their first request is next."""
         table, backlogged = self.table, self.backlogged
-        merge: list[tuple[int, Iterator[Sequence]]] = []
+        merge: list[tuple[int, AdapterState, Iterator[Sequence] | None]] = []
         merging: set[str | None] = set(without)
 
-        def obtainable() -> bool:
-            return within == "any" and self._obtainable()
-
         def follow(adapter: AdapterState) -> None:
-            if adapter.name in backlogged and adapter.name not in merging:
+            first = adapter.queue.first()
+            if first is not None and adapter.name not in merging:
                 merging.add(adapter.name)
-                walk = adapter.queue.sequences()
-                heappush(merge, (next(walk).ticket, walk))
+                merge.append((first.ticket, adapter, None))
 
         for adapter in self._ready() if only is None else self._backlogged_among(only):
             if within != "batch" or adapter.references or not adapter.rank:
                 follow(adapter)
+        heapify(merge)
         while True:
-            cold = self._first_cold_but(merging) if only is None and obtainable() else None
-            first = None if cold is None else cold.queue.first()
-            if cold is not None and first is not None and (not merge or first.ticket < merge[0][0]):
-                follow(cold)
-                continue
+            if only is None and within == "any" and len(backlogged) > len(merge) and self._obtainable():
+                cold = self._first_cold_but(merging)
+                first = None if cold is None else cold.queue.first()
+                if cold is not None and first is not None and (not merge or first.ticket < merge[0][0]):
+                    merging.add(cold.name)
+                    heappush(merge, (first.ticket, cold, None))
+                    continue
             if not merge:
                 return
-            ticket, walk = merge[0]
+            ticket, adapter, walk = merge[0]
+            tier = adapter.tier
+            if tier == "loading" or (tier != "gpu" and not (within == "any" and self._obtainable())):
+                heappop(merge)
+                continue
             sequence = table.get(ticket)
-            tier = "gpu" if sequence is None else sequence.adapter.tier
-            blocked = tier == "loading" or (tier != "gpu" and not obtainable())
-            following = None if blocked else next(walk, None)
+            if sequence is not None:
+                yield sequence.view
+            following = adapter.queue.first()
+            if following is not None and following.ticket <= ticket:  # still waiting: go past it
+                if walk is None:
+                    walk = adapter.queue.sequences()
+                following = next(walk, None)
+                while following is not None and following.ticket <= ticket:
+                    following = next(walk, None)
             if following is None:
                 heappop(merge)
             else:
-                heapreplace(merge, (following.ticket, walk))
-            if sequence is not None and not blocked:
-                yield sequence.view
+                heapreplace(merge, (following.ticket, adapter, walk))
 
     def _backlogged_among(self, names: Names) -> list[AdapterState]:
         """Adapters of these names that have a queue, and the base model if it has one."""
