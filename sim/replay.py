@@ -10,6 +10,8 @@ from serving.engine import Engine
 from serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
 from serving.request import Request
 
+_EMPTY = BatchShape()
+
 
 class RecordedStep(NamedTuple):
     """One plan of the real engine and its run, from and to absolute seconds; loads it waited for are part of it.
@@ -53,7 +55,7 @@ class ReplayedStep:
     loads it started. ``waiting``: requests left in the queue.
     """
 
-    shape: BatchShape = BatchShape()
+    shape: BatchShape = _EMPTY
     lora_prefill_tokens: int = 0
     first: tuple[str, ...] = ()
     last: tuple[str, ...] = ()

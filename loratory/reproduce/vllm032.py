@@ -1,4 +1,4 @@
-"""vllm032: vLLM 0.32 on two CPU cores; its recorded steps replayed, and its busier run predicted from the calmer one."""
+"""vllm032: vLLM 0.32 on two CPU cores; its recorded steps replayed, its busier run predicted from the calmer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FITTED = (
     "(python -m loratory.reproduce.fit.vllm032). No figure of `near` was used."
 )
 NOT_MODELLED = (
-    "Near capacity errors grow: at 9 requests/s a step time that is 1 % longer everywhere makes the mean TTFT of `near` "
+    "Near capacity errors grow: at 9 requests/s step times that are 1 % longer make the mean TTFT of `near` "
     "5 % longer, its P95 4 %, the mean E2E 3 %.",
     "Scatter of step times. In `below` 40 of 2,867 steps took 1.3 to 4.7 times what the profile says; that, and which "
     "prompts they hit, makes its P95 TTFT (15 requests) come out 12 % too short though its steps are what was fitted. "
     "Without the 14 requests such steps touched, the measured P95 is 3 % lower.",
-    "What LoRA costs apart from the base model: in both runs every request has an adapter. The recorded steps give 0.6 ms "
-    "a prompt token and 2 ms a prompt, base and adapter together, less than the 1.5 ms a LoRA token said of this path.",
+    "What LoRA costs apart from the base model: in both runs every request has an adapter. The recorded steps give "
+    "0.6 ms a prompt token and 2 ms a prompt, base and adapter together, not 1.5 ms a LoRA token.",
     "The order in which vLLM's slot cache and host cache forget adapters that were last used in the same step.",
 )
 

@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The profile (its ``load`` is a slot load from host memory), and the seconds an adapter takes from disk to there."""
+    """The profile (its ``load`` is a slot load from host memory), and the seconds from disk to there."""
 
     profile: Profile
     disk_s: float
@@ -59,8 +59,8 @@ def measured_steps(run: RecordedRun) -> list[Step]:
 def fitted() -> Fitted:
     """Fit on `below`: first the two kinds of load beside all features, then the profile without the loads.
 
-    No knots: they are where a GPU turns from memory-bound to compute-bound. Constants are rounded to six digits, so that
-    another machine's linear algebra writes the same file.
+    No knots: they are where a GPU turns from memory-bound to compute-bound. Constants are rounded to six digits, so
+    that another machine's linear algebra writes the same file.
     """
     steps = measured_steps(recorded("below"))
     table = [[*feature_values(step.shape).values(), step.loads, step.from_disk] for step in steps]
