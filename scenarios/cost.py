@@ -29,6 +29,9 @@ class RooflineCost(Section):
     link_efficiency: _Efficiency | None = Field(None, description="share of host link and peer link bandwidth")
     step_overhead_s: NotNegative | None = Field(None, description="each step: what the GPU does not hide")
     layer_overhead_s: NotNegative | None = Field(None, description="each layer: small kernels")
+    host_layer_s: NotNegative | None = Field(
+        None, description="each layer: host time to launch its kernels; a step takes at least their sum"
+    )
     decode_attention_latency_s: NotNegative | None = Field(
         None, description="each layer: least time of decode attention"
     )

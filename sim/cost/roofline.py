@@ -57,6 +57,9 @@ class RooflineOptions(BaseModel):
     layer_overhead_s: float | None = Field(
         default=None, ge=0, description="per layer: small kernels; by default by GPU"
     )
+    host_layer_s: float = Field(
+        default=0.0, ge=0, description="per layer: host time to launch its kernels; a step takes at least their sum"
+    )
     decode_attention_latency_s: float = Field(
         default=5e-6, ge=0, description="per layer: least time of decode attention"
     )
@@ -131,6 +134,7 @@ class RooflineCost:
         self._overhead_s = o.step_overhead_s + layers * (
             layer_overhead if o.layer_overhead_s is None else o.layer_overhead_s
         )
+        self._host_s = layers * o.host_layer_s
         self._fixed_s = self._overhead_s + self._all_reduce_step_s
         self._token_s = self._elementwise_s + self._all_reduce_token_s
 
@@ -210,18 +214,18 @@ class RooflineCost:
         """See `CostModel.step_seconds`."""
         decodes = shape.decode_seqs
         if not decodes:
-            return self._base(shape) if shape.prefill_tokens else 0.0
+            return max(self._base(shape), self._host_s) if shape.prefill_tokens else 0.0
         base = self._base(shape)
         seconds = base + self._kv_token_s * shape.kv_tokens
-        floor = base + self._attention_floor_s
+        floor = max(base + self._attention_floor_s, self._host_s)
         return seconds if seconds > floor else floor
 
     def decode_line(self, shape: BatchShape) -> DecodeLine | None:
-        """See `CostModel.decode_line`; the floor is the latency of decode attention."""
+        """See `CostModel.decode_line`; the floor is that of decode attention or of the host."""
         if shape.prefill_tokens or not shape.decode_seqs:
             return None
         base = self._base(shape)
-        return DecodeLine(base, self._kv_token_s, base + self._attention_floor_s)
+        return DecodeLine(base, self._kv_token_s, max(base + self._attention_floor_s, self._host_s))
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
         """See `CostModel.load_seconds`; host to GPU is one copy per tensor of the slot plus bytes over the link."""
@@ -234,7 +238,7 @@ class RooflineCost:
             return {}
         attention = self._kv_token_s * shape.kv_tokens
         with_lora = shape.distinct_adapters or shape.lora_tokens
-        return {
+        parts = {
             "linear_layers": self.linear_seconds(tokens),
             "output_head": self._head_seconds(shape.decode_seqs + shape.prefill_seqs),
             "elementwise": self._elementwise_s * tokens,
@@ -244,6 +248,7 @@ class RooflineCost:
             "all_reduce": self._all_reduce_step_s + self._all_reduce_token_s * tokens,
             "overhead": self._overhead_s,
         }
+        return parts | {"host": max(0.0, self._host_s - sum(parts.values()))} if self._host_s else parts
 
 
 def _shard(model: ModelSpec, module: str, tp: int) -> tuple[float, float]:

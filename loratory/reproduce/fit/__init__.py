@@ -1,0 +1,1 @@
+"""fit: the constants of published scenarios, recomputed from the data they were fitted on."""

@@ -1,0 +1,92 @@
+"""The two recorded runs of vLLM 0.32: their requests and steps as a recording, and that recording replayed."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from policies.fifo import Fifo
+from scenarios.build import build_adapters
+from scenarios.catalogue import published_folder
+from scenarios.load import load_scenario
+from serving.engine import Engine
+from serving.request import Request
+from sim.cost.linear import LinearCost, LinearOptions
+from sim.replay import RecordedStep, Recording, ReplayedStep, replay
+
+RunName = Literal["below", "near"]
+RUNS: tuple[RunName, ...] = ("below", "near")
+
+
+class Composition(NamedTuple):
+    """What a step computed, as the steps files record it."""
+
+    prefill_tokens: int
+    lora_prefill_tokens: int
+    decode_seqs: int
+    decode_kv_tokens: int
+    seqs: int
+    distinct_adapters: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """One run as measured: absolute seconds, one entry a request and one a step, in order of arrival and of start.
+
+    ``recording`` holds the requests at the second the engine took them in (``added_s``); ``arrival_s`` is when the load
+    generator meant them to come.
+    """
+
+    name: RunName
+    arrival_s: tuple[float, ...]
+    first_token_s: tuple[float, ...]
+    finish_s: tuple[float, ...]
+    recording: Recording
+    compositions: tuple[Composition, ...]
+
+    @property
+    def ttft_s(self) -> list[float]:
+        """Seconds from arrival to first token, one a request."""
+        return [first - arrival for first, arrival in zip(self.first_token_s, self.arrival_s, strict=True)]
+
+    @property
+    def e2e_s(self) -> list[float]:
+        """Seconds from arrival to the last token, one a request."""
+        return [finish - arrival for finish, arrival in zip(self.finish_s, self.arrival_s, strict=True)]
+
+
+def recorded(name: RunName) -> RecordedRun:
+    """Read a run from scenarios/published/measured."""
+    requests, steps = _rows(f"vllm032_cpu_{name}_requests.csv"), _rows(f"vllm032_cpu_{name}_steps.csv")
+    taken_in = tuple(
+        Request(str(place), row["adapter"], float(row["added_s"]), int(row["input_tokens"]), int(row["output_tokens"]))
+        for place, row in enumerate(requests)
+    )
+    starts = [float(row["start_s"]) for row in steps]
+    recording = Recording(
+        requests=taken_in,
+        output_tokens={request.request_id: request.max_tokens for request in taken_in},
+        steps=tuple(RecordedStep(t, t + float(row["duration_s"])) for t, row in zip(starts, steps, strict=True)),
+    )
+    return RecordedRun(
+        name,
+        tuple(float(row["arrival_s"]) for row in requests),
+        tuple(float(row["first_token_s"]) for row in requests),
+        tuple(float(row["finish_s"]) for row in requests),
+        recording,
+        tuple(Composition(*(int(row[column]) for column in Composition._fields)) for row in steps),
+    )
+
+
+def replayed(run: RecordedRun) -> tuple[list[ReplayedStep], int]:
+    """The run through our engine under ``fifo`` with its recorded times, and how many requests it left unfinished."""
+    scenario = load_scenario(f"published/vllm032-cpu-{run.name}")
+    adapters = build_adapters(scenario, lambda rank: 0)
+    engine = Engine(scenario.engine, adapters, Fifo(), LinearCost(LinearOptions()))
+    return replay(engine, run.recording), engine.unfinished
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with open(published_folder() / "measured" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,99 @@
+"""Replay: a recorded run through an engine, step by step, with the recorded times in place of a cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from serving.engine import Engine
+from serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
+from serving.request import Request
+
+_EMPTY = BatchShape()
+
+
+class RecordedStep(NamedTuple):
+    """One plan of the real engine and its run, from and to absolute seconds; loads it waited for are part of it.
+
+    A plan that computed nothing (it only started loads) ends when it starts.
+    """
+
+    start_s: float
+    end_s: float
+
+
+class RecordedLoad(NamedTuple):
+    """An asynchronous load (or prefetch) that was done at an absolute second."""
+
+    done_s: float
+    adapter: str
+    prefetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a real run leaves to be replayed, each list in order of time.
+
+    ``requests``: their ``arrival`` is the second at which the engine took them in; a step sees those that arrived at or
+    before its start. ``output_tokens``: where the model ended each output, by request id. ``steps``: with
+    ``adapter_loading: sync`` and no prefetches those that computed suffice. ``loads``: none in that case.
+    """
+
+    requests: Sequence[Request]
+    output_tokens: Mapping[str, int]
+    steps: Sequence[RecordedStep]
+    loads: Sequence[RecordedLoad] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedStep:
+    """What the engine did at a recorded step.
+
+    ``shape`` is empty where it had nothing to compute. ``lora_prefill_tokens``: those of ``shape.prefill_tokens`` that
+    have an adapter. ``first`` and ``last``: requests that got their first or last token at its end. ``loads``: adapter
+    loads it started. ``waiting``: requests left in the queue.
+    """
+
+    shape: BatchShape = _EMPTY
+    lora_prefill_tokens: int = 0
+    first: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+    loads: tuple[AdapterLoad, ...] = ()
+    waiting: int = 0
+
+
+def replay(engine: Engine, recording: Recording) -> list[ReplayedStep]:
+    """Drive a fresh engine through a recording; the answer has one entry for each recorded step.
+
+    The engine decides what runs, the recording when: where both schedule alike, shapes, first and last tokens are those
+    of the real run, and the caller compares them. Requests the engine did not end are left in ``engine.unfinished``.
+    Raises `PolicyError` when the policy fails.
+    """
+    played: list[ReplayedStep] = []
+    requests, loads = list(reversed(recording.requests)), list(reversed(recording.loads))
+    for start_s, end_s in recording.steps:
+        while requests and requests[-1].arrival <= start_s:
+            engine.submit(requests.pop())
+        while loads and loads[-1].done_s <= start_s:
+            load = loads.pop()
+            engine.loaded(load.adapter, load.prefetch)
+        plan = engine.plan(start_s)
+        waiting = len(engine.view.waiting)
+        if plan is None:
+            played.append(ReplayedStep(waiting=waiting))
+            continue
+        first, last = _tokens_given(plan, recording.output_tokens)
+        lora = sum(prefill.tokens for prefill in plan.prefills if prefill.sequence.adapter.rank)
+        played.append(ReplayedStep(plan.shape, lora, first, last, plan.loads, waiting))
+        engine.commit(plan, StepResult(1, last), end_s)
+    return played
+
+
+def _tokens_given(plan: StepPlan, output_tokens: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The requests that get their first, and those that get their last token from a plan."""
+    sampled = [prefill.sequence for prefill in plan.prefills if prefill.completes]
+    first = tuple(sequence.request_id for sequence in sampled if sequence.first_token_at is None)
+    sampled += plan.decodes
+    last = (s.request_id for s in sampled if s.generated + 1 >= output_tokens[s.request_id])
+    return first, tuple(last)

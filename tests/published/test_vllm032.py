@@ -1,0 +1,82 @@
+"""vLLM 0.32 on a CPU: the replay is exact, `near` is predicted from `below`, and the shipped profile is the fit's."""
+
+from __future__ import annotations
+
+import pytest
+
+from loratory.reproduce import Reproduction, reproduce
+from loratory.reproduce.cases import Case, run_case
+from loratory.reproduce.fit.vllm032 import fitted, measured_steps
+from loratory.reproduce.vllm032 import composition, step_ending_at
+from loratory.reproduce.vllm032_runs import RUNS, RunName, recorded, replayed
+from scenarios.load import load_scenario
+from sim.cost.profile import load_profile
+
+
+@pytest.fixture(scope="module")
+def found() -> Reproduction:
+    return reproduce("vllm032")
+
+
+LIMITS = {"TTFT mean": 0.05, "E2E mean": 0.05, "TTFT P95": 0.10, "E2E P95": 0.10}
+"""Issue 3, item 5 (b)."""
+
+
+@pytest.mark.parametrize("metric", LIMITS)
+def test_near_is_predicted_from_below(found: Reproduction, metric: str) -> None:
+    (check,) = [c for c in found.checks if c.what == f"near, fitted step times: error of {metric}"]
+    assert check.limit == LIMITS[metric] and check.holds, check
+
+
+def test_every_check_of_the_replay_is_exact(found: Reproduction) -> None:
+    checks = [c for c in found.checks if c.what.startswith("replay")]
+    assert len(checks) == 8
+    assert all(check.limit == 0 and check.value == 0 for check in checks), checks
+    assert found.holds and len(checks) + len(LIMITS) == len(found.checks)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_vllm_and_our_engine_compute_the_same_in_every_step(name: RunName) -> None:
+    run = recorded(name)
+    played, unfinished = replayed(run)
+    assert unfinished == 0
+    assert [composition(step) for step in played] == list(run.compositions)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_tokens_are_seen_at_the_end_of_a_step(name: RunName) -> None:
+    """So there is no front end to model on the way out: first_token_s and finish_s are ends of steps to 2 us."""
+    run = recorded(name)
+    for seconds in (run.first_token_s, run.finish_s):
+        assert None not in step_ending_at(run.recording.steps, seconds)
+
+
+def test_the_fit_writes_the_profile_that_is_shipped() -> None:
+    fit = fitted()
+    shipped = load_profile("vllm-0.32-cpu-56m")
+    assert fit.profile.coefficients == pytest.approx(shipped.coefficients, rel=1e-5)
+    assert fit.profile.load.fixed_s == pytest.approx(shipped.load.fixed_s, rel=1e-5)
+    assert fit.profile.model_dump(exclude={"coefficients", "held_out", "load"}) == shipped.model_dump(
+        exclude={"coefficients", "held_out", "load"}
+    )
+    for scenario in ("vllm032-cpu", "vllm032-cpu-below", "vllm032-cpu-near"):
+        latency = load_scenario(f"published/{scenario}").tiers.disk_latency_s
+        assert latency == pytest.approx(fit.disk_s, rel=1e-5)
+
+
+def test_step_seconds_cover_the_whole_of_a_busy_run() -> None:
+    """Steps and what vLLM does between them: nothing of the time in which requests were there is left out."""
+    run = recorded("near")
+    steps = measured_steps(run)
+    idle = run.arrival_s[0]
+    assert sum(step.seconds for step in steps) == pytest.approx(run.recording.steps[-1].end_s - idle, rel=1e-9)
+    assert sum(step.from_disk for step in steps) == 8
+
+
+def test_more_adapters_than_places_load_from_disk() -> None:
+    """Adapter churn costs time: what the kept-aside runs vary is a key of the scenario."""
+    short = ("workload.duration_s=20", "seeds=[0]")
+    calm = run_case(Case("published/vllm032-cpu", short))[0]
+    churn = ("adapters.count=24", "engine.max_loras=2", "engine.max_cpu_loras=2", "adapters.popularity=uniform")
+    busy = run_case(Case("published/vllm032-cpu", (*short, *churn)))[0]
+    assert busy["ttft_s"]["mean"] > 3 * calm["ttft_s"]["mean"]
