@@ -54,6 +54,7 @@ def models() -> dict[str, CostModel]:
         "roofline": RooflineCost(model("llama-3.1-8b"), gpu("h100-80gb")),
         "roofline tp4": RooflineCost(model("llama-3.1-70b"), gpu("a100-80gb"), tensor_parallel_size=4),
         "linear": LinearCost(SLORA),
+        "linear with slots": LinearCost(SLORA.model_copy(update={"slot_token_s": 2e-7}), slots=32),
         "profile": ProfileCost(FITTED),
     }
 
