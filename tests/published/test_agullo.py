@@ -37,7 +37,7 @@ LIMITS = {
     "cliff: completed with 128 slots over completed with 64, larger of 320 and 384 adapters": 0.95,
     "cliff: preemptions, fewer of the two cells": 1000,
     "cliff: peak share of KV blocks in use, lower of the two cells": 0.99,
-    "no preemption in any other cell": 0,
+    "preemptions in all other cells together": 100,
 }
 """What the issue asks for, and what we take the right reason of the cliff to mean."""
 
