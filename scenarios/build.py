@@ -10,7 +10,7 @@ import numpy as np
 from scenarios.adapters import default_names
 from scenarios.arrivals import Arrivals
 from scenarios.draws import Draws
-from scenarios.lengths import Seconds
+from scenarios.lengths import Seconds, draw_pairs
 from scenarios.part import UNSET, Part, merge
 from scenarios.popularity import Popularity, draw_adapters
 from scenarios.replay import trace_adapters, trace_part
@@ -131,11 +131,12 @@ def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part:
     assert arrivals is not None
     arrival = arrivals.draw(draws.rng("arrivals"), spec.requests, spec.duration_s)
     n = len(arrival)
+    prompt, output = draw_pairs(spec.input_tokens, spec.output_tokens, draws, n)
     return Part(
         arrival=arrival,
         adapter=draw_adapters(draws, popularity, adapters.base_share, names, arrival),
-        prompt=spec.input_tokens.draw(draws.rng("input"), n),
-        output=spec.output_tokens.draw(draws.rng("output"), n),
+        prompt=prompt,
+        output=output,
         deadline=_deadline(spec.deadline_s, draws, n),
         concurrency=None if arrivals.closed_loop is None else arrivals.closed_loop.concurrency,
     )
@@ -156,11 +157,12 @@ def _stream(scenario: Scenario, stream: Stream, draws: Draws, names: tuple[str, 
     popularity = stream.popularity or _narrowed(scenario.adapters.popularity, names, positions)
     base_share = scenario.adapters.base_share if stream.base_share is None else stream.base_share
     local = draw_adapters(draws, popularity, base_share, own, arrival)
+    prompt, output = draw_pairs(prompts, outputs, draws, n)
     return Part(
         arrival=arrival,
         adapter=np.append(positions, -1)[local],
-        prompt=prompts.draw(draws.rng("input"), n),
-        output=outputs.draw(draws.rng("output"), n),
+        prompt=prompt,
+        output=output,
         deadline=_deadline(stream.deadline_s or spec.deadline_s, draws, n),
         tenant=None if stream.tenant is None else Labels(np.zeros(n, dtype=np.int64), (stream.tenant,)),
         priority=None if stream.priority is None else np.full(n, stream.priority, dtype=np.int64),

@@ -61,6 +61,9 @@ class LinearCost(Section):
     per_rank_s: NotNegative = Field(0.0, description="times the sum of the ranks of the distinct adapters in a step")
     lora_token_s: NotNegative = Field(0.0, description="for each token computed with an adapter")
     lora_token_rank_s: NotNegative = Field(0.0, description="for each such token, times its adapter's rank")
+    slot_token_s: NotNegative = Field(
+        0.0, description="for each token in a step, times engine.max_loras: kernels that span all slots"
+    )
     load_base_s: NotNegative = Field(0.0, description="an adapter's way from host memory to the GPU")
     load_per_rank_s: NotNegative = Field(0.0, description="times the adapter's rank")
     load_per_byte_s: NotNegative = Field(0.0, description="times the adapter's size in bytes")

@@ -7,8 +7,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
+from scenarios.draws import Draws
 from scenarios.samples import read_samples
 from scenarios.section import Count, FileRef, Name, OneOf, Positive, Section, wrong
+from serving.errors import InputError
 from serving.workload import Floats, Ints
 
 
@@ -77,6 +79,25 @@ class Lengths(OneOf):
         assert self.empirical is not None
         values = read_samples(self.empirical.file, self.empirical.column)
         return values[rng.integers(0, len(values), size=n)]
+
+
+def draw_pairs(prompt: Lengths, output: Lengths, draws: Draws, n: int) -> tuple[Ints, Ints]:
+    """``n`` prompt and ``n`` output lengths, tokens: independent, unless both are ``empirical`` and name one file.
+
+    Then a request has both lengths of one row, so that what goes together in the file (long prompts with short
+    outputs, say) still does. Raises `InputError` when the columns of that file are not equally long.
+    """
+    first, second = prompt.empirical, output.empirical
+    if first is None or second is None or first.file != second.file:
+        return prompt.draw(draws.rng("input"), n), output.draw(draws.rng("output"), n)
+    inputs, outputs = read_samples(first.file, first.column), read_samples(second.file, second.column)
+    if len(inputs) != len(outputs):
+        raise InputError(
+            f"{first.file}: has {len(inputs)} prompt and {len(outputs)} output lengths, which go in pairs: give one of "
+            "each in a row"
+        )
+    rows = draws.rng("input").integers(0, len(inputs), size=n)
+    return inputs[rows], outputs[rows]
 
 
 class Seconds(OneOf):

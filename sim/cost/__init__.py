@@ -39,7 +39,7 @@ def cost_model(
     if kind == "roofline":
         return RooflineCost.from_options(model, gpu, engine.tensor_parallel_size, given)
     if kind == "linear":
-        return LinearCost.from_options(given)
+        return LinearCost.from_options(given, engine.max_loras)
     if kind == "profile":
         return ProfileCost.from_options(given)
     raise unknown_name("cost kind", kind, KINDS)

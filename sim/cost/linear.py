@@ -30,6 +30,7 @@ class LinearOptions(BaseModel):
     per_rank_s: float = Field(default=0.0, ge=0, description="per unit of the sum of distinct adapters' ranks")
     lora_token_s: float = Field(default=0.0, ge=0, description="per token that has an adapter")
     lora_token_rank_s: float = Field(default=0.0, ge=0, description="per token that has an adapter, times its rank")
+    slot_token_s: float = Field(default=0.0, ge=0, description="per token of the step and adapter slot of the engine")
     load_base_s: float = Field(default=0.0, ge=0, description="per adapter load, host to GPU")
     load_per_rank_s: float = Field(default=0.0, ge=0, description="per adapter load, times its rank")
     load_per_byte_s: float = Field(default=0.0, ge=0, description="per adapter load, times its bytes")
@@ -43,14 +44,18 @@ class LinearCost:
     decode:  max(floor, base + per_seq * sequences + per_kv_token * KV tokens)
     prefill: base + per_token * tokens + attention * pairs
     LoRA:    step + per_adapter * adapters + per_rank * sum of ranks + token * tokens + token_rank * sum of token ranks
+    slots:   slot_token * slots * tokens, in every step
 
     A mixed step is one launch of both: the larger of the two bases, once, then every other term; the floor bounds
     the sum of decode and prefill parts. LoRA comes on top of the floor, because a floor is fitted without adapters.
+
+    ``slots`` are the engine's ``max_loras``: LoRA kernels whose grid spans all slots (vLLM V1 0.8.5: thread blocks for
+    each slot and block of tokens, most of which find nothing to do) cost by them, whatever is in the batch.
     """
 
     name = "linear"
 
-    def __init__(self, options: LinearOptions) -> None:
+    def __init__(self, options: LinearOptions, slots: int = 0) -> None:
         self.options = options
         self.source = options.source
         self.warnings: list[str] = []
@@ -58,13 +63,14 @@ class LinearCost:
         self._transfers = TransferModel(o.transfers, o.load_base_s, o.load_per_byte_s, o.load_per_rank_s)
         self._decode = (o.decode_base_s, o.decode_per_seq_s, o.decode_per_kv_token_s, o.decode_floor_s)
         self._prefill = (o.prefill_base_s, o.prefill_per_token_s, o.prefill_attention_s)
+        self._slots_per_token = o.slot_token_s * slots
         self._mixed_base = max(o.decode_base_s, o.prefill_base_s)
         self._lora = (o.lora_step_s, o.per_adapter_s, o.per_rank_s, o.lora_token_s, o.lora_token_rank_s)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, object]) -> LinearCost:
+    def from_options(cls, options: Mapping[str, object], slots: int = 0) -> LinearCost:
         """From a scenario's ``cost:`` mapping; `InputError` for unknown keys or bad values."""
-        return cls(parse(LinearOptions, options, "cost"))
+        return cls(parse(LinearOptions, options, "cost"), slots)
 
     def _lora_seconds(self, shape: BatchShape) -> float:
         if not shape.distinct_adapters and not shape.lora_tokens:
@@ -91,6 +97,9 @@ class LinearCost:
                 floor = 0.0
         else:
             intercept = base + per_seq * shape.decode_seqs
+        if self._slots_per_token:
+            slots = self._slots_per_token * shape.tokens
+            intercept, floor = intercept + slots, floor + slots
         if shape.distinct_adapters or shape.lora_tokens:
             lora = self._lora_seconds(shape)
             return intercept + lora, floor + lora
@@ -130,6 +139,7 @@ class LinearCost:
             "prefill_tokens": self._prefill[1] * shape.prefill_tokens,
             "prefill_attention": self._prefill[2] * shape.prefill_attention,
             "lora": self._lora_seconds(shape),
+            "lora_slots": self._slots_per_token * shape.tokens,
         }
         parts["floor"] = max(0.0, total - sum(parts.values()))
         return parts

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scenarios.arrivals import Arrivals
 from scenarios.draws import Draws
-from scenarios.lengths import Lengths, Seconds
+from scenarios.lengths import Lengths, Seconds, draw_pairs
 from scenarios.popularity import Popularity, zipf_weights
 from serving.errors import InputError
 
@@ -133,6 +133,22 @@ def test_empirical_lengths_come_from_the_file(tmp_path: Path) -> None:
         values = spec.draw(rng(), 30_000)
         assert set(values.tolist()) == {3, 5}
         assert (values == 5).mean() == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_empirical_prompts_and_outputs_of_one_file_are_drawn_by_the_row(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("input,output\n3,90\n5,70\n9,10\n")
+    (tmp_path / "same.csv").write_text("output\n90\n70\n10\n")
+    (tmp_path / "unequal.json").write_text(json.dumps({"input": [1, 2], "output": [1, 2, 3]}))
+
+    def lengths(name: str, column: str) -> Lengths:
+        return Lengths.model_validate({"empirical": {"file": str(tmp_path / name), "column": column}})
+
+    prompts, outputs = draw_pairs(lengths("pairs.csv", "input"), lengths("pairs.csv", "output"), Draws(0), 1000)
+    assert set(zip(prompts.tolist(), outputs.tolist(), strict=True)) == {(3, 90), (5, 70), (9, 10)}
+    prompts, outputs = draw_pairs(lengths("pairs.csv", "input"), lengths("same.csv", "output"), Draws(0), 1000)
+    assert len(set(zip(prompts.tolist(), outputs.tolist(), strict=True))) == 9, "two files are independent"
+    with pytest.raises(InputError, match="2 prompt and 3 output lengths"):
+        draw_pairs(lengths("unequal.json", "input"), lengths("unequal.json", "output"), Draws(0), 1)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""fit: the constants of published scenarios, recomputed from the data they were fitted on."""
+"""fit: the constants of the published scenarios, computed from the figures they are fitted on."""

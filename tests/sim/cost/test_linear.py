@@ -77,3 +77,11 @@ def test_loads_follow_the_rank() -> None:
 
 def test_the_scenario_may_name_the_source() -> None:
     assert LinearCost.from_options({"source": "VTC artifact"}).source == "VTC artifact"
+
+
+def test_slots_cost_by_the_token_whatever_is_in_them() -> None:
+    options = {"decode_base_s": 0.01, "decode_floor_s": 0.02, "slot_token_s": 1e-6}
+    narrow, wide = (LinearCost.from_options(options, slots) for slots in (8, 128))
+    shape = BatchShape(prefill_tokens=90, prefill_seqs=1, decode_seqs=10)
+    assert wide.step_seconds(shape) - narrow.step_seconds(shape) == pytest.approx(120 * 100 * 1e-6)
+    assert wide.explain(shape)["lora_slots"] == pytest.approx(128 * 100 * 1e-6)

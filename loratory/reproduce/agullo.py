@@ -1,0 +1,239 @@
+"""agullo: Agullo et al. (2025), real vLLM 0.8.5 on an H100 64 GB: KV memory, and hour-long runs of slots x adapters."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from loratory.build import build
+from loratory.reproduce.cases import Case, run_cases
+from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
+from scenarios.catalogue import published_folder
+from scenarios.load import load_scenario
+from serving.errors import InputError
+from sim.cost.compare import kv_tokens
+
+SCENARIO = "published/agullo-h100"
+RATES = (0.1, 0.05, 0.025)
+"""Requests/s of an adapter; a third of the adapters has each."""
+
+Cell = tuple[int, int]
+"""Slots (max_loras) and adapters."""
+
+FIT_CELLS: tuple[Cell, ...] = ((8, 8), (8, 192), (32, 384), (64, 192), (128, 128), (128, 384))
+"""The cells whose mean ITL the step constants are fitted to: see `loratory.reproduce.fit.agullo`."""
+
+OOM = "out of memory"
+SMALL_TTFT_MS, LARGE_TTFT_MS = 100.0, 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured, or simulated, in a cell that ran. ``running``: mean requests that run at a time."""
+
+    completed: float
+    itl_ms: float
+    ttft_p50_ms: float
+    running: float
+    preemptions: int = 0
+    kv_peak: float = 0.0
+    """Largest share of the KV blocks in use at the start of a step; published cells do not have it."""
+
+    @property
+    def side(self) -> str:
+        """On which side of the two marks the median TTFT lies."""
+        if self.ttft_p50_ms < SMALL_TTFT_MS:
+            return "below 100 ms"
+        return "above 1 s" if self.ttft_p50_ms > LARGE_TTFT_MS else "between"
+
+
+def published_cells() -> dict[Cell, Figures | None]:
+    """Every cell of the published runs; None where the server ran out of memory and did not start."""
+    path = published_folder() / "measured" / "agullo_h100_vllm085_llama31_8b_r16.csv"
+    cells: dict[Cell, Figures | None] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            figures = None
+            if not row["out_of_memory"]:
+                figures = Figures(
+                    float(row["completed"]),
+                    float(row["itl_mean_ms"]),
+                    float(row["ttft_p50_ms"]),
+                    float(row["mean_running"]),
+                )
+            cells[int(row["slots"]), int(row["adapters"])] = figures
+    return dict(sorted(cells.items()))
+
+
+def changes(cell: Cell) -> tuple[str, ...]:
+    """The ``--set`` changes that make the scenario a cell. Higher rates get what thirds leave over."""
+    slots, adapters = cell
+    counts = [(adapters + 2 - turn) // 3 for turn in range(3)]
+    groups = [f"{{count: {count}, rate: {rate}}}" for count, rate in zip(counts, RATES, strict=True)]
+    return f"engine.max_loras={slots}", f"adapters.rates=[{', '.join(groups)}]"
+
+
+def blocks(cell: Cell) -> int | None:
+    """KV blocks by the memory model; None where the model says that vLLM does not start."""
+    scenario = load_scenario(SCENARIO, changes(cell))
+    try:
+        return build(scenario).engine.num_gpu_blocks
+    except InputError as error:
+        if "engine:" not in str(error):
+            raise
+        return None
+
+
+def figures_of(run: dict[str, Any], kv_blocks: int) -> Figures:
+    """The figures of a simulated cell. Running requests by Little's law: a running request gets a token every ITL."""
+    itl, engine = run["itl_s"]["mean"], run["engine"]
+    return Figures(
+        run["requests"]["completed"],
+        1e3 * itl,
+        1e3 * run["ttft_s"]["p50"],
+        itl * run["throughput"]["output_tokens_per_s"],
+        engine["preemptions"],
+        engine["max_kv_blocks"] / kv_blocks,
+    )
+
+
+def simulate_cells(cells: list[Cell]) -> dict[Cell, Figures | None]:
+    """The figures of each cell; None where the memory model says that it does not start."""
+    pools = {cell: blocks(cell) for cell in cells}
+    started = [cell for cell in cells if pools[cell] is not None]
+    runs = run_cases([Case(SCENARIO, changes(cell)) for cell in started])
+    found: dict[Cell, Figures | None] = dict.fromkeys(cells)
+    for cell, [run] in zip(started, runs, strict=True):
+        found[cell] = figures_of(run, pools[cell] or 1)
+    return found
+
+
+def memory_rows() -> tuple[list[Row], list[Check]]:
+    """The KV pool, cell by cell, from the memory model's formulae."""
+    rows = []
+    for cell, published, simulated, _ in kv_tokens(
+        published_folder() / "measured" / "agullo_h100_vllm085_kv_tokens.csv"
+    ):
+        ran = published.isdigit() and simulated.isdigit()
+        figures: tuple[float | str, float | str] = (published, simulated)
+        rows.append(Row(cell, "KV cache, tokens", *((float(published), float(simulated)) if ran else figures)))
+    worst = max(abs(row.error) for row in rows if row.error is not None)
+    wrong = sum(row.error is None and row.published != row.simulated for row in rows)
+    return rows, [
+        Check("KV cache tokens, largest relative error of a cell", worst, 0.02),
+        Check("KV cache, cells wrongly out of memory or not", wrong, 0),
+    ]
+
+
+METRICS = {
+    "completed": "completed requests",
+    "itl_ms": "mean ITL, ms",
+    "ttft_p50_ms": "median TTFT, ms",
+    "running": "mean running requests",
+}
+
+
+def run_rows(published: dict[Cell, Figures | None], simulated: dict[Cell, Figures | None]) -> list[Row]:
+    """Published and simulated figures of each cell."""
+    rows = []
+    for cell, theirs in published.items():
+        name, ours = f"{cell[0]} slots, {cell[1]} adapters", simulated[cell]
+        if theirs is None or ours is None:
+            rows.append(Row(name, "start", OOM if theirs is None else "runs", OOM if ours is None else "runs"))
+            continue
+        use: Literal["fit", "test"] = "fit" if cell in FIT_CELLS else "test"
+        for field, metric in METRICS.items():
+            rows.append(Row(name, metric, getattr(theirs, field), getattr(ours, field), use))
+    return rows
+
+
+def run_checks(
+    rows: list[Row], published: dict[Cell, Figures | None], simulated: dict[Cell, Figures | None]
+) -> list[Check]:
+    """The promises on the runs.
+
+    "Right side" is read strictly: a published median TTFT between the two marks must be between them here too.
+    """
+    both = {cell: (t, o) for cell, t in published.items() if t is not None and (o := simulated[cell]) is not None}
+    completed, itl = METRICS["completed"], METRICS["itl_ms"]
+    return [
+        Check(
+            "runs, cells wrongly out of memory or not",
+            sum((published[c] is None) != (simulated[c] is None) for c in published),
+            0,
+        ),
+        Check(
+            "completed requests, mean symmetric error over cells not fitted",
+            mean_error(rows, completed, symmetric=True),
+            0.03,
+        ),
+        Check("mean ITL, mean symmetric error over cells not fitted", mean_error(rows, itl, symmetric=True), 0.12),
+        Check("mean ITL, mean relative error over cells not fitted", mean_error(rows, itl), 0.12),
+        Check(
+            "median TTFT, cells on another side of 100 ms and 1 s than published",
+            sum(t.side != o.side for t, o in both.values()),
+            0,
+        ),
+        *cliff_checks({cell: ours for cell, (_, ours) in both.items()}),
+    ]
+
+
+def cliff_checks(simulated: dict[Cell, Figures]) -> list[Check]:
+    """The cliff of over-provisioned slots: 128 slots serve less than 64 at 320 adapters and more, for want of KV."""
+    cliff = {cell for cell in simulated if cell[0] == 128 and cell[1] >= 320}
+    served = max(simulated[cell].completed / simulated[64, cell[1]].completed for cell in cliff)
+    return [
+        Check("cliff: completed with 128 slots over completed with 64, larger of 320 and 384 adapters", served, 0.95),
+        Check("cliff: preemptions, fewer of the two cells", min(simulated[c].preemptions for c in cliff), 1000, True),
+        Check(
+            "cliff: peak share of KV blocks in use, lower of the two cells",
+            min(simulated[c].kv_peak for c in cliff),
+            0.99,
+            True,
+        ),
+        Check(
+            "preemptions in all other cells together",
+            sum(f.preemptions for c, f in simulated.items() if c not in cliff),
+            100,
+        ),
+    ]
+
+
+def reproduce() -> Reproduction:
+    """Every cell of both tables."""
+    return reproduction(published_cells())
+
+
+def reproduction(published: dict[Cell, Figures | None]) -> Reproduction:
+    """Both tables, the runs of some cells only (128 and 64 slots at 320 and 384 adapters among them)."""
+    simulated = simulate_cells(list(published))
+    rows, checks = memory_rows()
+    runs = run_rows(published, simulated)
+    return Reproduction(
+        name="agullo",
+        title="Agullo et al.: vLLM 0.8.5 on an H100 64 GB",
+        source="Agullo et al. (arXiv:2508.08343), logs in FerranAgulloLopez/GPULLMAdapterOptimization",
+        scenarios=("agullo-h100",),
+        fitted=(
+            "Step base, time a sequence, time a distinct adapter and time a slot and token: fitted to the mean ITL of "
+            "six cells (slots/adapters 8/8, 8/192, 32/384, 64/192, 128/128, 128/384). KV reads and prompt tokens from "
+            "the roofline, adapter loads from the authors' micro-measurement, lengths from ShareGPT, the KV pool from "
+            "the memory model; none of these from a cell."
+        ),
+        rows=tuple(rows + runs),
+        checks=(*checks, *run_checks(runs, published, simulated)),
+        not_modelled=NOT_MODELLED,
+    )
+
+
+NOT_MODELLED = (
+    "The scheduler walks over every waiting request in every step. By the authors' own fit of its time that is 0.23 us "
+    "a waiting request: 3 of the 5.6 ms by which the simulated ITL is low at 8 slots and 384 adapters, the largest "
+    "error, where 13,000 wait.",
+    "CUDA-graph padding, eager steps above 512 tokens, other tiles of LoRA kernels from 128 tokens: one line in "
+    "tokens stands for all three. ITL is 14 % low with 32 slots and 128 adapters, where it bends most.",
+    "HTTP and tokenization: about 8 ms of the median TTFT where nobody waits.",
+    "Arrivals and lengths are drawn, not replayed: cells of a few thousand requests differ by up to 4 % in completed "
+    "requests by chance. Published completed requests are below the rates' expectation there, simulated ones near it.",
+)
