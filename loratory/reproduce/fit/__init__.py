@@ -1,0 +1,1 @@
+"""fit: how the constants of published scenarios follow from the figures they were set on."""
