@@ -98,12 +98,15 @@ def run(
 
 def _tell_run(summary: dict[str, Any], description: str, target: Path) -> None:
     from loratory.tables import summary_table
+    from reports.warmup import warmup_notes
 
     if description:
         print(f"{summary['runs'][0]['scenario']}: {description}")
     show(summary_table(summary))
     for warning in dict.fromkeys(w for r in summary["runs"] for w in r.get("warnings", ())):
         print(f"note: {warning}")
+    for text in warmup_notes(summary["runs"]):
+        print(f"note: {text}")
     for item in summary["runs"]:
         never = item.get("never_served") or {}
         count = never.get("count", 0) if isinstance(never, dict) else len(never)
