@@ -75,7 +75,7 @@ def _list(chosen: Sequence[str], as_json: bool) -> None:
     if as_json:
         dump([{"name": name, "description": REPRODUCTIONS[name]} for name in chosen])
     else:
-        show(Grid(["reproduction", "what it is"], [[name, REPRODUCTIONS[name]] for name in chosen], words=2).table())
+        show(Grid(["reproduction", "what it is"], [[name, REPRODUCTIONS[name]] for name in chosen], (0, 1)).table())
 
 
 def _tell(found: Sequence[Reproduction]) -> None:

@@ -22,16 +22,16 @@ FIT_MARK = "*"
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table of texts; the first ``words`` columns are words, the others numbers."""
+    """A table of texts; the columns at the places ``words`` hold words, the others numbers."""
 
     heads: list[str]
     rows: list[list[str]]
-    words: int = 1
+    words: tuple[int, ...] = (0,)
     caption: str = ""
 
     def markdown(self) -> str:
         """As a Markdown table."""
-        ruler = ["---" if place < self.words else "---:" for place in range(len(self.heads))]
+        ruler = ["---" if place in self.words else "---:" for place in range(len(self.heads))]
         lines = [_cells(self.heads), f"|{'|'.join(ruler)}|", *(_cells(row) for row in self.rows)]
         return "\n".join(lines)
 
@@ -43,7 +43,7 @@ class Grid:
 
         table = Table(title=self.caption or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for place, head in enumerate(self.heads):
-            table.add_column(head, justify="left" if place < self.words else "right")
+            table.add_column(head, justify="left" if place in self.words else "right")
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
@@ -58,7 +58,7 @@ def number(value: float | str) -> str:
 
 def checks_grid(found: Reproduction) -> Grid:
     """One row a check, with its verdict."""
-    return Grid(["check", "value", "limit", "verdict"], [_check(check) for check in found.checks])
+    return Grid(["check", "value", "limit", "verdict"], [_check(check) for check in found.checks], (0, 3))
 
 
 def metrics_grid(found: Reproduction) -> Grid:
@@ -78,7 +78,8 @@ def metrics_grid(found: Reproduction) -> Grid:
             same = sum(row.published == row.simulated for row in words)
             cells[3] = ", ".join(filter(None, [cells[3], f"{same} of {len(words)} words the same"]))
         rows.append(cells)
-    return Grid(["metric", "fit", "test", "mean |error| of test", "largest", "case of the largest"], rows)
+    heads = ["metric", "fit", "test", "mean absolute error of test", "largest", "case of the largest"]
+    return Grid(heads, rows, (0, 5))
 
 
 def figures_grids(found: Reproduction) -> list[Grid]:
