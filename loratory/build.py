@@ -53,6 +53,11 @@ def build(scenario: Scenario) -> Built:
     return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory)
 
 
+def build_file(reference: str, scenario: Scenario) -> Built:
+    """`build`; what is wrong is said with the name of the scenario's file in front."""
+    return _at(reference, lambda: build(scenario))
+
+
 def _below_gpu(tiers: Tiers) -> dict[str, float]:
     return {
         "disk_fixed_s": tiers.disk_latency_s,

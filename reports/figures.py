@@ -92,8 +92,10 @@ def draw(reports: Sequence[RunReport]) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-def _render(rows: int, heights: float, paint: Callable[[list[Axes]], None], legend: int = 0) -> str:
-    """An SVG of ``rows`` panels above each other that share their x axis; ``legend`` entries go below them."""
+def panels(
+    rows: int, heights: float, paint: Callable[[list[Axes]], None], legend: int = 0, *, shared: bool = True
+) -> str:
+    """An SVG of ``rows`` panels above each other that share their x axis if so said; ``legend`` entries go below."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
@@ -104,7 +106,7 @@ def _render(rows: int, heights: float, paint: Callable[[list[Axes]], None], lege
     with style:
         canvas: Canvas = Canvas(figsize=(_WIDTH, rows * heights + 0.3 + 0.22 * lines), layout="constrained")
         FigureCanvasSVG(canvas)
-        axes = list(canvas.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+        axes = list(canvas.subplots(rows, 1, sharex=shared, squeeze=False)[:, 0])
         paint(axes)
         if lines:
             handles, labels = axes[0].get_legend_handles_labels()
@@ -150,7 +152,7 @@ def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[Limit], s
     caption = f"Share of requests at or below each {title.lower()}; further left is better.{seed}"
     if marks:
         caption += " The dashed line is the SLO's limit."
-    return Figure(f"cdf_{metric}", f"{title} per policy", caption, _render(1, 2.9, paint, len(curves)))
+    return Figure(f"cdf_{metric}", f"{title} per policy", caption, panels(1, 2.9, paint, len(curves)))
 
 
 def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
@@ -173,7 +175,7 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
         "Time to first token against how popular the adapter is. A line that rises to the right means that rare "
         f"adapters wait; one that rises to the left, that the hot ones do. Ranks are grouped.{seed}"
     )
-    return Figure("rank", "Latency against adapter popularity", caption, _render(2, 2.1, paint, len(shown)))
+    return Figure("rank", "Latency against adapter popularity", caption, panels(2, 2.1, paint, len(shown)))
 
 
 def _waits(shown: list[RunReport], seed: str) -> Figure:
@@ -198,7 +200,7 @@ def _waits(shown: list[RunReport], seed: str) -> Figure:
         ax.set_xlabel("mean seconds of a completed request")
 
     caption = f"Mean end-to-end time of completed requests by what they waited for; the parts sum to the whole.{seed}"
-    svg = _render(1, 0.8 + 0.3 * len(shown), paint, len(_CAUSES))
+    svg = panels(1, 0.8 + 0.3 * len(shown), paint, len(_CAUSES))
     return Figure("waits", "Where the time went", caption, svg)
 
 
@@ -225,7 +227,7 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
         axes[-1].set_xlabel("seconds since the start")
 
     caption = f"Requests waiting and running, and adapters resident on the GPU, averaged over each moment.{seed}"
-    return Figure("over_time", "Load over time", caption, _render(3, 1.45, paint, len(shown)))
+    return Figure("over_time", "Load over time", caption, panels(3, 1.45, paint, len(shown)))
 
 
 def _service(shown: list[RunReport], seed: str) -> Figure | None:
@@ -258,7 +260,7 @@ def _service(shown: list[RunReport], seed: str) -> Figure | None:
         caption += " The tenants that got most."
     if len(shown) > len(drawn):
         caption += f" The first {len(drawn)} policies."
-    svg = _render(len(drawn), 1.55, paint, len(tenants))
+    svg = panels(len(drawn), 1.55, paint, len(tenants))
     return Figure("service", "Service per tenant", caption, svg)
 
 
@@ -281,7 +283,7 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
         "The largest difference in service, over weight, between two tenants since both began to wait without a pause. "
         f"Zero when fewer than two tenants wait. A thin dashed line is the bound a policy promises.{seed}"
     )
-    return Figure("gap", "Fairness gap", caption, _render(1, 2.6, paint, len(shown)))
+    return Figure("gap", "Fairness gap", caption, panels(1, 2.6, paint, len(shown)))
 
 
 def _cache(shown: list[RunReport], seed: str) -> Figure | None:
@@ -309,7 +311,7 @@ def _cache(shown: list[RunReport], seed: str) -> Figure | None:
         "Share of admitted adapter requests whose adapter was on the GPU already, and how often adapters were loaded "
         f"and evicted.{seed}"
     )
-    return Figure("cache", "Adapter cache", caption, _render(3, 1.45, paint, len(shown)))
+    return Figure("cache", "Adapter cache", caption, panels(3, 1.45, paint, len(shown)))
 
 
 def _attainment(reports: Sequence[RunReport]) -> Figure | None:
@@ -339,7 +341,7 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
         ax.set(xlabel="requests that kept every limit, %", xlim=(0, 105))
 
     caption = "Share of all requests that completed within every limit of the SLO; mean over seeds with 95 % interval."
-    return Figure("slo", "SLO attainment per policy", caption, _render(1, 0.8 + 0.3 * len(rows), paint))
+    return Figure("slo", "SLO attainment per policy", caption, panels(1, 0.8 + 0.3 * len(rows), paint))
 
 
 def _plain(axis: Axis) -> None:

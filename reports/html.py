@@ -140,8 +140,11 @@ def _lead(reports: Sequence[RunReport]) -> str:
         f"{plural(run['requests']['submitted'], 'request')} over {seconds(run['duration_s'])}",
         f"{plural(run['adapters']['seen'], 'adapter')} asked for",
     ]
-    if run["warmup_s"]:
-        parts.append(f"the first {seconds(run['warmup_s'])} not measured")
+    cuts = sorted({report.run["warmup_s"] for report in reports})
+    if cuts[-1]:
+        parts.append(
+            f"the first {' to '.join(seconds(cut) for cut in dict.fromkeys((cuts[0], cuts[-1])))} not measured"
+        )
     text = ", ".join(parts)
     return text[0].upper() + text[1:] + "."
 

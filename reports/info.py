@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,10 +14,10 @@ class RunInfo:
     ``policy`` is the spec as the user gave it (``fifo:strict=true``). ``submitted``: requests the driver handed over
     (None: as many as the records hold, which leaves conservation unchecked). ``start_s``: the time the run's clock
     started at; ``duration_s``: from then to the end of the run (None: the last record). Requests that arrived in the
-    first ``warmup_s`` are counted, not measured. ``slo`` maps names such as ``ttft_p99_s`` to limits. ``bound``: the
-    largest service gap the policy promises, weighted tokens, or None. ``weights``: tenants' weights, by default those
-    of their requests. ``oracle``: the policy was told true output lengths. ``max_loras``, ``max_num_seqs`` and
-    ``num_gpu_blocks`` are one replica's.
+    first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`reports.warmup`). ``slo`` maps
+    names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises, weighted tokens, or
+    None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the policy was told true output
+    lengths. ``max_loras``, ``max_num_seqs`` and ``num_gpu_blocks`` are one replica's.
     """
 
     scenario: str
@@ -27,7 +28,7 @@ class RunInfo:
     submitted: int | None = None
     start_s: float = 0.0
     duration_s: float | None = None
-    warmup_s: float = 0.0
+    warmup_s: float | Literal["auto"] = 0.0
     slo: Mapping[str, float] = field(default_factory=dict)
     bound: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from reports.info import RunInfo
 from reports.recorder import Records
 from reports.stats import Floats, Ints
 from reports.tables import codes, floats
+from reports.warmup import WarmUp, detect
 
 Flags = npt.NDArray[np.bool_]
 
@@ -83,10 +84,16 @@ class Measured:
         """Requests in the records."""
         return len(self.number("arrival"))
 
+    @cached_property
+    def settles(self) -> WarmUp:
+        """When the run has settled."""
+        return detect(self.arrival, self.finish)
+
     @property
     def warmup(self) -> float:
         """Seconds at the start that are not measured."""
-        return self.info.warmup_s
+        given = self.info.warmup_s
+        return (self.settles.end_s or 0.0) if given == "auto" else given
 
     def has_status(self, status: str) -> Flags:
         """Which requests ended so."""

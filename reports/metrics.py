@@ -45,6 +45,11 @@ def run_object(run: Measured) -> dict[str, Any]:
         "never_served": _never_served(run),
         "duration_s": run.duration,
         "warmup_s": run.warmup,
+        "warmup": {
+            "state": run.settles.state,
+            "detected_s": run.settles.end_s,
+            "auto": run.info.warmup_s == "auto",
+        },
         "throughput": _throughput(run),
         **latency,
         "waits_s": _waits(run),

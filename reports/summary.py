@@ -20,6 +20,7 @@ _NOT_METRICS = {
     "seed",
     "replicas",
     "warmup_s",
+    "warmup",
     "per_tenant",
     "per_adapter",
     "warnings",

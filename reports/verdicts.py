@@ -10,6 +10,7 @@ import numpy as np
 
 from reports.slo import ATTAINMENT, Limit, read_slo
 from reports.summary import over_seeds
+from reports.warmup import warmup_notes
 from reports.words import change, count, listed, percent, plural, seconds
 
 STARVED = 5.0
@@ -254,6 +255,7 @@ def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:
     cut = [f"{count(p.mean['truncated'])} under {p.name}" for p in policies if p.mean["truncated"]]
     if cut:
         found.append(Verdict("Caution", "note", f"Outputs ended by max_model_len, mean over seeds: {listed(cut)}."))
+    found += [Verdict("Warm-up", "note", text) for text in warmup_notes([r for p in policies for r in p.runs])]
     warnings: dict[str, list[str]] = {}
     for policy in policies:
         for run in policy.runs:

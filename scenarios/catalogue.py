@@ -11,7 +11,7 @@ from scenarios.document import read_document
 
 @dataclass(frozen=True, slots=True)
 class LibraryEntry:
-    """One scenario of the library: the name to run it by, what it shows, and its file."""
+    """One scenario that comes with Loratory: the name to run it by, what it shows, and its file."""
 
     name: str
     description: str
@@ -30,8 +30,17 @@ def published_folder() -> Path:
 
 def library() -> tuple[LibraryEntry, ...]:
     """Every scenario of the library, by name."""
+    return _entries(library_folder(), "")
+
+
+def published() -> tuple[LibraryEntry, ...]:
+    """Every scenario that reproduces a published measurement, by name (``published/NAME``)."""
+    return _entries(published_folder(), "published/")
+
+
+def _entries(folder: Path, prefix: str) -> tuple[LibraryEntry, ...]:
     entries = []
-    for path in sorted(library_folder().glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         raw = read_document(path.read_text(encoding="utf-8"), path.name).raw
-        entries.append(LibraryEntry(path.stem, str(raw.get("description", "")), path))
+        entries.append(LibraryEntry(prefix + path.stem, str(raw.get("description", "")), path))
     return tuple(entries)

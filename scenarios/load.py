@@ -69,7 +69,7 @@ def load_text(
 def find(reference: str | Path) -> Path:
     """The file of a scenario: a path, a library name, or ``published/NAME``.
 
-    Raises `InputError` naming the nearest library name.
+    Raises `InputError` with the nearest name.
     """
     path = Path(reference)
     if path.is_file():
@@ -84,7 +84,11 @@ def find(reference: str | Path) -> Path:
         return published
     if path.is_dir():
         raise InputError(f"{name}: is a folder: name the scenario file in it")
-    near = get_close_matches(Path(name).stem, known, n=1)
+    if name.startswith("published/"):
+        near = get_close_matches(path.stem, sorted(p.stem for p in published_folder().glob("*.yaml")), n=1)
+        near = [f"published/{stem}" for stem in near]
+    else:
+        near = get_close_matches(path.stem, known, n=1)
     hint = f"did you mean the library's {near[0]!r}?" if near else f"the library has {', '.join(known)}"
     raise InputError(f"{name}: no such scenario file; {hint}")
 

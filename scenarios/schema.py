@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -17,6 +17,15 @@ from scenarios.workload import WorkloadSpec, stream_positions
 from serving.config import EngineConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(no_bool)]
+
+
+def _seconds_or_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise wrong(f"should be a number of seconds or auto, not {value!r}")
+    return value
+
+
+WarmUp = Annotated[NotNegative | Literal["auto"], BeforeValidator(_seconds_or_auto)]
 
 
 class Cluster(Section):
@@ -45,7 +54,10 @@ class Scenario(Section):
     cluster: Cluster = Field(default_factory=Cluster, description="replicas and router")
     slo: Slo = Field(default_factory=Slo, description="service levels, such as ttft_p99_s: 2.0")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
-    warmup_s: NotNegative = Field(0.0, description="requests that arrive before this are left out of the metrics, s")
+    warmup_s: WarmUp = Field(
+        0.0,
+        description="requests that arrive before this are left out of the metrics, s; auto: until the run has settled",
+    )
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -65,8 +77,9 @@ class Scenario(Section):
         for key, values in (("seeds", self.seeds), ("policies", self.policies)):
             if len(set(values)) != len(values):
                 raise wrong("repeats an entry: name each one once", key)
-        if self.workload.duration_s is not None and self.warmup_s >= self.workload.duration_s:
-            raise wrong(f"({self.warmup_s:g}) leaves nothing of {self.workload.duration_s:g} s: lower it", "warmup_s")
+        warmup_s, duration_s = self.warmup_s, self.workload.duration_s
+        if duration_s is not None and warmup_s != "auto" and warmup_s >= duration_s:
+            raise wrong(f"({warmup_s:g}) leaves nothing of {duration_s:g} s: lower it", "warmup_s")
         return self
 
     def _check_adapters(self) -> None:

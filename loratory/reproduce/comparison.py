@@ -35,7 +35,8 @@ class Check:
     """A promise on a reproduction: ``value`` is at most ``limit`` (or at least, where ``at_least``).
 
     ``note`` explains a promise that is not kept: why, and by what evidence. Such a check is a strict expected
-    difference: its test fails when the value leaves ``expected`` (lowest, highest), better or worse.
+    difference: its test fails when the value leaves ``expected`` (lowest, highest), better or worse. ``metric``: the
+    metric whose relative error ``limit`` bounds, if it does; plots show it as a band.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Check:
     at_least: bool = False
     note: str = ""
     expected: tuple[float, float] | None = None
+    metric: str = ""
 
     @property
     def holds(self) -> bool:
@@ -56,6 +58,13 @@ class Check:
         if self.expected is None:
             return self.holds
         return not self.holds and self.expected[0] <= self.value <= self.expected[1]
+
+    @property
+    def verdict(self) -> Literal["holds", "expected difference", "FAILS"]:
+        """In a word or two; a note whose promise is kept after all fails as well, since it no longer says the truth."""
+        if not self.as_expected:
+            return "FAILS"
+        return "holds" if self.expected is None else "expected difference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class Reproduction:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, with each row's error and each check's verdict."""
         rows = [asdict(row) | {"error": row.error} for row in self.rows]
-        checks = [asdict(check) | {"holds": check.holds} for check in self.checks]
+        checks = [asdict(check) | {"holds": check.holds, "verdict": check.verdict} for check in self.checks]
         return asdict(self) | {"rows": rows, "checks": checks, "holds": self.holds}
 
 

@@ -17,8 +17,8 @@ from sim.cost.transfer import TransferModel
 CALIBRATED_GPUS: tuple[str, ...] = ("a100-40gb", "a100-80gb", "h100-64gb", "h100-80gb", "h200")
 """GPUs (by family) whose efficiencies were compared with published kernel times; see docs/cost-models.md."""
 
-_LAYER_OVERHEAD_S = {"a10g": 45e-6, "a100-40gb": 45e-6, "a100-80gb": 45e-6}
-_LAYER_OVERHEAD_DEFAULT_S = 10e-6
+_LAYER_OVERHEAD_S = {"a10g": 60e-6, "a100-40gb": 60e-6, "a100-80gb": 60e-6}
+_LAYER_OVERHEAD_DEFAULT_S = 8e-6
 _MERGED = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
     "o": ("o_proj",),
@@ -31,7 +31,7 @@ class RooflineOptions(BaseModel):
     """Efficiencies (share of the datasheet number that is reached) and fixed costs; the scenario may set any of them.
 
     Sources: kernel times of Llama-2-7B's linear layers on A100 and H100, and AIConfigurator's step times for
-    Llama-3.1-8B on A100, H100 and H200 (vLLM 0.24), tabulated in docs/cost-models.md; the LoRA terms are from
+    Llama-3.1-8B on A100, H100 and H200 (vLLM 0.24), tabulated in docs/fidelity.md; the LoRA terms are from
     micro-measurements by Agullo et al. (arXiv:2508.08343): the first adapter +10..15 % of a step, each further one
     about +1 %; a load of 6.4 to 8.1 ms, nearly independent of rank.
     """
@@ -41,14 +41,14 @@ class RooflineOptions(BaseModel):
     dtype: str | None = Field(default=None, description="dtype of weights and arithmetic; by default the model's")
     target_modules: str | list[str] = Field(default="all-linear", description="linear modules the adapters change")
     memory_efficiency: float = Field(
-        default=0.75, gt=0, le=1, description="of memory bandwidth, weights and activations"
+        default=0.76, gt=0, le=1, description="of memory bandwidth, weights and activations"
     )
     compute_efficiency: float = Field(default=0.74, gt=0, le=1, description="of dense FLOP/s, linear layers")
     prefill_attention_efficiency: float = Field(
         default=0.5, gt=0, le=1, description="of dense FLOP/s, prefill attention"
     )
     decode_attention_efficiency: float = Field(
-        default=0.65, gt=0, le=1, description="of memory bandwidth, decode attention"
+        default=0.64, gt=0, le=1, description="of memory bandwidth, decode attention"
     )
     link_efficiency: float = Field(default=0.8, gt=0, le=1, description="of host link and peer link bandwidth")
     step_overhead_s: float = Field(

@@ -261,6 +261,8 @@ def test_the_lists_name_every_policy_scenario_and_trace_format() -> None:
     assert "VTC" in explained and "output_weight" in explained
     scenarios = json.loads(loratory("scenarios", "list", "--json").stdout)
     assert len(scenarios) >= 12 and all(entry["description"] for entry in scenarios)
+    assert {"quickstart", "published/aiconfigurator"} <= {entry["name"] for entry in scenarios}
+    assert "published/aiconfigurator" in loratory("scenarios").stdout
     formats = {entry["name"] for entry in json.loads(loratory("traces", "list", "--json").stdout)}
     assert {"azure", "mooncake", "burstgpt", "vidur", "servegen", "generic"} <= formats
     assert json.loads(loratory("scenarios", "schema").stdout)["title"] == "Loratory scenario"
