@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +12,10 @@ from loratory.reproduce.cases import Case, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
 from scenarios.catalogue import published_folder
 from scenarios.load import load_scenario
+from serving.config import EngineConfig
 from serving.errors import InputError
-from sim.cost.compare import kv_tokens
+from sim.catalogue import gpu, model
+from sim.cost import kv_blocks
 
 SCENARIO = "published/agullo-h100"
 RATES = (0.1, 0.05, 0.025)
@@ -112,12 +115,17 @@ def simulate_cells(cells: list[Cell]) -> dict[Cell, Figures | None]:
 def memory_rows() -> tuple[list[Row], list[Check]]:
     """The KV pool, cell by cell, from the memory model's formulae."""
     rows = []
-    for cell, published, simulated, _ in kv_tokens(
-        published_folder() / "measured" / "agullo_h100_vllm085_kv_tokens.csv"
-    ):
-        ran = published.isdigit() and simulated.isdigit()
-        figures: tuple[float | str, float | str] = (published, simulated)
-        rows.append(Row(cell, "KV cache, tokens", *((float(published), float(simulated)) if ran else figures)))
+    path = published_folder() / "measured" / "agullo_h100_vllm085_kv_tokens.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            case = f"rank {row['max_lora_rank']}, {row['slots']} slots"
+            slots, rank = int(row["slots"]), int(row["max_lora_rank"])
+            engine = EngineConfig(max_loras=slots, max_lora_rank=rank, max_num_seqs=2048)
+            simulated: float | str = OOM
+            with suppress(InputError):
+                simulated = kv_blocks(model(row["model"].removesuffix("-instruct")), gpu("h100-64gb"), engine).kv_tokens
+            published = OOM if row["kv_tokens"] == "OOM" else float(row["kv_tokens"])
+            rows.append(Row(case, "KV cache, tokens", published, simulated))
     worst = max(abs(row.error) for row in rows if row.error is not None)
     wrong = sum(row.error is None and row.published != row.simulated for row in rows)
     return rows, [
