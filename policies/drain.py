@@ -32,7 +32,8 @@ class Drain:
         """See who starves, then admit in arrival order, the starving first, without the adapters being drained."""
         if not view.can_admit:
             return
-        self._draining = {name for name in self._draining if view.adapters[name].references}
+        if self._draining:
+            self._draining = {name for name in self._draining if view.adapters[name].references}
         starving, next_at = self._starving(view)
         if starving:
             self._drain_for(view, len(starving))

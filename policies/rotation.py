@@ -37,14 +37,15 @@ class Rotation:
             for name in [name for name in self._coming if name in on_gpu]:
                 del self._coming[name]
                 self._began[name] = view.now
-        active = self._active
-        others = [name for name in view.backlogged if name not in active and name is not None]
+        active, backlogged = self._active, view.backlogged
+        others = [name for name in backlogged if name not in active and name is not None]
         if others:
             self._turn(view, others)
-        for request in view.unblocked(only=active):
-            outcome = yield from want(view, request)
-            if not outcome and outcome.why not in ("slots", "adapter"):
-                break
+        if len(others) < len(backlogged) or not active.isdisjoint(others):
+            for request in view.unblocked(only=active):
+                outcome = yield from want(view, request)
+                if not outcome and outcome.why not in ("slots", "adapter"):
+                    break
         if self._began and not active.issuperset(others):
             due = next(iter(self._began.values())) + self.cycle_s
             if due > view.now and due != self._woken:
@@ -53,9 +54,12 @@ class Rotation:
 
     def _turn(self, view: View, others: list[str]) -> None:
         """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
+        full = len(self._active) >= view.max_loras
+        if full and self._goes(view) is None:
+            return
         adapters = view.adapters
         ready = {name for name in others if not adapters[name].references}
-        if not ready or (len(self._active) >= view.max_loras and not self._retire(view)):
+        if not ready or (full and not self._retire(view)):
             return
         for request in view.first_waiting():
             name = request.adapter
@@ -70,19 +74,25 @@ class Rotation:
                 self._coming[name] = None
 
     def _retire(self, view: View) -> bool:
-        """Make room: an active adapter without work, or else the one whose cycle began first, when it is over.
-
-        One that still waits for its slot stays: its turn has not begun.
-        """
-        goes = next((a.name for a in view.idle() if a.name in self._began and not a.waiting), None)
-        if goes is None:
-            goes = next((name for name in self._coming if name not in view.backlogged), None)
-        if goes is None and self._began:
-            oldest = next(iter(self._began))
-            goes = oldest if self._began[oldest] + self.cycle_s <= view.now else None
+        """Make room in the set of active adapters; False when all of them stay."""
+        goes = self._goes(view)
         if goes is None:
             return False
         self._active.discard(goes)
         self._began.pop(goes, None)
         self._coming.pop(goes, None)
         return True
+
+    def _goes(self, view: View) -> str | None:
+        """An active adapter without work, or else the one whose cycle began first, when it is over.
+
+        One that still waits for its slot stays: its turn has not begun.
+        """
+        for adapter in view.idle():
+            if adapter.name in self._began and not adapter.waiting:
+                return adapter.name
+        for name in self._coming:
+            if name not in view.backlogged:
+                return name
+        oldest = next(iter(self._began), None)
+        return oldest if oldest is not None and self._began[oldest] + self.cycle_s <= view.now else None

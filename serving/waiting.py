@@ -182,11 +182,10 @@ class WaitIndex:
 
     def heads(self, off_gpu: bool, loading: Iterable[AdapterState]) -> Iterator[RequestView]:
         """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""
-        if not self.table:
-            return
-        near = () if off_gpu else (*self._ready(), *loading)
-        ready = [a.queue.first() for a in near if a.name in self.backlogged]
-        queue = sorted((s for s in ready if s is not None), key=lambda s: -s.ticket)
+        queue: list[Sequence] = []
+        if not off_gpu:
+            ready = [a.queue.first() for a in (*self._ready(), *loading) if a.name in self.backlogged]
+            queue = sorted((s for s in ready if s is not None), key=lambda s: -s.ticket)
         seen: set[str] = set()
         aside: list[tuple[int, str]] = []
         try:
@@ -197,11 +196,11 @@ class WaitIndex:
                     continue
                 if cold is None:
                     return
-                entry = heappop(self._cold)
-                aside.append(entry)
-                if entry[1] not in seen:
-                    seen.add(entry[1])
-                    yield self.table[entry[0]].view
+                ticket, name = self._cold[0]
+                if name not in seen:
+                    seen.add(name)
+                    yield self.table[ticket].view
+                aside.append(heappop(self._cold))
         finally:
             for entry in aside:
                 heappush(self._cold, entry)

@@ -20,6 +20,9 @@ from sim.environment import ExactEnvironment, succeed
 from sim.segment import Segment
 from sim.transfers import Transfers
 
+_new = tuple.__new__
+"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
+
 STALL_PLANS = 10_000
 """Plans in a row without a token or an ended request after which a run counts as stalled."""
 
@@ -148,7 +151,7 @@ class Replica:
                 steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
-            engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s), now)
+            engine.commit(plan, _new(StepResult, (steps, self._sampled(plan, steps), load_s)), now)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
         """Set the boundary to wait for, on the segment that the plan's batch is in."""

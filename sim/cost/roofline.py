@@ -119,6 +119,7 @@ class RooflineCost:
             )
         self._gemms = tuple(gemms)
         self._linear: dict[int, float] = {}
+        self._heads: dict[int, float] = {}
         """`linear_seconds` by tokens: a run asks for the same few batch sizes again and again."""
         head = model.hidden * model.vocab / tp
         head_io = (model.hidden + model.vocab / tp) * size * per_byte
@@ -186,7 +187,8 @@ class RooflineCost:
     def _head_seconds(self, sampled: int) -> float:
         memory = self._head[0] + self._head[1] * sampled
         compute = self._head[2] * sampled
-        return sqrt(memory * memory + compute * compute)
+        seconds = self._heads[sampled] = sqrt(memory * memory + compute * compute)
+        return seconds
 
     def _lora_seconds(self, shape: BatchShape) -> float:
         return (
@@ -199,33 +201,38 @@ class RooflineCost:
 
     def _base(self, shape: BatchShape) -> float:
         """Seconds of everything but decode attention."""
-        prefill = shape.prefill_tokens
-        decodes = shape.decode_seqs
+        prefill, attention, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _ = shape
         tokens = prefill + decodes
-        total = self._fixed_s + self._token_s * tokens + self.linear_seconds(tokens)
-        total += self._head_seconds(decodes + shape.prefill_seqs)
-        if prefill:
-            total += self._pair_s * shape.prefill_attention
-        if shape.distinct_adapters or shape.lora_tokens:
+        linear = self._linear.get(tokens)
+        head = self._heads.get(decodes + prefill_seqs)
+        total = (
+            self._fixed_s
+            + self._token_s * tokens
+            + (self.linear_seconds(tokens) if linear is None else linear)
+            + (self._head_seconds(decodes + prefill_seqs) if head is None else head)
+            + self._pair_s * attention
+        )
+        if adapters or lora_tokens:
             total += self._lora_seconds(shape)
         return total
 
     def step_seconds(self, shape: BatchShape) -> float:
         """See `CostModel.step_seconds`."""
-        decodes = shape.decode_seqs
-        if not decodes:
-            return max(self._base(shape), self._host_s) if shape.prefill_tokens else 0.0
-        base = self._base(shape)
-        seconds = base + self._kv_token_s * shape.kv_tokens
-        floor = max(base + self._attention_floor_s, self._host_s)
-        return seconds if seconds > floor else floor
+        seconds, host = self._base(shape), self._host_s
+        if shape.decode_seqs:
+            attention, floor = self._kv_token_s * shape.kv_tokens, self._attention_floor_s
+            seconds += attention if attention > floor else floor
+        elif not shape.prefill_tokens:
+            return 0.0
+        return seconds if seconds > host else host
 
     def decode_line(self, shape: BatchShape) -> DecodeLine | None:
         """See `CostModel.decode_line`; the floor is that of decode attention or of the host."""
         if shape.prefill_tokens or not shape.decode_seqs:
             return None
         base = self._base(shape)
-        return DecodeLine(base, self._kv_token_s, max(base + self._attention_floor_s, self._host_s))
+        floor, host = base + self._attention_floor_s, self._host_s
+        return DecodeLine(base, self._kv_token_s, floor if floor > host else host)
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
         """See `CostModel.load_seconds`; host to GPU is one copy per tensor of the slot plus bytes over the link."""
