@@ -156,7 +156,7 @@ class Recorder:
                     now if ended is None else ended,
                     request.prompt_tokens,
                     request.cached_tokens,
-                    seq.generated,
+                    seq.last_generated,
                     request.max_tokens,
                     seq.max_tokens,
                     seq.load_wait_s,

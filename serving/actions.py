@@ -47,7 +47,7 @@ class Actions:
     def consult(self, schedule: Any) -> None:
         """Carry out a policy's actions until it returns. Raises `PolicyError` when it raises or never stops."""
         ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._tell_decided
-        now = ledger.now
+        now, admit, tell_admitted = ledger.now, ledger.admit, self._tell_admitted
         try:
             send = schedule.send
         except AttributeError:
@@ -63,14 +63,17 @@ class Actions:
                 return
             except Exception as error:
                 raise announcer.error(ledger.now, f"it raised {type(error).__name__}: {error}") from error
-            act = apply.get(type(action))
-            if act is None:
-                raise announcer.error(ledger.now, f"it yielded a {type(action).__name__}, which is no action")
+            kind = type(action)
+            if kind not in apply:
+                raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
             try:
-                outcome = act(action)
+                if kind is Admit and tell_admitted is None:
+                    outcome = admit(action[0], action[1])
+                else:
+                    outcome = apply[kind](action)
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise announcer.error(
-                    ledger.now, f"a {type(action).__name__} it yielded is malformed: {error}"
+                    ledger.now, f"a {kind.__name__} it yielded is malformed: {error}"
                 ) from error
             if record is not None:
                 record(_new(Decided, (now, action, outcome)))
@@ -80,7 +83,7 @@ class Actions:
                 if taken > limit:
                     what = (
                         f"it yielded {taken} actions in one call with {len(ledger.waiting)} requests waiting and "
-                        f"{len(ledger.running)} running, the last a {type(action).__name__}: return when nothing more "
+                        f"{len(ledger.running)} running, the last a {kind.__name__}: return when nothing more "
                         "can be done"
                     )
                     raise announcer.error(ledger.now, what)

@@ -320,9 +320,8 @@ class Ledger:
 
     def admit(self, view: RequestView, tokens: int | None = None) -> Outcome:
         """Run a waiting request, prefilling up to ``tokens`` of its context in this step."""
-        request_id = getattr(view, "request_id", "")
-        sequence = self.sequences.get(request_id)
-        if sequence is None or sequence.state != "waiting":
+        sequence = view._sequence if type(view) is RequestView else None
+        if sequence is None or sequence.state != "waiting" or sequence.clock is not self.clock:
             return REFUSED["unknown"]
         if len(self.running) >= self.max_seqs:
             return REFUSED["seqs"]
@@ -339,6 +338,7 @@ class Ledger:
             return REFUSED["kv"]
         if adapter.tier != "gpu":
             return REFUSED["adapter"]
+        request_id = sequence.request.request_id
         self.index.leave(sequence)
         sequence.state = "running"
         sequence.blocks = blocks

@@ -227,6 +227,11 @@ def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome
     adapter = view.adapter(request)
     if adapter.tier in ("loading", "gpu") or adapter.name is None:
         return outcome
+    if not view.free_slots:
+        goes = _goes_first(view)
+        if goes is None:
+            return REFUSED["slots"]
+        yield Evict(goes)
     loaded = yield Load(adapter.name)
     while loaded.why in ("slots", "kv") and (goes := _goes_first(view)) is not None:
         yield Evict(goes)
