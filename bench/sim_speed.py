@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas  # noqa: F401 - pyarrow imports it at the first table: part of the start-up, not of a simulation
 
+from loratory.specs import policy_factory, policy_names
 from reports.recorder import Recorder
 from serving.config import EngineConfig
 from serving.lora import Adapter, LoRARequest
-from serving.policy import Policy
 from serving.workload import Workload
 from sim.catalogue import gpu, model
 from sim.cluster import simulate
 from sim.cost import cost_model, kv_blocks
 
-POLICIES = (
-    "fifo",
-    "affinity",
-    "fair_share",
-    "deficit",
-    "affine_deficit",
-    "drain",
-    "rotation",
-    "deadline",
-    "slora",
-    "priority",
-)
 RANK_BYTES = 5_242_880
 """Bytes of one rank of a Llama-3.1-8B adapter on all linear modules in bf16."""
 
@@ -75,15 +60,6 @@ def workload(requests: int, adapters: int, rate: float, backlog: bool, seed: int
     )
 
 
-def policy_maker(name: str) -> Callable[[], Policy]:
-    """The policy class in ``policies/<name>.py``, with its default parameters."""
-    module = import_module(f"policies.{name}")
-    for _, found in inspect.getmembers(module, inspect.isclass):
-        if found.__module__ == module.__name__ and hasattr(found, "schedule"):
-            return found
-    raise SystemExit(f"policies/{name}.py has no policy class")
-
-
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     """One simulation in this process: CPU seconds from workload to closed records, steps, and peak memory."""
     spec, card = model("llama-3.1-8b"), gpu("a100-80gb")
@@ -112,7 +88,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
             work,
             adapters=adapters,
             config=config,
-            policy=policy_maker(name),
+            policy=policy_factory(name),
             cost=cost,
             sink=None if recorder is None else recorder.sink,
             jump=not options.step,
@@ -137,7 +113,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME")
+    parser.add_argument("--policies", nargs="+", default=policy_names(), metavar="NAME")
     parser.add_argument("--rate", type=float, default=6.0, help="Poisson arrivals a second")
     parser.add_argument("--backlog", action="store_true", help="all requests arrive at once")
     parser.add_argument("--adapters", type=int, default=64)

@@ -72,9 +72,7 @@ class Actions:
                 else:
                     outcome = apply[kind](action)
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise announcer.error(
-                    ledger.now, f"a {kind.__name__} it yielded is malformed: {error}"
-                ) from error
+                raise announcer.error(ledger.now, f"a {kind.__name__} it yielded is malformed: {error}") from error
             if record is not None:
                 record(_new(Decided, (now, action, outcome)))
             taken += 1

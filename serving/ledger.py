@@ -7,12 +7,12 @@ from types import MappingProxyType
 
 from serving.adapters import AdapterState, TenantState
 from serving.config import EngineConfig
-from serving.errors import InputError
 from serving.host import HostCache
 from serving.kv import KVPool
 from serving.lora import Adapter
 from serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
 from serving.queue import QueueView, WaitQueue
+from serving.register import max_context, register
 from serving.request import Request, Status
 from serving.sequence import Sequence
 from serving.slots import GpuSlots
@@ -126,57 +126,14 @@ class Ledger:
         self.lora_decoding = 0
         self.lora_decoding_ranks = 0
         self.epoch = 0
-        self._register(adapters, kv_bytes_per_token)
-        self.max_context = self._max_context()
+        for state in register(config, adapters, self.kv, kv_bytes_per_token, self.index.table):
+            assert state.name is not None
+            self.adapters[state.name] = state
+            self.adapter_views[state.name] = state.view
+            self.host.start(state)
+        self.max_context = max_context(self.kv, self.adapters.values())
         self.context_limit = min(self.max_context + 1, config.max_model_len or self.max_context + 1)
         """Most tokens of prompt and output of a request, the last of which needs no place in the KV cache."""
-
-    def _register(self, adapters: Iterable[Adapter], kv_bytes_per_token: int | None) -> None:
-        """Make adapters known. Raises `InputError` for those this configuration can never serve."""
-        ids: dict[int, str] = {}
-        for adapter in adapters:
-            name, other = adapter.name, ids.setdefault(adapter.lora.lora_int_id, adapter.name)
-            if name in self.adapters or other != name:
-                raise InputError(
-                    f"adapter {name!r} repeats the name or the lora_int_id {adapter.lora.lora_int_id} of adapter "
-                    f"{other!r}: both must be unique in an engine"
-                )
-            if adapter.rank > self.config.max_lora_rank:
-                raise InputError(
-                    f"adapter {name!r} has rank {adapter.rank}, above engine.max_lora_rank "
-                    f"{self.config.max_lora_rank}: raise max_lora_rank or leave the adapter out"
-                )
-            blocks = 0
-            if self.memory == "unified":
-                if not kv_bytes_per_token:
-                    raise InputError(
-                        "memory: unified needs the KV bytes of a token: give a model, or kv_bytes_per_token"
-                    )
-                blocks = self.kv.blocks(-(-adapter.bytes // kv_bytes_per_token))
-            state = AdapterState(adapter, blocks, self.index.table, self.clock)
-            state.kv_tokens = blocks * self.kv.block_size
-            state.view = AdapterView(state)
-            self.adapters[name] = state
-            self.adapter_views[name] = state.view
-            self.host.start(state)
-        pinned = sum(state.pinned for state in self.adapters.values())
-        if pinned > self.max_loras or (pinned == self.max_loras and len(self.adapters) > pinned):
-            raise InputError(
-                f"{pinned} adapters are pinned and engine.max_loras is {self.max_loras}: no slot is left for the other "
-                "adapters, so raise max_loras or pin fewer"
-            )
-
-    def _max_context(self) -> int:
-        """Most tokens of context one request can have in the KV pool when it runs alone."""
-        largest = max((s.blocks for s in self.adapters.values()), default=0)
-        pinned = sum(s.blocks for s in self.adapters.values() if s.pinned)
-        room = (self.kv.total - largest - pinned) * self.kv.block_size
-        if room < 2:
-            raise InputError(
-                f"the KV pool of {self.kv.total} blocks has no room beside its adapters: raise num_gpu_blocks or "
-                "gpu_memory_utilization, or lower adapter ranks"
-            )
-        return room
 
     # -- what a policy reads -------------------------------------------------------------------------------------
 
