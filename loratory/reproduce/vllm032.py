@@ -18,9 +18,9 @@ CLOCK_S = 2e-6
 FITTED = (
     "The profile vllm-0.32-cpu-56m and tiers.disk_latency_s: non-negative least squares on the 2,867 steps of `below`, "
     "each from the end of the one before, with the default features and no knots "
-    "(python -m loratory.reproduce.fit.vllm032). No figure of `near` set a coefficient, but the features were chosen with "
-    "both runs in sight: the eight sets tried gave mean TTFT errors of -4.1 to +4.5 % on `near`, so how small its error "
-    "is now is partly luck."
+    "(python -m loratory.reproduce.fit.vllm032). No figure of `near` set a coefficient, but the features were chosen "
+    "with both runs in sight: the eight sets tried gave mean TTFT errors of -4.1 to +4.5 % on `near`, so how small its "
+    "error is now is partly luck."
 )
 NOT_MODELLED = (
     "Near capacity errors grow: at 9 requests/s step times that are 1 % longer make the mean TTFT of `near` "
