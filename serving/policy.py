@@ -14,6 +14,7 @@ from serving.fairness import Account, By, Rounds, Unit, Units
 from serving.lanes import Lanes
 from serving.lora import Adapter
 from serving.plan import BatchShape
+from serving.reservation import Reservation
 from serving.views import AdapterView, RequestView, RequestViews, TenantView, View
 from serving.waiting import Within
 
@@ -46,6 +47,7 @@ __all__ = [
     "Reject",
     "RequestView",
     "RequestViews",
+    "Reservation",
     "Rounds",
     "Schedule",
     "Scorer",
