@@ -187,6 +187,7 @@ class WorkloadSpec(Section):
                     raise wrong("is missing: add it here, or to workload for every stream", "streams", index, key)
             if stream.start_s >= self.duration_s:
                 raise wrong(f"is not before duration_s ({self.duration_s:g})", "streams", index, "start_s")
+
     def _drawn_by_vtc(self) -> bool:
         known = {"tenant", "arrivals", "input_tokens", "output_tokens"}
         streams = self.streams or []
@@ -197,7 +198,9 @@ class WorkloadSpec(Section):
             bool(streams)
             and (all(even) or all(a.poisson for a in arrivals))
             and all(given is not None and given.fixed for pair in lengths for given in pair)
-            and all(stream.model_fields_set <= known for stream in streams)
+            and all(
+                getattr(s, k) == f.default for s in streams for k, f in Stream.model_fields.items() if k not in known
+            )
         )
 
 

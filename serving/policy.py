@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
     slots: no GPU slot is free. kv: too few KV blocks are free. seqs: ``max_num_seqs`` run. budget: the step's tokens
     are spent. adapter: the adapter is not where the action needs it. pinned, in_use: it must stay, or be finished with
-    first. reserve: it must wait for LightLLM's router (`serving.reserved`). unknown: no such waiting or running request,
+    first. reserve: it waits for LightLLM's router (`serving.reserved`). unknown: no such waiting or running request,
     adapter, or point in time.
     """
 

@@ -102,7 +102,11 @@ def test_the_measure_spreads_a_request_evenly_from_first_token_to_end() -> None:
 
 
 FIRST = {
-    "vtc-overload": [("client-2", 0.6502381021366387), ("client-1", 0.9163600792315749), ("client-2", 0.98357143546997)],
+    "vtc-overload": [
+        ("client-2", 0.6502381021366387),
+        ("client-1", 0.9163600792315749),
+        ("client-2", 0.98357143546997),
+    ],
     "vtc-on-off": [("client-2", 0.6502381021366387), ("client-1", 0.6872700594236812), ("client-2", 0.983571435469972)],
     "vtc-short-long": [
         ("client-1", 0.036768239302973675),
