@@ -19,11 +19,13 @@ from typing import Any, Literal
 import policies
 from serving.errors import InputError
 from serving.policy import SCORERS, Policy
+from serving.reserved import Reserved
 
 ENTRY_POINTS = "loratory.policies"
 _COMMON = {
     "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
     "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
+    "reserve": (bool, False, "admit only what fits until it ends, and look only as often as LightLLM's router does"),
 }
 
 
@@ -75,7 +77,7 @@ def policy_factory(spec: str) -> Callable[[], Policy]:
         except AttributeError:
             if common:
                 raise InputError(f"policy {spec!r} has no room for {', '.join(common)}: do not use __slots__") from None
-        return typing.cast(Policy, policy)
+        return Reserved(policy) if common.get("reserve") else typing.cast(Policy, policy)
 
     make()
     return make

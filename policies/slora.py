@@ -2,128 +2,119 @@
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Collection
-
-from serving.policy import Evict, InputError, Reject, RequestView, Schedule, View, Wake, want
+from serving.policy import Evict, InputError, Reject, Reservation, Schedule, View, Wake, want
 
 
 class SLora:
-    """First come, first served; stops at the first request that does not fit. A request fits when the KV pool holds all
-    running requests at their largest, assuming each runs to max_tokens. Admission is considered when the batch is empty
-    and after every few decode steps. No adapter cache: an adapter leaves when no running request uses it. A request too
-    large for the rule, which S-LoRA would not take, runs alone.
+    """First come, first served; stops at the first request that does not fit until it ends (see `Reservation`). No
+    adapter cache: an adapter leaves when no running request uses it. A request too large for the rule, which S-LoRA
+    would not take, runs alone.
 
     Parameters:
-        decode_steps: decode steps between two admissions.
+        decode_steps: decode steps after an admission before the router looks at the queue again.
         max_requests: most running requests.
         min_prefill_tokens: prompt tokens one admission may bring are this or a sixth of the pool, whichever is more.
-        abort: under overload serve the newest first and reject what has waited too long.
+        tokens_per_rank: KV tokens set aside for a unit of rank of the adapters in use; by default what they take of
+            the pool. S-LoRA sets aside 4 even where adapters have memory of their own.
+        abort: reject what has waited too long, and serve the newest first while more requests come than are admitted.
         objective_s: the first-token objective behind ``abort``.
         margin_s: seconds before the objective at which a waiting request is given up.
     """
 
-    source = "S-LoRA, MLSys 2024, slora/server/router/req_queue.py and manager.py; admission rule from LightLLM"
+    source = "S-LoRA, MLSys 2024, slora/server/router: req_queue.py, abort_req_queue.py and manager.py"
 
     def __init__(
         self,
         decode_steps: int = 10,
         max_requests: int = 1000,
         min_prefill_tokens: int = 3072,
+        tokens_per_rank: int | None = None,
         abort: bool = False,
         objective_s: float = 6.0,
         margin_s: float = 0.5,
     ) -> None:
-        if decode_steps < 1 or max_requests < 1:
-            raise InputError("slora: decode_steps and max_requests are at least 1")
-        self.decode_steps = decode_steps
-        self.max_requests = max_requests
-        self.min_prefill_tokens = min_prefill_tokens
+        self.reservation = Reservation(decode_steps, max_requests, min_prefill_tokens, tokens_per_rank)
+        if objective_s <= 0:
+            raise InputError("slora: objective_s is a time above 0")
         self.abort = abort
         self.objective_s = objective_s
         self.margin_s = margin_s
-        self._since = 0
-        self._woken = False
+        self.load = _Load()
 
     def schedule(self, view: View) -> Schedule:
         """Drop unused adapters; when it is time, admit from the front while requests fit."""
         for adapter in view.idle():
-            if adapter.name is not None and not adapter.waiting:
+            if adapter.name is not None:
                 yield Evict(adapter.name)
-        steps = view.decode_steps - self._since
-        if view.running and steps < self.decode_steps:
-            if not self._woken:
-                self._woken = True
-                yield Wake(after_steps=self.decode_steps - steps)
+        reservation = self.reservation
+        wait = reservation.steps_left(view)
+        if wait:
+            if view.waiting:
+                yield Wake(after_steps=wait)
             return
-        self._since = view.decode_steps
-        self._woken = False
+        if self.abort:
+            yield from self._give_up(view)
         if not view.waiting:
             return
-        overloaded = False
-        if self.abort:
-            for request in view.waiting:
-                if view.now - request.arrival + self.margin_s < self.objective_s:
-                    break
-                overloaded = True
-                yield Reject(request, f"waited {view.now - request.arrival:.1f} s of {self.objective_s:g}")
-        brought = 0
-        most = max(view.kv_total_tokens // 6, self.min_prefill_tokens)
-        peak = _Peak(view.running)
-        for request in reversed(list(view.waiting)) if overloaded else view.waiting:
-            brought += request.prompt_tokens
-            room = view.kv_total_tokens - self._adapter_tokens(view, request.adapter)
-            fits = len(view.running) < self.max_requests and brought <= most and peak.fits(request, room)
-            if not fits and view.running:
+        reservation.look(view)
+        newest_first = self.abort and self.load.high
+        admitted = 0
+        for request in reversed(list(view.waiting)) if newest_first else view.waiting:
+            if not reservation.fits(view, request) and view.running:
                 break
             outcome = yield from want(view, request)
             if not outcome:
                 break
-            peak.add(request)
-        self._woken = True
-        yield Wake(after_steps=self.decode_steps)
+            reservation.add(view, request)
+            admitted += 1
+        self.load.admitted(admitted, len(view.waiting))
+        if view.waiting and (admitted or self.abort):
+            # Without abort, what does not fit now will not before a running request ends: the peak of those running
+            # does not change while they decode.
+            yield Wake(after_steps=max(1, reservation.steps_left(view)))
 
-    def _adapter_tokens(self, view: View, new: str | None) -> int:
-        """KV tokens that the adapters in use and a new one take."""
-        if view.memory != "unified":
-            return 0
-        used = sum(a.kv_tokens for a in view.on_gpu.values() if a.references)
-        if new is None or view.adapters[new].references:
-            return used
-        return used + view.adapters[new].kv_tokens
+    def _give_up(self, view: View) -> Schedule:
+        """Reject what has waited too long; the load is taken before that."""
+        self.load.look(view)
+        for request in view.waiting:
+            waited = view.now - request.arrival
+            if waited + self.margin_s < self.objective_s:
+                break
+            yield Reject(request, f"waited {waited:.1f} s of {self.objective_s:g}")
 
 
-class _Peak:
-    """The most KV tokens that running requests can need at one time until all have ended, each at its max_tokens."""
+class _Load:
+    """How S-LoRA's early abort tells overload: smoothed arrivals from look to look against smoothed admissions.
 
-    def __init__(self, running: Collection[RequestView]) -> None:
-        self._running = list(running)
-        self._added: list[RequestView] = []
-        self._bound = sum([request.prompt_tokens + request.max_tokens for request in self._running])
-        self._sizes: list[tuple[int, int]] | None = None
+    The router looks at every step it may admit at, and every 10 ms when idle. Both averages are cut to whole numbers.
+    """
 
-    def fits(self, new: RequestView, room: int) -> bool:
-        """Whether a new request's peak beside them is below ``room``."""
-        if self._bound + new.prompt_tokens + new.max_tokens < room:
-            return True  # even if all were at their largest at once
-        if self._sizes is None:
-            now = [(r.generated_tokens - r.max_tokens, r.prompt_tokens + r.generated_tokens) for r in self._running]
-            self._sizes = sorted(now + [self._first(request) for request in self._added])
-        trial = self._sizes.copy()
-        insort(trial, self._first(new))
-        largest = total = 0
-        for count, (left, length) in enumerate(trial, start=1):
-            total += length
-            largest = max(largest, total - left * count)
-        return largest < room
+    idle_s = 0.01
 
-    def add(self, request: RequestView) -> None:
-        """A request was admitted."""
-        self._added.append(request)
-        self._bound += request.prompt_tokens + request.max_tokens
-        if self._sizes is not None:
-            insort(self._sizes, self._first(request))
+    def __init__(self) -> None:
+        self._rate = self._batch = 1
+        self._left = 0
+        self._at = 0.0
+        self._steps = 0
 
-    def _first(self, request: RequestView) -> tuple[int, int]:
-        """(-tokens left, length) after its first token."""
-        return 1 - request.max_tokens, request.prompt_tokens + 1
+    @property
+    def high(self) -> bool:
+        """Whether more requests have come than the router admits at a time."""
+        return self._rate >= self._batch
+
+    def look(self, view: View) -> None:
+        """The router looks at the queue; before that it looked at an empty one as often as it could."""
+        missed = view.decode_steps - self._steps if view.running else int((view.now - self._at) / self.idle_s)
+        for _ in range(min(missed - 1, 20)):
+            self._arrive(0)
+        self._arrive(len(view.waiting))
+        self._at, self._steps = view.now, view.decode_steps
+
+    def _arrive(self, waiting: int) -> None:
+        self._rate = int(0.7 * (waiting - self._left) + 0.3 * self._rate)
+
+    def admitted(self, count: int, left: int) -> None:
+        """So many were admitted, so many still wait."""
+        if count:
+            self._batch = max(int(0.7 * count + 0.3 * self._batch), 1)
+            self._left = left

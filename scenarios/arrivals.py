@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,12 +22,13 @@ class Gamma(Section):
 
 
 class OnOff(Section):
-    """Poisson arrivals at one rate, then at another, over and over: a client that comes and goes."""
+    """Arrivals at one rate, then at another, over and over: a client that comes and goes."""
 
     on_s: Positive = Field(description="length of each busy phase, s; the run begins with one")
     off_s: Positive = Field(description="length of each quiet phase, s")
     rate_on: Positive = Field(description="rate while busy, requests/s")
     rate_off: NotNegative = Field(0.0, description="rate while quiet, requests/s")
+    gaps: Literal["exponential", "equal"] = Field("exponential", description="Poisson arrivals, or evenly spaced ones")
 
 
 class Diurnal(Section):
@@ -59,7 +60,7 @@ class Arrivals(OneOf):
     poisson: Positive | None = Field(None, description="rate, requests/s; exponential gaps")
     gamma: Gamma | None = Field(None, description="{rate, cv}")
     constant: Positive | None = Field(None, description="rate, requests/s; equal gaps")
-    on_off: OnOff | None = Field(None, description="{on_s, off_s, rate_on, rate_off}")
+    on_off: OnOff | None = Field(None, description="{on_s, off_s, rate_on, rate_off, gaps}")
     diurnal: Diurnal | None = Field(None, description="{rate, peak, period_s, peak_at_s}")
     closed_loop: ClosedLoop | None = Field(None, description="{concurrency}")
 
@@ -104,7 +105,7 @@ def _renewal(gaps: Callable[[int], Floats], requests: int | None, duration_s: fl
 
 
 def _on_off(spec: OnOff, rng: np.random.Generator, requests: int | None, duration_s: float | None) -> Floats:
-    """A unit-rate Poisson process carried through the inverse of the cumulated rate (time change)."""
+    """A unit-rate process, Poisson or even, carried through the inverse of the cumulated rate (time change)."""
     period = spec.on_s + spec.off_s
     on_area, area = spec.on_s * spec.rate_on, spec.on_s * spec.rate_on + spec.off_s * spec.rate_off
 
@@ -114,12 +115,17 @@ def _on_off(spec: OnOff, rng: np.random.Generator, requests: int | None, duratio
         quiet = (rest - on_area) / spec.rate_off if spec.rate_off > 0 else np.zeros_like(rest)
         return cycles * period + np.where(rest < on_area, rest / spec.rate_on, spec.on_s + np.maximum(quiet, 0.0))
 
+    def unit(requests: int | None, until: float | None) -> Floats:
+        if spec.gaps == "equal":
+            return np.arange(requests if requests is not None else int(np.ceil(until or 0.0)), dtype=float)
+        return _renewal(lambda n: rng.exponential(1.0, n), requests, until)
+
     if requests is not None:
-        return np.maximum.accumulate(inverse(_renewal(lambda n: rng.exponential(1.0, n), requests, None)))
+        return np.maximum.accumulate(inverse(unit(requests, None)))
     assert duration_s is not None
     whole, rest = divmod(duration_s, period)
     top = whole * area + min(rest, spec.on_s) * spec.rate_on + max(rest - spec.on_s, 0.0) * spec.rate_off
-    times = np.maximum.accumulate(inverse(_renewal(lambda n: rng.exponential(1.0, n), None, top)))
+    times = np.maximum.accumulate(inverse(unit(None, top)))
     return times[times < duration_s]
 
 

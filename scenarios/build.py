@@ -18,6 +18,7 @@ from scenarios.schema import Scenario
 from scenarios.slora import slora_part
 from scenarios.tenants import Tenants
 from scenarios.traces.table import Labels
+from scenarios.vtc import vtc_part
 from scenarios.workload import MaxTokens, Noise, Stream, stream_positions
 from serving.errors import InputError
 from serving.lora import Adapter, LoRARequest
@@ -109,8 +110,8 @@ def _part(scenario: Scenario, seed: int, names: tuple[str, ...]) -> Part:
     spec = scenario.workload
     if spec.trace is not None:
         return trace_part(scenario, Draws(seed), names)
-    if spec.generator == "slora":
-        part = slora_part(scenario, seed, len(names))
+    if spec.generator != "loratory":
+        part = slora_part(scenario, seed, len(names)) if spec.generator == "slora" else vtc_part(spec, seed)
         deadline = _deadline(spec.deadline_s, Draws(seed), len(part))
         return part if deadline is None else replace(part, deadline=deadline)
     if spec.streams is not None:

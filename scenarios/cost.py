@@ -53,6 +53,9 @@ class LinearCost(Section):
     decode_per_seq_s: NotNegative = Field(description="for each decoding sequence")
     decode_per_kv_token_s: NotNegative = Field(description="for each KV token read")
     decode_floor_s: NotNegative = Field(0.0, description="a decode step takes at least this")
+    decode_gemm_floor_s: NotNegative = Field(
+        0.0, description="base and sequences of a decode step take at least this; KV tokens come on top"
+    )
     prefill_base_s: NotNegative = Field(description="a step with prefill, whatever is in it")
     prefill_per_token_s: NotNegative = Field(description="for each prompt token")
     prefill_attention_s: NotNegative = Field(0.0, description="for each pair of a prompt token and a token it sees")

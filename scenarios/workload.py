@@ -104,8 +104,9 @@ class WorkloadSpec(Section):
     streams: Annotated[list[Stream], Field(min_length=1)] | None = Field(
         None, description="sub-workloads, merged by time, each with its own tenant, arrivals, lengths and adapters"
     )
-    generator: Literal["loratory", "slora"] = Field(
-        "loratory", description="slora: draw exactly as S-LoRA's benchmark does; the run's seed is its numpy seed (42)"
+    generator: Literal["loratory", "slora", "vtc"] = Field(
+        "loratory",
+        description="slora, vtc: draw exactly as that system's benchmark does; the run's seed is its numpy seed (42)",
     )
     max_tokens: MaxTokens = Field(
         "cap", description="what policies see: cap (the longest output, default), a number, or exact (ignore_eos)"
@@ -145,6 +146,12 @@ class WorkloadSpec(Section):
         ]
         if changed:
             raise wrong("goes with a trace, and there is none: add trace, or leave it out", changed[0])
+        if self.generator == "vtc" and not self._drawn_by_vtc():
+            raise wrong(
+                "vtc wants streams with fixed lengths, all poisson or all constant or on_off (with rate_off: 0 and "
+                "gaps: equal), and nothing else in them but a tenant",
+                "generator",
+            )
         if self.streams is not None:
             self._check_streams()
             return self
@@ -172,7 +179,7 @@ class WorkloadSpec(Section):
             raise wrong("cannot go with streams, which have their own: leave one out", "arrivals")
         if self.requests is not None or self.duration_s is None:
             raise wrong("streams want a duration_s, which says when they end", "streams")
-        if self.generator != "loratory":
+        if self.generator == "slora":
             raise wrong("cannot go with streams: leave one out", "generator")
         for index, stream in enumerate(self.streams or ()):
             for key in ("input_tokens", "output_tokens"):
@@ -180,6 +187,21 @@ class WorkloadSpec(Section):
                     raise wrong("is missing: add it here, or to workload for every stream", "streams", index, key)
             if stream.start_s >= self.duration_s:
                 raise wrong(f"is not before duration_s ({self.duration_s:g})", "streams", index, "start_s")
+
+    def _drawn_by_vtc(self) -> bool:
+        known = {"tenant", "arrivals", "input_tokens", "output_tokens"}
+        streams = self.streams or []
+        arrivals = [stream.arrivals for stream in streams]
+        even = [a.constant or (a.on_off and a.on_off.gaps == "equal" and not a.on_off.rate_off) for a in arrivals]
+        lengths = [(s.input_tokens or self.input_tokens, s.output_tokens or self.output_tokens) for s in streams]
+        return (
+            bool(streams)
+            and (all(even) or all(a.poisson for a in arrivals))
+            and all(given is not None and given.fixed for pair in lengths for given in pair)
+            and all(
+                getattr(s, k) == f.default for s in streams for k, f in Stream.model_fields.items() if k not in known
+            )
+        )
 
 
 def stream_positions(stream: Stream, names: tuple[str, ...]) -> Sequence[int]:

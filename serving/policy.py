@@ -14,6 +14,7 @@ from serving.fairness import Account, By, Rounds, Unit, Units
 from serving.lanes import Lanes
 from serving.lora import Adapter
 from serving.plan import BatchShape
+from serving.reservation import Reservation
 from serving.views import AdapterView, RequestView, RequestViews, TenantView, View
 from serving.waiting import Within
 
@@ -46,6 +47,7 @@ __all__ = [
     "Reject",
     "RequestView",
     "RequestViews",
+    "Reservation",
     "Rounds",
     "Schedule",
     "Scorer",
@@ -66,7 +68,8 @@ class Outcome(NamedTuple):
 
     slots: no GPU slot is free. kv: too few KV blocks are free. seqs: ``max_num_seqs`` run. budget: the step's tokens
     are spent. adapter: the adapter is not where the action needs it. pinned, in_use: it must stay, or be finished with
-    first. unknown: no such waiting or running request, adapter, or point in time.
+    first. reserve: it waits for LightLLM's router (`serving.reserved`). unknown: no such waiting or running request,
+    adapter, or point in time.
     """
 
     ok: bool

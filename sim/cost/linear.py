@@ -22,6 +22,7 @@ class LinearOptions(BaseModel):
     decode_per_seq_s: float = Field(default=0.0, ge=0, description="per decoding sequence")
     decode_per_kv_token_s: float = Field(default=0.0, ge=0, description="per KV token read by decode attention")
     decode_floor_s: float = Field(default=0.0, ge=0, description="least time of a step that decodes, LoRA not counted")
+    decode_gemm_floor_s: float = Field(default=0.0, ge=0, description="least time of base and sequences of a decode")
     prefill_base_s: float = Field(default=0.0, ge=0, description="a step that prefills")
     prefill_per_token_s: float = Field(default=0.0, ge=0, description="per prefill token")
     prefill_attention_s: float = Field(default=0.0, ge=0, description="per (query, key) pair of prefill attention")
@@ -62,6 +63,7 @@ class LinearCost:
         o = options
         self._transfers = TransferModel(o.transfers, o.load_base_s, o.load_per_byte_s, o.load_per_rank_s)
         self._decode = (o.decode_base_s, o.decode_per_seq_s, o.decode_per_kv_token_s, o.decode_floor_s)
+        self._gemm_floor = o.decode_gemm_floor_s
         self._prefill = (o.prefill_base_s, o.prefill_per_token_s, o.prefill_attention_s)
         self._slots_per_token = o.slot_token_s * slots
         self._mixed_base = max(o.decode_base_s, o.prefill_base_s)
@@ -91,12 +93,12 @@ class LinearCost:
             prefill_base, per_token, per_pair = self._prefill
             intercept = per_token * shape.prefill_tokens + per_pair * shape.prefill_attention
             if shape.decode_seqs:
-                intercept += self._mixed_base + per_seq * shape.decode_seqs
+                intercept = max(self._gemm_floor, intercept + self._mixed_base + per_seq * shape.decode_seqs)
             else:
                 intercept += prefill_base
                 floor = 0.0
         else:
-            intercept = base + per_seq * shape.decode_seqs
+            intercept = max(self._gemm_floor, base + per_seq * shape.decode_seqs)
         if self._slots_per_token:
             slots = self._slots_per_token * shape.tokens
             intercept, floor = intercept + slots, floor + slots

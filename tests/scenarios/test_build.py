@@ -240,6 +240,56 @@ def test_the_slora_generator_says_what_it_needs() -> None:
         scenario(workload={"generator": "slora"})
 
 
+def test_the_vtc_generator_is_that_of_their_benchmark() -> None:
+    """A transcription of fair_bench/trace.py: clients evenly spaced, one of them off in every other minute."""
+    np.random.seed(7)
+    expected = []
+    for client, rate in enumerate((2.0, 3.0)):
+        at = np.random.rand() / rate
+        for _ in range(int(rate * 300)):
+            at += 1 / rate
+            if client or int(at // 60) % 2 == 0:
+                expected.append((at, client))
+    even = [{"on_off": {"on_s": 60, "off_s": 60, "rate_on": 2.0, "gaps": "equal"}}, {"constant": 3.0}]
+    w = built(vtc(*even, duration_s=300), seed=7)
+    times, clients = zip(*sorted(expected), strict=True)
+    np.testing.assert_allclose(w.arrival, times, rtol=1e-12)
+    assert [w.tenants[i] for i in w.tenant] == [f"client-{i}" for i in clients]
+    assert set(w.prompt_tokens) == set(w.output_tokens) == {64} and set(w.adapter) == {-1}
+
+
+def test_the_vtc_generator_draws_poisson_clients_together() -> None:
+    np.random.seed(42)
+    which = (np.random.rand(2850) > 8.0 / 9.5).astype(int)
+    times = np.cumsum(np.random.gamma(1.0, 1 / 9.5, 2850))
+    w = built(vtc({"poisson": 8.0}, {"poisson": 1.5}, duration_s=300), seed=42)
+    np.testing.assert_allclose(w.arrival, times, rtol=1e-12)
+    np.testing.assert_array_equal(w.tenant, which)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"streams": [{"arrivals": {"poisson": 1}}, {"arrivals": {"constant": 1}}]},
+        {"streams": [{"arrivals": {"on_off": {"on_s": 1, "off_s": 1, "rate_on": 1}}}]},
+        {"streams": [{"arrivals": {"constant": 1}, "start_s": 3}]},
+        {"input_tokens": {"uniform": [1, 9]}},
+        {"streams": None, "arrivals": {"constant": 1}},
+    ],
+)
+def test_the_vtc_generator_says_what_it_needs(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="vtc wants streams"):
+        vtc({"constant": 1.0}, duration_s=10, **changes)
+
+
+def vtc(*arrivals: dict[str, Any], **changes: Any) -> Scenario:
+    """Clients with these arrivals."""
+    streams = [{"tenant": f"client-{place}", "arrivals": given} for place, given in enumerate(arrivals)]
+    lengths = {"input_tokens": 64, "output_tokens": 64, "max_tokens": "exact"}
+    workload = {"generator": "vtc", "arrivals": None, "streams": streams, **lengths, **changes}
+    return scenario(adapters={"count": 0}, workload=workload)
+
+
 def test_a_million_requests_are_columns_not_objects() -> None:
     s = scenario(workload={"duration_s": None, "requests": 1_000_000}, adapters={"popularity": {"zipf": 1.0}})
     assert len(built(s)) == 1_000_000

@@ -47,6 +47,7 @@ every_arrival = st.sampled_from(
         {"constant": 3.0},
         {"on_off": {"on_s": 3, "off_s": 5, "rate_on": 9.0}},
         {"on_off": {"on_s": 3, "off_s": 5, "rate_on": 9.0, "rate_off": 1.0}},
+        {"on_off": {"on_s": 3, "off_s": 5, "rate_on": 9.0, "rate_off": 1.0, "gaps": "equal"}},
         {"diurnal": {"rate": 6.0, "peak": 2.0, "period_s": 20}},
     ]
 )
@@ -67,6 +68,12 @@ def test_a_number_of_requests_is_exact(spec: dict[str, object], seed: int, n: in
     times = Arrivals.model_validate(spec).draw(rng(seed), n, None)
     assert len(times) == n
     assert (np.diff(times) >= 0).all()
+
+
+def test_on_off_with_equal_gaps_is_even_while_it_lasts() -> None:
+    spec = {"on_s": 2, "off_s": 3, "rate_on": 2, "rate_off": 1, "gaps": "equal"}
+    times = Arrivals.model_validate({"on_off": spec}).draw(rng(), None, 9)
+    np.testing.assert_allclose(times, [0, 0.5, 1, 1.5, 2, 3, 4, 5, 5.5, 6, 6.5, 7, 8])
 
 
 def test_on_off_is_silent_when_off_and_has_its_rates() -> None:

@@ -19,7 +19,8 @@ from policies.fair_share import FairShare
 from policies.fifo import Fifo
 from policies.rotation import Rotation
 from serving.config import EngineConfig
-from serving.policy import Limits
+from serving.policy import Limits, Reservation
+from serving.reserved import Reserved
 
 INPUT, OUTPUT = 1.0, 2.0
 
@@ -103,6 +104,8 @@ FAIR: dict[str, Callable[[], Any]] = {
     "fair_share": FairShare,
     "fair_share-min": lambda: FairShare(lift="min"),
     "fair_share-none": lambda: FairShare(lift="none"),
+    "fair_share-reserved": lambda: Reserved(FairShare()),
+    "fair_share-reserved-often": lambda: Reserved(FairShare(), Reservation(decode_steps=2, max_requests=4)),
     "deficit": lambda: Deficit(quantum=60.0),
     "deficit-small": lambda: Deficit(quantum=5.0),
     "affine_deficit": lambda: AffineDeficit(quantum=60.0),

@@ -32,7 +32,8 @@ from serving.events import Admitted, Arrived, Ended, Evicted, Stepped
 from serving.integrity import check
 from serving.lora import Adapter, LoRARequest
 from serving.plan import BatchShape, StepPlan, StepResult
-from serving.policy import Policy, RequestViews
+from serving.policy import Policy, RequestViews, Reservation
+from serving.reserved import Reserved
 from serving.workload import Workload
 from sim.cost.base import DecodeLine
 from sim.routers import router as make_router
@@ -107,6 +108,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "fifo-prefetch": lambda: _with(Fifo(), prefetch=3),
     "fifo-lfu": lambda: _with(Fifo(), evict="lfu"),
     "fifo-cost-aware": lambda: _with(Fifo(), evict="cost_aware", prefetch=1),
+    "fifo-reserved": lambda: Reserved(Fifo(), Reservation(decode_steps=4, min_prefill_tokens=20)),
     "affinity": Affinity,
     "affinity-soft-1": lambda: Affinity(cluster_size=1),
     "affinity-hard-1": lambda: Affinity(cluster_size=1, hard=True),
@@ -117,6 +119,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "fair_share-none": lambda: FairShare(lift="none", by="adapter"),
     "fair_share-mean": lambda: FairShare(predict="mean"),
     "fair_share-request": lambda: FairShare(predict="request", by="adapter"),
+    "fair_share-reserved": lambda: Reserved(FairShare(), Reservation(decode_steps=3)),
     "fair_share-loose": lambda: FairShare(strict=False, by="adapter"),
     "deficit": lambda: Deficit(quantum=30.0),
     "deficit-adapter": lambda: Deficit(quantum=7.0, by="adapter"),

@@ -1,0 +1,131 @@
+"""Reservation: LightLLM's admission: when its router looks at the queue, and what fits until it ends."""
+
+from __future__ import annotations
+
+from bisect import insort
+from typing import TYPE_CHECKING
+
+from serving.errors import InputError
+
+if TYPE_CHECKING:
+    from serving.views import RequestView, View
+
+
+class Reservation:
+    """A request is admitted when the KV pool holds all running requests at their largest, each going to max_tokens.
+
+    The router looks at the queue when nothing runs, and from ``decode_steps`` decode steps after it last admitted; from
+    then on at every step until it admits. One look brings prompts of at most max(pool / 6, ``min_prefill_tokens``)
+    tokens together, and at most ``max_requests`` run. Adapters in use are set aside: what they take of the pool, or
+    ``tokens_per_rank`` for a unit of their ranks where that is given.
+
+        if not reservation.steps_left(view):
+            reservation.look(view)
+            for request in ...:
+                if not reservation.fits(view, request): break
+                ...admit it...
+                reservation.add(view, request)
+
+    Source: the router of LightLLM, S-LoRA and VTC (slora/server/router/manager.py and req_queue.py).
+    """
+
+    __slots__ = (
+        "_added",
+        "_bound",
+        "_brought",
+        "_last",
+        "_running",
+        "_sizes",
+        "_steps",
+        "max_requests",
+        "min_prefill_tokens",
+        "tokens_per_rank",
+    )
+
+    def __init__(
+        self,
+        decode_steps: int = 10,
+        max_requests: int = 1000,
+        min_prefill_tokens: int = 3072,
+        tokens_per_rank: int | None = None,
+    ) -> None:
+        if decode_steps < 1 or max_requests < 1:
+            raise InputError("decode_steps and max_requests are at least 1")
+        self._steps = decode_steps
+        self.max_requests = max_requests
+        self.min_prefill_tokens = min_prefill_tokens
+        self.tokens_per_rank = tokens_per_rank
+        self._last = -decode_steps
+        self._brought = 0
+        self._bound = 0
+        self._running: list[RequestView] = []
+        self._sizes: list[tuple[int, int]] | None = None
+        self._added: list[tuple[int, int]] = []
+
+    def steps_left(self, view: View) -> int:
+        """Decode steps until the router looks at the queue; 0 when it does now."""
+        left = self._last + self._steps - view.decode_steps
+        return left if left > 0 and view.running else 0
+
+    def look(self, view: View) -> None:
+        """The router looks at the queue: forget the last look."""
+        self._brought = 0
+        self._sizes = None
+        self._added = []
+        self._running = list(view.running)
+        self._bound = sum([request.prompt_tokens + request.max_tokens for request in self._running])
+
+    def fits(self, view: View, new: RequestView) -> bool:
+        """Whether a waiting request may join those that run and those added in this look."""
+        if len(view.running) >= self.max_requests:
+            return False
+        total = view.kv_total_tokens
+        if self._brought + new.prompt_tokens > max(total // 6, self.min_prefill_tokens):
+            return False
+        room = total - self._set_aside(view, new.adapter)
+        if self._bound + new.prompt_tokens + new.max_tokens < room:
+            return True  # even with all at their largest at once
+        if self._sizes is None:
+            running = [(r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens) for r in self._running]
+            self._sizes = sorted(running + self._added)
+        return self._peak(_joining(new)) < room
+
+    def add(self, view: View, request: RequestView) -> None:
+        """The request was admitted."""
+        size = _joining(request)
+        self._added.append(size)
+        if self._sizes is not None:
+            insort(self._sizes, size)
+        self._bound += request.prompt_tokens + request.max_tokens
+        self._brought += request.prompt_tokens
+        self._last = view.decode_steps
+
+    def _peak(self, new: tuple[int, int]) -> int:
+        """The most KV tokens held at one time until all have ended, with one more request.
+
+        When the i-th longest to run ends, the i that run hold their lengths now and i times what it had left.
+        """
+        assert self._sizes is not None
+        sizes = self._sizes.copy()
+        insort(sizes, new)
+        largest = held = 0
+        for count, (minus_left, length) in enumerate(sizes, start=1):
+            held += length
+            if held - minus_left * count > largest:
+                largest = held - minus_left * count
+        return largest
+
+    def _set_aside(self, view: View, new: str | None) -> int:
+        """KV tokens not to be counted on: those of the adapters in use and a new one."""
+        names = [name for name, adapter in view.on_gpu.items() if adapter.references]
+        if new is not None and not view.adapters[new].references:
+            names.append(new)
+        if self.tokens_per_rank is not None:
+            return self.tokens_per_rank * sum([view.adapters[name].rank for name in names])
+        return sum([view.adapters[name].kv_tokens for name in names]) if view.memory == "unified" else 0
+
+
+def _joining(request: RequestView) -> tuple[int, int]:
+    """(minus the tokens left, length) right after the prefill that a request is admitted to."""
+    done = request.generated_tokens + 1
+    return done - request.max_tokens, request.prompt_tokens + done
