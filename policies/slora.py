@@ -44,7 +44,7 @@ class SLora:
     def schedule(self, view: View) -> Schedule:
         """Drop unused adapters; when it is time, admit from the front while requests fit."""
         for adapter in view.idle():
-            if adapter.name is not None:
+            if adapter.name is not None and not (adapter.fresh and adapter.waiting):
                 yield Evict(adapter.name)
         reservation = self.reservation
         wait = reservation.steps_left(view)

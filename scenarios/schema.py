@@ -86,7 +86,8 @@ class Scenario(Section):
         adapters, engine = self.adapters, self.engine
         count = adapters.known_count
         if count == 0:
-            if adapters.popularity is not None or adapters.rates is not None:
+            unused = adapters.popularity is not None and self.workload.generator != "slora"
+            if unused or adapters.rates is not None:
                 raise wrong("is 0, so nothing can be popular: raise it", "adapters", "count")
             return
         if adapters.max_rank() > engine.max_lora_rank:

@@ -16,7 +16,8 @@ def slora_part(scenario: Scenario, seed: int, adapters: int) -> Part:
     """The requests S-LoRA's generator gives for ``seed`` (its default is 42) over ``adapters`` adapters.
 
     A scenario's ``uniform: [lo, hi]`` includes hi, S-LoRA's ranges do not: its ``[8, 512]`` is ``[8, 511]`` here.
-    Arrivals may run past ``duration_s``, as they do there.
+    Arrivals may run past ``duration_s``, as they do there. Without adapters it draws as for one, and all requests want
+    the base model.
     """
     workload, popularity = scenario.workload, scenario.adapters.popularity
     gamma = workload.arrivals.gamma if workload.arrivals is not None else None
@@ -34,7 +35,7 @@ def slora_part(scenario: Scenario, seed: int, adapters: int) -> Part:
     gaps = legacy.gamma(1.0 / (gamma.cv * gamma.cv), gamma.cv * gamma.cv / gamma.rate, n)
     return Part(
         arrival=np.cumsum(gaps),
-        adapter=np.minimum(adapter, adapters - 1),
+        adapter=np.minimum(adapter, adapters - 1),  # which is -1, the base model, without adapters
         prompt=prompt.astype(np.int64),
         output=output.astype(np.int64),
     )

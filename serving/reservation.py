@@ -86,7 +86,9 @@ class Reservation:
         if self._bound + new.prompt_tokens + new.max_tokens < room:
             return True  # even with all at their largest at once
         if self._sizes is None:
-            running = [(r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens) for r in self._running]
+            running = [
+                (r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens) for r in self._running
+            ]
             self._sizes = sorted(running + self._added)
         return self._peak(_joining(new)) < room
 

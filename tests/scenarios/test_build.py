@@ -235,6 +235,22 @@ def test_the_slora_generator_is_that_of_their_benchmark(alpha: float, cv: float,
     assert [a.rank for a in adapters_of(s)[:4]] == [64, 32, 16, 64][: min(4, count)]
 
 
+def test_the_slora_generator_draws_the_same_requests_for_the_base_model() -> None:
+    workload = {
+        "generator": "slora",
+        "arrivals": {"gamma": {"rate": 2.0, "cv": 1.0}},
+        "input_tokens": {"uniform": [8, 511]},
+        "output_tokens": {"uniform": [8, 511]},
+        "duration_s": 300,
+    }
+    one, none = (
+        built(scenario(adapters={"count": n, "popularity": {"power": 1.0}}, workload=workload)) for n in (1, 0)
+    )
+    assert set(one.adapter.tolist()) == {0} and set(none.adapter.tolist()) == {-1}
+    for column in ("arrival", "prompt_tokens", "output_tokens"):
+        np.testing.assert_array_equal(getattr(none, column), getattr(one, column))
+
+
 def test_the_slora_generator_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match="slora wants gamma arrivals"):
         scenario(workload={"generator": "slora"})

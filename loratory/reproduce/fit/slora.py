@@ -1,0 +1,174 @@
+"""Fit the constants of scenarios/published/slora-*.yaml: ``python -m loratory.reproduce.fit.slora``.
+
+Steps without LoRA come from VTC's A10G profile, three constants from three S1 rows, two from two S4 rows; the rest of
+the A100's are scaled from the A10G's or taken from kernel times measured on an A100.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from loratory.reproduce.slora import Figures, Run, published, simulate
+from scenarios.catalogue import published_folder
+from serving.workload import Floats
+from sim.catalogue import gpu, model
+
+LOAD_PER_RANK_S = 0.56e-3
+"""S-LoRA on an A10G, host to GPU: seconds by rank, as published with its rows."""
+
+A100_LINEAR_7B_S = {1: 8.5e-3, 512: 30.5e-3, 4096: 238e-3}
+"""Llama-2-7B's linear layers on an A100, by tokens: measured kernel times (AIConfigurator 0.12)."""
+
+_SHORTEST_TOKENS = 64
+"""Profile rows with shorter prompts or outputs are left out: a single decode step has no warm-up, and prompts of 8 to
+32 tokens in batches of hundreds have costs by the request that serving never sees."""
+
+Constants = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Constants to find, in seconds, from ``start`` and with the steps ``by`` that measure slopes."""
+
+    start: Constants
+    by: Constants
+
+
+def profile() -> Constants:
+    """Decode and prefill constants of VTC's A10G profile: relative least squares.
+
+    decode step = max(gemm_floor, base + per_seq * sequences) + per_kv_token * KV tokens. The largest batch on the floor
+    is the one that leaves the least error. A prefill step has no base: these
+    batches are too large to tell it.
+    """
+    with (published_folder() / "measured" / "vtc_osdi24_a10g_profile.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = sorted(rows, key=lambda row: row["batch_size"])
+    prefills = [row for row in rows if row["input_tokens"] >= _SHORTEST_TOKENS]
+    per_token = [row["prefill_s_per_request"] / row["input_tokens"] for row in prefills]
+    decodes = [row for row in rows if row["output_tokens"] >= _SHORTEST_TOKENS]
+    batch = np.array([row["batch_size"] for row in decodes])
+    length = np.array([row["input_tokens"] + (row["output_tokens"] + 1) / 2 for row in decodes])
+    seconds = np.array([row["decode_s_per_request"] / row["output_tokens"] for row in decodes]) * batch
+    fits = [_split(k, batch, batch * length, seconds) for k in range(2, len(decodes) - 2)]
+    floor, base, per_seq, per_kv_token = min(fits, key=lambda fit: fit[0])[1]
+    return {
+        "decode_base_s": base,
+        "decode_per_seq_s": per_seq,
+        "decode_per_kv_token_s": per_kv_token,
+        "decode_gemm_floor_s": floor,
+        "prefill_base_s": 0.0,
+        "prefill_per_token_s": _constant(per_token),
+    }
+
+
+def _constant(seconds: Sequence[float]) -> float:
+    """The constant with the least relative squared error."""
+    inverse = 1.0 / np.array(seconds)
+    return float(inverse.sum() / (inverse**2).sum())
+
+
+def _split(on_floor: int, batch: Floats, kv_tokens: Floats, seconds: Floats) -> tuple[float, list[float]]:
+    """(squared relative error, [floor, base, per_seq, per_kv_token]) with the smallest batches on the floor."""
+    low = np.arange(len(batch)) < on_floor
+    terms = np.stack([low, ~low, np.where(low, 0.0, batch), kv_tokens], axis=1) / seconds[:, None]
+    constants = np.linalg.lstsq(terms, np.ones(len(seconds)), rcond=None)[0]
+    return float(((terms @ constants - 1.0) ** 2).sum()), [float(value) for value in constants]
+
+
+def a10g(base: Constants) -> Constants:
+    """The constants of S-LoRA on the A10G: those of ``base`` and three fitted to three S1 rows."""
+    rows = [run for run in published() if run.fitted and "S1" in run.suite]
+    fixed = base | {"load_per_rank_s": LOAD_PER_RANK_S}
+    search = Search(
+        {"decode_per_kv_token_s": 1.5e-6, "lora_token_rank_s": 2.5e-6, "per_rank_s": 2.5e-6},
+        {"decode_per_kv_token_s": 1e-7, "lora_token_rank_s": 5e-7, "per_rank_s": 2e-6},
+    )
+    return fixed | solve(search, lambda constants: _residuals(rows, fixed | constants))
+
+
+def a100(small: Constants) -> Constants:
+    """The constants of S-LoRA on the A100 with Llama-13B, from those of the A10G with Llama-7B and two S4 rows.
+
+    LoRA and attention in decode read memory: they scale with bytes over bandwidth. Linear layers scale with weights.
+    """
+    seven, thirteen = model("llama-2-7b"), model("llama-2-13b")
+    slower = gpu("a10g").memory_bytes_per_s / gpu("a100-80gb").memory_bytes_per_s
+    bytes_ = thirteen.kv_bytes_per_token() / seven.kv_bytes_per_token()
+    layers = (thirteen.layers * thirteen.hidden**2) / (seven.layers * seven.hidden**2)
+    one, many, most = A100_LINEAR_7B_S.items()
+    fixed = {
+        "decode_base_s": one[1] * layers,
+        "decode_per_seq_s": (many[1] - one[1]) / (many[0] - one[0]) * layers,
+        "decode_per_kv_token_s": small["decode_per_kv_token_s"] * bytes_ * slower,
+        "prefill_base_s": 0.0,
+        "prefill_per_token_s": most[1] / most[0] * layers,
+        "lora_token_rank_s": small["lora_token_rank_s"] * bytes_ * slower,
+        "per_rank_s": small["per_rank_s"] * bytes_ * slower,
+    }
+    rows = [run for run in published() if run.fitted and "S4" in run.suite]
+    search = Search(
+        {"decode_gemm_floor_s": 0.035, "load_per_rank_s": LOAD_PER_RANK_S},
+        {"decode_gemm_floor_s": 0.001, "load_per_rank_s": 1e-4},
+    )
+    return fixed | solve(search, lambda constants: _residuals(rows, fixed | constants))
+
+
+def _residuals(rows: Sequence[Run], constants: Constants) -> Floats:
+    """Differences over what counts as much: 0.5 % of throughput, 2 % of mean latency."""
+    changes = tuple(f"cost.{name}={value!r}" for name, value in constants.items())
+    tried = [
+        replace(row, simulation=replace(row.simulation, changes=(*row.simulation.changes, *changes))) for row in rows
+    ]
+    found = zip(rows, simulate(tried), strict=True)
+    return np.concatenate([_differences(row.measured, simulated) for row, simulated in found])
+
+
+def _differences(measured: Figures, simulated: Figures) -> Floats:
+    throughput = simulated.throughput / measured.throughput - 1.0
+    latency = simulated.latency_s / measured.latency_s - 1.0
+    return np.array([throughput / 0.005, latency / 0.02])
+
+
+def solve(search: Search, residuals: Callable[[Constants], Floats], rounds: int = 8) -> Constants:
+    """Damped Gauss-Newton steps while they help; no constant goes below 0."""
+    names = list(search.start)
+    at, by = np.array([search.start[n] for n in names]), np.array([search.by[n] for n in names])
+
+    def of(values: Floats) -> Floats:
+        return residuals(dict(zip(names, [float(value) for value in values], strict=True)))
+
+    now = of(at)
+    for _ in range(rounds):
+        slopes = np.stack([of(at + by * unit) - now for unit in np.eye(len(names))], axis=1)
+        move = np.linalg.solve(slopes.T @ slopes + 0.3 * np.eye(len(names)), -slopes.T @ now)
+        tries = [np.maximum(at + share * move * by, 0.0) for share in (1.0, 0.5, 0.25)]
+        results = [of(values) for values in tries]
+        best = min(range(len(tries)), key=lambda i: float(results[i] @ results[i]))
+        if results[best] @ results[best] >= now @ now:
+            break
+        at, now = tries[best], results[best]
+    return dict(zip(names, [float(value) for value in at], strict=True))
+
+
+def _show(title: str, constants: Constants) -> None:
+    print(title)
+    for name, value in constants.items():
+        print(f"  {name}: {value:.4g}")
+
+
+def main() -> None:
+    """Print the constants, as the scenarios have them."""
+    base = profile()
+    _show("VTC's A10G profile, batches of equal lengths", base)
+    small = a10g(base)
+    _show("published/slora-a10g", small)
+    _show("published/slora-a100", a100(small))
+
+
+if __name__ == "__main__":
+    main()
