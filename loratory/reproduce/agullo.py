@@ -6,14 +6,13 @@ import csv
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sim.cost.compare import kv_tokens
-
 from loratory.build import build
 from loratory.reproduce.cases import Case, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
 from scenarios.catalogue import published_folder
 from scenarios.load import load_scenario
 from serving.errors import InputError
+from sim.cost.compare import kv_tokens
 
 SCENARIO = "published/agullo-h100"
 RATES = (0.1, 0.05, 0.025)
