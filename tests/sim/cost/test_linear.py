@@ -68,6 +68,16 @@ def test_the_floor_bounds_decode_steps_and_lora_comes_on_top() -> None:
     assert cost.step_seconds(BatchShape(prefill_tokens=8, prefill_seqs=1)) < 36e-3
 
 
+def test_the_gemm_floor_bounds_all_but_attention() -> None:
+    cost = LinearCost.from_options(
+        {"decode_base_s": 1.0, "decode_per_seq_s": 0.5, "decode_per_kv_token_s": 0.1, "decode_gemm_floor_s": 3.0}
+    )
+    assert cost.step_seconds(BatchShape(decode_seqs=2, kv_tokens=10)) == pytest.approx(3.0 + 1.0)
+    assert cost.step_seconds(BatchShape(decode_seqs=8, kv_tokens=10)) == pytest.approx(5.0 + 1.0)
+    with_prefill = BatchShape(decode_seqs=2, kv_tokens=10, prefill_tokens=1, prefill_seqs=1)
+    assert cost.step_seconds(with_prefill) == pytest.approx(3.0 + 1.0)
+
+
 def test_loads_follow_the_rank() -> None:
     cost = LinearCost.from_options(A10G | {"transfers": {"disk_fixed_s": 0.5, "disk_bytes_per_s": 100.0}})
     adapter = Adapter(LoRARequest("a", 1, "a"), 8, 200)
