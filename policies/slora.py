@@ -40,6 +40,7 @@ class SLora:
         self.objective_s = objective_s
         self.margin_s = margin_s
         self.load = _Load()
+        self._woken = 0
 
     def schedule(self, view: View) -> Schedule:
         """Drop unused adapters; when it is time, admit from the front while requests fit."""
@@ -50,7 +51,7 @@ class SLora:
         wait = reservation.steps_left(view)
         if wait:
             if view.waiting:
-                yield Wake(after_steps=wait)
+                yield from self._wake(view, wait)
             return
         if self.abort:
             yield from self._give_up(view)
@@ -68,10 +69,14 @@ class SLora:
             reservation.add(view, request)
             admitted += 1
         self.load.admitted(admitted, len(view.waiting))
-        if view.waiting and (admitted or self.abort):
-            # Without abort, what does not fit now will not before a running request ends: the peak of those running
-            # does not change while they decode.
-            yield Wake(after_steps=max(1, reservation.steps_left(view)))
+        if view.waiting:
+            yield from self._wake(view, max(1, reservation.steps_left(view)))
+
+    def _wake(self, view: View, steps: int) -> Schedule:
+        """Ask to be called after so many decode steps, once."""
+        if view.decode_steps + steps != self._woken:
+            self._woken = view.decode_steps + steps
+            yield Wake(after_steps=steps)
 
     def _give_up(self, view: View) -> Schedule:
         """Reject what has waited too long; the load is taken before that."""

@@ -34,7 +34,6 @@ class Reservation:
         "_bound",
         "_brought",
         "_last",
-        "_running",
         "_sizes",
         "_steps",
         "max_requests",
@@ -55,25 +54,27 @@ class Reservation:
         self.max_requests = max_requests
         self.min_prefill_tokens = min_prefill_tokens
         self.tokens_per_rank = tokens_per_rank
-        self._last = -decode_steps
+        self._last: int | None = None
         self._brought = 0
         self._bound = 0
-        self._running: list[RequestView] = []
+        """At least what those who run hold if each is at its largest; who has ended since may still count."""
         self._sizes: list[tuple[int, int]] | None = None
-        self._added: list[tuple[int, int]] = []
+        self._added: dict[str, tuple[int, int]] = {}
+        """Those admitted at this look, with their sizes."""
 
     def steps_left(self, view: View) -> int:
         """Decode steps until the router looks at the queue; 0 when it does now."""
-        left = self._last + self._steps - view.decode_steps
+        left = 0 if self._last is None else self._last + self._steps - view.decode_steps
         return left if left > 0 and view.running else 0
 
     def look(self, view: View) -> None:
         """The router looks at the queue: forget the last look."""
         self._brought = 0
         self._sizes = None
-        self._added = []
-        self._running = list(view.running)
-        self._bound = sum([request.prompt_tokens + request.max_tokens for request in self._running])
+        self._added = {}
+        if self._last is None:  # the first look, perhaps at an engine that has been running
+            self._bound = self._at_largest(view)
+            self._last = view.decode_steps - self._steps
 
     def fits(self, view: View, new: RequestView) -> bool:
         """Whether a waiting request may join those that run and those added in this look."""
@@ -86,16 +87,18 @@ class Reservation:
         if self._bound + new.prompt_tokens + new.max_tokens < room:
             return True  # even with all at their largest at once
         if self._sizes is None:
+            self._bound = self._at_largest(view)
             running = [
-                (r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens) for r in self._running
+                (r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens)
+                for r in view.running
+                if r.request_id not in self._added
             ]
-            self._sizes = sorted(running + self._added)
+            self._sizes = sorted([*running, *self._added.values()])
         return self._peak(_joining(new)) < room
 
     def add(self, view: View, request: RequestView) -> None:
         """The request was admitted."""
-        size = _joining(request)
-        self._added.append(size)
+        size = self._added[request.request_id] = _joining(request)
         if self._sizes is not None:
             insort(self._sizes, size)
         self._bound += request.prompt_tokens + request.max_tokens
@@ -117,14 +120,20 @@ class Reservation:
                 largest = held - minus_left * count
         return largest
 
+    def _at_largest(self, view: View) -> int:
+        """KV tokens of all that run, if each were at its largest."""
+        return sum([request.prompt_tokens + request.max_tokens for request in view.running])
+
     def _set_aside(self, view: View, new: str | None) -> int:
         """KV tokens not to be counted on: those of the adapters in use and a new one."""
+        if self.tokens_per_rank is None and view.memory != "unified":
+            return 0
         names = [name for name, adapter in view.on_gpu.items() if adapter.references]
         if new is not None and not view.adapters[new].references:
             names.append(new)
         if self.tokens_per_rank is not None:
             return self.tokens_per_rank * sum([view.adapters[name].rank for name in names])
-        return sum([view.adapters[name].kv_tokens for name in names]) if view.memory == "unified" else 0
+        return sum([view.adapters[name].kv_tokens for name in names])
 
 
 def _joining(request: RequestView) -> tuple[int, int]:

@@ -49,7 +49,5 @@ class Reserved:
                     reservation.add(view, action.request)
             else:
                 outcome, refused = _REFUSED, True
-        if refused and (left := reservation.steps_left(view)):
-            # Without this wake-up it is asked when something ends or arrives. What does not fit at a look will not
-            # before that: while requests decode, the most that they will ever hold together does not change.
-            yield Wake(after_steps=left)
+        if refused:  # at the next look it may fit: the ends of those who run are nearer by then
+            yield Wake(after_steps=max(1, reservation.steps_left(view)))

@@ -20,6 +20,10 @@ class Asked:
     generated_tokens: int = 0
     adapter: str | None = None
 
+    @property
+    def request_id(self) -> str:
+        return str(id(self))
+
 
 @dataclass
 class Seen:
@@ -58,6 +62,16 @@ def test_it_admits_what_lightllm_s_formula_does(running: list[Asked], waiting: l
             rule.add(view, new)  # type: ignore[arg-type]
             view.running.append(new)
             held = trial
+
+
+def test_what_does_not_fit_may_fit_before_a_running_request_ends() -> None:
+    """A running request's end comes nearer, and what a new one holds by then is less."""
+    new = Asked(10, 101)
+    for steps, fits in ((0, False), (60, True)):
+        view: Any = Seen(280, [Asked(100, 101, 1 + steps)], steps)
+        rule = Reservation()
+        rule.look(view)
+        assert rule.fits(view, new) == fits  # type: ignore[arg-type]
 
 
 def test_it_looks_when_idle_then_after_ten_steps_then_at_every_step() -> None:
