@@ -96,7 +96,9 @@ class Engine:
 
     def expect_load(self, adapter: str, eta: float) -> None:
         """A load in flight will be done at about second ``eta``; shown to the policy."""
-        self.ledger.adapters[adapter].eta = eta
+        state = self.ledger.adapters[adapter]
+        if state.tier == "loading" or state.prefetching:  # else a load overtook its prefetch
+            state.eta = eta
 
     @property
     def unfinished(self) -> int:

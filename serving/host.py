@@ -58,3 +58,4 @@ class HostCache:
         """The adapter's load failed: it holds no place."""
         self.held.pop(state.name, None)
         state.prefetching = False
+        state.eta = None

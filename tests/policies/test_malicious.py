@@ -160,3 +160,22 @@ def test_chaos_jumps_as_it_steps(world: World, seed: int) -> None:
     )
     assert jumped.decisions == stepped.decisions
     assert sorted(jumped.of("Ended")) == sorted(stepped.of("Ended"))
+
+
+class PrefetchesWhatItLoads:
+    """Asks for the same adapter twice in one call: in the background, and then at once."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.waiting:
+            if request.adapter is not None:
+                yield Prefetch(request.adapter)
+            yield from want(view, request)
+
+
+@pytest.mark.parametrize("loading", ["sync", "async"])
+def test_a_load_may_overtake_its_own_prefetch(loading: str) -> None:
+    """The prefetch is then for nothing, and the adapter on the GPU has no time of arrival any more (books checked)."""
+    adapters = (adapter(1),)
+    config = EngineConfig(max_num_batched_tokens=4, max_num_seqs=1, block_size=1, num_gpu_blocks=64)
+    world = World(workload([{"adapter": 1, "out": 3}], adapters), adapters, config, ToyCost(load_s=0.013))
+    assert_laws(run(world.with_config(adapter_loading=loading), PrefetchesWhatItLoads))
