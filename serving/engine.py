@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -99,6 +99,12 @@ class Engine:
         state = self.ledger.adapters[adapter]
         if state.tier == "loading" or state.prefetching:  # else a load overtook its prefetch
             state.eta = eta
+
+    def expect_loads(self, plan: StepPlan, now: float) -> None:
+        """The plan's loads that no step waits for start at ``now``; the cost model guesses when they end."""
+        for load in plan.loads:
+            if load.prefetch or not self.ledger.sync_loading:
+                self.expect_load(load.adapter.name, now + load.seconds(self.ledger.cost))
 
     @property
     def unfinished(self) -> int:
@@ -264,7 +270,7 @@ class Engine:
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Apply what a backend did with the last plan, which it finished at second ``now``."""
         ledger, actions = self.ledger, self._actions
-        steps, finished, load_s = result
+        steps, finished, load_s, failed = result
         ledger.now = now
         if plan.loads:
             self._loads_done(plan, load_s)
@@ -282,13 +288,17 @@ class Engine:
         ended: list[Sequence] = []
         if plan.prefills:
             actions.ask = True
-            self._prefilled(plan, load_s, ended)
+            self._prefilled(plan, load_s, ended, failed or ())
         if plan.decode_count:
             clock, finishes = ledger.clock[0], self._finishes
             while finishes and finishes[0][0] <= clock:
                 _, _, sequence, admissions = heappop(finishes)
                 if sequence.decoding and sequence.admissions == admissions:
                     ended.append(sequence)
+        if failed:
+            ended = [sequence for sequence in ended if sequence.request_id not in failed]
+            for request_id, why in failed.items():
+                actions.end_by_id(request_id, "failed", why)
         for sequence in ended:
             actions.end(sequence, "completed", "length")
         for request_id in finished:
@@ -308,15 +318,15 @@ class Engine:
                     self._tell_loaded(Loaded(done, adapter.name, False))
         ledger.slots.loads.clear()
 
-    def _prefilled(self, plan: StepPlan, load_s: float, ended: list[Sequence]) -> None:
-        """Prefill chunks are computed: requests whose context is complete got a token."""
+    def _prefilled(self, plan: StepPlan, load_s: float, ended: list[Sequence], failed: Container[str]) -> None:
+        """Prefill chunks are computed: requests whose context is complete got a token, unless they failed."""
         ledger = self.ledger
         now, clock = ledger.now, ledger.clock[0]
         for sequence, _, _, completes in plan.prefills:
             if load_s and sequence.admitted_at == self._planned[0] and sequence.admissions == 1:
                 sequence.admitted_at += load_s
                 sequence.load_wait_s += load_s
-            if not completes:
+            if not completes or (failed and sequence.request_id in failed):
                 continue
             self._actions.idle_plans = 0
             ledger.begin_decode(sequence)

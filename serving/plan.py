@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from serving.lora import Adapter
+    from serving.policy import CostView
     from serving.sequence import Sequence
 
 
@@ -56,6 +57,18 @@ class AdapterLoad(NamedTuple):
     tier: str
     prefetch: bool
 
+    def fetch_seconds(self, cost: CostView) -> float:
+        """Seconds to host memory by the cost model: from disk, or from farther by way of the disk."""
+        if self.tier == "host":
+            return 0.0
+        seconds = cost.load_seconds(self.adapter, "disk")
+        return seconds + cost.load_seconds(self.adapter, "remote") if self.tier == "remote" else seconds
+
+    def seconds(self, cost: CostView) -> float:
+        """Seconds of the whole load by the cost model, when no other is in its way."""
+        seconds = self.fetch_seconds(cost)
+        return seconds if self.prefetch else seconds + cost.load_seconds(self.adapter, "host")
+
 
 class StepPlan(NamedTuple):
     """One step to run. ``decodes`` reads the ledger's live set, so a backend uses it before it commits the plan.
@@ -85,9 +98,11 @@ class StepResult(NamedTuple):
     """What a backend did with a plan: ``steps`` identical steps (1 for any plan that is not a pure decode).
 
     ``finished`` are the request ids whose last sampled token ended them (end of sequence, a stop string).
-    ``load_s`` are the seconds for which the step waited for adapter loads (``adapter_loading: sync``).
+    ``load_s`` are the seconds for which the step waited for adapter loads (``adapter_loading: sync``). ``failed``: the
+    requests of the plan that got no token because something of theirs is broken, each with the reason; they end failed.
     """
 
     steps: int = 1
     finished: Collection[str] = ()
     load_s: float = 0.0
+    failed: Mapping[str, str] | None = None

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from serving.engine import Engine
 from serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
-from serving.request import Request
+from serving.recording import Recording
 
 _EMPTY = BatchShape()
-
-
-class RecordedStep(NamedTuple):
-    """One plan of the real engine and its run, from and to absolute seconds; loads it waited for are part of it.
-
-    A plan that computed nothing (it only started loads) ends when it starts.
-    """
-
-    start_s: float
-    end_s: float
-
-
-class RecordedLoad(NamedTuple):
-    """An asynchronous load (or prefetch) that was done at an absolute second."""
-
-    done_s: float
-    adapter: str
-    prefetch: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What a real run leaves to be replayed, each list in order of time.
-
-    ``requests``: their ``arrival`` is the second at which the engine took them in; a step sees those that arrived at or
-    before its start. ``output_tokens``: where the model ended each output, by request id. ``steps``: with
-    ``adapter_loading: sync`` and no prefetches those that computed suffice. ``loads``: none in that case.
-    """
-
-    requests: Sequence[Request]
-    output_tokens: Mapping[str, int]
-    steps: Sequence[RecordedStep]
-    loads: Sequence[RecordedLoad] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +38,25 @@ def replay(engine: Engine, recording: Recording) -> list[ReplayedStep]:
     """
     played: list[ReplayedStep] = []
     requests, loads = list(reversed(recording.requests)), list(reversed(recording.loads))
-    for start_s, end_s in recording.steps:
+    for start_s, end_s, load_s, failed in recording.steps:
         while requests and requests[-1].arrival <= start_s:
             engine.submit(requests.pop())
         while loads and loads[-1].done_s <= start_s:
             load = loads.pop()
-            engine.loaded(load.adapter, load.prefetch)
+            if load.failed is None:
+                engine.loaded(load.adapter, load.prefetch)
+            else:
+                engine.load_failed(load.adapter, load.failed, load.prefetch)
         plan = engine.plan(start_s)
         waiting = len(engine.view.waiting)
         if plan is None:
             played.append(ReplayedStep(waiting=waiting))
             continue
+        engine.expect_loads(plan, start_s)
         first, last = _tokens_given(plan, recording.output_tokens)
         lora = sum(prefill.tokens for prefill in plan.prefills if prefill.sequence.adapter.rank)
         played.append(ReplayedStep(plan.shape, lora, first, last, plan.loads, waiting))
-        engine.commit(plan, StepResult(1, last), end_s)
+        engine.commit(plan, StepResult(1, last, load_s, failed), end_s)
     return played
 
 

@@ -151,7 +151,7 @@ class Replica:
                 steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
-            engine.commit(plan, _new(StepResult, (steps, self._sampled(plan, steps), load_s)), now)
+            engine.commit(plan, _new(StepResult, (steps, self._sampled(plan, steps), load_s, None)), now)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
         """Set the boundary to wait for, on the segment that the plan's batch is in."""
@@ -217,12 +217,12 @@ class Replica:
         if len(loads) == 1 and self._sync and not loads[0].prefetch:
             yield from transfers.bring(loads[0], None)
             return env.now - start
+        self.engine.expect_loads(plan, start)
         waits = []
         for load in loads:
             if self._sync and not load.prefetch:
                 waits.append(env.process(transfers.bring(load, None)))
             else:
-                self.engine.expect_load(load.adapter.name, start + transfers.seconds(load))
                 env.process(transfers.bring(load, self._loaded))
         if waits:
             yield AllOf(env, waits)

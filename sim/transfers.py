@@ -24,16 +24,6 @@ class Transfers:
         self._host_link = Resource(env, capacity=1)
         self._fetching: dict[str, Event] = {}
 
-    def seconds(self, load: AdapterLoad) -> float:
-        """Seconds the load takes when no other is in the way."""
-        total = 0.0 if load.tier == "host" else self._fetch_seconds(load)
-        return total if load.prefetch else total + self._cost.load_seconds(load.adapter, "host")
-
-    def _fetch_seconds(self, load: AdapterLoad) -> float:
-        """Seconds to host memory from disk, or from farther by way of the disk."""
-        seconds = self._cost.load_seconds(load.adapter, "disk")
-        return seconds + self._cost.load_seconds(load.adapter, "remote") if load.tier == "remote" else seconds
-
     def bring(self, load: AdapterLoad, done: Callable[[AdapterLoad], None] | None) -> Generator[Event, None, None]:
         """A process that carries out one load and then calls ``done``."""
         env, adapter = self._env, load.adapter
@@ -45,7 +35,7 @@ class Transfers:
             with self._storage.request() as turn:
                 if not turn.triggered:
                     yield turn
-                yield env.at(env.now + self._fetch_seconds(load), URGENT)
+                yield env.at(env.now + load.fetch_seconds(self._cost), URGENT)
             del self._fetching[adapter.name]
             arrived.succeed()
         if not load.prefetch:

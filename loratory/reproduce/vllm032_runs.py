@@ -11,9 +11,10 @@ from scenarios.build import build_adapters
 from scenarios.catalogue import published_folder
 from scenarios.load import load_scenario
 from serving.engine import Engine
+from serving.recording import RecordedStep, Recording
 from serving.request import Request
 from sim.cost.linear import LinearCost, LinearOptions
-from sim.replay import RecordedStep, Recording, ReplayedStep, replay
+from sim.replay import ReplayedStep, replay
 
 RunName = Literal["below", "near"]
 RUNS: tuple[RunName, ...] = ("below", "near")

@@ -10,8 +10,9 @@ from lab import POLICIES, ToyCost, adapter, workload
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.events import Decided, Loaded, Stepped
+from serving.recording import RecordedLoad, RecordedStep, Recording
 from sim.cluster import simulate
-from sim.replay import RecordedLoad, RecordedStep, Recording, replay
+from sim.replay import replay
 
 ADAPTERS = tuple(adapter(name, rank) for name, rank in ((1, 8), (2, 16), (3, 8)))
 ROWS: list[dict[str, Any]] = [

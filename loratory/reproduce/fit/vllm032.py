@@ -44,7 +44,7 @@ def measured_steps(run: RecordedRun) -> list[Step]:
     steps: list[Step] = []
     before, requests = 0.0, run.recording.requests
     taken_in = 0
-    for (start_s, end_s), played in zip(run.recording.steps, replayed(run)[0], strict=True):
+    for (start_s, end_s, *_), played in zip(run.recording.steps, replayed(run)[0], strict=True):
         new = taken_in
         while new < len(requests) and requests[new].arrival <= start_s:
             new += 1
