@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from scenarios.adapters import Adapters
 from scenarios.cost import Cost, RooflineCost, Tiers
+from scenarios.executor import ExecutorSpec
 from scenarios.popularity import Popularity
 from scenarios.section import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from scenarios.slo import Slo
@@ -52,6 +53,7 @@ class Scenario(Section):
         ["fifo"], description="scheduling policies to compare, such as fifo or fair_share:by=tenant"
     )
     cluster: Cluster = Field(default_factory=Cluster, description="replicas and router")
+    executor: ExecutorSpec = Field(default_factory=ExecutorSpec, description="how it runs with --on executor")
     slo: Slo = Field(default_factory=Slo, description="service levels, such as ttft_p99_s: 2.0")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
     warmup_s: WarmUp = Field(
