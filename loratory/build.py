@@ -59,12 +59,13 @@ def build_file(reference: str, scenario: Scenario) -> Built:
 
 
 def _below_gpu(tiers: Tiers) -> dict[str, float]:
-    return {
+    given = {
         "disk_fixed_s": tiers.disk_latency_s,
         "disk_bytes_per_s": tiers.disk_bandwidth_bytes_s,
         "remote_fixed_s": tiers.remote_latency_s,
         "remote_bytes_per_s": tiers.remote_bandwidth_bytes_s,
     }
+    return {key: value for key, value in given.items() if value is not None}
 
 
 class HostLinkCost:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from loratory.profile_cli import profile_command
 from loratory.reproduce.command import reproduce_command
 from loratory.scenarios_cli import app as scenarios_app
-from loratory.terminal import Json, complain, dump, progress, show
+from loratory.terminal import Json, complain, dump, progress, show, text_table
 from loratory.traces_cli import app as traces_app
 from serving.errors import InputError, LoratoryError
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("reproduce")(reproduce_command)
+app.command("profile")(profile_command)
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(traces_app, name="traces")
 
@@ -54,7 +57,7 @@ def main() -> NoReturn:
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help="a scenario file, or the name of a library scenario")],
-    on: Annotated[str, typer.Option("--on", help="backend: sim")] = "sim",
+    on: Annotated[str, typer.Option("--on", help="backend: sim, or executor to run it for real")] = "sim",
     policy: Annotated[
         list[str] | None, typer.Option("--policy", "-p", help="instead of the scenario's; may be repeated")
     ] = None,
@@ -62,14 +65,23 @@ def run(
         list[str] | None, typer.Option("--set", help="key=value, such as engine.max_loras=8; may be repeated")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="result folder; by default results/NAME")] = None,
+    time_scale: Annotated[
+        float | None, typer.Option("--time-scale", help="on the executor: send requests so many times as fast")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="processes that share the runs")] = 1,
     decisions: Annotated[bool, typer.Option(help="write decisions.jsonl")] = True,
     require_slo: Annotated[bool, typer.Option("--require-slo", help="exit 3 when a policy misses the SLO")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a scenario under its policies and write a report."""
-    if on != "sim":
-        raise InputError(f"--on {on} is not available in this version: use --on sim")
+    if on not in ("sim", "executor"):
+        raise InputError(f"--on {on} is no backend: use sim or executor")
+    if on == "executor" and jobs > 1:
+        raise InputError("--jobs shares simulated runs among processes: leave it out with --on executor")
+    if time_scale is not None:
+        if on != "executor":
+            raise InputError("--time-scale is for --on executor: simulated time costs nothing")
+        override = [*(override or []), f"executor.time_scale={time_scale}"]
     from loratory.build import build_file
     from loratory.run import run_scenario
     from reports.folder import check_target
@@ -80,8 +92,14 @@ def run(
     build_file(scenario, loaded)
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
-    with progress("simulating", as_json) as tell:
-        summary = run_scenario(loaded, target, jobs=jobs, decisions=decisions, progress=tell)
+    if on == "sim":
+        with progress("simulating", as_json) as tell:
+            summary = run_scenario(loaded, target, jobs=jobs, decisions=decisions, progress=tell)
+    else:
+        from loratory.execute import execute_scenario
+
+        with progress("running", as_json) as tell:
+            summary = execute_scenario(loaded, target, decisions=decisions, progress=tell)
     if as_json:
         dump(summary)
     else:
@@ -126,9 +144,6 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put result folders side by side: differences and 95 % intervals over seeds."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from reports.compare import compare as compare_folders
 
     found = compare_folders(folders)
@@ -140,14 +155,40 @@ def compare(
         dump(found.as_dict())
         return
     heads, rows = found.rows(tuple(metric)) if metric else found.rows()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < 2 else "right")
-    for row in rows:
-        table.add_row(*row)
-    show(table)
+    show(text_table(heads, rows, left=2))
     for note in found.unmatched:
         print(f"note: {note}")
+    _tell_agreement(folders, found.backends)
+
+
+def _tell_agreement(folders: list[Path], backends: tuple[str, ...]) -> None:
+    """A simulation first and measurements after it: how far it is from them, beside their own noise."""
+    from reports.agreement import agreement
+
+    if backends[0] != "sim" or set(backends[1:]) != {"executor"}:
+        return
+    found = agreement(folders[0], folders[1:])
+    heads, rows = found.table()
+    print(f"simulation against {len(folders) - 1} measured run(s) on {found.device}:")
+    show(text_table(heads, rows, left=2))
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="a result folder that loratory run --on executor has left")],
+    as_json: Json = False,
+) -> int:
+    """Replay recorded runs in simulation: every decision must come out the same."""
+    from loratory.replay import replay_folder
+
+    found = replay_folder(folder)
+    if as_json:
+        dump([asdict(run) for run in found])
+    else:
+        for run in found:
+            same = f"line {run.differs} differs: {run.recorded} / {run.again}" if run.differs else "all the same"
+            print(f"{run.policy}, seed {run.seed}: {run.steps} steps, {run.decisions} decisions, {same}")
+    return 1 if any(run.differs for run in found) else 0
 
 
 @app.command()

@@ -1,15 +1,15 @@
-"""run: a scenario under each of its policies and seeds, in simulation, into one result folder."""
+"""run: a scenario under each of its policies and seeds, on one backend, into one result folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from loratory.backend import Backend, Simulation, Task
 from loratory.build import Built, build
 from loratory.specs import policy_factory
 from reports.folder import ResultFolder
@@ -22,25 +22,12 @@ from scenarios.schema import Scenario
 from serving.errors import InputError
 from serving.policy import Limits
 from serving.workload import Workload
-from sim.cluster import simulate
 from sim.routers import router
 
 TIMELINE_EVENTS = 20_000
 """About how many trace events timeline.json keeps, shared among the runs."""
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One run: picklable, so that it can be done in another process."""
-
-    scenario: Scenario
-    policy: str
-    seed: int
-    folder: Path | None
-    decisions: bool
-    timeline_events: int
 
 
 def run_scenario(
@@ -50,14 +37,16 @@ def run_scenario(
     jobs: int = 1,
     decisions: bool = True,
     progress: Progress | None = None,
+    backend: Backend | None = None,
 ) -> dict[str, Any]:
-    """Simulate every policy and seed of a scenario; returns the summary (docs/reports.md).
+    """Run every policy and seed of a scenario, in simulation by default; returns the summary (docs/reports.md).
 
-    With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share the runs; the results
-    do not depend on it. ``progress(policy, done, total)`` is called after each run. Raises `InputError` for a scenario
-    that cannot run, `PolicyError` when a policy fails.
+    With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share simulated runs; the
+    results do not depend on it. ``progress(policy, done, total)`` is called after each run. Raises `InputError` for a
+    scenario that cannot run, `PolicyError` when a policy fails.
     """
     built = build(scenario)
+    backend = backend or Simulation()
     for spec in scenario.policies:
         policy_factory(spec)
     router(scenario.cluster.router)
@@ -65,7 +54,7 @@ def run_scenario(
         folder = stack.enter_context(ResultFolder(out)) if out is not None else None
         runs = [(policy, seed) for policy in scenario.policies for seed in scenario.seeds]
         tasks = [
-            _Task(
+            Task(
                 scenario,
                 policy,
                 seed,
@@ -75,7 +64,7 @@ def run_scenario(
             )
             for policy, seed in runs
         ]
-        reports = _run_all(tasks, built, min(jobs, len(tasks)), progress)
+        reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress)
         if folder is None:
             return summary_of([report.run for report in reports])
         return folder.write(
@@ -83,11 +72,17 @@ def run_scenario(
             title=scenario.name,
             description=scenario.description,
             scenario_yaml=dump(scenario),
-            run_info={"memory": None if built.memory is None else built.memory.items(), "cost": built.cost.source},
+            run_info={
+                "memory": None if built.memory is None else built.memory.items(),
+                "cost": built.cost.source,
+                **backend.about,
+            },
         )
 
 
-def _run_all(tasks: Sequence[_Task], built: Built, jobs: int, progress: Progress | None) -> list[RunReport]:
+def _run_all(
+    tasks: Sequence[Task], built: Built, backend: Backend, jobs: int, progress: Progress | None
+) -> list[RunReport]:
     tell = progress or (lambda policy, done, total: None)
     reports: list[RunReport] = []
     if jobs <= 1:
@@ -95,7 +90,7 @@ def _run_all(tasks: Sequence[_Task], built: Built, jobs: int, progress: Progress
         for task in tasks:
             if task.seed not in workloads:
                 workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
-            reports.append(_run_one(task, built, workloads[task.seed]))
+            reports.append(_run_one(task, built, workloads[task.seed], backend))
             tell(task.policy, len(reports), len(tasks))
         return reports
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -110,31 +105,19 @@ def _run_all(tasks: Sequence[_Task], built: Built, jobs: int, progress: Progress
     return reports
 
 
-def _run_alone(task: _Task) -> RunReport:
+def _run_alone(task: Task) -> RunReport:
     built = build(task.scenario)
-    return _run_one(task, built, build_workload(task.scenario, task.seed, built.adapters))
+    return _run_one(task, built, build_workload(task.scenario, task.seed, built.adapters), Simulation())
 
 
-def _run_one(task: _Task, built: Built, workload: Workload) -> RunReport:
-    """One policy and seed: simulate, record, measure."""
+def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> RunReport:
+    """One policy and seed: run, record, measure."""
     scenario, engine = task.scenario, built.engine
     if not len(workload):
         raise InputError(f"scenario {scenario.name!r} has no requests: raise workload.duration_s or the rate")
-    make = policy_factory(task.policy)
     replicas = scenario.cluster.replicas
     with Recorder(task.folder, decisions=task.decisions) as recorder:
-        outcome = simulate(
-            workload,
-            adapters=built.adapters,
-            config=engine,
-            policy=make,
-            cost=built.cost,
-            replicas=replicas,
-            router=router(scenario.cluster.router),
-            sink=recorder.sink,
-            kv_bytes_per_token=built.kv_bytes_per_token,
-            cutoff_s=scenario.workload.cutoff_s,
-        )
+        ran = backend.run(task, built, workload, recorder)
     limits = Limits(
         int(workload.prompt_tokens.max()),
         int(workload.max_tokens.max()),
@@ -142,19 +125,19 @@ def _run_one(task: _Task, built: Built, workload: Workload) -> RunReport:
         engine.max_num_seqs,
         engine.max_num_batched_tokens,
     )
-    policy: Any = make()
+    policy: Any = policy_factory(task.policy)()
     info = RunInfo(
         scenario=scenario.name,
         policy=task.policy,
-        backend="sim",
+        backend=backend.name,
         seed=task.seed,
         replicas=replicas,
-        submitted=outcome.submitted,
-        duration_s=outcome.end_s,
+        submitted=ran.submitted,
+        duration_s=ran.end_s,
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
         bound=policy.bound(limits) if replicas == 1 and hasattr(policy, "bound") else None,
-        warnings=tuple(workload.notes) + tuple(built.cost.warnings),
+        warnings=(*workload.notes, *built.cost.warnings, *ran.notes),
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -26,6 +26,19 @@ def show(thing: Any) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, 160))
     console.print(thing)
+
+
+def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Any:
+    """A table of texts; all but the first ``left`` columns are numbers, set right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < left else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def dump(value: Any) -> None:

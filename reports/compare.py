@@ -100,7 +100,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     if len(folders) < 2:
         raise InputError("compare needs two result folders or more: loratory compare DIR DIR")
     names = tuple(str(folder) for folder in folders)
-    loaded = [_load(folder) for folder in folders]
+    loaded = [load_runs(folder) for folder in folders]
     reference = loaded[0]
     differences: list[Difference] = []
     notes: list[str] = []
@@ -121,8 +121,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(names, backends, tuple(differences), tuple(dict.fromkeys(notes)))
 
 
-def _load(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
-    """Runs by policy."""
+def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs of a result folder, by policy. Raises `InputError` where there is no summary."""
     path = folder / SUMMARY
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]

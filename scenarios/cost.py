@@ -87,14 +87,18 @@ Cost = Annotated[RooflineCost | LinearCost | ProfileCost, Field(discriminator="k
 class Tiers(Section):
     """What lies below the GPU. A transfer takes its latency plus the adapter's bytes over the bandwidth.
 
-    The defaults are a local NVMe drive, and an object store behind a 10 Gbit/s network: assumptions, so set yours.
+    What is assumed by default is a local NVMe drive, and an object store behind a 10 Gbit/s network: set yours.
     """
 
     host_bandwidth_bytes_s: Positive | None = Field(
         None, description="host memory to GPU, bytes/s; by default what the cost model says"
     )
     host_latency_s: NotNegative | None = Field(None, description="added to every host-to-GPU load, s; by default 0")
-    disk_bandwidth_bytes_s: Positive = Field(3.0e9, description="disk to host memory, bytes/s")
-    disk_latency_s: NotNegative = Field(0.01, description="to open and parse the files, s")
+    disk_bandwidth_bytes_s: Positive | None = Field(
+        None, description="disk to host memory, bytes/s; by default what a profile measured, else 3.0e9"
+    )
+    disk_latency_s: NotNegative | None = Field(
+        None, description="to open and parse the files, s; by default what a profile measured, else 0.01"
+    )
     remote_bandwidth_bytes_s: Positive = Field(1.25e9, description="remote storage to disk, bytes/s")
     remote_latency_s: NotNegative = Field(0.2, description="before the first byte of a download, s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,13 +95,3 @@ def _read_row(line: str, number: int, path: Path, found: dict[str, list[Any]]) -
         found[kind].append(_MAKERS[kind](*fields))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}, line {number} belongs to no recording: give the recording.jsonl of a run") from error
-
-
-def same_decisions(first: Iterable[str], second: Iterable[str]) -> int | None:
-    """The number of the first line in which two decision logs differ, counted from 1; None when they are equal."""
-    lines = iter(second)
-    number = 0
-    for number, line in enumerate(first, 1):
-        if next(lines, None) != line:
-            return number
-    return None if next(lines, None) is None else number + 1

@@ -30,6 +30,7 @@ def fit(
     versions: dict[str, str] | None = None,
     noise: float | None = None,
     load: LoadTime | None = None,
+    disk: LoadTime | None = None,
 ) -> Profile:
     """A profile from ``samples`` of (shape, measured seconds): non-negative least squares on relative errors.
 
@@ -67,6 +68,7 @@ def fit(
         held_out=held_out,
         noise=noise,
         load=load or LoadTime(),
+        disk=disk,
     )
 
 

@@ -59,7 +59,7 @@ _ABOVE = "tokens_above_"
 
 
 class LoadTime(BaseModel):
-    """Host-to-GPU seconds of an adapter: fixed_s + per_byte_s * bytes + per_rank_s * rank."""
+    """Seconds of one hop of an adapter: fixed_s + per_byte_s * bytes + per_rank_s * rank."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +84,8 @@ class Profile(BaseModel):
 
     ``coefficients`` are seconds per unit of a feature, none negative, so no prediction falls when a batch grows.
     ``ranges`` are the largest value of each shape field that was measured; beyond, the model warns once.
-    ``noise`` is the median relative difference between repeats of one batch.
+    ``noise`` is the median relative difference between repeats of one batch. ``load`` is an adapter's hop from host
+    memory to the GPU, ``disk`` the one before it, where it was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +102,7 @@ class Profile(BaseModel):
     held_out: HeldOut = HeldOut()
     noise: float | None = Field(default=None, ge=0)
     load: LoadTime = LoadTime()
+    disk: LoadTime | None = None
 
     @model_validator(mode="after")
     def _known_and_not_negative(self) -> Profile:
@@ -185,7 +187,10 @@ class ProfileCost:
         knots = {_knot(f): scale * seconds for f, seconds in profile.coefficients.items()}
         self._knots = tuple(sorted((knot, s) for knot, s in knots.items() if knot is not None and s > 0))
         self._transfers = TransferModel(
-            transfers or TransferOptions(), profile.load.fixed_s, profile.load.per_byte_s, profile.load.per_rank_s
+            _below(profile, transfers or TransferOptions()),
+            profile.load.fixed_s,
+            profile.load.per_byte_s,
+            profile.load.per_rank_s,
         )
         limits = {field: profile.ranges.get(field, float("inf")) for field in RANGED}
         self._limits = tuple(limits.values())
@@ -260,6 +265,16 @@ class ProfileCost:
         seconds = {f: getattr(self._w, f) * values[f] for f in FEATURES}
         seconds |= {f"{_ABOVE}{knot}": s * values[f"{_ABOVE}{knot}"] for knot, s in self._knots}
         return {feature: value for feature, value in seconds.items() if value}
+
+
+def _below(profile: Profile, given: TransferOptions) -> TransferOptions:
+    """The hops that end in host memory: as given, else from disk as measured."""
+    if profile.disk is None:
+        return given
+    measured = {"disk_fixed_s": profile.disk.fixed_s}
+    if profile.disk.per_byte_s > 0:
+        measured["disk_bytes_per_s"] = 1.0 / profile.disk.per_byte_s
+    return given.model_copy(update={k: v for k, v in measured.items() if k not in given.model_fields_set})
 
 
 def feature_values(shape: BatchShape, above: tuple[str, ...] = ()) -> dict[str, float]:

@@ -1,0 +1,126 @@
+"""drive: a workload through an executor in real time, from the first arrival to the last token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from executor.executor import Executor
+from executor.generation import Generation
+from serving.errors import StalledError
+from serving.request import Request
+from serving.sequence import Sequence
+from serving.workload import RequestMaker, Workload
+
+MakeGeneration = Callable[[Request, int], Generation]
+"""From a request and its true output length to what is generated for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
+
+    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``.
+    """
+
+    end_s: float
+    never_served: int
+    cut_off: bool
+    submitted: int
+
+
+class _Clients:
+    """Sends the requests of a workload when they are due, ``time_scale`` times as fast as it says."""
+
+    def __init__(self, workload: Workload, executor: Executor, make: MakeGeneration, time_scale: float) -> None:
+        self._workload = workload
+        self._executor = executor
+        self._make = make
+        self._maker = RequestMaker(workload)
+        self._arrivals = [*(workload.arrival / time_scale).tolist(), inf]
+        self.sent = 0
+
+    @property
+    def left(self) -> int:
+        """Requests that have not been sent."""
+        return len(self._workload) - self.sent
+
+    @property
+    def next_at(self) -> float:
+        """When the next one is due, absolute seconds; inf in a closed loop, whose requests follow one another."""
+        return inf if self._workload.concurrency is not None else self._arrivals[self.sent]
+
+    def deliver(self, now: float) -> None:
+        """Send what is due at second ``now``."""
+        concurrency = self._workload.concurrency
+        if concurrency is not None:
+            for _ in range(min(concurrency - self._executor.engine.unfinished, self.left)):
+                self.send(now)
+        else:
+            while self._arrivals[self.sent] <= now:
+                self.send(self._arrivals[self.sent])
+
+    def send(self, arrival: float) -> None:
+        """Send the next one, as of second ``arrival``."""
+        request, output_tokens = self._maker.make(self.sent, arrival)
+        self.sent += 1
+        request = request._replace(cached_tokens=0)
+        self._executor.submit(request, self._make(request, output_tokens))
+
+
+def drive(
+    workload: Workload,
+    executor: Executor,
+    make: MakeGeneration,
+    *,
+    time_scale: float = 1.0,
+    cutoff_s: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Run a workload to its end, or to second ``cutoff_s`` of the executor's clock, where the rest is aborted.
+
+    The executor's clock starts at 0. Requests that are left waiting when nothing can happen any more end as failed.
+    ``progress(sent)`` is told how many requests have been sent. Raises `PolicyError` when the policy fails.
+    """
+    clients = _Clients(workload, executor, make, time_scale)
+    engine = executor.engine
+    stalled, cut_off = "", False
+    try:
+        while clients.left or engine.unfinished:
+            now = executor.now()
+            cut_off = cutoff_s is not None and now >= cutoff_s
+            if cut_off:
+                break
+            clients.deliver(now)
+            if progress is not None:
+                progress(clients.sent)
+            if executor.step(now):
+                continue
+            until = min(clients.next_at, engine.wake_at or inf, cutoff_s or inf)
+            if until == inf and not executor.tiers.in_flight:
+                if not engine.unfinished and clients.left:
+                    continue  # a closed loop: the last of them has just ended
+                break
+            executor.rest(until)
+    except StalledError as error:
+        stalled = str(error)
+    never = 0 if cut_off else engine.unfinished + clients.left
+    end_s = _end_left(clients, executor, cut_off, stalled) if clients.left or engine.unfinished else executor.now()
+    return Outcome(end_s, never, cut_off, clients.sent)
+
+
+def _end_left(clients: _Clients, executor: Executor, cut_off: bool, stalled: str) -> float:
+    """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served."""
+    end_s = executor.now()
+    while not cut_off and clients.left:
+        end_s = max(end_s, end_s if clients.next_at == inf else clients.next_at)
+        clients.send(end_s)
+
+    def why(sequence: Sequence) -> str:
+        if cut_off:
+            return f"the run was cut off at {end_s:g} s"
+        return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
+
+    executor.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
+    return end_s

@@ -1,0 +1,235 @@
+"""Executor: one engine over one model. Requests go in, the engine's plans are run, tokens come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import inf
+from threading import Event as Flag
+from typing import Any
+
+from executor.clock import Clock
+from executor.generation import Generation
+from executor.runner import ModelRunner
+from executor.tiers import AdapterTiers
+from serving.config import EngineConfig
+from serving.engine import Engine
+from serving.errors import InputError, StalledError
+from serving.events import Ended, Event, Preempted, Sink
+from serving.lora import Adapter
+from serving.plan import StepPlan, StepResult
+from serving.policy import CostView, Policy
+from serving.recording import RecordedLoad, RecordedStep, Recording
+from serving.request import Request
+
+STALL_PLANS = 10_000
+"""Plans in a row without a token or an ended request after which a run counts as stalled."""
+
+NOT_FINITE = "its logits are not finite: look for NaN or inf in the adapter's weights and in the checkpoint"
+
+OnToken = Callable[[str, int], None]
+OnEnd = Callable[[Ended, Generation], None]
+
+
+@dataclass(slots=True)
+class _Tape:
+    """The recording of a run as it is made."""
+
+    requests: list[Request] = field(default_factory=list)
+    outputs: dict[str, int] = field(default_factory=dict)
+    steps: list[RecordedStep] = field(default_factory=list)
+    loads: list[RecordedLoad] = field(default_factory=list)
+
+
+class Executor:
+    """Runs an engine's plans on a model, in the thread that calls `step`.
+
+    ``sink`` receives the engine's events; ``on_token(request_id, token)`` each token as it
+    is sampled; ``on_end(event, generation)`` each request that reached a final status. With ``record`` the run can be
+    replayed (`recording`). Raises `InputError` like `Engine` for adapters its configuration cannot serve.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        adapters: Iterable[Adapter],
+        policy: Policy,
+        cost: CostView,
+        runner: ModelRunner,
+        tiers: AdapterTiers[Any],
+        clock: Clock,
+        woken: Flag,
+        *,
+        sink: Sink | None = None,
+        on_token: OnToken | None = None,
+        on_end: OnEnd | None = None,
+        record: bool = False,
+    ) -> None:
+        if config.memory != "slots":
+            raise InputError("engine.memory: unified is simulated only: set it to slots to run on the executor")
+        self.engine = Engine(config, adapters, policy, cost, sink=self._listener(sink))
+        self.runner = runner
+        self.tiers = tiers
+        self.clock = clock
+        self.woken = woken
+        """Set, from any thread, when there may be something to do."""
+        self._on_token = on_token
+        self._on_end = on_end
+        self._generations: dict[str, Generation] = {}
+        self._failures: list[tuple[str, str]] = []
+        self._last = -inf
+        self._tape = _Tape() if record else None
+
+    def submit(self, request: Request, generation: Generation) -> None:
+        """A request arrives; its ``arrival`` is at or before the time of the next step.
+
+        Raises `InputError` for an id in use, a prompt that is not as long as the request says, or cached prompt tokens:
+        there is no prefix cache.
+        """
+        if len(generation.prompt) != request.prompt_tokens:
+            raise InputError(
+                f"request {request.request_id!r} says {request.prompt_tokens} prompt tokens and has "
+                f"{len(generation.prompt)}: they must agree"
+            )
+        if request.cached_tokens:
+            raise InputError(
+                f"request {request.request_id!r} has cached prompt tokens, and the executor has no prefix cache: "
+                "set cached_tokens to 0"
+            )
+        self.engine.submit(request)
+        self._generations[request.request_id] = generation
+        if self._tape is not None:
+            self._tape.requests.append(request)
+
+    def now(self) -> float:
+        """The clock, always later than the last time it was asked here."""
+        now = self.clock.now()
+        self._last = now if now > self._last else self._last + 1e-9
+        return self._last
+
+    def step(self, now: float) -> bool:
+        """Plan at second ``now`` (from `now`) and run the plan; False when there was nothing to run.
+
+        Raises `PolicyError` when the policy fails, `StalledError` when it stops progress.
+        """
+        engine, tape = self.engine, self._tape
+        self.woken.clear()
+        self._tell_loads(now)
+        plan = engine.plan(now)
+        if engine.idle_plans > STALL_PLANS:
+            raise StalledError(f"the executor made {STALL_PLANS} plans without serving a token")
+        if plan is None:
+            if tape is not None:
+                tape.steps.append(RecordedStep(now, now))
+            return False
+        failed: dict[str, str] = {}
+        load_s = self._load(plan, now, failed) if plan.loads else 0.0
+        finished: list[str] = []
+        if plan.computes:
+            self._compute(plan, failed, finished)
+        end = self.now()
+        if tape is not None:
+            tape.steps.append(RecordedStep(now, end, load_s, failed or None))
+        engine.commit(plan, StepResult(1, finished, load_s, failed or None), end)
+        return True
+
+    def rest(self, until: float) -> None:
+        """Wait until second ``until`` (inf: for ever) or until `woken` is set."""
+        self.clock.wait(until, self.woken)
+
+    def recording(self) -> Recording:
+        """The run so far, for `sim.replay`. Raises `RuntimeError` when it is not recorded."""
+        if self._tape is None:
+            raise RuntimeError("the run is not recorded: make the Executor with record=True")
+        tape = self._tape
+        outputs = dict.fromkeys((request.request_id for request in tape.requests), 1 << 60) | tape.outputs
+        return Recording(tape.requests, outputs, tape.steps, tape.loads)
+
+    def close(self) -> None:
+        """Wait for loads in flight and let go of adapters."""
+        self.tiers.close()
+
+    def _compute(self, plan: StepPlan, failed: dict[str, str], finished: list[str]) -> None:
+        generations, on_token = self._generations, self._on_token
+        sampled = self.runner.run(plan, generations, failed)
+        for request_id in sampled.broken:
+            failed[request_id] = NOT_FINITE
+        for request_id, token in sampled.tokens.items():
+            if generations[request_id].take(token):
+                finished.append(request_id)
+            if on_token is not None:
+                on_token(request_id, token)
+
+    def _load(self, plan: StepPlan, now: float, failed: dict[str, str]) -> float:
+        """Start the plan's loads, waiting for those to a slot with sync loading; returns the seconds waited."""
+        ledger, tiers = self.engine.ledger, self.tiers
+        tiers.follow(ledger)
+        self.engine.expect_loads(plan, now)
+        waited = False
+        for load in plan.loads:
+            if load.prefetch or not ledger.sync_loading:
+                tiers.start(load)
+                continue
+            waited = True
+            try:
+                tiers.bring(load)
+            except InputError as error:
+                name, why = load.adapter.name, str(error)
+                self._failures.append((name, why))
+                failed |= dict.fromkeys(_users(plan, name), f"adapter {name!r} could not be loaded: {why}")
+        return self.now() - now if waited else 0.0
+
+    def _tell_loads(self, now: float) -> None:
+        """Tell the engine of loads that are over."""
+        engine, tape = self.engine, self._tape
+        ended = [RecordedLoad(now, name, False, why) for name, why in self._failures]
+        self._failures.clear()
+        ended += [RecordedLoad(now, load.adapter.name, load.prefetch, why) for load, why in self.tiers.finished()]
+        for load in ended:
+            if load.failed is None:
+                engine.loaded(load.adapter, load.prefetch)
+            else:
+                engine.load_failed(load.adapter, load.failed, load.prefetch)
+        if tape is not None:
+            tape.loads += ended
+
+    def _listener(self, sink: Sink | None) -> Sink:
+        """The sink that frees KV blocks, with the caller's behind it."""
+        wants: dict[type, Callable[[Any], None]] = {}
+        asked = getattr(sink, "wants", None)
+        if sink is not None:
+            wants = dict(asked) if isinstance(asked, dict) else {}
+        chained = {kind: wants.get(kind) for kind in (Ended, Preempted)}
+
+        def on_ended(event: Ended) -> None:
+            request_id = event.request.request_id
+            self.runner.tables.free(request_id)
+            generation = self._generations.pop(request_id)
+            if self._tape is not None and event.status == "completed":
+                self._tape.outputs[request_id] = len(generation.tokens)
+            if (then := chained[Ended]) is not None:
+                then(event)
+            if self._on_end is not None:
+                self._on_end(event, generation)
+
+        def on_preempted(event: Preempted) -> None:
+            self.runner.tables.free(event.request.request_id)
+            if (then := chained[Preempted]) is not None:
+                then(event)
+
+        handlers = {**wants, Ended: on_ended, Preempted: on_preempted}
+
+        def listen(event: Event) -> None:
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(event)
+
+        listen.wants = handlers  # type: ignore[attr-defined]
+        return listen
+
+
+def _users(plan: StepPlan, adapter: str) -> list[str]:
+    """Requests of a plan that use an adapter."""
+    sequences = [prefill.sequence for prefill in plan.prefills]
+    sequences += plan.decodes if plan.decode_count else ()
+    return [s.request.request_id for s in sequences if s.request.adapter == adapter]

@@ -1,0 +1,150 @@
+"""Machine: a model on a device with its KV pool and adapter slots, on which one run follows another."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+
+import torch
+
+from executor.batch import LoRA
+from executor.block_tables import BlockTables
+from executor.clock import Clock
+from executor.executor import Executor, OnEnd, OnToken
+from executor.lora import CPULoRA, LoRAShapes, LoRASlots
+from executor.lora.weights import HostAdapter
+from executor.model import Model
+from executor.runner import ModelRunner
+from executor.tiers import AdapterTiers
+from serving.config import EngineConfig
+from serving.description import AdapterDescription
+from serving.errors import InputError
+from serving.events import Sink
+from serving.lora import Adapter
+from serving.policy import CostView, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """Where an adapter's files are, and what they say."""
+
+    folder: Path
+    description: AdapterDescription
+
+
+class Machine:
+    """Holds a model, a KV cache and adapter slots. Raises `InputError` where memory runs out.
+
+    ``files`` are the adapters on disk, by name; without any there are no slots. ``target_modules``: the modules that
+    slots have room for. ``config`` must name ``num_gpu_blocks``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig,
+        files: Mapping[str, AdapterFile],
+        target_modules: Iterable[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.files = files
+        self._kv = model.new_cache(config.require_blocks(), config.block_size)
+        self._slots: LoRASlots | None = None
+        shapes = lora_shapes(model)
+        self._shapes = shapes if target_modules is None else shapes.targeting(target_modules)
+        if files:
+            try:
+                self._slots = LoRASlots(self._shapes, config.max_loras, config.max_lora_rank, model.dtype, model.device)
+            except (RuntimeError, MemoryError) as error:
+                raise InputError(
+                    f"{config.max_loras} adapter slots of rank {config.max_lora_rank} do not fit in memory: "
+                    "lower engine.max_loras or engine.max_lora_rank"
+                ) from error
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of all adapter slots."""
+        return 0 if self._slots is None else self._slots.bytes
+
+    def executor(
+        self,
+        adapters: Iterable[Adapter],
+        policy: Policy,
+        cost: CostView,
+        clock: Clock,
+        *,
+        sink: Sink | None = None,
+        on_token: OnToken | None = None,
+        on_end: OnEnd | None = None,
+        record: bool = False,
+    ) -> Executor:
+        """A fresh engine over this machine. Close it before the next: they share cache and slots."""
+        woken, config = Flag(), self.config
+        tiers: AdapterTiers[HostAdapter] = AdapterTiers(self.read, self, config.max_loras, woken.set)
+        lora = None if self._slots is None else self._applier()
+        tables = BlockTables(config.require_blocks(), config.block_size, config.max_num_seqs)
+        runner = ModelRunner(self.model, self._kv, tables, lora, tiers.slot)
+        return Executor(
+            config, adapters, policy, cost, runner, tiers, clock, woken,
+            sink=sink, on_token=on_token, on_end=on_end, record=record,
+        )  # fmt: skip
+
+    def _applier(self) -> LoRA:
+        """What adds adapters' deltas on this device."""
+        assert self._slots is not None
+        if self.model.device.type == "cpu":
+            return CPULoRA(self._slots)
+        from executor.lora.cuda import CUDALoRA  # Triton is there only where CUDA is
+
+        return CUDALoRA(self._slots)
+
+    def read(self, name: str) -> HostAdapter:
+        """An adapter's weights, from disk to host memory. Raises `InputError` for a file that is gone or broken."""
+        file = self.files.get(name)
+        if file is None:
+            raise InputError(f"adapter {name!r} has no files: register it with a folder")
+        return HostAdapter.load(file.folder, file.description, self._shapes, self.model.dtype, self.model.device)
+
+    def write(self, slot: int, adapter: HostAdapter) -> None:
+        """An adapter's weights, from host memory to a slot; on return they are there."""
+        assert self._slots is not None
+        self._slots.write(slot, adapter)
+        if self.model.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    def about(self) -> dict[str, Any]:
+        """What a report says of it: device, dtype, threads, versions."""
+        device = self.model.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+        return {
+            "device": device.type,
+            "device_name": name,
+            "cores": os.cpu_count() or 1,
+            "threads": torch.get_num_threads(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            "lora_slot_bytes": self.slot_bytes,
+        }
+
+
+def lora_shapes(model: Model) -> LoRAShapes:
+    """The widths of a model's linear layers."""
+    c = model.config
+    return LoRAShapes(c.hidden, c.heads, c.kv_heads, c.head_dim, c.intermediate, c.layers)
+
+
+def cpu_name() -> str:
+    """The CPU's name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

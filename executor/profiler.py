@@ -1,0 +1,207 @@
+"""profiler: drives a machine through a designed set of batches and times every step and every adapter load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from executor.clock import RealClock
+from executor.executor import Executor
+from executor.generation import Generation
+from executor.machine import Machine
+from serving.events import Event, Stepped
+from serving.lora import Adapter
+from serving.plan import BatchShape
+from serving.policy import CostView, Policy
+from serving.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request of a phase: sent before step ``step``, tokens in and out, and its adapter (None: the base model)."""
+
+    step: int
+    prompt_tokens: int
+    output_tokens: int
+    adapter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What to cover: up to ``seqs`` sequences of up to ``context`` tokens, prefill steps of up to ``batched_tokens``.
+
+    ``phases`` are drawn; each runs twice, so that the noise between equal steps is known. ``seconds``: no further phase
+    begins after so long.
+    """
+
+    seqs: int
+    context: int
+    batched_tokens: int
+    phases: int = 40
+    seconds: float = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepSample:
+    """One step: its shape, its seconds in the quickest of its runs, and those of each run."""
+
+    phase: int
+    shape: BatchShape
+    seconds: float
+    runs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSample:
+    """One adapter: seconds from disk to host memory, and from there to a slot; median of repeats."""
+
+    rank: int
+    bytes: int
+    disk_s: float
+    host_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All samples, and the median relative difference between two runs of one step."""
+
+    steps: tuple[StepSample, ...]
+    loads: tuple[LoadSample, ...]
+    noise: float
+
+
+def measure(
+    machine: Machine,
+    adapters: Sequence[Adapter],
+    policy: Callable[[], Policy],
+    cost: CostView,
+    design: Design,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
+
+    A phase is a list of arrivals at step numbers, so two runs of it make the very same batches.
+    """
+    rng = np.random.default_rng(seed)
+    names = [adapter.name for adapter in adapters]
+    _warm_up(machine, adapters, policy, cost, design, rng)
+    began = time.perf_counter()
+    samples: list[StepSample] = []
+    for number in range(design.phases):
+        arrivals = draw_phase(rng, design, names, number)
+        first = _run(machine, adapters, policy(), cost, arrivals, rng)
+        second = _run(machine, adapters, policy(), cost, arrivals, rng)
+        for (shape, one), (same, two) in zip(first, second, strict=True):
+            assert shape == same, "equal arrivals made different batches"
+            samples.append(StepSample(number, shape, min(one, two), (one, two)))
+        if progress is not None:
+            progress(number + 1, design.phases)
+        if time.perf_counter() - began > design.seconds:
+            break
+    noise = median(abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples)
+    return Measured(tuple(samples), tuple(_loads(machine, adapters)), noise)
+
+
+def draw_phase(rng: np.random.Generator, design: Design, names: Sequence[str], number: int) -> list[Arrival]:
+    """The arrivals of one phase: from one lone sequence to a full engine, by ``number`` in turn, details drawn.
+
+    Concurrency and prompt lengths are spread evenly on a log scale; the adapters in use go from none to all.
+    """
+    levels = max(2, int(np.log2(design.seqs)) + 1)
+    concurrency = min(design.seqs, 2 ** (number % levels))
+    longest = max(2, min(design.context - 2, design.batched_tokens * 4))
+    typical = float(np.exp(rng.uniform(np.log(8), np.log(max(9, longest)))))
+    used = list(rng.permutation(names)[: rng.integers(0, len(names) + 1)])
+    base_share = float(rng.choice([0.0, 0.2, 0.5])) if used else 1.0
+    total = max(3, min(3 * concurrency, 96))
+    gap = max(1, int(rng.integers(1, 1 + max(1, 32 // concurrency))))
+    arrivals: list[Arrival] = []
+    step = 0
+    for index in range(total):
+        prompt = int(np.clip(rng.lognormal(np.log(typical), 0.6), 1, longest))
+        output = int(np.clip(rng.integers(4, 48), 1, design.context - prompt))
+        adapter = None if not used or rng.random() < base_share else str(used[int(rng.integers(len(used)))])
+        if index >= concurrency:
+            step += gap
+        arrivals.append(Arrival(step, prompt, output, adapter))
+    return arrivals
+
+
+def _run(
+    machine: Machine,
+    adapters: Sequence[Adapter],
+    policy: Policy,
+    cost: CostView,
+    arrivals: Sequence[Arrival],
+    rng: np.random.Generator,
+) -> list[tuple[BatchShape, float]]:
+    """Each computing step of a phase that waited for no load: its shape, and the seconds until the next could begin."""
+    steps: list[Stepped] = []
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Stepped):
+            steps.append(event)
+
+    sink.wants = {Stepped: sink}  # type: ignore[attr-defined]
+    executor = machine.executor(adapters, policy, cost, RealClock(), sink=sink)
+    found: list[tuple[BatchShape, float]] = []
+    waiting = iter(arrivals)
+    coming = next(waiting, None)
+    number = 0
+    try:
+        while coming is not None or executor.engine.unfinished:
+            now = executor.now()
+            while coming is not None and coming.step <= number:
+                _submit(executor, machine, coming, now, rng)
+                coming = next(waiting, None)
+            began = executor.now()
+            before = len(steps)
+            ran = executor.step(began)
+            took = executor.now() - began
+            number += 1
+            if ran and len(steps) > before and steps[-1].shape.tokens and not steps[-1].load_s:
+                found.append((steps[-1].shape, took))
+    finally:
+        executor.close()
+    return found
+
+
+def _submit(executor: Executor, machine: Machine, arrival: Arrival, now: float, rng: np.random.Generator) -> None:
+    tokens = rng.integers(0, machine.model_config.vocab, arrival.prompt_tokens).tolist()
+    name = f"{executor.engine.unfinished}-{now}-{rng.integers(1 << 30)}"
+    request = Request(name, arrival.adapter, now, arrival.prompt_tokens, arrival.output_tokens)
+    executor.submit(request, Generation(tokens, output_tokens=arrival.output_tokens))
+
+
+def _warm_up(
+    machine: Machine,
+    adapters: Sequence[Adapter],
+    policy: Callable[[], Policy],
+    cost: CostView,
+    design: Design,
+    rng: np.random.Generator,
+) -> None:
+    """Two phases whose times are thrown away: threads, caches and compiled kernels come into being."""
+    names = [adapter.name for adapter in adapters]
+    for number in (0, 3):
+        _run(machine, adapters, policy(), cost, draw_phase(rng, design, names, number), rng)
+
+
+def _loads(machine: Machine, adapters: Sequence[Adapter], repeats: int = 5) -> Iterator[LoadSample]:
+    """Every adapter read from disk and written to slot 0, timed apart."""
+    for adapter in adapters:
+        disk: list[float] = []
+        host: list[float] = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            weights = machine.read(adapter.name)
+            read = time.perf_counter()
+            machine.write(0, weights)
+            disk.append(read - began)
+            host.append(time.perf_counter() - read)
+        yield LoadSample(adapter.rank, adapter.bytes, median(disk), median(host))

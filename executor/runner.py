@@ -1,0 +1,110 @@
+"""ModelRunner: computes one step plan with the model, and samples its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from executor.batch import Batch, Chunk, LoRA
+from executor.block_tables import BlockTables
+from executor.generation import Generation
+from executor.kv_cache import KVCache
+from executor.model import Model
+from executor.sampling import sample
+from serving.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step gave: the next token of each request that got one, and those whose logits were not finite."""
+
+    tokens: Mapping[str, int]
+    broken: tuple[str, ...] = ()
+
+
+class ModelRunner:
+    """A model, its KV cache and its LoRA slots. It keeps no request's state but the KV blocks it has.
+
+    ``slot_of(adapter)`` says in which LoRA slot an adapter is.
+    """
+
+    def __init__(
+        self, model: Model, kv: KVCache, tables: BlockTables, lora: LoRA | None, slot_of: Callable[[str], int]
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._lora = lora
+        self._slot_of = slot_of
+        self.tables = tables
+
+    def run(self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str] = ()) -> Sampled:
+        """Compute a plan's prefill chunks and decode tokens in one forward pass, but for the requests to ``skip``."""
+        batch, ids = self._batch(plan, generations, skip)
+        if batch is None:
+            return Sampled({})
+        logits = self._model.forward(batch, self._kv, self._lora)
+        if not ids:
+            return Sampled({})
+        picked = [generations[request_id] for request_id in ids]
+        tokens, finite = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
+        if all(finite):
+            return Sampled(dict(zip(ids, tokens, strict=True)))
+        good = {name: token for name, token, fine in zip(ids, tokens, finite, strict=True) if fine}
+        return Sampled(good, tuple(name for name, fine in zip(ids, finite, strict=True) if not fine))
+
+    def _batch(
+        self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str]
+    ) -> tuple[Batch | None, list[str]]:
+        """The flattened batch, and the ids of the requests that get a token from it."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        lengths: list[int] = []
+        members: list[int] = []
+        ids: list[str] = []
+        grow, slot_of = self.tables.grow, self._slot
+        for sequence in plan.decodes if plan.decode_count else ():
+            request_id = sequence.request.request_id
+            place = sequence.kv_tokens
+            tokens.append(generations[request_id].tokens[-1])
+            positions.append(place)
+            slots.append(slot_of(sequence.request.adapter))
+            lengths.append(place + 1)
+            members.append(grow(request_id, place + 1))
+            ids.append(request_id)
+        decodes = len(tokens)
+        sample_rows = list(range(decodes))
+        chunks: list[Chunk] = []
+        for sequence, start, count, completes in plan.prefills:
+            request_id = sequence.request.request_id
+            if request_id in skip:
+                continue
+            chunks.append(Chunk(len(tokens), count, start))
+            tokens += generations[request_id].context(start, count)
+            positions += range(start, start + count)
+            slots += [slot_of(sequence.request.adapter)] * count
+            lengths.append(start + count)
+            members.append(grow(request_id, start + count))
+            if completes:
+                ids.append(request_id)
+                sample_rows.append(len(tokens) - 1)
+        if not tokens:
+            return None, []
+        device = self._kv.device
+        batch = Batch(
+            torch.tensor(tokens).to(device, non_blocking=True),
+            torch.tensor(positions).to(device, non_blocking=True),
+            torch.tensor(slots).to(device, non_blocking=True),
+            decodes,
+            tuple(chunks),
+            self.tables.select(np.array(members)).to(device, non_blocking=True),
+            tuple(lengths),
+            torch.tensor(sample_rows, dtype=torch.int64).to(device, non_blocking=True),
+        )
+        return batch, ids
+
+    def _slot(self, adapter: str | None) -> int:
+        return -1 if adapter is None else self._slot_of(adapter)

@@ -1,0 +1,185 @@
+"""execute: a scenario on the real executor, measured and reported like a simulation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loratory.backend import Ran, Task
+from loratory.build import Built, build
+from loratory.run import Progress, run_scenario
+from loratory.specs import policy_factory
+from reports.recorder import Recorder
+from scenarios.schema import Scenario
+from serving.errors import InputError
+from serving.lora import Adapter
+from serving.workload import Workload
+from sim.catalogue import ModelSpec, resolve_targets
+
+if TYPE_CHECKING:
+    from executor.config import ModelConfig
+    from executor.machine import AdapterFile, Machine
+    from executor.model import Model
+
+SYNTHETIC = "synthetic://"
+"""Paths of adapters that a scenario makes up: their weights are made up, too."""
+
+
+def execute_scenario(
+    scenario: Scenario, out: Path | None = None, *, decisions: bool = True, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run every policy and seed of a scenario on this machine, in real time; returns the summary (docs/reports.md).
+
+    Each run's folder also gets ``recording.jsonl``, with which `loratory.replay` decides again in simulation. Raises
+    `InputError` for a scenario that cannot run here.
+    """
+    if scenario.cluster.replicas > 1:
+        raise InputError("cluster.replicas: the executor is one replica: set it to 1")
+    built = build(scenario)
+    with machine_for(scenario, built) as machine:
+        backend = Execution(machine)
+        return run_scenario(scenario, out, decisions=decisions, progress=progress, backend=backend)
+
+
+class Execution:
+    """The real backend. Prompts are random tokens, the same for every policy; outputs end where the workload says."""
+
+    name = "executor"
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What run_info.json says of it."""
+        return self._machine.about()
+
+    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> Ran:
+        """See `loratory.backend.Backend`."""
+        from executor.clock import RealClock
+        from executor.drive import drive
+        from executor.generation import Generation
+
+        scenario, vocab = task.scenario, self._machine.model_config.vocab
+        clock = RealClock()
+        executor = self._machine.executor(
+            built.adapters,
+            policy_factory(task.policy)(),
+            built.cost,
+            clock,
+            sink=recorder.sink(0),
+            record=True,
+        )
+
+        def generation(request: Any, output_tokens: int) -> Generation:
+            rng = np.random.default_rng((task.seed, int(request.request_id)))
+            return Generation(rng.integers(0, vocab, request.prompt_tokens).tolist(), output_tokens=output_tokens)
+
+        scale = scenario.executor.time_scale
+        try:
+            clock.start()
+            outcome = drive(
+                workload, executor, generation, time_scale=scale, cutoff_s=_scaled(scenario.workload.cutoff_s, scale)
+            )
+            if task.folder is not None:
+                executor.recording().write(task.folder / "recording.jsonl")
+        finally:
+            executor.close()
+        notes = [] if workload.cached_tokens is None else ["the executor has no prefix cache: cached tokens computed"]
+        if scale != 1.0:
+            notes.append(f"requests were sent {scale:g} times as fast as the workload says")
+        return Ran(outcome.end_s, outcome.submitted, tuple(notes))
+
+
+def _scaled(seconds: float | None, scale: float) -> float | None:
+    return None if seconds is None else seconds / scale
+
+
+@contextmanager
+def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
+    """The machine a scenario wants: its checkpoint or random weights, its adapters' files or random ones."""
+    try:
+        import torch
+
+        from executor.machine import Machine
+    except ImportError as error:
+        raise InputError(f'the executor needs {error.name}: pip install "loratory[executor]"') from error
+
+    spec = scenario.executor
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    model = load_model(spec.checkpoint, built.model, spec.dtype, spec.device)
+    targets = resolve_targets(scenario.adapters.target_modules)
+    with tempfile.TemporaryDirectory(prefix="loratory-adapters-") as scratch:
+        files = adapter_files(built.adapters, model, Path(scratch), targets)
+        yield Machine(model, built.engine, files, targets if files else None)
+
+
+def load_model(checkpoint: str | None, spec: ModelSpec, dtype: str, device: str) -> Model:
+    """A checkpoint's model, or random weights in the shape of ``spec``, made on the device and never written.
+
+    ``device`` ``auto`` is cuda where there is one. Raises `InputError` for a bad checkpoint or too little memory.
+    """
+    import torch
+
+    from executor.checkpoint import resolve_dtype
+    from executor.model import Model, resolve_device
+    from executor.random_checkpoint import RandomTensors
+
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if checkpoint is not None:
+        return Model.load(checkpoint, dtype, place)
+    config = model_config(spec)
+    kind, where = resolve_dtype(dtype, config), resolve_device(place)
+    return Model(config, RandomTensors(0, config.tied, kind, where), kind, where)
+
+
+def model_config(spec: ModelSpec) -> ModelConfig:
+    """A catalogue model's shape, as the executor names it."""
+    from executor.config import ModelConfig
+
+    return ModelConfig(
+        family=spec.family,
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate=spec.intermediate,
+        vocab=spec.vocab,
+        max_positions=spec.max_position_embeddings,
+        tied=spec.tie_word_embeddings,
+        qkv_bias=spec.qkv_bias,
+        o_bias=spec.o_bias,
+        mlp_bias=spec.mlp_bias,
+        qk_norm=spec.qk_norm,
+    )
+
+
+def adapter_files(
+    adapters: Sequence[Adapter], model: Model, folder: Path, targets: Sequence[str]
+) -> dict[str, AdapterFile]:
+    """The files of each adapter: where its path says, or random ones written into ``folder`` for synthetic adapters.
+
+    Raises `InputError` for an adapter that does not validate against the model.
+    """
+    from executor.machine import AdapterFile
+    from executor.random_checkpoint import hugging_face_config, random_adapter
+    from serving.validation import BaseShapes, Limits, describe
+
+    limits = Limits(base=BaseShapes.from_config(hugging_face_config(model.config)))
+    files: dict[str, AdapterFile] = {}
+    for adapter in adapters:
+        path = adapter.lora.lora_path
+        if path.startswith(SYNTHETIC):
+            place = folder / str(adapter.lora.lora_int_id)
+            random_adapter(place, model.config, adapter.rank, target_modules=targets, seed=adapter.lora.lora_int_id)
+        else:
+            place = Path(path)
+        files[adapter.name] = AdapterFile(place, describe(place, limits))
+    return files
