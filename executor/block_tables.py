@@ -1,0 +1,100 @@
+"""BlockTables: which physical KV blocks each sequence has."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class BlockTables:
+    """Hands out the ids of ``num_blocks`` blocks of ``block_size`` tokens; the ledger decides how many a sequence has.
+
+    A sequence keeps one row of an int64 table from its first `grow` to `free`. A batch takes the table's rows, so a
+    step costs what changed, not what runs. Handing out more blocks than there are is a bug of ours and an assertion.
+    """
+
+    __slots__ = ("block_size", "_free", "_free_rows", "_held", "_rows", "_table", "_top", "num_blocks")
+
+    def __init__(self, num_blocks: int, block_size: int, max_sequences: int = 256) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._free: NDArray[np.int64] = np.arange(num_blocks - 1, -1, -1, dtype=np.int64)
+        self._top = num_blocks
+        self._table: NDArray[np.int64] = np.zeros((max_sequences, 16), dtype=np.int64)
+        self._held: NDArray[np.int64] = np.zeros(max_sequences, dtype=np.int64)
+        self._rows: dict[str, int] = {}
+        self._free_rows = list(range(max_sequences - 1, -1, -1))
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks nobody holds."""
+        return self._top
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that hold a row."""
+        return len(self._rows)
+
+    def grow(self, request_id: str, tokens: int) -> int:
+        """Give the sequence blocks for ``tokens`` tokens in all; its row. Never takes blocks away."""
+        row = self._rows.get(request_id)
+        if row is None:
+            row = self._rows[request_id] = self._new_row()
+        self._extend(row, -(-tokens // self.block_size))
+        return row
+
+    def grow_rows(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """`grow` for many sequences by their rows: the cost is that of those that need a block."""
+        need = -(-tokens // self.block_size)
+        for index in np.flatnonzero(need > self._held[rows]):
+            self._extend(int(rows[index]), int(need[index]))
+
+    def free(self, request_id: str) -> None:
+        """Take back all of a sequence's blocks, and its row; nothing if it has none."""
+        row = self._rows.pop(request_id, None)
+        if row is None:
+            return
+        held = int(self._held[row])
+        self._free[self._top : self._top + held] = self._table[row, :held][::-1]
+        self._top += held
+        self._table[row, :held] = 0
+        self._held[row] = 0
+        self._free_rows.append(row)
+
+    def row(self, request_id: str) -> int:
+        """The table row of a sequence that has blocks."""
+        return self._rows[request_id]
+
+    def blocks(self, request_id: str) -> tuple[int, ...]:
+        """The ids of a sequence's blocks, in the order of its tokens."""
+        row = self._rows[request_id]
+        return tuple(int(block) for block in self._table[row, : self._held[row]])
+
+    def select(self, rows: NDArray[np.int64]) -> Tensor:
+        """(rows, blocks) int64: the tables of these rows, as `executor.batch.Batch` wants them."""
+        width = max(1, int(self._held[rows].max(initial=1)))
+        return torch.from_numpy(self._table[rows, :width])
+
+    def _extend(self, row: int, blocks: int) -> None:
+        held = int(self._held[row])
+        count = blocks - held
+        if count <= 0:
+            return
+        assert count <= self._top, f"{count} KV blocks wanted and {self._top} free: the ledger counts otherwise"
+        if blocks > self._table.shape[1]:
+            wider = np.zeros((self._table.shape[0], max(blocks, 2 * self._table.shape[1])), dtype=np.int64)
+            wider[:, : self._table.shape[1]] = self._table
+            self._table = wider
+        self._top -= count
+        self._table[row, held:blocks] = self._free[self._top : self._top + count][::-1]
+        self._held[row] = blocks
+
+    def _new_row(self) -> int:
+        if not self._free_rows:
+            count = self._table.shape[0]
+            self._table = np.concatenate((self._table, np.zeros_like(self._table)))
+            self._held = np.concatenate((self._held, np.zeros_like(self._held)))
+            self._free_rows = list(range(2 * count - 1, count - 1, -1))
+        return self._free_rows.pop()

@@ -1,0 +1,189 @@
+"""Model: a Llama, Mistral, Qwen2 or Qwen3 decoder over a paged KV cache, with fused projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from executor.attention import Attention, CPUAttention
+from executor.batch import Batch, LoRA
+from executor.checkpoint import Checkpoint, TensorSource, resolve_dtype
+from executor.config import PROJECTIONS, ModelConfig
+from executor.kv_cache import KVCache
+from executor.linear import Linear, linear
+from executor.memory import is_out_of_memory, require
+from executor.rope import inverse_frequencies, rotate, tables
+from serving.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The weights of one layer, projections fused as `executor.config.PROJECTIONS` says."""
+
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Linear
+    post_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Model:
+    """Weights on one device in one dtype, and the forward pass over a `Batch`.
+
+    The architecture is transformers' ``LlamaForCausalLM`` with the families' differences: biases, norms of queries
+    and keys, head sizes, tied embeddings, RoPE scaling.
+    """
+
+    def __init__(self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
+        """Read all weights from ``source``. Raises `InputError` for a missing or misshapen tensor or no memory."""
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        what = f"a model of {config.parameters / 1e9:.2f} billion parameters in {str(dtype).removeprefix('torch.')}"
+        remedy = "use a 16-bit dtype, a smaller model or a device with more memory"
+        require(config.parameters * dtype.itemsize, device, what, remedy)
+        try:
+            with torch.inference_mode():
+                self._read(source)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(f"out of memory on {device}: {what} does not fit: {remedy}") from None
+        frequencies, self._rope_scale = inverse_frequencies(config.rope, config.head_dim)
+        self._frequencies = frequencies.to(device)
+        self.attention: Attention = self._attention()
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Model:
+        """The model of a Hugging Face checkpoint folder. ``dtype`` ``auto`` is the checkpoint's own."""
+        checkpoint = Checkpoint.open(folder)
+        return cls(checkpoint.config, checkpoint, resolve_dtype(dtype, checkpoint.config), resolve_device(device))
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: KVCache, lora: LoRA | None = None) -> Tensor:
+        """Logits (S, vocab), float32, of ``batch.sample_rows``; writes the batch's keys and values into ``kv``.
+
+        ``lora`` adds each row's adapter to every projection; without it all rows are the base model's.
+        """
+        config, attention = self.config, self.attention
+        q_width, kv_width, eps = config.q_width, config.kv_width, config.norm_eps
+        turned = q_width + kv_width
+        hidden = (config.hidden,)
+        if lora is not None:
+            lora.begin(batch)
+        attention.begin(batch, kv)
+        rows = kv.rows(batch)
+        cos, sin = tables(batch.positions, self._frequencies, self._rope_scale, self.dtype)
+        x = self._embedding.index_select(0, batch.token_ids)
+        for index, layer in enumerate(self._layers):
+            h = torch.rms_norm(x, hidden, layer.input_norm, eps)
+            qkv = layer.qkv(h)
+            if lora is not None:
+                lora.add(qkv, h, index, "qkv")
+            if layer.q_norm is not None:
+                self._norm_heads(qkv, layer)
+            rotate(qkv[:, :turned].unflatten(1, (-1, config.head_dim)), cos, sin)
+            q, k, v = qkv.split((q_width, kv_width, kv_width), 1)
+            kv.write(index, rows, k, v)
+            a = attention.run(index, q, k, v, kv)
+            o = layer.o(a)
+            if lora is not None:
+                lora.add(o, a, index, "o")
+            x.add_(o)
+            h = torch.rms_norm(x, hidden, layer.post_norm, eps)
+            gate_up = layer.gate_up(h)
+            if lora is not None:
+                lora.add(gate_up, h, index, "gate_up")
+            gate, up = gate_up.chunk(2, 1)
+            h = functional.silu(gate).mul_(up)
+            down = layer.down(h)
+            if lora is not None:
+                lora.add(down, h, index, "down")
+            x.add_(down)
+        last = torch.rms_norm(x.index_select(0, batch.sample_rows), hidden, self._norm, eps)
+        return self._head(last).float()
+
+    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
+        """A KV cache for this model. Raises `InputError` if the memory is not there."""
+        config = self.config
+        return KVCache(
+            num_blocks, block_size, config.layers, config.kv_heads, config.head_dim, self.dtype, self.device
+        )
+
+    def _norm_heads(self, qkv: Tensor, layer: _Layer) -> None:
+        """Normalise queries and keys head by head, in place."""
+        config = self.config
+        assert layer.q_norm is not None and layer.k_norm is not None
+        q = qkv[:, : config.q_width].unflatten(1, (-1, config.head_dim))
+        k = qkv[:, config.q_width : config.q_width + config.kv_width].unflatten(1, (-1, config.head_dim))
+        q.copy_(torch.rms_norm(q, (config.head_dim,), layer.q_norm, config.norm_eps))
+        k.copy_(torch.rms_norm(k, (config.head_dim,), layer.k_norm, config.norm_eps))
+
+    def _attention(self) -> Attention:
+        config = self.config
+        if self.device.type == "cpu":
+            return CPUAttention(config.heads, config.kv_heads, config.head_dim, self.dtype)
+        from executor.attention_cuda import CUDAAttention  # Triton is there only where CUDA is
+
+        return CUDAAttention(config.heads, config.kv_heads, config.head_dim)
+
+    def _read(self, source: TensorSource) -> None:
+        def get(name: str, shape: tuple[int, ...]) -> Tensor:
+            return source.get(name, shape).to(self.device, self.dtype)
+
+        def fused(prefix: str, group: str) -> Linear:
+            modules = PROJECTIONS[group]
+            weights = [get(f"{prefix}{name}.weight", shapes[f"{prefix}{name}.weight"]) for name in modules]
+            biases = [
+                get(f"{prefix}{name}.bias", shapes[f"{prefix}{name}.bias"])
+                for name in modules
+                if f"{prefix}{name}.bias" in shapes
+            ]
+            weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+            return linear(weight, torch.cat(biases) if biases else None)
+
+        outer = self.config.outer_tensors()
+        layers = []
+        for index in range(self.config.layers):
+            shapes = self.config.layer_tensors(index)
+            prefix = f"model.layers.{index}."
+
+            def norm(name: str, prefix: str = prefix, shapes: dict[str, tuple[int, ...]] = shapes) -> Tensor | None:
+                key = f"{prefix}{name}.weight"
+                return get(key, shapes[key]) if key in shapes else None
+
+            before, after = norm("input_layernorm"), norm("post_attention_layernorm")
+            assert before is not None and after is not None
+            layers.append(
+                _Layer(
+                    input_norm=before,
+                    qkv=fused(prefix, "qkv"),
+                    q_norm=norm("self_attn.q_norm"),
+                    k_norm=norm("self_attn.k_norm"),
+                    o=fused(prefix, "o"),
+                    post_norm=after,
+                    gate_up=fused(prefix, "gate_up"),
+                    down=fused(prefix, "down"),
+                )
+            )
+        self._layers = tuple(layers)
+        self._embedding = get("model.embed_tokens.weight", outer["model.embed_tokens.weight"])
+        self._norm = get("model.norm.weight", outer["model.norm.weight"])
+        head = "lm_head.weight"
+        self._head = linear(self._embedding if self.config.tied else get(head, outer[head]))
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device called ``cpu`` or ``cuda``. Raises `InputError` for another, or where there is no CUDA device."""
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not supported: use cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("device cuda: torch finds no CUDA device here: use --device cpu")
+    return torch.device(device)
