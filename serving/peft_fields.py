@@ -73,6 +73,7 @@ MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways of initialising that change the base weights: the saved matrices are right only on the changed ones."""
 
 EXTRA_TENSORS: Mapping[str, str] = {
+    ".embed_tokens.": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".lora_embedding_A": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".lora_embedding_B": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".lora_magnitude_vector": "it is DoRA's; retrain with use_dora=False, or merge the adapter",
