@@ -119,8 +119,10 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     if pattern and config.get("layers_to_transform") is None:
         raise InvalidAdapter(f"{where}: layers_pattern needs layers_to_transform: give both or neither")
     base = config.get("base_model_name_or_path")
-    if base is not None and not isinstance(base, str):
-        raise InvalidAdapter(f"{where}: base_model_name_or_path is {shown(base)}: it must be a name, a path or null")
+    if base is not None and not (isinstance(base, str) and base.isprintable()):
+        raise InvalidAdapter(
+            f"{where}: base_model_name_or_path is {shown(base)}: it must be a name, a path or null, on one line"
+        )
     rslora = config.get("use_rslora") or False
     if not isinstance(rslora, bool):
         raise InvalidAdapter(f"{where}: use_rslora is {shown(rslora)}: it must be true or false")
@@ -138,7 +140,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
         alpha_pattern={
             key: _alpha(value, f"{where}: alpha_pattern of {shown(key)}") for key, value in fields.table("alpha")
         },
-        base_model=base,
+        base_model=base or None,
     )
 
 

@@ -73,7 +73,6 @@ MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways of initialising that change the base weights: the saved matrices are right only on the changed ones."""
 
 EXTRA_TENSORS: Mapping[str, str] = {
-    ".embed_tokens.": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".lora_embedding_A": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".lora_embedding_B": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".lora_magnitude_vector": "it is DoRA's; retrain with use_dora=False, or merge the adapter",
@@ -83,6 +82,7 @@ EXTRA_TENSORS: Mapping[str, str] = {
     ".lora_velora": "it is VeLoRA's; retrain without velora_config",
     ".lora_arrow": "it is Arrow's; register the adapters it was built from",
     ".trainable_tokens_": "trained token embeddings are not served; retrain without trainable_token_indices",
+    ".embed_tokens.": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
     ".modules_to_save": "whole modules are not served; retrain without modules_to_save, or merge the adapter",
     ".original_module": "whole modules are not served; retrain without modules_to_save, or merge the adapter",
     ".bias": "trained biases are not served; retrain with bias='none'",

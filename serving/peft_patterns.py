@@ -14,7 +14,7 @@ from serving.strict_json import shown
 MAX_PATTERN = 4096
 """Characters an expression may have."""
 
-MAX_WORK = 3_000_000
+MAX_WORK = 2_000_000
 """Steps all matching of one adapter may take, about a second; a 70B model with a rank for each module takes 160,000."""
 
 _PLAIN = re.compile(r"\^?(?:[\w.-]|\\\.)+\Z", re.ASCII)

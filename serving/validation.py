@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.adapter_files import CONFIG, WEIGHTS, check_folder, open_file, read_up_to
+from serving.adapter_files import CONFIG, WEIGHTS, check_folder, named, open_file, read_up_to
 from serving.base_shapes import PARENTS, BaseShapes
 from serving.description import AdapterDescription, LoRAModule
 from serving.errors import InputError, InvalidAdapter
@@ -59,7 +59,7 @@ def describe(
     folder = Path(folder)
     root = folder if root is None else Path(root)
     check_folder(folder)
-    where, weights = str(folder / CONFIG), str(folder / WEIGHTS)
+    where, weights = named(folder / CONFIG), named(folder / WEIGHTS)
     try:
         with open_file(folder, CONFIG, root) as file:
             settings = read_settings(

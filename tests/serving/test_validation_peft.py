@@ -367,7 +367,7 @@ def test_patterns_apply_in_the_order_of_the_file_as_when_peft_loads_it(
 ) -> None:
     # PEFT trains with the order of the dict and saves the keys sorted, after which it cannot load the adapter either
     build(base(), peft.LoraConfig(target_modules=["q_proj"], rank_pattern={"self_attn.q_proj": 3, ".*": 2}), tmp_path)
-    with pytest.raises(InvalidAdapter, match="has rank 3 .* gives it 2 by r and rank_pattern"):
+    with pytest.raises(InvalidAdapter, match=r"has rank 3 .* gives it 2 by r and rank_pattern"):
         describe(tmp_path, limits)
     with pytest.raises(RuntimeError, match="size mismatch"):
         peft.PeftModel.from_pretrained(base(), tmp_path)
