@@ -22,7 +22,7 @@ BUFFER_BYTES = 64_000_000
 
 
 class Attention(Protocol):
-    """Causal attention of a batch's tokens to their sequences. ``begin`` is called once a batch, ``run`` once a layer."""
+    """Causal attention of a batch's tokens to their sequences: ``begin`` once a batch, ``run`` once a layer."""
 
     def begin(self, batch: Batch, cache: KVCache) -> None:
         """Lay out the work that is the same in all layers."""
@@ -78,6 +78,7 @@ class CPUAttention:
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.scale = 1.0 / math.sqrt(head_dim)
+        self.group_cost_bytes = GROUP_COST_BYTES
         self.wide = heads <= {torch.float32: 16, torch.bfloat16: 64}.get(dtype, 0)
         self._width = kv_heads * head_dim
         self._keys = torch.empty(0, self._width, dtype=dtype)
@@ -94,8 +95,10 @@ class CPUAttention:
         for index, chunk in enumerate(batch.chunks, batch.decodes):
             if chunk.start:
                 self._later.append(self._continue(chunk, batch.block_tables[index], cache))
-            elif (last := self._fresh[-1] if self._fresh else None) and last.tokens == chunk.tokens and (
-                last.row + last.chunks * last.tokens == chunk.row
+            elif (
+                (last := self._fresh[-1] if self._fresh else None)
+                and last.tokens == chunk.tokens
+                and (last.row + last.chunks * last.tokens == chunk.row)
             ):
                 self._fresh[-1] = _Fresh(last.row, last.chunks + 1, last.tokens)
             else:
@@ -157,17 +160,21 @@ class CPUAttention:
 
     def _begin_sequences(self, fresh: _Fresh, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         end = fresh.row + fresh.chunks * fresh.tokens
-        heads = [
+        query, key, value = (
             part[fresh.row : end].view(fresh.chunks, fresh.tokens, -1, self.head_dim).transpose(1, 2)
             for part in (q, k, v)
-        ]
-        found = functional.scaled_dot_product_attention(*heads, is_causal=True, scale=self.scale, enable_gqa=True)
+        )
+        found = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.scale, enable_gqa=True
+        )
         out[fresh.row : end].view(fresh.chunks, fresh.tokens, self.heads, self.head_dim).copy_(found.transpose(1, 2))
 
     def _continue_sequence(self, later: _Later, layer: int, q: Tensor, out: Tensor, cache: KVCache) -> None:
         context = later.mask.shape[1]
-        keys, values = (part[:context].view(1, context, self.kv_heads, self.head_dim).transpose(1, 2) for part in
-                        self._gather(layer, later.blocks, cache))
+        keys, values = (
+            part[:context].view(1, context, self.kv_heads, self.head_dim).transpose(1, 2)
+            for part in self._gather(layer, later.blocks, cache)
+        )
         rows = slice(later.row, later.row + later.tokens)
         one = q[rows].view(1, later.tokens, self.heads, self.head_dim).transpose(1, 2)
         found = functional.scaled_dot_product_attention(
@@ -185,7 +192,7 @@ class CPUAttention:
     def _group(self, batch: Batch, cache: KVCache) -> list[_Decodes]:
         size, token_bytes = cache.block_size, self._width * self._keys.element_size()
         lengths = batch.kv_lengths[: batch.decodes]
-        parts = length_groups(lengths, GROUP_COST_BYTES // (2 * token_bytes), BUFFER_BYTES // token_bytes)
+        parts = length_groups(lengths, self.group_cost_bytes // (2 * token_bytes), BUFFER_BYTES // token_bytes)
         groups = []
         for part in parts:
             rows = None if len(parts) == 1 else torch.tensor(part)
