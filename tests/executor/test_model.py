@@ -147,14 +147,20 @@ def alone(name: str) -> Tensor:
 
 
 @settings(max_examples=60)
-@given(schedules(), st.sampled_from([1, 4, 16]), st.integers(0, 6), st.booleans(), st.sampled_from([0, 10_000]))
+@given(
+    schedules(),
+    st.sampled_from([1, 4, 16]),
+    st.integers(0, 6),
+    st.sampled_from([0, 9, 10_000]),
+    st.sampled_from([0, 9, 10_000]),
+)
 def test_a_sequence_in_any_batch_equals_it_alone(
-    steps: list[dict[str, int]], block_size: int, garbage: int, wide: bool, cost: int
+    steps: list[dict[str, int]], block_size: int, garbage: int, cost: int, most: int
 ) -> None:
     model = tiny()
     attention = model.attention
     assert isinstance(attention, CPUAttention)
-    attention.wide, attention.group_cost_bytes = wide, cost
+    attention.group_cost_bytes, attention.group_bytes = 256 * cost, 256 * most
     for name, logits in composed(model, steps, block_size, garbage).items():
         assert relative_error(logits, alone(name)[: logits.shape[0]]) < 1e-5
 
@@ -205,11 +211,19 @@ def test_lora_is_asked_for_every_fused_projection_and_base_rows_stay() -> None:
     assert relative_error(found["b"], alone("b")[:5]) < 1e-5
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), st.integers(0, 5000), st.integers(1, 20000))
-def test_length_groups_hold_every_sequence_and_their_limits(lengths: list[int], cost: int, buffer: int) -> None:
-    groups = length_groups(lengths, cost, buffer)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[index] for index in group)
-        assert len(group) == 1 or len(group) * longest <= buffer
-        assert sum(longest - lengths[index] for index in group) <= cost
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=40),
+    st.sampled_from([1, 16]),
+    st.integers(0, 5000),
+    st.integers(1, 20000),
+)
+def test_length_groups_hold_every_sequence_and_their_limits(
+    lengths: list[int], page: int, cost: int, most: int
+) -> None:
+    lengths.sort(reverse=True)
+    groups = length_groups(lengths, page, cost, most)
+    assert [index for begin, end in groups for index in range(begin, end)] == list(range(len(lengths)))
+    for begin, end in groups:
+        longest = -(-lengths[begin] // page) * page
+        padding = sum(longest - length for length in lengths[begin:end])
+        assert end - begin == 1 or ((end - begin) * longest <= most and padding <= cost)
