@@ -14,15 +14,15 @@ from torch.nn import functional
 from executor.batch import Batch, Chunk
 from executor.kv_cache import KVCache
 
-GROUP_COST_BYTES = 700_000
-"""Keys and values that could be gathered and read in the time that one more group of decoding sequences takes."""
+GROUP_COST_BYTES = 400_000
+"""Keys and values that are gathered and read in the time that one more group of decoding sequences takes."""
 
-BUFFER_BYTES = 64_000_000
-"""Keys gathered at once, and as much for values, unless one sequence alone has more."""
+GROUP_BYTES = 1_000_000
+"""Keys and values a core gathers at once, so that they are still in its second-level cache when they are read."""
 
 
 class Attention(Protocol):
-    """Causal attention of a batch's tokens to their sequences. ``begin`` is called once a batch, ``run`` once a layer."""
+    """Causal attention of a batch's tokens to their sequences: ``begin`` once a batch, ``run`` once a layer."""
 
     def begin(self, batch: Batch, cache: KVCache) -> None:
         """Lay out the work that is the same in all layers."""
@@ -33,13 +33,17 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Decodes:
-    """Decoding sequences computed together: as many as fit, of similar length."""
+    """Decoding sequences ``begin`` to ``end`` of the order chosen: their pages, and where they are gathered.
 
-    rows: Tensor | None
+    ``flat``: the buffers as pages; ``heads``: as (sequences, kv_heads, context, head_dim), which attention reads.
+    """
+
+    begin: int
+    end: int
     blocks: Tensor
     mask: Tensor
-    sequences: int
-    context: int
+    flat: tuple[Tensor, Tensor]
+    heads: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +63,16 @@ class _Later:
     tokens: int
     blocks: Tensor
     mask: Tensor
+    size: int
 
 
 class CPUAttention:
-    """Decoding sequences gather their pages into one padded buffer; chunks go through scaled_dot_product_attention.
+    """scaled_dot_product_attention over keys and values gathered from their pages.
 
-    A decode step has one query per head and sequence, so per key-value head the products are too small to fill the
-    units. With keys gathered as (sequence, context, kv_heads * head_dim), the queries of all heads of a sequence become
-    one block-diagonal matrix and both products are one `torch.bmm` over sequences: kv_heads times the multiplications,
-    yet 2 to 3 times faster than scaled_dot_product_attention (context 128 to 1024, bfloat16 with AMX and float32) as
-    long as the products stay cheaper than reading the keys, which ``wide`` decides.
-
-    Sequences are grouped by length, longest first; a new group begins when padding would cost more than a group.
+    A decode step has one query a head; the query heads that share a key-value head are given as the queries of one
+    head, so that its keys are read once. Sequences are taken in groups of similar length, longest first, each padded to
+    its longest. A group ends when its keys and values would outgrow the cores' caches, or when padding would cost more
+    than another group. Chunks that begin a sequence use their own keys; others gather the whole sequence.
     """
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
@@ -78,100 +80,84 @@ class CPUAttention:
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.scale = 1.0 / math.sqrt(head_dim)
-        self.wide = heads <= {torch.float32: 16, torch.bfloat16: 64}.get(dtype, 0)
+        self.group_cost_bytes = GROUP_COST_BYTES
+        self.group_bytes = GROUP_BYTES * torch.get_num_threads()
         self._width = kv_heads * head_dim
         self._keys = torch.empty(0, self._width, dtype=dtype)
         self._values = torch.empty(0, self._width, dtype=dtype)
-        self._queries = torch.empty(0, dtype=dtype)
+        self._order: Tensor | None = None
+        self._count = 0
         self._decodes: list[_Decodes] = []
         self._fresh: list[_Fresh] = []
         self._later: list[_Later] = []
 
     def begin(self, batch: Batch, cache: KVCache) -> None:
         """See `Attention.begin`. Buffers grow to what the batch needs and are kept."""
-        self._decodes = self._group(batch, cache) if batch.decodes else []
-        self._fresh, self._later = [], []
+        self._fresh, self._later, self._decodes = [], [], []
+        self._count = batch.decodes
         for index, chunk in enumerate(batch.chunks, batch.decodes):
             if chunk.start:
                 self._later.append(self._continue(chunk, batch.block_tables[index], cache))
-            elif (last := self._fresh[-1] if self._fresh else None) and last.tokens == chunk.tokens and (
-                last.row + last.chunks * last.tokens == chunk.row
-            ):
+                continue
+            last = self._fresh[-1] if self._fresh else None
+            if last and last.tokens == chunk.tokens and last.row + last.chunks * last.tokens == chunk.row:
                 self._fresh[-1] = _Fresh(last.row, last.chunks + 1, last.tokens)
             else:
                 self._fresh.append(_Fresh(chunk.row, 1, chunk.tokens))
-        rows = [group.sequences * group.context for group in self._decodes]
-        rows += [part.blocks.shape[0] * cache.block_size for part in self._later]
-        if (need := max(rows, default=0)) > self._keys.shape[0]:
-            self._keys = self._keys.new_empty(need, self._width)
-            self._values = self._values.new_empty(need, self._width)
-        if self.wide and batch.decodes:
-            widest = max(group.sequences for group in self._decodes)
-            if widest * self.heads * self._width > self._queries.numel():
-                self._queries = self._queries.new_zeros(widest * self.heads * self._width)
+        self._reserve(max((part.blocks.shape[0] * cache.block_size for part in self._later), default=0))
+        if batch.decodes:
+            self._group(batch, cache.block_size)
 
     def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor, cache: KVCache) -> Tensor:
         """See `Attention.run`."""
         out = torch.empty(q.shape, dtype=q.dtype)
-        for group in self._decodes:
-            self._decode(group, layer, q, out, cache)
+        if self._decodes:
+            self._decode(q[: self._count], out[: self._count], cache.keys[layer], cache.values[layer])
         for fresh in self._fresh:
             self._begin_sequences(fresh, q, k, v, out)
         for later in self._later:
-            self._continue_sequence(later, layer, q, out, cache)
+            self._continue_sequence(later, q, out, cache.keys[layer], cache.values[layer])
         return out
 
-    def _gather(self, layer: int, blocks: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``blocks``, one after the other, each (tokens, kv_heads * head_dim)."""
-        count, page = blocks.shape[0], cache.block_size * self._width
-        keys, values = self._keys[: count * cache.block_size], self._values[: count * cache.block_size]
-        torch.index_select(cache.keys[layer].view(-1, page), 0, blocks, out=keys.view(count, page))
-        torch.index_select(cache.values[layer].view(-1, page), 0, blocks, out=values.view(count, page))
-        return keys, values
-
-    def _decode(self, group: _Decodes, layer: int, q: Tensor, out: Tensor, cache: KVCache) -> None:
-        count, context, heads, dim = group.sequences, group.context, self.kv_heads, self.head_dim
-        share = self.heads // heads
-        keys, values = self._gather(layer, group.blocks, cache)
-        one = q[:count] if group.rows is None else q.index_select(0, group.rows)
-        one = one.view(count, heads, share, dim)
-        if self.wide:
-            keys, values = keys.view(count, context, -1), values.view(count, context, -1)
-            queries = self._queries[: count * self.heads * self._width]
-            blocks = queries.view(count, heads, share, heads, dim).diagonal(dim1=1, dim2=3)
-            blocks.copy_(one.permute(0, 2, 3, 1))
-            scores = torch.baddbmm(
-                group.mask, queries.view(count, self.heads, self._width), keys.transpose(1, 2), alpha=self.scale
+    def _decode(self, q: Tensor, out: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Attention of the decoding sequences' queries ``q`` to one layer of the cache, into ``out``."""
+        shape = (self._count, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
+        page = self._decodes[0].flat[0].shape[1]
+        keys, values = keys.view(-1, page), values.view(-1, page)
+        order = self._order
+        queries = (q if order is None else q.index_select(0, order)).view(shape)
+        found = out.view(shape) if order is None else torch.empty(shape, dtype=q.dtype)
+        for group in self._decodes:
+            torch.index_select(keys, 0, group.blocks, out=group.flat[0])
+            torch.index_select(values, 0, group.blocks, out=group.flat[1])
+            part = functional.scaled_dot_product_attention(
+                queries[group.begin : group.end], *group.heads, group.mask, scale=self.scale
             )
-            mixed = torch.bmm(torch.softmax(scores, -1), values).view(count, heads, share, heads, dim)
-            found = mixed.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-        else:
-            keys = keys.view(count, context, heads, dim).transpose(1, 2)
-            values = values.view(count, context, heads, dim).transpose(1, 2)
-            mask = group.mask.unsqueeze(1)
-            found = functional.scaled_dot_product_attention(one, keys, values, attn_mask=mask, scale=self.scale)
-        if group.rows is None:
-            out[:count].view(count, heads, share, dim).copy_(found)
-        else:
-            out.index_copy_(0, group.rows, found.reshape(count, -1))
+            found[group.begin : group.end] = part
+        if order is not None:
+            out.index_copy_(0, order, found.view(self._count, -1))
 
     def _begin_sequences(self, fresh: _Fresh, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         end = fresh.row + fresh.chunks * fresh.tokens
-        heads = [
+        query, key, value = (
             part[fresh.row : end].view(fresh.chunks, fresh.tokens, -1, self.head_dim).transpose(1, 2)
             for part in (q, k, v)
-        ]
-        found = functional.scaled_dot_product_attention(*heads, is_causal=True, scale=self.scale, enable_gqa=True)
+        )
+        found = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.scale, enable_gqa=True
+        )
         out[fresh.row : end].view(fresh.chunks, fresh.tokens, self.heads, self.head_dim).copy_(found.transpose(1, 2))
 
-    def _continue_sequence(self, later: _Later, layer: int, q: Tensor, out: Tensor, cache: KVCache) -> None:
-        context = later.mask.shape[1]
-        keys, values = (part[:context].view(1, context, self.kv_heads, self.head_dim).transpose(1, 2) for part in
-                        self._gather(layer, later.blocks, cache))
+    def _continue_sequence(self, later: _Later, q: Tensor, out: Tensor, keys: Tensor, values: Tensor) -> None:
+        blocks, context = later.blocks, later.mask.shape[1]
+        flat, (key, value) = self._buffers(1, blocks.shape[0], later.size)
+        page = flat[0].shape[1]
+        torch.index_select(keys.view(-1, page), 0, blocks, out=flat[0])
+        torch.index_select(values.view(-1, page), 0, blocks, out=flat[1])
         rows = slice(later.row, later.row + later.tokens)
-        one = q[rows].view(1, later.tokens, self.heads, self.head_dim).transpose(1, 2)
+        query = q[rows].view(1, later.tokens, self.heads, self.head_dim).transpose(1, 2)
         found = functional.scaled_dot_product_attention(
-            one, keys, values, attn_mask=later.mask, scale=self.scale, enable_gqa=True
+            query, key[:, :, :context], value[:, :, :context], later.mask, scale=self.scale, enable_gqa=True
         )
         out[rows].view(1, later.tokens, self.heads, self.head_dim).copy_(found.transpose(1, 2))
 
@@ -180,42 +166,57 @@ class CPUAttention:
         queries = torch.arange(chunk.start, length).unsqueeze(1)
         mask = torch.zeros(chunk.tokens, length, dtype=self._keys.dtype)
         mask.masked_fill_(torch.arange(length) > queries, -torch.inf)
-        return _Later(chunk.row, chunk.tokens, table[: -(-length // cache.block_size)], mask)
+        return _Later(chunk.row, chunk.tokens, table[: -(-length // cache.block_size)], mask, cache.block_size)
 
-    def _group(self, batch: Batch, cache: KVCache) -> list[_Decodes]:
-        size, token_bytes = cache.block_size, self._width * self._keys.element_size()
-        lengths = batch.kv_lengths[: batch.decodes]
-        parts = length_groups(lengths, GROUP_COST_BYTES // (2 * token_bytes), BUFFER_BYTES // token_bytes)
-        groups = []
-        for part in parts:
-            rows = None if len(parts) == 1 else torch.tensor(part)
-            length = torch.tensor([lengths[row] for row in part])
-            pages = -(-max(lengths[row] for row in part) // size)
-            tables = batch.block_tables[: batch.decodes] if rows is None else batch.block_tables.index_select(0, rows)
-            tables = tables[:, :pages]
-            # A page past a sequence's end is one of its own: what another sequence wrote must not reach it, not even
-            # multiplied by 0, which leaves NaN.
-            tables = torch.where(torch.arange(pages) * size < length.unsqueeze(1), tables, tables[:, :1])
-            mask = torch.zeros(len(part), 1, pages * size, dtype=self._keys.dtype)
-            mask.masked_fill_(torch.arange(pages * size) >= length.view(-1, 1, 1), -torch.inf)
-            groups.append(_Decodes(rows, tables.reshape(-1), mask, len(part), pages * size))
-        return groups
+    def _group(self, batch: Batch, size: int) -> None:
+        """Lay out the decoding sequences in groups."""
+        count, token_bytes = batch.decodes, 2 * self._width * self._keys.element_size()
+        lengths = sorted(batch.kv_lengths[:count], reverse=True)
+        tables, length = batch.block_tables[:count], torch.tensor(batch.kv_lengths[:count]).unsqueeze(1)
+        self._order = None
+        if tuple(lengths) != batch.kv_lengths[:count]:
+            self._order = length.squeeze(1).argsort(descending=True, stable=True)
+            tables, length = tables.index_select(0, self._order), length.index_select(0, self._order)
+        # A page past a sequence's end is one of its own: what another sequence wrote must not reach it, not even
+        # multiplied by 0, which leaves NaN.
+        tables = torch.where(torch.arange(tables.shape[1]) * size < length, tables, tables[:, :1])
+        widest = -(-lengths[0] // size) * size
+        mask = torch.zeros(count, 1, 1, widest, dtype=self._keys.dtype)
+        mask.masked_fill_(torch.arange(widest) >= length.view(-1, 1, 1, 1), -torch.inf)
+        groups = length_groups(lengths, size, self.group_cost_bytes // token_bytes, self.group_bytes // token_bytes)
+        pages = [-(-lengths[begin] // size) for begin, _ in groups]
+        self._reserve(max((end - begin) * count * size for (begin, end), count in zip(groups, pages, strict=True)))
+        for (begin, end), wide in zip(groups, pages, strict=True):
+            flat, heads = self._buffers(end - begin, wide, size)
+            blocks = tables[begin:end, :wide].reshape(-1)
+            self._decodes.append(_Decodes(begin, end, blocks, mask[begin:end, :, :, : wide * size], flat, heads))
+
+    def _reserve(self, tokens: int) -> None:
+        """Make the buffers hold so many tokens."""
+        if tokens > self._keys.shape[0]:
+            self._keys = self._keys.new_empty(tokens, self._width)
+            self._values = self._values.new_empty(tokens, self._width)
+
+    def _buffers(self, sequences: int, pages: int, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Views of the buffers: as pages of ``size`` tokens, and as (sequences, kv_heads, tokens, head_dim)."""
+        keys, values = self._keys[: sequences * pages * size], self._values[: sequences * pages * size]
+        shape = (sequences, pages * size, self.kv_heads, self.head_dim)
+        flat = keys.view(-1, size * self._width), values.view(-1, size * self._width)
+        return flat, (keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2))
 
 
-def length_groups(lengths: Sequence[int], cost_tokens: int, buffer_tokens: int) -> list[list[int]]:
-    """Indices of ``lengths`` in groups, each padded to its longest; a batch that makes one group keeps its order.
+def length_groups(lengths: Sequence[int], page: int, cost_tokens: int, most_tokens: int) -> list[tuple[int, int]]:
+    """(begin, end) of groups of descending ``lengths``, each padded to the pages of its first.
 
-    A group ends when its padding would exceed ``cost_tokens``, or its padded size ``buffer_tokens``.
+    A group ends before its padding exceeds ``cost_tokens``, or its padded size ``most_tokens``; it has at least one.
     """
-    longest = max(lengths)
-    if len(lengths) * longest - sum(lengths) <= cost_tokens and len(lengths) * longest <= buffer_tokens:
-        return [list(range(len(lengths)))]
-    groups: list[list[int]] = []
-    padding = longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padding += longest - lengths[index]
-        if not groups or padding > cost_tokens or (len(groups[-1]) + 1) * longest > buffer_tokens:
-            groups.append([])
-            padding, longest = 0, lengths[index]
-        groups[-1].append(index)
+    groups: list[tuple[int, int]] = []
+    begin = padding = 0
+    for index, length in enumerate(lengths):
+        longest = -(-lengths[begin] // page) * page
+        padding += longest - length
+        if index > begin and (padding > cost_tokens or (index - begin + 1) * longest > most_tokens):
+            groups.append((begin, index))
+            begin, padding = index, -(-length // page) * page - length
+    groups.append((begin, len(lengths)))
     return groups

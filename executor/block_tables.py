@@ -15,7 +15,7 @@ class BlockTables:
     step costs what changed, not what runs. Handing out more blocks than there are is a bug of ours and an assertion.
     """
 
-    __slots__ = ("block_size", "_free", "_free_rows", "_held", "_rows", "_table", "_top", "num_blocks")
+    __slots__ = ("_free", "_free_rows", "_held", "_rows", "_table", "_top", "block_size", "num_blocks")
 
     def __init__(self, num_blocks: int, block_size: int, max_sequences: int = 256) -> None:
         self.num_blocks = num_blocks

@@ -184,7 +184,11 @@ def rope_parameters(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     if float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0) != 1.0:
         raise InputError(f"{where}: partial_rotary_factor is not supported: the executor rotates whole heads")
-    needed = {"linear": ("factor",), "dynamic": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+    needed = {
+        "linear": ("factor",),
+        "dynamic": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    }
     for key in needed.get(rope["rope_type"], ()):
         if not isinstance(rope.get(key), int | float):
             raise InputError(f"{where}: RoPE scaling {rope['rope_type']} needs a number {key} in rope_parameters")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,8 @@ from executor.memory import allocate
 class KVCache:
     """``num_blocks`` blocks of ``block_size`` tokens, for each layer a tensor of keys and one of values.
 
-    ``keys[layer]``, ``values[layer]``: (num_blocks * block_size, kv_heads * head_dim); token p of a sequence lies in row
-    ``table[p // block_size] * block_size + p % block_size``. Raises `InputError` when the memory is not there.
+    ``keys[layer]``, ``values[layer]``: (num_blocks * block_size, kv_heads * head_dim); token p of a sequence lies in
+    row ``table[p // block_size] * block_size + p % block_size``. Raises `InputError` when the memory is not there.
     """
 
     __slots__ = ("block_size", "device", "dtype", "head_dim", "keys", "kv_heads", "num_blocks", "values")
@@ -61,3 +63,10 @@ class KVCache:
         """Store ``keys`` and ``values`` (T, kv_heads * head_dim) in ``rows``, which `rows` gave for this batch."""
         self.keys[layer].index_copy_(0, rows, keys)
         self.values[layer].index_copy_(0, rows, values)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero ``blocks``. For those of a sequence whose adapter gave NaN: even a masked NaN spoils a product."""
+        size = self.block_size
+        for pages in (*self.keys, *self.values):
+            for block in blocks:
+                pages[block * size : (block + 1) * size].zero_()

@@ -71,7 +71,8 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def _packs(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
     ask = getattr(torch.ops.mkldnn, supported, None)

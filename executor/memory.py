@@ -40,9 +40,7 @@ def require(bytes_: int, device: torch.device, what: str, remedy: str) -> None:
         )
 
 
-def allocate(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what: str, remedy: str
-) -> Tensor:
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what: str, remedy: str) -> Tensor:
     """A tensor of zeros; `InputError` naming ``what`` and ``remedy`` when the memory is not there."""
     bytes_ = dtype.itemsize
     for size in shape:
@@ -59,7 +57,7 @@ def allocate(
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of torch means that memory ran out."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text and "memory" in text
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ("alloc" in text and "memory" in text)
 
 
 def _gb(bytes_: int) -> str:

@@ -73,8 +73,8 @@ class Model:
         ``lora`` adds each row's adapter to every projection; without it all rows are the base model's.
         """
         config, attention = self.config, self.attention
-        q_width, kv_width, eps = config.q_width, config.kv_width, config.norm_eps
-        turned = q_width + kv_width
+        count, q_width, eps = batch.rows, config.q_width, config.norm_eps
+        turned = q_width + config.kv_width
         hidden = (config.hidden,)
         if lora is not None:
             lora.begin(batch)
@@ -89,8 +89,8 @@ class Model:
                 lora.add(qkv, h, index, "qkv")
             if layer.q_norm is not None:
                 self._norm_heads(qkv, layer)
-            rotate(qkv[:, :turned].unflatten(1, (-1, config.head_dim)), cos, sin)
-            q, k, v = qkv.split((q_width, kv_width, kv_width), 1)
+            rotate(qkv[:, :turned].view(count, -1, config.head_dim), cos, sin)
+            q, k, v = qkv[:, :q_width], qkv[:, q_width:turned], qkv[:, turned:]
             kv.write(index, rows, k, v)
             a = attention.run(index, q, k, v, kv)
             o = layer.o(a)
@@ -113,16 +113,14 @@ class Model:
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A KV cache for this model. Raises `InputError` if the memory is not there."""
         config = self.config
-        return KVCache(
-            num_blocks, block_size, config.layers, config.kv_heads, config.head_dim, self.dtype, self.device
-        )
+        return KVCache(num_blocks, block_size, config.layers, config.kv_heads, config.head_dim, self.dtype, self.device)
 
     def _norm_heads(self, qkv: Tensor, layer: _Layer) -> None:
         """Normalise queries and keys head by head, in place."""
         config = self.config
         assert layer.q_norm is not None and layer.k_norm is not None
-        q = qkv[:, : config.q_width].unflatten(1, (-1, config.head_dim))
-        k = qkv[:, config.q_width : config.q_width + config.kv_width].unflatten(1, (-1, config.head_dim))
+        q = qkv[:, : config.q_width].view(qkv.shape[0], -1, config.head_dim)
+        k = qkv[:, config.q_width : config.q_width + config.kv_width].view(qkv.shape[0], -1, config.head_dim)
         q.copy_(torch.rms_norm(q, (config.head_dim,), layer.q_norm, config.norm_eps))
         k.copy_(torch.rms_norm(k, (config.head_dim,), layer.k_norm, config.norm_eps))
 

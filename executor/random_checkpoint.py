@@ -74,8 +74,8 @@ class RandomTensors:
     """A `executor.checkpoint.TensorSource` of random weights: the same name and seed give the same tensor.
 
     Scales keep activations near 1 and logits spread by about 3, so that greedy outputs vary with the prompt. Embeddings
-    are small: with ``tied`` ones a token would otherwise predict itself. Tensors are made on ``device`` in ``dtype``; on
-    another device or dtype the numbers differ.
+    are small: with ``tied`` ones a token would otherwise predict itself. Tensors are made on ``device`` in ``dtype``;
+    on another device or dtype the numbers differ.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class RandomTensors:
 def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
     """The ``config.json`` of a `ModelConfig`, as transformers 4 and 5 both read it."""
     rope = dict(config.rope)
+    linear = rope["rope_type"] == "linear"
     keys: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[config.family]],
         "model_type": config.family,
@@ -113,7 +114,7 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": int(config.max_positions / rope["factor"]) if linear else config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": rope.pop("rope_theta"),
         "rope_scaling": None if rope["rope_type"] == "default" else rope,

@@ -66,7 +66,7 @@ def _yarn(base: float, dim: int, rope: Mapping[str, Any]) -> tuple[Tensor, float
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn ``heads`` (T, n, head_dim) in place. ``cos`` and ``sin``: (T, 1, head_dim), the first half of sin negated."""
+    """Turn ``heads`` (T, n, head_dim) in place, by what `tables` gave."""
     half = heads.shape[-1] // 2
     turned = heads.roll(half, -1).mul_(sin)
     torch.addcmul(turned, heads, cos, out=heads)

@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and tests/support on the path."""
+"""Hypothesis profiles, tests/support on the path, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+# Triton reads this when it is imported, which transformers does.
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
 
 _quiet = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
 _quiet["phases"] = [Phase.explicit, Phase.generate, *([] if os.environ.get("NOSHRINK") else [Phase.shrink])]

@@ -1,0 +1,82 @@
+"""Choice: which forms compute a batch, by costs measured on a machine of the kind (bench/lora_forms.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from executor.lora.load import FORMS, Load, Run, Widths, Work, segmented
+from executor.lora.slots import LoRASlots
+from serving.errors import InputError
+
+MEASURED = Path(__file__).with_name("forms-cpu.json")
+"""The costs shipped: machine, date and versions are in the file."""
+
+_LONG_RUNS = (1, 16, 64)
+_FORMAT = "loratory-lora-forms-1"
+
+
+@dataclass(frozen=True, slots=True)
+class FormCosts:
+    """Seconds per unit of `Work`, by form, in one dtype. Linear in the work, so it extrapolates as work grows."""
+
+    seconds: dict[str, Work]
+
+    @classmethod
+    def read(cls, dtype: torch.dtype, path: Path = MEASURED) -> FormCosts:
+        """From a file of bench/lora_forms.py; `InputError` for one that is missing or of another format."""
+        name = str(dtype).removeprefix("torch.")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format"] != _FORMAT:
+                raise InputError(f"{path} has format {data['format']!r}, not {_FORMAT!r}: measure it again")
+            return cls({form: Work(*values) for form, values in data["seconds"][name].items() if form in FORMS})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no costs of LoRA forms in {name} ({error!r}): measure it again") from error
+
+    def of(self, form: str, work: Work | None) -> float:
+        """Seconds of ``form`` for ``work``; infinite for a form that cannot do it or was not measured."""
+        if work is None or form not in self.seconds:
+            return float("inf")
+        return sum(cost * amount for cost, amount in zip(self.seconds[form], work, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """``runs`` are computed where they lie, segment by segment; the rows of ``rest`` by ``form``."""
+
+    runs: tuple[Run, ...]
+    rest: Load | None
+    form: str
+    seconds: float
+
+
+def choose(runs: Sequence[Run], slots: LoRASlots, widths: Widths, costs: FormCosts) -> Chosen:
+    """The cheapest way found to compute ``runs``.
+
+    Long runs (prefill chunks) are best left where they are, and short ones (decoding rows) best taken together; where
+    the border lies is tried out, with every form for the short ones.
+    """
+    longest = max(hi - lo for lo, hi, _ in runs)
+    borders = [border for border in _LONG_RUNS if border <= longest]
+    options = [_split(runs, border, slots, widths, costs) for border in (*borders, longest + 1)]
+    return min(options, key=lambda chosen: chosen.seconds)
+
+
+def _split(runs: Sequence[Run], border: int, slots: LoRASlots, widths: Widths, costs: FormCosts) -> Chosen:
+    """Runs of at least ``border`` rows in place, the others by the form that is cheapest for them."""
+    long = tuple(run for run in runs if run[1] - run[0] >= border)
+    short = [run for run in runs if run[1] - run[0] < border]
+    seconds = 0.0
+    if long:
+        seconds = costs.of("segmented", segmented(((slot, hi - lo) for lo, hi, slot in long), 0, slots, widths))
+    if not short:
+        return Chosen(long, None, "segmented", seconds)
+    rest = Load.of(short)
+    by_form = {form: costs.of(form, rest.work(form, slots, widths)) for form in FORMS}
+    best = min(by_form, key=by_form.__getitem__)
+    return Chosen(long, rest, best, seconds + by_form[best])

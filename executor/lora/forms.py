@@ -1,0 +1,218 @@
+"""Forms: ways to add scaled B·A·x to the rows of a mixed batch on a CPU. They agree; their costs do not.
+
+None gathers weights per token, and none changes a bit of a row without an adapter. Rows meet the matrices of other
+slots in `Masked` alone, which clears every bit of such an intermediate result before it meets B: not even an infinity
+passes from one adapter's rows to another's. A form is built once for a batch; `add` is called for each layer and group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from executor.lora.rows import Rows
+from executor.lora.slots import LoRASlots
+from executor.lora.views import Operand, Views, batched, dense
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_ALIGNMENT_BYTES = 16
+
+
+class Form(Protocol):
+    """One way to compute some rows of a batch."""
+
+    def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
+        """Adds the deltas of this form's rows to ``y`` (T, out) in place, from ``x`` (T, in)."""
+
+
+class Masked:
+    """Masked dense: one product with A of all slots, zero what is another slot's, one product a part with all B.
+
+    Work grows with rows times slots, but it is the fewest calls. With ``active`` only those slots take part, at the
+    price of copying their matrices.
+    """
+
+    def __init__(
+        self,
+        slots: LoRASlots,
+        views: Views,
+        rows: Sequence[int],
+        slot_of: Sequence[int],
+        active: Sequence[int] | None = None,
+    ) -> None:
+        rank = max(slots.ranks[slot] for slot in set(slot_of))
+        self._slots, self._rank = slots, rank
+        self._operands = views.dense(rank) if active is None else None
+        self._active = None if active is None else torch.tensor(active, dtype=torch.int64)
+        self._rows = Rows.span(rows)
+        self._bits = _BITS[slots.dtype]
+        used = list(range(slots.max_loras)) if active is None else active
+        owner = torch.full((self._rows.count,), -1, dtype=torch.int64)
+        owner[self._rows.places(rows)] = torch.tensor(slot_of, dtype=torch.int64)
+        own = owner[:, None] == torch.tensor(used, dtype=torch.int64)
+        mask = own.to(self._bits).neg_().repeat(1, rank)
+        self._columns = rank * len(used)
+        parts = {len(stack.group.parts) for stack in slots.groups.values()}
+        self._masks = {count: mask.repeat(1, count) for count in parts | {1}}
+        self._offsets = _offsets(slots)
+
+    def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
+        if self._operands is not None:
+            operand = self._operands[group][layer]
+        else:
+            stack = self._slots.groups[group]
+            a = stack.a[layer][:, : self._rank].index_select(2, self._active)
+            b = stack.b[layer][: self._rank].index_select(1, self._active)
+            operand = dense(a, b, stack.group, self._rank)
+        rows, offsets = self._rows, self._offsets[group]
+        xs, ys = rows.take(x), rows.take(y)
+        kept = rows.keep(y)
+        mask = self._masks[len(offsets) // len(operand.a)]
+        hidden: list[Tensor] = []
+        for a in operand.a:
+            products = torch.mm(xs, a)
+            products.view(self._bits).bitwise_and_(mask)
+            hidden += (products,) if len(offsets) == 1 else products.split(self._columns, 1)
+        for (offset, width), part, b in zip(offsets, hidden, operand.b, strict=True):
+            ys.narrow(1, offset, width).addmm_(part, b)
+        rows.give(y, ys, kept)
+
+
+class Segmented:
+    """Segmented: one slot's rows after another's, two products each, with the adapter's own rank.
+
+    The least work of all forms and the most calls. `runs` gathers nothing: its segments are where the batch has them.
+    """
+
+    def __init__(self, slots: LoRASlots, views: Views, rows: Rows, segments: Sequence[tuple[int, int, int]]) -> None:
+        self._rows = rows
+        self._segments = [(lo, hi - lo, views.single(slot, slots.ranks[slot])) for lo, hi, slot in segments]
+        self._offsets = _offsets(slots)
+
+    @classmethod
+    def sorted(cls, slots: LoRASlots, views: Views, rows: Sequence[int], slot_of: Sequence[int]) -> Segmented:
+        """One segment a slot, rows gathered in the order of slots."""
+        by_slot = _by_slot(rows, slot_of)
+        order = sorted(by_slot)
+        ends = list(itertools.accumulate(len(by_slot[slot]) for slot in order))
+        segments = [(hi - len(by_slot[slot]), hi, slot) for slot, hi in zip(order, ends, strict=True)]
+        return cls(slots, views, Rows.of([row for slot in order for row in by_slot[slot]]), segments)
+
+    @classmethod
+    def runs(cls, slots: LoRASlots, views: Views, runs: Sequence[tuple[int, int, int]]) -> Segmented:
+        """One segment a run (first row, row after the last, slot) of the batch."""
+        start, stop = runs[0][0], runs[-1][1]
+        return cls(slots, views, Rows(start, stop), [(lo - start, hi - start, slot) for lo, hi, slot in runs])
+
+    def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
+        xs, ys, offsets = self._rows.take(x), self._rows.take(y), self._offsets[group]
+        for start, count, views in self._segments:
+            operand = views[group][layer]
+            own, target = xs.narrow(0, start, count), ys.narrow(0, start, count)
+            if len(operand.a) < len(offsets):
+                products = torch.mm(own, operand.a[0])
+                hidden: Sequence[Tensor] = products.split(products.shape[1] // len(offsets), 1)
+            else:
+                hidden = [torch.mm(own, a) for a in operand.a]
+            for (offset, width), part, b in zip(offsets, hidden, operand.b, strict=True):
+                target.narrow(1, offset, width).addmm_(part, b)
+        self._rows.give(y, ys)
+
+
+class Padded:
+    """Padded: the rows of each slot filled up to the longest, in batched products over the slots.
+
+    ``active`` cuts the slots to those in use, at the price of copying their matrices.
+    """
+
+    def __init__(
+        self,
+        slots: LoRASlots,
+        views: Views,
+        rows: Sequence[int],
+        slot_of: Sequence[int],
+        active: Sequence[int] | None = None,
+    ) -> None:
+        by_slot = _by_slot(rows, slot_of)
+        longest = max(map(len, by_slot.values()))
+        used = list(range(slots.max_loras)) if active is None else active
+        padded: list[int] = []
+        places: list[int] = []
+        for position, slot in enumerate(used):
+            own = by_slot.get(slot, [])
+            places += range(position * longest, position * longest + len(own))
+            padded += own + [rows[0]] * (longest - len(own))
+        self._slots, self._rank = slots, max(slots.ranks[slot] for slot in by_slot)
+        self._operands = views.batched(self._rank) if active is None else None
+        self._active = None if active is None else torch.tensor(active, dtype=torch.int64)
+        self._count, self._longest = len(used), longest
+        self._padded = torch.tensor(padded, dtype=torch.int64)
+        self._places = torch.tensor(places, dtype=torch.int64)
+        self._rows = self._padded[self._places]
+        self._offsets = _offsets(slots)
+
+    def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
+        if self._operands is not None:
+            operand = self._operands[group][layer]
+        else:
+            stack = self._slots.groups[group]
+            a = stack.a[layer][:, : self._rank].index_select(2, self._active)
+            b = stack.b[layer][: self._rank].index_select(1, self._active)
+            operand = batched(a, b, stack.group, self._rank)
+        xs = x.index_select(0, self._padded).view(self._count, self._longest, -1)
+        ys = y.index_select(0, self._padded).view(self._count, self._longest, -1)
+        for (offset, width), a, b in zip(self._offsets[group], operand.a, operand.b, strict=True):
+            ys.narrow(2, offset, width).baddbmm_(torch.bmm(xs, a), b)
+        y.index_copy_(0, self._rows, ys.flatten(0, 1).index_select(0, self._places))
+
+
+class Grouped:
+    """Grouped: `Segmented` in PyTorch's own loop (``torch.nn.functional.grouped_mm``), at the largest rank in use."""
+
+    def __init__(self, slots: LoRASlots, views: Views, rows: Sequence[int], slot_of: Sequence[int]) -> None:
+        by_slot = _by_slot(rows, slot_of)
+        counts = [len(by_slot.get(slot, ())) for slot in range(slots.max_loras)]
+        self._operands = views.batched(grouped_rank(slots, by_slot))
+        self._rows = Rows.of([row for slot in sorted(by_slot) for row in by_slot[slot]])
+        self._ends = torch.tensor(list(itertools.accumulate(counts)), dtype=torch.int32)
+        self._offsets = _offsets(slots)
+
+    def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
+        operand: Operand = self._operands[group][layer]
+        xs, ys = self._rows.take(x), self._rows.take(y)
+        for (offset, width), a, b in zip(self._offsets[group], operand.a, operand.b, strict=True):
+            hidden = functional.grouped_mm(xs, a, offs=self._ends)
+            ys.narrow(1, offset, width).add_(functional.grouped_mm(hidden, b, offs=self._ends))
+        self._rows.give(y, ys)
+
+
+def grouped_rank(slots: LoRASlots, active: Iterable[int]) -> int:
+    """The rank `Grouped` computes with: the largest in use, rounded up to whole 16 bytes; 0 where it cannot run."""
+    unit = _ALIGNMENT_BYTES // slots.dtype.itemsize
+    rank = -(-max(slots.ranks[slot] for slot in active) // unit) * unit
+    aligned = all(
+        width % unit == 0
+        for stack in slots.groups.values()
+        for width in (stack.group.in_features, *(part.width for part in stack.group.parts))
+    )
+    return rank if aligned and rank <= slots.max_lora_rank and hasattr(functional, "grouped_mm") else 0
+
+
+def _offsets(slots: LoRASlots) -> dict[str, list[tuple[int, int]]]:
+    """By group, the (offset, width) of each targeted part in y."""
+    return {
+        name: [(part.offset, part.width) for part in stack.group.parts] for name, stack in slots.groups.items()
+    }
+
+
+def _by_slot(rows: Sequence[int], slot_of: Sequence[int]) -> dict[int, list[int]]:
+    """Rows of each slot, in the batch's order."""
+    found: dict[int, list[int]] = {}
+    for row, slot in zip(rows, slot_of, strict=True):
+        found.setdefault(slot, []).append(row)
+    return found

@@ -1,0 +1,195 @@
+"""HostAdapter: an adapter's matrices in host memory, in one buffer, ready to be copied into a slot."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from executor.lora.shapes import GROUPS, LoRAShapes
+from serving.description import AdapterDescription, LoRAModule
+from serving.errors import InputError
+
+_GROUP_OF = {module: name for name, modules in GROUPS.items() for module in modules}
+
+
+@dataclass(frozen=True, slots=True)
+class HostModule:
+    """Where one module's matrices lie in the buffer (positions in numbers): A is (rank, in), B transposed (rank, out)."""
+
+    name: str
+    layer: int
+    rank: int
+    in_features: int
+    out_features: int
+    a: int
+    b: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A group's matrices over all layers and targeted modules, where all have one rank: two copies fill a slot.
+
+    At ``a`` lie (layers, parts, rank, in) numbers, at ``b`` (layers, rank, sum of out).
+    """
+
+    group: str
+    rank: int
+    a: int
+    b: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """An adapter in the engine's dtype, its scaling folded into B.
+
+    ``buffer`` is one contiguous block, pinned for CUDA, with exactly the numbers of the adapter's matrices. ``stacks``
+    are the groups that are the same everywhere; ``modules`` lists the matrices of the other groups one by one.
+    """
+
+    rank: int
+    buffer: Tensor
+    stacks: tuple[Stack, ...]
+    modules: tuple[HostModule, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Host memory taken, which is what a copy into a slot moves."""
+        return self.buffer.numel() * self.buffer.element_size()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        description: AdapterDescription,
+        shapes: LoRAShapes,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> HostAdapter:
+        """Reads the adapter of ``description`` from its safetensors file, through a memory map, tensor by tensor.
+
+        Raises `InputError` for a file that is missing or damaged, a tensor that is missing or of another shape, one
+        with NaN or infinite values (also when they arise from the cast to ``dtype`` or the scaling), and a module the
+        slots have no room for.
+        """
+        path = folder / description.weights
+        stacks, loose, numbers = _layout(description, shapes, path)
+        buffer = torch.empty(numbers, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
+        adapter = cls(description.rank, buffer, stacks, loose)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for module in description.modules:
+                    a, b = adapter._views(module, shapes)
+                    a.copy_(_finite(_tensor(file, module.key_a, tuple(a.shape), path), module.key_a, path))
+                    stored = _finite(_tensor(file, module.key_b, (b.shape[1], b.shape[0]), path), module.key_b, path)
+                    b.copy_(stored.to(torch.float32).mul_(module.scaling).t() if module.scaling != 1 else stored.t())
+                    for key, view in ((module.key_a, a), (module.key_b, b)):
+                        _finite(view, key, path, f" once it is scaled and cast to {str(dtype).removeprefix('torch.')}")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror or error}): restore the file") from error
+        except SafetensorError as error:
+            raise InputError(f"{path} is no readable safetensors file ({error}): write or copy it again") from error
+        return adapter
+
+    def stack_a(self, stack: Stack, shapes: LoRAShapes, buffer: Tensor | None = None) -> Tensor:
+        """The A of a stack, (layers, parts, rank, in), in ``buffer`` or a copy of it."""
+        source = self.buffer if buffer is None else buffer
+        modules = [module for module in GROUPS[stack.group] if module in shapes.target_modules]
+        size = (shapes.layers, len(modules), stack.rank, shapes.width(modules[0])[0])
+        return source[stack.a : stack.a + math.prod(size)].view(size)
+
+    def stack_b(self, stack: Stack, shapes: LoRAShapes, buffer: Tensor | None = None) -> Tensor:
+        """The B of a stack, (layers, rank, sum of out)."""
+        source = self.buffer if buffer is None else buffer
+        out = sum(shapes.width(module)[1] for module in GROUPS[stack.group] if module in shapes.target_modules)
+        size = (shapes.layers, stack.rank, out)
+        return source[stack.b : stack.b + math.prod(size)].view(size)
+
+    def module_ab(self, module: HostModule, buffer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and the transposed B (rank, out) of a single module."""
+        source = self.buffer if buffer is None else buffer
+        a = source[module.a : module.a + module.rank * module.in_features].view(module.rank, module.in_features)
+        b = source[module.b : module.b + module.rank * module.out_features].view(module.rank, module.out_features)
+        return a, b
+
+    def _views(self, module: LoRAModule, shapes: LoRAShapes) -> tuple[Tensor, Tensor]:
+        """Where ``module`` goes: A (rank, in) and the transposed B (rank, out)."""
+        group = _GROUP_OF[module.name]
+        for stack in self.stacks:
+            if stack.group == group:
+                modules = [name for name in GROUPS[group] if name in shapes.target_modules]
+                part = modules.index(module.name)
+                column = sum(shapes.width(name)[1] for name in modules[:part])
+                b = self.stack_b(stack, shapes)[module.layer, :, column : column + module.out_features]
+                return self.stack_a(stack, shapes)[module.layer, part], b
+        found = next(one for one in self.modules if (one.name, one.layer) == (module.name, module.layer))
+        return self.module_ab(found)
+
+
+def _layout(
+    description: AdapterDescription, shapes: LoRAShapes, path: Path
+) -> tuple[tuple[Stack, ...], tuple[HostModule, ...], int]:
+    """Stacks for groups with all targeted modules in all layers at one rank, the rest singly, and the numbers needed."""
+    by_group: dict[str, list[LoRAModule]] = {}
+    for module in description.modules:
+        _check(module, shapes, path)
+        by_group.setdefault(_GROUP_OF[module.name], []).append(module)
+    stacks: list[Stack] = []
+    singles: list[HostModule] = []
+    numbers = 0
+    for group, modules in by_group.items():
+        targeted = [name for name in GROUPS[group] if name in shapes.target_modules]
+        ranks = {module.rank for module in modules}
+        rank = max(ranks)
+        if len(ranks) == 1 and len(modules) == shapes.layers * len(targeted):
+            width_in, width_out = modules[0].in_features, sum(shapes.width(name)[1] for name in targeted)
+            stacks.append(Stack(group, rank, numbers, numbers + shapes.layers * len(targeted) * rank * width_in))
+            numbers = stacks[-1].b + shapes.layers * rank * width_out
+            continue
+        for one in modules:
+            a, b = numbers, numbers + one.rank * one.in_features
+            singles.append(HostModule(one.name, one.layer, one.rank, one.in_features, one.out_features, a, b))
+            numbers = b + one.rank * one.out_features
+    return tuple(stacks), tuple(singles), numbers
+
+
+def _check(module: LoRAModule, shapes: LoRAShapes, path: Path) -> None:
+    """The module is one the slots have room for."""
+    if module.name not in shapes.target_modules:
+        raise InputError(
+            f"{path}: {module.path} has LoRA matrices, but the slots hold {', '.join(shapes.target_modules)} only: "
+            f"add {module.name} to target_modules"
+        )
+    if not 0 <= module.layer < shapes.layers:
+        raise InputError(
+            f"{path}: {module.path} is in layer {module.layer}, but the model has {shapes.layers} layers: "
+            "use an adapter for this base model"
+        )
+    if (module.in_features, module.out_features) != shapes.width(module.name):
+        theirs, ours = (module.in_features, module.out_features), shapes.width(module.name)
+        raise InputError(
+            f"{path}: {module.path} is {theirs[0]} -> {theirs[1]} wide, but the model's is {ours[0]} -> {ours[1]}: "
+            "use an adapter for this base model"
+        )
+
+
+def _tensor(file: safe_open, key: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    """Tensor ``key`` of an open file, of that shape."""
+    try:
+        tensor: Tensor = file.get_tensor(key)
+    except SafetensorError as error:
+        raise InputError(f"{path}: tensor {key} cannot be read ({error}): save the adapter again") from error
+    if tuple(tensor.shape) != shape:
+        raise InputError(f"{path}: tensor {key} is {tuple(tensor.shape)}, not {shape}: save the adapter again")
+    return tensor
+
+
+def _finite(tensor: Tensor, key: str, path: Path, when: str = "") -> Tensor:
+    """The tensor, if all its values are finite."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{path}: tensor {key} has NaN or infinite values{when}: train or export the adapter again")
+    return tensor

@@ -1,0 +1,120 @@
+"""Sampling: the next token of each row of logits, greedy or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serving.errors import InputError
+
+_CANDIDATES = 1024
+"""Largest logits looked at first for top-p; a row whose mass lies beyond them is sorted in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request's tokens are chosen, in vLLM's terms.
+
+    ``temperature`` 0 is greedy. ``top_p``: the smallest set of most likely tokens with this probability. ``top_k``: so
+    many most likely tokens; 0 or -1 for all. Tokens as likely as the last one kept are kept as well. ``seed``: the same
+    one gives the same output in any batch. Raises `InputError` for a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}: give a number of at least 0")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p is {self.top_p}: give a number above 0 and at most 1")
+        if self.top_k < -1:
+            raise InputError(f"top_k is {self.top_k}: give a whole number above 0, or 0 for all tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """``tokens``: (S,) int64. ``broken``: (S,) bool, rows with NaN or infinity among the logits: no token of use."""
+
+    tokens: Tensor
+    broken: Tensor
+
+
+def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> Sampled:
+    """The next token of each row of ``logits`` (S, vocab).
+
+    ``steps``: how many tokens each request has generated. A row's result follows from its logits, its parameters, its
+    seed and its step alone: the random number is a hash of seed and step, so neither the batch nor a preemption changes
+    it. Nothing is copied to the host.
+    """
+    largest, tokens = logits.max(-1)
+    broken = ~torch.isfinite(largest)
+    drawn = [row for row, one in enumerate(params) if one.temperature > 0]
+    if not drawn:
+        return Sampled(tokens, broken)
+    device = logits.device
+    chosen = [params[row] for row in drawn]
+    rows = torch.tensor(drawn, device=device)
+    temperature = torch.tensor([one.temperature for one in chosen], dtype=torch.float32, device=device)
+    scores = logits.index_select(0, rows).float()
+    scores = scores.sub_(largest.index_select(0, rows).unsqueeze(1)).div_(temperature.unsqueeze(1))
+    top_k = [one.top_k if one.top_k > 0 else scores.shape[1] for one in chosen]
+    if min(top_k) < scores.shape[1]:
+        _keep_top_k(scores, top_k)
+    if any(one.top_p < 1.0 for one in chosen):
+        _keep_top_p(scores, torch.tensor([one.top_p for one in chosen], dtype=torch.float32, device=device))
+    seeds = np.array([one.seed & 0xFFFFFFFFFFFFFFFF for one in chosen], dtype=np.uint64)
+    draws = uniform(seeds, np.array([steps[row] for row in drawn], dtype=np.uint64))
+    mass = torch.softmax(scores, -1).cumsum(-1, dtype=torch.float64)
+    target = torch.from_numpy(draws).to(device).unsqueeze(1) * mass[:, -1:]
+    found = torch.searchsorted(mass, target, right=True).squeeze(1).clamp_(max=scores.shape[1] - 1)
+    return Sampled(tokens.index_copy(0, rows, found), broken)
+
+
+def uniform(seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Numbers in [0, 1), one a (seed, step): SplitMix64 (Steele et al. 2014) of the step, from a mixed seed."""
+    with np.errstate(over="ignore"):
+        mixed = _mix(_mix(seeds + _GOLDEN) + steps * _GOLDEN + _GOLDEN)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _keep_top_k(scores: Tensor, top_k: Sequence[int]) -> None:
+    """Set what is below each row's k-th largest score to -inf."""
+    vocab = scores.shape[1]
+    widest = max(k for k in top_k if k < vocab)
+    last = torch.tensor([min(k, widest) - 1 for k in top_k], device=scores.device)
+    threshold = scores.topk(widest, -1).values.gather(1, last.unsqueeze(1))
+    every = torch.tensor([k >= vocab for k in top_k], device=scores.device).unsqueeze(1)
+    scores.masked_fill_((scores < threshold) & ~every, -torch.inf)
+
+
+def _keep_top_p(scores: Tensor, top_p: Tensor) -> None:
+    """Set what is less likely than the last of each row's top-p set to -inf."""
+    total = torch.logsumexp(scores, -1, keepdim=True)
+    count = min(_CANDIDATES, scores.shape[1])
+    ordered = scores.topk(count, -1).values
+    before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
+    inside = before[:, -1] >= top_p
+    if count < scores.shape[1] and not bool(inside.all()):
+        ordered = scores.sort(-1, descending=True).values
+        before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
+    last = (before < top_p.unsqueeze(1)).sum(-1, keepdim=True).clamp_(max=ordered.shape[1] - 1)
+    threshold = ordered.gather(1, last)
+    keep_all = (top_p >= 1.0).unsqueeze(1)
+    scores.masked_fill_((scores < threshold) & ~keep_all, -torch.inf)
