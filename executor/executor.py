@@ -217,7 +217,7 @@ class Executor:
             if (then := chained[Preempted]) is not None:
                 then(event)
 
-        handlers = {**wants, Ended: on_ended, Preempted: on_preempted}
+        handlers: dict[type, Callable[[Any], None]] = {**wants, Ended: on_ended, Preempted: on_preempted}
 
         def listen(event: Event) -> None:
             handler = handlers.get(type(event))

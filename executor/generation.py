@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from executor.sampling import Sampling
+from executor.sampling import SamplingParams
 
 Decode = Callable[[Sequence[int]], str]
 """A tokenizer's way back: token ids to text."""
@@ -35,6 +35,7 @@ class Stop:
 
 
 NEVER = Stop()
+GREEDY = SamplingParams()
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Generation:
     """
 
     prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = GREEDY
     output_tokens: int | None = None
     stop: Stop = NEVER
     tokens: list[int] = field(default_factory=list)

@@ -18,7 +18,7 @@ from serving.plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class StepTokens:
     """What a step gave: the next token of each request that got one, and those whose logits were not finite."""
 
     tokens: Mapping[str, int]
@@ -40,20 +40,21 @@ class ModelRunner:
         self._slot_of = slot_of
         self.tables = tables
 
-    def run(self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str] = ()) -> Sampled:
+    def run(self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str] = ()) -> StepTokens:
         """Compute a plan's prefill chunks and decode tokens in one forward pass, but for the requests to ``skip``."""
         batch, ids = self._batch(plan, generations, skip)
         if batch is None:
-            return Sampled({})
+            return StepTokens({})
         logits = self._model.forward(batch, self._kv, self._lora)
         if not ids:
-            return Sampled({})
+            return StepTokens({})
         picked = [generations[request_id] for request_id in ids]
-        tokens, finite = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
-        if all(finite):
-            return Sampled(dict(zip(ids, tokens, strict=True)))
-        good = {name: token for name, token, fine in zip(ids, tokens, finite, strict=True) if fine}
-        return Sampled(good, tuple(name for name, fine in zip(ids, finite, strict=True) if not fine))
+        found = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
+        tokens, broken = found.tokens.tolist(), found.broken.tolist()
+        if not any(broken):
+            return StepTokens(dict(zip(ids, tokens, strict=True)))
+        good = {name: token for name, token, bad in zip(ids, tokens, broken, strict=True) if not bad}
+        return StepTokens(good, tuple(name for name, bad in zip(ids, broken, strict=True) if bad))
 
     def _batch(
         self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str]

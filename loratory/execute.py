@@ -65,7 +65,7 @@ class Execution:
         from executor.drive import drive
         from executor.generation import Generation
 
-        scenario, vocab = task.scenario, self._machine.model_config.vocab
+        scenario, vocab = task.scenario, self._machine.model.config.vocab
         clock = RealClock()
         executor = self._machine.executor(
             built.adapters,

@@ -205,9 +205,7 @@ def grouped_rank(slots: LoRASlots, active: Iterable[int]) -> int:
 
 def _offsets(slots: LoRASlots) -> dict[str, list[tuple[int, int]]]:
     """By group, the (offset, width) of each targeted part in y."""
-    return {
-        name: [(part.offset, part.width) for part in stack.group.parts] for name, stack in slots.groups.items()
-    }
+    return {name: [(part.offset, part.width) for part in stack.group.parts] for name, stack in slots.groups.items()}
 
 
 def _by_slot(rows: Sequence[int], slot_of: Sequence[int]) -> dict[int, list[int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from executor.lora.shapes import Group, LoRAShapes
 from executor.lora.weights import HostAdapter
