@@ -15,7 +15,7 @@ from executor.tiers import AdapterTiers
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.errors import InputError, StalledError
-from serving.events import Ended, Event, Preempted, Sink
+from serving.events import Ended, Event, Evicted, Preempted, Sink
 from serving.lora import Adapter
 from serving.plan import StepPlan, StepResult
 from serving.policy import CostView, Policy
@@ -167,14 +167,17 @@ class Executor:
         self.engine.expect_loads(plan, now)
         waited = False
         for load in plan.loads:
+            name = load.adapter.name
             if load.prefetch or not ledger.sync_loading:
                 tiers.start(load)
                 continue
+            if name not in ledger.on_gpu or name in tiers.resident:
+                continue  # evicted, or evicted and loaded again, before this step began
             waited = True
             try:
                 tiers.bring(load)
             except InputError as error:
-                name, why = load.adapter.name, str(error)
+                why = str(error)
                 self._failures.append((name, why))
                 failed |= dict.fromkeys(_users(plan, name), f"adapter {name!r} could not be loaded: {why}")
         return self.now() - now if waited else 0.0
@@ -199,11 +202,11 @@ class Executor:
         asked = getattr(sink, "wants", None)
         if sink is not None:
             wants = dict(asked) if isinstance(asked, dict) else {}
-        chained = {kind: wants.get(kind) for kind in (Ended, Preempted)}
+        chained = {kind: wants.get(kind) for kind in (Ended, Preempted, Evicted)}
 
         def on_ended(event: Ended) -> None:
             request_id = event.request.request_id
-            self.runner.tables.free(request_id)
+            self.runner.free(request_id)
             generation = self._generations.pop(request_id)
             if self._tape is not None and event.status == "completed":
                 self._tape.outputs[request_id] = len(generation.tokens)
@@ -213,11 +216,17 @@ class Executor:
                 self._on_end(event, generation)
 
         def on_preempted(event: Preempted) -> None:
-            self.runner.tables.free(event.request.request_id)
+            self.runner.free(event.request.request_id)
             if (then := chained[Preempted]) is not None:
                 then(event)
 
-        handlers: dict[type, Callable[[Any], None]] = {**wants, Ended: on_ended, Preempted: on_preempted}
+        def on_evicted(event: Evicted) -> None:
+            self.tiers.evicted(event.adapter)
+            if (then := chained[Evicted]) is not None:
+                then(event)
+
+        ours = {Ended: on_ended, Preempted: on_preempted, Evicted: on_evicted}
+        handlers: dict[type, Callable[[Any], None]] = {**wants, **ours}
 
         def listen(event: Event) -> None:
             handler = handlers.get(type(event))

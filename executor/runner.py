@@ -39,6 +39,8 @@ class ModelRunner:
         self._lora = lora
         self._slot_of = slot_of
         self.tables = tables
+        self._unproven: set[str] = set()
+        """Requests whose keys and values may not be finite: none of their logits have been seen since they were written."""
 
     def run(self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str] = ()) -> StepTokens:
         """Compute a plan's prefill chunks and decode tokens in one forward pass, but for the requests to ``skip``."""
@@ -51,10 +53,25 @@ class ModelRunner:
         picked = [generations[request_id] for request_id in ids]
         found = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
         tokens, broken = found.tokens.tolist(), found.broken.tolist()
+        if self._unproven:
+            self._unproven.difference_update(ids)
         if not any(broken):
             return StepTokens(dict(zip(ids, tokens, strict=True)))
         good = {name: token for name, token, bad in zip(ids, tokens, broken, strict=True) if not bad}
-        return StepTokens(good, tuple(name for name, bad in zip(ids, broken, strict=True) if bad))
+        bad_ids = tuple(name for name, bad in zip(ids, broken, strict=True) if bad)
+        self._unproven.update(bad_ids)
+        return StepTokens(good, bad_ids)
+
+    def free(self, request_id: str) -> None:
+        """Take back a request's KV blocks; nothing if it has none.
+
+        Blocks are handed on as they are, and attention multiplies what lies behind a sequence's end by 0. That leaves
+        NaN where it meets NaN, so what was not seen to be finite is wiped.
+        """
+        if request_id in self._unproven:
+            self._unproven.discard(request_id)
+            self._kv.wipe(self.tables.blocks(request_id))
+        self.tables.free(request_id)
 
     def _batch(
         self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str]
@@ -92,6 +109,8 @@ class ModelRunner:
             if completes:
                 ids.append(request_id)
                 sample_rows.append(len(tokens) - 1)
+            else:
+                self._unproven.add(request_id)
         if not tokens:
             return None, []
         device = self._kv.device

@@ -59,10 +59,14 @@ class AdapterTiers(Generic[HostAdapter]):
         """Adapters whose weights are in host memory."""
         return frozenset(self._host)
 
+    def evicted(self, name: str) -> None:
+        """An adapter gave up its slot; its weights stay in host memory."""
+        slot = self._slot_of.pop(name, None)
+        if slot is not None:
+            self._free.append(slot)
+
     def follow(self, ledger: Ledger) -> None:
-        """Give up the slots and the host memory of adapters that the ledger has evicted; before new loads start."""
-        for name in [name for name in self._slot_of if name not in ledger.on_gpu and name not in ledger.loading]:
-            self._free.append(self._slot_of.pop(name))
+        """Let go of the weights of adapters that have left host memory."""
         for name in [name for name in self._host if name not in ledger.host.held]:
             del self._host[name]
 

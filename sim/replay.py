@@ -62,8 +62,8 @@ def replay(engine: Engine, recording: Recording) -> list[ReplayedStep]:
 
 def _tokens_given(plan: StepPlan, output_tokens: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The requests that get their first, and those that get their last token from a plan."""
-    sampled = [prefill.sequence for prefill in plan.prefills if prefill.completes]
-    first = tuple(sequence.request_id for sequence in sampled if sequence.first_token_at is None)
-    sampled += plan.decodes
+    begun = [prefill.sequence for prefill in plan.prefills if prefill.completes]
+    first = tuple(sequence.request_id for sequence in begun if sequence.first_token_at is None)
+    sampled = [*plan.decodes, *begun]  # in the order of a batch's rows, as the executor ends them
     last = (s.request_id for s in sampled if s.generated + 1 >= output_tokens[s.request_id])
     return first, tuple(last)

@@ -24,11 +24,10 @@ class Shelf:
 
 
 class Held:
-    """As much of a ledger as tiers look at."""
+    """As much of a ledger as tiers look at: who is in host memory."""
 
-    def __init__(self, on_gpu: set[str], loading: set[str], host: set[str]) -> None:
-        self.on_gpu, self.loading = dict.fromkeys(on_gpu), dict.fromkeys(loading)
-        self.host = type("Host", (), {"held": dict.fromkeys(host)})()
+    def __init__(self, *names: str) -> None:
+        self.host = type("Host", (), {"held": dict.fromkeys(names)})()
 
 
 def _load(name: str, tier: str = "disk", prefetch: bool = False) -> AdapterLoad:
@@ -54,11 +53,12 @@ def test_a_load_reads_once_and_a_second_one_takes_it_from_host_memory() -> None:
     tiers, shelf, _ = _tiers(lambda name: reads.append(name) or name.upper())
     tiers.bring(_load("a"))
     assert shelf.slots == {tiers.slot("a"): "A"} and tiers.in_host == {"a"}
-    tiers.follow(Held(set(), set(), {"a"}))  # type: ignore[arg-type]  # evicted from its slot, still in host memory
+    tiers.evicted("a")
+    tiers.follow(Held("a"))  # type: ignore[arg-type]
     assert tiers.resident == {} and tiers.in_host == {"a"}
     tiers.bring(_load("a", "host"))
     assert reads == ["a"]
-    tiers.follow(Held(set(), set(), set()))  # type: ignore[arg-type]
+    tiers.follow(Held())  # type: ignore[arg-type]
     assert tiers.in_host == frozenset()
     tiers.close()
 
@@ -68,7 +68,7 @@ def test_slots_are_handed_out_once_and_come_back() -> None:
     for name in "abc":
         tiers.bring(_load(name))
     assert sorted(tiers.resident.values()) == [0, 1, 2]
-    tiers.follow(Held({"a", "c"}, set(), {"a", "b", "c"}))  # type: ignore[arg-type]
+    tiers.evicted("b")
     freed = {0, 1, 2} - set(tiers.resident.values())
     tiers.bring(_load("d"))
     assert tiers.slot("d") in freed

@@ -1,0 +1,230 @@
+"""Faults: what breaks fails its own requests with one sentence; nobody else's tokens change, and nothing leaks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_machine import JumpingClock, Ran, Zoo, assert_nothing_leaked, run
+from lab import POLICIES, ToyCost, workload
+from safetensors.torch import load_file, save_file
+
+from executor.executor import Executor
+from executor.generation import Generation
+from executor.lora import LoRASlots
+from executor.machine import Machine, lora_shapes
+from executor.model import Model
+from executor.sampling import SamplingParams
+from serving.config import EngineConfig
+from serving.errors import InputError
+from serving.request import Request
+from serving.validation import BaseShapes, InvalidAdapter, Limits, describe
+
+ROWS: list[dict[str, Any]] = [
+    {"at": 0.05 * i, "adapter": (1, 2, None, 3, 2)[i % 5], "prompt": 4 + i, "out": 6, "cap": 6} for i in range(15)
+]
+BROKEN = {str(i) for i, row in enumerate(ROWS) if row["adapter"] == 2}
+
+
+def _config(**changes: Any) -> EngineConfig:
+    settings = {"max_loras": 2, "max_cpu_loras": 3, "max_lora_rank": 8, "max_num_seqs": 4, "num_gpu_blocks": 60}
+    return EngineConfig(**{"max_num_batched_tokens": 24, "block_size": 4, **settings, **changes})
+
+
+def _run(zoo: Zoo, config: EngineConfig, change: Callable[[Executor], None] | None = None) -> Ran:
+    policy = POLICIES["fifo"]()
+    return run(zoo.machine(config), zoo.adapters, workload(ROWS, zoo.adapters), policy, ToyCost(), change=change)
+
+
+def _copy(zoo: Zoo, folder: Path) -> Zoo:
+    """The zoo with files of adapter a2 of its own."""
+    place = folder / "a2"
+    shutil.copytree(zoo.files["a2"].folder, place)
+    return replace(zoo, files={**zoo.files, "a2": replace(zoo.files["a2"], folder=place)})
+
+
+def _rewrite(zoo: Zoo, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    path = zoo.files["a2"].folder / "adapter_model.safetensors"
+    save_file({key: change(tensor) for key, tensor in load_file(path).items()}, path)
+
+
+def _gone(zoo: Zoo) -> None:
+    shutil.rmtree(zoo.files["a2"].folder)
+
+
+def _truncated(zoo: Zoo) -> None:
+    path = zoo.files["a2"].folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-64])
+
+
+def _with_nan(zoo: Zoo) -> None:
+    _rewrite(zoo, lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.nan))
+
+
+def _swapped(zoo: Zoo) -> None:
+    _rewrite(zoo, lambda tensor: tensor.t().contiguous())
+
+
+@pytest.mark.parametrize("loading", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [(_gone, "cannot be read"), (_truncated, "safetensors"), (_with_nan, "NaN"), (_swapped, "save the adapter again")],
+)
+def test_an_adapter_that_breaks_after_it_was_accepted_fails_its_requests_alone(
+    llama: Zoo, tmp_path: Path, loading: str, harm: Callable[[Zoo], None], says: str
+) -> None:
+    config = _config(adapter_loading=loading)
+    healthy = _run(llama, config)
+    zoo = _copy(llama, tmp_path)
+    machine_made = zoo.machine(config)
+    harm(zoo)
+    work = workload(ROWS, zoo.adapters)
+    ran = run(machine_made, zoo.adapters, work, POLICIES["fifo"](), ToyCost())
+    for request_id, (status, why) in ran.ends.items():
+        if request_id in BROKEN:
+            assert status == "failed" and says in why and "a2" in why and "\n" not in why
+        else:
+            assert status == "completed" and ran.tokens[request_id] == healthy.tokens[request_id]
+    assert_nothing_leaked(ran)
+    assert "a2" not in ran.executor.tiers.in_host
+
+
+def test_logits_that_are_not_finite_fail_their_request_alone(llama: Zoo, tmp_path: Path) -> None:
+    """Weights so large that the model overflows are finite in the file, so only the step can tell."""
+    healthy = _run(llama, _config())
+    zoo = _copy(llama, tmp_path)
+    _rewrite(zoo, lambda tensor: tensor * 1e25)
+    ran = _run(zoo, _config())
+    for request_id, (status, why) in ran.ends.items():
+        if request_id in BROKEN:
+            assert status == "failed" and "not finite" in why and ran.tokens[request_id] == ()
+        else:
+            assert status == "completed" and ran.tokens[request_id] == healthy.tokens[request_id]
+    assert_nothing_leaked(ran)
+
+
+def test_what_a_request_left_unfinished_in_the_cache_reaches_nobody(llama: Zoo, tmp_path: Path) -> None:
+    """An overflowing request is aborted between two chunks of its prompt; its blocks then go to others."""
+    zoo = _copy(llama, tmp_path)
+    _rewrite(zoo, lambda tensor: tensor * 1e25)
+    rows = [{"at": 0.0, "adapter": 2, "prompt": 200, "out": 2, "cap": 2}]
+    rows += [{"at": 0.1, "adapter": None, "prompt": 3 + i, "out": 12, "cap": 12} for i in range(8)]
+    config = _config(num_gpu_blocks=51, max_num_seqs=8)
+    alone = run(
+        zoo.machine(config), zoo.adapters, workload([rows[1], *rows[1:]], zoo.adapters), POLICIES["fifo"](), ToyCost()
+    )
+
+    def leave(executor: Executor) -> None:
+        step = executor.step
+
+        def step_and_leave(now: float) -> bool:
+            ran = step(now)
+            first = executor.engine.ledger.sequences.get("0")
+            if first is not None and first.prefilled > 100:
+                executor.engine.abort("0")
+            return ran
+
+        executor.step = step_and_leave  # type: ignore[method-assign]
+
+    ran = run(
+        zoo.machine(config), zoo.adapters, workload(rows, zoo.adapters), POLICIES["fifo"](), ToyCost(), change=leave
+    )
+    assert ran.ends["0"][0] == "aborted"
+    assert all(ran.tokens[str(i)] == alone.tokens[str(i)] for i in range(1, 9)), ran.ends
+    assert_nothing_leaked(ran)
+
+
+def test_clients_that_go_away_change_nobody_elses_tokens(llama: Zoo) -> None:
+    healthy = _run(llama, _config())
+
+    def leave(executor: Executor) -> None:
+        step = executor.step
+
+        def step_and_leave(now: float) -> bool:
+            ran = step(now)
+            for request_id, sequence in executor.engine.ledger.running.items():
+                if request_id in BROKEN and sequence.generated >= int(request_id) % 3:
+                    executor.engine.abort(request_id)
+            return ran
+
+        executor.step = step_and_leave  # type: ignore[method-assign]
+
+    ran = _run(llama, _config(), leave)
+    left = {request_id for request_id, (status, _) in ran.ends.items() if status == "aborted"}
+    assert left == BROKEN
+    for request_id, tokens in healthy.tokens.items():
+        assert request_id in left or ran.tokens[request_id] == tokens
+    assert_nothing_leaked(ran)
+
+
+def test_a_run_that_is_cut_off_gives_everything_back(llama: Zoo) -> None:
+    policy = POLICIES["fifo"]()
+    ran = run(
+        llama.machine(_config()), llama.adapters, workload(ROWS, llama.adapters), policy, ToyCost(), cutoff_s=0.4
+    )
+    assert ran.outcome.cut_off and "aborted" in {status for status, _ in ran.ends.values()}
+    assert_nothing_leaked(ran)
+
+
+def test_requests_that_make_no_sense_are_refused_one_by_one(llama: Zoo) -> None:
+    executor = llama.machine(_config()).executor(llama.adapters, POLICIES["fifo"](), ToyCost(), JumpingClock())
+    with pytest.raises(InputError, match="they must agree"):
+        executor.submit(Request("r", None, 0.0, 4, 4), Generation([1, 2, 3]))
+    with pytest.raises(InputError, match="no prefix cache"):
+        executor.submit(Request("r", None, 0.0, 3, 4, cached_tokens=1), Generation([1, 2, 3]))
+    executor.submit(Request("r", "unheard-of", 0.0, 3, 4), Generation([1, 2, 3]))
+    assert not executor.step(executor.now()) and executor.engine.unfinished == 0
+    executor.close()
+
+
+def test_memory_that_is_not_there_is_said_with_the_setting_to_lower(llama: Zoo) -> None:
+    with pytest.raises(InputError, match="lower num_gpu_blocks"):
+        llama.machine(_config(num_gpu_blocks=1 << 40))
+    with pytest.raises(InputError, match=r"lower engine\.max_loras or engine\.max_lora_rank"):
+        llama.machine(_config(max_loras=1 << 36, max_cpu_loras=None))
+
+
+def test_slots_take_exactly_what_the_memory_model_says(llama: Zoo) -> None:
+    """max_loras * max_lora_rank * (in + out) summed over target modules and layers, * item size."""
+    from sim.catalogue import model, resolve_targets
+
+    spec = model(llama.folder / "model")
+    for targets in (("q_proj", "v_proj"), ("down_proj",), resolve_targets("all-linear")):
+        machine = Machine(Model.load(llama.folder / "model"), _config(), {}, targets)
+        shapes = lora_shapes(machine.model).targeting(targets)
+        assert LoRASlots(shapes, 3, 8, torch.bfloat16).bytes == 3 * spec.adapter_bytes(8, targets, "bf16")
+
+
+def test_an_adapter_for_another_model_or_of_too_high_a_rank_is_not_accepted(llama: Zoo) -> None:
+    from executor.random_checkpoint import hugging_face_config, shape
+
+    folder = llama.files["a1"].folder
+    other = BaseShapes.from_config(hugging_face_config(shape("llama-56m")))
+    with pytest.raises(InvalidAdapter, match="base model"):
+        describe(folder, Limits(base=other))
+    with pytest.raises(InvalidAdapter, match="max_lora_rank"):
+        describe(folder, Limits(max_lora_rank=2))
+
+
+def test_sampled_outputs_do_not_depend_on_who_shares_the_batch(llama: Zoo) -> None:
+    """Seeded sampling: alone, crowded and preempted, the same tokens."""
+
+    def generation(request: Request, output_tokens: int) -> Generation:
+        index = int(request.request_id)
+        sampling = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, seed=index)
+        prompt = [(7 * index + j) % llama.config.vocab for j in range(request.prompt_tokens)]
+        return Generation(prompt, sampling, output_tokens)
+
+    outputs = []
+    for config in (_config(), _config(num_gpu_blocks=12), _config(max_num_seqs=1)):
+        work = workload(ROWS, llama.adapters)
+        policy = POLICIES["fifo"]()
+        ran = run(llama.machine(config), llama.adapters, work, policy, ToyCost(), generation=generation)
+        outputs.append(ran.tokens)
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(set(outputs[0].values())) == len(ROWS)
