@@ -24,7 +24,7 @@ class CPULoRA:
             raise InputError(f"there is no LoRA form {form!r}: use one of {', '.join((*FORMS, 'runs'))}")
         self._slots = slots
         self._form = form
-        self._costs = costs or FormCosts.read(slots.dtype)
+        self._costs = FormCosts.read(slots.dtype) if costs is None and form is None else costs
         self._widths = Widths.of(slots)
         self._views = Views(slots)
         self._forms: tuple[Form, ...] = ()
@@ -50,6 +50,7 @@ class CPULoRA:
             return (Segmented.runs(self._slots, self._views, runs),)
         if self._form is not None:
             return (self._build(self._form, Load.of(runs)),)
+        assert self._costs is not None
         chosen = choose(runs, self._slots, self._widths, self._costs)
         in_place = (Segmented.runs(self._slots, self._views, chosen.runs),) if chosen.runs else ()
         return in_place if chosen.rest is None else (*in_place, self._build(chosen.form, chosen.rest))

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from executor.lora.rows import Rows
 from executor.lora.slots import LoRASlots
-from executor.lora.views import Operand, Views, batched, dense
+from executor.lora.views import Gathered, Views, batched, dense
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _ALIGNMENT_BYTES = 16
@@ -46,9 +46,7 @@ class Masked:
         active: Sequence[int] | None = None,
     ) -> None:
         rank = max(slots.ranks[slot] for slot in set(slot_of))
-        self._slots, self._rank = slots, rank
-        self._operands = views.dense(rank) if active is None else None
-        self._active = None if active is None else torch.tensor(active, dtype=torch.int64)
+        self._operands = views.dense(rank) if active is None else Gathered(slots, active, rank, dense)
         self._rows = Rows.span(rows)
         self._bits = _BITS[slots.dtype]
         used = list(range(slots.max_loras)) if active is None else active
@@ -62,13 +60,7 @@ class Masked:
         self._offsets = _offsets(slots)
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
-        if self._operands is not None:
-            operand = self._operands[group][layer]
-        else:
-            stack = self._slots.groups[group]
-            a = stack.a[layer][:, : self._rank].index_select(2, self._active)
-            b = stack.b[layer][: self._rank].index_select(1, self._active)
-            operand = dense(a, b, stack.group, self._rank)
+        operand = self._operands(layer, group)
         rows, offsets = self._rows, self._offsets[group]
         xs, ys = rows.take(x), rows.take(y)
         kept = rows.keep(y)
@@ -77,7 +69,7 @@ class Masked:
         for a in operand.a:
             products = torch.mm(xs, a)
             products.view(self._bits).bitwise_and_(mask)
-            hidden += (products,) if len(offsets) == 1 else products.split(self._columns, 1)
+            hidden += (products,) if len(offsets) == 1 else torch.split(products, self._columns, 1)
         for (offset, width), part, b in zip(offsets, hidden, operand.b, strict=True):
             ys.narrow(1, offset, width).addmm_(part, b)
         rows.give(y, ys, kept)
@@ -112,11 +104,11 @@ class Segmented:
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         xs, ys, offsets = self._rows.take(x), self._rows.take(y), self._offsets[group]
         for start, count, views in self._segments:
-            operand = views[group][layer]
+            operand = views(layer, group)
             own, target = xs.narrow(0, start, count), ys.narrow(0, start, count)
             if len(operand.a) < len(offsets):
                 products = torch.mm(own, operand.a[0])
-                hidden: Sequence[Tensor] = products.split(products.shape[1] // len(offsets), 1)
+                hidden: Sequence[Tensor] = torch.split(products, products.shape[1] // len(offsets), 1)
             else:
                 hidden = [torch.mm(own, a) for a in operand.a]
             for (offset, width), part, b in zip(offsets, hidden, operand.b, strict=True):
@@ -147,9 +139,8 @@ class Padded:
             own = by_slot.get(slot, [])
             places += range(position * longest, position * longest + len(own))
             padded += own + [rows[0]] * (longest - len(own))
-        self._slots, self._rank = slots, max(slots.ranks[slot] for slot in by_slot)
-        self._operands = views.batched(self._rank) if active is None else None
-        self._active = None if active is None else torch.tensor(active, dtype=torch.int64)
+        rank = max(slots.ranks[slot] for slot in by_slot)
+        self._operands = views.batched(rank) if active is None else Gathered(slots, active, rank, batched)
         self._count, self._longest = len(used), longest
         self._padded = torch.tensor(padded, dtype=torch.int64)
         self._places = torch.tensor(places, dtype=torch.int64)
@@ -157,13 +148,7 @@ class Padded:
         self._offsets = _offsets(slots)
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
-        if self._operands is not None:
-            operand = self._operands[group][layer]
-        else:
-            stack = self._slots.groups[group]
-            a = stack.a[layer][:, : self._rank].index_select(2, self._active)
-            b = stack.b[layer][: self._rank].index_select(1, self._active)
-            operand = batched(a, b, stack.group, self._rank)
+        operand = self._operands(layer, group)
         xs = x.index_select(0, self._padded).view(self._count, self._longest, -1)
         ys = y.index_select(0, self._padded).view(self._count, self._longest, -1)
         for (offset, width), a, b in zip(self._offsets[group], operand.a, operand.b, strict=True):
@@ -183,7 +168,7 @@ class Grouped:
         self._offsets = _offsets(slots)
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
-        operand: Operand = self._operands[group][layer]
+        operand = self._operands(layer, group)
         xs, ys = self._rows.take(x), self._rows.take(y)
         for (offset, width), a, b in zip(self._offsets[group], operand.a, operand.b, strict=True):
             hidden = functional.grouped_mm(xs, a, offs=self._ends)

@@ -73,7 +73,7 @@ class LoRAShapes:
         unknown = sorted(set(self.target_modules) - set(LINEAR_MODULES))
         if unknown:
             raise InputError(
-                f"LoRA target module {unknown[0]!r} is none of the model's linear layers: use {', '.join(LINEAR_MODULES)}"
+                f"LoRA target module {unknown[0]!r} is no linear layer of the model: use {', '.join(LINEAR_MODULES)}"
             )
         if not self.target_modules:
             raise InputError(f"no LoRA target module is given: use some of {', '.join(LINEAR_MODULES)}")

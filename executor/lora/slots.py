@@ -14,9 +14,9 @@ from serving.errors import InputError
 class GroupSlots:
     """The slots of one group.
 
-    ``a``: (layers, parts, max_lora_rank, max_loras, in). ``b``: (layers, max_lora_rank, max_loras, lora_out), transposed
-    and scaled. Rank before slot: cutting all adapters to the largest rank in use leaves one matrix without a copy, for
-    one slot the rows are a matrix with a stride, and where all slots are full nothing has to be gathered at all.
+    ``a``: (layers, parts, max_lora_rank, max_loras, in). ``b``: (layers, max_lora_rank, max_loras, lora_out), which is
+    B transposed, with its scaling. Rank comes before slot, so that all slots cut to the largest rank in use are still
+    one matrix, and one slot's rows are a matrix with a stride: neither needs a copy.
     """
 
     __slots__ = ("a", "b", "group")

@@ -5,9 +5,11 @@ Cutting a tensor costs about a microsecond in PyTorch, and a forward pass would 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from executor.lora.shapes import Group
@@ -26,8 +28,14 @@ class Operand:
     b: tuple[Tensor, ...]
 
 
-Layers = dict[str, list[Operand]]
-"""By group, one operand a layer."""
+Cut = Callable[[Tensor, Tensor, Group, int], Operand]
+"""A (parts, max_lora_rank, slots, in) and B (max_lora_rank, slots, lora_out) of one layer, its group, a rank."""
+
+
+class Operands(Protocol):
+    """Where a form gets a layer's operand."""
+
+    def __call__(self, layer: int, group: str) -> Operand: ...
 
 
 class Views:
@@ -35,40 +43,55 @@ class Views:
 
     def __init__(self, slots: LoRASlots) -> None:
         self._slots = slots
-        self._cut: dict[Hashable, Layers] = {}
+        self._cut: dict[Hashable, Sliced] = {}
 
-    def dense(self, rank: int) -> Layers:
+    def dense(self, rank: int) -> Operands:
         """All slots cut to ``rank``: K = rank * max_loras, the slot running fastest."""
-        key = ("dense", rank)
-        if key not in self._cut:
-            self._cut[key] = {
-                name: [dense(a, b, stack.group, rank) for a, b in zip(stack.a, stack.b, strict=True)]
-                for name, stack in self._slots.groups.items()
-            }
-        return self._cut[key]
+        return self._once(("dense", rank), slice(None), rank, dense)
 
-    def batched(self, rank: int) -> Layers:
+    def batched(self, rank: int) -> Operands:
         """All slots cut to ``rank``, slot by slot: K = rank."""
-        key = ("batched", rank)
+        return self._once(("batched", rank), slice(None), rank, batched)
+
+    def single(self, slot: int, rank: int) -> Operands:
+        """One slot cut to ``rank``: K = rank."""
+        return self._once((slot, rank), slice(slot, slot + 1), rank, dense)
+
+    def _once(self, key: Hashable, slots: slice, rank: int, cut: Cut) -> Operands:
         if key not in self._cut:
-            self._cut[key] = {
-                name: [batched(a, b, stack.group, rank) for a, b in zip(stack.a, stack.b, strict=True)]
-                for name, stack in self._slots.groups.items()
-            }
+            self._cut[key] = Sliced(self._slots, slots, rank, cut)
         return self._cut[key]
 
-    def single(self, slot: int, rank: int) -> Layers:
-        """One slot cut to ``rank``: K = rank."""
-        key = (slot, rank)
-        if key not in self._cut:
-            self._cut[key] = {
-                name: [
-                    dense(a[:, :, slot : slot + 1], b[:, slot : slot + 1], stack.group, rank)
-                    for a, b in zip(stack.a, stack.b, strict=True)
-                ]
-                for name, stack in self._slots.groups.items()
-            }
-        return self._cut[key]
+
+class Sliced:
+    """Operands cut from the stacks without a copy, all at once."""
+
+    __slots__ = ("_layers",)
+
+    def __init__(self, slots: LoRASlots, which: slice, rank: int, cut: Cut) -> None:
+        self._layers = {
+            name: [cut(a[:, :, which], b[:, which], stack.group, rank) for a, b in zip(stack.a, stack.b, strict=True)]
+            for name, stack in slots.groups.items()
+        }
+
+    def __call__(self, layer: int, group: str) -> Operand:
+        return self._layers[group][layer]
+
+
+class Gathered:
+    """Operands of some slots only, copied together when a layer asks for them."""
+
+    __slots__ = ("_active", "_cut", "_rank", "_slots")
+
+    def __init__(self, slots: LoRASlots, active: Sequence[int], rank: int, cut: Cut) -> None:
+        self._slots, self._rank, self._cut = slots, rank, cut
+        self._active = torch.tensor(active, dtype=torch.int64)
+
+    def __call__(self, layer: int, group: str) -> Operand:
+        stack = self._slots.groups[group]
+        a = stack.a[layer][:, : self._rank].index_select(2, self._active)
+        b = stack.b[layer][: self._rank].index_select(1, self._active)
+        return self._cut(a, b, stack.group, self._rank)
 
 
 def dense(a: Tensor, b: Tensor, group: Group, rank: int) -> Operand:

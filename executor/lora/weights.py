@@ -19,7 +19,7 @@ _GROUP_OF = {module: name for name, modules in GROUPS.items() for module in modu
 
 @dataclass(frozen=True, slots=True)
 class HostModule:
-    """Where one module's matrices lie in the buffer (positions in numbers): A is (rank, in), B transposed (rank, out)."""
+    """Where one module's matrices begin in the buffer: A (rank, in) at ``a``, B transposed (rank, out) at ``b``."""
 
     name: str
     layer: int
@@ -133,7 +133,7 @@ class HostAdapter:
 def _layout(
     description: AdapterDescription, shapes: LoRAShapes, path: Path
 ) -> tuple[tuple[Stack, ...], tuple[HostModule, ...], int]:
-    """Stacks for groups with all targeted modules in all layers at one rank, the rest singly, and the numbers needed."""
+    """Stacks where all targeted modules of all layers have one rank, other modules singly, and the numbers in all."""
     by_group: dict[str, list[LoRAModule]] = {}
     for module in description.modules:
         _check(module, shapes, path)
@@ -180,7 +180,7 @@ def _check(module: LoRAModule, shapes: LoRAShapes, path: Path) -> None:
 def _tensor(file: safe_open, key: str, shape: tuple[int, ...], path: Path) -> Tensor:
     """Tensor ``key`` of an open file, of that shape."""
     try:
-        tensor: Tensor = file.get_tensor(key)
+        tensor: Tensor = file.get_tensor(key)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise InputError(f"{path}: tensor {key} cannot be read ({error}): save the adapter again") from error
     if tuple(tensor.shape) != shape:
