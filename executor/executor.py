@@ -225,8 +225,8 @@ class Executor:
             if (then := chained[Evicted]) is not None:
                 then(event)
 
-        ours = {Ended: on_ended, Preempted: on_preempted, Evicted: on_evicted}
-        handlers: dict[type, Callable[[Any], None]] = {**wants, **ours}
+        handlers: dict[type, Callable[[Any], None]] = {**wants, Ended: on_ended, Preempted: on_preempted}
+        handlers[Evicted] = on_evicted
 
         def listen(event: Event) -> None:
             handler = handlers.get(type(event))

@@ -16,6 +16,7 @@ from executor.batch import LoRA
 from executor.block_tables import BlockTables
 from executor.clock import Clock
 from executor.executor import Executor, OnEnd, OnToken
+from executor.graphs import DecodeGraphs
 from executor.lora import CPULoRA, LoRAShapes, LoRASlots
 from executor.lora.weights import HostAdapter
 from executor.model import Model
@@ -41,7 +42,8 @@ class Machine:
     """Holds a model, a KV cache and adapter slots. Raises `InputError` where memory runs out.
 
     ``files`` are the adapters on disk, by name; without any there are no slots. ``target_modules``: the modules that
-    slots have room for. ``config`` must name ``num_gpu_blocks``.
+    slots have room for. ``config`` must name ``num_gpu_blocks``. ``graphs``: pad decode batches and capture them in
+    CUDA graphs (on a CPU only pad them); by default on CUDA.
     """
 
     def __init__(
@@ -50,11 +52,17 @@ class Machine:
         config: EngineConfig,
         files: Mapping[str, AdapterFile],
         target_modules: Iterable[str] | None = None,
+        graphs: bool | None = None,
     ) -> None:
         self.model = model
+        self.graphs = graphs
         self.config = config
         self.files = files
-        self._kv = model.new_cache(config.require_blocks(), config.block_size)
+        self._scratch = config.require_blocks()  # one block more, for the padded rows of CUDA graphs
+        self._kv = model.new_cache(self._scratch + 1, config.block_size)
+        self._loads: torch.cuda.Stream | None = None
+        if model.device.type == "cuda":
+            self._loads = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         self._slots: LoRASlots | None = None
         shapes = lora_shapes(model)
         self._shapes = shapes if target_modules is None else shapes.targeting(target_modules)
@@ -89,7 +97,12 @@ class Machine:
         tiers: AdapterTiers[HostAdapter] = AdapterTiers(self.read, self, config.max_loras, woken.set)
         lora = None if self._slots is None else self._applier()
         tables = BlockTables(config.require_blocks(), config.block_size, config.max_num_seqs)
-        runner = ModelRunner(self.model, self._kv, tables, lora, tiers.slot)
+        graphs = None
+        if self.model.device.type == "cuda" if self.graphs is None else self.graphs:
+            longest = config.max_model_len or self.model.config.max_positions
+            pages = min(-(-longest // config.block_size), self._scratch)
+            graphs = DecodeGraphs(self.model, self._kv, lora, config.max_num_seqs, pages, self._scratch)
+        runner = ModelRunner(self.model, self._kv, tables, lora, tiers.slot, graphs)
         return Executor(
             config, adapters, policy, cost, runner, tiers, clock, woken,
             sink=sink, on_token=on_token, on_end=on_end, record=record,
@@ -112,11 +125,18 @@ class Machine:
         return HostAdapter.load(file.folder, file.description, self._shapes, self.model.dtype, self.model.device)
 
     def write(self, slot: int, adapter: HostAdapter) -> None:
-        """An adapter's weights, from host memory to a slot; on return they are there."""
+        """An adapter's weights, from host memory to a slot; on return they are there.
+
+        On CUDA the copy has a stream of its own, beside which the model computes on: no batch uses a slot that is being
+        written.
+        """
         assert self._slots is not None
-        self._slots.write(slot, adapter)
-        if self.model.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
+        if self._loads is None:
+            self._slots.write(slot, adapter)
+            return
+        with torch.cuda.stream(self._loads):
+            self._slots.write(slot, adapter)
+        self._loads.synchronize()
 
     def about(self) -> dict[str, Any]:
         """What a report says of it: device, dtype, threads, versions."""

@@ -11,6 +11,7 @@ import torch
 from executor.batch import Batch, Chunk, LoRA
 from executor.block_tables import BlockTables
 from executor.generation import Generation
+from executor.graphs import DecodeGraphs
 from executor.kv_cache import KVCache
 from executor.model import Model
 from executor.sampling import sample
@@ -28,26 +29,36 @@ class StepTokens:
 class ModelRunner:
     """A model, its KV cache and its LoRA slots. It keeps no request's state but the KV blocks it has.
 
-    ``slot_of(adapter)`` says in which LoRA slot an adapter is.
+    ``slot_of(adapter)`` says in which LoRA slot an adapter is; ``graphs`` run the batches they cover.
     """
 
     def __init__(
-        self, model: Model, kv: KVCache, tables: BlockTables, lora: LoRA | None, slot_of: Callable[[str], int]
+        self,
+        model: Model,
+        kv: KVCache,
+        tables: BlockTables,
+        lora: LoRA | None,
+        slot_of: Callable[[str], int],
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._kv = kv
         self._lora = lora
         self._slot_of = slot_of
+        self._graphs = graphs
         self.tables = tables
         self._unproven: set[str] = set()
-        """Requests whose keys and values may not be finite: none of their logits have been seen since they were written."""
+        """Requests whose keys and values may not be finite: no logits of theirs were seen since they were written."""
 
     def run(self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str] = ()) -> StepTokens:
         """Compute a plan's prefill chunks and decode tokens in one forward pass, but for the requests to ``skip``."""
-        batch, ids = self._batch(plan, generations, skip)
+        batch, ids, adapters = self._batch(plan, generations, skip)
         if batch is None:
             return StepTokens({})
-        logits = self._model.forward(batch, self._kv, self._lora)
+        if self._graphs is not None and self._graphs.covers(batch):
+            logits = self._graphs.forward(batch, adapters)
+        else:
+            logits = self._model.forward(batch, self._kv, self._lora if adapters else None)
         if not ids:
             return StepTokens({})
         picked = [generations[request_id] for request_id in ids]
@@ -75,8 +86,8 @@ class ModelRunner:
 
     def _batch(
         self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str]
-    ) -> tuple[Batch | None, list[str]]:
-        """The flattened batch, and the ids of the requests that get a token from it."""
+    ) -> tuple[Batch | None, list[str], bool]:
+        """The flattened batch, the ids of the requests that get a token from it, and whether any has an adapter."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -112,7 +123,7 @@ class ModelRunner:
             else:
                 self._unproven.add(request_id)
         if not tokens:
-            return None, []
+            return None, [], False
         device = self._kv.device
         batch = Batch(
             torch.tensor(tokens).to(device, non_blocking=True),
@@ -124,7 +135,7 @@ class ModelRunner:
             tuple(lengths),
             torch.tensor(sample_rows, dtype=torch.int64).to(device, non_blocking=True),
         )
-        return batch, ids
+        return batch, ids, max(slots) >= 0
 
     def _slot(self, adapter: str | None) -> int:
         return -1 if adapter is None else self._slot_of(adapter)

@@ -164,9 +164,7 @@ def test_clients_that_go_away_change_nobody_elses_tokens(llama: Zoo) -> None:
 
 def test_a_run_that_is_cut_off_gives_everything_back(llama: Zoo) -> None:
     policy = POLICIES["fifo"]()
-    ran = run(
-        llama.machine(_config()), llama.adapters, workload(ROWS, llama.adapters), policy, ToyCost(), cutoff_s=0.4
-    )
+    ran = run(llama.machine(_config()), llama.adapters, workload(ROWS, llama.adapters), policy, ToyCost(), cutoff_s=0.4)
     assert ran.outcome.cut_off and "aborted" in {status for status, _ in ran.ends.values()}
     assert_nothing_leaked(ran)
 

@@ -83,9 +83,9 @@ class Zoo:
             adapters.append(Adapter(LoRARequest(name, index, str(place)), rank, files[name].description.bytes))
         return cls(folder, config, tuple(adapters), files)
 
-    def machine(self, config: EngineConfig, dtype: str = "float32") -> Machine:
+    def machine(self, config: EngineConfig, dtype: str = "float32", graphs: bool | None = None) -> Machine:
         """A machine over it."""
-        return Machine(Model.load(self.folder / "model", dtype), config, self.files)
+        return Machine(Model.load(self.folder / "model", dtype), config, self.files, graphs=graphs)
 
 
 class Oracle:
