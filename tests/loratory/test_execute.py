@@ -1,0 +1,182 @@
+"""``run --on executor``, ``replay``, ``profile``, and ``compare`` of simulation with measurement, as users call them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor.random_checkpoint import hugging_face_config, random_checkpoint, shape
+from loratory.cli import main
+from loratory.replay import replay_folder
+from reports.agreement import agreement
+from serving.errors import InputError
+from serving.recording import Recording
+from sim.cost import load_profile
+
+SCENARIO = """
+name: tiny
+model: MODEL
+gpu: l4
+engine: {max_loras: 2, max_cpu_loras: 3, max_lora_rank: 8, max_num_seqs: 8, max_num_batched_tokens: 64,
+         num_gpu_blocks: 200, block_size: 4, max_model_len: 128}
+adapters: {count: 4, ranks: [4, 8], popularity: {zipf: 1.0}, base_share: 0.2}
+workload: {arrivals: {poisson: 40}, input_tokens: {uniform: [4, 30]}, output_tokens: {uniform: [2, 9]},
+           max_tokens: 12, duration_s: 1}
+policies: [fifo, "affinity:evict=lfu"]
+executor: {dtype: float32, device: cpu, threads: 1}
+seeds: [3]
+"""
+
+
+Quick = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Quick:
+    """The command line inside this process: exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["loratory", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scenario file with a tiny model's config beside it."""
+    folder = tmp_path_factory.mktemp("scenario")
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(shape("tiny-llama"))))
+    path = folder / "tiny.yaml"
+    path.write_text(SCENARIO.replace("MODEL", str(folder / "config.json")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenario's result folder, run on the executor."""
+    from loratory.execute import execute_scenario
+    from scenarios.load import load_scenario
+
+    threads = torch.get_num_threads()
+    out = tmp_path_factory.mktemp("measured") / "out"
+    execute_scenario(load_scenario(scenario), out)
+    torch.set_num_threads(threads)
+    return out
+
+
+def test_a_run_on_the_executor_leaves_the_same_folder_as_a_simulation(measured: Path) -> None:
+    summary = json.loads((measured / "summary.json").read_text())
+    runs = summary["runs"]
+    assert [(run["policy"], run["backend"]) for run in runs] == [
+        ("fifo", "executor"),
+        ("affinity:evict=lfu", "executor"),
+    ]
+    for run in runs:
+        counts = run["requests"]
+        assert counts["submitted"] == counts["completed"] > 20
+        assert 0 < run["ttft_s"]["mean"] < run["e2e_s"]["mean"] and run["adapters"]["loads"] >= 4
+    assert (measured / "report.html").exists() and (measured / "fifo" / "3" / "steps.parquet").exists()
+    info = json.loads((measured / "run_info.json").read_text())
+    assert info["device"] == "cpu" and info["dtype"] == "float32" and info["threads"] == 1
+
+
+def test_it_is_replayed_in_simulation_decision_by_decision(measured: Path) -> None:
+    for run in replay_folder(measured):
+        assert run.differs is None and run.decisions > 20
+    recording = measured / "fifo" / "3" / "recording.jsonl"
+    assert len(Recording.read(recording).steps) > 5
+
+
+def test_a_replay_says_which_decision_differs(measured: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(measured, copy)
+    log = copy / "fifo" / "3" / "decisions.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    lines[5] = lines[5].replace('"outcome":"', '"outcome":"x')
+    log.write_text("".join(lines))
+    (fifo, other) = replay_folder(copy)
+    assert fifo.differs == 6 and fifo.recorded != fifo.again and other.differs is None
+
+
+def test_replay_wants_a_recorded_run(quick: Quick, tmp_path: Path, scenario: Path) -> None:
+    with pytest.raises(InputError, match="no result folder"):
+        replay_folder(tmp_path)
+    code, _, _ = quick("run", str(scenario), "--out", str(tmp_path / "sim"))
+    assert code == 0
+    with pytest.raises(InputError, match="only runs with --on executor are recorded"):
+        replay_folder(tmp_path / "sim")
+
+
+def test_simulation_is_compared_with_repeated_measurements(
+    quick: Quick, measured: Path, scenario: Path, tmp_path: Path
+) -> None:
+    code, _, _ = quick("run", str(scenario), "--out", str(tmp_path / "sim"))
+    assert code == 0
+    found = agreement(tmp_path / "sim", [measured, measured])
+    throughput = next(row for row in found.rows if row.metric == "throughput.requests_per_s")
+    assert throughput.limit == pytest.approx(0.04) and throughput.noise == 0.0 and throughput.error is not None
+    assert throughput.holds == (abs(throughput.error) <= 0.04)
+    code, out, _ = quick("compare", str(tmp_path / "sim"), str(measured))
+    assert code == 0 and "simulation against 1 measured run" in out and "noise" in out
+    with pytest.raises(InputError, match="give the simulation first"):
+        agreement(measured, [tmp_path / "sim"])
+
+
+def test_profile_measures_and_the_simulator_reads_it(quick: Quick, scenario: Path, tmp_path: Path) -> None:
+    config, file = str(scenario.parent / "config.json"), tmp_path / "here.json"
+    options = ["--random", "--device", "cpu", "--dtype", "float32", "--max-loras", "2", "--ranks", "4,8"]
+    options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--context", "40", "--phases", "10"]
+    code, out, err = quick("profile", config, *options, "--threads", "1", "--out", str(file))
+    assert code == 0, err
+    profile = load_profile(file)
+    assert profile.samples > 100 and profile.held_out.samples > 10 and profile.noise is not None
+    assert profile.coefficients["step"] > 0 and profile.disk is not None and profile.machine["device"] == "cpu"
+    assert "held-out steps" in out
+    code, _, err = quick(
+        "run", str(scenario), "--set", f"cost={{kind: profile, profile: {file}}}", "--out", str(tmp_path / "sim")
+    )
+    assert code == 0, err
+
+
+def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario: Path, tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path / "model", shape("tiny-llama"), seed=5)
+    code, _, err = quick(
+        "run", str(scenario), "--on", "executor", "--policy", "fifo", "--set", f"executor.checkpoint={checkpoint}",
+        "--set", "executor.threads=1", "--time-scale", "4", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert any("4 times as fast" in warning for warning in summary["runs"][0]["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "executor.checkpoint=/nowhere/model"], "/nowhere/model"),
+        (["--set", "engine.num_gpu_blocks=100000000000"], "lower num_gpu_blocks"),
+        (["--set", "engine.memory=unified"], "simulated only"),
+        (["--set", "cluster.replicas=2"], "cluster.replicas"),
+        (["--jobs", "2"], "--jobs"),
+        (["--time-scale", "0"], "time_scale"),
+        (["--set", "executor.device=cuda"], "cuda"),
+        (["--set", "executor.dtype=int8"], "dtype"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    quick: Quick, scenario: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    if "executor.device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    code, _, err = quick("run", str(scenario), "--on", "executor", *arguments, "--out", str(tmp_path / "out"))
+    assert code == 2 and says in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
