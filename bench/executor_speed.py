@@ -1,0 +1,271 @@
+"""executor_speed: output tokens per second of the executor, beside transformers + PEFT and vLLM's CPU build.
+
+    python bench/executor_speed.py                                  # this executor and transformers + PEFT
+    python bench/executor_speed.py --vllm PATH/TO/venv/bin/python   # and vLLM, in an environment of its own
+
+All contenders get the same checkpoint (random weights of llama-56m), adapters, prompts and output lengths, in turn and
+several rounds; the best round counts, since other programs only ever take time away. vLLM runs in a process of its own
+on the files that this script writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from executor.clock import RealClock
+from executor.drive import drive
+from executor.generation import Generation
+from executor.machine import AdapterFile, Machine
+from executor.model import Model
+from executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
+from policies.fifo import Fifo
+from serving.config import EngineConfig
+from serving.lora import Adapter, LoRARequest
+from serving.request import Request
+from serving.validation import BaseShapes, Limits, describe
+from serving.workload import Workload
+
+RANKS = (8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The work: ``requests`` of ``prompt`` tokens in and ``output`` out over ``adapters``, a share of them ``base``."""
+
+    requests: int
+    prompt: int
+    output: int
+    adapters: int
+    base: float
+    model: str
+
+    def adapter_of(self, index: int) -> int | None:
+        """The number of a request's adapter, counted from 1, or None for the base model; spread evenly."""
+        every = round(1 / self.base) if self.base > 0 else 0
+        if not self.adapters or (every and index % every == every - 1):
+            return None
+        return 1 + (index - (index // every if every else 0)) % self.adapters
+
+    def prompts(self, vocab: int) -> list[list[int]]:
+        """Random tokens, the same for everybody."""
+        rng = np.random.default_rng(7)
+        return [rng.integers(3, vocab - 3, self.prompt).tolist() for _ in range(self.requests)]
+
+
+class NoCost:
+    """Nobody asks what a step costs: the policy is fifo."""
+
+    def step_seconds(self, shape: Any) -> float:
+        """See `serving.policy.CostView`."""
+        return 0.0
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """See `serving.policy.CostView`."""
+        return 0.0
+
+
+def our_engine(job: Job, folder: Path, dtype: str, lora: bool) -> Callable[[], tuple[float, list[list[int]]]]:
+    """A run of the executor: seconds, and each request's tokens."""
+    model = Model.load(folder / "model", dtype)
+    files: dict[str, AdapterFile] = {}
+    adapters: list[Adapter] = []
+    limits = Limits(base=BaseShapes.from_config(hugging_face_config(model.config)))
+    for number in range(1, job.adapters + 1) if lora else ():
+        place = folder / f"a{number}"
+        files[f"a{number}"] = AdapterFile(place, describe(place, limits))
+        description = files[f"a{number}"].description
+        adapters.append(Adapter(LoRARequest(f"a{number}", number, str(place)), description.rank, description.bytes))
+    blocks = -(-(job.prompt + job.output) // 16) * job.requests
+    config = EngineConfig(
+        max_loras=max(1, job.adapters), max_lora_rank=max(RANKS), max_num_seqs=job.requests, num_gpu_blocks=blocks,
+        max_num_batched_tokens=8192,
+    )  # fmt: skip
+    machine = Machine(model, config, files)
+    prompts = job.prompts(model.config.vocab)
+    chosen = [(job.adapter_of(i) or 0) - 1 if lora else -1 for i in range(job.requests)]
+    full = np.full(job.requests, job.output)
+    work = Workload(
+        arrival=np.zeros(job.requests), adapter=np.array(chosen), tenant=np.zeros(job.requests, dtype=np.int64),
+        prompt_tokens=np.full(job.requests, job.prompt), output_tokens=full, max_tokens=full,
+        adapters=tuple(adapter.name for adapter in adapters),
+    )  # fmt: skip
+
+    def run() -> tuple[float, list[list[int]]]:
+        tokens: dict[str, list[int]] = {}
+
+        def make(request: Request, output_tokens: int) -> Generation:
+            generation = Generation(prompts[int(request.request_id)], output_tokens=output_tokens)
+            tokens[request.request_id] = generation.tokens
+            return generation
+
+        clock = RealClock()
+        executor = machine.executor(adapters, Fifo(), NoCost(), clock)
+        clock.start()
+        outcome = drive(work, executor, make)
+        executor.close()
+        return outcome.end_s, [tokens[str(i)] for i in range(job.requests)]
+
+    return run
+
+
+def peft_engine(job: Job, folder: Path, dtype: str, lora: bool) -> Callable[[], tuple[float, list[list[int]]]]:
+    """transformers' ``generate`` over all requests at once, with PEFT's ``adapter_names`` for the mixed batch."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    kind = getattr(torch, dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder / "model"), dtype=kind).eval()
+    vocab = model.config.vocab_size
+    given: dict[str, Any] = {}
+    if lora:
+        for number in range(1, job.adapters + 1):
+            place = str(folder / f"a{number}")
+            if number == 1:
+                model = PeftModel.from_pretrained(model, place, adapter_name="a1", autocast_adapter_dtype=False)
+            else:
+                model.load_adapter(place, adapter_name=f"a{number}", autocast_adapter_dtype=False)
+        model = model.to(kind).eval()
+        numbers = [job.adapter_of(i) for i in range(job.requests)]
+        given["adapter_names"] = ["__base__" if number is None else f"a{number}" for number in numbers]
+    ids = torch.tensor(job.prompts(vocab))
+    lengths = {"min_new_tokens": job.output, "max_new_tokens": job.output, "do_sample": False, "pad_token_id": 0}
+
+    def run() -> tuple[float, list[list[int]]]:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **lengths, **given)
+        return time.perf_counter() - began, out[:, job.prompt :].tolist()
+
+    return run
+
+
+VLLM = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+job = json.load(open(sys.argv[1]))
+options = dict(enable_lora=True, max_loras=job["adapters"], max_lora_rank=16, max_cpu_loras=job["adapters"]) if job["lora"] else {}
+llm = LLM(job["model"], dtype=job["dtype"], max_num_seqs=job["requests"], max_num_batched_tokens=8192, max_model_len=job["longest"],
+          enforce_eager=True, enable_prefix_caching=False, disable_log_stats=True, skip_tokenizer_init=True, **options)
+params = SamplingParams(temperature=0.0, max_tokens=job["output"], ignore_eos=True, detokenize=False)
+loras = [None if n is None else LoRARequest(f"a{n}", n, job["folder"] + f"/a{n}") for n in job["numbers"]] if job["lora"] else None
+prompts = [{"prompt_token_ids": p} for p in job["prompts"]]
+best = None
+for _ in range(job["rounds"] + 1):
+    began = time.perf_counter()
+    outs = llm.generate(prompts, params, lora_request=loras, use_tqdm=False)
+    took = time.perf_counter() - began
+    best = took if best is None else min(best, took)
+print("SECONDS", best)
+"""
+
+
+def vllm_seconds(python: str, job: Job, folder: Path, dtype: str, lora: bool, rounds: int) -> float | None:
+    """The best of vLLM's rounds, in a process of its own; None, with its last line, when it does not run."""
+    settings = {
+        **asdict(job),
+        "model": str(folder / "model"),
+        "folder": str(folder),
+        "dtype": dtype,
+        "lora": lora,
+        "rounds": rounds,
+        "longest": job.prompt + job.output + 16,
+        "numbers": [job.adapter_of(i) for i in range(job.requests)],
+        "prompts": job.prompts(shape(job.model).vocab),
+    }
+    (folder / "job.json").write_text(json.dumps(settings))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"VLLM_CPU_KVCACHE_SPACE": "2"}
+    done = subprocess.run(
+        [python, "-c", VLLM, str(folder / "job.json")], capture_output=True, text=True, env=environment, check=False
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith("SECONDS")]
+    if not found:
+        print("vLLM did not run:", (done.stderr.strip().splitlines() or ["no output"])[-1], file=sys.stderr)
+        return None
+    return float(found[0].split()[1])
+
+
+def measure(runs: dict[str, Callable[[], tuple[float, list[list[int]]]]], rounds: int) -> dict[str, float]:
+    """Best seconds of each, run in turn; what each generates must not change from round to round."""
+    best: dict[str, float] = {}
+    outputs: dict[str, list[list[int]]] = {}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            gc.collect()
+            seconds, tokens = run()
+            best[name] = min(best.get(name, seconds), seconds)
+            assert outputs.setdefault(name, tokens) == tokens or "bfloat16" in name, name
+    return best
+
+
+def agreeing(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> int:
+    """Requests whose tokens are equal."""
+    return sum(list(a) == list(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def main() -> None:
+    """Print a table for each dtype."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--base", type=float, default=0.2)
+    parser.add_argument("--model", default="llama-56m")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--vllm", default=None, metavar="PYTHON", help="a Python that has vllm-cpu")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    job = Job(given.requests, given.prompt, given.output, given.adapters, given.base, given.model)
+    total = job.requests * job.output
+    for dtype in given.dtypes:
+        with tempfile.TemporaryDirectory(prefix="loratory-bench-") as scratch:
+            folder = Path(scratch)
+            random_checkpoint(folder / "model", shape(job.model))
+            for number in range(1, job.adapters + 1):
+                random_adapter(folder / f"a{number}", shape(job.model), RANKS[number % 2], seed=number)
+            runs = {
+                "executor, base only": our_engine(job, folder, dtype, False),
+                "executor, adapters": our_engine(job, folder, dtype, True),
+                "transformers, base only": peft_engine(job, folder, dtype, False),
+                "transformers + PEFT": peft_engine(job, folder, dtype, True),
+            }
+            if dtype == "float32":
+                same = agreeing(runs["executor, adapters"]()[1], runs["transformers + PEFT"]()[1])
+                print(f"{dtype}: {same} of {job.requests} outputs equal those of transformers + PEFT")
+            best = measure(runs, given.rounds)
+            if given.vllm:
+                for name, lora in (("vLLM, base only", False), ("vLLM, adapters", True)):
+                    if (seconds := vllm_seconds(given.vllm, job, folder, dtype, lora, given.rounds)) is not None:
+                        best[name] = seconds
+        print(f"{dtype}, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
+        for name, seconds in best.items():
+            print(f"  {name:26} {total / seconds:8.0f} output tokens/s")
+        ours, base = best["executor, adapters"], best["executor, base only"]
+        print(f"  adapters against base only: {base / ours:.2f} of its throughput")
+        for name in ("transformers + PEFT", "vLLM, adapters"):
+            if name in best:
+                print(f"  {best[name] / ours:.2f} times {name}")
+        if "vLLM, base only" in best:
+            print(f"  base only: {best['vLLM, base only'] / base:.2f} times vLLM, base only")
+
+
+if __name__ == "__main__":
+    main()
