@@ -27,7 +27,8 @@ PROMISED_GPUS = {"a10g", "l4", "l40s", "a100-40gb", "a100-80gb", "h100-80gb", "h
 
 def test_every_promised_name_is_there() -> None:
     assert set(gpu_names()) >= PROMISED_GPUS
-    assert set(PUBLISHED_PARAMETERS) == set(model_names())
+    assert {*PUBLISHED_PARAMETERS, "llama-56m"} == set(model_names())
+    assert model("llama-56m").parameter_count == 55_976_448  # the model of scenarios/published/llama-56m
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
