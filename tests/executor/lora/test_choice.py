@@ -70,7 +70,7 @@ def test_a_form_that_was_not_measured_or_cannot_run_is_not_chosen() -> None:
 
 def test_bad_cost_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
-    for text in ("{", json.dumps({"format": "loratory-lora-forms-1", "seconds": {}}), "[]"):
+    for text in ("{", json.dumps({"format": "loratory-lora-forms-1", "dtypes": {}}), "[]"):
         path.write_text(text)
         with pytest.raises(InputError, match="holds no costs of LoRA forms in float32"):
             FormCosts.read(torch.float32, path)
