@@ -165,7 +165,9 @@ def measured_dtype(name: str, rounds: int) -> dict[str, Any]:
         for form, second in measured.items():
             samples["segmented" if form == "runs" else form].append((work[form], second))
     fitted = {form: fit(samples[form]) for form in FORMS if samples[form]}
-    costs = FormCosts({form: work for form, (work, _) in fitted.items()})
+    # No product is free: a form whose multiply-adds drown in the noise here would look so on larger batches.
+    least = min(work.multiplies for work, _ in fitted.values() if work.multiplies > 0)
+    costs = FormCosts({f: work._replace(multiplies=max(work.multiplies, least)) for f, (work, _) in fitted.items()})
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -173,7 +175,7 @@ def measured_dtype(name: str, rounds: int) -> dict[str, Any]:
         "created": datetime.date.today().isoformat(),
         "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "points": len(grid),
-        "seconds": {form: [float(f"{cost:.4g}") for cost in work] for form, (work, _) in fitted.items()},
+        "seconds": {form: [float(f"{cost:.4g}") for cost in work] for form, work in costs.seconds.items()},
         "median_error": {form: round(error, 3) for form, (_, error) in fitted.items()},
         "over_fastest": _regret(times, dtype, costs),
     }

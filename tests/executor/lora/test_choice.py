@@ -55,6 +55,7 @@ def test_the_shipped_costs_are_sane_far_outside_the_grid(dtype: torch.dtype) -> 
     costs = FormCosts.read(dtype)
     assert {"masked", "padded", "segmented"} <= set(costs.seconds)
     assert all(cost >= 0 for work in costs.seconds.values() for cost in work)
+    assert all(work.calls > 0 and work.multiplies > 0 for work in costs.seconds.values())
     made = slots(64, 64, dtype)
     chosen = choose([(0, 50_000, 3), (50_000, 90_000, 7)], made, Widths.of(LoRASlots(MODEL, 1, 1, dtype)), costs)
     assert chosen.rest is None or chosen.form not in ("masked", "padded")
