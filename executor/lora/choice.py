@@ -34,7 +34,9 @@ class FormCosts:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != _FORMAT:
                 raise InputError(f"{path} has format {data['format']!r}, not {_FORMAT!r}: measure it again")
-            return cls({form: Work(*values) for form, values in data["seconds"][name].items() if form in FORMS})
+            return cls(
+                {form: Work(*values) for form, values in data["dtypes"][name]["seconds"].items() if form in FORMS}
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} holds no costs of LoRA forms in {name} ({error!r}): measure it again") from error
 

@@ -55,6 +55,7 @@ def test_the_shipped_costs_are_sane_far_outside_the_grid(dtype: torch.dtype) -> 
     costs = FormCosts.read(dtype)
     assert {"masked", "padded", "segmented"} <= set(costs.seconds)
     assert all(cost >= 0 for work in costs.seconds.values() for cost in work)
+    assert all(work.calls > 0 and work.multiplies > 0 for work in costs.seconds.values())
     made = slots(64, 64, dtype)
     chosen = choose([(0, 50_000, 3), (50_000, 90_000, 7)], made, Widths.of(LoRASlots(MODEL, 1, 1, dtype)), costs)
     assert chosen.rest is None or chosen.form not in ("masked", "padded")
@@ -70,7 +71,7 @@ def test_a_form_that_was_not_measured_or_cannot_run_is_not_chosen() -> None:
 
 def test_bad_cost_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "forms.json"
-    for text in ("{", json.dumps({"format": "loratory-lora-forms-1", "seconds": {}}), "[]"):
+    for text in ("{", json.dumps({"format": "loratory-lora-forms-1", "dtypes": {}}), "[]"):
         path.write_text(text)
         with pytest.raises(InputError, match="holds no costs of LoRA forms in float32"):
             FormCosts.read(torch.float32, path)
