@@ -26,18 +26,18 @@ TARGET_PROGRAMS = 512
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _split_kernel(
-    q: Any,
-    keys: Any,
-    values: Any,
-    tables: Any,
-    positions: Any,
-    partial: Any,
-    sums: Any,
-    scale: Any,
-    q_stride: Any,
-    table_stride: Any,
-    split_pages: Any,
+def _split_kernel(  # type: ignore[no-untyped-def]
+    q,
+    keys,
+    values,
+    tables,
+    positions,
+    partial,
+    sums,
+    scale,
+    q_stride,
+    table_stride,
+    split_pages,
     kv_heads: tl.constexpr,
     share: tl.constexpr,
     rows: tl.constexpr,
@@ -46,7 +46,7 @@ def _split_kernel(
     dim_block: tl.constexpr,
     tile: tl.constexpr,
     operand: tl.constexpr,
-) -> None:
+):
     """One (sequence, key-value head, split): softmax over the split's keys, unnormalised output, maximum and sum.
 
     Online softmax in base 2. Query heads that share a key-value head are the rows of one product; rows pads them to
@@ -92,16 +92,16 @@ def _split_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _join_kernel(
-    partial: Any,
-    sums: Any,
-    out: Any,
-    out_stride: Any,
-    splits: Any,
+def _join_kernel(  # type: ignore[no-untyped-def]
+    partial,
+    sums,
+    out,
+    out_stride,
+    splits,
     dims: tl.constexpr,
     dim_block: tl.constexpr,
     split_block: tl.constexpr,
-) -> None:
+):
     """One (sequence, head): the splits' outputs, weighted by their share of the softmax. Empty splits have sum 0."""
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
