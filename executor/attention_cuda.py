@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from executor.batch import Batch, Chunk
 from executor.kv_cache import KVCache
@@ -26,18 +27,18 @@ TARGET_PROGRAMS = 512
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _split_kernel(
-    q: Any,
-    keys: Any,
-    values: Any,
-    tables: Any,
-    positions: Any,
-    partial: Any,
-    sums: Any,
-    scale: Any,
-    q_stride: Any,
-    table_stride: Any,
-    split_pages: Any,
+def _split_kernel(  # type: ignore[no-untyped-def]
+    q,
+    keys,
+    values,
+    tables,
+    positions,
+    partial,
+    sums,
+    scale,
+    q_stride,
+    table_stride,
+    split_pages,
     kv_heads: tl.constexpr,
     share: tl.constexpr,
     rows: tl.constexpr,
@@ -46,7 +47,7 @@ def _split_kernel(
     dim_block: tl.constexpr,
     tile: tl.constexpr,
     operand: tl.constexpr,
-) -> None:
+):
     """One (sequence, key-value head, split): softmax over the split's keys, unnormalised output, maximum and sum.
 
     Online softmax in base 2. Query heads that share a key-value head are the rows of one product; rows pads them to
@@ -92,16 +93,16 @@ def _split_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _join_kernel(
-    partial: Any,
-    sums: Any,
-    out: Any,
-    out_stride: Any,
-    splits: Any,
+def _join_kernel(  # type: ignore[no-untyped-def]
+    partial,
+    sums,
+    out,
+    out_stride,
+    splits,
     dims: tl.constexpr,
     dim_block: tl.constexpr,
     split_block: tl.constexpr,
-) -> None:
+):
     """One (sequence, head): the splits' outputs, weighted by their share of the softmax. Empty splits have sum 0."""
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -184,12 +185,11 @@ def _operand(q: Tensor) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A chunk, and for one that continues a sequence the cache rows of all its keys and the mask over them."""
+    """A chunk, and the cache rows of all its sequence's keys if it continues one."""
 
     row: int
     tokens: int
     rows: Tensor | None
-    mask: Tensor | None
 
 
 class CUDAAttention:
@@ -234,17 +234,18 @@ class CUDAAttention:
             query, key, value = (
                 one.view(1, one.shape[0], -1, self.head_dim).transpose(1, 2) for one in (q[rows], keys, values)
             )
-            share, fresh = self.heads != self.kv_heads, part.mask is None
+            # A bias that names its pattern takes the flash kernel, which a tensor of the same pattern does not.
+            mask = causal_lower_right(part.tokens, keys.shape[0])
             found = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=part.mask, is_causal=fresh, enable_gqa=share
+                query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
             )
             out[rows].view(part.tokens, -1, self.head_dim).copy_(found[0].transpose(0, 1))
         return out
 
     def _part(self, chunk: Chunk, table: Tensor, cache: KVCache) -> _Part:
         if not chunk.start:
-            return _Part(chunk.row, chunk.tokens, None, None)
+            return _Part(chunk.row, chunk.tokens, None)
         length = chunk.start + chunk.tokens
         place = torch.arange(length, device=table.device)
         rows = table.index_select(0, place // cache.block_size) * cache.block_size + place % cache.block_size
-        return _Part(chunk.row, chunk.tokens, rows, place <= place[chunk.start :, None])
+        return _Part(chunk.row, chunk.tokens, rows)

@@ -59,11 +59,6 @@ class KVCache:
             found = torch.cat(parts)
         return found * size + positions % size
 
-    def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store ``keys`` and ``values`` (T, kv_heads * head_dim) in ``rows``, which `rows` gave for this batch."""
-        self.keys[layer].index_copy_(0, rows, keys)
-        self.values[layer].index_copy_(0, rows, values)
-
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero ``blocks``. For those of a sequence whose adapter gave NaN: even a masked NaN spoils a product."""
         size = self.block_size

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from executor.attention import Attention, CPUAttention
 from executor.batch import Batch, LoRA
@@ -16,15 +15,18 @@ from executor.config import PROJECTIONS, ModelConfig
 from executor.kv_cache import KVCache
 from executor.linear import Linear, linear
 from executor.memory import is_out_of_memory, require
-from executor.rope import inverse_frequencies, rotate, tables
+from executor.ops import Ops, TorchOps
+from executor.rope import inverse_frequencies, tables
 from serving.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The weights of one layer, projections fused as `executor.config.PROJECTIONS` says."""
+    """The weights of one layer, projections fused as `executor.config.PROJECTIONS` says.
 
-    input_norm: Tensor
+    ``next_norm`` is the one that follows the layer: the next layer's first, or the model's last.
+    """
+
     qkv: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
@@ -32,6 +34,7 @@ class _Layer:
     post_norm: Tensor
     gate_up: Linear
     down: Linear
+    next_norm: Tensor
 
 
 class Model:
@@ -58,7 +61,16 @@ class Model:
             raise InputError(f"out of memory on {device}: {what} does not fit: {remedy}") from None
         frequencies, self._rope_scale = inverse_frequencies(config.rope, config.head_dim)
         self._frequencies = frequencies.to(device)
-        self.attention: Attention = self._attention()
+        self.attention: Attention
+        self.ops: Ops
+        if device.type == "cuda":
+            from executor.attention_cuda import CUDAAttention  # Triton is there only where CUDA is
+            from executor.ops_cuda import TritonOps
+
+            self.attention, self.ops = CUDAAttention(config.heads, config.kv_heads, config.head_dim), TritonOps()
+        else:
+            self.attention = CPUAttention(config.heads, config.kv_heads, config.head_dim, dtype)
+            self.ops = TorchOps()
 
     @classmethod
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Model:
@@ -72,43 +84,36 @@ class Model:
 
         ``lora`` adds each row's adapter to every projection; without it all rows are the base model's.
         """
-        config, attention = self.config, self.attention
-        count, q_width, eps = batch.rows, config.q_width, config.norm_eps
-        turned = q_width + config.kv_width
-        hidden = (config.hidden,)
+        config, attention, ops, eps = self.config, self.attention, self.ops, self.config.norm_eps
+        keys, values = config.q_width, config.q_width + config.kv_width
         if lora is not None:
             lora.begin(batch)
         attention.begin(batch, kv)
         rows = kv.rows(batch)
         cos, sin = tables(batch.positions, self._frequencies, self._rope_scale, self.dtype)
         x = self._embedding.index_select(0, batch.token_ids)
+        h = ops.norm(x, self._first_norm, eps)
         for index, layer in enumerate(self._layers):
-            h = torch.rms_norm(x, hidden, layer.input_norm, eps)
             qkv = layer.qkv(h)
             if lora is not None:
                 lora.add(qkv, h, index, "qkv")
             if layer.q_norm is not None:
                 self._norm_heads(qkv, layer)
-            rotate(qkv[:, :turned].view(count, -1, config.head_dim), cos, sin)
-            q, k, v = qkv[:, :q_width], qkv[:, q_width:turned], qkv[:, turned:]
-            kv.write(index, rows, k, v)
-            a = attention.run(index, q, k, v, kv)
-            o = layer.o(a)
+            ops.rotate_and_store(qkv, cos, sin, rows, kv.keys[index], kv.values[index])
+            h = attention.run(index, qkv[:, :keys], qkv[:, keys:values], qkv[:, values:], kv)
+            o = layer.o(h)
             if lora is not None:
-                lora.add(o, a, index, "o")
-            x.add_(o)
-            h = torch.rms_norm(x, hidden, layer.post_norm, eps)
+                lora.add(o, h, index, "o")
+            h = ops.add_norm(x, o, layer.post_norm, eps)
             gate_up = layer.gate_up(h)
             if lora is not None:
                 lora.add(gate_up, h, index, "gate_up")
-            gate, up = gate_up.chunk(2, 1)
-            h = functional.silu(gate).mul_(up)
+            h = ops.gate(gate_up)
             down = layer.down(h)
             if lora is not None:
                 lora.add(down, h, index, "down")
-            x.add_(down)
-        last = torch.rms_norm(x.index_select(0, batch.sample_rows), hidden, self._norm, eps)
-        return self._head(last).float()
+            h = ops.add_norm(x, down, layer.next_norm, eps)
+        return self._head(h.index_select(0, batch.sample_rows)).float()
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A KV cache for this model. Raises `InputError` if the memory is not there."""
@@ -124,19 +129,11 @@ class Model:
         q.copy_(torch.rms_norm(q, (config.head_dim,), layer.q_norm, config.norm_eps))
         k.copy_(torch.rms_norm(k, (config.head_dim,), layer.k_norm, config.norm_eps))
 
-    def _attention(self) -> Attention:
-        config = self.config
-        if self.device.type == "cpu":
-            return CPUAttention(config.heads, config.kv_heads, config.head_dim, self.dtype)
-        from executor.attention_cuda import CUDAAttention  # Triton is there only where CUDA is
-
-        return CUDAAttention(config.heads, config.kv_heads, config.head_dim)
-
     def _read(self, source: TensorSource) -> None:
         def get(name: str, shape: tuple[int, ...]) -> Tensor:
             return source.get(name, shape).to(self.device, self.dtype)
 
-        def fused(prefix: str, group: str) -> Linear:
+        def fused(prefix: str, group: str, shapes: dict[str, tuple[int, ...]]) -> Linear:
             modules = PROJECTIONS[group]
             weights = [get(f"{prefix}{name}.weight", shapes[f"{prefix}{name}.weight"]) for name in modules]
             biases = [
@@ -148,33 +145,30 @@ class Model:
             return linear(weight, torch.cat(biases) if biases else None)
 
         outer = self.config.outer_tensors()
+        every = [self.config.layer_tensors(index) for index in range(self.config.layers)]
+        self._first_norm = get("model.layers.0.input_layernorm.weight", (self.config.hidden,))
         layers = []
-        for index in range(self.config.layers):
-            shapes = self.config.layer_tensors(index)
+        for index, shapes in enumerate(every):
             prefix = f"model.layers.{index}."
-
-            def norm(name: str, prefix: str = prefix, shapes: dict[str, tuple[int, ...]] = shapes) -> Tensor | None:
-                key = f"{prefix}{name}.weight"
-                return get(key, shapes[key]) if key in shapes else None
-
-            before, after = norm("input_layernorm"), norm("post_attention_layernorm")
-            assert before is not None and after is not None
+            head_norms = [f"{prefix}self_attn.{name}.weight" for name in ("q_norm", "k_norm")]
+            q_norm, k_norm = (get(name, shapes[name]) if name in shapes else None for name in head_norms)
+            last = index + 1 == len(every)
+            following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
             layers.append(
                 _Layer(
-                    input_norm=before,
-                    qkv=fused(prefix, "qkv"),
-                    q_norm=norm("self_attn.q_norm"),
-                    k_norm=norm("self_attn.k_norm"),
-                    o=fused(prefix, "o"),
-                    post_norm=after,
-                    gate_up=fused(prefix, "gate_up"),
-                    down=fused(prefix, "down"),
+                    qkv=fused(prefix, "qkv", shapes),
+                    q_norm=q_norm,
+                    k_norm=k_norm,
+                    o=fused(prefix, "o", shapes),
+                    post_norm=get(f"{prefix}post_attention_layernorm.weight", (self.config.hidden,)),
+                    gate_up=fused(prefix, "gate_up", shapes),
+                    down=fused(prefix, "down", shapes),
+                    next_norm=get(following, (self.config.hidden,)),
                 )
             )
         self._layers = tuple(layers)
-        self._embedding = get("model.embed_tokens.weight", outer["model.embed_tokens.weight"])
-        self._norm = get("model.norm.weight", outer["model.norm.weight"])
-        head = "lm_head.weight"
+        embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+        self._embedding = get(embedding, outer[embedding])
         self._head = linear(self._embedding if self.config.tied else get(head, outer[head]))
 
 

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from serving.errors import InputError
 
 _CANDIDATES = 1024
-"""Largest logits looked at first for top-p; a row whose mass lies beyond them is sorted in full."""
+"""Largest scores looked at first for top-p on CPU; if a row's set reaches beyond them, all rows are sorted in full."""
+
+_STRETCH = 256
+"""Tokens whose likelihoods are summed together before one among them is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,25 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
         _keep_top_p(scores, torch.tensor([one.top_p for one in chosen], dtype=torch.float32, device=device))
     seeds = np.array([one.seed & 0xFFFFFFFFFFFFFFFF for one in chosen], dtype=np.uint64)
     draws = uniform(seeds, np.array([steps[row] for row in drawn], dtype=np.uint64))
-    mass = torch.softmax(scores, -1).cumsum(-1, dtype=torch.float64)
-    target = torch.from_numpy(draws).to(device).unsqueeze(1) * mass[:, -1:]
-    found = torch.searchsorted(mass, target, right=True).squeeze(1).clamp_(max=scores.shape[1] - 1)
+    found = _draw(scores.exp_(), torch.from_numpy(draws).to(device).unsqueeze(1))
     return Sampled(tokens.index_copy(0, rows, found), broken)
+
+
+def _draw(weights: Tensor, places: Tensor) -> Tensor:
+    """(S,) columns drawn in proportion to ``weights`` (S, vocab): where the running sum passes ``places`` (S, 1).
+
+    First the stretch of columns, then the one within it: the running sum of all columns would take far longer.
+    """
+    below_one, vocab = 1.0 - 2.0**-50, weights.shape[1]
+    weights = functional.pad(weights, (0, -weights.shape[1] % _STRETCH)).view(len(weights), -1, _STRETCH)
+    sums = weights.sum(-1).cumsum(-1, dtype=torch.float64)
+    target = sums[:, -1:] * places.clamp(max=below_one)
+    stretch = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
+    before = functional.pad(sums, (1, 0)).gather(1, stretch)
+    inside = weights.gather(1, stretch.unsqueeze(2).expand(-1, -1, _STRETCH)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    target = torch.minimum(target - before, inside[:, -1:] * below_one).clamp_(min=0.0)
+    column = torch.searchsorted(inside, target, right=True).clamp_(max=_STRETCH - 1)
+    return (stretch * _STRETCH + column).squeeze(1).clamp_(max=vocab - 1)
 
 
 def uniform(seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -107,14 +126,14 @@ def _keep_top_k(scores: Tensor, top_k: Sequence[int]) -> None:
 def _keep_top_p(scores: Tensor, top_p: Tensor) -> None:
     """Set what is less likely than the last of each row's top-p set to -inf."""
     total = torch.logsumexp(scores, -1, keepdim=True)
-    count = min(_CANDIDATES, scores.shape[1])
-    ordered = scores.topk(count, -1).values
-    before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
-    inside = before[:, -1] >= top_p
-    if count < scores.shape[1] and not bool(inside.all()):
+    ordered = before = torch.empty(0)
+    few = scores.device.type == "cpu" and scores.shape[1] > _CANDIDATES  # asking a GPU costs more than its sort
+    if few:
+        ordered = scores.topk(_CANDIDATES, -1).values
+        before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
+    if not few or not bool((before[:, -1] >= top_p).all()):
         ordered = scores.sort(-1, descending=True).values
         before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
     last = (before < top_p.unsqueeze(1)).sum(-1, keepdim=True).clamp_(max=ordered.shape[1] - 1)
-    threshold = ordered.gather(1, last)
     keep_all = (top_p >= 1.0).unsqueeze(1)
-    scores.masked_fill_((scores < threshold) & ~keep_all, -torch.inf)
+    scores.masked_fill_((scores < ordered.gather(1, last)) & ~keep_all, -torch.inf)

@@ -78,8 +78,19 @@ def test_a_full_sort_and_the_largest_candidates_agree(monkeypatch: pytest.Monkey
     params = [SamplingParams(temperature=1.0 + index, top_p=0.9, seed=index) for index in range(20)]
     scores = logits(20)
     wanted = sample(scores, params, [0] * 20).tokens
-    monkeypatch.setattr(executor.sampling, "_CANDIDATES", 3)
-    assert torch.equal(sample(scores, params, [0] * 20).tokens, wanted)
+    for count in (3, 49):
+        monkeypatch.setattr(executor.sampling, "_CANDIDATES", count)
+        assert torch.equal(sample(scores, params, [0] * 20).tokens, wanted)
+
+
+@given(st.integers(0, 1000), st.sampled_from([3, 255, 256, 257, 600]), st.integers(0, 50))
+def test_a_token_is_drawn_where_the_running_sum_passes(seed: int, vocab: int, step: int) -> None:
+    scores = logits(1, seed, vocab)
+    chance = torch.softmax(scores[0].double(), -1).cumsum(-1)
+    draw = uniform(np.array([seed], dtype=np.uint64), np.array([step], dtype=np.uint64))[0]
+    token = int(sample(scores, [SamplingParams(temperature=1.0, seed=seed)], [step]).tokens[0])
+    before = float(chance[token - 1]) if token else 0.0
+    assert before - 1e-6 <= draw <= float(chance[token]) + 1e-6
 
 
 @settings(max_examples=20)

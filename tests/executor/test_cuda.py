@@ -1,19 +1,30 @@
-"""The CUDA attention kernels against float64, and the model over them against the CPU's: in Triton's interpreter
+"""The CUDA kernels against float64, and the model over them against the CPU's: in Triton's interpreter
 where there is no GPU."""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from passes import Passes, relative_error
 
 from executor.model import Model
+from executor.ops import TorchOps
 from executor.random_checkpoint import RandomTensors, shape
+from executor.rope import tables
 
-cuda = pytest.importorskip("executor.attention_cuda", reason="Triton is not installed")
+triton = pytest.importorskip("triton")
+cuda = pytest.importorskip("executor.attention_cuda")
+fused = pytest.importorskip("executor.ops_cuda")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +62,14 @@ def test_decode_equals_float64(
 
 
 def test_a_model_over_it_equals_the_model_over_the_cpus() -> None:
-    config = shape("tiny-llama")
+    config = replace(shape("tiny-llama"), head_dim=20, hidden=60, rope=ROPE)
     logits = []
     weights = RandomTensors(1)
     for device in (torch.device("cpu"), DEVICE):
         model = Model(config, weights, torch.float32, device)
         if logits:
             model.attention = cuda.CUDAAttention(config.heads, config.kv_heads, config.head_dim)
+            model.ops = fused.TritonOps()
         passes = Passes(model)
         found = [passes.run({}, {"a": range(9), "b": range(30, 45)})]
         found.append(passes.run({"a": 9}, {"b": range(50, 57), "c": range(3)}))
@@ -71,3 +83,57 @@ def test_splits_cover_all_pages_and_none_is_empty(programs: int, pages: int) -> 
     splits, each = cuda.split(programs, pages, 16)
     assert (splits - 1) * each < pages <= splits * each
     assert splits == 1 or programs * splits <= cuda.TARGET_PROGRAMS
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_fused_operations_equal_torchs(dtype: torch.dtype, limit: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+
+    def some(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator).to(dtype)
+
+    x, y, weight, gate_up, qkv = some(5, 100), some(5, 100), some(100), some(5, 2 * 1100), some(5, 7 * 20)
+    cos, sin = tables(torch.tensor([0, 3, 900, 7, 8]), torch.rand(10, generator=generator), 1.3, dtype)
+    rows, keys, values = torch.tensor([4, 0, 9, 2, 3]), some(10, 40), some(10, 40)
+    given = (x, y, weight, gate_up, qkv, cos, sin, rows, keys, values)
+    results = []
+    for ops, device in ((TorchOps(), torch.device("cpu")), (fused.TritonOps(), DEVICE)):
+        x, y, weight, gate_up, qkv, cos, sin, rows, keys, values = (part.clone().to(device) for part in given)
+        found = [ops.norm(x, weight, 1e-5), ops.add_norm(x, y, weight, 1e-5), x, ops.gate(gate_up)]
+        ops.rotate_and_store(qkv, cos, sin, rows, keys, values)
+        results.append([part.cpu() for part in (*found, qkv, keys, values)])
+    for wanted, got in zip(*results, strict=True):
+        assert relative_error(got, wanted) < limit
+
+
+COMPILE = """
+import torch, triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from executor import attention_cuda, ops_cuda
+
+def build(kernel, types, **constants):
+    signature = dict(zip(kernel.arg_names, types.split() + ["constexpr"] * len(constants), strict=True))
+    triton.compile(triton.compiler.ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+
+t = "*bf16"
+build(attention_cuda._split_kernel, f"{t} {t} {t} *i64 *i64 *fp32 *fp32 fp32 i32 i32 i32",
+      kv_heads=8, share=4, rows=16, dims=128, page=16, dim_block=128, tile=64, operand=tl.bfloat16)
+build(attention_cuda._join_kernel, f"*fp32 *fp32 {t} i32 i32", dims=128, dim_block=128, split_block=64)
+build(ops_cuda._norm_kernel, f"{t} {t} {t} {t} fp32 i32", add=True, block=4096)
+build(ops_cuda._rotate_kernel, f"{t} {t} {t} *i64 {t} {t} i32 i32 i32", half=64, block=64)
+build(ops_cuda._gate_kernel, f"{t} {t} i32", block=1024)
+"""
+
+
+def test_kernels_compile_for_a_gpu_in_bfloat16() -> None:
+    """What the interpreter accepts the compiler may not; it needs no GPU."""
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this Triton has no NVIDIA backend")
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
