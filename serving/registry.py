@@ -18,7 +18,7 @@ from serving.ids import IdStrategy, SemanticIds, id_strategy
 from serving.lora import LoRARequest
 from serving.record import AdapterRecord, Change, Registration, split_ref
 from serving.registry_database import Database
-from serving.registry_rows import Statements, to_record
+from serving.registry_rows import Statements, to_change, to_record
 from serving.registry_tables import SCHEMA_VERSION, Tables
 from serving.registry_write import RegistryWriter
 
@@ -212,17 +212,32 @@ class Registry:
             return {row[0]: row[1] for row in connection.execute(query.order_by(names.c.name))}
 
     def history(self, name: str) -> tuple[Change, ...]:
-        """Every change of a name, oldest first, removed ones included."""
+        """Every change of a name, oldest first; a removed name has one, too."""
         split_ref(name)
         self.open()
         with self._database.reading() as connection:
             rows = connection.execute(self._sql.history, {"name": name}).all()
             if not rows:
                 raise InputError(self._sql.unknown(connection, name))
-        return tuple(
-            Change(datetime.fromisoformat(row.at), row.name, row.action, row.version, row.default_version)
-            for row in rows
-        )
+        return tuple([to_change(row) for row in rows])
+
+    def changes(self) -> tuple[Change, ...]:
+        """The history of every name, oldest first."""
+        self.open()
+        with self._database.reading() as connection:
+            return tuple([to_change(row) for row in connection.execute(self._sql.changes)])
+
+    def name_rows(self) -> dict[str, tuple[int, int | None]]:
+        """Of every name there ever was: how many versions it has had, and its default version, None if all are gone."""
+        self.open()
+        with self._database.reading() as connection:
+            rows = connection.execute(select(self._sql.tables.names))
+            return {row.name: (row.versions, row.default_version) for row in rows}
+
+    def damage(self) -> list[str]:
+        """What the database itself finds wrong in its file; a PostgreSQL server answers for its own files."""
+        self.open()
+        return self._database.damage()
 
     def __len__(self) -> int:
         """Versions that are not removed."""

@@ -111,6 +111,15 @@ class Database:
                     )
             return set(inspect(connection).get_table_names())
 
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong in its file, and rows that refer to none; PostgreSQL has no such check."""
+        if not self.is_sqlite:
+            return []
+        with self.reading() as connection:
+            checked = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+            orphans = [f"{row[0]} row {row[1]}" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
+        return [f"SQLite: {line}" for line in checked if line != "ok"] + [f"{row} refers to no row" for row in orphans]
+
     def close(self) -> None:
         """Closes the connections; a later use opens new ones."""
         if self._engine is not None:

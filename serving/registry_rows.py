@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, func, select
 
-from serving.record import AdapterRecord
+from serving.record import AdapterRecord, Change
 from serving.registry_tables import Tables
 
 
@@ -25,6 +25,11 @@ def to_record(row: Row[Any]) -> AdapterRecord:
     values[_MODULES] = tuple(values[_MODULES])
     values[_CREATED] = datetime.fromisoformat(values[_CREATED])
     return AdapterRecord(*values)
+
+
+def to_change(row: Row[Any]) -> Change:
+    """The entry of history in a row of its table."""
+    return Change(datetime.fromisoformat(row.at), row.name, row.action, row.version, row.default_version)
 
 
 _FIELDS = tuple(each.name for each in fields(AdapterRecord))
@@ -66,9 +71,8 @@ class Statements:
         former = tables.defaults.c.name == bindparam("name")
         self.depth = select(func.coalesce(func.max(tables.defaults.c.depth), 0)).where(former)
         self.former = select(tables.defaults).where(former).order_by(tables.defaults.c.depth.desc())
-        self.history = (
-            select(tables.changes).where(tables.changes.c.name == bindparam("name")).order_by(tables.changes.c.number)
-        )
+        self.changes = select(tables.changes).order_by(tables.changes.c.number)
+        self.history = self.changes.where(tables.changes.c.name == bindparam("name"))
 
     def listing(
         self,

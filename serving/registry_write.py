@@ -161,7 +161,10 @@ class RegistryWriter:
     def _other_content(self, state: Row[Any], wish: Registration) -> str:
         name = wish.name
         if state.default_version is None:
-            return f"adapter {name!r} was removed: register it as the new version {name}@{state.versions + 1} (new_version)"
+            return (
+                f"adapter {name!r} was removed: register it as the new version "
+                f"{name}@{state.versions + 1} (new_version)"
+            )
         current = self._record(name, state.default_version)
         differs = "source" if current.source != wish.source else "digest"
         was = current.source if differs == "source" else current.digest
