@@ -91,7 +91,7 @@ class HashIds:
         """The id of source and digest after ``tried`` collisions, in 1..MAX_ID.
 
         >>> HashIds.candidate("hf://acme/sql-writer", "sha256:00")
-        1318124932
+        1569119870
         """
         hashed = hashlib.sha256()
         for part in (source, digest, str(tried)):

@@ -71,7 +71,7 @@ class LoRARequest:
     def to_vllm(self, kind: type[Any] | None = None, **more: Any) -> Any:
         """As vLLM's LoRARequest, imported here unless ``kind`` is that class or one like it; ``more`` goes to it, too.
 
-        Where the class is too old for ``base_model_name`` it is left out. Raises `InputError` when vLLM is not installed.
+        A class too old for ``base_model_name`` goes without. Raises `InputError` when vLLM is not installed.
         """
         if kind is None:
             try:

@@ -234,10 +234,10 @@ class Registry:
             rows = connection.execute(select(self._sql.tables.names))
             return {row.name: (row.versions, row.default_version) for row in rows}
 
-    def damage(self) -> list[str]:
+    def damage(self) -> tuple[str, ...]:
         """What the database itself finds wrong in its file; a PostgreSQL server answers for its own files."""
         self.open()
-        return self._database.damage()
+        return tuple(self._database.damage())
 
     def __len__(self) -> int:
         """Versions that are not removed."""

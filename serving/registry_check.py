@@ -1,4 +1,4 @@
-"""problems: what is wrong in a registry's tables, recomputed from its history; nothing, unless they were tampered with."""
+"""problems: what is wrong in a registry's tables, recomputed from its history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def problems(registry: Registry) -> list[str]:
 
     Reads the tables one after another, so registrations under way at the same time can show as problems.
     """
-    found = registry.damage()
+    found = [*registry.damage()]
     records = registry.list(removed=True)
     by_name: dict[str, dict[int, bool]] = {}
     for record in records:

@@ -22,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server: that of LORATORY_TEST_POSTGRES, or one of the installed programs, started for the session."""
+    """A PostgreSQL server: that of LORATORY_TEST_POSTGRES, or one started from installed programs."""
     import postgres
 
     if given := os.environ.get("LORATORY_TEST_POSTGRES"):
@@ -31,7 +31,7 @@ def postgres_url() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="loratory-postgres-"))
     try:
         yield postgres.start(folder)
-    except postgres.NoServer as error:
+    except postgres.NoServerError as error:
         pytest.skip(f"{error}; install a server, or give its URL in LORATORY_TEST_POSTGRES")
     finally:
         postgres.stop(folder)

@@ -1,4 +1,4 @@
-"""A private PostgreSQL server on loopback, for tests: ``python postgres.py start FOLDER`` prints its URL, ``stop`` ends it.
+"""A private PostgreSQL server on loopback: ``python postgres.py start FOLDER`` prints its URL, ``stop FOLDER`` ends it.
 
 Needs nothing but the server's programs, in PATH or where distributions put them, and the standard library.
 """
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 
-class NoServer(Exception):
+class NoServerError(Exception):
     """The server's programs are not here, or did not start; the text says which and why."""
 
 
@@ -55,7 +55,7 @@ def _programs() -> Path:
     for place in places:
         if (place / "initdb").exists() and (place / "pg_ctl").exists():
             return place
-    raise NoServer(
+    raise NoServerError(
         "no PostgreSQL server is installed (initdb and pg_ctl are neither in PATH nor in /usr/lib/postgresql)"
     )
 
@@ -66,7 +66,7 @@ def _account() -> pwd.struct_passwd:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise NoServer("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+    raise NoServerError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -79,7 +79,7 @@ def _run(command: list[str], folder: Path) -> None:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, **who)
         output.seek(0)
         if done.returncode:
-            raise NoServer(f"{Path(command[0]).name} failed: {output.read()[-2000:]}")
+            raise NoServerError(f"{Path(command[0]).name} failed: {output.read()[-2000:]}")
 
 
 def _free_port() -> int:
@@ -95,5 +95,5 @@ if __name__ == "__main__":
             print(start(Path(where)))
         else:
             stop(Path(where))
-    except NoServer as error:
+    except NoServerError as error:
         sys.exit(str(error))
