@@ -15,6 +15,10 @@ class InputError(LoratoryError):
     exit_code = 2
 
 
+class InvalidAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
+    """An adapter's files are refused. The text names the file, what is wrong with it, and how to mend it."""
+
+
 class PolicyError(LoratoryError):
     """A scheduling policy raised, or kept yielding actions without end; the run it was driving has stopped."""
 

@@ -1,0 +1,132 @@
+"""describe: decides whether an adapter's files can be trusted and served, and says what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.adapter_files import CONFIG, WEIGHTS, check_folder, named, open_file, read_up_to
+from serving.base_shapes import PARENTS, BaseShapes
+from serving.description import AdapterDescription, LoRAModule
+from serving.errors import InputError, InvalidAdapter
+from serving.lora_tensors import pair
+from serving.peft_config import LoraSettings, read_settings
+from serving.safetensors_header import Tensor, read_header
+from serving.strict_json import MAX_CONFIG_BYTES, parse_object
+from serving.weight_scan import scan
+
+__all__ = ["BaseShapes", "InvalidAdapter", "Limits", "describe"]
+
+_DIGEST_FORMAT = "loratory adapter 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an adapter may be. Without ``base``, shapes are checked against each other only.
+
+    ``max_file_bytes`` is of the weight file. Raises `InputError` for a limit below 1 or a module no served model has.
+    """
+
+    max_lora_rank: int = 256
+    max_file_bytes: int = 16 << 30
+    base: BaseShapes | None = None
+    target_modules: frozenset[str] = frozenset(PARENTS)
+
+    def __post_init__(self) -> None:
+        for name in ("max_lora_rank", "max_file_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        unknown = sorted(set(self.target_modules) - set(PARENTS))
+        if unknown:
+            raise InputError(f"no served model has the target module {unknown[0]!r}: use some of {', '.join(PARENTS)}")
+
+
+def describe(
+    folder: str | os.PathLike[str], limits: Limits | None = None, *, root: str | os.PathLike[str] | None = None
+) -> AdapterDescription:
+    """What the PEFT adapter in ``folder`` is, if it is whole, well formed and of a kind that is served.
+
+    Reads ``adapter_config.json`` and ``adapter_model.safetensors`` once, in about 10 MB of memory whatever their size,
+    and opens no other file. Links are followed inside ``root``, by default the folder; a Hugging Face cache needs its
+    model's folder here. Raises `InvalidAdapter`, with one sentence that says what is wrong and how to mend it.
+    """
+    limits = limits or Limits()
+    folder = Path(folder)
+    root = folder if root is None else Path(root)
+    check_folder(folder)
+    where, weights = named(folder / CONFIG), named(folder / WEIGHTS)
+    try:
+        with open_file(folder, CONFIG, root) as file:
+            settings = read_settings(
+                parse_object(read_up_to(file, MAX_CONFIG_BYTES + 1), where, MAX_CONFIG_BYTES), where
+            )
+    except OSError as error:
+        raise InvalidAdapter(f"{where} cannot be read ({error.strerror}): copy the adapter again") from None
+    try:
+        with open_file(folder, WEIGHTS, root) as file:
+            before = os.fstat(file.fileno())
+            if before.st_size > limits.max_file_bytes:
+                raise InvalidAdapter(
+                    f"{weights} has {before.st_size} bytes, more than max_file_bytes {limits.max_file_bytes}: "
+                    "raise the limit or store the adapter in fewer bits"
+                )
+            header = read_header(file, before.st_size, weights)
+            modules = pair(header.tensors, settings, limits.base, limits.target_modules, where, weights)
+            _check_rank(modules, limits, weights)
+            dtype = _dtype(header.tensors, weights)
+            digest = hashlib.sha256(_canonical(settings, modules, header.tensors))
+            scan(file, header.tensors, digest, weights)
+            after = os.fstat(file.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise InvalidAdapter(f"{weights} changed while it was read: copy it whole before registering it")
+    except OSError as error:
+        raise InvalidAdapter(f"{weights} cannot be read ({error.strerror}): copy the adapter again") from None
+    return AdapterDescription(
+        rank=max(module.rank for module in modules),
+        alpha=settings.lora_alpha,
+        use_rslora=settings.use_rslora,
+        target_modules=tuple(sorted({module.name for module in modules})),
+        base_model=settings.base_model,
+        dtype=dtype,
+        bytes=header.tensors[-1].end,
+        digest=f"sha256:{digest.hexdigest()}",
+        modules=modules,
+        weights=WEIGHTS,
+    )
+
+
+def _check_rank(modules: Sequence[LoRAModule], limits: Limits, weights: str) -> None:
+    for module in modules:
+        if module.rank > limits.max_lora_rank:
+            raise InvalidAdapter(
+                f"{weights}: {module.path} has rank {module.rank}, more than max_lora_rank {limits.max_lora_rank}: "
+                "raise the limit or retrain with a smaller r"
+            )
+
+
+def _dtype(tensors: Sequence[Tensor], weights: str) -> str:
+    dtypes = sorted({tensor.dtype for tensor in tensors})
+    if len(dtypes) > 1:
+        raise InvalidAdapter(f"{weights} mixes the dtypes {' and '.join(dtypes)}: save all tensors in one of them")
+    return dtypes[0]
+
+
+def _canonical(settings: LoraSettings, modules: Sequence[LoRAModule], tensors: Sequence[Tensor]) -> bytes:
+    """What the digest says of the configuration: all of the description that the weights' bytes do not decide.
+
+    PEFT writes the same configuration in several ways (the order of a set, its own version): they have one digest.
+    """
+    content = {
+        "format": _DIGEST_FORMAT,
+        "base_model": settings.base_model,
+        "alpha": settings.lora_alpha,
+        "use_rslora": settings.use_rslora,
+        "modules": [[module.path, module.rank, module.scaling] for module in modules],
+        "tensors": [[tensor.key, tensor.dtype, tensor.shape] for tensor in tensors],
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"
