@@ -65,9 +65,9 @@ class AdapterCache:
     def fetch(self, source: str, connect: Callable[[], Remote], *, revalidate: bool = True) -> Path:
         """The folder with the adapter of a source, leased; downloaded unless this version is here already.
 
-        ``connect`` gives the remote, and is only called when it is needed: not for a source whose version cannot change,
-        nor with ``revalidate=False``, which takes the version fetched last. While one process downloads a source, others
-        that ask for it wait and then find it. Raises `SourceError`.
+        ``connect`` gives the remote. It is asked for the current version first, except when the source's version cannot
+        change, or with ``revalidate=False``, which takes the version fetched last. While one process downloads a
+        source, others that ask for it wait and then find it. Raises `SourceError`.
         """
         try:
             with FileLock.take(self._shelf.source_lock(source)):

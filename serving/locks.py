@@ -9,7 +9,7 @@ from types import TracebackType
 
 
 class FileLock:
-    """A held flock(2) on a file: shared or exclusive, freed by `release`, by leaving ``with``, or by the holder's death.
+    """A held flock(2) on a file: shared or exclusive, freed by `release`, at the end of ``with``, or with its holder.
 
     The lock belongs to this object, not to the process, so two threads exclude each other too. The file is never
     deleted: whoever waits holds the same one.

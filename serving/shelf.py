@@ -194,7 +194,7 @@ class Shelf:
     def make_room(self, limit: int, needed: int, keep: Path) -> int:
         """Evicts the least recently used until ``needed`` bytes fit below ``limit``; returns the bytes then free.
 
-        Entries in use and downloads under way stay. ``keep`` is the caller's own partial download, which is not counted.
+        Entries in use and downloads under way stay. ``keep``, the caller's own partial download, is not counted.
         """
         shutil.rmtree(self.root / "staged", ignore_errors=True)
         objects = self._objects()

@@ -27,8 +27,8 @@ class Source:
     """Where one adapter's files are.
 
     ``root``: the Hub repository (``org/repo``), the bucket, or the web server (``https://host``); empty for a local
-    folder. ``path``: the folder in it, without slashes at its ends; for a local folder the whole path. ``revision``: the
-    Hub's, or None for its main branch. ``str(source)`` is the text that gives it again.
+    folder. ``path``: the folder in it, without slashes at its ends; for a local folder the whole path. ``revision``:
+    the Hub's, or None for its main branch. ``str(source)`` is the text that gives it again.
 
     >>> parse_source("hf://acme/sql-lora@v2/final")
     Source(kind='hub', root='acme/sql-lora', path='final', revision='v2')
@@ -43,7 +43,7 @@ class Source:
         if self.kind == "local":
             return self.path
         if self.kind == "http":
-            return f"{self.root}/{self.path}/" if self.path else f"{self.root}/"
+            return f"{self.root}/{urllib.parse.quote(self.path)}/" if self.path else f"{self.root}/"
         tail = f"/{self.path}" if self.path else ""
         if self.kind == "hub":
             revision = "" if self.revision is None else f"@{_quoted(self.revision)}"
@@ -83,9 +83,7 @@ def connect(source: Source, limits: Limits) -> Remote:
     if source.kind == "s3" or source.kind == "gs":
         return bucket.BucketRemote(label, source.kind, source.root, source.path, limits)
     assert source.kind == "http", "a local folder is used in place"
-    return WebRemote(
-        label, f"{source.root}/{urllib.parse.quote(source.path)}/" if source.path else f"{source.root}/", limits
-    )
+    return WebRemote(label, label, limits)
 
 
 def list_source(prefix: str, limits: Limits | None = None) -> list[Source]:
@@ -115,7 +113,7 @@ def list_source(prefix: str, limits: Limits | None = None) -> list[Source]:
     raise SourceError(f"a web server cannot be listed ({prefix}): name its adapters one by one, or in a manifest")
 
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 
 
@@ -176,7 +174,10 @@ def _parse_web(text: str) -> Source:
         raise _bad(text, "the host is missing or malformed")
     if parts.path.endswith((".safetensors", ".json")):
         raise _bad(text, "name the folder, not a file in it")
-    path = urllib.parse.unquote(parts.path, errors="strict") if "%" in parts.path else parts.path
+    try:
+        path = urllib.parse.unquote(parts.path, errors="strict")
+    except UnicodeDecodeError as error:
+        raise _bad(text, "its path is not UTF-8") from error
     return Source("http", f"{parts.scheme}://{parts.netloc.lower()}", _folder(text, path))
 
 

@@ -82,7 +82,7 @@ class BucketRemote:
         return Listing(tuple(files), " ".join(f"{file.validator}/{file.size}" for file in files))
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
-        """Ranged reads from ``offset`` to the listed size, each on condition that the object is still the listed one."""
+        """Ranged reads from ``offset`` to the listed size, each only while the object is the listed one."""
         return Reply(offset, self._blocks(file, offset))
 
     def _blocks(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
@@ -130,13 +130,12 @@ class S3Store:
 
     def objects(self, prefix: str, delimiter: str) -> Iterator[RemoteFile]:
         """ListObjectsV2, page by page."""
-        more: dict[str, str] = {}
+        more: dict[str, str] = {"Delimiter": delimiter} if delimiter else {}
         while True:
             page = self.system.call_s3(
                 "list_objects_v2",
                 Bucket=self.bucket,
                 Prefix=prefix,
-                **({"Delimiter": delimiter} if delimiter else {}),
                 **more,
             )
             for item in page.get("Contents", ()):
@@ -153,7 +152,7 @@ class S3Store:
                 )
             if not page.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            more["ContinuationToken"] = page["NextContinuationToken"]
 
     def declared(self, file: RemoteFile) -> Checksum | None:
         """The SHA-256 of the whole object where it was uploaded with one, else its MD5 where the ETag is that."""

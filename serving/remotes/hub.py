@@ -47,7 +47,7 @@ class HubRemote:
         return self.revision if self.revision and COMMIT.fullmatch(self.revision) else None
 
     def listing(self) -> Listing:
-        """The adapter's files at the revision's commit, with the sha256 of those in LFS and git's blob id of the rest."""
+        """The adapter's files at the revision's commit, with sha256 (LFS) or git's blob id."""
         hub = _huggingface_hub()
         with _in_words(self.label):
             api = _api(hub)
@@ -140,9 +140,7 @@ def _in_words(label: str) -> Iterator[None]:
             f"source {label} is gated: ask for access on its page and set HF_TOKEN to a token of that account"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise SourceError(
-            f"source {label}: the repository has no such revision: name a branch, tag or commit"
-        ) from error
+        raise SourceError(f"source {label}: no such revision: name a branch, tag or commit") from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
             f"source {label}: the Hub knows no such repository: correct the name, or set HF_TOKEN if it is private"

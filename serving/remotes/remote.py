@@ -30,10 +30,11 @@ class ChangedError(SourceError):
 class Limits:
     """What one fetch may cost.
 
-    ``max_source_bytes``: of one adapter's files together. ``max_files``: listed at a source before it is called no
-    adapter. ``max_listed``: files looked at below a prefix. ``silence_s``: without a byte from the server, connecting included. ``total_s``: for one adapter, retries
-    included. ``attempts``: in a row that bring no byte, and changes of the source during a download. ``retry_wait_s``:
-    before the second attempt, doubled before each further one.
+    ``max_source_bytes``: of one adapter's files together. ``max_files``: in one source's folder, before it is called no
+    adapter. ``max_listed``: files looked at below a prefix. ``silence_s``: without a byte from the server, connecting
+    included. ``total_s``: for one adapter, retries included. ``attempts``: in a row that bring no byte, and times that
+    a source may change while it is downloaded. ``retry_wait_s``: before the second attempt, doubled before each further
+    one.
     """
 
     max_source_bytes: int = 16 * 2**30
@@ -130,7 +131,7 @@ def choose(label: str, names: Iterable[str], limits: Limits) -> tuple[str, str]:
         return CONFIG, tensors[0]
     if tensors:
         raise SourceError(
-            f"source {label} holds several safetensors files and none is {WEIGHTS}: keep one of {', '.join(tensors[:5])}"
+            f"source {label} holds several safetensors files and no {WEIGHTS}: keep one of {', '.join(tensors[:5])}"
         )
     if pickles:
         raise SourceError(pickled(label, pickles[0]))

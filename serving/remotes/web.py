@@ -51,8 +51,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if scheme not in ("http", "https") or (scheme == "http" and req.type == "https"):
             fp.close()
             raise SourceError(
-                f"source {self._label}: {req.full_url} redirects to {scheme}://, which is not followed: give the address "
-                "of the files themselves"
+                f"source {self._label}: {req.full_url} redirects to {scheme}://, which is not followed: give the "
+                "address of the files themselves"
             )
         return super().http_error_302(req, fp, code, msg, headers)
 
@@ -166,7 +166,8 @@ class Web:
                 yield chunk
         if expected is not None and received < expected:
             raise TransientError(
-                f"source {self._label}: the connection ended after {received} of {expected} bytes of {name}: fetch again"
+                f"source {self._label}: the connection ended after {received} of {expected} bytes of {name}: "
+                "fetch again"
             )
 
 
