@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapters", type=int, default=100_000)
     parser.add_argument("--lookups", type=int, default=20_000)
-    parser.add_argument("--ids", default="sequential")
+    parser.add_argument("--ids", default="sequential", choices=("sequential", "hash"))
     parser.add_argument("--url", help="an empty registry's place; a file in a temporary folder when left out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def main() -> None:
                 )
             cpu = time.process_time()
             for index in range(500):
-                registry.add(f"one-{index}", f"/one/{index}", wish(index).description, lora_int_id=None)
+                registry.add(f"one-{index}", f"/one/{index}", wish(index).description)
             print(f"registered one by one: {500 / (time.process_time() - cpu):.0f} a CPU second")
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             cpu = time.process_time()

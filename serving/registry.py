@@ -14,9 +14,9 @@ from sqlalchemy import func, select
 
 from serving.description import AdapterDescription
 from serving.errors import InputError
-from serving.ids import IdStrategy, SemanticIds, id_strategy
+from serving.ids import IdStrategy, SemanticIds, id_strategies, id_strategy
 from serving.lora import LoRARequest
-from serving.record import AdapterRecord, Change, Registration, split_ref
+from serving.record import AdapterRecord, Change, Registration, check_name, split_ref
 from serving.registry_database import Database
 from serving.registry_rows import Statements, to_change, to_record
 from serving.registry_tables import SCHEMA_VERSION, Tables
@@ -124,11 +124,15 @@ class Registry:
 
     def promote(self, name: str, version: int) -> AdapterRecord:
         """Makes ``name`` resolve to that version from now on, everywhere."""
+        check_name(name)
+        _, checked = split_ref(f"{name}@{version}")
+        assert checked is not None
         with self._writing() as writer:
-            return writer.promote(name, version)
+            return writer.promote(name, checked)
 
     def rollback(self, name: str) -> AdapterRecord:
         """Undoes the last `promote` of the name that is not undone yet; versions removed since are passed over."""
+        check_name(name)
         with self._writing() as writer:
             return writer.rollback(name)
 
@@ -213,7 +217,7 @@ class Registry:
 
     def history(self, name: str) -> tuple[Change, ...]:
         """Every change of a name, oldest first; a removed name has one, too."""
-        split_ref(name)
+        check_name(name)
         self.open()
         with self._database.reading() as connection:
             rows = connection.execute(self._sql.history, {"name": name}).all()
@@ -283,5 +287,10 @@ class Registry:
             raise InputError(
                 f"registry {self.where} gives {settings.strategy!r} ids since it was made, not {self._wanted.name!r}: "
                 "leave the strategy out, or make another registry"
+            )
+        if self._wanted is None and settings.strategy not in id_strategies():
+            raise InputError(
+                f"registry {self.where} has ids of a strategy {settings.strategy!r} that is not Loratory's: give the "
+                "IdStrategy object it was made with"
             )
         return self._wanted or id_strategy(settings.strategy)

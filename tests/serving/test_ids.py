@@ -80,7 +80,7 @@ def test_hashed_ids_do_not_depend_on_who_came_first_but_for_collisions(contents,
 @given(TEXT, TEXT, st.integers(1, 5))
 def test_collisions_are_hashed_again_in_order_of_registration(source: str, digest: str, others: int) -> None:
     rounds = [HashIds.candidate(source, digest, tried) for tried in range(others + 1)]
-    book = Book({number: "somebody@1" for number in rounds[:-1]})
+    book = Book(dict.fromkeys(rounds[:-1], "somebody@1"))
     assert book.give(HashIds(), IdClaim("late", 1, source, digest)) == rounds[-1]
     assert Book().give(HashIds(), IdClaim("first", 1, source, digest)) == rounds[0]
 
@@ -121,7 +121,7 @@ def test_semantic_ids_fill_31_bits() -> None:
 
 @pytest.mark.parametrize("fields", [(1024, 0, 1), (0, 1024, 1), (0, 0, 2048), (0, 0, 0), (-1, 0, 1), (0, -1, 1)])
 def test_a_semantic_field_that_overflows_is_refused(fields: tuple[int, int, int]) -> None:
-    with pytest.raises(InputError, match="does not fit in the 1[01] bits"):
+    with pytest.raises(InputError, match=r"does not fit in the 1[01] bits"):
         SemanticIds.encode(SemanticId(*fields))
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_get_an_id_is_told_why(strategy: str, claim: IdClaim, says: 
 def test_two_adapters_cannot_mean_the_same_semantically() -> None:
     book, labels = Book(), {"task": "sql", "domain": "law"}
     book.give(SemanticIds(), IdClaim("first", 1, "s", "d", labels=labels))
-    with pytest.raises(InputError, match="is what the id of adapter 'first@1' says"):
+    with pytest.raises(InputError, match=r"is what the id of adapter 'first@1' says"):
         book.give(SemanticIds(), IdClaim("second", 1, "s", "d", labels=labels))
     book.give(SemanticIds(), IdClaim("first", 2, "s", "d", labels=labels))
 

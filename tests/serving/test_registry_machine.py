@@ -1,4 +1,4 @@
-"""Registry against a plain model of it: adding, promoting, rolling back and removing in any order, in both databases."""
+"""Registry against a plain model: adding, promoting, rolling back, removing in any order, in both databases."""
 
 from __future__ import annotations
 
