@@ -53,6 +53,8 @@ class Patterns:
             if _PLAIN.match(key):
                 # neither a repetition nor a choice inside: re needs one attempt for each dot of the text
                 self._spend(1)
+                if len(key) - key.count("\\") - key.count("^") > len(text):
+                    continue
                 if key not in self._plain:
                     self._spend(len(key))
                     self._plain[key] = re.compile(pattern)
@@ -67,7 +69,7 @@ class Patterns:
         self._spend(len(text))
         if pattern not in self._parsed:
             # a parsed character takes some hundred bytes
-            self._spend(16 * len(pattern))
+            self._spend(32 * len(pattern))
             self._parsed[pattern] = self._parse(pattern)
         try:
             return _Run(text, self._spend, lambda what: self._refused(pattern, what)).sequence(self._parsed[pattern], 1)

@@ -14,8 +14,8 @@ from serving.strict_json import parse_object, shown
 DTYPE_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one number, by the dtypes an adapter may have, as safetensors spells them."""
 
-MAX_HEADER_BYTES = 4 << 20
-"""A larger header is refused: 4 MiB describes some 30,000 tensors, and a large model's adapter has about 1,100."""
+MAX_HEADER_BYTES = 2 << 20
+"""A larger header is refused: 2 MiB describes some 15,000 tensors, and a large model's adapter has about 1,100."""
 
 _AGAIN = "copy or save the file again"
 

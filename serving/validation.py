@@ -51,9 +51,10 @@ def describe(
 ) -> AdapterDescription:
     """What the PEFT adapter in ``folder`` is, if it is whole, well formed and of a kind that is served.
 
-    Reads ``adapter_config.json`` and ``adapter_model.safetensors`` once, in about 10 MB of memory whatever their size,
-    and opens no other file. Links are followed inside ``root``, by default the folder; a Hugging Face cache needs its
-    model's folder here. Raises `InvalidAdapter`, with one sentence that says what is wrong and how to mend it.
+    Reads ``adapter_config.json`` and ``adapter_model.safetensors`` once, in a few MB of memory whatever their size
+    (below 64 MB if they were made to take much), and opens no other file. Links are followed inside ``root``, by
+    default the folder; a Hugging Face cache needs its model's folder here. Raises `InvalidAdapter`, with one sentence
+    that says what is wrong and how to mend it.
     """
     limits = limits or Limits()
     folder = Path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,44 @@ def test_patterns_match_as_python_and_peft_do(pattern: str, path: str) -> None:
         with pytest.raises(InvalidAdapter, match="no regular expression"):
             patterns.whole(pattern, path)
         return
+    peft_rule = re.match(rf"(.*\.)?({pattern})$", path) is not None
     try:
         assert patterns.whole(pattern, path) is (whole is not None)
+        assert patterns.begins(pattern, path) is (begins is not None)
+        assert (patterns.key([pattern], path) == pattern) is peft_rule
     except InvalidAdapter as refusal:
         assert re.search(r"[*+?}]\+", pattern) and "uses possessive repeat" in str(refusal)
-        return
-    assert patterns.begins(pattern, path) is (begins is not None)
-    peft_rule = re.match(rf"(.*\.)?({pattern})$", path) is not None
-    assert (patterns.key([pattern], path) == pattern) is peft_rule
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "nested repetitions": ({"target_modules": "(((.*)*)*)*.*.*.*.*.*.*.*.*.*.*.*x"}, "{}"),
+    "thousands of expressions": ({"rank_pattern": {f"(.*)*{i}x": 1 for i in range(9000)}}, "{}"),
+    "long expressions": ({"rank_pattern": {"(.|a)" * 700 + str(i): 1 for i in range(250)}}, "{}"),
+    "long plain keys": ({"rank_pattern": {"a." * 2000 + str(i): 1 for i in range(250)}}, "{}"),
+    "layers patterns": ({"layers_to_transform": [0, 1], "layers_pattern": [f"(.*){i}" for i in range(5000)]}, "{}"),
+    "deep expression": ({"target_modules": "(a|" * 1000 + ")" * 1000}, "{}"),
+    "wide configuration": ({"new": [{} for _ in range(250_000)]}, "{}"),
+    "wide header": ({}, '{"a":[' + "[]," * 600_000 + "[]]}"),
+    "many tensors": (
+        {},
+        json.dumps({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_bounded_memory(name: str, tmp_path: Path) -> None:
+    fields, text = HOSTILE[name]
+    write_adapter(tmp_path, fields)
+    if text != "{}":
+        (tmp_path / WEIGHTS).write_bytes(packed(text, b""))
+    traced = name.startswith(("wide", "many"))  # tracing the many small objects of the others would take seconds
+    if traced:
+        tracemalloc.start()
+    try:
+        found = outcome(tmp_path, Limits())
+        peak = tracemalloc.get_traced_memory()[1] if traced else 0
+    finally:
+        tracemalloc.stop()
+    assert peak < 64_000_000
+    assert isinstance(found, str) is (name != "long plain keys")
