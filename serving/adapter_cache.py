@@ -201,14 +201,15 @@ class AdapterCache:
         """The adapters' folders here, least recently used first; not leased by being listed."""
         return [self._shelf.entry(digest) for digest in self._shelf.by_use()]
 
-    def verify(self) -> list[Path]:
+    def verify(self, only: Path | None = None) -> list[Path]:
         """Reads all content again and drops every entry whose bytes are not those its name says; returns their folders.
 
+        ``only``: the one entry to look at, a folder that `fetch` returned.
         Dropped also when leased: wrong weights are worth less than none. The next `fetch` downloads them again to the
         same path. Reads everything, so it takes as long as the disk needs for `used_bytes`.
         """
         dropped = []
-        for digest in self._shelf.by_use():
+        for digest in self._shelf.by_use() if only is None else [only.name]:
             path = self._shelf.entry(digest)
             self._lease(digest)
             try:

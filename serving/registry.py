@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Self
 from sqlalchemy import func, select
 
 from serving.description import AdapterDescription
-from serving.errors import InputError
+from serving.errors import InputError, UnknownAdapter
 from serving.ids import IdStrategy, SemanticIds, id_strategies, id_strategy
 from serving.lora import LoRARequest
 from serving.record import AdapterRecord, Change, Registration, check_name, split_ref
@@ -97,6 +97,11 @@ class Registry:
         assert self._strategy is not None
         return self._strategy.name
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a registry at its place; makes none."""
+        return self._sql.tables.registry.name in self._database.table_names()
+
     def add(
         self,
         name: str,
@@ -122,6 +127,10 @@ class Registry:
         with self._writing() as writer:
             return tuple([writer.add(wish) for wish in wishes])
 
+    def writing(self) -> AbstractContextManager[RegistryWriter]:
+        """Several changes in one transaction: all of them are kept when the block ends, none when it raises."""
+        return self._writing()
+
     def promote(self, name: str, version: int) -> AdapterRecord:
         """Makes ``name`` resolve to that version from now on, everywhere."""
         check_name(name)
@@ -145,7 +154,10 @@ class Registry:
             return writer.remove(*split_ref(ref))
 
     def resolve(self, ref: str) -> AdapterRecord:
-        """The record ``name`` (its default version) or ``name@version`` means now. Nothing is cached."""
+        """The record ``name`` (its default version) or ``name@version`` means now. Nothing is cached.
+
+        Raises `UnknownAdapter` when the name was never registered, plain `InputError` when what it means is removed.
+        """
         name, version = split_ref(ref)
         self.open()
         with self._database.reading() as connection:
@@ -155,7 +167,9 @@ class Registry:
                 row = connection.execute(self._sql.version, {"name": name, "version": version}).first()
             if row is not None and not row.removed:
                 return to_record(row)
-            raise InputError(self._sql.no_version(connection, name, version))
+            sentence = self._sql.no_version(connection, name, version)
+            known = connection.execute(self._sql.name, {"name": name}).first() is not None
+        raise InputError(sentence) if known else UnknownAdapter(sentence)
 
     def lora_request(self, ref: str, path: str | None = None) -> LoRARequest:
         """`resolve` as a request carries it; ``path`` is where the files are here, the source when left out."""
