@@ -82,13 +82,14 @@ def adapter_names(prefix: str, sources: list[Source]) -> list[str]:
 
 
 def _register(registry: Registry, wishes: Mapping[int, Registration], findings: list[Finding]) -> None:
-    known = {record.ref for record in registry.list()}
+    known = {(record.name, record.source, record.digest): record for record in registry.list()}
     with registry.writing() as writer:
         for place, wish in wishes.items():
+            there = known.get((wish.name, wish.source, wish.description.digest))
+            if there is not None and wish.tenant in (None, there.tenant):
+                findings[place] = replace(findings[place], outcome="known", record=there)
+                continue
             try:
-                record = writer.add(wish)
+                findings[place] = replace(findings[place], outcome="added", record=writer.add(wish))
             except InputError as error:
                 findings[place] = replace(findings[place], outcome="refused", why=str(error))
-            else:
-                outcome: Outcome = "known" if record.ref in known else "added"
-                findings[place] = replace(findings[place], outcome=outcome, record=record)
