@@ -50,7 +50,8 @@ def parse_lora_modules(items: str | Iterable[str]) -> tuple[ModulePath, ...]:
             found = [_module(value, items.strip()) for value in _json_values(items)]
             return _unique(found)
         try:
-            words = shlex.split(items, comments=True)
+            # A shell joins lines that end in a backslash; shlex would keep the line's end.
+            words = shlex.split(items.replace("\\\n", " "), comments=True)
         except ValueError as error:
             raise InputError(f"{OPTION}: the text is no shell command ({error}): close its quotes") from None
     return _unique([_item(word) for word in words if word != OPTION])

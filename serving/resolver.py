@@ -125,12 +125,13 @@ class SourceResolver:
         return LoRARequest(lora_name, number, str(found.folder), base_model)
 
     def _find(self, lora_name: str) -> Source | None:
-        """The source a name means; None for what is not below the prefix, be it a path that climbs out of it."""
+        """The source a name means; None for what is not below the prefix, be it a path or a link that leads out of it."""
         if any(part.startswith(".") or not _PART.fullmatch(part) for part in lora_name.split("/")):
             return None
         if self._local:
             folder = Path(self._prefix, lora_name)
-            return parse_source(str(folder)) if (folder / CONFIG).is_file() else None
+            inside = folder.resolve().is_relative_to(Path(self._prefix).resolve())
+            return parse_source(str(folder)) if inside and (folder / CONFIG).is_file() else None
         return next((each for each in list_source(self._prefix) if self._named(each) == lora_name), None)
 
     def _named(self, source: Source) -> str:
