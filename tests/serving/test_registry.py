@@ -198,9 +198,16 @@ def test_a_promotion_elsewhere_is_seen_at_once(registry: Registry, registry_url:
 
 @pytest.mark.parametrize(
     ("ref", "says"),
-    [("sql-writr", "did you mean 'sql-writer'"), ("zzz", "register it first"),
-     ("sql-writer@2", "there is sql-writer@1"), ("sql-writer@0", "write name@2"), ("sql-writer@x", "write name@2"), ("@1", "not empty"), ("", "not empty")],
-)  # fmt: skip
+    [
+        ("sql-writr", "did you mean 'sql-writer'"),
+        ("zzz", "register it first"),
+        ("sql-writer@2", "there is sql-writer@1"),
+        ("sql-writer@0", "write name@2"),
+        ("sql-writer@x", "write name@2"),
+        ("@1", "not empty"),
+        ("", "not empty"),
+    ],
+)
 def test_a_name_that_does_not_resolve_is_told_what_is_near(registry: Registry, ref: str, says: str) -> None:
     registry.add("sql-writer", "/a", description("1"))
     with pytest.raises(InputError, match=says):
