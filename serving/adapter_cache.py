@@ -111,8 +111,8 @@ class AdapterCache:
 
     def _download(self, source: str, remote: Remote, listing: Listing, index: dict[str, Any]) -> Path:
         self._check_listing(source, listing)
-        partial = self._shelf.partial(source)
-        self._prepare(partial, listing)
+        stamp = [listing.version, *((file.name, file.size, file.validator) for file in listing.files)]
+        partial = self._shelf.partial(source, json.dumps(stamp))
         with self._shelf.lock():
             self._make_room(source, self._shelf.unknown_bytes(listing.files), partial)
         deadline = time.monotonic() + self.limits.total_s
@@ -150,15 +150,6 @@ class AdapterCache:
             f"source {source} is larger than the {self.limits.max_source_bytes} bytes one adapter may have: name the "
             "folder of an adapter, or raise the limit"
         )
-
-    def _prepare(self, partial: Path, listing: Listing) -> None:
-        """The folder of the partial download, emptied unless what is in it belongs to this very listing."""
-        stamp = json.dumps([listing.version, [[file.name, file.size, file.validator] for file in listing.files]])
-        mark = partial / ".listing"
-        if listing.version is None or not mark.exists() or mark.read_text(encoding="utf-8") != stamp:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            mark.write_text(stamp, encoding="utf-8")
 
     def _make_room(self, source: str, needed: int, partial: Path) -> None:
         free = self._shelf.make_room(self._max_bytes, needed, keep=partial)

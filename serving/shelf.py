@@ -7,7 +7,9 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from serving.errors import InputError
@@ -54,9 +56,15 @@ class Shelf:
         """The file with a source's versions."""
         return self.root / "index" / f"{_key(source)}.json"
 
-    def partial(self, source: str) -> Path:
-        """The folder of a source's partial download."""
-        return self.root / "partial" / _key(source)
+    def partial(self, source: str, listing: str) -> Path:
+        """The folder of a source's partial download, for this very listing of it; those for other listings go."""
+        folder = self.root / "partial" / _key(source)
+        path = folder / _key(listing)
+        path.mkdir(parents=True, exist_ok=True)
+        for stale in folder.iterdir():
+            if stale != path:
+                shutil.rmtree(stale)
+        return path
 
     def entry(self, digest: str) -> Path:
         """The folder of an adapter."""
@@ -120,7 +128,7 @@ class Shelf:
                 shutil.copyfile(known, target)
 
     def put(self, digest: str, files: Mapping[str, Stored], folder: Path) -> None:
-        """Moves downloaded, synced files into place as an entry, marks it as used, and removes ``folder``.
+        """Moves downloaded, synced files into place as an entry, marks it as used; ``folder``, their partial, goes.
 
         An object of the same name stays if its bytes are right, and so does an entry made of the very same objects: its
         users keep their path.
@@ -144,7 +152,7 @@ class Shelf:
             os.rename(staged, final)
             sync_folder(final.parent)
         self.touch(digest)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.parent)
 
     def _keep(self, part: Stored, fresh: Path) -> Path:
         """The object with these bytes, which are now at ``fresh``."""
@@ -194,42 +202,49 @@ class Shelf:
     def make_room(self, limit: int, needed: int, keep: Path) -> int:
         """Evicts the least recently used until ``needed`` bytes fit below ``limit``; returns the bytes then free.
 
-        Entries in use and downloads under way stay. ``keep``, the caller's own partial download, is not counted.
+        Entries in use and downloads under way stay. When all that may go is not enough, nothing goes. ``keep``, the
+        caller's own partial download, is not counted.
         """
         shutil.rmtree(self.root / "staged", ignore_errors=True)
         objects = self._objects()
         for inode in list(objects):
             self._forget(objects, inode)
         free = limit - self.used_bytes() + _bytes_in(keep)
-        for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
+        links = {inode: path.stat().st_nlink - 1 for inode, path in objects.items()}
+        with ExitStack() as locks:
+            going = []
+            for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
+                if free >= needed:
+                    break
+                lock = None if path == keep.parent else FileLock.attempt(self._lock_of(path))
+                if lock is not None:
+                    locks.enter_context(lock)
+                    going.append(path)
+                    free += _gain(path, links)
             if free >= needed:
-                break
-            if path != keep:
-                free += self._evict(path, objects)
+                for path in going:
+                    self._evict(path, objects)
         return free
 
-    def _evict(self, path: Path, objects: dict[int, Path]) -> int:
-        """Removes an entry or a partial download unless somebody holds its lock; returns the bytes that frees."""
-        is_entry = path.parent.name == "entries"
-        lock = FileLock.attempt(self.entry_lock(path.name) if is_entry else self.root / "locks" / "sources" / path.name)
-        if lock is None:
-            return 0
-        with lock:
-            if is_entry:
-                return sum(self._forget(objects, inode) for inode in self._remove(path.name))
-            freed = _bytes_in(path)
-            shutil.rmtree(path)
-            return freed
+    def _lock_of(self, path: Path) -> Path:
+        """The lock that whoever uses an entry or fills a partial download holds."""
+        if path.parent.name == "entries":
+            return self.entry_lock(path.name)
+        return self.root / "locks" / "sources" / path.name
 
-    def _forget(self, objects: dict[int, Path], inode: int) -> int:
-        """Deletes an object no entry links to any more; returns its bytes, or 0 when it stays."""
+    def _evict(self, path: Path, objects: dict[int, Path]) -> None:
+        if path.parent.name == "entries":
+            for inode in self._remove(path.name):
+                self._forget(objects, inode)
+        else:
+            shutil.rmtree(path)
+
+    def _forget(self, objects: dict[int, Path], inode: int) -> None:
+        """Deletes an object that no entry links to any more."""
         path = objects.get(inode)
-        if path is None or path.stat().st_nlink > 1:
-            return 0
-        size = path.stat().st_size
-        path.unlink()
-        del objects[inode]
-        return size
+        if path is not None and path.stat().st_nlink == 1:
+            path.unlink()
+            del objects[inode]
 
     def _objects(self) -> dict[int, Path]:
         return {path.stat().st_ino: path for path in (self.root / "objects").glob("??/*")}
@@ -258,7 +273,23 @@ def _stamped(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.exists() else 0
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _gain(folder: Path, links: dict[int, int]) -> int:
+    """Bytes that go with a folder: of files that are no objects, and of objects that no other entry links to.
+
+    ``links``: links that entries have to each object, less those of folders that go already; counted down here.
+    """
+    gain = 0
+    for path in folder.rglob("*"):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            continue
+        links[found.st_ino] = links.get(found.st_ino, 1) - 1
+        if links[found.st_ino] == 0:
+            gain += found.st_size
+    return gain
 
 
 def _is_same(one: Path, other: Path) -> bool:
