@@ -8,8 +8,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from serving.errors import InputError
@@ -211,20 +210,23 @@ class Shelf:
             self._forget(objects, inode)
         free = limit - self.used_bytes() + _bytes_in(keep)
         links = {inode: path.stat().st_nlink - 1 for inode, path in objects.items()}
-        with ExitStack() as locks:
-            going = []
-            for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
-                if free >= needed:
-                    break
-                lock = None if path == keep.parent else FileLock.attempt(self._lock_of(path))
-                if lock is not None:
-                    locks.enter_context(lock)
-                    going.append(path)
-                    free += _gain(path, links)
-            if free >= needed:
-                for path in going:
-                    self._evict(path, objects)
+        if free + sum(gain for _, gain in self._evictable(needed - free, keep, dict(links))) >= needed:
+            for path, gain in self._evictable(needed - free, keep, links):
+                self._evict(path, objects)
+                free += gain
         return free
+
+    def _evictable(self, wanted: int, keep: Path, links: dict[int, int]) -> Iterator[tuple[Path, int]]:
+        """What goes for ``wanted`` bytes and the bytes each frees, least recently used first, locked while yielded."""
+        for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
+            if wanted <= 0:
+                return
+            lock = None if path == keep.parent else FileLock.attempt(self._lock_of(path))
+            if lock is not None:
+                with lock:
+                    gain = _gain(path, links)
+                    wanted -= gain
+                    yield path, gain
 
     def _lock_of(self, path: Path) -> Path:
         """The lock that whoever uses an entry or fills a partial download holds."""

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples
-from servers import CONFIG, WEIGHTS, Fault, Server, adapter
+from servers import CONFIG, WEIGHTS, Fault, Server, adapter, contents, put
 
 from serving.adapter_cache import AdapterCache
 from serving.errors import InputError
@@ -80,10 +80,6 @@ def web() -> Iterator[Server]:
         yield server
 
 
-def put(server: Server, files: dict[str, bytes], folder: str = "/lora") -> None:
-    server.files.update({f"{folder}/{name}": data for name, data in files.items()})
-
-
 def start(root: Path, *sources: str, limit: int = 2**30) -> subprocess.Popen[str]:
     """A process that fetches sources one after another, each when it is sent a line, holding the one before."""
     return subprocess.Popen(
@@ -109,10 +105,6 @@ def hear(child: subprocess.Popen[str]) -> list[str]:
 
 def total(files: dict[str, bytes]) -> int:
     return sum(len(data) for data in files.values())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def other(seed: int) -> dict[str, bytes]:

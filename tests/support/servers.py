@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Server:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: dict[str, list[Fault]] = {}
         self.ranges = True
+        self.heads = True
         self.etags = "strong"
         self.headers: dict[str, str] = {}
         self.length_offset = 0
@@ -122,6 +124,8 @@ class Server:
             wanted = "Basic " + base64.b64encode(self.password.encode()).decode()
             if handler.headers.get("Authorization") != wanted:
                 return self.plain(handler, 401)
+        if handler.command == "HEAD" and not self.heads:
+            return self.plain(handler, 405)
         if path not in self.files:
             return self.plain(handler, 404)
         return self.content(handler, path, self.files[path], self.headers)
@@ -325,3 +329,13 @@ class GoogleServer(Server):
 
 def _generation(data: bytes) -> str:
     return str(int.from_bytes(hashlib.sha1(data).digest()[:6], "big"))
+
+
+def put(server: Server, files: dict[str, bytes], folder: str = "/lora") -> None:
+    """Makes the server serve these files in a folder."""
+    server.files.update({f"{folder}/{name}": data for name, data in files.items()})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, name -> bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
