@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from serving.remotes.remote import Checksum, Listing, RemoteFile, Reply
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
@@ -339,3 +341,40 @@ def put(server: Server, files: dict[str, bytes], folder: str = "/lora") -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, name -> bytes."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def total(files: dict[str, bytes]) -> int:
+    """Bytes of these files together."""
+    return sum(len(data) for data in files.values())
+
+
+def other(seed: int) -> dict[str, bytes]:
+    """An adapter that shares no file with one of another seed."""
+    files = adapter(seed=seed)
+    return {**files, CONFIG: files[CONFIG][:-1] + b', "seed": %d}' % seed}
+
+
+@dataclass
+class Memory:
+    """A remote in memory that counts its reads."""
+
+    files: dict[str, bytes]
+    version: str | None = "1"
+    declares: bool = False
+    reads: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def pinned(self) -> str | None:
+        return None
+
+    def listing(self) -> Listing:
+        files = []
+        for name, data in self.files.items():
+            checksum = Checksum("sha256", hashlib.sha256(data).hexdigest()) if self.declares else None
+            files.append(RemoteFile(name, name, len(data), self.version, True, checksum))
+        return Listing(tuple(files), self.version)
+
+    def read(self, file: RemoteFile, offset: int) -> Reply:
+        self.reads.append((file.name, offset))
+        data = self.files[file.name][offset:]
+        return Reply(offset, iter([data[:50], data[50:]]))
