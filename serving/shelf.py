@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -268,14 +267,25 @@ def _key(source: str) -> str:
 
 
 def _stamped(folder: Path) -> list[tuple[int, Path]]:
-    try:
-        return [(path.stat().st_mtime_ns, path) for path in folder.iterdir()]
-    except FileNotFoundError:
-        return []
+    """(last use in ns, path) of what is in a folder, from which another process may take some meanwhile."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path))
+    return found
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(found.st_size for found in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """The files at and below a folder, from which another process may take some meanwhile."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.stat(os.path.join(path, name))
 
 
 def _gain(folder: Path, links: dict[int, int]) -> int:
@@ -284,10 +294,7 @@ def _gain(folder: Path, links: dict[int, int]) -> int:
     ``links``: links that entries have to each object, less those of folders that go already; counted down here.
     """
     gain = 0
-    for path in folder.rglob("*"):
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            continue
+    for found in _files(folder):
         links[found.st_ino] = links.get(found.st_ino, 1) - 1
         if links[found.st_ino] == 0:
             gain += found.st_size

@@ -6,6 +6,7 @@ import errno
 import itertools
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +101,36 @@ def test_more_than_the_cache_holds_is_refused_and_nothing_is_evicted(tmp_path: P
     with pytest.raises(SourceError, match="raise its size"):
         cache.fetch("two", lambda: Memory({**files, WEIGHTS: bytes(total(files) + 1)}))
     assert len(cache.entries()) == 1
+
+
+def test_room_made_by_evicting_what_is_shared_is_counted_again(tmp_path: Path) -> None:
+    weights = bytes(range(100))
+    for limit, fits in ((130, False), (170, True)):
+        cache = AdapterCache(tmp_path / str(limit), max_bytes=limit, limits=QUICK)
+        cache.release(cache.fetch("one", lambda: Memory({CONFIG: b"{}", WEIGHTS: weights}, declares=True)))
+        files = {CONFIG: bytes(60), WEIGHTS: weights}
+        if fits:
+            assert contents(cache.fetch("two", lambda: Memory(files, declares=True))) == files  # noqa: B023
+        else:
+            with pytest.raises(SourceError, match="needs 160 bytes"):
+                cache.fetch("two", lambda: Memory(files, declares=True))  # noqa: B023
+        assert cache.used_bytes() <= limit
+
+
+def test_threads_share_a_cache(tmp_path: Path) -> None:
+    remotes = [Memory(other(seed)) for seed in range(3)]
+    limit = 3 * total(other(0)) + 100
+
+    def use(number: int) -> bool:
+        remote = remotes[number % 3]
+        path = cache.fetch(str(number % 3), lambda: remote)
+        same = contents(path) == remote.files
+        cache.release(path)
+        return same
+
+    with AdapterCache(tmp_path, max_bytes=limit) as cache, ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(use, range(60)))
+    assert [remote.reads for remote in remotes] == [[(CONFIG, 0), (WEIGHTS, 0)]] * 3
 
 
 def test_an_abandoned_partial_download_makes_room(web: Server, tmp_path: Path) -> None:

@@ -217,6 +217,25 @@ def test_a_redirect_within_http_is_followed_without_the_password(
         assert other.gets() == ["/elsewhere"]
 
 
+def test_https_needs_a_trusted_certificate_and_is_not_left_by_a_redirect(
+    web: Server, cache: AdapterCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(web, adapter())
+    server = Server()
+    certificate = server.secure(tmp_path)
+    put(server, adapter())
+    with server.running():
+        source = parse_source(f"{server.url}/lora/")
+        with pytest.raises(SourceError, match="is not trusted"):
+            fetch(source, cache)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        server.faults[f"/lora/{WEIGHTS}"] = [Fault(location=f"{web.url}/lora/{WEIGHTS}")]
+        with pytest.raises(SourceError, match="redirects to http://, which is not followed"):
+            fetch(source, cache)
+        assert web.requests == []
+        assert contents(fetch(source, cache)) == adapter()
+
+
 def test_a_silent_server_an_absent_one_and_an_unknown_name_are_said(
     web: Server, tmp_path: Path, cache: AdapterCache
 ) -> None:
