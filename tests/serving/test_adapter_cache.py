@@ -103,18 +103,21 @@ def test_more_than_the_cache_holds_is_refused_and_nothing_is_evicted(tmp_path: P
     assert len(cache.entries()) == 1
 
 
-def test_room_made_by_evicting_what_is_shared_is_counted_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(("limit", "fits"), [(130, False), (170, True)])
+def test_room_made_by_evicting_what_is_shared_is_counted_again(
+    limit: int, fits: bool, sized: bool, tmp_path: Path
+) -> None:
     weights = bytes(range(100))
-    for limit, fits in ((130, False), (170, True)):
-        cache = AdapterCache(tmp_path / str(limit), max_bytes=limit, limits=QUICK)
-        cache.release(cache.fetch("one", lambda: Memory({CONFIG: b"{}", WEIGHTS: weights}, declares=True)))
-        files = {CONFIG: bytes(60), WEIGHTS: weights}
-        if fits:
-            assert contents(cache.fetch("two", lambda: Memory(files, declares=True))) == files  # noqa: B023
-        else:
-            with pytest.raises(SourceError, match="needs 160 bytes"):
-                cache.fetch("two", lambda: Memory(files, declares=True))  # noqa: B023
-        assert cache.used_bytes() <= limit
+    cache = AdapterCache(tmp_path, max_bytes=limit, limits=QUICK)
+    cache.release(cache.fetch("one", lambda: Memory({CONFIG: b"{}", WEIGHTS: weights})))
+    two = Memory({CONFIG: bytes(60), WEIGHTS: weights}, declares=sized, sized=sized)
+    if fits:
+        assert contents(cache.fetch("two", lambda: two)) == two.files
+    else:
+        with pytest.raises(SourceError, match="needs 160 bytes"):
+            cache.fetch("two", lambda: two)
+    assert cache.used_bytes() <= limit
 
 
 def test_threads_share_a_cache(tmp_path: Path) -> None:

@@ -390,6 +390,7 @@ class Memory:
     files: dict[str, bytes]
     version: str | None = "1"
     declares: bool = False
+    sized: bool = True
     reads: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -400,7 +401,7 @@ class Memory:
         files = []
         for name, data in self.files.items():
             checksum = Checksum("sha256", hashlib.sha256(data).hexdigest()) if self.declares else None
-            files.append(RemoteFile(name, name, len(data), self.version, True, checksum))
+            files.append(RemoteFile(name, name, len(data) if self.sized else None, self.version, True, checksum))
         return Listing(tuple(files), self.version)
 
     def read(self, file: RemoteFile, offset: int) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,8 @@ def test_a_cut_connection_goes_on_or_starts_again(ranges: bool, etags: str, web:
     web.faults[f"/lora/{WEIGHTS}"] = [Fault(cut=1000), Fault(cut=1500)]
     assert contents(fetch(parse_source(f"{web.url}/lora/"), cache)) == files
     asked = [headers.get("Range") for method, path, headers in web.requests if method == "GET" and WEIGHTS in path]
+    conditions = {headers.get("If-Range") for _, _, headers in web.requests if "Range" in headers}
+    assert conditions <= {f'"{hashlib.sha1(files[WEIGHTS]).hexdigest()}"'}
     if etags != "strong":
         assert asked == [None] * 3
     elif ranges:
