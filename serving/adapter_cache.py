@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -50,7 +51,7 @@ class AdapterCache:
             raise InputError(f"the adapter cache may hold {max_bytes} bytes: give it at least 1")
         self.limits = limits or Limits()
         self._max_bytes = max_bytes
-        self._shelf = Shelf(Path(root), clock)
+        self._shelf = Shelf(Path(root).expanduser(), clock)
         self._leases: dict[str, tuple[FileLock, int]] = {}
         self._mutex = threading.Lock()
 
@@ -89,11 +90,18 @@ class AdapterCache:
                 if index["latest"] != listing.version:
                     self._remember(source, listing.version, index)
                 return path
+            stamp = [listing.version, *((file.name, file.size, file.validator) for file in listing.files)]
+            partial = self._shelf.partial(source, json.dumps(stamp))
             try:
-                return self._download(source, remote, listing, index)
+                return self._download(source, remote, listing, partial, index)
             except ChangedError:
                 if attempt == self.limits.attempts:
                     raise
+            except SourceError:
+                with self._shelf.lock():
+                    if self._shelf.used_bytes() > self._max_bytes:
+                        shutil.rmtree(partial)
+                raise
         raise AssertionError("the last attempt returns or raises")
 
     def _hit(self, version: str | None, index: dict[str, Any]) -> Path | None:
@@ -104,15 +112,14 @@ class AdapterCache:
         path = self._shelf.entry(record.entry)
         self._lease(record.entry)
         if self._shelf.is_whole(record.entry, record.sizes):
-            self._shelf.touch(record.entry)
-            return path
+            with contextlib.suppress(FileNotFoundError):
+                self._shelf.touch(record.entry)
+                return path
         self.release(path)
         return None
 
-    def _download(self, source: str, remote: Remote, listing: Listing, index: dict[str, Any]) -> Path:
+    def _download(self, source: str, remote: Remote, listing: Listing, partial: Path, index: dict[str, Any]) -> Path:
         self._check_listing(source, listing)
-        partial = self._shelf.partial(source)
-        self._prepare(partial, listing)
         with self._shelf.lock():
             self._make_room(source, self._shelf.unknown_bytes(listing.files), partial)
         deadline = time.monotonic() + self.limits.total_s
@@ -122,13 +129,16 @@ class AdapterCache:
             self._shelf.copy_known(file, target)
             stored[file.name] = Download(source, remote, file, target, self.limits, deadline).run()
             if sum(part.size for part in stored.values()) > self.limits.max_source_bytes:
-                shutil.rmtree(partial)
                 raise self._too_large(source)
         digest = entry_digest(stored)
         version = listing.version or f"unversioned {digest}"
         index["versions"][version] = Record(digest, {name: part.size for name, part in stored.items()})
         with self._shelf.lock():
-            self._make_room(source, self._shelf.missing_bytes(stored), partial)
+            # What is evicted may be what these files share with another adapter: then more room is needed.
+            needed = -1
+            while needed != (missing := self._shelf.missing_bytes(stored)):
+                needed = missing
+                self._make_room(source, needed, partial)
             self._lease(digest)
             try:
                 self._shelf.put(digest, stored, partial)
@@ -150,15 +160,6 @@ class AdapterCache:
             f"source {source} is larger than the {self.limits.max_source_bytes} bytes one adapter may have: name the "
             "folder of an adapter, or raise the limit"
         )
-
-    def _prepare(self, partial: Path, listing: Listing) -> None:
-        """The folder of the partial download, emptied unless what is in it belongs to this very listing."""
-        stamp = json.dumps([listing.version, [[file.name, file.size, file.validator] for file in listing.files]])
-        mark = partial / ".listing"
-        if listing.version is None or not mark.exists() or mark.read_text(encoding="utf-8") != stamp:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            mark.write_text(stamp, encoding="utf-8")
 
     def _make_room(self, source: str, needed: int, partial: Path) -> None:
         free = self._shelf.make_room(self._max_bytes, needed, keep=partial)
@@ -213,7 +214,7 @@ class AdapterCache:
             path = self._shelf.entry(digest)
             self._lease(digest)
             try:
-                if not self._shelf.is_sound(digest):
+                if path.exists() and not self._shelf.is_sound(digest):
                     with self._shelf.lock():
                         self._shelf.drop_corrupt(digest)
                     dropped.append(path)

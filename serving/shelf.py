@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from serving.errors import InputError
@@ -54,9 +54,15 @@ class Shelf:
         """The file with a source's versions."""
         return self.root / "index" / f"{_key(source)}.json"
 
-    def partial(self, source: str) -> Path:
-        """The folder of a source's partial download."""
-        return self.root / "partial" / _key(source)
+    def partial(self, source: str, listing: str) -> Path:
+        """The folder of a source's partial download, for this very listing of it; those for other listings go."""
+        folder = self.root / "partial" / _key(source)
+        path = folder / _key(listing)
+        path.mkdir(parents=True, exist_ok=True)
+        for stale in folder.iterdir():
+            if stale != path:
+                shutil.rmtree(stale)
+        return path
 
     def entry(self, digest: str) -> Path:
         """The folder of an adapter."""
@@ -120,7 +126,7 @@ class Shelf:
                 shutil.copyfile(known, target)
 
     def put(self, digest: str, files: Mapping[str, Stored], folder: Path) -> None:
-        """Moves downloaded, synced files into place as an entry, marks it as used, and removes ``folder``.
+        """Moves downloaded, synced files into place as an entry, marks it as used; ``folder``, their partial, goes.
 
         An object of the same name stays if its bytes are right, and so does an entry made of the very same objects: its
         users keep their path.
@@ -144,7 +150,7 @@ class Shelf:
             os.rename(staged, final)
             sync_folder(final.parent)
         self.touch(digest)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.parent)
 
     def _keep(self, part: Stored, fresh: Path) -> Path:
         """The object with these bytes, which are now at ``fresh``."""
@@ -194,42 +200,52 @@ class Shelf:
     def make_room(self, limit: int, needed: int, keep: Path) -> int:
         """Evicts the least recently used until ``needed`` bytes fit below ``limit``; returns the bytes then free.
 
-        Entries in use and downloads under way stay. ``keep``, the caller's own partial download, is not counted.
+        Entries in use and downloads under way stay. When all that may go is not enough, nothing goes. ``keep``, the
+        caller's own partial download, is not counted.
         """
         shutil.rmtree(self.root / "staged", ignore_errors=True)
         objects = self._objects()
         for inode in list(objects):
             self._forget(objects, inode)
         free = limit - self.used_bytes() + _bytes_in(keep)
-        for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
-            if free >= needed:
-                break
-            if path != keep:
-                free += self._evict(path, objects)
+        links = {inode: path.stat().st_nlink - 1 for inode, path in objects.items()}
+        if free + sum(gain for _, gain in self._evictable(needed - free, keep, dict(links))) >= needed:
+            for path, gain in self._evictable(needed - free, keep, links):
+                self._evict(path, objects)
+                free += gain
         return free
 
-    def _evict(self, path: Path, objects: dict[int, Path]) -> int:
-        """Removes an entry or a partial download unless somebody holds its lock; returns the bytes that frees."""
-        is_entry = path.parent.name == "entries"
-        lock = FileLock.attempt(self.entry_lock(path.name) if is_entry else self.root / "locks" / "sources" / path.name)
-        if lock is None:
-            return 0
-        with lock:
-            if is_entry:
-                return sum(self._forget(objects, inode) for inode in self._remove(path.name))
-            freed = _bytes_in(path)
-            shutil.rmtree(path)
-            return freed
+    def _evictable(self, wanted: int, keep: Path, links: dict[int, int]) -> Iterator[tuple[Path, int]]:
+        """What goes for ``wanted`` bytes and the bytes each frees, least recently used first, locked while yielded."""
+        for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
+            if wanted <= 0:
+                return
+            lock = None if path == keep.parent else FileLock.attempt(self._lock_of(path))
+            if lock is not None:
+                with lock:
+                    gain = _gain(path, links)
+                    wanted -= gain
+                    yield path, gain
 
-    def _forget(self, objects: dict[int, Path], inode: int) -> int:
-        """Deletes an object no entry links to any more; returns its bytes, or 0 when it stays."""
+    def _lock_of(self, path: Path) -> Path:
+        """The lock that whoever uses an entry or fills a partial download holds."""
+        if path.parent.name == "entries":
+            return self.entry_lock(path.name)
+        return self.root / "locks" / "sources" / path.name
+
+    def _evict(self, path: Path, objects: dict[int, Path]) -> None:
+        if path.parent.name == "entries":
+            for inode in self._remove(path.name):
+                self._forget(objects, inode)
+        else:
+            shutil.rmtree(path)
+
+    def _forget(self, objects: dict[int, Path], inode: int) -> None:
+        """Deletes an object that no entry links to any more."""
         path = objects.get(inode)
-        if path is None or path.stat().st_nlink > 1:
-            return 0
-        size = path.stat().st_size
-        path.unlink()
-        del objects[inode]
-        return size
+        if path is not None and path.stat().st_nlink == 1:
+            path.unlink()
+            del objects[inode]
 
     def _objects(self) -> dict[int, Path]:
         return {path.stat().st_ino: path for path in (self.root / "objects").glob("??/*")}
@@ -251,14 +267,38 @@ def _key(source: str) -> str:
 
 
 def _stamped(folder: Path) -> list[tuple[int, Path]]:
-    try:
-        return [(path.stat().st_mtime_ns, path) for path in folder.iterdir()]
-    except FileNotFoundError:
-        return []
+    """(last use in ns, path) of what is in a folder, from which another process may take some meanwhile."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path))
+    return found
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.exists() else 0
+    return sum(found.st_size for found in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """The files at and below a folder, from which another process may take some meanwhile."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.stat(os.path.join(path, name))
+
+
+def _gain(folder: Path, links: dict[int, int]) -> int:
+    """Bytes that go with a folder: of files that are no objects, and of objects that no other entry links to.
+
+    ``links``: links that entries have to each object, less those of folders that go already; counted down here.
+    """
+    gain = 0
+    for found in _files(folder):
+        links[found.st_ino] = links.get(found.st_ino, 1) - 1
+        if links[found.st_ino] == 0:
+            gain += found.st_size
+    return gain
 
 
 def _is_same(one: Path, other: Path) -> bool:

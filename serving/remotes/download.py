@@ -138,11 +138,9 @@ class Download:
                 try:
                     if self._file.size is None or digests.size < self._file.size:
                         digests = self._append(stream, digests)
-                    stream.flush()
                     os.fsync(stream.fileno())
                     return digests
                 except TransientError:
-                    stream.flush()
                     reached = os.fstat(stream.fileno()).st_size
                     failures, furthest = (0, reached) if reached > furthest else (failures + 1, furthest)
                     if failures >= self._limits.attempts:
@@ -176,9 +174,10 @@ class Download:
                     "server's Content-Length, or raise the limit of bytes"
                 )
             stream.write(chunk)
+            # So that a killed process leaves every byte it has received.
+            stream.flush()
             digests.feed(chunk)
             self._check_time()
-        stream.flush()
         if self._file.size is not None and digests.size < self._file.size:
             raise TransientError(
                 f"source {self._label}: the connection ended after {digests.size} of {self._file.size} bytes of "

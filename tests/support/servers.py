@@ -6,19 +6,29 @@ They are other people's protocols written down from their documentation, so that
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
+import ipaddress
 import json
 import re
+import ssl
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from serving.remotes.remote import Checksum, Listing, RemoteFile, Reply
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -68,6 +78,7 @@ class Server:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: dict[str, list[Fault]] = {}
         self.ranges = True
+        self.heads = True
         self.etags = "strong"
         self.headers: dict[str, str] = {}
         self.length_offset = 0
@@ -89,6 +100,28 @@ class Server:
         self._httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._httpd.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._httpd.server_port}"
+
+    def secure(self, folder: Path) -> Path:
+        """Serves over TLS from now on, with a new certificate for 127.0.0.1; returns the file that trusts it."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+        now = datetime.datetime.now(datetime.UTC)
+        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(address, critical=False)
+        certificate, secret = folder / "certificate.pem", folder / "key.pem"
+        certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        secret.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, secret)
+        self._httpd.socket = context.wrap_socket(self._httpd.socket, server_side=True)
+        self.url = self.url.replace("http://", "https://")
+        return certificate
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -122,6 +155,8 @@ class Server:
             wanted = "Basic " + base64.b64encode(self.password.encode()).decode()
             if handler.headers.get("Authorization") != wanted:
                 return self.plain(handler, 401)
+        if handler.command == "HEAD" and not self.heads:
+            return self.plain(handler, 405)
         if path not in self.files:
             return self.plain(handler, 404)
         return self.content(handler, path, self.files[path], self.headers)
@@ -325,3 +360,51 @@ class GoogleServer(Server):
 
 def _generation(data: bytes) -> str:
     return str(int.from_bytes(hashlib.sha1(data).digest()[:6], "big"))
+
+
+def put(server: Server, files: dict[str, bytes], folder: str = "/lora") -> None:
+    """Makes the server serve these files in a folder."""
+    server.files.update({f"{folder}/{name}": data for name, data in files.items()})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, name -> bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def total(files: dict[str, bytes]) -> int:
+    """Bytes of these files together."""
+    return sum(len(data) for data in files.values())
+
+
+def other(seed: int) -> dict[str, bytes]:
+    """An adapter that shares no file with one of another seed."""
+    files = adapter(seed=seed)
+    return {**files, CONFIG: files[CONFIG][:-1] + b', "seed": %d}' % seed}
+
+
+@dataclass
+class Memory:
+    """A remote in memory that counts its reads."""
+
+    files: dict[str, bytes]
+    version: str | None = "1"
+    declares: bool = False
+    sized: bool = True
+    reads: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def pinned(self) -> str | None:
+        return None
+
+    def listing(self) -> Listing:
+        files = []
+        for name, data in self.files.items():
+            checksum = Checksum("sha256", hashlib.sha256(data).hexdigest()) if self.declares else None
+            files.append(RemoteFile(name, name, len(data) if self.sized else None, self.version, True, checksum))
+        return Listing(tuple(files), self.version)
+
+    def read(self, file: RemoteFile, offset: int) -> Reply:
+        self.reads.append((file.name, offset))
+        data = self.files[file.name][offset:]
+        return Reply(offset, iter([data[:50], data[50:]]))
