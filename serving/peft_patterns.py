@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
@@ -80,10 +79,8 @@ class Patterns:
         if len(pattern) > MAX_PATTERN:
             raise self._refused(pattern, f"is longer than {MAX_PATTERN} characters")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                parsed: Any = import_module("re._parser").parse(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
+            parsed: Any = import_module("re._parser").parse(pattern)
+        except (re.error, RecursionError, OverflowError, Warning) as error:
             raise self._refused(pattern, f"is no regular expression ({error})") from None
         if parsed.state.flags != re.UNICODE.value:
             raise self._refused(pattern, "sets flags")

@@ -82,6 +82,21 @@ def test_a_corrupted_adapter_is_refused_in_one_sentence_and_disturbs_nothing(
     assert not os.path.exists("/tmp/opened-a-pickle")
 
 
+LEGACY = """{
+  "auto_mapping": null, "base_model_name_or_path": "", "bias": "none", "enable_lora": null, "fan_in_fan_out": false,
+  "inference_mode": true, "init_lora_weights": true, "layers_pattern": null, "layers_to_transform": null,
+  "lora_alpha": 4, "lora_dropout": 0.05, "merge_weights": false, "modules_to_save": null, "peft_type": "LORA", "r": 2,
+  "revision": null, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"
+}"""
+"""The fields PEFT wrote up to version 0.4, among them two it has dropped since."""
+
+
+def test_a_configuration_of_an_early_peft_is_accepted(tmp_path: Path) -> None:
+    plain = describe(write_adapter(tmp_path, {"base_model_name_or_path": None}), LIMITS)
+    (tmp_path / CONFIG).write_text(LEGACY)
+    assert describe(tmp_path, LIMITS) == plain
+
+
 def test_a_pickle_beside_the_weights_is_not_opened(tmp_path: Path) -> None:
     before = describe(write_adapter(tmp_path), LIMITS)
     os.mkfifo(tmp_path / "adapter_model.bin")  # to open it would block

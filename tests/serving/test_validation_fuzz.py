@@ -22,6 +22,8 @@ from serving.errors import InvalidAdapter
 from serving.peft_patterns import Patterns
 from serving.validation import Limits, describe
 
+pytestmark = pytest.mark.filterwarnings("ignore:Possible (nested|set):FutureWarning")
+
 LIMITS = Limits(16, base=BASE)
 
 
