@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
@@ -26,6 +27,12 @@ def _place(value: str, info: ValidationInfo) -> str:
     if secret:
         raise wrong("holds a password, which results would show: take it out, and put it in ~/.pgpass or PGPASSWORD")
     return value
+
+
+def _source(value: str, info: ValidationInfo) -> str:
+    """A folder's absolute path where it is beside the scenario; anything else as it is."""
+    folders = (info.context or {}).get("folders", ()) if "://" not in value else ()
+    return next((os.path.abspath(folder / value) for folder in folders if (folder / value).exists()), value)
 
 
 class RegistrySpec(Section):
@@ -59,7 +66,7 @@ class Record(Section):
     lora_int_id: Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(no_bool)] = Field(description="its id")
     rank: Count = Field(description="largest LoRA rank of its modules")
     parameters: Count = Field(description="numbers in its matrices; its bytes are these times the model's dtype")
-    source: Name = Field(description="where it comes from")
+    source: Annotated[Name, AfterValidator(_source)] = Field(description="where it comes from")
     target_modules: Annotated[list[Name], Field(min_length=1)] = Field(description="modules it changes")
     base_model: Name | None = Field(None, description="what it was trained on")
 
@@ -72,6 +79,8 @@ def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]
     from serving.registry import Registry
 
     found: dict[str, AdapterRecord]
+    if refs is not None and len(set(refs)) < len(refs):
+        raise wrong(f"has {next(ref for ref in refs if refs.count(ref) > 1)!r} twice: name it once", "names")
     try:
         with Registry(spec.url, create=False) as registry:
             if refs is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from serving.description import AdapterDescription
@@ -47,11 +47,12 @@ def import_manifest(
     """
     entries = manifest.entries
     wishes: list[Registration] = []
-    by_client = (registry.ids if registry.exists else manifest.ids) == "user"
     for place, entry in enumerate(entries):
-        wishes.append(_wish(entry, intake, by_client, new_version))
+        wishes.append(_wish(entry, intake, new_version))
         if progress is not None:
             progress(entry.ref, place + 1, len(entries))
+    if registry.ids == "user":
+        wishes = [replace(wish, lora_int_id=entry.lora_int_id) for entry, wish in zip(entries, wishes, strict=True)]
     present = {(record.name, record.version): record for record in registry.list(removed=True)}
     added: list[AdapterRecord] = []
     defaults: list[AdapterRecord] = []
@@ -92,18 +93,15 @@ class _Remembered(AdapterDescription):
         return cls(**kept, digest=digest, modules=(), numbers=facts.parameters)
 
 
-def _wish(entry: Entry, intake: Intake, by_client: bool, new_version: bool) -> Registration:
-    number = entry.lora_int_id if by_client else None
+def _wish(entry: Entry, intake: Intake, new_version: bool) -> Registration:
     again = new_version or entry.version is not None
     labels = dict(entry.labels)
     if entry.removed:
         assert entry.facts is not None and entry.digest is not None, "parse_manifest sees to it"
         remembered = _Remembered.of(entry.facts, entry.digest)
-        return Registration(entry.name, entry.source, remembered, entry.tenant, labels, number, again)
+        return Registration(entry.name, entry.source, remembered, entry.tenant, labels, new_version=again)
     try:
-        wish = intake.registration(
-            entry.name, entry.source, tenant=entry.tenant, labels=labels, lora_int_id=number, new_version=again
-        )
+        wish = intake.registration(entry.name, entry.source, tenant=entry.tenant, labels=labels, new_version=again)
     except InputError as error:
         raise InputError(f"adapter {entry.ref!r} is refused, so nothing was imported: {error}") from error
     if entry.digest not in (None, wish.description.digest):

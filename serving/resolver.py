@@ -125,7 +125,7 @@ class SourceResolver:
         return LoRARequest(lora_name, number, str(found.folder), base_model)
 
     def _find(self, lora_name: str) -> Source | None:
-        """The source a name means; None for what is not below the prefix, be it a path or a link that leads out of it."""
+        """The source a name means; None for what is not below the prefix, such as a path or a link out of it."""
         if any(part.startswith(".") or not _PART.fullmatch(part) for part in lora_name.split("/")):
             return None
         if self._local:
