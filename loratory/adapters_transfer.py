@@ -57,6 +57,8 @@ def read_list(file: Path | None, items: Sequence[str] | None) -> AdapterList:
         modules = parse_lora_modules(text)
     except InputError as error:
         raise InputError(f"{file}: {error} (a manifest's name ends in .yaml)") from None
+    if not modules:
+        raise InputError(f"{file}: lists no adapter: give name=path items (a manifest's name ends in .yaml)")
     return AdapterList(manifest_of_modules(modules), modules)
 
 
@@ -70,14 +72,21 @@ def modules_text(modules: Sequence[ModulePath], as_json: bool) -> str:
 
 
 def write_text(text: str, out: Path | None) -> None:
-    """To the terminal, or to a file in one step: the old one or the new one is there, whatever happens."""
+    """To the terminal, or to a file in one step: the old one or the new one is there, whatever happens.
+
+    A link is followed; a device or pipe is written to, not replaced.
+    """
     if out is None:
         print(text, end="")
         return
     if out.is_dir():
         raise InputError(f"--out {out} is a folder: name a file in it")
+    out = out.resolve()
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
+        if out.exists() and not out.is_file():
+            out.write_text(text, encoding="utf-8")
+            return
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, out)
     except OSError as error:

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from serving.description import AdapterDescription
 from serving.errors import InputError, UnknownAdapter
-from serving.ids import IdStrategy, SemanticIds, id_strategies, id_strategy
+from serving.ids import MAX_ID, IdStrategy, SemanticIds, id_strategies, id_strategy
 from serving.lora import LoRARequest
 from serving.record import AdapterRecord, Change, Registration, check_name, split_ref
 from serving.registry_database import Database
@@ -178,8 +178,10 @@ class Registry:
     def by_id(self, lora_int_id: int) -> AdapterRecord:
         """The only record that ever had the id, be it removed by now."""
         self.open()
-        with self._database.reading() as connection:
-            row = connection.execute(self._sql.by_id, {"number": lora_int_id}).first()
+        row = None
+        if 1 <= lora_int_id <= MAX_ID:  # a database's integers end there
+            with self._database.reading() as connection:
+                row = connection.execute(self._sql.by_id, {"number": lora_int_id}).first()
         if row is None:
             raise InputError(
                 f"lora_int_id {lora_int_id} was never given in registry {self.where}: list those there are"

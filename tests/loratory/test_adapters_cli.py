@@ -173,6 +173,7 @@ def test_a_refused_adapter_leaves_no_registry_behind(home: Path, loratory: Comma
         (("import", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (("import", "adapters"), "adapters: cannot be read"),
         (("import", "config.json"), "config.json: --lora-modules:"),
+        (("import", os.devnull), "lists no adapter"),
         (("import", "--lora-modules", "a=b=c"), "has two ="),
         (("import", "--lora-modules", "a=adapters/nowhere"), "adapter 'a' is refused, so nothing was imported"),
         (("export", "--local"), "--format vllm only"),
@@ -202,7 +203,9 @@ def test_bad_references_say_what_there_is(home: Path, loratory: Command) -> None
     assert "there is sql-writer@1" in refused(loratory, "show", "sql-writer@7")
     assert "there is sql-writer@1" in refused(loratory, "promote", "sql-writer", 7)
     assert "no former default" in refused(loratory, "rollback", "sql-writer")
-    assert "was never given" in refused(loratory, "show", "--id", 99)
+    for never in (99, 0, -1, 2**31, 10**30):
+        assert "was never given" in refused(loratory, "show", "--id", never)
+    assert "is no adapter version" in refused(loratory, "promote", "sql-writer", 10**30)
     assert "did you mean" in refused(loratory, "history", "sql-writr")
     assert "new version sql-writer@2" in refused(loratory, "add", "sql-writer", "adapters/chat")
     ok(loratory, "add", "sql-writer", "adapters/chat", "--new-version")
@@ -259,6 +262,13 @@ def test_export_and_import_move_a_registry(home: Path, loratory: Command) -> Non
     for one, two in zip(first, second, strict=True):
         assert {**one, "created": ""} == {**two, "created": ""}
     assert "is a folder" in refused(loratory, "export", "--out", "adapters")
+    (home / "link.yaml").symlink_to("all.yaml")
+    ok(loratory, "export", "--out", "link.yaml")
+    assert (home / "link.yaml").is_symlink()
+    os.mkfifo(home / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
+    ok(loratory, "export", "--out", "pipe")
+    assert reader.communicate()[0] == text and (home / "pipe").is_fifo()
     assert "cannot be written" in refused(loratory, "export", "--out", "no/where.yaml")
 
 
