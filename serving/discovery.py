@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from serving.errors import InputError
 from serving.intake import Intake, absolute
 from serving.record import AdapterRecord, Registration
-from serving.registry import Registry
 from serving.sources import Source, list_source
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
 
 Outcome = Literal["added", "known", "valid", "refused"]
 

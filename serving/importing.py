@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from serving.description import AdapterDescription
 from serving.errors import InputError
@@ -12,8 +12,10 @@ from serving.intake import Intake
 from serving.lora_modules import ModulePath
 from serving.manifest import Entry, Facts, Manifest
 from serving.record import AdapterRecord, Registration
-from serving.registry import Registry
-from serving.registry_write import RegistryWriter
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
+    from serving.registry_write import RegistryWriter
 
 
 @dataclass(frozen=True, slots=True)

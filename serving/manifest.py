@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from serving.errors import InputError
 from serving.ids import id_strategies
 from serving.record import check_labels, check_name, check_text
-from serving.registry import Registry
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
 
 FORMAT = 1
 """The manifest's own version, in its first key."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.adapter_cache import AdapterCache
 from serving.errors import InputError, LoratoryError, RefusedAdapter, UnknownAdapter
@@ -19,10 +19,12 @@ from serving.ids import HashIds
 from serving.intake import Fetched, Intake, absolute
 from serving.lora import LoRARequest
 from serving.record import split_ref
-from serving.registry import Registry
 from serving.remotes.remote import CONFIG
 from serving.sources import Source, list_source, parse_source
 from serving.validation import Limits
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
 
 
 class LoRAResolver(Protocol):
