@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from loratory.adapters_cli import app as adapters_app
 from loratory.reproduce.command import reproduce_command
 from loratory.scenarios_cli import app as scenarios_app
 from loratory.terminal import Json, complain, dump, progress, show
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("reproduce")(reproduce_command)
+app.add_typer(adapters_app, name="adapters")
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(traces_app, name="traces")
 

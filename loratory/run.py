@@ -154,7 +154,7 @@ def _run_one(task: _Task, built: Built, workload: Workload) -> RunReport:
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
         bound=policy.bound(limits) if replicas == 1 and hasattr(policy, "bound") else None,
-        warnings=tuple(workload.notes) + tuple(built.cost.warnings),
+        warnings=(*workload.notes, *built.notes, *built.cost.warnings),
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,
