@@ -12,12 +12,12 @@ mkdir -p "$OUT"
 if [ "${1:-}" = "--dry" ]; then
     device=cpu; dry=--dry; model=scenarios/published/llama-56m/config.json; dtype=float32
     grid="--max-loras 2 --ranks 8,16 --max-num-seqs 4 --max-num-batched-tokens 64 --context 64 --phases 10 --seconds 20"
-    engine="--set engine={max_loras:4,max_cpu_loras:4,max_num_seqs:8,num_gpu_blocks:400,max_num_batched_tokens:64}"
+    engine="max_loras=4 max_cpu_loras=4 max_num_seqs=8 num_gpu_blocks=400 max_num_batched_tokens=64"
     load="--set workload.duration_s=3 --set workload.arrivals.poisson=2 --set adapters.count=2"
 else
     device=cuda; dry=; model=llama-3.1-8b; dtype=bfloat16
     grid="--max-loras 32 --ranks 16 --max-num-seqs 128 --max-num-batched-tokens 4096 --context 2048 --phases 40 --seconds 100"
-    engine="--set engine={max_loras:32,max_cpu_loras:64,max_num_seqs:128,num_gpu_blocks:20000,max_num_batched_tokens:4096,max_model_len:2048}"
+    engine="max_loras=32 max_cpu_loras=64 max_num_seqs=128 num_gpu_blocks=20000 max_num_batched_tokens=4096"
     load="--set workload.duration_s=40 --set workload.arrivals.poisson=12 --set adapters.count=48 --set adapters.ranks=16"
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$OUT/card.txt"
 fi
@@ -29,8 +29,9 @@ timeout 150 $PYTHON bench/gpu_speed.py $dry --out "$OUT" | tee "$OUT/speed.txt"
 echo "== calibrated"
 timeout 180 $PYTHON -m loratory.cli profile "$model" --random --device $device --dtype $dtype $grid --name "loratory-$device" \
     --out "$OUT/profile.json" | tee "$OUT/profile.txt"
-common="executor-near --set model=$model --set cost={kind:profile,profile:$OUT/profile.json} $engine $load"
+common="executor-near --set model=$model --set cost.profile=$OUT/profile.json $load"
 common="$common --set executor.device=$device --set executor.dtype=$dtype"
+for setting in $engine; do common="$common --set engine.$setting"; done
 $PYTHON -m loratory.cli run $common --out "$OUT/sim" > "$OUT/sim.txt"
 for repeat in 1 2; do
     $PYTHON -m loratory.cli run $common --on executor --out "$OUT/real-$repeat" > "$OUT/real-$repeat.txt"

@@ -196,7 +196,9 @@ def main() -> None:
             found["prefill"].append({"tokens": tokens, "adapter": adapter, "s": took})
             print(f"prefill {tokens:5} {'with an adapter' if adapter else 'base model':16} {took * 1e3:9.2f} ms")
     found["load_s"] = seconds(bench.load(), device, repeats)
-    print(f"adapter load, host to slot: {found['load_s'] * 1e3:.2f} ms, {bench.host.bytes / found['load_s'] / 1e9:.1f} GB/s")
+    print(
+        f"adapter load, host to slot: {found['load_s'] * 1e3:.2f} ms, {bench.host.bytes / found['load_s'] / 1e9:.1f} GB/s"
+    )
     alone, beside = overlap(bench, max(batches), max(adapters) - 1, repeats)
     found["overlap"] = {"step_s": alone, "step_with_load_s": beside}
     print(f"decode step beside a load: {beside * 1e3:.3f} ms, alone {alone * 1e3:.3f} ms")

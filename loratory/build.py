@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from scenarios.build import build_adapters
 from scenarios.cost import Tiers
+from scenarios.registered import other_base
 from scenarios.schema import Scenario
 from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.lora import Adapter
-from sim.catalogue import ModelSpec, gpu, model
+from sim.catalogue import ModelSpec, dtype_bytes, gpu, model
 from sim.cost import CostModel, MemoryPlan, cost_model, kv_blocks
 
 T = TypeVar("T")
@@ -20,7 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A scenario's fixed parts. ``engine`` names its KV blocks; ``memory`` is None where the scenario named them."""
+    """A scenario's fixed parts. ``engine`` names its KV blocks; ``memory`` is None where the scenario named them.
+
+    ``notes`` are what its reader should know, one sentence each.
+    """
 
     engine: EngineConfig
     model: ModelSpec
@@ -28,6 +32,7 @@ class Built:
     adapters: tuple[Adapter, ...]
     kv_bytes_per_token: int
     memory: MemoryPlan | None
+    notes: tuple[str, ...] = ()
 
 
 def build(scenario: Scenario) -> Built:
@@ -49,8 +54,9 @@ def build(scenario: Scenario) -> Built:
     cost: CostModel = cost_model(scenario.cost.kind, spec, card, engine, options)
     if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
         cost = HostLinkCost(cost, scenario.tiers)
-    adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets))
-    return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory)
+    adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets), dtype_bytes(spec.dtype))
+    note = other_base(scenario.adapters.records or (), (spec.name, spec.source))
+    return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory, () if note is None else (note,))
 
 
 def build_file(reference: str, scenario: Scenario) -> Built:

@@ -68,7 +68,7 @@ def check_scenario(
         "adapters": len(built.adapters),
         "runs": len(loaded.policies) * len(loaded.seeds),
         "kv_tokens": built.engine.require_blocks() * built.engine.block_size,
-        "notes": list(workload.notes),
+        "notes": [*workload.notes, *built.notes],
     }
     if as_json:
         dump(facts)
@@ -77,7 +77,7 @@ def check_scenario(
         f"{file} is valid: {facts['requests']} requests (seed {loaded.seeds[0]}), {facts['adapters']} adapters, "
         f"{facts['runs']} runs, KV cache of {facts['kv_tokens']} tokens a replica"
     )
-    for note in workload.notes:
+    for note in (*workload.notes, *built.notes):
         print(f"note: {note}")
 
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from scenarios.popularity import Popularity
+from scenarios.registered import Record, RegistrySpec, read_records
 from scenarios.section import Count, Index, Name, Positive, Section, Share, wrong
 from serving.errors import InputError
 from serving.lora import RestingTier
@@ -88,7 +89,16 @@ class Adapters(Section):
     count: Index | None = Field(
         None, description="how many; by default as many as names, rates or the trace have. 0: base model only"
     )
-    names: list[Name] | None = Field(None, description="their names; by default adapter-000, adapter-001, ...")
+    names: list[Name] | None = Field(
+        None,
+        description="their names; by default adapter-000, adapter-001, ...; of a registry, which: name or name@version",
+    )
+    registry: RegistrySpec | None = Field(
+        None, description="take them from this registry instead, with their ids, ranks and sizes"
+    )
+    records: Annotated[list[Record], Field(min_length=1)] | None = Field(
+        None, description="or write them out; what a registry said, in the scenario.yaml a run leaves"
+    )
     ranks: Ranks = Field(
         16, description="one LoRA rank, a list that repeats over the adapters, or {rank: share}, interleaved"
     )
@@ -105,6 +115,32 @@ class Adapters(Section):
     )
     pinned: NamesOrCount = Field(0, description="adapters loaded once and never evicted: the first n, or names")
     initial_tier: RestingTier = Field("disk", description="where every adapter rests at the start")
+
+    @model_validator(mode="after")
+    def _real(self) -> Adapters:
+        """With a registry: the same scenario with what it said written out, so that nothing is looked up again."""
+        if self.registry is None and self.records is None:
+            return self
+        key = "registry" if self.registry is not None else "records"
+        for other in ("count", "records" if key == "registry" else "names"):
+            if getattr(self, other) is not None:
+                raise wrong(f"cannot go with {key}, which says which adapters there are: leave one out", other)
+        spec, records = self.registry, self.records or []
+        if spec is not None:
+            if self.names is not None and (spec.tenant is not None or spec.labels):
+                raise wrong("cannot go with tenant or labels of the registry, which choose adapters, too", "names")
+            records = read_records(spec, self.names)
+        for what in ("name", "lora_int_id"):
+            values = [getattr(record, what) for record in records]
+            if len(set(values)) != len(values):
+                raise wrong(f"has one {what} twice: every adapter has its own", "records")
+        ranks = [record.rank for record in records]
+        if "ranks" in self.model_fields_set and (key == "registry" or self.ranks != ranks):
+            raise wrong(f"cannot go with {key}, which says the rank of each adapter: leave it out", "ranks")
+        real: dict[str, Any] = {"registry": None, "names": None, "records": records, "ranks": ranks}
+        if "target_modules" not in self.model_fields_set:
+            real["target_modules"] = sorted({name for record in records for name in record.target_modules})
+        return self.model_copy(update=real)
 
     @model_validator(mode="after")
     def _consistent(self) -> Adapters:
@@ -136,6 +172,8 @@ class Adapters(Section):
     @property
     def known_count(self) -> int | None:
         """How many adapters there are; None when only the trace can tell."""
+        if self.records is not None:
+            return len(self.records)
         if self.count is not None:
             return self.count
         if self.names is not None:
@@ -150,6 +188,8 @@ class Adapters(Section):
 
     def known_names(self) -> tuple[str, ...] | None:
         """The adapters' names; None when only the trace can tell."""
+        if self.records is not None:
+            return tuple(record.name for record in self.records)
         if self.names is not None:
             return tuple(self.names)
         if isinstance(self.rates, dict) and self.count in (None, len(self.rates)):

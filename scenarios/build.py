@@ -26,11 +26,12 @@ from serving.request import BASE_TENANT
 from serving.workload import Floats, Ints, Workload
 
 
-def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int]) -> tuple[Adapter, ...]:
+def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int], item_bytes: int = 2) -> tuple[Adapter, ...]:
     """The scenario's adapters, the same for every seed; ids count from 1, paths are ``synthetic://NAME``.
 
-    ``adapter_bytes`` gives the weight bytes of an adapter of a rank. A trace that names its adapters gives the names
-    where the scenario does not. Raises `InputError` when names and numbers do not agree.
+    ``adapter_bytes`` gives the weight bytes of an adapter of a rank. Adapters of a registry have their own ids, ranks
+    and sources, and ``item_bytes`` (those of the engine's dtype) for each of their parameters. A trace that names its
+    adapters gives the names where the scenario does not. Raises `InputError` when names and numbers do not agree.
     """
     spec = scenario.adapters
     names = _names(scenario)
@@ -44,6 +45,17 @@ def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int]) -> t
         raise InputError(
             f"adapters.initial_tier: is host, which holds {scenario.engine.host_slots} of the {len(names)} adapters: "
             f"raise engine.max_cpu_loras to {len(names)}, or start on disk"
+        )
+    if spec.records is not None:
+        return tuple(
+            Adapter(
+                LoRARequest(record.name, record.lora_int_id, record.source, record.base_model),
+                record.rank,
+                record.parameters * item_bytes,
+                record.name in pinned,
+                spec.initial_tier,
+            )
+            for record in spec.records
         )
     size = {rank: adapter_bytes(rank) for rank in dict.fromkeys(spec.rank_of(len(names)))}
     return tuple(
@@ -93,8 +105,9 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
         if names is None:
             raise InputError("adapters.count: is missing, and the trace names no adapters: say how many there are")
         return names
-    if spec.names is not None:
-        return tuple(spec.names)
+    own = spec.known_names()
+    if own is not None and (spec.names is not None or spec.records is not None):
+        return own
     count = spec.known_count
     if count is not None and count < len(traced):
         raise InputError(

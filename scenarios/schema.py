@@ -92,6 +92,14 @@ class Scenario(Section):
             if unused or adapters.rates is not None:
                 raise wrong("is 0, so nothing can be popular: raise it", "adapters", "count")
             return
+        if adapters.records is not None:
+            highest = max(adapters.records, key=lambda record: record.rank)
+            if highest.rank > engine.max_lora_rank:
+                raise wrong(
+                    f"adapter {highest.name!r} has rank {highest.rank}, above engine.max_lora_rank "
+                    f"({engine.max_lora_rank}): set engine.max_lora_rank to {highest.rank}, or leave the adapter out",
+                    *("adapters", "registry" if "registry" in adapters.model_fields_set else "records"),
+                )
         if adapters.max_rank() > engine.max_lora_rank:
             raise wrong(
                 f"go up to {adapters.max_rank()}, above engine.max_lora_rank ({engine.max_lora_rank}): "

@@ -114,7 +114,8 @@ def _folders(info: ValidationInfo) -> tuple[Path, ...]:
     return tuple((info.context or {}).get("folders", ()))
 
 
-def _resolve(value: str, info: ValidationInfo) -> str:
+def existing(value: str, info: ValidationInfo) -> str:
+    """A file's absolute path, where the folders to look in are known; refuses a missing one."""
     folders = _folders(info)
     return _find(value, folders) if folders else value
 
@@ -130,7 +131,7 @@ def _resolve_if_path(value: str, info: ValidationInfo) -> str:
     return _find(value, folders)
 
 
-FileRef = Annotated[str, Field(min_length=1), AfterValidator(_resolve)]
+FileRef = Annotated[str, Field(min_length=1), AfterValidator(existing)]
 """A file's path, relative to the scenario file or else to the working folder; absolute once the scenario is loaded."""
 
 NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_resolve_if_path)]

@@ -15,6 +15,14 @@ class InputError(LoratoryError):
     exit_code = 2
 
 
+class UnknownAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
+    """A name that was never registered; the text names the nearest."""
+
+
+class RefusedAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
+    """The adapter one request asks for cannot be served; that request is refused, and nothing else is touched."""
+
+
 class InvalidAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
     """An adapter's files are refused. The text names the file, what is wrong with it, and how to mend it."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from inspect import signature
+from typing import Any, Literal, Self
 
 from serving.errors import InputError
 
@@ -41,6 +43,48 @@ class LoRARequest:
         if not isinstance(self.lora_path, str) or not self.lora_path.strip():
             raise InputError(f"lora_path of adapter {self.lora_name!r} is empty: give a folder, hub name or URL")
 
+    @classmethod
+    def from_vllm(cls, request: Any) -> Self:
+        """From vLLM's object of the same name, or anything with its attributes; the older ``lora_local_path`` will do.
+
+        Raises `InputError` for what is no such object, and for ``load_inplace`` and ``tensorizer_config_dict``, which
+        say something that would be lost here.
+        """
+        path = getattr(request, "lora_path", None) or getattr(request, "lora_local_path", None)
+        try:
+            name, number = request.lora_name, request.lora_int_id
+        except AttributeError as error:
+            raise InputError(
+                f"{type(request).__name__} object has no {error.name}: give an object like vLLM's LoRARequest"
+            ) from None
+        if getattr(request, "load_inplace", False):
+            raise InputError(
+                f"adapter {name!r} has load_inplace, which puts other weights under a used lora_int_id: register a new "
+                "version with an id of its own instead"
+            )
+        if getattr(request, "tensorizer_config_dict", None):
+            raise InputError(
+                f"adapter {name!r} has a tensorizer_config_dict, but only safetensors files are read here: leave it out"
+            )
+        return cls(name, number, path or "", getattr(request, "base_model_name", None))
+
+    def to_vllm(self, kind: type[Any] | None = None, **more: Any) -> Any:
+        """As vLLM's LoRARequest, imported here unless ``kind`` is that class or one like it; ``more`` goes to it, too.
+
+        A class too old for ``base_model_name`` goes without. Raises `InputError` when vLLM is not installed.
+        """
+        if kind is None:
+            try:
+                kind = import_module("vllm.lora.request").LoRARequest
+            except ImportError:
+                raise InputError("vLLM is not installed: pip install vllm, or pass the class to make") from None
+        known = _parameters(kind)
+        path = "lora_local_path" if "lora_path" not in known and "lora_local_path" in known else "lora_path"
+        given = {"lora_name": self.lora_name, "lora_int_id": self.lora_int_id, path: self.lora_path, **more}
+        if self.base_model_name is not None and "base_model_name" in known:
+            given.setdefault("base_model_name", self.base_model_name)
+        return kind(**given)
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -65,3 +109,12 @@ class Adapter:
     def name(self) -> str:
         """The adapter's name, unique in an engine."""
         return self.lora.lora_name
+
+
+def _parameters(kind: type[Any]) -> set[str]:
+    """What a class takes by keyword: the fields of a msgspec Struct or dataclass, else the constructor's parameters."""
+    if names := getattr(kind, "__struct_fields__", ()):
+        return set(names)
+    if is_dataclass(kind):
+        return {each.name for each in fields(kind) if each.init}
+    return set(signature(kind).parameters)

@@ -1,0 +1,101 @@
+"""Lists of adapters that ``loratory adapters`` reads and writes: manifests and vLLM's ``--lora-modules``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.errors import InputError
+from serving.importing import manifest_of_modules
+from serving.lora_modules import OPTION, ModulePath, format_lora_modules, parse_lora_modules
+from serving.manifest import Entry, Manifest, parse_manifest
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterList:
+    """What is to be imported; ``modules`` where it came in vLLM's syntax."""
+
+    manifest: Manifest
+    modules: tuple[ModulePath, ...] = ()
+
+    def notes(self, registry: Registry) -> tuple[str, ...]:
+        """Where the list says another base model than the adapter itself."""
+        found = []
+        for module in self.modules:
+            said = registry.resolve(module.name).base_model
+            if module.base_model_name is not None and said not in (None, module.base_model_name):
+                found.append(f"{module.name} is for {said}, says its configuration; the list says "
+                             f"{module.base_model_name}")  # fmt: skip
+        return tuple(found)
+
+
+def read_list(file: Path | None, items: Sequence[str] | None) -> AdapterList:
+    """The list in a file, or on the command line. Local sources of a manifest are relative to its folder."""
+    if (file is None) == (not items):
+        raise InputError(f"give either a file or {OPTION} items, to say what to import")
+    if file is None:
+        modules = parse_lora_modules(list(items or []))
+        return AdapterList(manifest_of_modules(modules), modules)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is not text: give a YAML manifest, or vLLM's {OPTION}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}): check the path") from None
+    if file.suffix in (".yaml", ".yml"):
+        manifest = parse_manifest(text, str(file))
+        return AdapterList(replace(manifest, entries=tuple(_beside(file, entry) for entry in manifest.entries)))
+    try:
+        modules = parse_lora_modules(text)
+    except InputError as error:
+        raise InputError(f"{file}: {error} (a manifest's name ends in .yaml)") from None
+    if not modules:
+        raise InputError(f"{file}: lists no adapter: give name=path items (a manifest's name ends in .yaml)")
+    return AdapterList(manifest_of_modules(modules), modules)
+
+
+def modules_text(modules: Sequence[ModulePath], as_json: bool) -> str:
+    """The option with its items, quoted for a shell, one a line; or a JSON list."""
+    if as_json:
+        return json.dumps([{"name": m.name, "path": m.path, "base_model_name": m.base_model_name} for m in modules],
+                          indent=2) + "\n"  # fmt: skip
+    items = [f"    {shlex.quote(item)}" for item in format_lora_modules(modules)]
+    return " \\\n".join([OPTION, *items]) + "\n" if items else ""
+
+
+def write_text(text: str, out: Path | None) -> None:
+    """To the terminal, or to a file in one step: the old one or the new one is there, whatever happens.
+
+    A link is followed; a device or pipe is written to, not replaced.
+    """
+    if out is None:
+        print(text, end="")
+        return
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: name a file in it")
+    out = out.resolve()
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        if out.exists() and not out.is_file():
+            out.write_text(text, encoding="utf-8")
+            return
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, out)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise InputError(
+            f"--out {out} cannot be written ({error.strerror}): give a file in a folder of yours"
+        ) from None
+
+
+def _beside(file: Path, entry: Entry) -> Entry:
+    source = os.path.expanduser(entry.source)
+    return entry if "://" in source or entry.removed else replace(entry, source=str(file.parent.absolute() / source))

@@ -1,0 +1,1 @@
+"""The places adapters are fetched from: the Hub, object stores, web servers."""
