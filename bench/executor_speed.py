@@ -158,11 +158,14 @@ import json, sys, time
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 job = json.load(open(sys.argv[1]))
-options = dict(enable_lora=True, max_loras=job["adapters"], max_lora_rank=16, max_cpu_loras=job["adapters"]) if job["lora"] else {}
-llm = LLM(job["model"], dtype=job["dtype"], max_num_seqs=job["requests"], max_num_batched_tokens=8192, max_model_len=job["longest"],
-          enforce_eager=True, enable_prefix_caching=False, disable_log_stats=True, skip_tokenizer_init=True, **options)
+options, loras = {}, None
+if job["lora"]:
+    options = dict(enable_lora=True, max_loras=job["adapters"], max_lora_rank=16, max_cpu_loras=job["adapters"])
+    loras = [None if n is None else LoRARequest(f"a{n}", n, job["folder"] + f"/a{n}") for n in job["numbers"]]
+options |= dict(max_num_seqs=job["requests"], max_num_batched_tokens=8192, max_model_len=job["longest"])
+llm = LLM(job["model"], dtype=job["dtype"], enforce_eager=True, enable_prefix_caching=False, disable_log_stats=True,
+          skip_tokenizer_init=True, **options)
 params = SamplingParams(temperature=0.0, max_tokens=job["output"], ignore_eos=True, detokenize=False)
-loras = [None if n is None else LoRARequest(f"a{n}", n, job["folder"] + f"/a{n}") for n in job["numbers"]] if job["lora"] else None
 prompts = [{"prompt_token_ids": p} for p in job["prompts"]]
 best = None
 for _ in range(job["rounds"] + 1):

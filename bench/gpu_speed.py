@@ -1,10 +1,10 @@
 """gpu_speed: decode and prefill steps of a large model with many adapters on one GPU, against what the hardware allows.
 
-    python bench/gpu_speed.py --out results/gpu            # Llama-3.1-8B shape, bfloat16, random weights made on the card
+    python bench/gpu_speed.py --out results/gpu            # Llama-3.1-8B's shape, bfloat16, random weights
     python bench/gpu_speed.py --dry --out results/gpu-dry  # the same code on a CPU with a tiny shape: no figures of use
 
-Prints a table and writes gpu_speed.json. Bound of a decode step: max(bytes / bandwidth, FLOPs / peak) with the bandwidth and
-peak given (defaults: what an H200 was measured to reach, 4.3 TB/s and 790 TFLOP/s).
+Prints a table and writes gpu_speed.json. Bound of a decode step: max(bytes / bandwidth, FLOPs / peak) with the bandwidth
+and peak given (defaults: what an H200 was measured to reach, 4.3 TB/s and 790 TFLOP/s).
 """
 
 from __future__ import annotations

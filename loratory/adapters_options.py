@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from serving.registry import Registry
 
 REGISTRY_VARIABLE = "LORATORY_REGISTRY"
+CACHE_VARIABLE = "LORATORY_CACHE"
 RegistryPlace = Annotated[
     str | None,
     typer.Option("--registry", envvar=REGISTRY_VARIABLE, help="file or postgresql:// URL; by default your own file"),
 ]
 CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", envvar="LORATORY_CACHE", help="folder of downloads; by default your own")
+    Path | None, typer.Option("--cache", envvar=CACHE_VARIABLE, help="folder of downloads; by default your own")
 ]
 CacheSize = Annotated[
     str, typer.Option("--cache-size", envvar="LORATORY_CACHE_SIZE", help="limit of the downloads, such as 20GiB")
@@ -77,14 +78,21 @@ def writing(place: str | None, ids: str | None = None) -> Iterator[Registry]:
 
 
 @contextmanager
-def intake(cache: Path | None, cache_size: str, model: str | None, max_lora_rank: int) -> Iterator[Intake]:
-    """How adapters come in, with a cache that is closed at the end."""
+def intake(
+    cache: Path | None,
+    cache_size: str = DEFAULT_CACHE_SIZE,
+    model: str | None = None,
+    max_lora_rank: int = DEFAULT_MAX_RANK,
+) -> Iterator[Intake]:
+    """How adapters come in, with a cache (by default your own) that is closed at the end."""
     from serving.adapter_cache import AdapterCache
     from serving.intake import Intake
     from serving.validation import Limits
 
     limits = Limits(max_lora_rank=max_lora_rank, base=None if model is None else base_shapes(model))
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory" / "adapters"
+    named = cache or os.environ.get(CACHE_VARIABLE)
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory" / "adapters"
+    folder = Path(named) if named else own
     with AdapterCache(folder, size_bytes(cache_size)) as store:
         yield Intake(store, limits)
 

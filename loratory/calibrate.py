@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loratory.adapters_options import intake
 from loratory.execute import SYNTHETIC, adapter_files, load_model
 from policies.fifo import Fifo
 from serving.config import EngineConfig
@@ -68,7 +69,7 @@ def calibrate(
     config = config.model_copy(update={"num_gpu_blocks": config.num_gpu_blocks or blocks})
     model = load_model(checkpoint, spec, plan.dtype, plan.device)
     targets = resolve_targets(plan.targets)
-    with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch, intake(None) as coming:
         ranks = [plan.ranks[i % len(plan.ranks)] for i in range(config.max_loras)] if plan.ranks else []
         adapters = tuple(
             Adapter(
@@ -78,7 +79,7 @@ def calibrate(
             )
             for index, rank in enumerate(ranks, 1)
         )
-        files = adapter_files(adapters, model, Path(scratch), targets)
+        files = adapter_files(adapters, model, Path(scratch), targets, coming)
         machine = Machine(model, config, files, targets)
         design = Design(config.max_num_seqs, plan.context, config.max_num_batched_tokens, plan.phases, plan.seconds)
         guess = RooflineCost.from_options(spec, gpu("l4"), 1, {})  # what view.cost shows; fifo never looks

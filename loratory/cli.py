@@ -10,11 +10,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-<<<<<<< HEAD
-from loratory.profile_cli import profile_command
-=======
 from loratory.adapters_cli import app as adapters_app
->>>>>>> main
+from loratory.profile_cli import profile_command
 from loratory.reproduce.command import reproduce_command
 from loratory.scenarios_cli import app as scenarios_app
 from loratory.terminal import Json, complain, dump, progress, show, text_table
@@ -29,11 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("reproduce")(reproduce_command)
-<<<<<<< HEAD
 app.command("profile")(profile_command)
-=======
 app.add_typer(adapters_app, name="adapters")
->>>>>>> main
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(traces_app, name="traces")
 

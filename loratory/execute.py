@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loratory.adapters_options import intake
 from loratory.backend import Ran, Task
 from loratory.build import Built, build
 from loratory.run import Progress, run_scenario
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from executor.config import ModelConfig
     from executor.machine import AdapterFile, Machine
     from executor.model import Model
+    from serving.intake import Intake
 
 SYNTHETIC = "synthetic://"
 """Paths of adapters that a scenario makes up: their weights are made up, too."""
@@ -115,8 +117,8 @@ def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
         torch.set_num_threads(spec.threads)
     model = load_model(spec.checkpoint, built.model, spec.dtype, spec.device)
     targets = resolve_targets(scenario.adapters.target_modules)
-    with tempfile.TemporaryDirectory(prefix="loratory-adapters-") as scratch:
-        files = adapter_files(built.adapters, model, Path(scratch), targets)
+    with tempfile.TemporaryDirectory(prefix="loratory-adapters-") as scratch, intake(None) as coming:
+        files = adapter_files(built.adapters, model, Path(scratch), targets, coming)
         yield Machine(model, built.engine, files, targets if files else None)
 
 
@@ -162,24 +164,25 @@ def model_config(spec: ModelSpec) -> ModelConfig:
 
 
 def adapter_files(
-    adapters: Sequence[Adapter], model: Model, folder: Path, targets: Sequence[str]
+    adapters: Sequence[Adapter], model: Model, folder: Path, targets: Sequence[str], intake: Intake
 ) -> dict[str, AdapterFile]:
-    """The files of each adapter: where its path says, or random ones written into ``folder`` for synthetic adapters.
+    """The files of each adapter: from its source, or random ones written into ``folder`` for synthetic adapters.
 
     Raises `InputError` for an adapter that does not validate against the model.
     """
     from executor.machine import AdapterFile
     from executor.random_checkpoint import hugging_face_config, random_adapter
-    from serving.validation import BaseShapes, Limits, describe
+    from serving.intake import Intake, absolute
+    from serving.validation import BaseShapes, Limits
 
-    limits = Limits(base=BaseShapes.from_config(hugging_face_config(model.config)))
+    base = BaseShapes.from_config(hugging_face_config(model.config))
+    checked = Intake(intake.cache, Limits(base=base))
     files: dict[str, AdapterFile] = {}
     for adapter in adapters:
         path = adapter.lora.lora_path
         if path.startswith(SYNTHETIC):
-            place = folder / str(adapter.lora.lora_int_id)
-            random_adapter(place, model.config, adapter.rank, target_modules=targets, seed=adapter.lora.lora_int_id)
-        else:
-            place = Path(path)
-        files[adapter.name] = AdapterFile(place, describe(place, limits))
+            place, seed = folder / str(adapter.lora.lora_int_id), adapter.lora.lora_int_id
+            path = str(random_adapter(place, model.config, adapter.rank, target_modules=targets, seed=seed))
+        found = checked.fetch(absolute(path), revalidate=False)
+        files[adapter.name] = AdapterFile(found.folder, found.description)
     return files

@@ -20,7 +20,7 @@ from sim.replay import replay
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One run again: lines of decisions compared, the first that ``differs`` (from 1; None: none), and its two texts."""
+    """One run again: lines of decisions compared, the first that ``differs`` (from 1; None: none), its two texts."""
 
     policy: str
     seed: int

@@ -137,11 +137,7 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> 
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
         bound=policy.bound(limits) if replicas == 1 and hasattr(policy, "bound") else None,
-<<<<<<< HEAD
-        warnings=(*workload.notes, *built.cost.warnings, *ran.notes),
-=======
-        warnings=(*workload.notes, *built.notes, *built.cost.warnings),
->>>>>>> main
+        warnings=(*workload.notes, *built.notes, *built.cost.warnings, *ran.notes),
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,

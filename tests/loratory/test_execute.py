@@ -1,4 +1,4 @@
-"""``run --on executor``, ``replay``, ``profile``, and ``compare`` of simulation with measurement, as users call them."""
+"""``run --on executor``, ``replay``, ``profile``, and ``compare`` of simulation with measurement."""
 
 from __future__ import annotations
 
