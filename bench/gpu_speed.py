@@ -3,8 +3,8 @@
     python bench/gpu_speed.py --out results/gpu            # Llama-3.1-8B's shape, bfloat16, random weights
     python bench/gpu_speed.py --dry --out results/gpu-dry  # the same code on a CPU with a tiny shape: no figures of use
 
-Prints a table and writes gpu_speed.json. Bound of a decode step: max(bytes / bandwidth, FLOPs / peak) with the bandwidth
-and peak given (defaults: what an H200 was measured to reach, 4.3 TB/s and 790 TFLOP/s).
+Prints a table and writes gpu_speed.json. Bound of a decode step: max(bytes / bandwidth, FLOPs / peak), with bandwidth
+and peak as given (defaults: what an H200 was measured to reach, 4.3 TB/s and 790 TFLOP/s).
 """
 
 from __future__ import annotations
@@ -196,9 +196,8 @@ def main() -> None:
             found["prefill"].append({"tokens": tokens, "adapter": adapter, "s": took})
             print(f"prefill {tokens:5} {'with an adapter' if adapter else 'base model':16} {took * 1e3:9.2f} ms")
     found["load_s"] = seconds(bench.load(), device, repeats)
-    print(
-        f"adapter load, host to slot: {found['load_s'] * 1e3:.2f} ms, {bench.host.bytes / found['load_s'] / 1e9:.1f} GB/s"
-    )
+    rate = bench.host.bytes / found["load_s"] / 1e9
+    print(f"adapter load, host to slot: {found['load_s'] * 1e3:.2f} ms, {rate:.1f} GB/s")
     alone, beside = overlap(bench, max(batches), max(adapters) - 1, repeats)
     found["overlap"] = {"step_s": alone, "step_with_load_s": beside}
     print(f"decode step beside a load: {beside * 1e3:.3f} ms, alone {alone * 1e3:.3f} ms")

@@ -3,7 +3,7 @@
     python bench/validation.py --out results/validation          # simulate, run three times each, write the page
 
 Profile the machine first (`loratory profile`), or name a profile with --profile. The three scenarios are
-scenarios/library/executor-{below,near,churn}.yaml: below the knee, near it, and overload with adapters coming and going.
+scenarios/library/executor-{below,near,churn}.yaml: below the knee, near it, overload with adapters coming and going.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def write(page: Path, profile: str, found: list[tuple[str, Agreement, float]]) -
         BEGIN,
         "",
         f"Machine: {machine.get('device_name')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
-        f"torch {used.versions.get('torch')}, {machine.get('dtype')}. "
-        f"Profile `{used.name}` of {used.created}: {used.samples} steps, held-out error of a step {used.held_out.median:.1%} (median), of their sum {used.held_out.total:+.1%}; "
-        f"equal steps differ by {used.noise or 0:.1%} (median).",
+        f"torch {used.versions.get('torch')}, {machine.get('dtype')}.",
+        f"Profile `{used.name}` of {used.created}: {used.samples} steps, held-out error of a step "
+        f"{used.held_out.median:.1%} (median), of their sum {used.held_out.total:+.1%}; equal steps differ by "
+        f"{used.noise or 0:.1%} (median).",
     ]
     for name, agreed, load in found:
         heads, rows = agreed.table()
