@@ -89,8 +89,12 @@ def read_config(folder: str | Path) -> ModelConfig:
         completed = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     except Exception as error:  # transformers raises what its validators raise, of many types
         raise InputError(f"{path}: transformers refuses it ({_line(error)}): correct the file") from None
-    # transformers writes its own dtype over the file's and fills rope_parameters; the file's other keys stand.
-    return from_hugging_face({**completed, "dtype": given.get("dtype") or given.get("torch_dtype")}, str(path))
+    # The file's own dtype, which transformers writes over; and the ends of a sequence that its generate would use.
+    keys = {**completed, "dtype": given.get("dtype") or given.get("torch_dtype")}
+    generation = folder / "generation_config.json"
+    if generation.is_file() and (ends := _json(generation).get("eos_token_id")) is not None:
+        keys["eos_token_id"] = ends
+    return from_hugging_face(keys, str(path))
 
 
 def resolve_dtype(dtype: str, config: ModelConfig) -> torch.dtype:

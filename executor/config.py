@@ -167,7 +167,7 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
         qk_norm=family == "qwen3",
         rope=rope,
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
     )
 
 

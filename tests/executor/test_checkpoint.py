@@ -134,6 +134,21 @@ def test_a_sharded_checkpoint_equals_a_single_file(tmp_path: Path, monkeypatch: 
         Checkpoint.open(folder)
 
 
+def test_a_generation_config_names_the_ends_of_a_sequence(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path, replace(TINY, eos_token_ids=(257, 300)))
+    assert read_config(tmp_path).eos_token_ids == (257, 300)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6, 7]}')
+    assert read_config(tmp_path).eos_token_ids == (5, 6, 7)
+    (tmp_path / "generation_config.json").unlink()
+    assert read_config(tmp_path).eos_token_ids == (257, 300)
+
+
+def test_the_published_56m_shape_is_the_named_one() -> None:
+    folder = Path(__file__).parents[2] / "scenarios" / "published" / "llama-56m"
+    assert read_config(folder) == shape("llama-56m")
+    assert shape("llama-56m").parameters == 55_976_448
+
+
 def test_sliding_windows_limit_the_length(tmp_path: Path) -> None:
     random_checkpoint(tmp_path, replace(shape("tiny-mistral"), layers=1))
     assert read_config(tmp_path).max_positions == 512
