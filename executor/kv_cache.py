@@ -65,10 +65,3 @@ class KVCache:
         for pages in (*self.keys, *self.values):
             for block in blocks:
                 pages[block * size : (block + 1) * size].zero_()
-
-    def wipe(self, blocks: Sequence[int]) -> None:
-        """Zero what is in some blocks, in every layer."""
-        first = torch.tensor(blocks, dtype=torch.int64, device=self.device) * self.block_size
-        rows = (first.unsqueeze(1) + torch.arange(self.block_size, device=self.device)).flatten()
-        for pages in (*self.keys, *self.values):
-            pages.index_fill_(0, rows, 0)

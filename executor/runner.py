@@ -81,7 +81,7 @@ class ModelRunner:
         """
         if request_id in self._unproven:
             self._unproven.discard(request_id)
-            self._kv.wipe(self.tables.blocks(request_id))
+            self._kv.clear(self.tables.blocks(request_id))
         self.tables.free(request_id)
 
     def _batch(
