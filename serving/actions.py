@@ -24,7 +24,6 @@ class Actions:
         self.ledger = ledger
         self.announcer = announcer
         self.ask = True
-        self.unfinished = 0
         self.idle_plans = 0
         self.wake_times: list[float] = []
         self.wake_clocks: list[int] = []
@@ -91,7 +90,6 @@ class Actions:
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status."""
         self.ledger.end(sequence, status, why)
-        self.unfinished -= 1
         self.idle_plans = 0
         self.ask = True
         if self._tell_ended is not None:

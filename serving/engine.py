@@ -61,6 +61,7 @@ class Engine:
         self._tell_loaded = self._announcer.teller(Loaded)
         self._inbox: list[Callable[[], None] | Request] = []
         self._arriving: set[str] = set()
+        self._submitted = 0
         self._finishes: list[tuple[int, int, Sequence, int]] = []
         self._order = 0
         self._planned: tuple[float, int, int, int, int, int] = (0.0, 0, 0, 0, 0, 0)
@@ -76,7 +77,7 @@ class Engine:
         if request_id in self.ledger.sequences or request_id in self._arriving:
             raise InputError(f"request id {request_id!r} is in use: ids must be unique among requests in flight")
         self._arriving.add(request_id)
-        self._actions.unfinished += 1
+        self._submitted += 1
         self._inbox.append(request)
 
     def abort(self, request_id: str, why: str = "aborted by the client") -> None:
@@ -103,7 +104,7 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """Requests submitted that have no final status yet."""
-        return self._actions.unfinished
+        return self._submitted - self.ledger.ended
 
     @property
     def idle_plans(self) -> int:

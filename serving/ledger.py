@@ -42,6 +42,7 @@ class Ledger:
         "context_limit",
         "cost",
         "decoding",
+        "ended",
         "epoch",
         "host",
         "idle",
@@ -126,6 +127,8 @@ class Ledger:
         self.lora_decoding = 0
         self.lora_decoding_ranks = 0
         self.epoch = 0
+        self.ended = 0
+        """Requests that were given a final status so far."""
         for state in register(config, adapters, self.kv, kv_bytes_per_token, self.index.table):
             assert state.name is not None
             self.adapters[state.name] = state
@@ -213,6 +216,7 @@ class Ledger:
         sequence.state = status
         sequence.why = why
         sequence.ended_at = self.now
+        self.ended += 1
         if sequence.preempted_at is not None:
             self.settle_preemption(sequence)
 

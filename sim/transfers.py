@@ -34,6 +34,15 @@ class Transfers:
         seconds = self._cost.load_seconds(load.adapter, "disk")
         return seconds + self._cost.load_seconds(load.adapter, "remote") if load.tier == "remote" else seconds
 
+    def alone(self, load: AdapterLoad) -> bool:
+        """Carry out a load from host memory at once, the clock moved to its end, if nothing else happens until then.
+
+        Else False, and nothing is done: `bring` it.
+        """
+        if load.tier != "host" or self._host_link.users or load.adapter.name in self._fetching:
+            return False
+        return self._env.reach(self._env.now + self._cost.load_seconds(load.adapter, "host"))
+
     def bring(self, load: AdapterLoad, done: Callable[[AdapterLoad], None] | None) -> Generator[Event, None, None]:
         """A process that carries out one load and then calls ``done``."""
         env, adapter = self._env, load.adapter
