@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Set
+
 from serving.policy import InputError, Schedule, View, Wake, want
 
 
@@ -38,10 +40,10 @@ class Rotation:
                 del self._coming[name]
                 self._began[name] = view.now
         active, backlogged = self._active, view.backlogged
-        others = [name for name in backlogged if name not in active and name is not None]
+        others = backlogged - active - {None}
         if others:
             self._turn(view, others)
-        if len(others) < len(backlogged) or not active.isdisjoint(others):
+        if not backlogged.isdisjoint(self._reachable(view)):
             for request in view.unblocked(only=active):
                 outcome = yield from want(view, request)
                 if not outcome and outcome.why not in ("slots", "adapter"):
@@ -52,18 +54,23 @@ class Rotation:
                 self._woken = due
                 yield Wake(at=due)
 
-    def _turn(self, view: View, others: list[str]) -> None:
+    def _reachable(self, view: View) -> Collection[str | None]:
+        """The active adapters that could be admitted for now, and the base model (None)."""
+        active = self._active
+        return [None, *(active if view.slot_obtainable else active.intersection(view.on_gpu))]
+
+    def _turn(self, view: View, others: Set[str | None]) -> None:
         """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
         full = len(self._active) >= view.max_loras
         if full and self._goes(view) is None:
             return
         adapters = view.adapters
-        ready = {name for name in others if not adapters[name].references}
+        ready = {name for name in others if name is not None and not adapters[name].references}
         if not ready or (full and not self._retire(view)):
             return
         for request in view.first_waiting():
             name = request.adapter
-            if name not in ready or name is None:
+            if name is None or name not in ready:
                 continue
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return
@@ -91,8 +98,10 @@ class Rotation:
         for adapter in view.idle():
             if adapter.name in self._began and not adapter.waiting:
                 return adapter.name
-        for name in self._coming:
-            if name not in view.backlogged:
-                return name
+        if self._coming:
+            backlogged = view.backlogged
+            for name in self._coming:
+                if name not in backlogged:
+                    return name
         oldest = next(iter(self._began), None)
         return oldest if oldest is not None and self._began[oldest] + self.cycle_s <= view.now else None

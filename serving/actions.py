@@ -63,13 +63,13 @@ class Actions:
             except Exception as error:
                 raise announcer.error(ledger.now, f"it raised {type(error).__name__}: {error}") from error
             kind = type(action)
-            if kind not in apply:
-                raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
             try:
                 if kind is Admit and tell_admitted is None:
                     outcome = admit(action[0], action[1])
-                else:
+                elif kind in apply:
                     outcome = apply[kind](action)
+                else:
+                    raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise announcer.error(ledger.now, f"a {kind.__name__} it yielded is malformed: {error}") from error
             if record is not None:
