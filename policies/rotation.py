@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
+from collections.abc import Set
 
 from serving.policy import InputError, Schedule, View, Wake, want
 
@@ -40,10 +40,10 @@ class Rotation:
                 del self._coming[name]
                 self._began[name] = view.now
         active, backlogged = self._active, view.backlogged
-        others = backlogged - active - {None}
+        others = {name for name in backlogged - active if name is not None}
         if others:
             self._turn(view, others)
-        if not backlogged.isdisjoint(self._reachable(view)):
+        if self._reachable(view, backlogged):
             for request in view.unblocked(only=active):
                 outcome = yield from want(view, request)
                 if not outcome and outcome.why not in ("slots", "adapter"):
@@ -54,18 +54,21 @@ class Rotation:
                 self._woken = due
                 yield Wake(at=due)
 
-    def _reachable(self, view: View) -> Collection[str | None]:
-        """The active adapters that could be admitted for now, and the base model (None)."""
-        active = self._active
-        return [None, *(active if view.slot_obtainable else active.intersection(view.on_gpu))]
+    def _reachable(self, view: View, backlogged: Set[str | None]) -> bool:
+        """Whether an active adapter with a queue, or the base model (None), is on the GPU or could get there."""
+        if None in backlogged:
+            return True
+        waiting = self._active & backlogged
+        return bool(waiting) and (view.slot_obtainable or not waiting.isdisjoint(view.on_gpu))
 
-    def _turn(self, view: View, others: Set[str | None]) -> None:
+    def _turn(self, view: View, others: set[str]) -> None:
         """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
         full = len(self._active) >= view.max_loras
         if full and self._goes(view) is None:
             return
-        adapters = view.adapters
-        ready = {name for name in others if name is not None and not adapters[name].references}
+        on_gpu = view.on_gpu
+        ready = others.difference(on_gpu)
+        ready.update([name for name in others.intersection(on_gpu) if not on_gpu[name].references])
         if not ready or (full and not self._retire(view)):
             return
         for request in view.first_waiting():
@@ -75,7 +78,7 @@ class Rotation:
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return
             self._active.add(name)
-            if name in view.on_gpu:
+            if name in on_gpu:
                 self._began[name] = view.now
             else:
                 self._coming[name] = None

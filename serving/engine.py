@@ -257,8 +257,11 @@ class Engine:
         else:
             ranks = {sequence.adapter.name: sequence.adapter.rank for sequence, *_ in prefills if sequence.adapter.rank}
             kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
-        sizes = (tokens, attention, len(prefills), decodes, kv_tokens)
-        return _new(BatchShape, (*sizes, distinct, total, largest, lora_tokens, lora_token_ranks))
+        chunks = len(prefills)
+        return _new(
+            BatchShape,
+            (tokens, attention, chunks, decodes, kv_tokens, distinct, total, largest, lora_tokens, lora_token_ranks),
+        )
 
     # -- commit --------------------------------------------------------------------------------------------------
 
@@ -274,10 +277,10 @@ class Engine:
             actions.idle_plans = 0
         tell = self._tell_stepped
         if tell is not None:
-            start, waiting, running, resident, loading, used = self._planned
-            if plan.prefills or plan.decode_count or now > start:
-                counts = (waiting, running, resident, loading, used)
-                tell(_new(Stepped, (start, now, steps, plan.shape, *counts, load_s)))
+            at, waiting, running, resident, loading, used = self._planned
+            if plan.prefills or plan.decode_count or now > at:
+                shape = plan.shape
+                tell(_new(Stepped, (at, now, steps, shape, waiting, running, resident, loading, used, load_s)))
         if self._tell_served is not None and plan.computes:
             self._served(plan, steps)
         ended: list[Sequence] = []
