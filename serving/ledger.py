@@ -237,7 +237,6 @@ class Ledger:
         if sequence.decoding:
             del self.decoding[request_id]
             sequence.last_generated = sequence.generated
-            kv.used -= kv.held(sequence)
             kv.leave(sequence)
             sequence.decoding = False
             clock = self.clock[0]

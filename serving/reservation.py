@@ -67,19 +67,21 @@ class Reservation:
         self._bound = 0
         """At least what those who run hold if each is at its largest; who has ended since may still count."""
         self._sizes: list[tuple[int, int]] | None = None
-        self._added: dict[str, tuple[int, int]] = {}
-        """Those admitted at this look, with their sizes."""
+        self._added: list[RequestView] = []
+        """Those admitted at this look."""
 
     def steps_left(self, view: View) -> int:
         """Decode steps until the router looks at the queue; 0 when it does now."""
-        left = 0 if self._last is None else self._last + self._steps - view.decode_steps
+        if self._last is None:
+            return 0
+        left = self._last + self._steps - view.decode_steps
         return left if left > 0 and view.running else 0
 
     def look(self, view: View) -> None:
         """The router looks at the queue: forget the last look."""
         self._brought = 0
         self._sizes = None
-        self._added = {}
+        self._added = []
         if self._last is None:  # the first look, perhaps at an engine that has been running
             self._total = view.kv_total_tokens
             self._brings = max(self._total // 6, self.min_prefill_tokens)
@@ -99,19 +101,20 @@ class Reservation:
             return True  # even with all at their largest at once
         if self._sizes is None:
             self._bound = self._at_largest(view)
+            added = {request.request_id for request in self._added}
             running = [
                 (r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens)
                 for r in view.running
-                if r.request_id not in self._added
+                if r.request_id not in added
             ]
-            self._sizes = sorted([*running, *self._added.values()])
+            self._sizes = sorted([*running, *map(_joining, self._added)])
         return self._peak(_joining(new)) < room
 
     def add(self, view: View, request: RequestView) -> None:
         """The request was admitted."""
-        size = self._added[request.request_id] = _joining(request)
+        self._added.append(request)
         if self._sizes is not None:
-            insort(self._sizes, size)
+            insort(self._sizes, _joining(request))
         prompt = request.prompt_tokens
         self._bound += prompt + request.max_tokens
         self._brought += prompt

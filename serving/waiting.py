@@ -132,17 +132,14 @@ class WaitIndex:
         table, backlogged = self.table, self.backlogged
         merge: list[tuple[int, AdapterState, Iterator[Sequence] | None]] = []
         merging: set[str | None] = set(without)
-
-        def follow(adapter: AdapterState) -> None:
-            first = adapter.queue.first()
-            if first is not None and adapter.name not in merging:
-                merging.add(adapter.name)
-                merge.append((first.ticket, adapter, None))
-
         for adapter in self._ready() if only is None else self._backlogged_among(only):
-            if within != "batch" or adapter.references or not adapter.rank:
-                follow(adapter)
-        heapify(merge)
+            if adapter.name not in merging and (within != "batch" or adapter.references or not adapter.rank):
+                first = adapter.queue.first()
+                if first is not None:
+                    merging.add(adapter.name)
+                    merge.append((first.ticket, adapter, None))
+        if len(merge) > 1:
+            heapify(merge)
         while True:
             if only is None and within == "any" and len(backlogged) > len(merge) and self._obtainable():
                 cold = self._first_cold_but(merging)
