@@ -40,7 +40,9 @@ class Rotation:
                 del self._coming[name]
                 self._began[name] = view.now
         active, backlogged = self._active, view.backlogged
-        others = {name for name in backlogged - active if name is not None}
+        others = set(backlogged)
+        others -= active
+        others.discard(None)
         if others:
             self._turn(view, others)
         if self._reachable(view, backlogged):
@@ -59,21 +61,23 @@ class Rotation:
         if None in backlogged:
             return True
         waiting = self._active & backlogged
-        return bool(waiting) and (view.slot_obtainable or not waiting.isdisjoint(view.on_gpu))
+        return bool(waiting) and (not view.on_gpu.keys().isdisjoint(waiting) or view.slot_obtainable)
 
-    def _turn(self, view: View, others: set[str]) -> None:
+    def _turn(self, view: View, others: set[str | None]) -> None:
         """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
         full = len(self._active) >= view.max_loras
         if full and self._goes(view) is None:
             return
         on_gpu = view.on_gpu
-        ready = others.difference(on_gpu)
-        ready.update([name for name in others.intersection(on_gpu) if not on_gpu[name].references])
-        if not ready or (full and not self._retire(view)):
+
+        def is_ready(name: str | None) -> bool:
+            return name is not None and (name not in on_gpu or not on_gpu[name].references)
+
+        if not any(map(is_ready, others)) or (full and not self._retire(view)):
             return
         for request in view.first_waiting():
             name = request.adapter
-            if name is None or name not in ready:
+            if name is None or name not in others or not is_ready(name):
                 continue
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return

@@ -38,29 +38,26 @@ class WaitIndex:
 
     def join(self, sequence: Sequence) -> None:
         """A request arrived: it waits behind all others."""
-        self._last += 1
-        self._enter(sequence, self._last, front=False)
+        ticket = self._last = sequence.ticket = self._last + 1
+        self.table[ticket] = sequence
+        adapter = sequence.adapter
+        for queue in (self.queue, adapter.queue, sequence.tenant.queue):  # WaitQueue.append, without the calls
+            queue.tickets.append(ticket)
+            queue.live += 1
+        if adapter.queue.live == 1:
+            self.backlogged[adapter.name] = adapter
+            if adapter.tier != "gpu":
+                self.cooled(adapter)
 
     def rejoin(self, sequence: Sequence) -> None:
         """A preempted request waits in front of all others."""
-        self._front -= 1
-        self._enter(sequence, self._front, front=True)
-
-    def _enter(self, sequence: Sequence, ticket: int, front: bool) -> None:
-        sequence.ticket = ticket
+        ticket = self._front = sequence.ticket = self._front - 1
         self.table[ticket] = sequence
         adapter = sequence.adapter
-        if front:
-            self.queue.push_front(ticket)
-            adapter.queue.push_front(ticket)
-            sequence.tenant.queue.push_front(ticket)
-        else:
-            for queue in (self.queue, adapter.queue, sequence.tenant.queue):  # WaitQueue.append, without the calls
-                queue.tickets.append(ticket)
-                queue.live += 1
-        if front or adapter.queue.live == 1:
-            self.backlogged[adapter.name] = adapter
-            self.cooled(adapter)
+        for queue in (self.queue, adapter.queue, sequence.tenant.queue):
+            queue.push_front(ticket)
+        self.backlogged[adapter.name] = adapter
+        self.cooled(adapter)
 
     def leave(self, sequence: Sequence) -> None:
         """A request is admitted or ended: it does not wait any more."""
