@@ -210,8 +210,7 @@ class Engine:
         repeat = 0
         prefills: tuple[Prefill, ...] = ()
         if ledger.prefills:
-            chunks = ledger.prefills.values()
-            prefills = tuple([_new(Prefill, (s, at, tokens, at + tokens == s.target)) for s, at, tokens in chunks])
+            prefills = tuple(ledger.prefills.values())
         elif decodes:
             if not actions.ask and not (loads and ledger.sync_loading):
                 repeat = self._horizon() - 1

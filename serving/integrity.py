@@ -73,7 +73,8 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
     )
     order = [i for i in ledger.running if i in ledger.partial]
     same("order of part-prefilled requests", list(ledger.partial), order)
-    for request_id, (sequence, start, tokens) in ledger.prefills.items():
+    for request_id, (sequence, start, tokens, completes) in ledger.prefills.items():
+        same(f"completion of the chunk of {request_id}", completes, start + tokens == sequence.target)
         holds(f"prefill of {request_id}, which is not part-prefilled", ledger.partial.get(request_id) is sequence)
         holds(f"prefill of {request_id} from {start} has {tokens} tokens", tokens >= 1)
         same(f"prefilled of {request_id}", sequence.prefilled, start + tokens)
@@ -178,7 +179,7 @@ def _budgets(ledger: Ledger, holds: Holds) -> None:
     """The step being planned."""
     running, most = len(ledger.running), ledger.config.max_num_seqs
     holds(f"{running} requests run and max_num_seqs is {most}", running <= most)
-    tokens = sum(chunk for _, _, chunk in ledger.prefills.values())
+    tokens = sum(prefill.tokens for prefill in ledger.prefills.values())
     tokens += len(ledger.decoding) if ledger.kv.reserved else 0
     limit = ledger.config.max_num_batched_tokens
     holds(f"a step of {tokens} tokens and max_num_batched_tokens is {limit}", tokens <= limit)

@@ -10,6 +10,7 @@ from serving.config import EngineConfig
 from serving.host import HostCache
 from serving.kv import KVPool
 from serving.lora import Adapter
+from serving.plan import Prefill
 from serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
 from serving.queue import QueueView, WaitQueue
 from serving.register import max_context, register
@@ -18,6 +19,9 @@ from serving.sequence import Sequence
 from serving.slots import GpuSlots
 from serving.views import AdapterView, RequestView, RequestViews, TenantView
 from serving.waiting import WaitIndex, Within
+
+_new = tuple.__new__
+"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
 
 
 class Ledger:
@@ -101,8 +105,8 @@ class Ledger:
         self.running_views: Collection[RequestView] = RequestViews(self.running)
         self.decoding: dict[str, Sequence] = {}
         self.partial: dict[str, Sequence] = {}
-        self.prefills: dict[str, tuple[Sequence, int, int]] = {}
-        """This step's prefill chunks: (sequence, first position, tokens)."""
+        self.prefills: dict[str, Prefill] = {}
+        """This step's prefill chunks."""
         self.token_budget = 0
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
@@ -251,9 +255,9 @@ class Ledger:
             kv.used -= sequence.blocks
             sequence.blocks = 0
             self.partial.pop(request_id, None)
-            chunk = self.prefills.pop(request_id, None)
-            if chunk is not None:
-                self.token_budget += chunk[2]
+            prefill = self.prefills.pop(request_id, None)
+            if prefill is not None:
+                self.token_budget += prefill.tokens
         tenant.running -= 1
         adapter.running -= 1
         adapter.references -= 1
@@ -305,7 +309,7 @@ class Ledger:
         sequence.prefilled = end
         kv.used += blocks
         self.token_budget -= chunk
-        self.prefills[request_id] = (sequence, start, chunk)
+        self.prefills[request_id] = _new(Prefill, (sequence, start, chunk, end == sequence.target))
         self.running[request_id] = self.partial[request_id] = sequence
         self.epoch += 1
         sequence.admissions += 1
@@ -365,8 +369,9 @@ class Ledger:
             return False
         self.kv.used += blocks - sequence.blocks
         sequence.blocks = blocks
-        self.prefills[sequence.request_id] = (sequence, sequence.prefilled, chunk)
-        sequence.prefilled += chunk
+        end = sequence.prefilled + chunk
+        self.prefills[sequence.request_id] = Prefill(sequence, sequence.prefilled, chunk, end == sequence.target)
+        sequence.prefilled = end
         self.token_budget -= chunk
         return True
 
@@ -375,8 +380,8 @@ class Ledger:
         sequence = self.sequences.get(getattr(view, "request_id", ""))
         if sequence is None or sequence.state != "running":
             return REFUSED["unknown"]
-        chunk = self.prefills.get(sequence.request_id)
-        if chunk is not None and chunk[1] == sequence.request.cached_tokens:
+        prefill = self.prefills.get(sequence.request_id)
+        if prefill is not None and prefill.start == sequence.request.cached_tokens:
             return REFUSED["in_use"]
         self._stop(sequence)
         sequence.state = "waiting"
