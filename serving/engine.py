@@ -249,10 +249,10 @@ class Engine:
                 lora_tokens += chunk
                 lora_token_ranks += chunk * rank
         if decodes:
-            kv_tokens, distinct, total = ledger.kv.tokens_read, ledger.active_adapters, ledger.sum_ranks
-            largest = ledger.max_rank
-            lora_tokens += ledger.lora_decoding
-            lora_token_ranks += ledger.lora_decoding_ranks
+            batch = ledger.batch
+            kv_tokens, distinct, total, largest = ledger.kv.tokens_read, batch.adapters, batch.sum_ranks, batch.max_rank
+            lora_tokens += batch.decoding
+            lora_token_ranks += batch.decoding_ranks
         else:
             ranks = {sequence.adapter.name: sequence.adapter.rank for sequence, *_ in prefills if sequence.adapter.rank}
             kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)

@@ -136,13 +136,13 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
     taken = len(ledger.on_gpu) + len(ledger.loading)
     holds(f"{taken} of {ledger.max_loras} slots are taken", taken <= ledger.max_loras)
     ranks = [ledger.adapters[name].rank for name in users if name is not None]
-    same("active adapters", ledger.active_adapters, len(ranks))
-    same("sum of ranks", ledger.sum_ranks, sum(ranks))
-    same("largest rank", ledger.max_rank, max(ranks, default=0))
-    same("count by rank", dict(ledger.active_ranks), dict(Counter(ranks)))
+    same("active adapters", ledger.batch.adapters, len(ranks))
+    same("sum of ranks", ledger.batch.sum_ranks, sum(ranks))
+    same("largest rank", ledger.batch.max_rank, max(ranks, default=0))
+    same("count by rank", dict(ledger.batch.ranks), dict(Counter(ranks)))
     decoding = [s.adapter.rank for s in ledger.decoding.values() if s.adapter.rank]
-    same("decoding requests with an adapter", ledger.lora_decoding, len(decoding))
-    same("sum of their ranks", ledger.lora_decoding_ranks, sum(decoding))
+    same("decoding requests with an adapter", ledger.batch.decoding, len(decoding))
+    same("sum of their ranks", ledger.batch.decoding_ranks, sum(decoding))
 
 
 def _host(ledger: Ledger, same: Same, holds: Holds) -> None:

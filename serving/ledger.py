@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from types import MappingProxyType
 
 from serving.adapters import AdapterState, TenantState
+from serving.batch import LoraBatch
 from serving.config import EngineConfig
 from serving.host import HostCache
 from serving.kv import KVPool
@@ -20,9 +21,6 @@ from serving.slots import GpuSlots
 from serving.views import AdapterView, RequestView, RequestViews, TenantView
 from serving.waiting import WaitIndex, Within
 
-_new = tuple.__new__
-"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
-
 
 class Ledger:
     """Waiting and running requests, adapter tiers and slots, KV blocks and budgets of one engine.
@@ -36,11 +34,10 @@ class Ledger:
         "_chunked",
         "_largest_chunk",
         "_most_tokens",
-        "active_adapters",
-        "active_ranks",
         "adapter_views",
         "adapters",
         "base",
+        "batch",
         "clock",
         "config",
         "context_limit",
@@ -53,11 +50,8 @@ class Ledger:
         "index",
         "kv",
         "loading",
-        "lora_decoding",
-        "lora_decoding_ranks",
         "max_context",
         "max_loras",
-        "max_rank",
         "max_seqs",
         "memory",
         "now",
@@ -71,7 +65,6 @@ class Ledger:
         "shown_adapters",
         "shown_tenants",
         "slots",
-        "sum_ranks",
         "sync_loading",
         "tenant_views",
         "tenants",
@@ -123,13 +116,7 @@ class Ledger:
         self.waiting_view = QueueView(self.waiting)
         self.base = AdapterState(None, 0, self.index.table, self.clock)
         self.base.view = AdapterView(self.base)
-        self.active_ranks: dict[int, int] = {}
-        """How many adapters with a reference have each rank."""
-        self.active_adapters = 0
-        self.sum_ranks = 0
-        self.max_rank = 0
-        self.lora_decoding = 0
-        self.lora_decoding_ranks = 0
+        self.batch = LoraBatch()
         self.epoch = 0
         self.ended = 0
         """Requests that were given a final status so far."""
@@ -249,8 +236,8 @@ class Ledger:
             tenant.decoding -= 1
             tenant.output_offset += clock
             if rank:
-                self.lora_decoding -= 1
-                self.lora_decoding_ranks -= rank
+                self.batch.decoding -= 1
+                self.batch.decoding_ranks -= rank
         else:
             kv.used -= sequence.blocks
             sequence.blocks = 0
@@ -264,21 +251,11 @@ class Ledger:
         if rank:
             adapter.last_used = self.now
             if not adapter.references:
-                self._release(adapter)
+                self.batch.leave(rank)
+                if not adapter.pinned:
+                    assert adapter.name is not None
+                    self.idle[adapter.name] = adapter
         self.epoch += 1
-
-    def _release(self, adapter: AdapterState) -> None:
-        """The last running request that used the adapter is gone."""
-        rank, ranks = adapter.rank, self.active_ranks
-        self.active_adapters -= 1
-        self.sum_ranks -= rank
-        ranks[rank] -= 1
-        if not ranks[rank]:
-            del ranks[rank]
-            self.max_rank = max(ranks, default=0)
-        assert adapter.name is not None
-        if not adapter.pinned:
-            self.idle[adapter.name] = adapter
 
     # -- actions -------------------------------------------------------------------------------------------------
 
@@ -309,7 +286,7 @@ class Ledger:
         sequence.prefilled = end
         kv.used += blocks
         self.token_budget -= chunk
-        self.prefills[request_id] = _new(Prefill, (sequence, start, chunk, end == sequence.target))
+        self.prefills[request_id] = tuple.__new__(Prefill, (sequence, start, chunk, end == sequence.target))
         self.running[request_id] = self.partial[request_id] = sequence
         self.epoch += 1
         sequence.admissions += 1
@@ -323,7 +300,9 @@ class Ledger:
             adapter.uses += 1
             adapter.last_used = self.now
             if adapter.references == 1:
-                self._refer(adapter)
+                self.batch.enter(adapter.rank)
+                assert adapter.name is not None
+                self.idle.pop(adapter.name, None)
         return OK
 
     def _first_admission(self, sequence: Sequence, adapter: AdapterState) -> None:
@@ -336,17 +315,6 @@ class Ledger:
             if adapter.loaded_at > request.arrival:
                 waited = min(adapter.loaded_at, now) - max(adapter.load_started, request.arrival)
                 sequence.load_wait_s = max(0.0, waited)
-
-    def _refer(self, adapter: AdapterState) -> None:
-        """The first running request that uses the adapter has come."""
-        rank, ranks = adapter.rank, self.active_ranks
-        self.active_adapters += 1
-        self.sum_ranks += rank
-        ranks[rank] = ranks.get(rank, 0) + 1
-        if rank > self.max_rank:
-            self.max_rank = rank
-        assert adapter.name is not None
-        self.idle.pop(adapter.name, None)
 
     def chunk(self, remaining: int) -> int:
         """Context tokens of a request that this step may prefill, 0 when the budget does not allow any."""
@@ -424,6 +392,6 @@ class Ledger:
         tenant.decoding += 1
         tenant.output_offset += 1 - clock
         if adapter.rank:
-            self.lora_decoding += 1
-            self.lora_decoding_ranks += adapter.rank
+            self.batch.decoding += 1
+            self.batch.decoding_ranks += adapter.rank
         self.epoch += 1
