@@ -45,6 +45,8 @@ class Deadline:
         self._lanes: Lanes[str] = Lanes()
         self._waiting: dict[str, RequestView] = {}
         self._due: list[tuple[float, str]] = []
+        self._prefill_s: dict[int, float] = {}
+        """Seconds of a prefill of so many tokens alone."""
 
     def observe(self, event: Event) -> None:
         """Who waits, by deadline."""
@@ -87,5 +89,8 @@ class Deadline:
 
     def _is_late(self, view: View, request: RequestView) -> bool:
         tokens = request.prompt_tokens - request.cached_tokens
-        shape = BatchShape(prefill_tokens=tokens, prefill_attention=tokens * (tokens + 1) * 0.5, prefill_seqs=1)
-        return view.now + view.cost.step_seconds(shape) + self.margin_s > self._deadline(request)
+        seconds = self._prefill_s.get(tokens)
+        if seconds is None:
+            shape = BatchShape(prefill_tokens=tokens, prefill_attention=tokens * (tokens + 1) * 0.5, prefill_seqs=1)
+            seconds = self._prefill_s[tokens] = view.cost.step_seconds(shape)
+        return view.now + seconds + self.margin_s > self._deadline(request)

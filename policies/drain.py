@@ -75,7 +75,8 @@ class Drain:
         candidates = [a for a in view.on_gpu.values() if a.references and not a.pinned and a.name not in self._draining]
         left = {a.name: 0 for a in candidates}
         for request in view.running:
-            if request.adapter in left:
-                left[request.adapter] = max(left[request.adapter], request.max_tokens - request.generated_tokens)
+            name = request.adapter
+            if name in left:
+                left[name] = max(left[name], request.max_tokens - request.generated_tokens)
         soonest = nsmallest(missing, candidates, key=lambda a: (left[a.name], a.lora_int_id))
         self._draining.update(a.name for a in soonest if a.name is not None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from serving.policy import InputError, Schedule, View, Wake, want
 
 
@@ -38,10 +40,12 @@ class Rotation:
                 del self._coming[name]
                 self._began[name] = view.now
         active, backlogged = self._active, view.backlogged
-        others = [name for name in backlogged if name not in active and name is not None]
+        others = set(backlogged)
+        others -= active
+        others.discard(None)
         if others:
             self._turn(view, others)
-        if len(others) < len(backlogged) or not active.isdisjoint(others):
+        if self._reachable(view, backlogged):
             for request in view.unblocked(only=active):
                 outcome = yield from want(view, request)
                 if not outcome and outcome.why not in ("slots", "adapter"):
@@ -52,23 +56,33 @@ class Rotation:
                 self._woken = due
                 yield Wake(at=due)
 
-    def _turn(self, view: View, others: list[str]) -> None:
+    def _reachable(self, view: View, backlogged: Set[str | None]) -> bool:
+        """Whether an active adapter with a queue, or the base model (None), is on the GPU or could get there."""
+        if None in backlogged:
+            return True
+        waiting = self._active & backlogged
+        return bool(waiting) and (not view.on_gpu.keys().isdisjoint(waiting) or view.slot_obtainable)
+
+    def _turn(self, view: View, others: set[str | None]) -> None:
         """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
         full = len(self._active) >= view.max_loras
         if full and self._goes(view) is None:
             return
-        adapters = view.adapters
-        ready = {name for name in others if not adapters[name].references}
-        if not ready or (full and not self._retire(view)):
+        on_gpu = view.on_gpu
+
+        def is_ready(name: str | None) -> bool:
+            return name is not None and (name not in on_gpu or not on_gpu[name].references)
+
+        if not any(map(is_ready, others)) or (full and not self._retire(view)):
             return
         for request in view.first_waiting():
             name = request.adapter
-            if name not in ready or name is None:
+            if name is None or name not in others or not is_ready(name):
                 continue
             if len(self._active) >= view.max_loras and not self._retire(view):
                 return
             self._active.add(name)
-            if name in view.on_gpu:
+            if name in on_gpu:
                 self._began[name] = view.now
             else:
                 self._coming[name] = None
@@ -91,8 +105,10 @@ class Rotation:
         for adapter in view.idle():
             if adapter.name in self._began and not adapter.waiting:
                 return adapter.name
-        for name in self._coming:
-            if name not in view.backlogged:
-                return name
+        if self._coming:
+            backlogged = view.backlogged
+            for name in self._coming:
+                if name not in backlogged:
+                    return name
         oldest = next(iter(self._began), None)
         return oldest if oldest is not None and self._began[oldest] + self.cycle_s <= view.now else None

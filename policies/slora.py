@@ -50,8 +50,8 @@ class SLora:
         reservation = self.reservation
         wait = reservation.steps_left(view)
         if wait:
-            if view.waiting:
-                yield from self._wake(view, wait)
+            if view.waiting and self._wakes(view, wait):
+                yield Wake(after_steps=wait)
             return
         if self.abort:
             yield from self._give_up(view)
@@ -70,13 +70,17 @@ class SLora:
             admitted += 1
         self.load.admitted(admitted, len(view.waiting))
         if view.waiting:
-            yield from self._wake(view, max(1, reservation.steps_left(view)))
+            wait = reservation.steps_left(view) if admitted else 0
+            if self._wakes(view, wait or 1):
+                yield Wake(after_steps=wait or 1)
 
-    def _wake(self, view: View, steps: int) -> Schedule:
-        """Ask to be called after so many decode steps, once."""
-        if view.decode_steps + steps != self._woken:
-            self._woken = view.decode_steps + steps
-            yield Wake(after_steps=steps)
+    def _wakes(self, view: View, steps: int) -> bool:
+        """Whether to ask to be called after so many decode steps: once for each."""
+        woken = view.decode_steps + steps
+        if woken == self._woken:
+            return False
+        self._woken = woken
+        return True
 
     def _give_up(self, view: View) -> Schedule:
         """Reject what has waited too long; the load is taken before that."""

@@ -12,7 +12,8 @@ from typing import IO, Any
 from serving.events import Decided
 from serving.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Wake
 
-_FLUSH_LINES = 16_384
+_FLUSH_LINES = 256
+"""Decisions kept until they are formatted together; few, so that they stay in the processor's cache."""
 
 
 class DecisionLog:
@@ -23,59 +24,79 @@ class DecisionLog:
     An action that is none of these (a broken policy's) is written as ``"action":"invalid"`` with its type's name.
     """
 
-    __slots__ = ("_file", "_lines", "_path")
+    __slots__ = ("_decided", "_file", "_path", "_tails")
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[str] | None = None
-        self._lines: list[str] = []
+        self._decided: list[Decided] = []
+        self._tails: list[_Tails] = []
+        """Of the decisions in `_decided`, one by one."""
 
     def writer(self, replica: int) -> Callable[[Decided], None]:
         """The function that appends the decisions of one replica."""
-        lines, flush = self._lines, self._flush
-        add = lines.append
-        tails: dict[str | None, str] = {}
-        last, text = math.nan, ""
+        decided, flush = self._decided, self._flush
+        add, add_tails, tails = decided.append, self._tails.append, _Tails(replica)
 
         def write(event: Decided) -> None:
-            nonlocal last, text
-            action: Any
-            now, action, (ok, why) = event
-            if now != last:
-                last, text = now, repr(now) if type(now) is float and isfinite(now) else _number(now)
-            answer = "ok" if ok else why
-            try:
-                tail = tails[answer]
-            except KeyError:
-                tail = tails[answer] = f',"outcome":{quote(str(answer))},"replica":{replica}}}\n'
-            try:
-                kind = type(action)
-                if kind is Admit:
-                    request, tokens = action
-                    count = "" if tokens is None else f',"tokens":{_number(tokens)}'
-                    add(f'{{"t":{text},"action":"admit","request":{quote(request.request_id)}{count}{tail}')
-                elif kind in _WORDS:
-                    add(f'{{"t":{text},"action":"{_WORDS[kind]}","adapter":{quote(action[0])}{tail}')
-                else:
-                    add(f'{{"t":{text},{_rare(action)}{tail}')
-            except (AttributeError, TypeError, ValueError):
-                add(f'{{"t":{text},"action":"invalid","type":{quote(type(action).__name__)}{tail}')
-            if len(lines) >= _FLUSH_LINES:
+            add(event)
+            add_tails(tails)
+            if len(decided) >= _FLUSH_LINES:
                 flush()
 
         return write
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = open(self._path, "w", encoding="ascii", newline="\n")  # noqa: SIM115
-        self._file.write("".join(self._lines))
-        self._lines.clear()
+            self._file = open(self._path, "w", encoding="ascii", newline="\n", buffering=1 << 16)  # noqa: SIM115
+        self._file.write("".join(self._lines()))
+        self._decided.clear()
+        self._tails.clear()
+
+    def _lines(self) -> list[str]:
+        lines: list[str] = []
+        add = lines.append
+        last, text = math.nan, ""
+        action: Any
+        for (now, action, (ok, why)), tails in zip(self._decided, self._tails, strict=True):
+            if now != last:
+                last, text = now, repr(now) if type(now) is float and isfinite(now) else _number(now)
+            tail = tails["ok" if ok else why]
+            kind = type(action)
+            try:
+                if kind is Admit:
+                    request, tokens = action
+                    count = "" if tokens is None else f',"tokens":{_number(tokens)}'
+                    add(f'{{"t":{text},"action":"admit","request":{quote(request.request_id)}{count}{tail}')
+                elif kind is Wake:
+                    add(
+                        f'{{"t":{text},"action":"wake","at":{_number(action[0])},"after_steps":{_number(action[1])}{tail}'
+                    )
+                elif kind in _WORDS:
+                    add(f'{{"t":{text},"action":"{_WORDS[kind]}","adapter":{quote(action[0])}{tail}')
+                else:
+                    add(f'{{"t":{text},{_rare(action)}{tail}')
+            except (AttributeError, TypeError, ValueError):
+                add(f'{{"t":{text},"action":"invalid","type":{quote(kind.__name__)}{tail}')
+        return lines
 
     def close(self) -> None:
         """Write what is left; a run without decisions leaves an empty file."""
         self._flush()
         if self._file is not None:
             self._file.close()
+
+
+class _Tails(dict[str | None, str]):
+    """The ends of one replica's lines, by outcome."""
+
+    def __init__(self, replica: int) -> None:
+        super().__init__()
+        self._replica = replica
+
+    def __missing__(self, outcome: str | None) -> str:
+        tail = self[outcome] = f',"outcome":{quote(str(outcome))},"replica":{self._replica}}}\n'
+        return tail
 
 
 _WORDS: dict[type, str] = {Load: "load", Evict: "evict", Prefetch: "prefetch"}
@@ -86,8 +107,6 @@ def _rare(action: Any) -> str:
         return f'"action":"preempt","request":{quote(action.request.request_id)}'
     if isinstance(action, Reject):
         return f'"action":"reject","request":{quote(action.request.request_id)},"why":{quote(action.why)}'
-    if isinstance(action, Wake):
-        return f'"action":"wake","at":{_number(action.at)},"after_steps":{_number(action.after_steps)}'
     raise TypeError(action)
 
 

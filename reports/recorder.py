@@ -17,7 +17,6 @@ from reports.tables import (
     EVENT_SCHEMA,
     KINDS,
     REQUEST_SCHEMA,
-    STEP_COLUMNS,
     STEP_SCHEMA,
     STEP_TYPES,
     Codes,
@@ -28,8 +27,6 @@ from reports.tables import (
 from serving.events import Decided, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Stepped
 
 _NAN = float("nan")
-_REQUEST_WIDTH = 21
-_STEP_WIDTH = len(STEP_COLUMNS) + 1
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
 
 
@@ -63,9 +60,9 @@ class Recorder:
         self._kinds, self._tiers = Codes(*KINDS), Codes()
         self._weights: dict[str, float] = {}
         at = (lambda name: None) if folder is None else folder.__truediv__
-        self._requests = TableBuffer(at("requests.parquet"), REQUEST_SCHEMA, _REQUEST_WIDTH, self._request_columns)
-        self._steps = TableBuffer(at("steps.parquet"), STEP_SCHEMA, _STEP_WIDTH, _step_columns)
-        self._events = TableBuffer(None, EVENT_SCHEMA, 5, self._event_columns)
+        self._requests = TableBuffer(at("requests.parquet"), REQUEST_SCHEMA, self._request_columns)
+        self._steps = TableBuffer(at("steps.parquet"), STEP_SCHEMA, _step_columns)
+        self._events = TableBuffer(None, EVENT_SCHEMA, self._event_columns)
         self._log = DecisionLog(folder / "decisions.jsonl") if folder is not None and decisions else None
         self._records: Records | None = None
 
@@ -114,11 +111,10 @@ class Recorder:
 
     def _on_stepped(self, replica: int) -> Callable[[Stepped], None]:
         buffer = self._steps
-        rows, pack, flush = buffer.rows, buffer.pack, buffer.flush
+        rows, flush = buffer.rows, buffer.flush
 
         def on_stepped(event: Stepped) -> None:
-            start, end, steps, shape, waiting, running, resident, loading, blocks, load_s = event
-            rows.append(pack(replica, start, end, steps, *shape, waiting, running, resident, loading, blocks, load_s))
+            rows.append((replica, event))
             if len(rows) >= CHUNK_ROWS:
                 flush()
 
@@ -126,7 +122,7 @@ class Recorder:
 
     def _on_ended(self, replica: int) -> Callable[[Ended], None]:
         buffer, weights = self._requests, self._weights
-        rows, pack, flush, keep_id = buffer.rows, buffer.pack, buffer.flush, buffer.ids.append
+        rows, flush, keep_id = buffer.rows, buffer.flush, buffer.ids.append
         adapters, tenants, statuses, whys = self._adapters, self._tenants, self._statuses, self._whys
 
         def on_ended(event: Ended) -> None:
@@ -144,7 +140,7 @@ class Recorder:
             )
             keep_id(request.request_id)
             rows.append(
-                pack(
+                (
                     replica,
                     adapters[request.adapter],
                     tenants[tenant],
@@ -175,10 +171,10 @@ class Recorder:
 
     def _on_adapters(self, replica: int) -> dict[type, Callable[[Any], None]]:
         buffer, adapters, tiers = self._events, self._adapters, self._tiers
-        rows, pack = buffer.rows, buffer.pack
+        rows = buffer.rows
 
         def add(now: float, kind: int, adapter: str | None, tier: int) -> None:
-            rows.append(pack(now, replica, kind, adapters[adapter], tier))
+            rows.append((now, replica, kind, adapters[adapter], tier))
             if len(rows) >= CHUNK_ROWS:
                 buffer.flush()
 
@@ -197,7 +193,7 @@ class Recorder:
         return {LoadStarted: on_started, Loaded: on_loaded, Evicted: on_evicted, Preempted: on_preempted}
 
     def _event_columns(self, matrix: Floats, _: list[str]) -> list[Any]:
-        time, replica, kind, adapter, tier = matrix.T
+        time, replica, kind, adapter, tier = matrix
         return [
             pa.array(time),
             pa.array(replica.astype(np.int16)),
@@ -206,8 +202,7 @@ class Recorder:
             self._tiers.array(tier),
         ]
 
-    def _request_columns(self, matrix: Floats, ids: list[str]) -> list[Any]:
-        columns = np.ascontiguousarray(matrix.T)
+    def _request_columns(self, columns: Floats, ids: list[str]) -> list[Any]:
         replica, adapter, tenant, status, why, arrival, admitted, first, finish, prompt, cached, generated = columns[
             :12
         ]
@@ -248,6 +243,5 @@ def _whole(values: Floats) -> pa.Array:
     return pa.array(values.astype(np.int32))
 
 
-def _step_columns(matrix: Floats, _: list[str]) -> list[Any]:
-    columns = np.ascontiguousarray(matrix.T)
+def _step_columns(columns: Floats, _: list[str]) -> list[Any]:
     return [pa.array(values.astype(kind)) for values, kind in zip(columns, STEP_TYPES, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -17,10 +17,10 @@ from serving.plan import BatchShape
 
 Floats = npt.NDArray[np.float64]
 
-CHUNK_ROWS = 2_048
+CHUNK_ROWS = 128
 """Rows kept as Python objects; few, so that they stay in the processor's cache."""
 
-BATCH_CHUNKS = 16
+BATCH_CHUNKS = 256
 """Chunks that make one Arrow batch, which is also one Parquet row group."""
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -99,23 +99,20 @@ class Codes(dict[str | None, int]):
 
 
 class TableBuffer:
-    """Rows on their way into one table: each packed by `pack` into `rows`, and optionally one string a row in `ids`.
+    """Rows on their way into one table: numbers, a tuple a row in `rows`, and optionally one string a row in `ids`.
 
-    ``convert(matrix, ids)`` turns them into Arrow columns. With a ``path`` the batches stream to a Parquet file, else
-    they stay in memory. Equal rows give an equal file, byte for byte.
+    A number of a row may be a tuple of numbers, in all rows alike: these count as so many columns. ``convert(matrix,
+    ids)`` turns the numbers, a row of the matrix for each column, into Arrow columns. With a ``path`` the batches
+    stream to a Parquet file, else they stay in memory. Equal rows give an equal file, byte for byte.
     """
 
-    __slots__ = ("_batches", "_chunks", "_convert", "_path", "_schema", "_width", "_writer", "ids", "pack", "rows")
+    __slots__ = ("_batches", "_chunks", "_convert", "_path", "_schema", "_writer", "ids", "rows")
 
-    def __init__(
-        self, path: Path | None, schema: pa.Schema, width: int, convert: Callable[[Floats, list[str]], list[Any]]
-    ) -> None:
-        self.rows: list[bytes] = []
+    def __init__(self, path: Path | None, schema: pa.Schema, convert: Callable[[Floats, list[str]], list[Any]]) -> None:
+        self.rows: list[tuple[Any, ...]] = []
         self.ids: list[str] = []
-        self.pack = Struct(f"{width}d").pack
         self._path = path
         self._schema = schema
-        self._width = width
         self._convert = convert
         self._writer: pq.ParquetWriter | None = None
         self._chunks: list[Floats] = []
@@ -123,13 +120,17 @@ class TableBuffer:
 
     def flush(self) -> None:
         """Take the rows out of `rows`; call when it holds `CHUNK_ROWS` of them."""
-        self._chunks.append(np.frombuffer(b"".join(self.rows)).reshape(-1, self._width))
-        self.rows.clear()
+        count = len(self.rows)
+        if count:
+            pack = _PACK if count == CHUNK_ROWS else Struct(f"{count}d").pack
+            packed = [pack(*column) for column in _columns(self.rows)]
+            self._chunks.append(np.frombuffer(b"".join(packed)).reshape(-1, count))
+            self.rows.clear()
         if len(self._chunks) >= BATCH_CHUNKS:
             self._move()
 
     def _move(self) -> None:
-        matrix = np.concatenate(self._chunks)
+        matrix = np.concatenate(self._chunks, axis=1)
         batch = pa.RecordBatch.from_arrays(self._convert(matrix, self.ids), schema=self._schema)
         self._chunks.clear()
         self.ids.clear()
@@ -150,7 +151,7 @@ class TableBuffer:
     def close(self) -> TableSource:
         """Flush, finish the file (an empty table gets one too) and return where the table can be read."""
         self.flush()
-        if any(len(chunk) for chunk in self._chunks):
+        if self._chunks:
             self._move()
         if self._path is not None:
             self._open(self._path).close()
@@ -160,6 +161,18 @@ class TableBuffer:
         """Close an open file without finishing the table; for a run that failed."""
         if self._writer is not None:
             self._writer.close()
+
+
+_PACK = Struct(f"{CHUNK_ROWS}d").pack
+
+
+def _columns(rows: list[tuple[Any, ...]]) -> Iterator[tuple[float, ...]]:
+    """The columns of rows, those of tuples in them one by one."""
+    for column in zip(*rows, strict=True):
+        if isinstance(column[0], tuple):
+            yield from _columns(list(column))
+        else:
+            yield column
 
 
 class TableSource:

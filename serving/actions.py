@@ -24,7 +24,6 @@ class Actions:
         self.ledger = ledger
         self.announcer = announcer
         self.ask = True
-        self.unfinished = 0
         self.idle_plans = 0
         self.wake_times: list[float] = []
         self.wake_clocks: list[int] = []
@@ -64,13 +63,13 @@ class Actions:
             except Exception as error:
                 raise announcer.error(ledger.now, f"it raised {type(error).__name__}: {error}") from error
             kind = type(action)
-            if kind not in apply:
-                raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
             try:
                 if kind is Admit and tell_admitted is None:
                     outcome = admit(action[0], action[1])
-                else:
+                elif kind in apply:
                     outcome = apply[kind](action)
+                else:
+                    raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise announcer.error(ledger.now, f"a {kind.__name__} it yielded is malformed: {error}") from error
             if record is not None:
@@ -91,7 +90,6 @@ class Actions:
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status."""
         self.ledger.end(sequence, status, why)
-        self.unfinished -= 1
         self.idle_plans = 0
         self.ask = True
         if self._tell_ended is not None:

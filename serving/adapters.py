@@ -19,14 +19,14 @@ class Usage:
     a step costs nothing here.
     """
 
-    __slots__ = ("_clock", "admitted_tokens", "decoding", "output_offset", "queue", "queue_view", "running")
+    __slots__ = ("admitted_tokens", "clock", "decoding", "output_offset", "queue", "queue_view", "running")
 
     def __init__(self, table: dict[int, Sequence], clock: list[int]) -> None:
         self.queue = WaitQueue(table)
         self.queue_view = QueueView(self.queue)
         self.running = 0
         self.admitted_tokens = 0
-        self._clock = clock
+        self.clock = clock
         self.decoding = 0
         """Its decoding requests: each adds a token in every decode step."""
         self.output_offset = 0
@@ -35,7 +35,7 @@ class Usage:
     @property
     def output_tokens(self) -> int:
         """Output tokens of all its requests so far."""
-        return self.output_offset + self.decoding * self._clock[0]
+        return self.output_offset + self.decoding * self.clock[0]
 
     @property
     def waiting(self) -> int:

@@ -61,6 +61,7 @@ class Engine:
         self._tell_loaded = self._announcer.teller(Loaded)
         self._inbox: list[Callable[[], None] | Request] = []
         self._arriving: set[str] = set()
+        self._submitted = 0
         self._finishes: list[tuple[int, int, Sequence, int]] = []
         self._order = 0
         self._planned: tuple[float, int, int, int, int, int] = (0.0, 0, 0, 0, 0, 0)
@@ -76,7 +77,7 @@ class Engine:
         if request_id in self.ledger.sequences or request_id in self._arriving:
             raise InputError(f"request id {request_id!r} is in use: ids must be unique among requests in flight")
         self._arriving.add(request_id)
-        self._actions.unfinished += 1
+        self._submitted += 1
         self._inbox.append(request)
 
     def abort(self, request_id: str, why: str = "aborted by the client") -> None:
@@ -109,7 +110,7 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """Requests submitted that have no final status yet."""
-        return self._actions.unfinished
+        return self._submitted - self.ledger.ended
 
     @property
     def idle_plans(self) -> int:
@@ -215,8 +216,7 @@ class Engine:
         repeat = 0
         prefills: tuple[Prefill, ...] = ()
         if ledger.prefills:
-            chunks = ledger.prefills.values()
-            prefills = tuple([_new(Prefill, (s, at, tokens, at + tokens == s.target)) for s, at, tokens in chunks])
+            prefills = tuple(ledger.prefills.values())
         elif decodes:
             if not actions.ask and not (loads and ledger.sync_loading):
                 repeat = self._horizon() - 1
@@ -255,15 +255,18 @@ class Engine:
                 lora_tokens += chunk
                 lora_token_ranks += chunk * rank
         if decodes:
-            kv_tokens, distinct, total = ledger.kv.tokens_read, ledger.active_adapters, ledger.sum_ranks
-            largest = ledger.max_rank
-            lora_tokens += ledger.lora_decoding
-            lora_token_ranks += ledger.lora_decoding_ranks
+            batch = ledger.batch
+            kv_tokens, distinct, total, largest = ledger.kv.tokens_read, batch.adapters, batch.sum_ranks, batch.max_rank
+            lora_tokens += batch.decoding
+            lora_token_ranks += batch.decoding_ranks
         else:
             ranks = {sequence.adapter.name: sequence.adapter.rank for sequence, *_ in prefills if sequence.adapter.rank}
             kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
-        sizes = (tokens, attention, len(prefills), decodes, kv_tokens)
-        return _new(BatchShape, (*sizes, distinct, total, largest, lora_tokens, lora_token_ranks))
+        chunks = len(prefills)
+        return _new(
+            BatchShape,
+            (tokens, attention, chunks, decodes, kv_tokens, distinct, total, largest, lora_tokens, lora_token_ranks),
+        )
 
     # -- commit --------------------------------------------------------------------------------------------------
 
@@ -279,10 +282,10 @@ class Engine:
             actions.idle_plans = 0
         tell = self._tell_stepped
         if tell is not None:
-            start, waiting, running, resident, loading, used = self._planned
-            if plan.prefills or plan.decode_count or now > start:
-                counts = (waiting, running, resident, loading, used)
-                tell(_new(Stepped, (start, now, steps, plan.shape, *counts, load_s)))
+            at, waiting, running, resident, loading, used = self._planned
+            if plan.prefills or plan.decode_count or now > at:
+                shape = plan.shape
+                tell(_new(Stepped, (at, now, steps, shape, waiting, running, resident, loading, used, load_s)))
         if self._tell_served is not None and plan.computes:
             self._served(plan, steps)
         ended: list[Sequence] = []

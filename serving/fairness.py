@@ -75,8 +75,8 @@ class Units:
     def service(self, account: Account) -> float:
         """Service so far, divided by the unit's weight."""
         usage = account.usage
-        tokens = self.input_weight * usage.admitted_tokens + self.output_weight * usage.output_tokens
-        return tokens / account.weight
+        outputs = usage.output_offset + usage.decoding * usage.clock[0]  # `output_tokens`, without the call
+        return (self.input_weight * usage.admitted_tokens + self.output_weight * outputs) / account.weight
 
     def largest(self, limits: Limits) -> float | None:
         """U of the VTC paper: the most service by which one admission decision can be ahead of its counter.

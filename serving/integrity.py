@@ -73,7 +73,8 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
     )
     order = [i for i in ledger.running if i in ledger.partial]
     same("order of part-prefilled requests", list(ledger.partial), order)
-    for request_id, (sequence, start, tokens) in ledger.prefills.items():
+    for request_id, (sequence, start, tokens, completes) in ledger.prefills.items():
+        same(f"completion of the chunk of {request_id}", completes, start + tokens == sequence.target)
         holds(f"prefill of {request_id}, which is not part-prefilled", ledger.partial.get(request_id) is sequence)
         holds(f"prefill of {request_id} from {start} has {tokens} tokens", tokens >= 1)
         same(f"prefilled of {request_id}", sequence.prefilled, start + tokens)
@@ -135,13 +136,13 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
     taken = len(ledger.on_gpu) + len(ledger.loading)
     holds(f"{taken} of {ledger.max_loras} slots are taken", taken <= ledger.max_loras)
     ranks = [ledger.adapters[name].rank for name in users if name is not None]
-    same("active adapters", ledger.active_adapters, len(ranks))
-    same("sum of ranks", ledger.sum_ranks, sum(ranks))
-    same("largest rank", ledger.max_rank, max(ranks, default=0))
-    same("count by rank", dict(ledger.active_ranks), dict(Counter(ranks)))
+    same("active adapters", ledger.batch.adapters, len(ranks))
+    same("sum of ranks", ledger.batch.sum_ranks, sum(ranks))
+    same("largest rank", ledger.batch.max_rank, max(ranks, default=0))
+    same("count by rank", dict(ledger.batch.ranks), dict(Counter(ranks)))
     decoding = [s.adapter.rank for s in ledger.decoding.values() if s.adapter.rank]
-    same("decoding requests with an adapter", ledger.lora_decoding, len(decoding))
-    same("sum of their ranks", ledger.lora_decoding_ranks, sum(decoding))
+    same("decoding requests with an adapter", ledger.batch.decoding, len(decoding))
+    same("sum of their ranks", ledger.batch.decoding_ranks, sum(decoding))
 
 
 def _host(ledger: Ledger, same: Same, holds: Holds) -> None:
@@ -178,7 +179,7 @@ def _budgets(ledger: Ledger, holds: Holds) -> None:
     """The step being planned."""
     running, most = len(ledger.running), ledger.config.max_num_seqs
     holds(f"{running} requests run and max_num_seqs is {most}", running <= most)
-    tokens = sum(chunk for _, _, chunk in ledger.prefills.values())
+    tokens = sum(prefill.tokens for prefill in ledger.prefills.values())
     tokens += len(ledger.decoding) if ledger.kv.reserved else 0
     limit = ledger.config.max_num_batched_tokens
     holds(f"a step of {tokens} tokens and max_num_batched_tokens is {limit}", tokens <= limit)

@@ -57,8 +57,9 @@ class KVPool:
         self.lengths += offset
 
     def leave(self, sequence: Sequence) -> None:
-        """A decoding sequence stops; its blocks are the caller's to free."""
+        """A decoding sequence stops: its blocks are free."""
         offset = sequence.offset
+        self.used -= -(-(offset + self.clock[0] + self.reserved) // self.block_size)
         self.phases[-offset % self.block_size] -= 1
         self.decoding -= 1
         self.lengths -= offset

@@ -86,10 +86,11 @@ class Lanes(Generic[Item]):
         on_gpu, lanes = view.on_gpu, self._lanes
         best: tuple[Order, int, Item] | None = None
         far = 2
-        for name in list(lanes) if len(lanes) <= len(on_gpu) else [None, *on_gpu]:
-            if name in closed or (name is not None and name not in on_gpu):
-                continue
-            entry = self._first(name)
+        names: set[str | None] = lanes.keys() & on_gpu.keys()
+        if None in lanes:
+            names.add(None)
+        for name in names:
+            entry = None if name in closed else self._first(name)
             if entry is None:
                 continue
             if nearest:

@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable, Iterator
 from types import MappingProxyType
 
 from serving.adapters import AdapterState, TenantState
+from serving.batch import LoraBatch
 from serving.config import EngineConfig
 from serving.host import HostCache
 from serving.kv import KVPool
 from serving.lora import Adapter
+from serving.plan import Prefill
 from serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
 from serving.queue import QueueView, WaitQueue
 from serving.register import max_context, register
@@ -32,27 +34,24 @@ class Ledger:
         "_chunked",
         "_largest_chunk",
         "_most_tokens",
-        "active_adapters",
-        "active_ranks",
         "adapter_views",
         "adapters",
         "base",
+        "batch",
         "clock",
         "config",
         "context_limit",
         "cost",
         "decoding",
+        "ended",
         "epoch",
         "host",
         "idle",
         "index",
         "kv",
         "loading",
-        "lora_decoding",
-        "lora_decoding_ranks",
         "max_context",
         "max_loras",
-        "max_rank",
         "max_seqs",
         "memory",
         "now",
@@ -66,7 +65,6 @@ class Ledger:
         "shown_adapters",
         "shown_tenants",
         "slots",
-        "sum_ranks",
         "sync_loading",
         "tenant_views",
         "tenants",
@@ -100,8 +98,8 @@ class Ledger:
         self.running_views: Collection[RequestView] = RequestViews(self.running)
         self.decoding: dict[str, Sequence] = {}
         self.partial: dict[str, Sequence] = {}
-        self.prefills: dict[str, tuple[Sequence, int, int]] = {}
-        """This step's prefill chunks: (sequence, first position, tokens)."""
+        self.prefills: dict[str, Prefill] = {}
+        """This step's prefill chunks."""
         self.token_budget = 0
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
@@ -118,14 +116,10 @@ class Ledger:
         self.waiting_view = QueueView(self.waiting)
         self.base = AdapterState(None, 0, self.index.table, self.clock)
         self.base.view = AdapterView(self.base)
-        self.active_ranks: dict[int, int] = {}
-        """How many adapters with a reference have each rank."""
-        self.active_adapters = 0
-        self.sum_ranks = 0
-        self.max_rank = 0
-        self.lora_decoding = 0
-        self.lora_decoding_ranks = 0
+        self.batch = LoraBatch()
         self.epoch = 0
+        self.ended = 0
+        """Requests that were given a final status so far."""
         for state in register(config, adapters, self.kv, kv_bytes_per_token, self.index.table):
             assert state.name is not None
             self.adapters[state.name] = state
@@ -213,6 +207,7 @@ class Ledger:
         sequence.state = status
         sequence.why = why
         sequence.ended_at = self.now
+        self.ended += 1
         if sequence.preempted_at is not None:
             self.settle_preemption(sequence)
 
@@ -233,7 +228,6 @@ class Ledger:
         if sequence.decoding:
             del self.decoding[request_id]
             sequence.last_generated = sequence.generated
-            kv.used -= kv.held(sequence)
             kv.leave(sequence)
             sequence.decoding = False
             clock = self.clock[0]
@@ -242,36 +236,26 @@ class Ledger:
             tenant.decoding -= 1
             tenant.output_offset += clock
             if rank:
-                self.lora_decoding -= 1
-                self.lora_decoding_ranks -= rank
+                self.batch.decoding -= 1
+                self.batch.decoding_ranks -= rank
         else:
             kv.used -= sequence.blocks
             sequence.blocks = 0
             self.partial.pop(request_id, None)
-            chunk = self.prefills.pop(request_id, None)
-            if chunk is not None:
-                self.token_budget += chunk[2]
+            prefill = self.prefills.pop(request_id, None)
+            if prefill is not None:
+                self.token_budget += prefill.tokens
         tenant.running -= 1
         adapter.running -= 1
         adapter.references -= 1
         if rank:
             adapter.last_used = self.now
             if not adapter.references:
-                self._release(adapter)
+                self.batch.leave(rank)
+                if not adapter.pinned:
+                    assert adapter.name is not None
+                    self.idle[adapter.name] = adapter
         self.epoch += 1
-
-    def _release(self, adapter: AdapterState) -> None:
-        """The last running request that used the adapter is gone."""
-        rank, ranks = adapter.rank, self.active_ranks
-        self.active_adapters -= 1
-        self.sum_ranks -= rank
-        ranks[rank] -= 1
-        if not ranks[rank]:
-            del ranks[rank]
-            self.max_rank = max(ranks, default=0)
-        assert adapter.name is not None
-        if not adapter.pinned:
-            self.idle[adapter.name] = adapter
 
     # -- actions -------------------------------------------------------------------------------------------------
 
@@ -302,7 +286,7 @@ class Ledger:
         sequence.prefilled = end
         kv.used += blocks
         self.token_budget -= chunk
-        self.prefills[request_id] = (sequence, start, chunk)
+        self.prefills[request_id] = tuple.__new__(Prefill, (sequence, start, chunk, end == sequence.target))
         self.running[request_id] = self.partial[request_id] = sequence
         self.epoch += 1
         sequence.admissions += 1
@@ -316,7 +300,9 @@ class Ledger:
             adapter.uses += 1
             adapter.last_used = self.now
             if adapter.references == 1:
-                self._refer(adapter)
+                self.batch.enter(adapter.rank)
+                assert adapter.name is not None
+                self.idle.pop(adapter.name, None)
         return OK
 
     def _first_admission(self, sequence: Sequence, adapter: AdapterState) -> None:
@@ -329,17 +315,6 @@ class Ledger:
             if adapter.loaded_at > request.arrival:
                 waited = min(adapter.loaded_at, now) - max(adapter.load_started, request.arrival)
                 sequence.load_wait_s = max(0.0, waited)
-
-    def _refer(self, adapter: AdapterState) -> None:
-        """The first running request that uses the adapter has come."""
-        rank, ranks = adapter.rank, self.active_ranks
-        self.active_adapters += 1
-        self.sum_ranks += rank
-        ranks[rank] = ranks.get(rank, 0) + 1
-        if rank > self.max_rank:
-            self.max_rank = rank
-        assert adapter.name is not None
-        self.idle.pop(adapter.name, None)
 
     def chunk(self, remaining: int) -> int:
         """Context tokens of a request that this step may prefill, 0 when the budget does not allow any."""
@@ -362,8 +337,9 @@ class Ledger:
             return False
         self.kv.used += blocks - sequence.blocks
         sequence.blocks = blocks
-        self.prefills[sequence.request_id] = (sequence, sequence.prefilled, chunk)
-        sequence.prefilled += chunk
+        end = sequence.prefilled + chunk
+        self.prefills[sequence.request_id] = Prefill(sequence, sequence.prefilled, chunk, end == sequence.target)
+        sequence.prefilled = end
         self.token_budget -= chunk
         return True
 
@@ -372,8 +348,8 @@ class Ledger:
         sequence = self.sequences.get(getattr(view, "request_id", ""))
         if sequence is None or sequence.state != "running":
             return REFUSED["unknown"]
-        chunk = self.prefills.get(sequence.request_id)
-        if chunk is not None and chunk[1] == sequence.request.cached_tokens:
+        prefill = self.prefills.get(sequence.request_id)
+        if prefill is not None and prefill.start == sequence.request.cached_tokens:
             return REFUSED["in_use"]
         self._stop(sequence)
         sequence.state = "waiting"
@@ -416,6 +392,6 @@ class Ledger:
         tenant.decoding += 1
         tenant.output_offset += 1 - clock
         if adapter.rank:
-            self.lora_decoding += 1
-            self.lora_decoding_ranks += adapter.rank
+            self.batch.decoding += 1
+            self.batch.decoding_ranks += adapter.rank
         self.epoch += 1

@@ -220,15 +220,18 @@ def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome
     With ``adapter_loading: async`` the outcome is refused ("adapter") until the load is done.
     """
     outcome = yield _new(Admit, (request, None))
-    if outcome.ok:
+    why = outcome.why
+    if why is None:
         return outcome
-    while outcome.why == "kv" and view.memory == "unified" and (goes := _goes_first(view)) is not None:
-        yield Evict(goes)
-        outcome = yield Admit(request)
-    if outcome.why != "adapter":
+    if why == "kv" and view.memory == "unified":
+        while why == "kv" and (goes := _goes_first(view)) is not None:
+            yield Evict(goes)
+            outcome = yield Admit(request)
+            why = outcome.why
+    if why != "adapter":
         return outcome
     adapter = view.adapter(request)
-    if adapter.tier in ("loading", "gpu") or adapter.name is None:
+    if adapter.name is None or adapter.tier in ("loading", "gpu"):
         return outcome
     if not view.free_slots:
         goes = _goes_first(view)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from serving.policy import RequestView
     from serving.sequence import Sequence
+
+
+_view_of = attrgetter("view")
 
 
 class WaitQueue:
@@ -94,8 +98,7 @@ class QueueView:
         self._queue = queue
 
     def __iter__(self) -> Iterator[RequestView]:
-        for sequence in self._queue.sequences():
-            yield sequence.view
+        return map(_view_of, self._queue.sequences())
 
     def __len__(self) -> int:
         return self._queue.live

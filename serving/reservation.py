@@ -32,10 +32,13 @@ class Reservation:
     __slots__ = (
         "_added",
         "_bound",
+        "_brings",
         "_brought",
         "_last",
+        "_sets_aside",
         "_sizes",
         "_steps",
+        "_total",
         "max_requests",
         "min_prefill_tokens",
         "tokens_per_rank",
@@ -55,24 +58,34 @@ class Reservation:
         self.min_prefill_tokens = min_prefill_tokens
         self.tokens_per_rank = tokens_per_rank
         self._last: int | None = None
+        self._total = 0
+        """Tokens the KV pool holds, and of them the most prompt tokens of one look."""
+        self._brings = 0
+        self._sets_aside = tokens_per_rank is not None
+        """Whether adapters are set aside."""
         self._brought = 0
         self._bound = 0
         """At least what those who run hold if each is at its largest; who has ended since may still count."""
         self._sizes: list[tuple[int, int]] | None = None
-        self._added: dict[str, tuple[int, int]] = {}
-        """Those admitted at this look, with their sizes."""
+        self._added: list[RequestView] = []
+        """Those admitted at this look."""
 
     def steps_left(self, view: View) -> int:
         """Decode steps until the router looks at the queue; 0 when it does now."""
-        left = 0 if self._last is None else self._last + self._steps - view.decode_steps
+        if self._last is None:
+            return 0
+        left = self._last + self._steps - view.decode_steps
         return left if left > 0 and view.running else 0
 
     def look(self, view: View) -> None:
         """The router looks at the queue: forget the last look."""
         self._brought = 0
         self._sizes = None
-        self._added = {}
+        self._added = []
         if self._last is None:  # the first look, perhaps at an engine that has been running
+            self._total = view.kv_total_tokens
+            self._brings = max(self._total // 6, self.min_prefill_tokens)
+            self._sets_aside = self._sets_aside or view.memory == "unified"
             self._bound = self._at_largest(view)
             self._last = view.decode_steps - self._steps
 
@@ -80,29 +93,31 @@ class Reservation:
         """Whether a waiting request may join those that run and those added in this look."""
         if len(view.running) >= self.max_requests:
             return False
-        total = view.kv_total_tokens
-        if self._brought + new.prompt_tokens > max(total // 6, self.min_prefill_tokens):
+        prompt = new.prompt_tokens
+        if self._brought + prompt > self._brings:
             return False
-        room = total - self._set_aside(view, new.adapter)
-        if self._bound + new.prompt_tokens + new.max_tokens < room:
+        room = self._total - self._set_aside(view, new.adapter) if self._sets_aside else self._total
+        if self._bound + prompt + new.max_tokens < room:
             return True  # even with all at their largest at once
         if self._sizes is None:
             self._bound = self._at_largest(view)
+            added = {request.request_id for request in self._added}
             running = [
                 (r.generated_tokens + 1 - r.max_tokens, r.prompt_tokens + r.generated_tokens)
                 for r in view.running
-                if r.request_id not in self._added
+                if r.request_id not in added
             ]
-            self._sizes = sorted([*running, *self._added.values()])
+            self._sizes = sorted([*running, *map(_joining, self._added)])
         return self._peak(_joining(new)) < room
 
     def add(self, view: View, request: RequestView) -> None:
         """The request was admitted."""
-        size = self._added[request.request_id] = _joining(request)
+        self._added.append(request)
         if self._sizes is not None:
-            insort(self._sizes, size)
-        self._bound += request.prompt_tokens + request.max_tokens
-        self._brought += request.prompt_tokens
+            insort(self._sizes, _joining(request))
+        prompt = request.prompt_tokens
+        self._bound += prompt + request.max_tokens
+        self._brought += prompt
         self._last = view.decode_steps
 
     def _peak(self, new: tuple[int, int]) -> int:
@@ -126,8 +141,6 @@ class Reservation:
 
     def _set_aside(self, view: View, new: str | None) -> int:
         """KV tokens not to be counted on: those of the adapters in use and a new one."""
-        if self.tokens_per_rank is None and view.memory != "unified":
-            return 0
         names = [name for name, adapter in view.on_gpu.items() if adapter.references]
         if new is not None and not view.adapters[new].references:
             names.append(new)

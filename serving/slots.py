@@ -83,6 +83,8 @@ class GpuSlots:
         With nothing running and nothing on the way they all may: else a policy that insists on another adapter, having
         changed its mind while this one was loading, would wait for ever.
         """
+        if not self.idle:
+            return []
         busy = self._running or self.loading
         return [state.view for state in self.idle.values() if not (busy and state.fresh and state.queue.live)]
 

@@ -168,7 +168,7 @@ class View:
 
     slot_obtainable: bool = property(lambda self: self._ledger.slots.obtainable())  # type: ignore[assignment]
     can_admit: bool = property(lambda self: self._ledger.can_admit())  # type: ignore[assignment]
-    active_adapters: int = property(attrgetter("_ledger.active_adapters"))  # type: ignore[assignment]
+    active_adapters: int = property(attrgetter("_ledger.batch.adapters"))  # type: ignore[assignment]
 
     def unblocked(
         self, within: Within = "any", only: Collection[str] | None = None, without: Collection[str] = ()

@@ -38,29 +38,26 @@ class WaitIndex:
 
     def join(self, sequence: Sequence) -> None:
         """A request arrived: it waits behind all others."""
-        self._last += 1
-        self._enter(sequence, self._last, front=False)
+        ticket = self._last = sequence.ticket = self._last + 1
+        self.table[ticket] = sequence
+        adapter = sequence.adapter
+        for queue in (self.queue, adapter.queue, sequence.tenant.queue):  # WaitQueue.append, without the calls
+            queue.tickets.append(ticket)
+            queue.live += 1
+        if adapter.queue.live == 1:
+            self.backlogged[adapter.name] = adapter
+            if adapter.tier != "gpu":
+                self.cooled(adapter)
 
     def rejoin(self, sequence: Sequence) -> None:
         """A preempted request waits in front of all others."""
-        self._front -= 1
-        self._enter(sequence, self._front, front=True)
-
-    def _enter(self, sequence: Sequence, ticket: int, front: bool) -> None:
-        sequence.ticket = ticket
+        ticket = self._front = sequence.ticket = self._front - 1
         self.table[ticket] = sequence
         adapter = sequence.adapter
-        if front:
-            self.queue.push_front(ticket)
-            adapter.queue.push_front(ticket)
-            sequence.tenant.queue.push_front(ticket)
-        else:
-            for queue in (self.queue, adapter.queue, sequence.tenant.queue):  # WaitQueue.append, without the calls
-                queue.tickets.append(ticket)
-                queue.live += 1
-        if front or adapter.queue.live == 1:
-            self.backlogged[adapter.name] = adapter
-            self.cooled(adapter)
+        for queue in (self.queue, adapter.queue, sequence.tenant.queue):
+            queue.push_front(ticket)
+        self.backlogged[adapter.name] = adapter
+        self.cooled(adapter)
 
     def leave(self, sequence: Sequence) -> None:
         """A request is admitted or ended: it does not wait any more."""
@@ -132,17 +129,14 @@ class WaitIndex:
         table, backlogged = self.table, self.backlogged
         merge: list[tuple[int, AdapterState, Iterator[Sequence] | None]] = []
         merging: set[str | None] = set(without)
-
-        def follow(adapter: AdapterState) -> None:
-            first = adapter.queue.first()
-            if first is not None and adapter.name not in merging:
-                merging.add(adapter.name)
-                merge.append((first.ticket, adapter, None))
-
         for adapter in self._ready() if only is None else self._backlogged_among(only):
-            if within != "batch" or adapter.references or not adapter.rank:
-                follow(adapter)
-        heapify(merge)
+            if adapter.name not in merging and (within != "batch" or adapter.references or not adapter.rank):
+                first = adapter.queue.first()
+                if first is not None:
+                    merging.add(adapter.name)
+                    merge.append((first.ticket, adapter, None))
+        if len(merge) > 1:
+            heapify(merge)
         while True:
             if only is None and within == "any" and len(backlogged) > len(merge) and self._obtainable():
                 cold = self._first_cold_but(merging)

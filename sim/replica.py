@@ -66,7 +66,8 @@ class Replica:
         self._outputs: dict[str, int] = {}
         self._ends: list[tuple[int, int, Sequence, int]] = []
         self._order = 0
-        self._unfinished = 0
+        self._counted = 0
+        """Requests that ended, as far as they have been told of."""
         self._segment: Segment | None = None
         self._epoch = -1
         self._plan: StepPlan | None = None
@@ -84,7 +85,6 @@ class Replica:
         ``late``: it arrives after the step boundaries of this very time, and waits for the next one.
         """
         self._outputs[request.request_id] = output_tokens
-        self._unfinished += 1
         self.engine.submit(request)
         if self._resting is not None or self._target:
             self._disturb(late)
@@ -116,19 +116,23 @@ class Replica:
 
     def _run(self) -> Generator[Event, Any, None]:
         env, engine, feed = self._env, self.engine, self.feed
+        ledger = engine.ledger
         step_seconds = self._cost.step_seconds
+        now = env.now
         while True:
-            now = env.now
             if feed.next_at <= now:
                 feed.deliver(now)
             plan = self._plan = engine.plan(now)
-            if engine.unfinished < self._unfinished:
-                self._count_ended()
+            if ledger.ended > self._counted:
+                ended = ledger.ended - self._counted
+                self._counted = ledger.ended
+                self._ended(ended)
             if plan is None or not plan.decode_count:
                 if engine.idle_plans > STALL_PLANS:
                     raise StalledError(f"replica {self.index} made {STALL_PLANS} plans without serving a token")
                 if plan is None:
                     yield from self._rest()
+                    now = env.now
                     continue
             load_s = 0.0
             if plan.loads:
@@ -205,17 +209,13 @@ class Replica:
             del outputs[request_id]
         return finished
 
-    def _count_ended(self) -> None:
-        ended = self._unfinished - self.engine.unfinished
-        self._unfinished = self.engine.unfinished
-        self._ended(ended)
-
     def _load(self, plan: StepPlan) -> Generator[Event, Any, float]:
         """Start the plan's loads; with sync loading wait for those to the GPU. Returns the seconds waited."""
         env, transfers, start = self._env, self._transfers, self._env.now
         loads = plan.loads
         if len(loads) == 1 and self._sync and not loads[0].prefetch:
-            yield from transfers.bring(loads[0], None)
+            if not transfers.alone(loads[0]):
+                yield from transfers.bring(loads[0], None)
             return env.now - start
         self.engine.expect_loads(plan, start)
         waits = []

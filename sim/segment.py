@@ -63,13 +63,19 @@ class Segment:
         if self.time(low) >= time:
             return low
         if self._ends is None and not self._flat:
-            b, c = self._a - self._half, time - self.start
-            root = math.sqrt(b * b + 4.0 * self._half * c)
-            guess = 2.0 * c / (b + root) if b + root > 0 else float(high)
-            middle = min(max(int(guess), low), high)
-            while middle > low and self.time(middle - 1) >= time:
+            start, a, half = self.start, self._a, self._half
+            b, c = a - half, time - start
+            root = math.sqrt(b * b + 4.0 * half * c)
+            middle = int(2.0 * c / (b + root)) if b + root > 0 else high
+            if middle > high:
+                middle = high
+            elif middle < low:
+                middle = low
+            while (
+                middle > low and start + (middle - 1) * (a + half * (middle - 2)) >= time
+            ):  # `time`, without the calls
                 middle -= 1
-            while middle < high and self.time(middle) < time:
+            while middle < high and start + middle * (a + half * (middle - 1)) < time:
                 middle += 1
             return middle
         while low < high:

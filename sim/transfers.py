@@ -24,6 +24,15 @@ class Transfers:
         self._host_link = Resource(env, capacity=1)
         self._fetching: dict[str, Event] = {}
 
+    def alone(self, load: AdapterLoad) -> bool:
+        """Carry out a load from host memory at once, the clock moved to its end, if nothing else happens until then.
+
+        Else False, and nothing is done: `bring` it.
+        """
+        if load.tier != "host" or self._host_link.users or load.adapter.name in self._fetching:
+            return False
+        return self._env.reach(self._env.now + self._cost.load_seconds(load.adapter, "host"))
+
     def bring(self, load: AdapterLoad, done: Callable[[AdapterLoad], None] | None) -> Generator[Event, None, None]:
         """A process that carries out one load and then calls ``done``."""
         env, adapter = self._env, load.adapter

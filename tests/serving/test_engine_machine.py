@@ -6,9 +6,11 @@ import random
 from typing import Any
 
 import pytest
+from checked import CheckedEngine
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, CheckedEngine, World, examples, worlds
+from lab import World, examples, worlds
+from roster import POLICIES
 
 from serving.plan import StepResult
 

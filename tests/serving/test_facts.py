@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lab import POLICIES, Run, ToyCost, World, adapter, run, workload
+from lab import Run, ToyCost, World, adapter, run, workload
+from roster import POLICIES
 
 from policies.fifo import Fifo
 from serving.config import EngineConfig

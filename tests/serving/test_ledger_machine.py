@@ -147,7 +147,7 @@ class LedgerMachine(RuleBasedStateMachine):
             left = min(s.finish_clock for s in ledger.decoding.values()) - ledger.clock[0]
             ledger.kv.advance(1 if ledger.prefills else ledger.kv.steps(min(steps, left)))
         ledger.kv.reserved = 0
-        done = [s for s, start, tokens in ledger.prefills.values() if start + tokens == s.target]
+        done = [s for s, start, tokens, _ in ledger.prefills.values() if start + tokens == s.target]
         ledger.prefills.clear()
         for sequence in done:
             ledger.begin_decode(sequence)

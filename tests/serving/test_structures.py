@@ -210,14 +210,12 @@ def test_the_kv_pool_counts_as_a_walk_over_sequences(
             join(number)
         elif move == "leave" and live:
             gone = live.pop(number % len(live))
-            pool.used -= pool.held(gone)
             pool.leave(gone)
         elif move == "steps" and live:
             need = blocks_after(1) - blocks_after(0)
             assert pool.need() == need
             if need > pool.free:
                 gone = live.pop()
-                pool.used -= pool.held(gone)
                 pool.leave(gone)
                 continue
             pool.reserve()

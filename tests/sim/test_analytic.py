@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, Run, ToyCost, World, adapter, examples, run, workload, worlds
+from lab import Run, ToyCost, World, adapter, examples, run, workload, worlds
+from roster import POLICIES
 
 from loratory.build import build
 from loratory.run import run_scenario

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from roster import POLICIES
 
 from serving.config import EngineConfig
 

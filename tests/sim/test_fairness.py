@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, ToyCost, World, adapter, examples, run, workload
+from lab import ToyCost, World, adapter, examples, run, workload
+from roster import POLICIES
 
 from policies.affine_deficit import AffineDeficit
 from policies.affinity import Affinity

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, TIMED, ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from roster import POLICIES, TIMED
 
 from policies.affine_deficit import AffineDeficit
 from policies.deficit import Deficit
@@ -177,7 +178,8 @@ def test_strict_fifo_never_lets_anybody_overtake(world: World) -> None:
 HASHED = """
 import sys
 sys.path[:0] = ["tests/support"]
-from lab import POLICIES, World, ToyCost, adapter, run, workload
+from lab import World, ToyCost, adapter, run, workload
+from roster import POLICIES
 from serving.config import EngineConfig
 import random
 draw = random.Random(5)

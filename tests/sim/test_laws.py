@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, REJECTING, assert_clock, assert_laws, examples, run, worlds
+from lab import assert_clock, assert_laws, examples, run, worlds
+from roster import POLICIES, REJECTING
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lab import POLICIES, ToyCost, adapter, workload
+from lab import ToyCost, adapter, workload
+from roster import POLICIES
 
 from serving.config import EngineConfig
 from serving.engine import Engine

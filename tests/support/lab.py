@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
 import numpy as np
+from checked import checked
 from hypothesis import settings
 from hypothesis import strategies as st
+from roster import POLICIES
 
 import sim.cluster
 import sim.replica
-from policies.affine_deficit import AffineDeficit
-from policies.affinity import Affinity
-from policies.deadline import Deadline
-from policies.deficit import Deficit
-from policies.drain import Drain
-from policies.fair_share import FairShare
-from policies.fifo import Fifo
-from policies.priority import Priority
-from policies.rotation import Rotation
-from policies.slora import SLora
 from serving.config import EngineConfig
-from serving.engine import Engine
 from serving.events import Admitted, Arrived, Ended, Evicted, Stepped
 from serving.integrity import check
 from serving.lora import Adapter, LoRARequest
-from serving.plan import BatchShape, StepPlan, StepResult
-from serving.policy import Policy, RequestViews, Reservation
-from serving.reserved import Reserved
+from serving.plan import BatchShape
+from serving.policy import Policy, RequestViews
 from serving.workload import Workload
 from sim.cost.base import DecodeLine
 from sim.routers import router as make_router
@@ -91,59 +80,6 @@ class ToyCost:
 
     def explain(self, shape: BatchShape) -> dict[str, float]:
         return {"step": self.step_seconds(shape)}
-
-
-# -- policies --------------------------------------------------------------------------------------------------------
-
-
-def _with(policy: Any, **attributes: Any) -> Any:
-    for name, value in attributes.items():
-        setattr(policy, name, value)
-    return policy
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "fifo": Fifo,
-    "fifo-strict": lambda: Fifo(strict=True),
-    "fifo-prefetch": lambda: _with(Fifo(), prefetch=3),
-    "fifo-lfu": lambda: _with(Fifo(), evict="lfu"),
-    "fifo-cost-aware": lambda: _with(Fifo(), evict="cost_aware", prefetch=1),
-    "fifo-reserved": lambda: Reserved(Fifo(), Reservation(decode_steps=4, min_prefill_tokens=20)),
-    "affinity": Affinity,
-    "affinity-soft-1": lambda: Affinity(cluster_size=1),
-    "affinity-hard-1": lambda: Affinity(cluster_size=1, hard=True),
-    "affinity-hard-2": lambda: Affinity(cluster_size=2, hard=True),
-    "fair_share": FairShare,
-    "fair_share-adapter": lambda: FairShare(by="adapter"),
-    "fair_share-min": lambda: FairShare(lift="min"),
-    "fair_share-none": lambda: FairShare(lift="none", by="adapter"),
-    "fair_share-mean": lambda: FairShare(predict="mean"),
-    "fair_share-request": lambda: FairShare(predict="request", by="adapter"),
-    "fair_share-reserved": lambda: Reserved(FairShare(), Reservation(decode_steps=3)),
-    "fair_share-loose": lambda: FairShare(strict=False, by="adapter"),
-    "deficit": lambda: Deficit(quantum=30.0),
-    "deficit-adapter": lambda: Deficit(quantum=7.0, by="adapter"),
-    "affine_deficit": lambda: AffineDeficit(quantum=30.0),
-    "affine_deficit-adapter": lambda: AffineDeficit(quantum=50.0, by="adapter"),
-    "drain": lambda: Drain(threshold_s=0.05),
-    "drain-0": lambda: Drain(threshold_s=0.0),
-    "rotation": lambda: Rotation(cycle_s=0.05),
-    "rotation-slow": lambda: _with(Rotation(cycle_s=0.4), prefetch=2),
-    "deadline": lambda: Deadline(margin_s=0.01),
-    "deadline-keep": lambda: Deadline(abort=False, slack_s=0.2),
-    "slora": lambda: SLora(decode_steps=3),
-    "slora-abort": lambda: SLora(decode_steps=2, abort=True, objective_s=0.3, margin_s=0.05),
-    "slora-batches": lambda: SLora(decode_steps=5, min_prefill_tokens=20, max_requests=2),
-    "priority": Priority,
-    "priority-ageing": lambda: Priority(aging_s=0.1),
-}
-"""Every policy of the package, with the options that change its course."""
-
-REJECTING = {"deadline", "slora-abort"}
-"""Those that may give up a request."""
-
-TIMED = {n for n in POLICIES if n.startswith(("drain", "rotation", "deadline", "slora-abort", "priority-ageing"))}
-"""Those with a parameter in seconds."""
 
 
 # -- worlds ----------------------------------------------------------------------------------------------------------
@@ -273,106 +209,6 @@ def worlds(draw: Any, most: int = 20, adapters: int | None = None, fits: bool = 
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
-
-
-class CheckedEngine(Engine):
-    """An engine whose books are checked after every plan and commit, and that counts tokens for itself."""
-
-    made: list[CheckedEngine] = []
-
-    def __init__(self, *arguments: Any) -> None:
-        *arguments, sink = arguments  # type: ignore[assignment]
-        self.ended_sequences: list[Any] = []
-
-        def keep(event: Any) -> None:
-            if isinstance(event, Ended):
-                self.ended_sequences.append(event.sequence)
-            if sink is not None:
-                sink(event)
-
-        super().__init__(*arguments, keep)
-        self.prefill_tokens: Counter[str] = Counter()
-        self.sampled: Counter[str] = Counter()
-        self.service: list[tuple[float, dict[str, tuple[int, int]]]] = []
-        self.checks = 0
-        self._at = float("-inf")
-        CheckedEngine.made.append(self)
-
-    def plan(self, now: float) -> StepPlan | None:
-        assert now >= self._at, f"planned at {now}, which is before {self._at}"
-        self._at = now
-        plan = super().plan(now)
-        self._check()
-        if plan is not None:
-            self._check_plan(plan)
-        return plan
-
-    def _check(self) -> None:
-        """Each time at first; now and then in a run that does not end."""
-        self.checks += 1
-        if self.checks < 4000 or self.checks % 1000 == 0:
-            check(self.ledger, self.ended_sequences)
-            self._note()
-
-    def _check_plan(self, plan: StepPlan) -> None:
-        ledger, config, shape = self.ledger, self.ledger.config, plan.shape
-        decodes = list(plan.decodes)
-        assert plan.decode_count == len(decodes) == shape.decode_seqs
-        assert shape.tokens <= config.max_num_batched_tokens
-        assert len(decodes) + len(plan.prefills) <= config.max_num_seqs
-        if config.batching == "separate":
-            assert not (plan.prefills and decodes)
-        assert shape.prefill_seqs == len(plan.prefills) and not (plan.prefills and plan.max_repeat)
-        names = {s.adapter.name: s.adapter.rank for s in [*decodes, *(p.sequence for p in plan.prefills)]}
-        assert all(name is None or ledger.adapters[name].tier == "gpu" for name in names)
-        names.pop(None, None)
-        assert len(names) <= config.max_loras
-        if plan.computes and config.batching == "chunked":
-            # part-prefilled requests that get no token this step keep their adapter in the batch
-            assert shape.distinct_adapters >= len(names) and shape.max_rank >= max(names.values(), default=0)
-        for sequence, start, tokens, completes in plan.prefills:
-            assert tokens >= 1 and start >= sequence.request.cached_tokens
-            assert completes == (start + tokens == sequence.target)
-            if config.long_prefill_token_threshold:
-                assert tokens <= config.long_prefill_token_threshold
-        assert shape.prefill_tokens == sum(p.tokens for p in plan.prefills)
-        attended = sum(sum(range(p.start + 1, p.start + p.tokens + 1)) for p in plan.prefills)
-        assert shape.prefill_attention == attended
-        assert shape.kv_tokens == sum(s.kv_tokens for s in decodes)
-        work = [(1, s.adapter.rank) for s in decodes] + [(p.tokens, p.sequence.adapter.rank) for p in plan.prefills]
-        assert shape.lora_tokens == sum(tokens for tokens, rank in work if rank)
-        assert shape.lora_token_ranks == sum(tokens * rank for tokens, rank in work)
-
-    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
-        assert now >= self._at and 1 <= result.steps <= plan.max_repeat + 1
-        self._at = now
-        for sequence in list(plan.decodes):
-            self.sampled[sequence.request_id] += result.steps
-        for sequence, _, tokens, completes in plan.prefills:
-            self.prefill_tokens[sequence.request_id] += tokens
-            self.sampled[sequence.request_id] += completes
-        super().commit(plan, result, now)
-        self._check()
-
-    def _note(self) -> None:
-        ledger = self.ledger
-        service: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for sequence in [*ledger.sequences.values(), *self.ended_sequences]:
-            if sequence.admissions:
-                service[sequence.tenant.name][0] += sequence.request.prompt_tokens
-                service[sequence.tenant.name][1] += sequence.generated
-        self.service.append((self.ledger.now, {name: (a, b) for name, (a, b) in service.items()}))
-
-
-@contextmanager
-def checked() -> Iterator[list[CheckedEngine]]:
-    """Within, `simulate` builds checked engines and lists them here."""
-    before, CheckedEngine.made = sim.cluster.Engine, []
-    sim.cluster.Engine = CheckedEngine  # type: ignore[misc]
-    try:
-        yield CheckedEngine.made
-    finally:
-        sim.cluster.Engine = before  # type: ignore[misc]
 
 
 def plain(event: Any) -> tuple[Any, ...]:

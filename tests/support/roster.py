@@ -1,0 +1,69 @@
+"""Roster: every policy of the package, with the options that change its course."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from policies.affine_deficit import AffineDeficit
+from policies.affinity import Affinity
+from policies.deadline import Deadline
+from policies.deficit import Deficit
+from policies.drain import Drain
+from policies.fair_share import FairShare
+from policies.fifo import Fifo
+from policies.priority import Priority
+from policies.rotation import Rotation
+from policies.slora import SLora
+from serving.policy import Policy, Reservation
+from serving.reserved import Reserved
+
+
+def _with(policy: Any, **attributes: Any) -> Any:
+    for name, value in attributes.items():
+        setattr(policy, name, value)
+    return policy
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "fifo": Fifo,
+    "fifo-strict": lambda: Fifo(strict=True),
+    "fifo-prefetch": lambda: _with(Fifo(), prefetch=3),
+    "fifo-lfu": lambda: _with(Fifo(), evict="lfu"),
+    "fifo-cost-aware": lambda: _with(Fifo(), evict="cost_aware", prefetch=1),
+    "fifo-reserved": lambda: Reserved(Fifo(), Reservation(decode_steps=4, min_prefill_tokens=20)),
+    "affinity": Affinity,
+    "affinity-soft-1": lambda: Affinity(cluster_size=1),
+    "affinity-hard-1": lambda: Affinity(cluster_size=1, hard=True),
+    "affinity-hard-2": lambda: Affinity(cluster_size=2, hard=True),
+    "fair_share": FairShare,
+    "fair_share-adapter": lambda: FairShare(by="adapter"),
+    "fair_share-min": lambda: FairShare(lift="min"),
+    "fair_share-none": lambda: FairShare(lift="none", by="adapter"),
+    "fair_share-mean": lambda: FairShare(predict="mean"),
+    "fair_share-request": lambda: FairShare(predict="request", by="adapter"),
+    "fair_share-reserved": lambda: Reserved(FairShare(), Reservation(decode_steps=3)),
+    "fair_share-loose": lambda: FairShare(strict=False, by="adapter"),
+    "deficit": lambda: Deficit(quantum=30.0),
+    "deficit-adapter": lambda: Deficit(quantum=7.0, by="adapter"),
+    "affine_deficit": lambda: AffineDeficit(quantum=30.0),
+    "affine_deficit-adapter": lambda: AffineDeficit(quantum=50.0, by="adapter"),
+    "drain": lambda: Drain(threshold_s=0.05),
+    "drain-0": lambda: Drain(threshold_s=0.0),
+    "rotation": lambda: Rotation(cycle_s=0.05),
+    "rotation-slow": lambda: _with(Rotation(cycle_s=0.4), prefetch=2),
+    "deadline": lambda: Deadline(margin_s=0.01),
+    "deadline-keep": lambda: Deadline(abort=False, slack_s=0.2),
+    "slora": lambda: SLora(decode_steps=3),
+    "slora-abort": lambda: SLora(decode_steps=2, abort=True, objective_s=0.3, margin_s=0.05),
+    "slora-batches": lambda: SLora(decode_steps=5, min_prefill_tokens=20, max_requests=2),
+    "priority": Priority,
+    "priority-ageing": lambda: Priority(aging_s=0.1),
+}
+"""Every policy of the package, with the options that change its course."""
+
+REJECTING = {"deadline", "slora-abort"}
+"""Those that may give up a request."""
+
+TIMED = {n for n in POLICIES if n.startswith(("drain", "rotation", "deadline", "slora-abort", "priority-ageing"))}
+"""Those with a parameter in seconds."""
