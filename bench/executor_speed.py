@@ -34,6 +34,7 @@ from executor.model import Model
 from executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
 from policies.fifo import Fifo
 from serving.config import EngineConfig
+from serving.engine import Engine
 from serving.lora import Adapter, LoRARequest
 from serving.request import Request
 from serving.validation import BaseShapes, Limits, describe
@@ -78,7 +79,9 @@ class NoCost:
         return 0.0
 
 
-def our_engine(job: Job, folder: Path, dtype: str, lora: bool) -> Callable[[], tuple[float, list[list[int]]]]:
+def our_engine(
+    job: Job, folder: Path, dtype: str, lora: bool, scheduler: Scheduler | None = None
+) -> Callable[[], tuple[float, list[list[int]]]]:
     """A run of the executor: seconds, and each request's tokens."""
     model = Model.load(folder / "model", dtype)
     files: dict[str, AdapterFile] = {}
@@ -114,12 +117,38 @@ def our_engine(job: Job, folder: Path, dtype: str, lora: bool) -> Callable[[], t
 
         clock = RealClock()
         executor = machine.executor(adapters, Fifo(), NoCost(), clock)
+        if scheduler is not None:
+            scheduler.watch(executor.engine)
         clock.start()
         outcome = drive(work, executor, make)
         executor.close()
         return outcome.end_s, [tokens[str(i)] for i in range(job.requests)]
 
     return run
+
+
+class Scheduler:
+    """CPU seconds of the engine and ledger: of `plan` and `commit`, a step."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+
+    def watch(self, engine: Engine) -> None:
+        """Time every step of an engine from now on."""
+        plan, commit, spent = engine.plan, engine.commit, [0.0]
+
+        def timed_plan(now: float) -> Any:
+            began = time.thread_time()
+            found = plan(now)
+            spent[0] = time.thread_time() - began
+            return found
+
+        def timed_commit(planned: Any, result: Any, now: float) -> None:
+            began = time.thread_time()
+            commit(planned, result, now)
+            self.steps.append(spent[0] + time.thread_time() - began)
+
+        engine.plan, engine.commit = timed_plan, timed_commit  # type: ignore[method-assign]
 
 
 def peft_engine(job: Job, folder: Path, dtype: str, lora: bool) -> Callable[[], tuple[float, list[list[int]]]]:
@@ -254,6 +283,9 @@ def main() -> None:
                 same = agreeing(runs["executor, adapters"]()[1], runs["transformers + PEFT"]()[1])
                 print(f"{dtype}: {same} of {job.requests} outputs equal those of transformers + PEFT")
             best = measure(runs, given.rounds)
+            scheduler = Scheduler()
+            our_engine(job, folder, dtype, True, scheduler)()
+            step_s = sum(scheduler.steps) / len(scheduler.steps)
             if given.vllm:
                 for name, lora in (("vLLM, base only", False), ("vLLM, adapters", True)):
                     if (seconds := vllm_seconds(given.vllm, job, folder, dtype, lora, given.rounds)) is not None:
@@ -261,6 +293,7 @@ def main() -> None:
         print(f"{dtype}, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
         for name, seconds in best.items():
             print(f"  {name:26} {total / seconds:8.0f} output tokens/s")
+        print(f"  engine and ledger: {step_s * 1e3:.3f} ms CPU a step, {len(scheduler.steps)} steps")
         ours, base = best["executor, adapters"], best["executor, base only"]
         print(f"  adapters against base only: {base / ours:.2f} of its throughput")
         for name in ("transformers + PEFT", "vLLM, adapters"):
