@@ -2,8 +2,8 @@
 
 Each point is one batch: dtype, model width, rows, slots, active adapters, ranks, and whether rows of an adapter lie
 together. All forms run on it in turn, several rounds, and the minima of the projections add up: other programs only add
-time. Costs are seconds per operator call, multiply-add and number moved: non-negative least squares weighted by 1 / time.
-The table at the end says how much the choice loses against the form that was really fastest on each point.
+time. Costs are seconds per operator call, multiply-add and number moved: non-negative least squares weighted by 1 /
+time. The table at the end says how much the choice loses against the form that was really fastest on each point.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A fifth of the rows is the base model's. ``base`` is the time of the four projections of every layer (no attention, no
 output head); each form's time comes on top of it. All run in turn over many rounds, and a step is the sum of the
-minima of its projections: other programs only ever add time, and a short piece runs undisturbed more often than a long one.
+minima of its projections: other programs only ever add time, and a short piece runs undisturbed more often.
 """
 
 from __future__ import annotations
