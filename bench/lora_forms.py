@@ -1,9 +1,9 @@
 """Measures the CPU forms of LoRA over a grid of batches, fits their costs, and writes executor/lora/forms-cpu.json.
 
 Each point is one batch: dtype, model width, rows, slots, active adapters, ranks, and whether rows of an adapter lie
-together. All forms run on it in turn, several rounds, and the minimum counts: other programs only ever add time. Costs
-are seconds per operator call, per multiply-add and per number moved: non-negative least squares weighted by 1 / time.
-The table at the end says how much the choice loses against the form that was really fastest on each point.
+together. All forms run on it in turn, several rounds, and the minima of the projections add up: other programs only add
+time. Costs are seconds per operator call, multiply-add and number moved: non-negative least squares weighted by 1 /
+time. The table at the end says how much the choice loses against the form that was really fastest on each point.
 """
 
 from __future__ import annotations
@@ -97,23 +97,24 @@ def works(slots: LoRASlots, slot_of: list[int]) -> dict[str, Work]:
 
 
 def measure(point: Point, dtype: torch.dtype, rounds: int) -> dict[str, float]:
-    """Seconds of each form, the minimum over interleaved rounds."""
+    """Seconds of each form: the sum over projections of the minimum over interleaved rounds."""
     slots, slot_of = filled(point, dtype), point.slot_of()
     forms = {form: CPULoRA(slots, form) for form in works(slots, slot_of)}
     x = {name: torch.randn(point.rows, s.group.in_features).to(dtype) for name, s in slots.groups.items()}
     y = {name: torch.zeros(point.rows, s.group.out_features).to(dtype) for name, s in slots.groups.items()}
     for lora in forms.values():
         lora.begin(batch_of(slot_of))
-    best: dict[str, float] = {}
+    steps = list(itertools.product(range(point.model.layers), slots.groups))
+    best = {form: np.full(len(steps), np.inf) for form in forms}
     for turn in range(rounds + 1):
         for form, lora in forms.items():
-            started = time.perf_counter()
-            for layer, name in itertools.product(range(point.model.layers), slots.groups):
+            for place, (layer, name) in enumerate(steps):
+                started = time.perf_counter()
                 lora.add(y[name], x[name], layer, name)
-            seconds = time.perf_counter() - started
-            if turn:
-                best[form] = min(best.get(form, seconds), seconds)
-    return best
+                seconds = time.perf_counter() - started
+                if turn:
+                    best[form][place] = min(best[form][place], seconds)
+    return {form: float(times.sum()) for form, times in best.items()}
 
 
 def non_negative(features: np.ndarray, target: np.ndarray) -> np.ndarray:
