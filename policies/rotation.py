@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any
 
 from serving.policy import InputError, Schedule, View, Wake, want
 
@@ -40,17 +41,16 @@ class Rotation:
                 del self._coming[name]
                 self._began[name] = view.now
         active, backlogged = self._active, view.backlogged
-        others = set(backlogged)
+        others: set[Any] = set(backlogged)
         others -= active
         others.discard(None)
-        if others:
-            self._turn(view, others)
-        if self._reachable(view, backlogged):
+        turned = bool(others) and self._turn(view, others)
+        if (turned or len(backlogged) > len(others)) and self._reachable(view, backlogged):
             for request in view.unblocked(only=active):
                 outcome = yield from want(view, request)
                 if not outcome and outcome.why not in ("slots", "adapter"):
                     break
-        if self._began and not active.issuperset(others):
+        if others and self._began and not (turned and active.issuperset(others)):
             due = next(iter(self._began.values())) + self.cycle_s
             if due > view.now and due != self._woken:
                 self._woken = due
@@ -63,52 +63,59 @@ class Rotation:
         waiting = self._active & backlogged
         return bool(waiting) and (not view.on_gpu.keys().isdisjoint(waiting) or view.slot_obtainable)
 
-    def _turn(self, view: View, others: set[str | None]) -> None:
-        """Let those in who wait longest. Who lost its turn comes back when its running requests have left the slot."""
-        full = len(self._active) >= view.max_loras
-        if full and self._goes(view) is None:
-            return
+    def _turn(self, view: View, others: set[str]) -> bool:
+        """Let those in who wait longest; whether any were.
+
+        Who lost its turn comes back when its running requests have left the slot.
+        """
+        goes = None
+        if len(self._active) >= view.max_loras and (goes := self._goes(view)) is None:
+            return False
         on_gpu = view.on_gpu
-
-        def is_ready(name: str | None) -> bool:
-            return name is not None and (name not in on_gpu or not on_gpu[name].references)
-
-        if not any(map(is_ready, others)) or (full and not self._retire(view)):
-            return
+        for other in others:
+            if other not in on_gpu or not on_gpu[other].references:
+                break
+        else:
+            return False
+        if goes is not None:
+            self._retire(goes)
+        turned = False
         for request in view.first_waiting():
             name = request.adapter
-            if name is None or name not in others or not is_ready(name):
+            if name is None or name not in others or (name in on_gpu and on_gpu[name].references):
                 continue
-            if len(self._active) >= view.max_loras and not self._retire(view):
-                return
+            if len(self._active) >= view.max_loras:
+                if (goes := self._goes(view)) is None:
+                    break
+                self._retire(goes)
             self._active.add(name)
+            turned = True
             if name in on_gpu:
                 self._began[name] = view.now
             else:
                 self._coming[name] = None
+        return turned
 
-    def _retire(self, view: View) -> bool:
-        """Make room in the set of active adapters; False when all of them stay."""
-        goes = self._goes(view)
-        if goes is None:
-            return False
-        self._active.discard(goes)
-        self._began.pop(goes, None)
-        self._coming.pop(goes, None)
-        return True
+    def _retire(self, name: str) -> None:
+        """Make room in the set of active adapters."""
+        self._active.discard(name)
+        self._began.pop(name, None)
+        self._coming.pop(name, None)
 
     def _goes(self, view: View) -> str | None:
         """An active adapter without work, or else the one whose cycle began first, when it is over.
 
         One that still waits for its slot stays: its turn has not begun.
         """
+        began = self._began
         for adapter in view.idle():
-            if adapter.name in self._began and not adapter.waiting:
-                return adapter.name
+            name = adapter.name
+            if name in began and not adapter.waiting:
+                return name
         if self._coming:
             backlogged = view.backlogged
             for name in self._coming:
                 if name not in backlogged:
                     return name
-        oldest = next(iter(self._began), None)
-        return oldest if oldest is not None and self._began[oldest] + self.cycle_s <= view.now else None
+        oldest = next(iter(began), None)
+        return oldest if oldest is not None and began[oldest] + self.cycle_s <= view.now else None
