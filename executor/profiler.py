@@ -35,7 +35,7 @@ class Design:
     """What to cover: up to ``seqs`` sequences of up to ``context`` tokens, prefill steps of up to ``batched_tokens``.
 
     ``phases`` are drawn; each runs twice, so that the noise between equal steps is known. ``seconds``: no further phase
-    begins after so long.
+    is drawn after half of it.
     """
 
     seqs: int
@@ -47,7 +47,7 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One step: its shape, its seconds in the quickest of its runs, and those of each run."""
+    """One step: its shape, its seconds in the mean of its runs, and those of each run."""
 
     phase: int
     shape: BatchShape
@@ -85,24 +85,29 @@ def measure(
 ) -> Measured:
     """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
 
-    A phase is a list of arrivals at step numbers, so two runs of it make the very same batches.
+    A phase is a list of arrivals at step numbers, so two runs of it make the very same batches. All phases run once and
+    then all again, so that the noise includes what changes on a machine in minutes.
     """
     rng = np.random.default_rng(seed)
     names = [adapter.name for adapter in adapters]
     _warm_up(machine, adapters, policy, cost, design, rng)
+    phases: list[list[Arrival]] = []
+    runs: list[list[list[tuple[BatchShape, float]]]] = [[], []]
     began = time.perf_counter()
+    for turn in (0, 1):
+        for number in range(design.phases if not turn else len(phases)):
+            if not turn:
+                phases.append(draw_phase(rng, design, names, number))
+            runs[turn].append(_run(machine, adapters, policy(), cost, phases[number], rng))
+            if progress is not None:
+                progress(number + 1 + turn * len(phases), 2 * design.phases)
+            if not turn and time.perf_counter() - began > design.seconds / 2:
+                break
     samples: list[StepSample] = []
-    for number in range(design.phases):
-        arrivals = draw_phase(rng, design, names, number)
-        first = _run(machine, adapters, policy(), cost, arrivals, rng)
-        second = _run(machine, adapters, policy(), cost, arrivals, rng)
+    for number, (first, second) in enumerate(zip(*runs, strict=True)):
         for (shape, one), (same, two) in zip(first, second, strict=True):
             assert shape == same, "equal arrivals made different batches"
-            samples.append(StepSample(number, shape, min(one, two), (one, two)))
-        if progress is not None:
-            progress(number + 1, design.phases)
-        if time.perf_counter() - began > design.seconds:
-            break
+            samples.append(StepSample(number, shape, (one + two) / 2, (one, two)))
     noise = median(abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples)
     return Measured(tuple(samples), tuple(_loads(machine, adapters)), noise)
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 KNOTS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Token counts at which the fit may let the cost of a token rise."""
 
+CAPS = (2, 4, 8, 16, 32, 64)
+"""Rows with an adapter up to which the fit may let each cost more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -99,13 +102,14 @@ def profile_of(measured: Measured, name: str, model: str, about: dict[str, str |
     host, disk = load_time([(s, s.host_s) for s in measured.loads]), load_time([(s, s.disk_s) for s in measured.loads])
     seen = [shape.tokens for shape, _ in rows(lambda _: True)]
     knots = tuple(knot for knot in KNOTS if knot < max(seen, default=0))
-    part = fit(rows(lambda phase: phase % 5 != 4), knots=knots, hold_out_every=0)
+    part = fit(rows(lambda phase: phase % 5 != 4), knots=knots, caps=CAPS, hold_out_every=0)
     held_out = evaluate(part, rows(lambda phase: phase % 5 == 4))
     whole = fit(
         rows(lambda _: True),
         name=name,
         model=model,
         knots=knots,
+        caps=CAPS,
         hold_out_every=0,
         machine={**about, "load_average": round(os.getloadavg()[0], 2)},
         versions={package: _version(package) for package in ("loratory", "torch", "transformers", "triton")},

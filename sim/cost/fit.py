@@ -25,6 +25,7 @@ def fit(
     model: str = "",
     features: Sequence[str] = FEATURES,
     knots: Sequence[int] = KNOTS,
+    caps: Sequence[int] = (),
     hold_out_every: int = 5,
     machine: dict[str, str | int | float] | None = None,
     versions: dict[str, str] | None = None,
@@ -44,12 +45,12 @@ def fit(
     bad = next((s for _, s in rows if not 0 < s < float("inf")), None)
     if bad is not None:
         raise InputError(f"a measured step took {bad} s: step times are above 0, so drop that row")
-    names = [*features, *(f"tokens_above_{knot}" for knot in sorted(knots))]
-    above = tuple(f"tokens_above_{knot}" for knot in sorted(knots))
+    bent = tuple([f"tokens_above_{knot}" for knot in sorted(knots)] + [f"lora_tokens_to_{cap}" for cap in sorted(caps)])
+    names = [*features, *bent]
     unknown = [f for f in features if f not in FEATURES]
     if unknown:
         raise InputError(f"unknown feature {unknown[0]!r}: known are {', '.join(FEATURES)}")
-    table = [feature_values(shape, above) for shape, _ in rows]
+    table = [feature_values(shape, bent) for shape, _ in rows]
     matrix = np.array([[values[f] for f in names] for values in table])
     seconds = np.array([s for _, s in rows])
     held_out = HeldOut()

@@ -36,14 +36,15 @@ class _Weights:
     kv_tokens: float
     distinct_adapters: float
     sum_ranks: float
+    max_rank: float
     lora_tokens: float
     lora_token_ranks: float
 
 
 FEATURES: tuple[str, ...] = tuple(field.name for field in fields(_Weights))
 """What a step's time is linear in. ``step``, ``prefill_step`` and ``lora_step`` are 1 where the step computes,
-prefills, has an adapter, else 0; the rest are `BatchShape` fields. Besides these, ``tokens_above_N`` is
-max(0, tokens - N), for any N."""
+prefills, has an adapter, else 0; the rest are `BatchShape` fields. Besides these, for any N, ``tokens_above_N`` is
+max(0, tokens - N), and ``lora_tokens_to_N`` is min(lora_tokens, N): what the first rows with an adapter cost more."""
 
 RANGED: tuple[str, ...] = (
     "tokens",
@@ -56,6 +57,7 @@ RANGED: tuple[str, ...] = (
 """`BatchShape` fields whose measured range a profile records, and beyond which its model warns."""
 
 _ABOVE = "tokens_above_"
+_TO = "lora_tokens_to_"
 
 
 class LoadTime(BaseModel):
@@ -107,7 +109,7 @@ class Profile(BaseModel):
     @model_validator(mode="after")
     def _known_and_not_negative(self) -> Profile:
         for feature, seconds in self.coefficients.items():
-            if feature not in FEATURES and _knot(feature) is None:
+            if feature not in FEATURES and _knot(feature) is None and _knot(feature, _TO) is None:
                 raise ValueError(f"unknown feature {feature!r} in coefficients: known are {', '.join(FEATURES)}")
             if not seconds >= 0:
                 raise ValueError(f"coefficient {feature!r} is {seconds}: coefficients are seconds of at least 0")
@@ -118,10 +120,10 @@ class Profile(BaseModel):
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _knot(feature: str) -> int | None:
-    """N of ``tokens_above_N``."""
-    digits = feature.removeprefix(_ABOVE)
-    return int(digits) if feature.startswith(_ABOVE) and digits.isdigit() else None
+def _knot(feature: str, prefix: str = _ABOVE) -> int | None:
+    """N of ``tokens_above_N``, or of a feature with another prefix."""
+    digits = feature.removeprefix(prefix)
+    return int(digits) if feature.startswith(prefix) and digits.isdigit() else None
 
 
 def profile_names() -> tuple[str, ...]:
@@ -186,6 +188,8 @@ class ProfileCost:
         self._w = _Weights(**{f: scale * profile.coefficients.get(f, 0.0) for f in FEATURES})
         knots = {_knot(f): scale * seconds for f, seconds in profile.coefficients.items()}
         self._knots = tuple(sorted((knot, s) for knot, s in knots.items() if knot is not None and s > 0))
+        caps = {_knot(f, _TO): scale * seconds for f, seconds in profile.coefficients.items()}
+        self._caps = tuple(sorted((cap, s) for cap, s in caps.items() if cap is not None and s > 0))
         self._transfers = TransferModel(
             _below(profile, transfers or TransferOptions()),
             profile.load.fixed_s,
@@ -241,6 +245,9 @@ class ProfileCost:
         if shape.distinct_adapters or shape.lora_tokens:
             total += w.lora_step + w.distinct_adapters * shape.distinct_adapters + w.sum_ranks * shape.sum_ranks
             total += w.lora_tokens * shape.lora_tokens + w.lora_token_ranks * shape.lora_token_ranks
+            total += w.max_rank * shape.max_rank
+            for cap, seconds in self._caps:
+                total += seconds * min(shape.lora_tokens, cap)
         return total
 
     def step_seconds(self, shape: BatchShape) -> float:
@@ -261,9 +268,10 @@ class ProfileCost:
 
     def explain(self, shape: BatchShape) -> dict[str, float]:
         """See `CostModel.explain`: seconds by feature, those that are not 0."""
-        values = feature_values(shape, tuple(f"{_ABOVE}{knot}" for knot, _ in self._knots))
+        bent = {f"{_ABOVE}{knot}": s for knot, s in self._knots} | {f"{_TO}{cap}": s for cap, s in self._caps}
+        values = feature_values(shape, tuple(bent))
         seconds = {f: getattr(self._w, f) * values[f] for f in FEATURES}
-        seconds |= {f"{_ABOVE}{knot}": s * values[f"{_ABOVE}{knot}"] for knot, s in self._knots}
+        seconds |= {feature: s * values[feature] for feature, s in bent.items()}
         return {feature: value for feature, value in seconds.items() if value}
 
 
@@ -277,14 +285,16 @@ def _below(profile: Profile, given: TransferOptions) -> TransferOptions:
     return given.model_copy(update={k: v for k, v in measured.items() if k not in given.model_fields_set})
 
 
-def feature_values(shape: BatchShape, above: tuple[str, ...] = ()) -> dict[str, float]:
-    """The features of one step, and the ``tokens_above_N`` asked for in ``above``; all 0 for an empty step."""
+def feature_values(shape: BatchShape, bent: tuple[str, ...] = ()) -> dict[str, float]:
+    """The features of one step, and those with an N in their names that are in ``bent``; all 0 for an empty step."""
     tokens = shape.tokens
     with_lora = tokens and (shape.distinct_adapters or shape.lora_tokens)
     values: dict[str, float] = {f: float(getattr(shape, f)) for f in FEATURES if not f.endswith("step")}
     values["step"] = 1.0 if tokens else 0.0
     values["prefill_step"] = 1.0 if shape.prefill_tokens else 0.0
     values["lora_step"] = 1.0 if with_lora else 0.0
-    for feature in above:
-        values[feature] = float(max(0, tokens - (_knot(feature) or 0)))
+    for feature in bent:
+        cap = _knot(feature, _TO)
+        knot = _knot(feature) or 0
+        values[feature] = float(max(0, tokens - knot) if cap is None else min(shape.lora_tokens, cap))
     return values
