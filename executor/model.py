@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from executor.attention import Attention, CPUAttention
 from executor.batch import Batch, LoRA
@@ -17,6 +18,7 @@ from executor.linear import Linear, linear
 from executor.memory import is_out_of_memory, require
 from executor.ops import Ops, TorchOps
 from executor.rope import inverse_frequencies, tables
+from executor.steady import steady
 from serving.errors import InputError
 
 
@@ -89,9 +91,11 @@ class Model:
         if lora is not None:
             lora.begin(batch)
         attention.begin(batch, kv)
-        rows = kv.rows(batch)
+        rows, count = kv.rows(batch), batch.rows
         cos, sin = tables(batch.positions, self._frequencies, self._rope_scale, self.dtype)
-        x = self._embedding.index_select(0, batch.token_ids)
+        padding = steady(count, self.dtype, self.device) - count
+        tokens = functional.pad(batch.token_ids, (0, padding)) if padding else batch.token_ids
+        x = self._embedding.index_select(0, tokens)
         h = ops.norm(x, self._first_norm, eps)
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(h)
@@ -99,8 +103,10 @@ class Model:
                 lora.add(qkv, h, index, "qkv")
             if layer.q_norm is not None:
                 self._norm_heads(qkv, layer)
-            ops.rotate_and_store(qkv, cos, sin, rows, kv.keys[index], kv.values[index])
+            ops.rotate_and_store(qkv[:count], cos, sin, rows, kv.keys[index], kv.values[index])
             h = attention.run(index, qkv[:, :keys], qkv[:, keys:values], qkv[:, values:], kv)
+            if padding:
+                h[count:].zero_()
             o = layer.o(h)
             if lora is not None:
                 lora.add(o, h, index, "o")
@@ -113,7 +119,10 @@ class Model:
             if lora is not None:
                 lora.add(down, h, index, "down")
             h = ops.add_norm(x, down, layer.next_norm, eps)
-        return self._head(h.index_select(0, batch.sample_rows)).float()
+        wanted = batch.sample_rows.shape[0]
+        spare = steady(wanted, self.dtype, self.device) - wanted
+        sampled = functional.pad(batch.sample_rows, (0, spare)) if spare else batch.sample_rows
+        return self._head(h.index_select(0, sampled))[:wanted].float()
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A KV cache for this model. Raises `InputError` if the memory is not there."""

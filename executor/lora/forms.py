@@ -18,6 +18,7 @@ from torch.nn import functional
 from executor.lora.rows import Rows
 from executor.lora.slots import LoRASlots
 from executor.lora.views import Gathered, Views, batched, dense
+from executor.steady import steady, window
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _ALIGNMENT_BYTES = 16
@@ -62,16 +63,16 @@ class Masked:
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         operand = self._operands(layer, group)
         rows, offsets = self._rows, self._offsets[group]
-        xs, ys = rows.take(x), rows.take(y)
+        (xs, begin), ys = rows.inputs(x), rows.take(y)
         kept = rows.keep(y)
         mask = self._masks[len(offsets) // len(operand.a)]
         hidden: list[Tensor] = []
         for a in operand.a:
             products = torch.mm(xs, a)
-            products.view(self._bits).bitwise_and_(mask)
+            products.narrow(0, begin, rows.count).view(self._bits).bitwise_and_(mask)
             hidden += (products,) if len(offsets) == 1 else torch.split(products, self._columns, 1)
         for (offset, width), part, b in zip(offsets, hidden, operand.b, strict=True):
-            ys.narrow(1, offset, width).addmm_(part, b)
+            _add_product(ys.narrow(1, offset, width), part, b, begin)
         rows.give(y, ys, kept)
 
 
@@ -105,14 +106,14 @@ class Segmented:
         xs, ys, offsets = self._rows.take(x), self._rows.take(y), self._offsets[group]
         for start, count, views in self._segments:
             operand = views(layer, group)
-            own, target = xs.narrow(0, start, count), ys.narrow(0, start, count)
+            (own, begin), target = window(xs, start, count), ys.narrow(0, start, count)
             if len(operand.a) < len(offsets):
                 products = torch.mm(own, operand.a[0])
                 hidden: Sequence[Tensor] = torch.split(products, products.shape[1] // len(offsets), 1)
             else:
                 hidden = [torch.mm(own, a) for a in operand.a]
             for (offset, width), part, b in zip(offsets, hidden, operand.b, strict=True):
-                target.narrow(1, offset, width).addmm_(part, b)
+                _add_product(target.narrow(1, offset, width), part, b, begin)
         self._rows.give(y, ys)
 
 
@@ -131,7 +132,7 @@ class Padded:
         active: Sequence[int] | None = None,
     ) -> None:
         by_slot = _by_slot(rows, slot_of)
-        longest = max(map(len, by_slot.values()))
+        longest = steady(max(map(len, by_slot.values())), slots.dtype, slots.device)
         used = list(range(slots.max_loras)) if active is None else active
         padded: list[int] = []
         places: list[int] = []
@@ -174,6 +175,15 @@ class Grouped:
             hidden = functional.grouped_mm(xs, a, offs=self._ends)
             ys.narrow(1, offset, width).add_(functional.grouped_mm(hidden, b, offs=self._ends))
         self._rows.give(y, ys)
+
+
+def _add_product(y: Tensor, hidden: Tensor, b: Tensor, begin: int) -> None:
+    """Adds to ``y`` the rows from ``begin`` on of ``hidden`` times ``b``."""
+    count = y.shape[0]
+    if hidden.shape[0] == count:
+        y.addmm_(hidden, b)
+    else:
+        y.add_(torch.mm(hidden, b).narrow(0, begin, count))
 
 
 def grouped_rank(slots: LoRASlots, active: Iterable[int]) -> int:

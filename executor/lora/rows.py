@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from executor.steady import steady, window
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -53,6 +55,17 @@ class Rows:
         if self.index is not None:
             return batch.index_select(0, self.index)
         return batch if self.count == batch.shape[0] else batch.narrow(0, self.start, self.count)
+
+    def inputs(self, batch: Tensor) -> tuple[Tensor, int]:
+        """These rows of ``batch`` for a product, with others after or before them where `steady` wants more rows.
+
+        And where they begin.
+        """
+        if self.index is None:
+            return window(batch, self.start, self.count)
+        more = steady(self.count, batch.dtype, batch.device) - self.count
+        index = torch.cat((self.index, self.index[:1].expand(more))) if more else self.index
+        return batch.index_select(0, index), 0
 
     def keep(self, batch: Tensor) -> Tensor | None:
         """A copy of the ``kept`` rows, for `give`."""
