@@ -34,8 +34,8 @@ class Arrival:
 class Design:
     """What to cover: up to ``seqs`` sequences of up to ``context`` tokens, prefill steps of up to ``batched_tokens``.
 
-    ``phases`` are drawn; each runs twice, so that the noise between equal steps is known. ``seconds``: no further phase
-    is drawn after half of it.
+    ``phases`` are drawn; each is measured twice, so that the noise between equal steps is known. ``seconds``: no
+    further phase is drawn after a third of it.
     """
 
     seqs: int
@@ -85,26 +85,26 @@ def measure(
 ) -> Measured:
     """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
 
-    A phase is a list of arrivals at step numbers, so two runs of it make the very same batches. All phases run once and
-    then all again, so that the noise includes what changes on a machine in minutes.
+    A phase is a list of arrivals at step numbers, so all runs of it make the very same batches. All phases run once to
+    warm up (kernels are compiled for shapes that come for the first time), then all once and all again, so that the
+    noise includes what changes on a machine in minutes.
     """
     rng = np.random.default_rng(seed)
     names = [adapter.name for adapter in adapters]
-    _warm_up(machine, adapters, policy, cost, design, rng)
     phases: list[list[Arrival]] = []
-    runs: list[list[list[tuple[BatchShape, float]]]] = [[], []]
+    runs: list[list[list[tuple[BatchShape, float]]]] = [[], [], []]
     began = time.perf_counter()
-    for turn in (0, 1):
+    for turn in range(3):
         for number in range(design.phases if not turn else len(phases)):
             if not turn:
                 phases.append(draw_phase(rng, design, names, number))
             runs[turn].append(_run(machine, adapters, policy(), cost, phases[number], rng))
             if progress is not None:
-                progress(number + 1 + turn * len(phases), 2 * design.phases)
-            if not turn and time.perf_counter() - began > design.seconds / 2:
+                progress(number + 1 + turn * len(phases), 3 * design.phases)
+            if not turn and time.perf_counter() - began > design.seconds / 3:
                 break
     samples: list[StepSample] = []
-    for number, (first, second) in enumerate(zip(*runs, strict=True)):
+    for number, (_, first, second) in enumerate(zip(*runs, strict=True)):
         for (shape, one), (same, two) in zip(first, second, strict=True):
             assert shape == same, "equal arrivals made different batches"
             samples.append(StepSample(number, shape, (one + two) / 2, (one, two)))
@@ -181,20 +181,6 @@ def _submit(executor: Executor, machine: Machine, arrival: Arrival, now: float, 
     name = f"{executor.engine.unfinished}-{now}-{rng.integers(1 << 30)}"
     request = Request(name, arrival.adapter, now, arrival.prompt_tokens, arrival.output_tokens)
     executor.submit(request, Generation(tokens, output_tokens=arrival.output_tokens))
-
-
-def _warm_up(
-    machine: Machine,
-    adapters: Sequence[Adapter],
-    policy: Callable[[], Policy],
-    cost: CostView,
-    design: Design,
-    rng: np.random.Generator,
-) -> None:
-    """Two phases whose times are thrown away: threads, caches and compiled kernels come into being."""
-    names = [adapter.name for adapter in adapters]
-    for number in (0, 3):
-        _run(machine, adapters, policy(), cost, draw_phase(rng, design, names, number), rng)
 
 
 def _loads(machine: Machine, adapters: Sequence[Adapter], repeats: int = 5) -> Iterator[LoadSample]:
