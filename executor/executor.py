@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from threading import Event as Flag
@@ -15,7 +15,7 @@ from executor.tiers import AdapterTiers
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.errors import InputError, StalledError
-from serving.events import Ended, Event, Evicted, Preempted, Sink
+from serving.events import EVENTS, Ended, Event, Evicted, Preempted, Sink
 from serving.lora import Adapter
 from serving.plan import StepPlan, StepResult
 from serving.policy import CostView, Policy
@@ -199,9 +199,9 @@ class Executor:
     def _listener(self, sink: Sink | None) -> Sink:
         """The sink that frees KV blocks, with the caller's behind it."""
         wants: dict[type, Callable[[Any], None]] = {}
-        asked = getattr(sink, "wants", None)
         if sink is not None:
-            wants = dict(asked) if isinstance(asked, dict) else {}
+            asked = getattr(sink, "wants", EVENTS)
+            wants = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, sink)
         chained = {kind: wants.get(kind) for kind in (Ended, Preempted, Evicted)}
 
         def on_ended(event: Ended) -> None:

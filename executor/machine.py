@@ -39,7 +39,9 @@ class AdapterFile:
 
 
 class Machine:
-    """Holds a model, a KV cache and adapter slots. Raises `InputError` where memory runs out.
+    """Holds a model, a KV cache and adapter slots.
+
+    Raises `InputError` where memory runs out, and for sequences that could grow beyond the model's positions.
 
     ``files`` are the adapters on disk, by name; without any there are no slots. ``target_modules``: the modules that
     slots have room for. ``config`` must name ``num_gpu_blocks``. ``graphs``: pad decode batches and capture them in
@@ -54,6 +56,12 @@ class Machine:
         target_modules: Iterable[str] | None = None,
         graphs: bool | None = None,
     ) -> None:
+        longest, most = config.max_model_len or config.require_blocks() * config.block_size, model.config.max_positions
+        if longest > most:
+            given = "is not set" if config.max_model_len is None else f"is {longest}"
+            raise InputError(
+                f"engine.max_model_len {given}, and the model has {most} positions: set it to at most {most}"
+            )
         self.model = model
         self.graphs = graphs
         self.config = config

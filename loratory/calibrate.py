@@ -69,7 +69,9 @@ def calibrate(
     if plan.context < 8:
         raise InputError(f"--context {plan.context} is too short to measure anything: give at least 8 tokens")
     blocks = -(-plan.context // config.block_size) * config.max_num_seqs
-    config = config.model_copy(update={"num_gpu_blocks": config.num_gpu_blocks or blocks})
+    config = config.model_copy(
+        update={"num_gpu_blocks": config.num_gpu_blocks or blocks, "max_model_len": plan.context}
+    )
     model = load_model(checkpoint, spec, plan.dtype, plan.device)
     targets = resolve_targets(plan.targets)
     with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch, intake(None) as coming:

@@ -123,8 +123,9 @@ class RooflineCost:
             )
         self._gemms = tuple(gemms)
         self._linear: dict[int, float] = {}
-        self._heads: dict[int, float] = {}
         """`linear_seconds` by tokens: a run asks for the same few batch sizes again and again."""
+        self._heads: dict[int, float] = {}
+        """Seconds of the output head by sampled positions, for the same reason."""
         head = model.hidden * model.vocab / tp
         head_io = (model.hidden + model.vocab / tp) * size * per_byte
         self._head = (head * size * per_byte, head_io, 2.0 * head * per_flop)

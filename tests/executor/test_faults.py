@@ -182,9 +182,28 @@ def test_requests_that_make_no_sense_are_refused_one_by_one(llama: Zoo) -> None:
 
 def test_memory_that_is_not_there_is_said_with_the_setting_to_lower(llama: Zoo) -> None:
     with pytest.raises(InputError, match="lower num_gpu_blocks"):
-        llama.machine(_config(num_gpu_blocks=1 << 40))
+        llama.machine(_config(num_gpu_blocks=1 << 40, max_model_len=256))
     with pytest.raises(InputError, match=r"lower engine\.max_loras or engine\.max_lora_rank"):
         llama.machine(_config(max_loras=1 << 36, max_cpu_loras=None))
+
+
+def test_sequences_beyond_the_models_positions_are_refused_before_a_run(llama: Zoo) -> None:
+    """Past them RoPE scaling or a sliding window would give other tokens than the model's own."""
+    most = llama.config.max_positions
+    with pytest.raises(InputError, match=f"is not set, and the model has {most} positions"):
+        llama.machine(_config(num_gpu_blocks=most))
+    with pytest.raises(InputError, match=f"max_model_len is {most + 1}, .* at most {most}"):
+        llama.machine(_config(max_model_len=most + 1))
+    llama.machine(_config(num_gpu_blocks=most, max_model_len=most))
+
+
+def test_a_plain_function_as_sink_hears_every_event(llama: Zoo) -> None:
+    heard: list[Any] = []
+    work = workload(ROWS, llama.adapters)
+    run(llama.machine(_config()), llama.adapters, work, POLICIES["fifo"](), ToyCost(), sink=heard.append)
+    kinds = {type(event).__name__ for event in heard}
+    assert kinds >= {"Arrived", "Decided", "Admitted", "Served", "Stepped", "Ended", "LoadStarted", "Loaded", "Evicted"}
+    assert sum(type(event).__name__ == "Ended" for event in heard) == len(ROWS)
 
 
 def test_slots_take_exactly_what_the_memory_model_says(llama: Zoo) -> None:

@@ -96,7 +96,7 @@ def test_a_preempted_request_goes_on_where_it_was(llama: Zoo) -> None:
         llama.machine(EngineConfig(**sizes, num_gpu_blocks=20)), llama.adapters, work, POLICIES["fifo"](), ToyCost()
     )
     roomy = run(
-        llama.machine(EngineConfig(**sizes, num_gpu_blocks=200)), llama.adapters, work, POLICIES["fifo"](), ToyCost()
+        llama.machine(EngineConfig(**sizes, num_gpu_blocks=120)), llama.adapters, work, POLICIES["fifo"](), ToyCost()
     )
     assert len(tight.executor.recording().steps) > len(roomy.executor.recording().steps)
     assert tight.tokens == roomy.tokens and all(len(tokens) == 24 for tokens in tight.tokens.values())
