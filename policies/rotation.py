@@ -68,14 +68,14 @@ class Rotation:
 
         Who lost its turn comes back when its running requests have left the slot.
         """
-        goes = None
-        if len(self._active) >= view.max_loras and (goes := self._goes(view)) is None:
-            return False
         on_gpu = view.on_gpu
         for other in others:
             if other not in on_gpu or not on_gpu[other].references:
                 break
         else:
+            return False
+        goes = None
+        if len(self._active) >= view.max_loras and (goes := self._goes(view)) is None:
             return False
         if goes is not None:
             self._retire(goes)
