@@ -142,9 +142,8 @@ class TableBuffer:
     def _open(self, path: Path) -> pq.ParquetWriter:
         if self._writer is None:
             names = [field.name for field in self._schema if pa.types.is_dictionary(field.type)]
-            small = [field.name for field in self._schema if pa.types.is_integer(field.type)]
             self._writer = pq.ParquetWriter(
-                path, self._schema, compression="zstd", compression_level=1, use_dictionary=names + small
+                path, self._schema, compression="zstd", compression_level=1, use_dictionary=names
             )
         return self._writer
 

@@ -227,10 +227,10 @@ class Ledger:
         del self.running[request_id]
         if sequence.decoding:
             del self.decoding[request_id]
-            sequence.last_generated = sequence.generated
+            clock = self.clock[0]
+            sequence.last_generated = sequence.offset + clock - sequence.request.prompt_tokens + 1  # `generated`
             kv.leave(sequence)
             sequence.decoding = False
-            clock = self.clock[0]
             adapter.decoding -= 1
             adapter.output_offset += clock
             tenant.decoding -= 1
