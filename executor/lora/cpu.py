@@ -57,7 +57,7 @@ class CPULoRA:
 
     def _build(self, form: str, load: Load) -> Form:
         slots, views, rows, slot_of = self._slots, self._views, load.rows, load.slot_of
-        active = sorted(load.counts) if form.endswith("_active") else None
+        active = load.active(slots) if form.endswith("_active") else None
         if form.startswith("masked"):
             return Masked(slots, views, rows, slot_of, active)
         if form.startswith("padded"):

@@ -18,7 +18,7 @@ from torch.nn import functional
 from executor.lora.rows import Rows
 from executor.lora.slots import LoRASlots
 from executor.lora.views import Gathered, Views, batched, dense
-from executor.steady import steady, window
+from executor.steady import coarse, window
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _ALIGNMENT_BYTES = 16
@@ -132,7 +132,7 @@ class Padded:
         active: Sequence[int] | None = None,
     ) -> None:
         by_slot = _by_slot(rows, slot_of)
-        longest = steady(max(map(len, by_slot.values())), slots.dtype, slots.device)
+        longest = coarse(max(map(len, by_slot.values())), slots.dtype, slots.device)
         used = list(range(slots.max_loras)) if active is None else active
         padded: list[int] = []
         places: list[int] = []

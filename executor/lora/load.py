@@ -69,10 +69,18 @@ class Load:
             counts[slot] = counts.get(slot, 0) + hi - lo
         return cls(rows, slot_of, counts)
 
+    def active(self, slots: LoRASlots) -> list[int]:
+        """The slots that an ``_active`` form takes: those in use, and others up to a number that comes back.
+
+        Every number of slots is a kind of product of its own, which costs time to meet (see `executor.steady`).
+        """
+        others = [slot for slot in range(slots.max_loras) if slot not in self.counts]
+        return sorted([*self.counts, *others[: _some(len(self.counts), slots) - len(self.counts)]])
+
     def work(self, form: str, slots: LoRASlots, widths: Widths) -> Work | None:
         """What ``form`` does for these rows; None where it cannot compute them."""
         rank = max(slots.ranks[slot] for slot in self.counts)
-        taking = len(self.counts) if form.endswith("_active") else slots.max_loras
+        taking = _some(len(self.counts), slots) if form.endswith("_active") else slots.max_loras
         if form.startswith("masked"):
             span = self.rows[-1] + 1 - self.rows[0]
             gathered = 2 * len(self.rows) < span
@@ -93,6 +101,11 @@ class Load:
             return None
         calls = 3 * widths.groups + 2 * widths.parts * len(self.counts)
         return Work(calls, len(self.rows) * rank * widths.rank, moved, len(self.counts) * rank * widths.rank)
+
+
+def _some(active: int, slots: LoRASlots) -> int:
+    """The next power of two, where there are so many slots."""
+    return min(1 << (active - 1).bit_length(), slots.max_loras)
 
 
 def segmented(segments: Iterable[tuple[int, int]], moved: float, slots: LoRASlots, widths: Widths) -> Work:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from executor.steady import steady, window
+from executor.steady import coarse, window
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class Rows:
         return batch if self.count == batch.shape[0] else batch.narrow(0, self.start, self.count)
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, int]:
-        """These rows of ``batch`` for a product, with others after or before them where `steady` wants more rows.
+        """These rows of ``batch`` for a product, with others after or before them where `coarse` wants more rows.
 
         And where they begin.
         """
         if self.index is None:
             return window(batch, self.start, self.count)
-        more = steady(self.count, batch.dtype, batch.device) - self.count
+        more = coarse(self.count, batch.dtype, batch.device) - self.count
         index = torch.cat((self.index, self.index[:1].expand(more))) if more else self.index
         return batch.index_select(0, index), 0
 
