@@ -27,7 +27,7 @@ LORATORY_TEST_DEVICE=$device timeout 180 $PYTHON -m pytest -q tests/executor/tes
 echo "== fast"
 timeout 150 $PYTHON bench/gpu_speed.py $dry --out "$OUT" | tee "$OUT/speed.txt"
 echo "== calibrated"
-timeout 180 $PYTHON -m loratory.cli profile "$model" --random --device $device --dtype $dtype $grid --name "loratory-$device" \
+timeout 180 $PYTHON -m loratory.cli profile "$model" --random --device $device --dtype $dtype --threads 1 $grid --name "loratory-$device" \
     --out "$OUT/profile.json" | tee "$OUT/profile.txt"
 common="executor-near --set model=$model --set cost.profile=$OUT/profile.json $load"
 common="$common --set executor.device=$device --set executor.dtype=$dtype"

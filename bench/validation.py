@@ -38,18 +38,20 @@ def main() -> None:
         overrides.append(f"cost={{kind: profile, profile: {given.profile}}}")
     found: list[tuple[str, Agreement, float]] = []
     profile = ""
-    for name in given.scenarios:
-        scenario = load_scenario(name, overrides)
+    scenarios = {name: load_scenario(name, overrides) for name in given.scenarios}
+    loads: dict[str, list[float]] = {name: [] for name in scenarios}
+    for name, scenario in scenarios.items():
         profile = getattr(scenario.cost, "profile", "")
         run_scenario(scenario, given.out / name / "sim")
+    for repeat in range(1, given.repeats + 1):
+        for name, scenario in scenarios.items():  # in turn, so that repeats of one are minutes apart, as the profile is
+            execute_scenario(scenario, given.out / name / f"real-{repeat}")
+            loads[name].append(os.getloadavg()[0])
+    for name in scenarios:
         folders = [given.out / name / f"real-{repeat}" for repeat in range(1, given.repeats + 1)]
-        loads: list[float] = []
-        for folder in folders:
-            execute_scenario(scenario, folder)
-            loads.append(os.getloadavg()[0])
         agreed = agreement(given.out / name / "sim", folders)
-        found.append((name, agreed, max(loads)))
-        print(name, "load average", f"{max(loads):.1f}")
+        found.append((name, agreed, max(loads[name])))
+        print(name, "load average", f"{max(loads[name]):.1f}")
         heads, rows = agreed.table()
         for row in (heads, *rows):
             print("  ".join(f"{cell:>10}" for cell in row))

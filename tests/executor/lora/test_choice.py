@@ -78,3 +78,13 @@ def test_bad_cost_files_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"format": "other"}))
     with pytest.raises(InputError, match="has format 'other'"):
         FormCosts.read(torch.float32, path)
+
+
+@given(st.sets(st.integers(0, 12), min_size=1), st.integers(13, 16))
+def test_an_active_form_takes_the_slots_in_use_in_numbers_that_come_back(used: set[int], max_loras: int) -> None:
+    load = Load.of([(row, row + 1, slot) for row, slot in enumerate(sorted(used))])
+    taken = load.active(slots(max_loras, 2, torch.bfloat16))
+    assert used <= set(taken) <= set(range(max_loras))
+    assert taken == sorted(set(taken))
+    assert len(taken) in (1, 2, 4, 8, max_loras)
+    assert len(taken) < 2 * len(used)
