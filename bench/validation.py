@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 from loratory.execute import execute_scenario
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS))
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--reuse", action="store_true", help="simulate anew, against the runs measured before in --out")
     given = parser.parse_args()
     overrides = list(given.overrides)
     if given.profile:
@@ -42,16 +44,17 @@ def main() -> None:
     loads: dict[str, list[float]] = {name: [] for name in scenarios}
     for name, scenario in scenarios.items():
         profile = getattr(scenario.cost, "profile", "")
+        shutil.rmtree(given.out / name / "sim", ignore_errors=True)
         run_scenario(scenario, given.out / name / "sim")
-    for repeat in range(1, given.repeats + 1):
+    for repeat in range(1, 1 if given.reuse else given.repeats + 1):
         for name, scenario in scenarios.items():  # in turn, so that repeats of one are minutes apart, as the profile is
             execute_scenario(scenario, given.out / name / f"real-{repeat}")
             loads[name].append(os.getloadavg()[0])
     for name in scenarios:
         folders = [given.out / name / f"real-{repeat}" for repeat in range(1, given.repeats + 1)]
         agreed = agreement(given.out / name / "sim", folders)
-        found.append((name, agreed, max(loads[name])))
-        print(name, "load average", f"{max(loads[name]):.1f}")
+        found.append((name, agreed, max(loads[name], default=0.0)))
+        print(name)
         heads, rows = agreed.table()
         for row in (heads, *rows):
             print("  ".join(f"{cell:>10}" for cell in row))
@@ -73,7 +76,8 @@ def write(page: Path, profile: str, found: list[tuple[str, Agreement, float]]) -
     ]
     for name, agreed, load in found:
         heads, rows = agreed.table()
-        text += ["", f"## {name}", "", f"{len(agreed.measurements)} measured runs; load average up to {load:.1f}.", ""]
+        quiet = f"; load average up to {load:.1f}" if load else ""
+        text += ["", f"## {name}", "", f"{len(agreed.measurements)} measured runs{quiet}.", ""]
         text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         text += ["| " + " | ".join(row) + " |" for row in rows]
     text += ["", END]

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 KNOTS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Token counts at which the fit may let the cost of a token rise."""
 
-CAPS = (2, 4, 8, 16, 32, 64)
-"""Rows with an adapter up to which the fit may let each cost more."""
+CAPS = {"lora_tokens": (2, 4, 8, 16, 32, 64), "tokens": (2, 4, 8, 16, 32, 64), "distinct_adapters": (1, 2, 4, 8)}
+"""Numbers of rows with an adapter, of rows and of adapters up to which the fit may let each cost more."""
 
 
 @dataclass(frozen=True, slots=True)

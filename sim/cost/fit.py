@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ def fit(
     model: str = "",
     features: Sequence[str] = FEATURES,
     knots: Sequence[int] = KNOTS,
-    caps: Sequence[int] = (),
+    caps: Mapping[str, Sequence[int]] | None = None,
     hold_out_every: int = 5,
     machine: dict[str, str | int | float] | None = None,
     versions: dict[str, str] | None = None,
@@ -37,6 +37,7 @@ def fit(
 
     Rows are weighted by 1/seconds, so a 10 % error counts alike in short and long steps. Every ``hold_out_every``-th
     sample is left out to measure ``held_out`` errors; the coefficients then come from all samples. 0 holds out none.
+    ``knots``: N of the ``tokens_above_N``; ``caps``: for fields in `sim.cost.profile.CAPPED`, N of ``FIELD_to_N``.
     Raises `InputError` for fewer than 8 samples, a time that is not positive, or an unknown feature.
     """
     rows = [(shape, float(seconds)) for shape, seconds in samples]
@@ -45,7 +46,8 @@ def fit(
     bad = next((s for _, s in rows if not 0 < s < float("inf")), None)
     if bad is not None:
         raise InputError(f"a measured step took {bad} s: step times are above 0, so drop that row")
-    bent = tuple([f"tokens_above_{knot}" for knot in sorted(knots)] + [f"lora_tokens_to_{cap}" for cap in sorted(caps)])
+    above = [f"tokens_above_{knot}" for knot in sorted(knots)]
+    bent = (*above, *(f"{field}_to_{cap}" for field, most in (caps or {}).items() for cap in sorted(most)))
     names = [*features, *bent]
     unknown = [f for f in features if f not in FEATURES]
     if unknown:

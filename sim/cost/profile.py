@@ -44,7 +44,10 @@ class _Weights:
 FEATURES: tuple[str, ...] = tuple(field.name for field in fields(_Weights))
 """What a step's time is linear in. ``step``, ``prefill_step`` and ``lora_step`` are 1 where the step computes,
 prefills, has an adapter, else 0; the rest are `BatchShape` fields. Besides these, for any N, ``tokens_above_N`` is
-max(0, tokens - N), and ``lora_tokens_to_N`` is min(lora_tokens, N): what the first rows with an adapter cost more."""
+max(0, tokens - N), and ``FIELD_to_N``, for fields in `CAPPED`, is min(FIELD, N): what the first of them cost more."""
+
+CAPPED: tuple[str, ...] = ("tokens", "decode_seqs", "distinct_adapters", "lora_tokens")
+"""Fields of a ``FIELD_to_N`` feature: costs that rise steeply at first."""
 
 RANGED: tuple[str, ...] = (
     "tokens",
@@ -57,7 +60,6 @@ RANGED: tuple[str, ...] = (
 """`BatchShape` fields whose measured range a profile records, and beyond which its model warns."""
 
 _ABOVE = "tokens_above_"
-_TO = "lora_tokens_to_"
 
 
 class LoadTime(BaseModel):
@@ -109,7 +111,7 @@ class Profile(BaseModel):
     @model_validator(mode="after")
     def _known_and_not_negative(self) -> Profile:
         for feature, seconds in self.coefficients.items():
-            if feature not in FEATURES and _knot(feature) is None and _knot(feature, _TO) is None:
+            if feature not in FEATURES and _knot(feature) is None and _cap(feature) is None:
                 raise ValueError(f"unknown feature {feature!r} in coefficients: known are {', '.join(FEATURES)}")
             if not seconds >= 0:
                 raise ValueError(f"coefficient {feature!r} is {seconds}: coefficients are seconds of at least 0")
@@ -120,10 +122,16 @@ class Profile(BaseModel):
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _knot(feature: str, prefix: str = _ABOVE) -> int | None:
-    """N of ``tokens_above_N``, or of a feature with another prefix."""
-    digits = feature.removeprefix(prefix)
-    return int(digits) if feature.startswith(prefix) and digits.isdigit() else None
+def _knot(feature: str) -> int | None:
+    """N of ``tokens_above_N``."""
+    digits = feature.removeprefix(_ABOVE)
+    return int(digits) if feature.startswith(_ABOVE) and digits.isdigit() else None
+
+
+def _cap(feature: str) -> tuple[str, int] | None:
+    """FIELD and N of ``FIELD_to_N``."""
+    field, _, digits = feature.rpartition("_to_")
+    return (field, int(digits)) if field in CAPPED and digits.isdigit() else None
 
 
 def profile_names() -> tuple[str, ...]:
@@ -188,8 +196,8 @@ class ProfileCost:
         self._w = _Weights(**{f: scale * profile.coefficients.get(f, 0.0) for f in FEATURES})
         knots = {_knot(f): scale * seconds for f, seconds in profile.coefficients.items()}
         self._knots = tuple(sorted((knot, s) for knot, s in knots.items() if knot is not None and s > 0))
-        caps = {_knot(f, _TO): scale * seconds for f, seconds in profile.coefficients.items()}
-        self._caps = tuple(sorted((cap, s) for cap, s in caps.items() if cap is not None and s > 0))
+        bends = {_cap(f): scale * seconds for f, seconds in profile.coefficients.items()}
+        self._caps = tuple(sorted((CAPPED.index(c[0]), c[1], s) for c, s in bends.items() if c is not None and s > 0))
         self._transfers = TransferModel(
             _below(profile, transfers or TransferOptions()),
             profile.load.fixed_s,
@@ -246,8 +254,10 @@ class ProfileCost:
             total += w.lora_step + w.distinct_adapters * shape.distinct_adapters + w.sum_ranks * shape.sum_ranks
             total += w.lora_tokens * shape.lora_tokens + w.lora_token_ranks * shape.lora_token_ranks
             total += w.max_rank * shape.max_rank
-            for cap, seconds in self._caps:
-                total += seconds * min(shape.lora_tokens, cap)
+        counts = (tokens, decodes, shape.distinct_adapters, shape.lora_tokens)
+        for field, cap, seconds in self._caps:
+            count = counts[field]
+            total += seconds * (count if count < cap else cap)
         return total
 
     def step_seconds(self, shape: BatchShape) -> float:
@@ -268,7 +278,8 @@ class ProfileCost:
 
     def explain(self, shape: BatchShape) -> dict[str, float]:
         """See `CostModel.explain`: seconds by feature, those that are not 0."""
-        bent = {f"{_ABOVE}{knot}": s for knot, s in self._knots} | {f"{_TO}{cap}": s for cap, s in self._caps}
+        bent = {f"{_ABOVE}{knot}": s for knot, s in self._knots}
+        bent |= {f"{CAPPED[field]}_to_{cap}": s for field, cap, s in self._caps}
         values = feature_values(shape, tuple(bent))
         seconds = {f: getattr(self._w, f) * values[f] for f in FEATURES}
         seconds |= {feature: s * values[feature] for feature, s in bent.items()}
@@ -294,7 +305,7 @@ def feature_values(shape: BatchShape, bent: tuple[str, ...] = ()) -> dict[str, f
     values["prefill_step"] = 1.0 if shape.prefill_tokens else 0.0
     values["lora_step"] = 1.0 if with_lora else 0.0
     for feature in bent:
-        cap = _knot(feature, _TO)
-        knot = _knot(feature) or 0
-        values[feature] = float(max(0, tokens - knot) if cap is None else min(shape.lora_tokens, cap))
+        cap = _cap(feature)
+        above = max(0, tokens - (_knot(feature) or 0))
+        values[feature] = float(above if cap is None else min(getattr(shape, cap[0]), cap[1]))
     return values
