@@ -84,6 +84,22 @@ def test_a_fit_recovers_the_truth() -> None:
         assert profile.coefficients[feature] == pytest.approx(seconds, rel=1e-4)
 
 
+def test_a_fit_recovers_what_the_first_rows_cost_more() -> None:
+    truth = ProfileCost(
+        Profile(
+            name="truth", coefficients={"step": 1e-3, "tokens": 1e-4, "tokens_to_8": 2e-3, "decode_seqs_to_16": 1e-3}
+        )
+    )
+    shapes = [BatchShape(decode_seqs=n) for n in range(1, 40)]
+    shapes += [BatchShape(prefill_tokens=n, prefill_seqs=1) for n in range(1, 40)]
+    rows = [(shape, truth.step_seconds(shape)) for shape in shapes]
+    assert rows[3][1] == pytest.approx(1e-3 + 4 * (1e-4 + 2e-3 + 1e-3))
+    assert rows[38][1] == pytest.approx(1e-3 + 39 * 1e-4 + 8 * 2e-3 + 16 * 1e-3)
+    profile = fit(rows, knots=(), caps={"tokens": (4, 8), "decode_seqs": (16,)}, hold_out_every=0)
+    assert evaluate(profile, rows).p90 < 1e-6
+    assert fit(rows, knots=(), hold_out_every=0).coefficients != profile.coefficients
+
+
 def test_held_out_errors_are_of_the_size_of_the_noise() -> None:
     held_out = fit(samples(100, noise=0.05)).held_out
     assert 0.01 < held_out.median < 0.08
