@@ -4,7 +4,7 @@ oneDNN, which computes 16-bit products on a CPU, makes a primitive for every sha
 That is more than a small product takes, and the number of rows of a batch with a prefill chunk hardly ever repeats: on
 two cores with AMX a step of 24 decoding rows and a chunk of 100 tokens took 51 ms at new shapes, 30 ms at known ones.
 It keeps 1,024 of them by default; making and dropping others all the time also scatters the memory that tensors get,
-and everything became 15 % slower for good. So it may keep more here, unless the environment says otherwise.
+and everything became 13 % slower for good. So it may keep more here, unless the environment says otherwise.
 """
 
 from __future__ import annotations

@@ -75,12 +75,12 @@ class Load:
         Every number of slots is a kind of product of its own, which costs time to meet (see `executor.steady`).
         """
         others = [slot for slot in range(slots.max_loras) if slot not in self.counts]
-        return sorted([*self.counts, *others[: _some(len(self.counts), slots) - len(self.counts)]])
+        return sorted([*self.counts, *others[: _rounded(len(self.counts), slots) - len(self.counts)]])
 
     def work(self, form: str, slots: LoRASlots, widths: Widths) -> Work | None:
         """What ``form`` does for these rows; None where it cannot compute them."""
         rank = max(slots.ranks[slot] for slot in self.counts)
-        taking = _some(len(self.counts), slots) if form.endswith("_active") else slots.max_loras
+        taking = _rounded(len(self.counts), slots) if form.endswith("_active") else slots.max_loras
         if form.startswith("masked"):
             span = self.rows[-1] + 1 - self.rows[0]
             gathered = 2 * len(self.rows) < span
@@ -103,8 +103,8 @@ class Load:
         return Work(calls, len(self.rows) * rank * widths.rank, moved, len(self.counts) * rank * widths.rank)
 
 
-def _some(active: int, slots: LoRASlots) -> int:
-    """The next power of two, where there are so many slots."""
+def _rounded(active: int, slots: LoRASlots) -> int:
+    """How many slots an ``_active`` form takes for so many in use: the next power of two, or all there are."""
     return min(1 << (active - 1).bit_length(), slots.max_loras)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from serving.errors import InputError
 from serving.plan import BatchShape
 from sim.cost.nnls import nnls
-from sim.cost.profile import FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
+from sim.cost.profile import CAPPED, FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
 
 KNOTS: tuple[int, ...] = (16, 64, 256, 1024)
 """Token counts at which the default fit lets the cost of a token rise: from memory-bound to compute-bound GEMMs."""
@@ -38,7 +38,7 @@ def fit(
     Rows are weighted by 1/seconds, so a 10 % error counts alike in short and long steps. Every ``hold_out_every``-th
     sample is left out to measure ``held_out`` errors; the coefficients then come from all samples. 0 holds out none.
     ``knots``: N of the ``tokens_above_N``; ``caps``: for fields in `sim.cost.profile.CAPPED`, N of ``FIELD_to_N``.
-    Raises `InputError` for fewer than 8 samples, a time that is not positive, or an unknown feature.
+    Raises `InputError` for fewer than 8 samples, a time that is not positive, or an unknown feature or field.
     """
     rows = [(shape, float(seconds)) for shape, seconds in samples]
     if len(rows) < 8:
@@ -52,6 +52,9 @@ def fit(
     unknown = [f for f in features if f not in FEATURES]
     if unknown:
         raise InputError(f"unknown feature {unknown[0]!r}: known are {', '.join(FEATURES)}")
+    uncapped = [field for field in caps or {} if field not in CAPPED]
+    if uncapped:
+        raise InputError(f"caps of {uncapped[0]!r}: fields that may have them are {', '.join(CAPPED)}")
     table = [feature_values(shape, bent) for shape, _ in rows]
     matrix = np.array([[values[f] for f in names] for values in table])
     seconds = np.array([s for _, s in rows])

@@ -112,7 +112,8 @@ class Profile(BaseModel):
     def _known_and_not_negative(self) -> Profile:
         for feature, seconds in self.coefficients.items():
             if feature not in FEATURES and _knot(feature) is None and _cap(feature) is None:
-                raise ValueError(f"unknown feature {feature!r} in coefficients: known are {', '.join(FEATURES)}")
+                known = ", ".join((*FEATURES, f"{_ABOVE}N", *(f"{field}_to_N" for field in CAPPED)))
+                raise ValueError(f"unknown feature {feature!r} in coefficients: known are {known}")
             if not seconds >= 0:
                 raise ValueError(f"coefficient {feature!r} is {seconds}: coefficients are seconds of at least 0")
         return self
@@ -166,7 +167,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"profile {name_or_path}, {key or 'content'}: {first['msg']}; write it anew with `loratory profile`"
+            f"profile {name_or_path}, {key or 'content'}: {first['msg'].removeprefix('Value error, ')}; "
+            "write it anew with `loratory profile`"
         ) from None
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"profile {name_or_path} is neither JSON nor YAML: {error}") from None

@@ -118,6 +118,11 @@ def test_fits_that_are_refused(rows: list[tuple[BatchShape, float]], message: st
         fit(rows)
 
 
+def test_a_field_that_may_have_no_caps_is_refused() -> None:
+    with pytest.raises(InputError, match="caps of 'kv_tokens': fields that may have them are tokens, decode_seqs"):
+        fit(samples(), caps={"kv_tokens": (8,)})
+
+
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     profile = fit(samples(), machine={"cpu": "2 cores", "gpus": 0}, versions={"torch": "2.13"}, noise=0.02)
     path = tmp_path / "mine.json"
@@ -134,6 +139,7 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     [
         ('{"name": "x", "coefficients": {"step": -1}}', "coefficients are seconds of at least 0"),
         ('{"name": "x", "coefficients": {"stepp": 1}}', "unknown feature 'stepp'"),
+        ('{"name": "x", "coefficients": {"tokens_to_x": 1}}', "content: unknown feature .* decode_seqs_to_N"),
         ("name: x", "coefficients: Field required"),
         ('{"name": ', "neither JSON nor YAML"),
     ],
