@@ -5,7 +5,7 @@
 
 All contenders get the same checkpoint (random weights of llama-56m), adapters, prompts and output lengths, in turn and
 several rounds; the best round counts, since other programs only ever take time away. vLLM runs in a process of its own
-on the files that this script writes.
+on the files that this script writes, with its own defaults: it compiles the model, for which it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ if job["lora"]:
     options = dict(enable_lora=True, max_loras=job["adapters"], max_lora_rank=16, max_cpu_loras=job["adapters"])
     loras = [None if n is None else LoRARequest(f"a{n}", n, job["folder"] + f"/a{n}") for n in job["numbers"]]
 options |= dict(max_num_seqs=job["requests"], max_num_batched_tokens=8192, max_model_len=job["longest"])
-llm = LLM(job["model"], dtype=job["dtype"], enforce_eager=True, enable_prefix_caching=False, disable_log_stats=True,
+llm = LLM(job["model"], dtype=job["dtype"], enable_prefix_caching=False, disable_log_stats=True,
           skip_tokenizer_init=True, **options)
 params = SamplingParams(temperature=0.0, max_tokens=job["output"], ignore_eos=True, detokenize=False)
 prompts = [{"prompt_token_ids": p} for p in job["prompts"]]
