@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_TRIED: dict[torch.Size, bool] = {}
+"""By shape, whether `PackedSingle` was seen to serve any number of rows."""
+
 
 class Linear(Protocol):
     """x (T, in) -> (T, out), contiguous and new."""
@@ -43,6 +46,35 @@ class ColumnMajor:
         return torch.addmm(self.bias, x, self.weight)
 
 
+class PackedSingle:
+    """float32 weights in MKL's packed layout, which at 8 to 128 rows is 1.2 to 1.4 times as fast as column-major.
+
+    The layout is chosen for ``rows`` rows. torch's operator multiplies with it only when told that the input has as
+    many, and needs the unpacked weights else; MKL itself takes the number of rows in every call. So it is told what it
+    wants to hear, and no second copy of the weights is kept. MKL does not promise that this works:
+    `serves_any_rows` tries it.
+    """
+
+    __slots__ = ("_shape", "bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = 128) -> None:
+        self.weight: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
+        self._shape = weight.new_empty(1).expand(weight.shape)
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkl._mkl_linear(x, self.weight, self._shape, self.bias, x.shape[0])
+        return y
+
+    def serves_any_rows(self, weight: Tensor) -> bool:
+        """Whether products with ``weight``, which this is made from, are right for other numbers of rows too."""
+        inputs = torch.arange(200.0 * weight.shape[1]).sin_().view(200, -1)
+        wanted = functional.linear(inputs, weight, self.bias)
+        tolerance = 1e-5 * float(inputs.norm(dim=1).max() * weight.norm(dim=1).max())
+        cases = ((inputs[:rows], wanted[:rows]) for rows in (1, 5, 64, 65, 200))
+        return all(torch.allclose(self(x), y, rtol=1e-4, atol=tolerance) for x, y in cases)
+
+
 class Packed:
     """Weights in oneDNN's blocked layout, as torch's Inductor packs them when it freezes a model.
 
@@ -66,8 +98,18 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     if weight.device.type != "cpu":
         return RowMajor(weight.contiguous(), bias)
     if weight.dtype == torch.float32:
-        return ColumnMajor(weight, bias)
+        return _single(weight, bias)
     return Packed(weight, bias) if _packs(weight.dtype) else RowMajor(weight.contiguous(), bias)
+
+
+def _single(weight: Tensor, bias: Tensor | None) -> Linear:
+    if torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear"):  # type: ignore[no-untyped-call]
+        packed = PackedSingle(weight, bias)
+        if weight.shape not in _TRIED:
+            _TRIED[weight.shape] = packed.serves_any_rows(weight)
+        if _TRIED[weight.shape]:
+            return packed
+    return ColumnMajor(weight, bias)
 
 
 def _packs(dtype: torch.dtype) -> bool:

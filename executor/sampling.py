@@ -58,7 +58,7 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
     seed and its step alone: the random number is a hash of seed and step, so neither the batch nor a preemption changes
     it. Nothing is copied to the host.
     """
-    largest, tokens = logits.max(-1)
+    largest, tokens = _largest(logits)
     broken = ~torch.isfinite(largest)
     drawn = [row for row, one in enumerate(params) if one.temperature > 0]
     if not drawn:
@@ -78,6 +78,25 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
     draws = uniform(seeds, np.array([steps[row] for row in drawn], dtype=np.uint64))
     found = _draw(scores.exp_(), torch.from_numpy(draws).to(device).unsqueeze(1))
     return Sampled(tokens.index_copy(0, rows, found), broken)
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``logits.max(1)``: of equals the first, NaN above all.
+
+    On a CPU in two steps, the stretch of columns and the one within it: the largest number of a stretch is found at the
+    speed of memory, a place among all columns at an eighth of it.
+    """
+    vocab = logits.shape[1]
+    whole = vocab - vocab % _STRETCH
+    if logits.device.type != "cpu" or whole <= _STRETCH:
+        found = logits.max(1)
+        return found.values, found.indices
+    tops = logits[:, :whole].view(len(logits), -1, _STRETCH).amax(2)
+    if whole < vocab:
+        tops = torch.cat((tops, logits[:, whole:].amax(1, keepdim=True)), 1)
+    largest, stretch = tops.max(1)
+    columns = (stretch.unsqueeze(1) * _STRETCH + torch.arange(_STRETCH)).clamp_(max=vocab - 1)
+    return largest, columns.gather(1, logits.gather(1, columns).argmax(1, keepdim=True)).squeeze(1)
 
 
 def _draw(weights: Tensor, places: Tensor) -> Tensor:

@@ -84,11 +84,11 @@ class HostAdapter:
             with safe_open(str(path), framework="pt") as file:
                 for module in description.modules:
                     a, b = adapter._views(module, shapes)
-                    a.copy_(_finite(_tensor(file, module.key_a, tuple(a.shape), path), module.key_a, path))
-                    stored = _finite(_tensor(file, module.key_b, (b.shape[1], b.shape[0]), path), module.key_b, path)
+                    a.copy_(_tensor(file, module.key_a, tuple(a.shape), path))
+                    stored = _tensor(file, module.key_b, (b.shape[1], b.shape[0]), path)
                     b.copy_(stored.to(torch.float32).mul_(module.scaling).t() if module.scaling != 1 else stored.t())
-                    for key, view in ((module.key_a, a), (module.key_b, b)):
-                        _finite(view, key, path, f" once it is scaled and cast to {str(dtype).removeprefix('torch.')}")
+                if not _finite(buffer):
+                    raise InputError(adapter._broken(file, description, shapes, path))
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror or error}): restore the file") from error
         except SafetensorError as error:
@@ -115,6 +115,19 @@ class HostAdapter:
         a = source[module.a : module.a + module.rank * module.in_features].view(module.rank, module.in_features)
         b = source[module.b : module.b + module.rank * module.out_features].view(module.rank, module.out_features)
         return a, b
+
+    def _broken(self, file: safe_open, description: AdapterDescription, shapes: LoRAShapes, path: Path) -> str:
+        """Which tensor has values that are not finite, and whether it has them in the file."""
+        key = next(
+            key
+            for module in description.modules
+            for key, view in zip((module.key_a, module.key_b), self._views(module, shapes), strict=True)
+            if not _finite(view)
+        )
+        stored: Tensor = file.get_tensor(key)  # type: ignore[no-untyped-call]
+        cast = f" once it is scaled and cast to {str(self.buffer.dtype).removeprefix('torch.')}"
+        when = cast if _finite(stored) else ""
+        return f"{path}: tensor {key} has NaN or infinite values{when}: train or export the adapter again"
 
     def _views(self, module: LoRAModule, shapes: LoRAShapes) -> tuple[Tensor, Tensor]:
         """Where ``module`` goes: A (rank, in) and the transposed B (rank, out)."""
@@ -188,8 +201,6 @@ def _tensor(file: safe_open, key: str, shape: tuple[int, ...], path: Path) -> Te
     return tensor
 
 
-def _finite(tensor: Tensor, key: str, path: Path, when: str = "") -> Tensor:
-    """The tensor, if all its values are finite."""
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{path}: tensor {key} has NaN or infinite values{when}: train or export the adapter again")
-    return tensor
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are finite: the least and the greatest say so, and NaN is both."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -125,3 +126,14 @@ def test_random_numbers_are_uniform_over_seeds_and_steps() -> None:
 def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(bad))} is "):
         SamplingParams(**bad)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 5), st.sampled_from([1, 7, 255, 256, 257, 512, 700, 1024, 3001]), st.randoms())
+def test_the_greedy_token_is_the_first_of_the_largest(rows: int, vocab: int, random: Random) -> None:
+    values = [0.0, -0.0, 1.0, 1.0, -2.5, float("-inf"), float("inf"), float("nan")]
+    kinds = random.choice([values[:5], values[:6], values])
+    logits = torch.tensor([[random.choice(kinds) for _ in range(vocab)] for _ in range(rows)])
+    found = sample(logits, [SamplingParams()] * rows, [0] * rows)
+    expected = logits.max(1)
+    assert found.tokens.tolist() == expected.indices.tolist()
+    assert found.broken.tolist() == (~torch.isfinite(expected.values)).tolist()
