@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from executor.batch import Batch
 from executor.lora import CPULoRA, FormCosts, LoRAShapes, LoRASlots
 from executor.lora.choice import MEASURED, choose
 from executor.lora.load import FORMS, Load, Widths, Work, runs_of, segmented
@@ -70,13 +69,6 @@ def points() -> list[Point]:
     return [found[i] for i in sorted(rng.choice(len(found), min(POINTS, len(found)), replace=False))]
 
 
-def batch_of(slot_of: list[int]) -> Batch:
-    """A batch with those slots; the rest of it does not matter here."""
-    rows = torch.zeros(len(slot_of), dtype=torch.int64)
-    tables = torch.zeros(len(slot_of), 1, dtype=torch.int64)
-    return Batch(rows, rows, torch.tensor(slot_of), len(slot_of), (), tables, (1,) * len(slot_of), rows[:0])
-
-
 def filled(point: Point, dtype: torch.dtype) -> LoRASlots:
     """Slots with adapters of the point's rank and half of it by turns."""
     slots = LoRASlots(point.model, point.slots, point.rank, dtype)
@@ -103,7 +95,7 @@ def measure(point: Point, dtype: torch.dtype, rounds: int) -> dict[str, float]:
     x = {name: torch.randn(point.rows, s.group.in_features).to(dtype) for name, s in slots.groups.items()}
     y = {name: torch.zeros(point.rows, s.group.out_features).to(dtype) for name, s in slots.groups.items()}
     for lora in forms.values():
-        lora.begin(batch_of(slot_of))
+        lora.begin(torch.tensor(slot_of))
     steps = list(itertools.product(range(point.model.layers), slots.groups))
     best = {form: np.full(len(steps), np.inf) for form in forms}
     for turn in range(rounds + 1):

@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from bench.lora_forms import batch_of
-from executor.batch import Batch
 from executor.lora import CPULoRA, LoRAShapes, LoRASlots
 from executor.lora.load import FORMS
 
@@ -49,13 +48,13 @@ def measure(dtype: torch.dtype, slot_of: list[int], forms: Sequence[str], rounds
         (layer, name): torch.randn(groups[name].out_features, groups[name].in_features).mul_(0.02).to(dtype)
         for layer, name in steps
     }
-    batch = batch_of(slot_of)
+    taken = torch.tensor(slot_of)
 
     def base(layer: int, name: str) -> None:
         functional.linear(x[name], weights[layer, name])
 
     def adds(lora: CPULoRA) -> Callable[[int, str], None]:
-        lora.begin(batch)
+        lora.begin(taken)
         return lambda layer, name: lora.add(y[name], x[name], layer, name)
 
     functions = {"base": base, "chosen": adds(CPULoRA(slots))}
@@ -69,16 +68,16 @@ def measure(dtype: torch.dtype, slot_of: list[int], forms: Sequence[str], rounds
                 best[name][place] = min(best[name][place], time.perf_counter() - started)
         for name, group in groups.items():
             y[name].copy_(torch.randn(rows, group.out_features))
-    return {name: float(times.sum()) for name, times in best.items()} | {"begin": planning(slots, batch, rounds)}
+    return {name: float(times.sum()) for name, times in best.items()} | {"begin": planning(slots, taken, rounds)}
 
 
-def planning(slots: LoRASlots, batch: Batch, rounds: int) -> float:
+def planning(slots: LoRASlots, taken: Tensor, rounds: int) -> float:
     """Seconds of `begin` for a batch not seen before."""
     lora, best = CPULoRA(slots), float("inf")
     for _ in range(rounds):
         slots.version += 1
         started = time.perf_counter()
-        lora.begin(batch)
+        lora.begin(taken)
         best = min(best, time.perf_counter() - started)
     return best
 

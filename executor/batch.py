@@ -24,8 +24,8 @@ class Batch:
     ``token_ids``, ``positions``: (T,) int64. ``slots``: (T,) int64, the LoRA slot of each row, -1 for the base model.
     ``block_tables``: (sequences, blocks) int64, one row a decoding sequence and then one a chunk, padded with 0; KV
     token p of a sequence lies in block ``table[p // block_size]`` at offset ``p % block_size``. ``kv_lengths``: for the
-    same sequences, tokens in the cache once this pass has written its own. ``sample_rows``: (S,) int64, rows whose
-    logits are wanted, in the order in which tokens are sampled.
+    same sequences, tokens in the cache once this pass has written its own. ``sample_rows``: (S,) int64, rising, the
+    rows whose logits are wanted.
     """
 
     token_ids: Tensor
@@ -49,8 +49,8 @@ class LoRA(Protocol):
     ``group`` is ``qkv``, ``o``, ``gate_up`` or ``down``: the fused projections of a layer.
     """
 
-    def begin(self, batch: Batch) -> None:
-        """A forward pass over ``batch`` begins: choose how to compute it."""
+    def begin(self, slots: Tensor) -> None:
+        """The next rows have adapters as ``slots`` (T,) says (see `Batch.slots`): choose how to compute them."""
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         """Add each row's adapter's delta to ``y`` (T, out) in place, from the layer's input ``x`` (T, in)."""

@@ -89,9 +89,9 @@ class Model:
         config, attention, ops, eps = self.config, self.attention, self.ops, self.config.norm_eps
         keys, values = config.q_width, config.q_width + config.kv_width
         if lora is not None:
-            lora.begin(batch)
+            lora.begin(batch.slots)
         attention.begin(batch, kv)
-        rows, count = kv.rows(batch), batch.rows
+        rows, count, wanted = kv.rows(batch), batch.rows, batch.sample_rows.shape[0]
         cos, sin = tables(batch.positions, self._frequencies, self._rope_scale, self.dtype)
         padding = steady(count, self.dtype, self.device) - count
         tokens = functional.pad(batch.token_ids, (0, padding)) if padding else batch.token_ids
@@ -105,7 +105,16 @@ class Model:
                 self._norm_heads(qkv, layer)
             ops.rotate_and_store(qkv[:count], cos, sin, rows, kv.keys[index], kv.values[index])
             h = attention.run(index, qkv[:, :keys], qkv[:, keys:values], qkv[:, values:], kv)
-            if padding:
+            if index == config.layers - 1 and wanted < count:
+                # Keys and values are written: only the rows whose logits are wanted go on.
+                if not wanted:
+                    return h.new_empty((0, config.vocab), dtype=torch.float32)
+                spare = steady(wanted, self.dtype, self.device) - wanted
+                going_on = functional.pad(batch.sample_rows, (0, spare)) if spare else batch.sample_rows
+                x, h = x.index_select(0, going_on), h.index_select(0, going_on)
+                if lora is not None:
+                    lora.begin(batch.slots.index_select(0, batch.sample_rows))
+            elif padding:
                 h[count:].zero_()
             o = layer.o(h)
             if lora is not None:
@@ -119,10 +128,7 @@ class Model:
             if lora is not None:
                 lora.add(down, h, index, "down")
             h = ops.add_norm(x, down, layer.next_norm, eps)
-        wanted = batch.sample_rows.shape[0]
-        spare = steady(wanted, self.dtype, self.device) - wanted
-        sampled = functional.pad(batch.sample_rows, (0, spare)) if spare else batch.sample_rows
-        return self._head(h.index_select(0, sampled))[:wanted].float()
+        return self._head(h)[:wanted].float()
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A KV cache for this model. Raises `InputError` if the memory is not there."""

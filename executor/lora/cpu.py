@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from executor.batch import Batch
 from executor.lora.choice import FormCosts, choose
 from executor.lora.forms import Form, Grouped, Masked, Padded, Segmented
 from executor.lora.load import FORMS, Load, Run, Widths, runs_of
@@ -30,8 +29,8 @@ class CPULoRA:
         self._forms: tuple[Form, ...] = ()
         self._planned: tuple[list[int], int] | None = None
 
-    def begin(self, batch: Batch) -> None:
-        slot_of: list[int] = batch.slots.tolist()
+    def begin(self, slots: Tensor) -> None:
+        slot_of: list[int] = slots.tolist()
         # Decoding batches often repeat: the same requests, one token on.
         if self._planned == (slot_of, self._slots.version):
             return

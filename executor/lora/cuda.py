@@ -8,7 +8,6 @@ import torch
 import triton
 from torch import Tensor
 
-from executor.batch import Batch
 from executor.lora.slots import LoRASlots
 from executor.lora.tiles import Tiles
 from executor.lora.triton_kernels import expand, shrink
@@ -41,7 +40,7 @@ class CUDALoRA:
     """Implements `executor.batch.LoRA` over slots on a CUDA device (on any device under Triton's interpreter).
 
     `begin` and `add` neither synchronise nor read from the device, and what they launch depends on the number of rows
-    alone: both can be captured in a CUDA graph over a static ``batch.slots``, and replayed after slots were rewritten.
+    alone: both can be captured in a CUDA graph over static ``slots``, and replayed after slots were rewritten.
     """
 
     def __init__(self, slots: LoRASlots, launch: Launch | None = None) -> None:
@@ -52,9 +51,10 @@ class CUDALoRA:
         self._tiles: Tiles | None = None
         self._blocks: dict[tuple[str, int], Tensor] = {}
 
-    def begin(self, batch: Batch) -> None:
-        self._launch = self._fixed or Launch.of(batch.rows, self._slots.max_lora_rank)
-        self._tiles = Tiles.of(batch.slots, self._slots.max_loras, self._launch.block_m) if batch.rows else None
+    def begin(self, slots: Tensor) -> None:
+        rows = slots.shape[0]
+        self._launch = self._fixed or Launch.of(rows, self._slots.max_lora_rank)
+        self._tiles = Tiles.of(slots, self._slots.max_loras, self._launch.block_m) if rows else None
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         if self._tiles is None or group not in self._slots.groups:

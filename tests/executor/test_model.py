@@ -192,8 +192,8 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[int, str, int, int]] = []
 
-    def begin(self, batch: Any) -> None:
-        self.rows = (batch.slots == 0).nonzero().squeeze(1)
+    def begin(self, slots: Tensor) -> None:
+        self.rows = (slots == 0).nonzero().squeeze(1)
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         self.calls.append((layer, group, x.shape[1], y.shape[1]))
@@ -209,6 +209,25 @@ def test_lora_is_asked_for_every_fused_projection_and_base_rows_stay() -> None:
     assert lora.calls == [(layer, group, *widths[group]) for layer in range(config.layers) for group in widths]
     assert relative_error(found["a"], alone("a")[:9]) > 0.05
     assert relative_error(found["b"], alone("b")[:5]) < 1e-5
+
+
+@given(st.sets(st.integers(0, 17)), st.sampled_from([torch.float32, torch.bfloat16]), st.booleans())
+@settings(max_examples=30)
+def test_logits_of_some_rows_are_those_they_have_among_all(some: set[int], dtype: torch.dtype, adapters: bool) -> None:
+    found: list[Tensor] = []
+    model, wanted = model_of(LLAMA, dtype), sorted(some)
+    for rows in (list(range(18)), wanted):
+        passes = Passes(model)
+        passes.run({}, {"a": text("a")[:9]})
+        batch = passes.batch({"a": 3}, {"b": text("b")[:5], "c": text("a")[:12]}, {"a": 0, "c": 0})
+        batch = replace(batch, sample_rows=torch.tensor(rows, dtype=torch.int64))
+        found.append(model.forward(batch, passes.cache, Recorder() if adapters else None))
+        found.append(torch.cat(list(passes.run({"a": 4, "b": 5, "c": 6}, {}).values())))
+    every, after, fewer, later = found
+    assert fewer.shape == (len(wanted), every.shape[1]) and fewer.dtype == torch.float32
+    if wanted:
+        assert relative_error(fewer, every[wanted]) < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert torch.equal(later, after)
 
 
 @given(

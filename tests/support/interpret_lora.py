@@ -39,7 +39,7 @@ def main(dtype: torch.dtype) -> int:
                 tensors = peft_files.random_tensors(model, pairs, 10 * number + slot)
                 world.put(slot, lora_worlds.Drawn(pairs, dict.fromkeys(pairs, 0.5), tensors))
         lora = CUDALoRA(world.slots, launch)
-        lora.begin(lora_worlds.batch(slot_of))
+        lora.begin(torch.tensor(slot_of))
         base = [row for row, slot in enumerate(slot_of) if slot not in world.held]
         for name, stack in world.slots.groups.items():
             generator = torch.Generator().manual_seed(number)

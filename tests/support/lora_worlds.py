@@ -11,7 +11,6 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.batch import Batch
 from executor.lora import LINEAR_MODULES, HostAdapter, LoRAShapes, LoRASlots
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,13 +71,6 @@ def host(drawn: Drawn, shapes: LoRAShapes, dtype: torch.dtype, folder: Path) -> 
     """The adapter, written to ``folder`` and loaded."""
     peft_files.write(folder, drawn.tensors)
     return HostAdapter.load(folder, peft_files.describe(shapes, drawn.ranks, drawn.scalings), shapes, dtype)
-
-
-def batch(slot_of: list[int]) -> Batch:
-    """A batch with those slots, all decoding."""
-    rows = torch.zeros(len(slot_of), dtype=torch.int64)
-    tables = torch.zeros(len(slot_of), 1, dtype=torch.int64)
-    return Batch(rows, rows, torch.tensor(slot_of), len(slot_of), (), tables, (1,) * len(slot_of), rows[:0])
 
 
 @st.composite

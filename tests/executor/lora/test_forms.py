@@ -38,7 +38,7 @@ def inputs(world: lora_worlds.World, rows: int, seed: int) -> dict[str, tuple[Te
 def run(form: str | None, world: lora_worlds.World, slot_of: list[int], seed: int) -> dict[tuple[int, str], Tensor]:
     """y after each layer and group, from fresh inputs."""
     lora = CPULoRA(world.slots, form)
-    lora.begin(lora_worlds.batch(slot_of))
+    lora.begin(torch.tensor(slot_of))
     found = {}
     for layer in range(world.shapes.layers):
         for name, (y, x) in inputs(world, len(slot_of), seed).items():
@@ -93,7 +93,7 @@ def test_an_adapter_that_overflows_spoils_its_own_rows_only(form: str | None, dt
     slots.ranks[:] = [8, 8, 8]
     slot_of = [0, 1, -1, 2, 1, 0, -1, 2]
     lora = CPULoRA(slots, form)
-    lora.begin(lora_worlds.batch(slot_of))
+    lora.begin(torch.tensor(slot_of))
     alone = CPULoRA(slots, "segmented")
     for name, stack in slots.groups.items():
         y = torch.zeros(8, stack.group.out_features, dtype=dtype)
@@ -101,7 +101,7 @@ def test_an_adapter_that_overflows_spoils_its_own_rows_only(form: str | None, dt
         lora.add(y, x, 0, name)
         assert not bool(torch.isfinite(y[[1, 4]]).all())
         others = [0, 2, 3, 5, 6, 7]
-        alone.begin(lora_worlds.batch([slot_of[row] for row in others]))
+        alone.begin(torch.tensor([slot_of[row] for row in others]))
         expected = torch.zeros(6, stack.group.out_features, dtype=dtype)
         alone.add(expected, x[others], 0, name)
         torch.testing.assert_close(y[others], expected, rtol=2e-2, atol=2e-2)
@@ -123,7 +123,7 @@ def test_a_plan_follows_batches_and_slots(data: st.DataObject) -> None:
             world.clear(slot)
         elif change == "write":
             world.put(slot, data.draw(lora_worlds.adapters(world.shapes, world.slots.max_lora_rank)))
-        lora.begin(lora_worlds.batch(slot_of))
+        lora.begin(torch.tensor(slot_of))
         for name, (y, x) in inputs(world, len(slot_of), 7).items():
             expected = world.reference(y, x, slot_of, 0, name)
             lora.add(y, x, 0, name)
@@ -141,7 +141,7 @@ def test_columns_of_a_wider_tensor_are_written_in_place() -> None:
     slots.ranks[:] = [4, 4]
     for form in ALL:
         lora = CPULoRA(slots, form)
-        lora.begin(lora_worlds.batch([0, -1, 1, 1, 0]))
+        lora.begin(torch.tensor([0, -1, 1, 1, 0]))
         wide = torch.zeros(5, 50)
         lora.add(wide[:, 10:42], torch.ones(5, 16), 0, "qkv")
         touched = wide.abs().sum(0) > 0
