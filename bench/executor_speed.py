@@ -95,7 +95,7 @@ def our_engine(
     blocks = -(-(job.prompt + job.output) // 16) * job.requests
     config = EngineConfig(
         max_loras=max(1, job.adapters), max_lora_rank=max(RANKS), max_num_seqs=job.requests, num_gpu_blocks=blocks,
-        max_num_batched_tokens=8192, max_model_len=job.prompt + job.output,
+        max_model_len=job.prompt + job.output,
     )  # fmt: skip
     machine = Machine(model, config, files)
     prompts = job.prompts(model.config.vocab)

@@ -120,6 +120,8 @@ class Segmented:
 class Padded:
     """Padded: the rows of each slot filled up to the longest, in batched products over the slots.
 
+    Each part of y is gathered by itself: into anything but a whole tensor PyTorch adds one product after another.
+
     ``active`` cuts the slots to those in use, at the price of copying their matrices.
     """
 
@@ -151,10 +153,11 @@ class Padded:
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         operand = self._operands(layer, group)
         xs = x.index_select(0, self._padded).view(self._count, self._longest, -1)
-        ys = y.index_select(0, self._padded).view(self._count, self._longest, -1)
         for (offset, width), a, b in zip(self._offsets[group], operand.a, operand.b, strict=True):
-            ys.narrow(2, offset, width).baddbmm_(torch.bmm(xs, a), b)
-        y.index_copy_(0, self._rows, ys.flatten(0, 1).index_select(0, self._places))
+            part = y.narrow(1, offset, width)
+            ys = part.index_select(0, self._padded).view(self._count, self._longest, width)
+            ys.baddbmm_(torch.bmm(xs, a), b)
+            part.index_copy_(0, self._rows, ys.flatten(0, 1).index_select(0, self._places))
 
 
 class Grouped:

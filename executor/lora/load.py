@@ -91,7 +91,7 @@ class Load:
         if form.startswith("padded"):
             padded = taking * max(self.counts.values())
             moved = padded * (widths.x + widths.y) + 2 * len(self.rows) * widths.y
-            calls = 4 * widths.groups + 2 * widths.parts
+            calls = widths.groups + 5 * widths.parts
             return Work(calls, padded * rank * widths.rank, moved, taking * rank * widths.rank)
         moved = len(self.rows) * (widths.x + 2 * widths.y)
         if form == "segmented":
