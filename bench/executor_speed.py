@@ -4,8 +4,9 @@
     python bench/executor_speed.py --vllm PATH/TO/venv/bin/python   # and vLLM, in an environment of its own
 
 All contenders get the same checkpoint (random weights of llama-56m), adapters, prompts and output lengths, in turn and
-several rounds; the best round counts, since other programs only ever take time away. vLLM runs in a process of its own
-on the files that this script writes, with its own defaults: it compiles the model, for which it needs a C++ compiler.
+several rounds; the best round counts, since other programs only ever take time away, and beside it stands what the
+ratios were round by round. vLLM runs in a process of its own on the files that this script writes, with its own
+defaults: it compiles the model, for which it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -231,17 +233,26 @@ def vllm_seconds(python: str, job: Job, folder: Path, dtype: str, lora: bool, ro
     return float(found[0].split()[1])
 
 
-def measure(runs: dict[str, Callable[[], tuple[float, list[list[int]]]]], rounds: int) -> dict[str, float]:
-    """Best seconds of each, run in turn; what each generates must not change from round to round."""
-    best: dict[str, float] = {}
+def measure(runs: dict[str, Callable[[], tuple[float, list[list[int]]]]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in each round, run in turn after a first one; what each generates must not change in between."""
+    spent: dict[str, list[float]] = {name: [] for name in runs}
     outputs: dict[str, list[list[int]]] = {}
-    for _ in range(rounds + 1):
+    for turn in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
             seconds, tokens = run()
-            best[name] = min(best.get(name, seconds), seconds)
-            assert outputs.setdefault(name, tokens) == tokens or "bfloat16" in name, name
-    return best
+            if turn:
+                spent[name].append(seconds)
+            assert outputs.setdefault(name, tokens) == tokens, name
+    return spent
+
+
+def times(slower: Sequence[float], faster: Sequence[float]) -> str:
+    """How many times as fast, by the best rounds, and round by round: a machine that slows down slows both."""
+    each = [a / b for a, b in zip(slower, faster, strict=True)]
+    return (
+        f"{min(slower) / min(faster):.2f} (by rounds {statistics.median(each):.2f}, {min(each):.2f} to {max(each):.2f})"
+    )
 
 
 def agreeing(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> int:
@@ -282,7 +293,8 @@ def main() -> None:
             if dtype == "float32":
                 same = agreeing(runs["executor, adapters"]()[1], runs["transformers + PEFT"]()[1])
                 print(f"{dtype}: {same} of {job.requests} outputs equal those of transformers + PEFT")
-            best = measure(runs, given.rounds)
+            rounds = measure(runs, given.rounds)
+            best = {name: min(spent) for name, spent in rounds.items()}
             scheduler = Scheduler()
             our_engine(job, folder, dtype, True, scheduler)()
             step_s = sum(scheduler.steps) / len(scheduler.steps)
@@ -294,13 +306,15 @@ def main() -> None:
         for name, seconds in best.items():
             print(f"  {name:26} {total / seconds:8.0f} output tokens/s")
         print(f"  engine and ledger: {step_s * 1e3:.3f} ms CPU a step, {len(scheduler.steps)} steps")
-        ours, base = best["executor, adapters"], best["executor, base only"]
-        print(f"  adapters against base only: {base / ours:.2f} of its throughput")
-        for name in ("transformers + PEFT", "vLLM, adapters"):
-            if name in best:
-                print(f"  {best[name] / ours:.2f} times {name}")
+        ours, base, peft = (
+            rounds[name] for name in ("executor, adapters", "executor, base only", "transformers + PEFT")
+        )
+        print(f"  adapters against base only: {times(base, ours)} of its throughput")
+        print(f"  {times(peft, ours)} times transformers + PEFT")
+        if "vLLM, adapters" in best:
+            print(f"  {best['vLLM, adapters'] / min(ours):.2f} times vLLM, adapters")
         if "vLLM, base only" in best:
-            print(f"  base only: {best['vLLM, base only'] / base:.2f} times vLLM, base only")
+            print(f"  base only: {best['vLLM, base only'] / min(base):.2f} times vLLM, base only")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ def main() -> None:
     profile = ""
     scenarios = {name: load_scenario(name, overrides) for name in given.scenarios}
     loads: dict[str, list[float]] = {name: [] for name in scenarios}
+    missing = [name for name in scenarios if not (given.out / name / "real-1").is_dir()]
+    if given.reuse and missing:
+        parser.error(f"{given.out} has no runs of {', '.join(missing)}: leave out --reuse, or name the folder in --out")
     for name, scenario in scenarios.items():
         profile = getattr(scenario.cost, "profile", "")
         shutil.rmtree(given.out / name / "sim", ignore_errors=True)
