@@ -47,7 +47,10 @@ RANKS = (8, 16)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The work: ``requests`` of ``prompt`` tokens in and ``output`` out over ``adapters``, a share of them ``base``."""
+    """The work: ``requests`` of ``prompt`` tokens in and ``output`` out over ``adapters``, a share of them ``base``.
+
+    ``batched``: max_num_batched_tokens of the executor and of vLLM.
+    """
 
     requests: int
     prompt: int
@@ -55,6 +58,7 @@ class Job:
     adapters: int
     base: float
     model: str
+    batched: int
 
     def adapter_of(self, index: int) -> int | None:
         """The number of a request's adapter, counted from 1, or None for the base model; spread evenly."""
@@ -97,7 +101,7 @@ def our_engine(
     blocks = -(-(job.prompt + job.output) // 16) * job.requests
     config = EngineConfig(
         max_loras=max(1, job.adapters), max_lora_rank=max(RANKS), max_num_seqs=job.requests, num_gpu_blocks=blocks,
-        max_model_len=job.prompt + job.output,
+        max_num_batched_tokens=job.batched, max_model_len=job.prompt + job.output,
     )  # fmt: skip
     machine = Machine(model, config, files)
     prompts = job.prompts(model.config.vocab)
@@ -193,7 +197,7 @@ options, loras = {}, None
 if job["lora"]:
     options = dict(enable_lora=True, max_loras=job["adapters"], max_lora_rank=16, max_cpu_loras=job["adapters"])
     loras = [None if n is None else LoRARequest(f"a{n}", n, job["folder"] + f"/a{n}") for n in job["numbers"]]
-options |= dict(max_num_seqs=job["requests"], max_num_batched_tokens=8192, max_model_len=job["longest"])
+options |= dict(max_num_seqs=job["requests"], max_num_batched_tokens=job["batched"], max_model_len=job["longest"])
 llm = LLM(job["model"], dtype=job["dtype"], enable_prefix_caching=False, disable_log_stats=True,
           skip_tokenizer_init=True, **options)
 params = SamplingParams(temperature=0.0, max_tokens=job["output"], ignore_eos=True, detokenize=False)
@@ -269,6 +273,8 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--base", type=float, default=0.2)
     parser.add_argument("--model", default="llama-56m")
+    default = EngineConfig.model_fields["max_num_batched_tokens"].default
+    parser.add_argument("--batched", type=int, default=default, help="max_num_batched_tokens, of vLLM too")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
@@ -276,7 +282,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    job = Job(given.requests, given.prompt, given.output, given.adapters, given.base, given.model)
+    job = Job(given.requests, given.prompt, given.output, given.adapters, given.base, given.model, given.batched)
     total = job.requests * job.output
     for dtype in given.dtypes:
         with tempfile.TemporaryDirectory(prefix="loratory-bench-") as scratch:

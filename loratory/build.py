@@ -14,7 +14,7 @@ from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.lora import Adapter
 from sim.catalogue import ModelSpec, dtype_bytes, gpu, model
-from sim.cost import CostModel, MemoryPlan, cost_model, kv_blocks
+from sim.cost import CostModel, MemoryPlan, cost_model, kv_blocks, oversized
 
 T = TypeVar("T")
 
@@ -41,9 +41,11 @@ def build(scenario: Scenario) -> Built:
     card = _at("gpu", lambda: gpu(scenario.gpu))
     settings = engine = scenario.engine
     targets = scenario.adapters.target_modules
-    memory = None
-    if engine.num_gpu_blocks is None:
-        used = targets if scenario.adapters.known_count != 0 else ()
+    used = targets if scenario.adapters.known_count != 0 else ()
+    memory = excess = None
+    if engine.num_gpu_blocks is not None:
+        excess = _at("engine", lambda: oversized(spec, card, settings, used))
+    else:
         memory = _at("engine", lambda: kv_blocks(spec, card, settings, used))
         longest = engine.max_model_len or spec.max_position_embeddings
         engine = engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks, "max_model_len": longest})
@@ -56,7 +58,8 @@ def build(scenario: Scenario) -> Built:
         cost = HostLinkCost(cost, scenario.tiers)
     adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets), dtype_bytes(spec.dtype))
     note = other_base(scenario.adapters.records or (), (spec.name, spec.source))
-    return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory, () if note is None else (note,))
+    notes = tuple(found for found in (excess, note) if found is not None)
+    return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory, notes)
 
 
 def build_file(reference: str, scenario: Scenario) -> Built:

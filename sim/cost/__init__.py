@@ -18,7 +18,7 @@ from sim.catalogue.names import unknown_name
 from sim.cost.base import CostModel, DecodeLine
 from sim.cost.fit import evaluate, fit
 from sim.cost.linear import LinearCost, LinearOptions
-from sim.cost.memory import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks
+from sim.cost.memory import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
 from sim.cost.options import TransferOptions, parse
 from sim.cost.profile import Profile, ProfileCost, load_profile, profile_names
 from sim.cost.roofline import RooflineCost, RooflineOptions
@@ -66,6 +66,7 @@ __all__ = [
     "fit",
     "kv_blocks",
     "load_profile",
+    "oversized",
     "parse",
     "profile_names",
 ]

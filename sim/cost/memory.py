@@ -120,6 +120,25 @@ def kv_blocks(
     return plan
 
 
+def oversized(
+    model: ModelSpec, gpu: GPU, engine: EngineConfig, target_modules: str | Iterable[str] = "all-linear"
+) -> str | None:
+    """What to know of a ``num_gpu_blocks`` that goes before `kv_blocks` and has no room on the GPU; None where it has.
+
+    Parameters as of `kv_blocks`. Raises `InputError` for a model that ``tensor_parallel_size`` does not divide.
+    """
+    plan = _plan(model, gpu, engine, resolve_targets(target_modules), MemoryOptions())
+    given = engine.require_blocks()
+    blocks = given * plan.block_size * plan.kv_bytes_per_token
+    if blocks <= plan.kv_bytes:
+        return None
+    return (
+        f"num_gpu_blocks {given} is given and goes before the memory model, which has no room for it: with weights, "
+        f"{plan.slots} adapter slots and activations it needs {_gib(blocks - plan.kv_bytes + plan.usable_bytes)}, "
+        f"and {gpu.name} has {_gib(plan.usable_bytes)} usable"
+    )
+
+
 def _plan(
     model: ModelSpec, gpu: GPU, engine: EngineConfig, targets: tuple[str, ...], opts: MemoryOptions
 ) -> MemoryPlan:

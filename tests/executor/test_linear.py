@@ -12,6 +12,7 @@ import executor.linear
 from executor.linear import ColumnMajor, Linear, Packed, PackedSingle, RowMajor, linear
 
 _SIZES = st.one_of(st.integers(1, 100), st.sampled_from([512, 1024, 1408]))
+_ROWS = st.one_of(st.integers(1, 300), st.sampled_from([1000, 2048, 5000]))
 _mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch is built without MKL")
 
 
@@ -44,7 +45,7 @@ def test_float32_layers_give_the_product_for_any_rows(
 
 
 @_mkl
-@given(hint=st.integers(1, 300), rows=st.integers(1, 300), packing=st.integers(1, 2), computing=st.integers(1, 2))
+@given(hint=st.integers(1, 300), rows=_ROWS, packing=st.integers(1, 2), computing=st.integers(1, 2))
 def test_weights_packed_for_some_rows_and_threads_serve_others(
     hint: int, rows: int, packing: int, computing: int
 ) -> None:
@@ -79,7 +80,7 @@ def test_an_mkl_that_serves_only_the_rows_packed_for_is_found_out(monkeypatch: p
 
     assert PackedSingle(weight, bias).serves_any_rows(weight)
     monkeypatch.setattr(PackedSingle, "__call__", wrong)
-    monkeypatch.setattr(executor.linear, "_TRIED", {})
+    monkeypatch.setattr(executor.linear, "_SERVING", set())
     layer = linear(weight, bias)
     assert isinstance(layer, ColumnMajor)
     _check(layer, weight, bias, 5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving.config import EngineConfig
 from serving.errors import InputError
 from sim.catalogue import gpu, model
-from sim.cost import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks
+from sim.cost import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
 from sim.cost.allocator import CachingAllocator
 
 MIB = 1 << 20
@@ -173,3 +173,20 @@ def test_the_allocator_rounds_as_pytorch_does() -> None:
             pool.allocate(size)
         assert pool.reserved == reserved
         assert sum(sizes) <= pool.allocated <= pool.reserved
+
+
+@given(st.integers(1, 64), st.sampled_from([8, 16, 32]))
+def test_given_blocks_are_told_of_exactly_when_they_exceed_what_the_memory_model_would_give(
+    slots: int, rank: int
+) -> None:
+    llama, card = model("llama-3.1-8b"), gpu("h100-80gb")
+    settings = engine(max_loras=slots, max_lora_rank=rank, max_model_len=1024)
+    most = kv_blocks(llama, card, settings).num_gpu_blocks
+    assert oversized(llama, card, settings.model_copy(update={"num_gpu_blocks": most})) is None
+    said = oversized(llama, card, settings.model_copy(update={"num_gpu_blocks": most + 1}))
+    assert said is not None and f"num_gpu_blocks {most + 1} " in said and f" {slots} adapter slots " in said
+
+
+def test_slots_that_fit_no_gpu_are_told_of_with_given_blocks() -> None:
+    said = oversized(model("llama-56m"), gpu("l4"), engine(max_loras=10**8, max_lora_rank=16, num_gpu_blocks=2048))
+    assert said is not None and " 100000000 adapter slots " in said and said.endswith("and l4 has 19.83 GiB usable")
