@@ -75,13 +75,7 @@ class Machine:
         shapes = lora_shapes(model)
         self._shapes = shapes if target_modules is None else shapes.targeting(target_modules)
         if files:
-            try:
-                self._slots = LoRASlots(self._shapes, config.max_loras, config.max_lora_rank, model.dtype, model.device)
-            except (RuntimeError, MemoryError) as error:
-                raise InputError(
-                    f"{config.max_loras} adapter slots of rank {config.max_lora_rank} do not fit in memory: "
-                    "lower engine.max_loras or engine.max_lora_rank"
-                ) from error
+            self._slots = LoRASlots(self._shapes, config.max_loras, config.max_lora_rank, model.dtype, model.device)
 
     @property
     def slot_bytes(self) -> int:

@@ -163,7 +163,7 @@ class RegistryWriter:
         if state.default_version is None:
             return (
                 f"adapter {name!r} was removed: register it as the new version "
-                f"{name}@{state.versions + 1} (new_version)"
+                f"{name}@{state.versions + 1} (--new-version; in Python new_version=True)"
             )
         current = self._record(name, state.default_version)
         differs = "source" if current.source != wish.source else "digest"
@@ -171,7 +171,7 @@ class RegistryWriter:
         now = wish.source if differs == "source" else wish.description.digest
         return (
             f"adapter {name!r} is registered with the {differs} {was!r}, not {now!r}: register it as the new version "
-            f"{name}@{state.versions + 1} (new_version), or under another name"
+            f"{name}@{state.versions + 1} (--new-version; in Python new_version=True), or under another name"
         )
 
     def _state(self, name: str) -> Row[Any] | None:

@@ -8,6 +8,7 @@ import torch
 
 from executor.lora.shapes import Group, LoRAShapes
 from executor.lora.weights import HostAdapter
+from executor.memory import allocate, require
 from serving.errors import InputError
 
 
@@ -25,8 +26,10 @@ class GroupSlots:
         self, group: Group, layers: int, max_loras: int, rank: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.group = group
-        self.a = torch.zeros(layers, len(group.parts), rank, max_loras, group.in_features, dtype=dtype, device=device)
-        self.b = torch.zeros(layers, rank, max_loras, group.lora_out, dtype=dtype, device=device)
+        what, remedy = _what_and_remedy(max_loras, rank)
+        stack_a = (layers, len(group.parts), rank, max_loras, group.in_features)
+        self.a = allocate(stack_a, dtype, device, what, remedy)
+        self.b = allocate((layers, rank, max_loras, group.lora_out), dtype, device, what, remedy)
 
 
 class LoRASlots:
@@ -54,6 +57,8 @@ class LoRASlots:
         self.max_lora_rank = max_lora_rank
         self.dtype = dtype
         self.device = torch.device(device)
+        numbers = max_loras * max_lora_rank * shapes.numbers_per_rank
+        require(numbers * dtype.itemsize, self.device, *_what_and_remedy(max_loras, max_lora_rank))
         self.ranks = [0] * max_loras
         self.version = 0
         self.groups = {
@@ -126,3 +131,9 @@ class LoRASlots:
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.max_loras:
             raise IndexError(f"slot {slot} is not among {self.max_loras}")
+
+
+def _what_and_remedy(max_loras: int, max_lora_rank: int) -> tuple[str, str]:
+    """For an error of memory: what asks for it, and which settings to lower."""
+    of = f"the memory of {max_loras} adapter slots of rank {max_lora_rank}"
+    return of, "lower engine.max_loras or engine.max_lora_rank"
