@@ -2,7 +2,9 @@
 
     python bench/validation.py --out results/validation          # simulate, run three times each, write the page
 
-Profile the machine first (`loratory profile`), or name a profile with --profile. The three scenarios are
+Profile the machine first (`loratory profile`), or name a profile with --profile. On a machine whose speed changes
+within minutes, --calibrate FILE measures a new one in turns with the runs: some phases, a run, some phases and so on,
+so that both meet the same machine; no step of a run enters it. The three scenarios are
 scenarios/library/executor-{below,near,churn}.yaml: below the knee, near it, overload with adapters coming and going.
 """
 
@@ -11,15 +13,23 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from loratory.calibrate import Plan, calibrate
 from loratory.execute import execute_scenario
 from loratory.run import run_scenario
 from reports.agreement import Agreement, agreement
 from scenarios.load import load_scenario
+from serving.config import EngineConfig
+from sim.catalogue import model as find_model
 from sim.cost import load_profile
 
 SCENARIOS = ("executor-below", "executor-near", "executor-churn")
+MODEL = "scenarios/published/llama-56m/config.json"
 PAGE = Path(__file__).parents[1] / "docs" / "validation.md"
 BEGIN, END = "<!-- tables: made by bench/validation.py -->", "<!-- end of tables -->"
 
@@ -34,26 +44,38 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--reuse", action="store_true", help="simulate anew, against the runs measured before in --out")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="measure a profile in turns with the runs")
     given = parser.parse_args()
+    if given.calibrate and (given.reuse or given.profile):
+        parser.error("--calibrate measures a profile and runs: leave out --reuse and --profile")
+    missing = [name for name in given.scenarios if not (given.out / name / "real-1").is_dir()]
+    if given.reuse and missing:
+        parser.error(f"{given.out} has no runs of {', '.join(missing)}: leave out --reuse, or name the folder in --out")
+    loads: dict[str, list[float]] = {name: [] for name in given.scenarios}
+
+    def real(scenario: str, repeat: int) -> None:
+        execute_scenario(load_scenario(scenario, given.overrides), given.out / scenario / f"real-{repeat}")
+        loads[scenario].append(os.getloadavg()[0])
+        print(f"{scenario} {repeat}", flush=True)
+
+    # in turn, so that repeats of one are minutes apart, as the profile is
+    runs = [] if given.reuse else [(name, n) for n in range(1, given.repeats + 1) for name in given.scenarios]
+    if given.calibrate:
+        calibrate_beside([partial(real, *run) for run in runs], given.calibrate)
+        given.profile = str(given.calibrate)
+    found: list[tuple[str, Agreement, float]] = []
+    profile = ""
     overrides = list(given.overrides)
     if given.profile:
         overrides.append(f"cost={{kind: profile, profile: {given.profile}}}")
-    found: list[tuple[str, Agreement, float]] = []
-    profile = ""
-    scenarios = {name: load_scenario(name, overrides) for name in given.scenarios}
-    loads: dict[str, list[float]] = {name: [] for name in scenarios}
-    missing = [name for name in scenarios if not (given.out / name / "real-1").is_dir()]
-    if given.reuse and missing:
-        parser.error(f"{given.out} has no runs of {', '.join(missing)}: leave out --reuse, or name the folder in --out")
-    for name, scenario in scenarios.items():
+    for name in given.scenarios:
+        scenario = load_scenario(name, overrides)
         profile = getattr(scenario.cost, "profile", "")
         shutil.rmtree(given.out / name / "sim", ignore_errors=True)
         run_scenario(scenario, given.out / name / "sim")
-    for repeat in range(1, 1 if given.reuse else given.repeats + 1):
-        for name, scenario in scenarios.items():  # in turn, so that repeats of one are minutes apart, as the profile is
-            execute_scenario(scenario, given.out / name / f"real-{repeat}")
-            loads[name].append(os.getloadavg()[0])
-    for name in scenarios:
+    for run in () if given.calibrate else runs:
+        real(*run)
+    for name in given.scenarios:
         folders = [given.out / name / f"real-{repeat}" for repeat in range(1, given.repeats + 1)]
         agreed = agreement(given.out / name / "sim", folders)
         found.append((name, agreed, max(loads[name], default=0.0)))
@@ -62,6 +84,20 @@ def main() -> None:
         for row in (heads, *rows):
             print("  ".join(f"{cell:>10}" for cell in row))
     write(given.page, profile, found)
+
+
+def calibrate_beside(runs: list[Callable[[], None]], out: Path) -> None:
+    """A profile like `loratory profile`'s by default, written to ``out``; ``runs`` are spread over its phases."""
+    torch.set_num_threads(1)
+    config = EngineConfig(max_loras=8, max_lora_rank=16, max_num_seqs=64, max_num_batched_tokens=2048)
+    left = list(runs)
+
+    def between(done: int, total: int) -> None:
+        while left and done * len(runs) >= (len(runs) - len(left) + 0.5) * total:
+            left.pop(0)()
+
+    plan = Plan(config, (8, 16), 512, "float32", "cpu")
+    calibrate(find_model(MODEL), None, plan, out.stem, between=between).save(out)
 
 
 def write(page: Path, profile: str, found: list[tuple[str, Agreement, float]]) -> None:

@@ -19,6 +19,9 @@ from serving.plan import BatchShape
 from serving.policy import CostView, Policy
 from serving.request import Request
 
+LEAST_PHASES = 5
+"""Every fifth phase is held out of the fit (`loratory.calibrate`), and one must be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -35,7 +38,7 @@ class Design:
     """What to cover: up to ``seqs`` sequences of up to ``context`` tokens, prefill steps of up to ``batched_tokens``.
 
     ``phases`` are drawn; each is measured twice, so that the noise between equal steps is known. ``seconds``: no
-    further phase is drawn after a third of it.
+    further phase is drawn after a third of it, but `LEAST_PHASES` are.
     """
 
     seqs: int
@@ -82,12 +85,14 @@ def measure(
     design: Design,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    between: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
 
     A phase is a list of arrivals at step numbers, so all runs of it make the very same batches. All phases run once to
     warm up (kernels are compiled for shapes that come for the first time), then all once and all again, so that the
-    noise includes what changes on a machine in minutes.
+    noise includes what changes on a machine in minutes. ``between(done, total)`` is called after each timed phase: what
+    is to share the profile's minutes, such as the runs it is to be compared with, has its place there.
     """
     rng = np.random.default_rng(seed)
     names = [adapter.name for adapter in adapters]
@@ -101,7 +106,9 @@ def measure(
             runs[turn].append(_run(machine, adapters, policy(), cost, phases[number], rng))
             if progress is not None:
                 progress(number + 1 + turn * len(phases), 3 * design.phases)
-            if not turn and time.perf_counter() - began > design.seconds / 3:
+            if between is not None and turn:
+                between(number + 1 + (turn - 1) * len(phases), 2 * len(phases))
+            if not turn and number + 1 >= LEAST_PHASES and time.perf_counter() - began > design.seconds / 3:
                 break
     samples: list[StepSample] = []
     for number, (_, first, second) in enumerate(zip(*runs, strict=True)):

@@ -57,10 +57,12 @@ def calibrate(
     plan: Plan,
     name: str,
     progress: Callable[[str, int, int], None] | None = None,
+    between: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """Measure ``spec`` (random weights, or those of ``checkpoint``) on this machine; returns the profile.
 
-    Raises `InputError` for a bad checkpoint, too little memory, or a plan that makes no sense.
+    ``between``: see `executor.profiler.measure`. Raises `InputError` for a bad checkpoint, too little memory, or a plan
+    that makes no sense.
     """
     from executor.machine import Machine
     from executor.profiler import Design, measure
@@ -89,7 +91,7 @@ def calibrate(
         design = Design(config.max_num_seqs, plan.context, config.max_num_batched_tokens, plan.phases, plan.seconds)
         guess = RooflineCost.from_options(spec, gpu("l4"), 1, {})  # what view.cost shows; fifo never looks
         told = None if progress is None else lambda done, total: progress("phases", done, total)
-        measured = measure(machine, adapters, Fifo, guess, design, plan.seed, told)
+        measured = measure(machine, adapters, Fifo, guess, design, plan.seed, told, between)
         about = machine.about()
     return profile_of(measured, name, spec.name, about)
 
