@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from executor.profiler import LEAST_PHASES
 from executor.random_checkpoint import hugging_face_config, random_checkpoint, shape
+from loratory.calibrate import Plan, calibrate
 from loratory.cli import main
 from loratory.replay import replay_folder
 from reports.agreement import agreement
+from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.recording import Recording
+from sim.catalogue import model
 from sim.cost import load_profile
 
 SCENARIO = """
@@ -146,6 +150,17 @@ def test_profile_measures_and_the_simulator_reads_it(quick: Quick, scenario: Pat
         "run", str(scenario), "--set", f"cost={{kind: profile, profile: {file}}}", "--out", str(tmp_path / "sim")
     )
     assert code == 0, err
+
+
+def test_a_profile_in_no_time_still_holds_a_phase_out_and_lets_others_work_between(scenario: Path) -> None:
+    config = EngineConfig(max_loras=2, max_lora_rank=4, max_num_seqs=4, max_num_batched_tokens=32)
+    plan = Plan(config, (4,), 40, "float32", "cpu", phases=10, seconds=1e-9)
+    asked: list[tuple[int, int]] = []
+    profile = calibrate(
+        model(str(scenario.parent / "config.json")), None, plan, "quick", between=lambda *at: asked.append(at)
+    )
+    assert asked == [(done, 2 * LEAST_PHASES) for done in range(1, 2 * LEAST_PHASES + 1)]
+    assert profile.held_out.samples > 0 and profile.samples > profile.held_out.samples
 
 
 def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario: Path, tmp_path: Path) -> None:
