@@ -24,12 +24,12 @@ from loratory.execute import execute_scenario
 from loratory.run import run_scenario
 from reports.agreement import Agreement, agreement
 from scenarios.load import load_scenario
+from scenarios.schema import Scenario
 from serving.config import EngineConfig
 from sim.catalogue import model as find_model
 from sim.cost import load_profile
 
 SCENARIOS = ("executor-below", "executor-near", "executor-churn")
-MODEL = "scenarios/published/llama-56m/config.json"
 PAGE = Path(__file__).parents[1] / "docs" / "validation.md"
 BEGIN, END = "<!-- tables: made by bench/validation.py -->", "<!-- end of tables -->"
 
@@ -48,20 +48,23 @@ def main() -> None:
     given = parser.parse_args()
     if given.calibrate and (given.reuse or given.profile):
         parser.error("--calibrate measures a profile and runs: leave out --reuse and --profile")
+    if given.calibrate and not given.calibrate.parent.is_dir():
+        parser.error(f"{given.calibrate.parent} is no folder: name one with --calibrate")
+    scenarios = {name: load_scenario(name, given.overrides) for name in given.scenarios}
     missing = [name for name in given.scenarios if not (given.out / name / "real-1").is_dir()]
     if given.reuse and missing:
         parser.error(f"{given.out} has no runs of {', '.join(missing)}: leave out --reuse, or name the folder in --out")
     loads: dict[str, list[float]] = {name: [] for name in given.scenarios}
 
     def real(scenario: str, repeat: int) -> None:
-        execute_scenario(load_scenario(scenario, given.overrides), given.out / scenario / f"real-{repeat}")
+        execute_scenario(scenarios[scenario], given.out / scenario / f"real-{repeat}")
         loads[scenario].append(os.getloadavg()[0])
         print(f"{scenario} {repeat}", flush=True)
 
     # in turn, so that repeats of one are minutes apart, as the profile is
     runs = [] if given.reuse else [(name, n) for n in range(1, given.repeats + 1) for name in given.scenarios]
     if given.calibrate:
-        calibrate_beside([partial(real, *run) for run in runs], given.calibrate)
+        calibrate_beside(scenarios[given.scenarios[0]], [partial(real, *run) for run in runs], given.calibrate)
         given.profile = str(given.calibrate)
     found: list[tuple[str, Agreement, float]] = []
     profile = ""
@@ -86,9 +89,13 @@ def main() -> None:
     write(given.page, profile, found)
 
 
-def calibrate_beside(runs: list[Callable[[], None]], out: Path) -> None:
-    """A profile like `loratory profile`'s by default, written to ``out``; ``runs`` are spread over its phases."""
-    torch.set_num_threads(1)
+def calibrate_beside(scenario: Scenario, runs: list[Callable[[], None]], out: Path) -> None:
+    """A profile like `loratory profile`'s by default, written to ``out``; ``runs`` are spread over its phases.
+
+    Model, dtype, device and threads are those of ``scenario``.
+    """
+    if scenario.executor.threads is not None:
+        torch.set_num_threads(scenario.executor.threads)
     config = EngineConfig(max_loras=8, max_lora_rank=16, max_num_seqs=64, max_num_batched_tokens=2048)
     left = list(runs)
 
@@ -96,8 +103,8 @@ def calibrate_beside(runs: list[Callable[[], None]], out: Path) -> None:
         while left and done * len(runs) >= (len(runs) - len(left) + 0.5) * total:
             left.pop(0)()
 
-    plan = Plan(config, (8, 16), 512, "float32", "cpu")
-    calibrate(find_model(MODEL), None, plan, out.stem, between=between).save(out)
+    plan = Plan(config, (8, 16), 512, scenario.executor.dtype, scenario.executor.device)
+    calibrate(find_model(scenario.model), None, plan, out.stem, between=between).save(out)
 
 
 def write(page: Path, profile: str, found: list[tuple[str, Agreement, float]]) -> None:

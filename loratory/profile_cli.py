@@ -25,7 +25,7 @@ def profile_command(
         str, typer.Option(help="target modules: all-linear, or names separated by commas")
     ] = "all-linear",
     phases: Annotated[int, typer.Option(min=10, help="batches are drawn in so many phases, each run three times")] = 48,
-    seconds: Annotated[float, typer.Option(min=1, help="draw no further phase after this, but five")] = 240.0,
+    seconds: Annotated[float, typer.Option(min=1, help="how long to measure, about; five phases at least")] = 240.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice")] = None,
     name: Annotated[str | None, typer.Option(help="the profile's name; by default model, device and dtype")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; by default NAME.json")] = None,

@@ -14,11 +14,11 @@ from bench_machine import JumpingClock, Ran, Zoo, assert_nothing_leaked, run
 from lab import POLICIES, ToyCost, workload
 from safetensors.torch import load_file, save_file
 
+import executor.memory
 from executor.executor import Executor
 from executor.generation import Generation
 from executor.lora import LoRASlots
 from executor.machine import Machine, lora_shapes
-from executor.memory import available_bytes
 from executor.model import Model
 from executor.sampling import SamplingParams
 from serving.config import EngineConfig
@@ -218,18 +218,16 @@ def test_slots_take_exactly_what_the_memory_model_says(llama: Zoo) -> None:
         assert LoRASlots(shapes, 3, 8, torch.bfloat16).bytes == 3 * spec.adapter_bytes(8, targets, "bf16")
 
 
-def test_more_slots_than_memory_holds_are_refused_with_both_sizes(llama: Zoo) -> None:
-    """Before a byte is touched: the system promises more than it has, and ends the process that asks for it."""
+def test_more_slots_than_memory_holds_are_refused_with_both_sizes(llama: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All together, before any is allocated: the system promises memory it has not, and ends who uses it."""
     shapes = lora_shapes(Model.load(llama.folder / "model"))
-    per_slot = 8 * shapes.numbers_per_rank * torch.bfloat16.itemsize
-    free = available_bytes(torch.device("cpu"))
-    assert free is not None
-    slots = free // per_slot + 10**6
-    said = (
-        r"slots of rank 8 needs [\d.]+ GB and [\d.]+ GB are available: lower engine.max_loras or engine.max_lora_rank"
-    )
-    with pytest.raises(InputError, match=f"{slots} adapter {said}"):
-        LoRASlots(shapes, slots, 8, torch.bfloat16)
+    needed = 3 * 8 * shapes.numbers_per_rank * torch.bfloat16.itemsize
+    monkeypatch.setattr(executor.memory, "available_bytes", lambda device: needed)
+    assert LoRASlots(shapes, 3, 8, torch.bfloat16).bytes == needed
+    monkeypatch.setattr(executor.memory, "available_bytes", lambda device: needed - 1)
+    sizes = r"needs [\d.]+ GB and [\d.]+ GB are available: lower engine\.max_loras or engine\.max_lora_rank"
+    with pytest.raises(InputError, match=f"memory of 3 adapter slots of rank 8 {sizes}"):
+        LoRASlots(shapes, 3, 8, torch.bfloat16)
 
 
 def test_an_adapter_for_another_model_or_of_too_high_a_rank_is_not_accepted(llama: Zoo) -> None:
