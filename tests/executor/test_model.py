@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from passes import Passes, relative_error
 from torch import Tensor
 
-from executor.attention import CPUAttention, length_groups
+from executor.attention import CPUAttention, faster_decode
 from executor.checkpoint import read_config
 from executor.config import ModelConfig
+from executor.decode import Decode, Heads, length_groups
+from executor.decode_gathered import GatheredDecode
+from executor.decode_in_place import InPlaceDecode
 from executor.model import Model
 from executor.random_checkpoint import RandomTensors, random_checkpoint, shape
 
@@ -151,22 +154,36 @@ def alone(name: str) -> Tensor:
     schedules(),
     st.sampled_from([1, 4, 16]),
     st.integers(0, 6),
+    st.booleans(),
     st.sampled_from([0, 9, 10_000]),
     st.sampled_from([0, 9, 10_000]),
 )
 def test_a_sequence_in_any_batch_equals_it_alone(
-    steps: list[dict[str, int]], block_size: int, garbage: int, cost: int, most: int
+    steps: list[dict[str, int]], block_size: int, garbage: int, in_place: bool, cost: int, most: int
 ) -> None:
-    model = tiny()
+    model = model_of(LLAMA)
     attention = model.attention
     assert isinstance(attention, CPUAttention)
-    attention.group_cost_bytes, attention.group_bytes = 256 * cost, 256 * most
+    if in_place:
+        attention.decode = decode = InPlaceDecode(attention.heads)
+        decode.group_cost_tokens = 4 * cost
+    else:
+        attention.decode = gathered = GatheredDecode(attention.heads, torch.float32)
+        gathered.group_cost_bytes, gathered.group_bytes = 256 * cost, 256 * most
     for name, logits in composed(model, steps, block_size, garbage).items():
         assert relative_error(logits, alone(name)[: logits.shape[0]]) < 1e-5
 
 
-def test_nan_in_one_sequence_stays_there() -> None:
-    passes = Passes(model_of(LLAMA))
+@pytest.mark.parametrize("way", ["in place", "gathered"])
+def test_nan_in_one_sequence_stays_there(way: str) -> None:
+    model = model_of(LLAMA)
+    assert isinstance(model.attention, CPUAttention)
+    ways: dict[str, Decode] = {
+        "in place": InPlaceDecode(model.attention.heads),
+        "gathered": GatheredDecode(model.attention.heads, torch.float32),
+    }
+    model.attention.decode = ways[way]
+    passes = Passes(model)
     passes.run({}, {"sick": text("a")[:20]})
     passes.run({}, {"well": text("b")[:6]})
     before = passes.run({}, {"twin": text("b")[:6]}), passes.run({"twin": 5}, {})
@@ -228,6 +245,21 @@ def test_logits_of_some_rows_are_those_they_have_among_all(some: set[int], dtype
     if wanted:
         assert relative_error(fewer, every[wanted]) < (1e-5 if dtype == torch.float32 else 2e-2)
     assert torch.equal(later, after)
+
+
+def test_decoding_reads_in_place_where_that_is_faster() -> None:
+    assert isinstance(faster_decode(Heads(8, 4, 64), torch.float32), InPlaceDecode)
+    assert isinstance(faster_decode(Heads(32, 32, 64), torch.float32), InPlaceDecode)
+    assert isinstance(faster_decode(Heads(32, 8, 64), torch.float32), GatheredDecode)
+    assert isinstance(faster_decode(Heads(8, 4, 64), torch.bfloat16), GatheredDecode)
+
+
+def test_decoding_gathers_where_pytorch_lacks_the_sampled_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("sampled_addmm needs a PyTorch compiled with MKL")
+
+    monkeypatch.setattr(torch.sparse, "sampled_addmm", lacking)
+    assert isinstance(faster_decode(Heads(8, 4, 64), torch.float32), GatheredDecode)
 
 
 @given(
