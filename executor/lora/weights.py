@@ -86,7 +86,10 @@ class HostAdapter:
                     a, b = adapter._views(module, shapes)
                     a.copy_(_tensor(file, module.key_a, tuple(a.shape), path))
                     stored = _tensor(file, module.key_b, (b.shape[1], b.shape[0]), path)
-                    b.copy_(stored.to(torch.float32).mul_(module.scaling).t() if module.scaling != 1 else stored.t())
+                    if module.scaling == 1:
+                        b.copy_(stored.t())
+                    else:  # not in place: that would copy the pages of the map
+                        torch.mul(stored.to(torch.float32).t(), module.scaling, out=b)
                 if not _finite(buffer):
                     raise InputError(adapter._broken(file, description, shapes, path))
         except OSError as error:
