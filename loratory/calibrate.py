@@ -75,6 +75,8 @@ def calibrate(
         update={"num_gpu_blocks": config.num_gpu_blocks or blocks, "max_model_len": plan.context}
     )
     model = load_model(checkpoint, spec, plan.dtype, plan.device)
+    if plan.context > (most := model.config.max_positions):
+        raise InputError(f"--context {plan.context} is beyond the {most} positions of the model: give at most {most}")
     targets = resolve_targets(plan.targets)
     with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch, intake(None) as coming:
         ranks = [plan.ranks[i % len(plan.ranks)] for i in range(config.max_loras)] if plan.ranks else []

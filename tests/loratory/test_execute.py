@@ -152,6 +152,17 @@ def test_profile_measures_and_the_simulator_reads_it(quick: Quick, scenario: Pat
     assert code == 0, err
 
 
+def test_a_profile_of_more_tokens_than_the_model_has_positions_is_refused(
+    quick: Quick, scenario: Path, tmp_path: Path
+) -> None:
+    config = scenario.parent / "config.json"
+    most = json.loads(config.read_text())["max_position_embeddings"]
+    options = ["--random", "--device", "cpu", "--dtype", "float32", "--context", str(most + 1)]
+    code, _, err = quick("profile", str(config), *options, "--out", str(tmp_path / "here.json"))
+    assert code == 2 and f"--context {most + 1}" in err and f"give at most {most}" in err and err.count("\n") == 1
+    assert not (tmp_path / "here.json").exists()
+
+
 def test_a_profile_in_no_time_still_holds_a_phase_out_and_lets_others_work_between(scenario: Path) -> None:
     config = EngineConfig(max_loras=2, max_lora_rank=4, max_num_seqs=4, max_num_batched_tokens=32)
     plan = Plan(config, (4,), 40, "float32", "cpu", phases=10, seconds=1e-9)
