@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := results/quickstart
+JOBS ?= 2
 
 .PHONY: demo test lint slow clean
 
@@ -10,10 +11,10 @@ demo: $(VENV)/.run
 	$(BIN)/loratory run quickstart --out $(OUT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

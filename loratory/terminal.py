@@ -12,6 +12,9 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
+_WIDEST = 10_000
+"""Columns that a line in a pipe may have."""
+
 
 def complain(text: str) -> None:
     """One line on stderr."""
@@ -19,12 +22,15 @@ def complain(text: str) -> None:
 
 
 def show(thing: Any) -> None:
-    """Something rich can print; at least 160 columns wide in a pipe."""
+    """Something rich can print; in a pipe as wide as it needs, so that no path is cut."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
+        wide = Console(width=_WIDEST)
+        needed = Measurement.get(wide, wide.options, thing).maximum
+        console = Console(width=max(console.width, 160, needed))
     console.print(thing)
 
 

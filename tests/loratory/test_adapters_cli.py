@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -63,6 +64,13 @@ def refused(loratory: Command, *arguments: object) -> str:
     lines = done.err.splitlines()
     assert done.code == 2 and done.out == "" and len(lines) == 1 and lines[0].startswith("loratory: "), done
     return lines[0]
+
+
+def test_a_pipe_gets_every_path_whole(home: Path, loratory: Command) -> None:
+    deep = Path("adapters", *(f"a-folder-with-a-long-name-{level}" for level in range(9)))
+    shutil.copytree(home / "adapters/sql", home / deep)
+    ok(loratory, "add", "sql", deep)
+    assert str(home / deep) in ok(loratory, "list") and len(str(deep)) > 160
 
 
 def test_from_the_first_adapter_to_a_rollback(home: Path, loratory: Command) -> None:
