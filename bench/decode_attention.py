@@ -31,7 +31,7 @@ BATCHES = ((64, 24), (64, 165), (8, 165), (1, 165), (16, 1000), (1, 4000))
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """``sequences`` of about ``context`` tokens; ``mixed``: from a quarter of it to as much again."""
+    """``sequences`` of about ``context`` tokens; ``mixed``: from a quarter to seven quarters of it."""
 
     heads: Heads
     sequences: int

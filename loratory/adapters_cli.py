@@ -101,7 +101,7 @@ def list_adapters(
     if as_json:
         dump([values(record, defaults.get(record.name) == record.version) for record in found])
     elif found:
-        show(records_table(found, defaults))
+        show(records_table(found, defaults), whole=True)
     else:
         print("no adapter fits: loratory adapters add NAME SOURCE registers one")
 
@@ -132,7 +132,7 @@ def show_adapter(
         decoded = {"decoded_id": meaning} if meaning else {}
         dump({**values(record, default == record.version), **decoded, "versions": others})
         return
-    show(facts_table(record, default))
+    show(facts_table(record, default), whole=True)
     if meaning:
         print(f"the id says: task {meaning['task']}, domain {meaning['domain']}, version {meaning['version']}")
     marks = [f"@{each.version}" + (" (removed)" if each.removed else "") for each in versions]
@@ -219,7 +219,7 @@ def history(name: Name, registry: RegistryPlace = None, as_json: Json = False) -
     if as_json:
         dump([change_json(change) for change in changes])
     else:
-        show(history_table(changes))
+        show(history_table(changes), whole=True)
 
 
 @app.command("verify")
@@ -294,7 +294,7 @@ def scan_prefix(
     if as_json:
         dump([finding_json(each) for each in found])
     elif found:
-        show(findings_table(found))
+        show(findings_table(found), whole=True)
         print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
     else:
         print(f"no adapter is at or below {prefix}: a folder with an adapter_config.json is one")

@@ -21,15 +21,15 @@ def complain(text: str) -> None:
     print("loratory: " + " ".join(text.split()), file=sys.stderr)
 
 
-def show(thing: Any) -> None:
-    """Something rich can print; in a pipe as wide as it needs, so that no path is cut."""
+def show(thing: Any, whole: bool = False) -> None:
+    """Something rich can print; in a pipe at least 160 columns wide, and if ``whole`` so wide that no path is cut."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console()
     if not console.is_terminal:
         wide = Console(width=_WIDEST)
-        needed = Measurement.get(wide, wide.options, thing).maximum
+        needed = Measurement.get(wide, wide.options, thing).maximum if whole else 0
         console = Console(width=max(console.width, 160, needed))
     console.print(thing)
 
