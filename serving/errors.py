@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
+LONGEST_MESSAGE = 400
+"""Characters that a message to a user may have; see `several` for lists and `shortened` for texts of others."""
+
+
+def several(names: Iterable[object], most: int = 5) -> str:
+    """``a, b, c``; with more than ``most`` names ``a, b, c, d, e and 12 more``. Reads each name once."""
+    every = iter(names)
+    first = [str(name) for name in islice(every, most)]
+    rest = sum(1 for _ in every)
+    return ", ".join(first) + (f" and {rest:,} more" if rest else "")
+
+
+def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """``text`` on one line, and where it has more than ``most`` characters, its middle replaced by ``...``."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    tail = (most - 5) // 3
+    return f"{line[: most - 5 - tail]} ... {line[-tail:]}"
+
 
 class LoratoryError(Exception):
     """Base of every error Loratory raises on purpose; the command line prints its text and no traceback."""
