@@ -21,9 +21,9 @@ from serving.errors import InputError, LoratoryError
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
@@ -54,6 +54,23 @@ def main() -> NoReturn:
         sys.stderr.close()
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from loratory import __version__
+
+        print(f"loratory {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _loratory(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself; ``--version`` is carried out by its callback."""
 
 
 @app.command()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from loratory import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURE = ROOT.parent / "shared" / "data" / "AzureLLMInferenceTrace_code.csv"
@@ -282,3 +286,16 @@ def test_every_library_scenario_is_valid() -> None:
     for entry in json.loads(loratory("scenarios", "list", "--json").stdout):
         done = loratory("scenarios", "check", entry["name"])
         assert done.returncode == 0, done.stderr
+
+
+def test_help_version_and_completion_are_where_one_looks_for_them(tmp_path: Path) -> None:
+    for words in ((), ("run",), ("adapters", "add"), ("scenarios", "list")):
+        short, long = loratory(*words, "-h"), loratory(*words, "--help")
+        assert short.returncode == 0 and short.stdout == long.stdout and "--help" in short.stdout
+    assert loratory("--version").stdout == f"loratory {version('loratory')}\n" == f"loratory {__version__}\n"
+    assert "--install-completion" in loratory("-h").stdout
+    assert "did you mean 'run'" in refused("runn", "quickstart").lower()
+    environment = {**os.environ, "_LORATORY_COMPLETE": "complete_bash", "COMP_WORDS": "loratory sc", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "import sys; sys.argv = ['loratory']; from loratory.cli import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.stdout.split() == ["scenarios"]
