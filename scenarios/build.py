@@ -11,13 +11,13 @@ from scenarios.adapters import default_names
 from scenarios.arrivals import Arrivals
 from scenarios.draws import Draws
 from scenarios.lengths import Seconds, draw_pairs
-from scenarios.part import UNSET, Part, merge
+from scenarios.part import Part, merge
 from scenarios.popularity import Popularity, draw_adapters
 from scenarios.replay import trace_adapters, trace_part
 from scenarios.schema import Scenario
 from scenarios.slora import slora_part
 from scenarios.tenants import Tenants
-from scenarios.traces.table import Labels
+from scenarios.traces.table import UNSET, Labels
 from scenarios.vtc import vtc_part
 from scenarios.workload import MaxTokens, Noise, Stream, stream_positions
 from serving.errors import InputError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scenarios.traces.table import Labels
+from scenarios.traces.table import UNSET, Labels
 from serving.workload import Floats, Ints
 
 
@@ -15,8 +15,8 @@ from serving.workload import Floats, Ints
 class Part:
     """Columns of n requests: arrival (s), adapter (index, -1 the base model), tokens, and what only some parts have.
 
-    ``deadline`` is seconds after arrival, inf for none. ``tenant`` and ``priority`` are None where the scenario's
-    tenants section decides.
+    ``deadline`` is seconds after arrival, inf for none. ``tenant`` and ``priority`` are None, and a request's priority
+    `UNSET`, where the scenario's tenants section decides.
     """
 
     arrival: Floats
@@ -57,10 +57,6 @@ def merge(parts: Sequence[Part]) -> Part:
         priority=priority,
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
-
-
-UNSET = np.iinfo(np.int64).min
-"""In a priority column: the tenants section decides."""
 
 
 def _merge_tenants(parts: Sequence[Part], order: Ints) -> Labels | None:

@@ -10,10 +10,11 @@ from scenarios.draws import Draws
 from scenarios.part import Part
 from scenarios.popularity import Popularity, draw_adapters
 from scenarios.schema import Scenario
+from scenarios.traces.clean import clean
 from scenarios.traces.format import ReadOptions
 from scenarios.traces.known import detect, read_trace
 from scenarios.traces.servegen import read_clients
-from scenarios.traces.table import Labels, TraceTable, clean
+from scenarios.traces.table import Labels, TraceTable
 from scenarios.workload import WorkloadSpec
 from serving.errors import InputError
 from serving.workload import Floats, Ints
@@ -49,6 +50,11 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         raise InputError(
             f"{workload.trace}: the trace is empty: no row is left ({reasons}): change window or zero_tokens"
         )
+    if table.delay_s is not None:
+        raise InputError(
+            f"{workload.trace}: has sessions (session_id) whose later turns have a delay instead of a time, which "
+            "cannot be replayed: give every row its own time"
+        )
     table, arrival = _timed(workload, table, draws)
     n = len(table)
     prompt = _tokens(workload, "input_tokens", table.prompt, n, draws)
@@ -75,6 +81,7 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
         cached=None if table.cached is None else np.clip(table.cached, 0, prompt - 1),
         tenant=tenant,
+        priority=table.priority,
         concurrency=None if closed is None else closed.concurrency,
         notes=table.notes,
     )

@@ -47,6 +47,9 @@ class Columns(Section):
     client: Name | None = Field(None, description="who sent it")
     tenant: Name | None = Field(None, description="which tenant it belongs to")
     cached: Name | None = Field(None, description="prompt tokens that a prefix cache holds")
+    session: Name | None = Field(None, description="conversation: its rows are turns, in the order of the file")
+    delay: Name | None = Field(None, description="from the end of the turn before to this one, unit as the times'")
+    priority: Name | None = Field(None, description="priority, a whole number, lower first")
 
 
 class Slice(Section):

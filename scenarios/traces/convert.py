@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from scenarios.traces.clean import clean
 from scenarios.traces.files import kind_of
 from scenarios.traces.format import ReadOptions
 from scenarios.traces.known import read_trace
-from scenarios.traces.table import Labels, TraceTable, clean
+from scenarios.traces.table import Labels, TraceTable
 from serving.errors import InputError
 
 _SUFFIXES = (".csv", ".jsonl", ".parquet")

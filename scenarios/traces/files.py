@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scenarios.traces.table import Labels, TraceTable
+from scenarios.traces.sessions import turns_of, without
+from scenarios.traces.table import UNSET, Labels, TraceTable
 from serving.errors import InputError
-from serving.workload import Floats, Ints
+from serving.workload import Floats
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -129,12 +130,25 @@ class Source:
         self._refuse(np.isinf(array), column, "is not a finite number")
         return array
 
-    def tokens(self, column: str) -> Floats:
-        """A column of token counts; blank cells are NaN. Refuses negative and broken numbers."""
+    def integers(self, column: str) -> Floats:
+        """A column of whole numbers; blank cells are NaN."""
+        array = self.numbers(column)
+        with np.errstate(invalid="ignore"):
+            self._refuse(np.abs(array - np.rint(array)) > 0, column, "is not a whole number")
+        return array
+
+    def delays(self, column: str, unit: str) -> Floats:
+        """A column of durations in ``unit``, as seconds; blank cells are NaN. Refuses negative ones."""
         array = self.numbers(column)
         with np.errstate(invalid="ignore"):
             self._refuse(array < 0, column, "is negative")
-            self._refuse(np.abs(array - np.rint(array)) > 0, column, "is not a whole number")
+        return array * UNITS[unit]
+
+    def tokens(self, column: str) -> Floats:
+        """A column of token counts; blank cells are NaN. Refuses negative and broken numbers."""
+        array = self.integers(column)
+        with np.errstate(invalid="ignore"):
+            self._refuse(array < 0, column, "is negative")
         return array
 
     def times(self, column: str, unit: str | None) -> Floats:
@@ -193,36 +207,55 @@ def table_of(
     adapter: Labels | None = None,
     client: Labels | None = None,
     tenant: Labels | None = None,
+    session: Labels | None = None,
+    delay: Floats | None = None,
+    priority: Floats | None = None,
     notes: Sequence[str] = (),
 ) -> TraceTable:
     """A table of columns as read, where NaN means blank: rows with a blank are dropped and counted.
 
-    Times are shifted so that the earliest is 0. Raises `InputError` when no row is left.
+    A row without a time that has a session waits for the turn before it (see sessions.py). Times are shifted so that
+    the earliest is 0. Raises `InputError` when no row is left.
     """
-    given = [column for column in (time, prompt, output) if column is not None]
-    labels = [column.codes for column in (adapter, client, tenant) if column is not None]
-    rows = len(given[0]) if given else len(labels[0])
-    keep = np.ones(rows, dtype=bool)
-    for column in given:
-        keep &= ~np.isnan(column)
+    columns = (
+        time,
+        prompt,
+        output,
+        *(label.codes for label in (adapter, client, tenant, session) if label is not None),
+    )
+    rows = next(len(column) for column in columns if column is not None)
     found = list(notes)
-    if not keep.all():
-        found.append(f"rows left out (an empty time or token cell): {int((~keep).sum())}")
-    if not keep.any():
+    keep = np.ones(rows, dtype=bool)
+    if session is not None:
+        turns = turns_of(time, delay, session, path)
+        time, delay, keep = turns.time, turns.delay, turns.usable
+        found.extend(turns.notes)
+    else:
+        delay = None
+    blank = np.zeros(rows, dtype=bool)
+    for column in (time, prompt, output):
+        if column is not None:
+            blank |= np.isnan(column) & (np.isnan(delay) if column is time and delay is not None else True)
+    if (lost := int((blank & keep).sum())) > 0:
+        found.append(f"rows left out (an empty time or token cell): {lost}")
+    if not (keep & ~blank).any():
         raise InputError(f"{path}: the trace is empty: no row has a time and token counts")
-    return TraceTable(
+    whole = TraceTable(
         format=name,
         rows_read=rows,
-        time_s=None if time is None else time[keep] - float(time[keep].min()),
-        prompt=_whole(prompt, keep),
-        output=_whole(output, keep),
-        cached=_whole(None if cached is None else np.nan_to_num(cached), keep),
-        adapter=None if adapter is None else adapter.take(keep),
-        client=None if client is None else client.take(keep),
-        tenant=None if tenant is None else tenant.take(keep),
+        time_s=time,
+        prompt=None if prompt is None else np.nan_to_num(prompt).astype(np.int64),
+        output=None if output is None else np.nan_to_num(output).astype(np.int64),
+        cached=None if cached is None else np.nan_to_num(cached).astype(np.int64),
+        adapter=adapter,
+        client=client,
+        tenant=tenant,
+        session=session,
+        delay_s=delay,
+        priority=None
+        if priority is None
+        else np.where(np.isnan(priority), UNSET, np.nan_to_num(priority)).astype(np.int64),
         notes=tuple(found),
     )
-
-
-def _whole(values: Floats | None, keep: Any) -> Ints | None:
-    return None if values is None else values[keep].astype(np.int64)
+    table = without(whole, keep & ~blank)
+    return table if table.time_s is None else replace(table, time_s=table.time_s - float(np.nanmin(table.time_s)))

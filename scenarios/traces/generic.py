@@ -17,6 +17,9 @@ USUAL: dict[str, tuple[str, ...]] = {
     "client": ("client", "client_id", "user", "user_id"),
     "tenant": ("tenant", "tenant_id", "org"),
     "cached": ("cached_tokens",),
+    "session": ("session_id", "session", "conversation_id"),
+    "delay": ("delay", "delay_s", "delay_ms"),
+    "priority": ("priority",),
 }
 """Names each column is looked for under, best first; case does not matter."""
 
@@ -45,6 +48,9 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
         adapter=source.labels(columns["adapter"]) if "adapter" in columns else None,
         client=source.labels(columns["client"]) if "client" in columns else None,
         tenant=source.labels(columns["tenant"]) if "tenant" in columns else None,
+        session=source.labels(columns["session"]) if "session" in columns else None,
+        delay=source.delays(columns["delay"], unit) if "delay" in columns else None,
+        priority=source.integers(columns["priority"]) if "priority" in columns else None,
     )
 
 

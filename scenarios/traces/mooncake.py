@@ -32,7 +32,18 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     if options.prefix_cache:
         blocks = source.having(("hash_ids",), "mooncake with prefix_cache").frame["hash_ids"].tolist()
         cached = _cached(time, prompt, blocks)
-    return table_of("mooncake", path, time=time, prompt=prompt, output=source.tokens("output_length"), cached=cached)
+    there = set(source.frame.columns)
+    return table_of(
+        "mooncake",
+        path,
+        time=time,
+        prompt=prompt,
+        output=source.tokens("output_length"),
+        cached=cached,
+        session=source.labels("session_id") if "session_id" in there else None,
+        delay=source.delays("delay", "ms") if {"session_id", "delay"} <= there else None,
+        priority=source.integers("priority") if "priority" in there else None,
+    )
 
 
 def _cached(time: Floats, prompt: Floats, blocks: Sequence[Sequence[int]]) -> Floats:

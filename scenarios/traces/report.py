@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from scenarios.traces import servegen
+from scenarios.traces.clean import unsorted_rows, zero_rows
 from scenarios.traces.format import Format
 from scenarios.traces.known import detect, format_named, read_trace
-from scenarios.traces.table import Labels, TraceTable, unsorted_rows, zero_rows
+from scenarios.traces.table import Labels, TraceTable
 from serving.workload import Floats, Ints
 
 _IDLE_WINDOW_S = 600.0
