@@ -9,6 +9,7 @@ from typing import BinaryIO, TypeGuard
 
 from serving.adapter_files import read_up_to
 from serving.errors import InvalidAdapter
+from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 from serving.strict_json import parse_object, shown
 
 DTYPE_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
@@ -50,6 +51,8 @@ def read_header(file: BinaryIO, size: int, where: str) -> Header:
     prefix = read_up_to(file, 8)
     if size < 8 or len(prefix) < 8:
         raise InvalidAdapter(f"{where} ends inside the length of its header: {_AGAIN}")
+    if prefix == b"version " and lfs_pointer(prefix + read_up_to(file, HEAD_BYTES)):
+        raise InvalidAdapter(f"{where} {LFS_POINTER}")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES:
         raise InvalidAdapter(

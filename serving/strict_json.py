@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from serving.errors import InvalidAdapter
+from serving.lfs import LFS_POINTER, lfs_pointer
 
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration larger than this is refused; PEFT's largest, with one rank pattern a module, takes some 100 kB."""
@@ -18,6 +19,8 @@ def parse_object(data: bytes, where: str, limit: int) -> dict[str, object]:
 
     ``where`` is the name of the file in messages. Raises `InvalidAdapter`.
     """
+    if lfs_pointer(data):
+        raise InvalidAdapter(f"{where} {LFS_POINTER}")
     if len(data) > limit:
         raise InvalidAdapter(f"{where} is larger than {limit} bytes: remove from it what PEFT did not write")
     if not data.strip():

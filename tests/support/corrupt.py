@@ -16,6 +16,8 @@ import numpy as np
 from adapters_on_disk import A0, B0, CONFIG, PREFIX, Q0, WEIGHTS, Tensors, config, data, header, packed, tensors, write
 from numpy.typing import NDArray
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 448\n"
+
 
 @dataclass(frozen=True)
 class Corruption:
@@ -254,7 +256,9 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _weights("header size 0", "header that is not a JSON object", lambda raw: bytes(8) + raw[8:]),
     _weights("a pickle as weights", "claims a header of", lambda raw: b"\x80\x02}q\x00(X\x04\x00\x00" + raw),
     _weights("a zip as weights", "claims a header of", lambda raw: b"PK\x03\x04\x14\x00\x00\x08" + raw),
-    _weights("an LFS pointer", "claims a header of", lambda raw: b"version https://git-lfs.github.com/spec/v1\n"),
+    _weights("an LFS pointer", f"{WEIGHTS} is a Git LFS pointer, not the file: run git lfs pull", lambda raw: LFS),
+    _weights("a short LFS pointer", "is a Git LFS pointer", lambda raw: LFS[:43]),
+    _config("an LFS pointer for a configuration", f"{CONFIG} is a Git LFS pointer, not the file: run git lfs", LFS),
     # the weight file's header
     _header("header not JSON", "is not valid JSON", lambda entries: '{"a": '),
     _header("header a list", "header that is not a JSON object", lambda entries: "[]"),

@@ -1,0 +1,23 @@
+"""lfs_pointer: whether a file is Git LFS's stand-in for the file itself, as a clone without Git LFS leaves it."""
+
+from __future__ import annotations
+
+HEAD_BYTES = 64
+"""How much of a file `lfs_pointer` needs."""
+
+LFS_POINTER = "is a Git LFS pointer, not the file: run git lfs pull"
+"""What a message says after the file's name."""
+
+_BEGINNINGS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+
+
+def lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` (`HEAD_BYTES`, or all it has) is a Git LFS pointer.
+
+    By https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md its first line is ``version`` and a URL, the older of
+    which names Hawser, as Git LFS was called.
+
+    >>> lfs_pointer(b"version https://git-lfs.github.com/spec/v1\\noid sha256:4d7a")
+    True
+    """
+    return head.startswith(_BEGINNINGS)
