@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +30,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run ended: at ``end_s`` seconds, ``submitted`` requests after its start; ``notes`` go into the report."""
+    """How a run ended: at ``end_s`` seconds, ``submitted`` requests after its start; ``notes`` go into the report.
+
+    ``refusals`` counts what the ledger refused the policy, by action and word of refusal.
+    """
 
     end_s: float
     submitted: int
     notes: tuple[str, ...] = ()
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -70,4 +75,4 @@ class Simulation:
             kv_bytes_per_token=built.kv_bytes_per_token,
             cutoff_s=scenario.workload.cutoff_s,
         )
-        return Ran(outcome.end_s, outcome.submitted)
+        return Ran(outcome.end_s, outcome.submitted, refusals=outcome.refusals)

@@ -16,7 +16,7 @@ from loratory.reproduce.command import reproduce_command
 from loratory.scenarios_cli import app as scenarios_app
 from loratory.terminal import Json, complain, dump, progress, show, text_table
 from loratory.traces_cli import app as traces_app
-from serving.errors import InputError, LoratoryError
+from serving.errors import InputError, LoratoryError, several
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
@@ -104,6 +104,7 @@ def run(
     from loratory.build import build_file
     from loratory.run import run_scenario
     from reports.folder import check_target
+    from reports.outcomes import unserved_runs
     from scenarios.load import load_scenario
 
     given = [*(override or [])]
@@ -123,18 +124,23 @@ def run(
         dump(summary)
     else:
         _tell_run(summary, loaded.description, target)
+    empty = unserved_runs(summary["runs"])
     missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is False]
     unset = all(r["slo"]["met"] is None for r in summary["runs"])
     if require_slo and unset:
         raise InputError("--require-slo needs a slo section in the scenario: add one, such as slo: {ttft_p99_s: 2.0}")
+    if empty is not None:
+        complain(empty)
+        return LoratoryError.exit_code
     if require_slo and missed:
-        complain(f"the SLO was missed by {', '.join(dict.fromkeys(missed))}")
+        complain(f"the SLO was missed by {several(dict.fromkeys(missed))}")
         return MISSED_SLO
     return 0
 
 
 def _tell_run(summary: dict[str, Any], description: str, target: Path) -> None:
     from loratory.tables import summary_table
+    from reports.outcomes import outcome_notes
     from reports.warmup import warmup_notes
 
     if description:
@@ -144,11 +150,8 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path) -> None:
         print(f"note: {warning}")
     for text in warmup_notes(summary["runs"]):
         print(f"note: {text}")
-    for item in summary["runs"]:
-        never = item.get("never_served") or {}
-        count = never.get("count", 0) if isinstance(never, dict) else len(never)
-        if count:
-            print(f"note: {item['policy']} (seed {item['seed']}) never served {count} requests")
+    for _, text, _ in outcome_notes(summary["runs"]):
+        print(f"note: {text}")
     print(f"report: {target / 'report.html'}")
 
 

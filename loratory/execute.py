@@ -95,7 +95,7 @@ class Execution:
         notes = [] if workload.cached_tokens is None else ["the executor has no prefix cache: cached tokens computed"]
         if scale != 1.0:
             notes.append(f"requests were sent {scale:g} times as fast as the workload says")
-        return Ran(outcome.end_s, outcome.submitted, tuple(notes))
+        return Ran(outcome.end_s, outcome.submitted, tuple(notes), executor.engine.refusals)
 
 
 def _scaled(seconds: float | None, scale: float) -> float | None:

@@ -142,6 +142,8 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> 
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,
         num_gpu_blocks=engine.num_gpu_blocks,
+        max_model_len=engine.max_model_len,
+        refusals=ran.refusals,
     )
     return summarise(recorder.close(), info, task.timeline_events)
 

@@ -73,6 +73,8 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("rejected", "requests.rejected", count),
         ("aborted", "requests.aborted", count),
         ("failed", "requests.failed", count),
+        ("never served", "never_served.count", count),
+        ("truncated", "truncated.count", count),
         ("SLO attainment", "slo.attainment", percent),
         ("mean batch", "engine.mean_batch", count),
         ("GPU busy", "engine.busy_share", percent),

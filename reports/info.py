@@ -17,7 +17,8 @@ class RunInfo:
     first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`reports.warmup`). ``slo`` maps
     names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises, weighted tokens, or
     None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the policy was told true output
-    lengths. ``max_loras``, ``max_num_seqs`` and ``num_gpu_blocks`` are one replica's.
+    lengths. ``max_loras``, ``max_num_seqs``, ``num_gpu_blocks`` and ``max_model_len`` are one replica's. ``refusals``
+    counts what the ledger refused the policy, by action and word of refusal.
     """
 
     scenario: str
@@ -37,3 +38,5 @@ class RunInfo:
     max_loras: int | None = None
     max_num_seqs: int | None = None
     num_gpu_blocks: int | None = None
+    max_model_len: int | None = None
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

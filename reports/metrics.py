@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from reports.fairness import jain, service_of
 from reports.measured import WAITS, Measured, present
+from reports.outcomes import outcomes
 from reports.slo import judge
 from reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
 
 STATUSES = ("completed", "rejected", "aborted", "failed")
-_NAMED = 20
 
 
 def run_object(run: Measured) -> dict[str, Any]:
@@ -41,8 +40,8 @@ def run_object(run: Measured) -> dict[str, Any]:
         "replicas": run.info.replicas,
         "oracle": run.info.oracle,
         "requests": requests,
-        "truncated": int(run.number("truncated").sum()),
-        "never_served": _never_served(run),
+        **outcomes(run),
+        "refusals": {action: dict(words) for action, words in run.info.refusals.items()},
         "duration_s": run.duration,
         "warmup_s": run.warmup,
         "warmup": {
@@ -107,22 +106,6 @@ def _counts(run: Measured) -> dict[str, int]:
             "this is a bug in Loratory, please report it"
         )
     return {"submitted": submitted, **counts, "measured": int(run.counted.sum())}
-
-
-def _never_served(run: Measured) -> dict[str, Any]:
-    """Requests that never got a token and were not rejected: how many, why, whose, and the first few ids."""
-    unserved = np.isnan(run.first) & ~run.has_status("rejected")
-    places = np.flatnonzero(unserved)
-    ids = run.records.requests.read(["request_id"]).column("request_id").take(places[:_NAMED]).to_pylist()
-    why, reasons = run.named("why")
-    code, names = run.named("adapter")
-    adapters = Counter("base model" if code[i] < 0 else names[code[i]] for i in places)
-    return {
-        "count": len(places),
-        "why": dict(sorted(Counter(reasons[why[i]] for i in places).items())),
-        "adapters": dict(sorted(adapters.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]),
-        "first": ids,
-    }
 
 
 def _throughput(run: Measured) -> dict[str, float]:

@@ -219,7 +219,7 @@ class Recorder:
             _whole(prompt),
             _whole(cached),
             _whole(generated),
-            pa.array(max_tokens.astype(np.int64)),
+            _whole(max_tokens),
             self._statuses.array(status),
             self._whys.array(why),
             _nullable(admitted - arrival - load_wait),
@@ -227,11 +227,11 @@ class Recorder:
             _nullable(first - admitted - before_first),
             _nullable(finish - first - (preempted - before_first)),
             pa.array(preempted),
-            _whole(preemptions),
+            pa.array(preemptions.astype(np.int32)),
             pa.array(hit > 0, mask=hit < 0),
             pa.array((generated >= allowed) & (allowed < max_tokens)),
             _nullable(deadline),
-            pa.array(priority.astype(np.int64)),
+            _whole(priority),
         ]
 
 
@@ -240,7 +240,7 @@ def _nullable(values: Floats) -> pa.Array:
 
 
 def _whole(values: Floats) -> pa.Array:
-    return pa.array(values.astype(np.int32))
+    return pa.array(values.astype(np.int64))
 
 
 def _step_columns(columns: Floats, _: list[str]) -> list[Any]:

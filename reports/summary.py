@@ -24,7 +24,12 @@ _NOT_METRICS = {
     "per_tenant",
     "per_adapter",
     "warnings",
-    "never_served",
+    "rejected",
+    "truncated.why",
+    "truncated.adapters",
+    "never_served.why",
+    "never_served.adapters",
+    "refusals",
     "oracle",
     "slo.limits",
 }

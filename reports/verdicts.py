@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reports.outcomes import reason_of
 from reports.slo import ATTAINMENT, Limit, read_slo
 from reports.summary import over_seeds
 from reports.warmup import warmup_notes
@@ -15,6 +16,9 @@ from reports.words import change, count, listed, percent, plural, seconds
 
 STARVED = 5.0
 """A tenant or adapter whose p99 TTFT is so many times the median one's is said to starve."""
+
+MATTERS = 0.01
+"""From this share of the requests on, those rejected or cut short are marked as bad."""
 
 _FEW = 5
 """Tenants and adapters with fewer measured requests are left out of comparisons of percentiles."""
@@ -162,24 +166,28 @@ def same_units(run: Mapping[str, Any]) -> bool:
 
 
 def _unserved(policies: list[PolicyRuns]) -> list[Verdict]:
+    """Requests that were never served, turned away or cut short: of the worst policy with the reason, then the rest."""
     found = []
-    never = [(sum(run["never_served"]["count"] for run in p.runs), p) for p in policies]
-    never = sorted((item for item in never if item[0]), key=lambda item: -item[0])
-    for total, policy in never[:1]:
-        worst = max((run["never_served"] for run in policy.runs), key=lambda item: item["count"])
-        whose = next(iter(worst["adapters"].items()))
-        why = max(worst["why"].items(), key=lambda item: item[1])[0] or "no reason given"
-        text = (
-            f"Under {policy.name}, {plural(total, 'request')} never got a token; {whose[0]} was hit hardest (most "
-            f"common reason: {why})."
-        )
-        if len(never) > 1:
-            text += f" Others: {listed([f'{count(number)} under {other.name}' for number, other in never[1:]])}."
-        found.append(Verdict("Never served", "bad", text))
-    rejected = [(p.mean["requests.rejected"] / max(p.mean["requests.submitted"], 1), p.name) for p in policies]
-    shares = [f"{percent(share)} under {name}" for share, name in rejected if share]
-    if shares:
-        found.append(Verdict("Rejected", "note", f"Requests turned away: {listed(shares)}."))
+    for kind, topic, words in (
+        ("never_served", "Never served", "{} never got a token"),
+        ("rejected", "Rejected", "{} turned away"),
+        ("truncated", "Truncated", "{} cut short"),
+    ):
+        counts = [(sum(run[kind]["count"] for run in p.runs), p) for p in policies]
+        hit = sorted((item for item in counts if item[0]), key=lambda item: -item[0])
+        if not hit:
+            continue
+        total, worst = hit[0]
+        share = total / max(sum(run["requests"]["submitted"] for run in worst.runs), 1)
+        requests = plural(total, "request") + ("" if kind == "never_served" else " was" if total == 1 else " were")
+        text = f"Under {worst.name}, {words.format(requests)}, {percent(share)} of all: {reason_of(worst.runs, kind)}."
+        if kind == "never_served":
+            adapters = next(run[kind]["adapters"] for run in worst.runs if run[kind]["count"])
+            text += f" {next(iter(adapters))} was hit hardest."
+        if len(hit) > 1:
+            text += f" Others: {listed([f'{count(number)} under {other.name}' for number, other in hit[1:]])}."
+        mood: Mood = "bad" if kind == "never_served" or share >= MATTERS else "note"
+        found.append(Verdict(topic, mood, text))
     return found
 
 
@@ -252,9 +260,6 @@ def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:
         verb = "was" if len(oracles) == 1 else "were"
         text = f"{listed(oracles)} {verb} told true output lengths (an oracle): no policy knows them in production."
         found.append(Verdict("Caution", "bad", text))
-    cut = [f"{count(p.mean['truncated'])} under {p.name}" for p in policies if p.mean["truncated"]]
-    if cut:
-        found.append(Verdict("Caution", "note", f"Outputs ended by max_model_len, mean over seeds: {listed(cut)}."))
     found += [Verdict("Warm-up", "note", text) for text in warmup_notes([r for p in policies for r in p.runs])]
     warnings: dict[str, list[str]] = {}
     for policy in policies:

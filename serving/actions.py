@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
@@ -27,6 +28,8 @@ class Actions:
         self.idle_plans = 0
         self.wake_times: list[float] = []
         self.wake_clocks: list[int] = []
+        self.refused: Counter[tuple[type, str | None]] = Counter()
+        """How often the ledger refused an action of a type, by its word of refusal."""
         self._victim: Callable[[View], Any] | None = getattr(announcer.policy, "victim", None)
         self._tell_admitted = announcer.teller(Admitted)
         self._tell_ended = announcer.teller(Ended)
@@ -46,6 +49,7 @@ class Actions:
     def consult(self, schedule: Any) -> None:
         """Carry out a policy's actions until it returns. Raises `PolicyError` when it raises or never stops."""
         ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._tell_decided
+        refused = self.refused
         now, admit, tell_admitted = ledger.now, ledger.admit, self._tell_admitted
         try:
             send = schedule.send
@@ -72,6 +76,8 @@ class Actions:
                     raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise announcer.error(ledger.now, f"a {kind.__name__} it yielded is malformed: {error}") from error
+            if outcome is not OK:
+                refused[kind, outcome[1]] += 1
             if record is not None:
                 record(_new(Decided, (now, action, outcome)))
             taken += 1

@@ -118,6 +118,14 @@ class Engine:
         return self._actions.idle_plans
 
     @property
+    def refusals(self) -> dict[str, dict[str, int]]:
+        """How often the ledger refused the policy so far: by action (``admit``), by word of refusal (``kv``)."""
+        found: dict[str, dict[str, int]] = {}
+        for (kind, why), number in sorted(self._actions.refused.items(), key=lambda item: -item[1]):
+            found.setdefault(kind.__name__.lower(), {})[str(why)] = number
+        return found
+
+    @property
     def wake_at(self) -> float | None:
         """The earliest second at which the policy asked to be called, or None."""
         times = self._actions.wake_times

@@ -191,11 +191,16 @@ class Ledger:
         if adapter is None:
             return sequence, f"adapter {request.adapter!r} is not registered"
         if room < 1:
-            limit = self.context_limit
-            return sequence, f"prompt of {request.prompt_tokens} tokens does not fit the context limit of {limit}"
+            return sequence, f"prompt of {request.prompt_tokens} tokens and an output do not fit {self._fits()}"
         self.sequences[request.request_id] = sequence
         self.index.join(sequence)
         return sequence, ""
+
+    def _fits(self) -> str:
+        """What a request's prompt and output must fit, as the reason of a rejection says it."""
+        if self.context_limit == self.config.max_model_len:
+            return f"max_model_len {self.context_limit}"
+        return f"the KV cache, which holds {self.max_context} tokens of one request"
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status and free all it holds."""

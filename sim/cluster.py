@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
@@ -32,13 +32,15 @@ from sim.transfers import Transfers
 class Outcome:
     """How a simulation ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
 
-    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``.
+    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``. ``refusals``: see
+    `serving.engine.Engine.refusals`, over all replicas.
     """
 
     end_s: float
     never_served: int
     cut_off: bool
     submitted: int
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -181,7 +183,18 @@ def simulate(
     cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
     never = 0 if cut_off else cluster.left
     end_s = _end_left(cluster, cut_off, stalled) if cluster.left else env.now
-    return Outcome(end_s, never, cut_off, cluster.sent)
+    return Outcome(end_s, never, cut_off, cluster.sent, _refusals(cluster))
+
+
+def _refusals(cluster: _Cluster) -> dict[str, dict[str, int]]:
+    """What the ledgers of all replicas refused."""
+    total: dict[str, dict[str, int]] = {}
+    for replica in cluster.replicas:
+        for action, words in replica.engine.refusals.items():
+            mine = total.setdefault(action, {})
+            for why, number in words.items():
+                mine[why] = mine.get(why, 0) + number
+    return total
 
 
 @contextmanager

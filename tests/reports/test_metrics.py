@@ -124,6 +124,7 @@ def test_nothing_served_has_no_latency_and_no_error(report: Any) -> None:
         "why": {"never scheduled": 10},
         "adapters": run["never_served"]["adapters"],
         "first": run["never_served"]["first"],
+        "cause": None,
     }
     assert len(run["never_served"]["first"]) == 10
     assert report(requests=0).run["throughput"]["requests_per_s"] == 0

@@ -204,7 +204,7 @@ def test_max_model_len_cuts_outputs_and_refuses_prompts() -> None:
         ("rejected", 0),
         ("completed", 2),
     ]
-    assert ended["2"].why == "prompt of 10 tokens does not fit the context limit of 10"
+    assert ended["2"].why == "prompt of 10 tokens and an output do not fit max_model_len 10"
 
 
 def test_a_prompt_as_large_as_the_pool_gives_one_token() -> None:
