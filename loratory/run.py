@@ -9,8 +9,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from loratory.advice import advise
 from loratory.backend import Backend, Simulation, Task
 from loratory.build import Built, build
+from loratory.ceiling import ceiling
 from loratory.specs import policy_factory
 from reports.folder import ResultFolder
 from reports.info import RunInfo
@@ -141,11 +143,18 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> 
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
         num_gpu_blocks=engine.num_gpu_blocks,
         max_model_len=engine.max_model_len,
         refusals=ran.refusals,
+        block_size=engine.block_size,
+        gpus=replicas * engine.tensor_parallel_size,
+        ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
     )
-    return summarise(recorder.close(), info, task.timeline_events)
+    report = summarise(recorder.close(), info, task.timeline_events)
+    if backend.name == "sim" and task.seed == scenario.seeds[0]:
+        report.run["advice"] = advise(scenario, built, workload, report.run)
+    return report
 
 
 def _limits_of(scenario: Scenario) -> Mapping[str, float]:

@@ -17,8 +17,9 @@ class RunInfo:
     first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`reports.warmup`). ``slo`` maps
     names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises, weighted tokens, or
     None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the policy was told true output
-    lengths. ``max_loras``, ``max_num_seqs``, ``num_gpu_blocks`` and ``max_model_len`` are one replica's. ``refusals``
-    counts what the ledger refused the policy, by action and word of refusal.
+    lengths. ``max_loras`` to ``block_size`` are one replica's; ``gpus`` are those of all replicas. ``refusals`` counts
+    what the ledger refused the policy, by action and word of refusal. ``ceiling_tokens_per_s``: output tokens/s that
+    the cost model gives one GPU with a full batch; None: not known.
     """
 
     scenario: str
@@ -37,6 +38,10 @@ class RunInfo:
     oracle: bool = False
     max_loras: int | None = None
     max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     num_gpu_blocks: int | None = None
     max_model_len: int | None = None
+    block_size: int = 16
+    gpus: int = 1
     refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ceiling_tokens_per_s: float | None = None

@@ -70,6 +70,22 @@ class Measured:
         found = np.bincount(adapter[self._is("load") & (times >= self.warmup)], minlength=len(names))
         return Counter({name: int(count) for name, count in zip(names, found, strict=True) if count})
 
+    def loads_under_way(self, replica: int) -> tuple[Floats, Ints]:
+        """Times at which a load to the GPU of one replica began (+1) or ended (-1), in order, warm-up not left out."""
+        times = self._event_columns[0]
+        here = floats(self.records.events.read(["replica"]), "replica") == replica
+        began, ended = times[here & self._is("load")], times[here & self._is("loaded")]
+        both = np.concatenate((began, ended))
+        order = np.argsort(both, kind="stable")
+        return both[order], np.repeat(np.array([1, -1]), (len(began), len(ended)))[order]
+
+    def loads_by_tier(self) -> Counter[str]:
+        """How many loads to the GPU began in each tier, warm-up left out."""
+        times, _, _, _, _ = self._event_columns
+        tier, names = codes(self.records.events.read(["tier"]), "tier")
+        found = np.bincount(tier[self._is("load") & (times >= self.warmup)], minlength=len(names))
+        return Counter({name: int(count) for name, count in zip(names, found, strict=True) if count})
+
     @cached_property
     def _event_columns(self) -> tuple[Floats, Ints, list[str], Ints, list[str]]:
         table = self.records.events.read()

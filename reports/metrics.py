@@ -11,6 +11,7 @@ from reports.measured import WAITS, Measured, present
 from reports.outcomes import outcomes
 from reports.slo import judge
 from reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
+from reports.usage import Steps, bottleneck, imbalance, loading_share, usage, waiting
 
 STATUSES = ("completed", "rejected", "aborted", "failed")
 
@@ -32,12 +33,14 @@ def run_object(run: Measured) -> dict[str, Any]:
     _, gap = run.gap
     per_tenant = _per_tenant(run)
     share = np.array([row["service"] / row["weight"] for row in per_tenant])
-    return {
+    steps = Steps(run)
+    found = {
         "scenario": run.info.scenario,
         "policy": run.info.policy,
         "backend": run.info.backend,
         "seed": run.info.seed,
         "replicas": run.info.replicas,
+        "gpus": run.info.gpus,
         "oracle": run.info.oracle,
         "requests": requests,
         **outcomes(run),
@@ -58,12 +61,17 @@ def run_object(run: Measured) -> dict[str, Any]:
             "max_service_gap": float(gap.max()) if len(gap) else 0.0,
             "bound": run.info.bound,
         },
-        "engine": _engine(run),
+        "engine": _engine(run, steps),
+        "usage": usage(run, steps),
+        "waiting": waiting(run, steps),
+        "bottleneck": "none",
+        "advice": [],
         "slo": judge(run, gaps),
         "warnings": list(run.info.warnings),
         "per_tenant": per_tenant,
         "per_adapter": _per_adapter(run),
     }
+    return found | {"bottleneck": bottleneck(found)}
 
 
 def inter_token(run: Measured) -> tuple[Floats, Floats]:
@@ -108,16 +116,20 @@ def _counts(run: Measured) -> dict[str, int]:
     return {"submitted": submitted, **counts, "measured": int(run.counted.sum())}
 
 
-def _throughput(run: Measured) -> dict[str, float]:
+def _throughput(run: Measured) -> dict[str, float | None]:
     span = run.duration - run.warmup
     late = run.finish >= run.warmup
     output = float(run.output[late].sum())
     prompt = float(run.number("prompt_tokens")[late & ~np.isnan(run.first)].sum())
     per_s = 1.0 / span if span > 0 else 0.0
+    per_gpu, ceiling = output * per_s / run.info.gpus, run.info.ceiling_tokens_per_s
     return {
         "requests_per_s": float((run.completed & late).sum()) * per_s,
         "output_tokens_per_s": output * per_s,
         "total_tokens_per_s": (output + prompt) * per_s,
+        "output_tokens_per_s_per_gpu": per_gpu,
+        "ceiling_tokens_per_s_per_gpu": ceiling,
+        "ceiling_share": per_gpu / ceiling if ceiling else None,
     }
 
 
@@ -135,19 +147,22 @@ def _adapters(run: Measured) -> dict[str, Any]:
     late = run.step("end") > run.warmup
     busy = float((run.step("end") - run.step("start"))[late].sum())
     stall = float(run.step("load_s")[late].sum())
+    tiers = run.loads_by_tier()
     return {
         "seen": len(np.unique(adapter[adapter >= 0])),
         "loads": len(run.event_times("load")),
+        "loads_from_host": tiers["host"],
         "prefetches": len(run.event_times("prefetch")),
         "evictions": len(run.event_times("evicted")),
         "hit_rate": float(hit.mean()) if len(hit) else None,
         "load_wait_s": float(run.number("load_wait_s")[lora].mean()) if lora.any() else None,
         "stall_s": stall,
         "stall_share": stall / busy if busy > 0 else 0.0,
+        "loading_share": loading_share(run),
     }
 
 
-def _engine(run: Measured) -> dict[str, Any]:
+def _engine(run: Measured, steps: Steps) -> dict[str, Any]:
     late = run.step("end") > run.warmup
     times = run.step("steps")[late].astype(np.float64)
     batch = (run.step("prefill_seqs") + run.step("decode_seqs"))[late]
@@ -159,6 +174,7 @@ def _engine(run: Measured) -> dict[str, Any]:
         "preemptions": len(run.event_times("preempted")),
         "mean_batch": float((batch * times).sum()) / total if total else None,
         "busy_share": min(1.0, busy / span) if span > 0 else 0.0,
+        "imbalance": imbalance(run, steps),
         "max_kv_blocks": int(run.step("kv_blocks").max(initial=0)),
         "max_waiting": int(run.step("waiting").max(initial=0)),
     }

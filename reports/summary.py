@@ -32,6 +32,9 @@ _NOT_METRICS = {
     "refusals",
     "oracle",
     "slo.limits",
+    "gpus",
+    "bottleneck",
+    "advice",
 }
 
 

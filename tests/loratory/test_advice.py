@@ -1,0 +1,106 @@
+"""The ceiling bounds what runs reach, and what is advised helps when it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loratory.build import build
+from loratory.ceiling import ceiling
+from loratory.run import run_scenario
+from scenarios.build import build_workload
+from scenarios.load import load_text
+from scenarios.schema import Scenario
+
+BASE = """\
+name: advice
+model: llama-3.1-8b
+gpu: h100-80gb
+engine: {max_loras: 4, max_cpu_loras: 32, max_num_seqs: 32, max_num_batched_tokens: 2048}
+adapters: {count: 16, ranks: 16, popularity: uniform, initial_tier: host}
+workload:
+  arrivals: {closed_loop: {concurrency: 48}}
+  input_tokens: {fixed: 200}
+  output_tokens: {fixed: 100}
+  requests: 400
+"""
+
+
+def _scenario(*changes: str) -> Scenario:
+    return load_text(BASE, overrides=changes)
+
+
+def _run(*changes: str) -> dict[str, Any]:
+    (run,) = run_scenario(_scenario(*changes))["runs"]
+    return run
+
+
+@pytest.mark.parametrize("batching", ["chunked", "separate"])
+def test_a_full_batch_comes_close_to_the_ceiling_and_none_above(batching: str) -> None:
+    """Enough slots, more clients than seats: what is missing are the start, the end and the loads."""
+    run = _run("adapters.count=4", f"engine.batching={batching}", "workload.requests=1500")
+    assert 0.9 < run["throughput"]["ceiling_share"] < 1.01
+    assert run["bottleneck"] == "compute"
+
+
+def test_the_ceiling_is_one_gpu_s() -> None:
+    """Two GPUs a replica give less than twice one, so a GPU of two gives less than one alone."""
+    one, two = (_scenario(f"engine.tensor_parallel_size={size}") for size in (1, 2))
+    values = []
+    for scenario in (one, two):
+        built = build(scenario)
+        values.append(ceiling(built, build_workload(scenario, 0, built.adapters)))
+    assert 0 < values[1] < values[0]
+
+
+def test_asking_for_the_ceiling_leaves_no_warning_of_the_cost_model() -> None:
+    scenario = load_text(
+        BASE,
+        overrides=[
+            *("workload.requests=3", "workload.arrivals={poisson: 1}"),
+            *("cost={kind: profile, profile: loratory-cpu-56m}", "engine.max_num_seqs=128"),
+        ],
+    )
+    (run,) = run_scenario(scenario)["runs"]
+    assert not [warning for warning in run["warnings"] if "decode_seqs" in warning]
+
+
+def test_more_slots_are_advised_where_slots_are_short_and_help() -> None:
+    before = _run()
+    assert before["bottleneck"] == "slots"
+    (advice,) = before["advice"]
+    assert advice.startswith("Try engine.max_loras 8: it fits, and leaves ")
+    after = _run("engine.max_loras=8")
+    assert after["waiting"]["share"] < before["waiting"]["share"]
+    assert after["throughput"]["output_tokens_per_s"] > before["throughput"]["output_tokens_per_s"]
+
+
+def test_no_advice_that_cannot_work() -> None:
+    """As many slots as adapters: more do nothing. Where slots of rank 256 do not fit, a smaller rank goes with them."""
+    assert "max_loras" not in " ".join(_run("adapters.count=4")["advice"])
+    tight = (
+        "engine.max_lora_rank=256",
+        "engine.max_loras=12",
+        "engine.max_model_len=4096",
+        "gpu=a100-40gb",
+        "adapters.count=32",
+    )
+    advice = " ".join(_run(*tight)["advice"])
+    assert "engine.max_lora_rank 16 with engine.max_loras 24" in advice
+    changed = _run("engine.max_lora_rank=16", "engine.max_loras=24", *tight[2:])
+    assert changed["waiting"]["share"] < _run(*tight)["waiting"]["share"]
+
+
+def test_a_load_beyond_the_ceiling_asks_for_replicas() -> None:
+    load = ("workload.arrivals={poisson: 60}", "engine.max_loras=16", "workload.requests=1200")
+    (first, *_) = _run(*load)["advice"]
+    assert first.startswith("Try cluster.replicas ") and "cannot keep up" in first
+    count = int(first.split()[2].rstrip(":"))
+    after = _run(*load, f"cluster.replicas={count}")
+    assert after["gpus"] == count and after["waiting"]["share"] < 0.5
+
+
+def test_unused_slots_are_named() -> None:
+    advice = _run("engine.max_loras=16", "adapters.count=4")["advice"]
+    assert any("12 of 16 slots were never used: engine.max_loras 4 would do" in text for text in advice)
