@@ -76,4 +76,9 @@ class _Lora(NamedTuple):
 
 
 def _joined(decode: BatchShape, prefill: BatchShape) -> BatchShape:
-    return BatchShape(*(a + b for a, b in zip(decode, prefill, strict=True)))
+    """One step of both."""
+    return decode._replace(
+        prefill_tokens=prefill.prefill_tokens,
+        prefill_attention=prefill.prefill_attention,
+        prefill_seqs=prefill.prefill_seqs,
+    )
