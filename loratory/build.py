@@ -73,6 +73,7 @@ def _below_gpu(tiers: Tiers) -> dict[str, float]:
         "disk_bytes_per_s": tiers.disk_bandwidth_bytes_s,
         "remote_fixed_s": tiers.remote_latency_s,
         "remote_bytes_per_s": tiers.remote_bandwidth_bytes_s,
+        "remote_concurrency": tiers.remote_concurrency,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -87,6 +88,7 @@ class HostLinkCost:
         self.name = cost.name
         self.source = f"{cost.source}; host link of the scenario"
         self.warnings = cost.warnings
+        self.below = cost.below
         self.step_seconds = cost.step_seconds
         self.decode_line = cost.decode_line
         self.explain = cost.explain

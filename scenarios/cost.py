@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scenarios.section import Name, NameOrFile, NotNegative, Positive, Section
+from scenarios.section import Count, Name, NameOrFile, NotNegative, Positive, Section
 
 _Efficiency = Annotated[float, Field(gt=0, le=1)]
 
@@ -102,3 +102,7 @@ class Tiers(Section):
     )
     remote_bandwidth_bytes_s: Positive = Field(1.25e9, description="remote storage to disk, bytes/s")
     remote_latency_s: NotNegative = Field(0.2, description="before the first byte of a download, s")
+    remote_concurrency: Count = Field(
+        15,
+        description="adapters fetched at once: latencies overlap, bytes share the bandwidth; 1: one after the other",
+    )

@@ -8,7 +8,7 @@ from heapq import heappush
 from simpy import Environment
 from simpy.events import NORMAL, URGENT, Event, EventPriority
 
-__all__ = ["LATE", "NORMAL", "URGENT", "ExactEnvironment", "succeed"]
+__all__ = ["LATE", "NORMAL", "URGENT", "ExactEnvironment", "succeed", "urge"]
 
 LATE = EventPriority(NORMAL + 1)
 """After everything else of the same time."""
@@ -57,3 +57,10 @@ def succeed(event: Event) -> None:
     """Trigger an event that may have been triggered already."""
     if not event.triggered:
         event.succeed()
+
+
+def urge(event: Event) -> None:
+    """Trigger an event before everything else of this time that is not urgent."""
+    event._ok = True
+    event._value = None
+    event.env.schedule(event, URGENT)

@@ -1,26 +1,78 @@
-"""Transfers: the links an adapter travels, as SimPy resources with one transfer at a time each."""
+"""Transfers: the links an adapter travels: downloads that overlap, then disk and host link with one at a time each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
+from heapq import heappop, heappush
 
 from simpy import Event, Resource
 
 from serving.plan import AdapterLoad
 from sim.cost.base import CostModel
-from sim.environment import URGENT, ExactEnvironment
+from sim.environment import URGENT, ExactEnvironment, urge
+
+
+class SharedLink:
+    """A link whose transfers in flight each get an equal share of it (processor sharing).
+
+    What TCP flows of equal round-trip time get of one bottleneck in the long run (Chiu and Jain 1989). ``served`` is
+    what a flow that never left would have got by now, in seconds of the whole link: a flow that joins at ``served``
+    with so many seconds of bytes is done when ``served`` has grown by them, whoever comes and goes meanwhile.
+    """
+
+    def __init__(self, env: ExactEnvironment) -> None:
+        self._env = env
+        self._flows: list[tuple[float, int, Event]] = []
+        self._served = 0.0
+        self._at = 0.0
+        self._changes = 0
+
+    def carry(self, seconds: float) -> Event:
+        """An event that succeeds when so many seconds' worth of the whole link have come through it."""
+        now, flows = self._env.now, self._flows
+        if flows:
+            self._served += (now - self._at) / len(flows)
+        self._at = now
+        done = self._env.event()
+        heappush(flows, (self._served + seconds, self._changes, done))
+        self._expect()
+        return done
+
+    def _expect(self) -> None:
+        """Call `_finish` when the next flow is done, unless another joins before."""
+        self._changes += 1
+        left = max(0.0, self._flows[0][0] - self._served) * len(self._flows)
+        self._env.call_at(self._env.now + left, partial(self._finish, self._changes), URGENT)
+
+    def _finish(self, change: int) -> None:
+        if change != self._changes:
+            return
+        flows, self._at = self._flows, self._env.now
+        self._served = flows[0][0]
+        while flows and flows[0][0] <= self._served:
+            urge(heappop(flows)[2])
+        if flows:
+            self._expect()
+        else:
+            self._served = 0.0
 
 
 class Transfers:
-    """One replica's storage link (disk or remote to host) and host link (host to GPU).
+    """One replica's way from remote storage to disk, from disk to host memory, and from host memory to the GPU.
 
-    The cost model says how long a hop takes; here adapters wait for one another.
+    The cost model says how long a hop takes; here adapters wait for one another. At most
+    ``cost.below.remote_concurrency`` are fetched at once, first come, first served, each from its request to its last
+    byte in host memory. Their latencies overlap, their bytes share the network, the disk reads one at a time; so does
+    the host link. With one at a time nothing overlaps.
     """
 
     def __init__(self, env: ExactEnvironment, cost: CostModel) -> None:
         self._env = env
         self._cost = cost
-        self._storage = Resource(env, capacity=1)
+        self._fetches = Resource(env, capacity=cost.below.remote_concurrency)
+        self._network = SharedLink(env)
+        self._disk = Resource(env, capacity=1)
         self._host_link = Resource(env, capacity=1)
         self._fetching: dict[str, Event] = {}
 
@@ -41,10 +93,7 @@ class Transfers:
             yield fetching
         elif load.tier != "host":
             arrived = self._fetching[adapter.name] = env.event()
-            with self._storage.request() as turn:
-                if not turn.triggered:
-                    yield turn
-                yield env.at(env.now + load.fetch_seconds(self._cost), URGENT)
+            yield from self._fetch(load)
             del self._fetching[adapter.name]
             arrived.succeed()
         if not load.prefetch:
@@ -54,3 +103,21 @@ class Transfers:
                 yield env.at(env.now + self._cost.load_seconds(adapter, "host"), URGENT)
         if done is not None:
             done(load)
+
+    def _fetch(self, load: AdapterLoad) -> Generator[Event, None, None]:
+        """From disk, or from remote storage by way of the disk, to host memory."""
+        env, cost = self._env, self._cost
+        with self._fetches.request() as place:
+            if not place.triggered:
+                yield place
+            if self._fetches.capacity == 1:
+                yield env.at(env.now + load.fetch_seconds(cost), URGENT)
+                return
+            if load.tier == "remote":
+                latency_s = cost.below.remote_fixed_s
+                yield env.at(env.now + latency_s, URGENT)
+                yield self._network.carry(cost.load_seconds(load.adapter, "remote") - latency_s)
+            with self._disk.request() as turn:
+                if not turn.triggered:
+                    yield turn
+                yield env.at(env.now + cost.load_seconds(load.adapter, "disk"), URGENT)

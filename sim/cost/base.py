@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from serving.lora import Adapter
 from serving.plan import BatchShape
+from sim.cost.options import TransferOptions
 
 
 class DecodeLine(NamedTuple):
@@ -29,11 +30,13 @@ class CostModel(Protocol):
     """How long things take. Implementations are pure: equal shapes cost equal, and nothing here reads a clock.
 
     ``warnings`` collects, once each, sentences about predictions outside what the model was fitted on; reports show it.
+    ``below``: the hops that end in host memory, of which a simulation needs to know what overlaps.
     """
 
     name: str
     source: str
     warnings: list[str]
+    below: TransferOptions
 
     def step_seconds(self, shape: BatchShape) -> float:
         """Seconds of one engine step, adapter loads not counted. 0 for an empty shape; never falls in any field."""

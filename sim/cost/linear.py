@@ -61,7 +61,8 @@ class LinearCost:
         self.source = options.source
         self.warnings: list[str] = []
         o = options
-        self._transfers = TransferModel(o.transfers, o.load_base_s, o.load_per_byte_s, o.load_per_rank_s)
+        self.below = o.transfers
+        self._transfers = TransferModel(self.below, o.load_base_s, o.load_per_byte_s, o.load_per_rank_s)
         self._decode = (o.decode_base_s, o.decode_per_seq_s, o.decode_per_kv_token_s, o.decode_floor_s)
         self._gemm_floor = o.decode_gemm_floor_s
         self._prefill = (o.prefill_base_s, o.prefill_per_token_s, o.prefill_attention_s)

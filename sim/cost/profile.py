@@ -200,8 +200,9 @@ class ProfileCost:
         self._knots = tuple(sorted((knot, s) for knot, s in knots.items() if knot is not None and s > 0))
         bends = {_cap(f): scale * seconds for f, seconds in profile.coefficients.items()}
         self._caps = tuple(sorted((CAPPED.index(c[0]), c[1], s) for c, s in bends.items() if c is not None and s > 0))
+        self.below = _below(profile, transfers or TransferOptions())
         self._transfers = TransferModel(
-            _below(profile, transfers or TransferOptions()),
+            self.below,
             profile.load.fixed_s,
             profile.load.per_byte_s,
             profile.load.per_rank_s,

@@ -162,8 +162,9 @@ class RooflineCost:
         self._lora_token_rank_s = layers * 2.0 * width / (peak * o.lora_compute_efficiency)
 
         whole = sum(sum(model.module_shape(module)) for module in targets)
+        self.below = o.transfers
         self._transfers = TransferModel(
-            o.transfers,
+            self.below,
             host_fixed_s=2 * len(targets) * layers * o.load_copy_s,
             host_per_byte_s=(width / whole if whole else 1.0) / (gpu.host_link_bytes_per_s * o.link_efficiency),
         )

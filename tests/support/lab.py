@@ -25,6 +25,7 @@ from serving.plan import BatchShape
 from serving.policy import Policy, RequestViews
 from serving.workload import Workload
 from sim.cost.base import DecodeLine
+from sim.cost.options import TransferOptions
 from sim.routers import router as make_router
 
 sim.replica.STALL_PLANS = 3000  # what stalls does so for ever; wait less for it here
@@ -43,16 +44,25 @@ def examples(count: int) -> settings:
 
 @dataclass(frozen=True)
 class ToyCost:
-    """A few multiplications. ``line``: offers a decode line. ``grid``: every step is 1/8 s, so that times coincide."""
+    """A few multiplications. ``line``: offers a decode line. ``grid``: every step is 1/8 s, so that times coincide.
+
+    ``fetches``: adapters fetched at once from remote storage, a part of whose time is latency.
+    """
 
     line: bool = True
     floor_s: float = 0.0
     grid: bool = False
     scale: float = 1.0
     load_s: float = 0.013
+    fetches: int = 1
     name: str = "toy"
     source: str = "tests"
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def below(self) -> TransferOptions:
+        latency_s = (0.5 if self.grid else 5 * self.load_s) * self.scale
+        return TransferOptions(remote_fixed_s=latency_s, remote_concurrency=self.fetches)
 
     def _line(self, shape: BatchShape) -> DecodeLine:
         scale = self.scale
@@ -178,7 +188,12 @@ def worlds(draw: Any, most: int = 20, adapters: int | None = None, fits: bool = 
             )
         )
     grid = draw(st.sampled_from([False, False, True]))
-    cost = ToyCost(line=draw(st.booleans()), floor_s=draw(st.sampled_from([0.0, 0.0, 0.0062])), grid=grid)
+    cost = ToyCost(
+        line=draw(st.booleans()),
+        floor_s=draw(st.sampled_from([0.0, 0.0, 0.0062])),
+        grid=grid,
+        fetches=draw(st.sampled_from([1, 2, 15])),
+    )
     unit = 0.125 if grid else 0.0037
     row = st.fixed_dictionaries(
         {
