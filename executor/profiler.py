@@ -22,6 +22,9 @@ from serving.request import Request
 LEAST_PHASES = 5
 """Every fifth phase is held out of the fit (`loratory.calibrate`), and one must be."""
 
+_LOADING = 0.1
+"""Share of the seconds after which adapters are no longer timed again, nor others of a rank that has been timed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -37,8 +40,8 @@ class Arrival:
 class Design:
     """What to cover: up to ``seqs`` sequences of up to ``context`` tokens, prefill steps of up to ``batched_tokens``.
 
-    ``phases`` are drawn; each is measured twice, so that the noise between equal steps is known. ``seconds``: no
-    further phase is drawn after a third of it, but `LEAST_PHASES` are.
+    At most ``phases`` are drawn; each is measured twice, so that the noise between equal steps is known. ``seconds``
+    is for everything. At least `LEAST_PHASES` are drawn; what does not fit into the seconds is cut off at a step.
     """
 
     seqs: int
@@ -50,7 +53,7 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One step: its shape, its seconds in the mean of its runs, and those of each run."""
+    """One step: its shape, its seconds in the mean of its runs, and those of each: two, or one where time was up."""
 
     phase: int
     shape: BatchShape
@@ -74,7 +77,7 @@ class Measured:
 
     steps: tuple[StepSample, ...]
     loads: tuple[LoadSample, ...]
-    noise: float
+    noise: float | None
 
 
 def measure(
@@ -84,39 +87,63 @@ def measure(
     cost: CostView,
     design: Design,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     between: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
 
     A phase is a list of arrivals at step numbers, so all runs of it make the very same batches. All phases run once to
     warm up (kernels are compiled for shapes that come for the first time), then all once and all again, so that the
-    noise includes what changes on a machine in minutes. ``between(done, total)`` is called after each timed phase: what
-    is to share the profile's minutes, such as the runs it is to be compared with, has its place there.
+    noise includes what changes on a machine in minutes. The first runs have a third of the seconds; a phase that takes
+    more than its share is cut off at a step, and later runs of it end there at the latest: earlier, or not even begin,
+    where the machine has become slower meanwhile.
+
+    ``progress(what, done, total)`` is told percents. ``between(done, total)`` is called after each timed phase: what is
+    to share the profile's minutes, such as the runs it is to be compared with, has its place there; its time does not
+    count.
     """
     rng = np.random.default_rng(seed)
     names = [adapter.name for adapter in adapters]
     phases: list[list[Arrival]] = []
+    lengths: list[int] = []
     runs: list[list[list[tuple[BatchShape, float]]]] = [[], [], []]
-    began = time.perf_counter()
+    began, paused = time.perf_counter(), 0.0
+    loads = tuple(_loads(machine, adapters, began + _LOADING * design.seconds))
+    left = design.seconds - (time.perf_counter() - began)
+
+    def spent() -> float:
+        return time.perf_counter() - began - paused
+
     for turn in range(3):
-        for number in range(design.phases if not turn else len(phases)):
+        ends = design.seconds - left * (2 - turn) / 3
+        for number in range(design.phases if not turn else len(runs[turn - 1])):
             if not turn:
                 phases.append(draw_phase(rng, design, names, number))
-            runs[turn].append(_run(machine, adapters, policy(), cost, phases[number], rng))
+            share = (ends - spent()) / max(1, LEAST_PHASES - number)
+            most = lengths[number] if turn else None
+            found, steps = _run(machine, adapters, policy(), cost, phases[number], rng, share, most)
+            if not turn:
+                lengths.append(steps)
+            runs[turn].append(found)
             if progress is not None:
-                progress(number + 1 + turn * len(phases), 3 * design.phases)
+                runs_done = (turn + (number + 1) / (len(phases) if turn else design.phases)) / 3
+                done = min(1.0, max(spent() / design.seconds, runs_done))
+                progress(f"percent; run {turn + 1} of phase {number + 1}", int(100 * done), 100)
             if between is not None and turn:
+                held = time.perf_counter()
                 between(number + 1 + (turn - 1) * len(phases), 2 * len(phases))
-            if not turn and number + 1 >= LEAST_PHASES and time.perf_counter() - began > design.seconds / 3:
+                paused += time.perf_counter() - held
+            if number + 1 >= (1 if turn > 1 else LEAST_PHASES) and spent() > ends:
                 break
     samples: list[StepSample] = []
-    for number, (_, first, second) in enumerate(zip(*runs, strict=True)):
-        for (shape, one), (same, two) in zip(first, second, strict=True):
+    for number, first in enumerate(runs[1]):
+        again = runs[2][number] if number < len(runs[2]) else []
+        for (shape, one), (same, two) in zip(first, again, strict=False):
             assert shape == same, "equal arrivals made different batches"
             samples.append(StepSample(number, shape, (one + two) / 2, (one, two)))
-    noise = median(abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples)
-    return Measured(tuple(samples), tuple(_loads(machine, adapters)), noise)
+        samples += [StepSample(number, shape, one, (one,)) for shape, one in first[len(again) :]]
+    twice = [abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples if len(s.runs) > 1]
+    return Measured(tuple(samples), loads, median(twice) if twice else None)
 
 
 def draw_phase(rng: np.random.Generator, design: Design, names: Sequence[str], number: int) -> list[Arrival]:
@@ -151,13 +178,18 @@ def _run(
     cost: CostView,
     arrivals: Sequence[Arrival],
     rng: np.random.Generator,
-) -> list[tuple[BatchShape, float]]:
-    """Each computing step of a phase that waited for no load: its shape, and the seconds until the next could begin."""
-    steps: list[Stepped] = []
+    seconds: float,
+    steps: int | None,
+) -> tuple[list[tuple[BatchShape, float]], int]:
+    """Each computing step of a phase that waited for no load: its shape, and the seconds until the next could begin.
+
+    And how many steps there were: all that the arrivals take, or as many as begin within ``seconds``, or ``steps``.
+    """
+    stepped: list[Stepped] = []
 
     def sink(event: Event) -> None:
         if isinstance(event, Stepped):
-            steps.append(event)
+            stepped.append(event)
 
     sink.wants = {Stepped: sink}  # type: ignore[attr-defined]
     executor = machine.executor(adapters, policy, cost, RealClock(), sink=sink)
@@ -166,21 +198,24 @@ def _run(
     coming = next(waiting, None)
     number = 0
     try:
+        start = executor.now()
         while coming is not None or executor.engine.unfinished:
             now = executor.now()
+            if number == steps or (number and now - start > seconds):
+                break
             while coming is not None and coming.step <= number:
                 _submit(executor, machine, coming, now, rng)
                 coming = next(waiting, None)
             began = executor.now()
-            before = len(steps)
+            before = len(stepped)
             ran = executor.step(began)
             took = executor.now() - began
             number += 1
-            if ran and len(steps) > before and steps[-1].shape.tokens and not steps[-1].load_s:
-                found.append((steps[-1].shape, took))
+            if ran and len(stepped) > before and stepped[-1].shape.tokens and not stepped[-1].load_s:
+                found.append((stepped[-1].shape, took))
     finally:
         executor.close()
-    return found
+    return found, number
 
 
 def _submit(executor: Executor, machine: Machine, arrival: Arrival, now: float, rng: np.random.Generator) -> None:
@@ -190,12 +225,18 @@ def _submit(executor: Executor, machine: Machine, arrival: Arrival, now: float, 
     executor.submit(request, Generation(tokens, output_tokens=arrival.output_tokens))
 
 
-def _loads(machine: Machine, adapters: Sequence[Adapter], repeats: int = 5) -> Iterator[LoadSample]:
-    """Every adapter read from disk and written to slot 0, timed apart."""
+def _loads(machine: Machine, adapters: Sequence[Adapter], until: float, repeats: int = 5) -> Iterator[LoadSample]:
+    """Every adapter read from disk and written to slot 0, timed apart; past ``until`` once, and one of each rank."""
+    ranks: set[int] = set()
     for adapter in adapters:
+        if adapter.rank in ranks and time.perf_counter() > until:
+            continue
+        ranks.add(adapter.rank)
         disk: list[float] = []
         host: list[float] = []
-        for _ in range(repeats):
+        for repeat in range(repeats):
+            if repeat and time.perf_counter() > until:
+                break
             began = time.perf_counter()
             weights = machine.read(adapter.name)
             read = time.perf_counter()

@@ -241,15 +241,14 @@ def verify(
     damaged: dict[str, str] = {}
     with (
         intake(cache, cache_size, model, max_lora_rank) as way,
-        progress("verifying", as_json) as tell,
+        progress("verifying") as tell,
     ):
         for place, record in enumerate(records):
             try:
                 way.release(way.fetch_record(record, revalidate=True))
             except InputError as error:
                 damaged[record.ref] = str(error)
-            if tell is not None:
-                tell(record.ref, place + 1, len(records))
+            tell(record.ref, place + 1, len(records))
     if as_json:
         checked = [{"ref": r.ref, "ok": r.ref not in damaged, "why": damaged.get(r.ref)} for r in records]
         dump({"registry": wrong, "adapters": checked})
@@ -286,7 +285,7 @@ def scan_prefix(
     with (
         intake(cache, cache_size, model, max_lora_rank) as way,
         writing(registry, ids) as book,
-        progress("scanning", as_json) as tell,
+        progress("scanning") as tell,
     ):
         target = None if dry_run else book
         found = scan(prefix, target, way, tenant=tenant, labels=labels, new_version=new_version, progress=tell)
@@ -326,7 +325,7 @@ def import_file(
     with (
         intake(cache, cache_size, model, max_lora_rank) as way,
         writing(registry) as plain,
-        progress("importing", as_json) as tell,
+        progress("importing") as tell,
     ):
         strategy = ids or (None if plain.exists else listed.manifest.ids)
         with writing(registry, strategy) as book:
@@ -368,9 +367,8 @@ def export(
     with reading(registry) as book:
         records = [book.resolve(name) for name in book.names()]
     found = []
-    with intake(cache, cache_size, None, 2**31 - 1) as way, progress("fetching", as_json) as tell:
+    with intake(cache, cache_size, None, 2**31 - 1) as way, progress("fetching") as tell:
         for place, record in enumerate(records):
             found.append(module_of(record, str(way.fetch_record(record).folder) if local else None))
-            if tell is not None:
-                tell(record.ref, place + 1, len(records))
+            tell(record.ref, place + 1, len(records))
     write_text(modules_text(found, as_json), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from serving.lora import Adapter, LoRARequest
 from serving.plan import BatchShape
 from sim.catalogue import ModelSpec, gpu, resolve_targets
 from sim.cost import Profile, fit
+from sim.cost.fit import FEWEST
 from sim.cost.nnls import nnls
 from sim.cost.profile import LoadTime
 from sim.cost.roofline import RooflineCost
@@ -38,7 +40,10 @@ CAPS = {"lora_tokens": (2, 4, 8, 16, 32, 64), "tokens": (2, 4, 8, 16, 32, 64), "
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. ``ranks``: of the adapters, one slot each in turn; ``context``: longest prompt plus output."""
+    """What to measure. ``ranks``: of the adapters, one slot each in turn; ``context``: longest prompt plus output.
+
+    ``seconds``: for loading and measuring. Should loading the model take more than half of them, half are measured.
+    """
 
     config: EngineConfig
     ranks: Sequence[int]
@@ -58,15 +63,18 @@ def calibrate(
     name: str,
     progress: Callable[[str, int, int], None] | None = None,
     between: Callable[[int, int], None] | None = None,
+    began: float | None = None,
 ) -> Profile:
     """Measure ``spec`` (random weights, or those of ``checkpoint``) on this machine; returns the profile.
 
-    ``between``: see `executor.profiler.measure`. Raises `InputError` for a bad checkpoint, too little memory, or a plan
+    ``between``: see `executor.profiler.measure`. ``began``: reading of `time.perf_counter` from which ``plan.seconds``
+    count; by default that of the call. Raises `InputError` for a bad checkpoint, too little memory, or a plan
     that makes no sense.
     """
     from executor.machine import Machine
     from executor.profiler import Design, measure
 
+    began = time.perf_counter() if began is None else began
     config = plan.config
     if plan.context < 8:
         raise InputError(f"--context {plan.context} is too short to measure anything: give at least 8 tokens")
@@ -90,26 +98,37 @@ def calibrate(
         )
         files = adapter_files(adapters, model, Path(scratch), targets, coming)
         machine = Machine(model, config, files, targets)
-        design = Design(config.max_num_seqs, plan.context, config.max_num_batched_tokens, plan.phases, plan.seconds)
+        loading = time.perf_counter() - began
+        seconds = max(plan.seconds / 2, plan.seconds - loading)
+        if progress is not None:
+            progress(f"percent; loading took {loading:.0f} s, measuring takes {seconds:.0f} s", 0, 100)
+        design = Design(config.max_num_seqs, plan.context, config.max_num_batched_tokens, plan.phases, seconds)
         guess = RooflineCost.from_options(spec, gpu("l4"), 1, {})  # what view.cost shows; fifo never looks
-        told = None if progress is None else lambda done, total: progress("phases", done, total)
-        measured = measure(machine, adapters, Fifo, guess, design, plan.seed, told, between)
+        measured = measure(machine, adapters, Fifo, guess, design, plan.seed, progress, between)
         about = machine.about()
     return profile_of(measured, name, spec.name, about)
 
 
 def profile_of(measured: Measured, name: str, model: str, about: dict[str, str | int | float]) -> Profile:
-    """Fit the samples: every fifth phase is held out to measure the errors, then all are used."""
+    """Fit the samples: every fifth phase is held out to measure the errors, then all are used.
+
+    Raises `InputError` for fewer steps than can be fitted and tested.
+    """
     from sim.cost import evaluate
 
     def rows(keep: Callable[[int], bool]) -> list[tuple[BatchShape, float]]:
         return [(s.shape, s.seconds) for s in measured.steps if keep(s.phase)]
 
+    tested, fitted = rows(lambda phase: phase % 5 == 4), rows(lambda phase: phase % 5 != 4)
+    if not tested or len(fitted) < FEWEST:
+        raise InputError(
+            f"{len(fitted)} steps were measured to fit and {len(tested)} to test the fit: too few for a profile: "
+            "give more --seconds, such as the default of 240"
+        )
     host, disk = load_time([(s, s.host_s) for s in measured.loads]), load_time([(s, s.disk_s) for s in measured.loads])
     seen = [shape.tokens for shape, _ in rows(lambda _: True)]
     knots = tuple(knot for knot in KNOTS if knot < max(seen, default=0))
-    part = fit(rows(lambda phase: phase % 5 != 4), knots=knots, caps=CAPS, hold_out_every=0)
-    held_out = evaluate(part, rows(lambda phase: phase % 5 == 4))
+    held_out = evaluate(fit(fitted, knots=knots, caps=CAPS, hold_out_every=0), tested)
     whole = fit(
         rows(lambda _: True),
         name=name,
@@ -124,7 +143,8 @@ def profile_of(measured: Measured, name: str, model: str, about: dict[str, str |
         disk=disk,
     )
     created = datetime.now(UTC).date().isoformat()
-    return whole.model_copy(update={"held_out": held_out, "created": created})
+    judged = whole.model_copy(update={"held_out": held_out, "created": created})
+    return judged.model_copy(update={"usable": not judged.doubts()})
 
 
 def load_time(samples: Sequence[tuple[LoadSample, float]]) -> LoadTime:

@@ -113,12 +113,12 @@ def run(
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
     if on == "sim":
-        with progress("simulating", as_json) as tell:
+        with progress("simulating") as tell:
             summary = run_scenario(loaded, target, jobs=jobs, decisions=decisions, progress=tell)
     else:
         from loratory.execute import execute_scenario
 
-        with progress("running", as_json) as tell:
+        with progress("running") as tell:
             summary = execute_scenario(loaded, target, decisions=decisions, progress=tell)
     if as_json:
         dump(summary)

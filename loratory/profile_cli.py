@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loratory.terminal import Json, dump, progress
+from loratory.terminal import Json, complain, dump, progress
 from serving.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.cost import Profile
+
+FAILED = 1
+"""Exit code: a profile was written, and is not fit for use."""
 
 
 def profile_command(
@@ -24,15 +31,19 @@ def profile_command(
     targets: Annotated[
         str, typer.Option(help="target modules: all-linear, or names separated by commas")
     ] = "all-linear",
-    phases: Annotated[int, typer.Option(min=10, help="batches are drawn in so many phases, each run three times")] = 48,
-    seconds: Annotated[float, typer.Option(min=1, help="how long to measure, about; five phases at least")] = 240.0,
+    phases: Annotated[int, typer.Option(min=10, help="most phases of batches to draw, each run three times")] = 48,
+    seconds: Annotated[float, typer.Option(min=1, help="how long it takes, about, from loading to writing")] = 240.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice")] = None,
     name: Annotated[str | None, typer.Option(help="the profile's name; by default model, device and dtype")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; by default NAME.json")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the batches drawn")] = 0,
     as_json: Json = False,
-) -> None:
-    """Measure this machine: steps, adapter loads, and how far equal steps differ; write a profile for the simulator."""
+) -> int:
+    """Measure this machine: steps, adapter loads, and how far equal steps differ; write a profile for the simulator.
+
+    Exit code 1: the profile's error on steps that it was not fitted to is too large to use it.
+    """
+    began = time.perf_counter()
     from loratory.calibrate import Plan, calibrate
     from serving.config import EngineConfig
     from sim.catalogue import model as find_model
@@ -70,20 +81,35 @@ def profile_command(
     target = out or Path(f"{called}.json")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is no folder: name one with --out")
-    with progress("measuring", as_json) as tell:
-        profile = calibrate(spec, checkpoint, plan, called, tell)
+    with progress("measuring") as tell:
+        profile = calibrate(spec, checkpoint, plan, called, tell, began=began)
     try:
         profile.save(target)
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}): name a file with --out") from error
     if as_json:
         dump(profile.model_dump())
-        return
+    else:
+        _tell(profile, target)
+    if doubts := profile.doubts():
+        complain(
+            f"{target} is not fit for use: {'; '.join(doubts)}: give more --seconds, or measure on a quieter machine"
+        )
+        return FAILED
+    return 0
+
+
+def _tell(profile: Profile, target: Path) -> None:
     errors = profile.held_out
-    print(f"{profile.samples} steps; noise between equal steps {profile.noise or 0:.1%}")
-    print(f"held-out steps: median error {errors.median:.1%}, P90 {errors.p90:.1%}, their sum {errors.total:+.1%}")
+    noise = "not known" if profile.noise is None else f"{profile.noise:.1%}"
+    print(f"{profile.samples} steps; noise between equal steps {noise}")
+    print(
+        f"{errors.samples} held-out steps: median error {errors.median:.1%}, P90 {errors.p90:.1%}, "
+        f"their sum {errors.total:+.1%}"
+    )
     print(f"profile: {target}")
-    print(f"use it: cost: {{kind: profile, profile: {target}}}")
+    if profile.usable:
+        print(f"use it: cost: {{kind: profile, profile: {target}}}")
 
 
 def _rank(text: str) -> int:

@@ -1,9 +1,10 @@
-"""Terminal: how commands print tables, JSON, complaints and progress; in a pipe there is no progress and no colour."""
+"""Terminal: how commands print tables, JSON, complaints and progress; in a pipe without colour or a bar."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,6 +15,10 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")
 
 _WIDEST = 10_000
 """Columns that a line in a pipe may have."""
+
+
+_EVERY_S = 10.0
+"""Seconds between two lines of progress in a pipe, at least."""
 
 
 def complain(text: str) -> None:
@@ -53,10 +58,10 @@ def dump(value: Any) -> None:
 
 
 @contextmanager
-def progress(verb: str, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar on stderr where that is a terminal: call what comes with (what, done, total). None in a pipe."""
-    if quiet or not sys.stderr.isatty():
-        yield None
+def progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Call what comes with (what, done, total): a bar on stderr, or where that is no terminal a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines(verb)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -65,3 +70,17 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Callable[[str, int, int
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, completed=done, total=total, description=what)
+
+
+def _lines(verb: str) -> Callable[[str, int, int], None]:
+    """Progress in a pipe: one line on stderr every `_EVERY_S`, the first after as long."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY_S and done < total:
+            last = now
+            print(f"{verb}: {done} of {total} ({what})", file=sys.stderr, flush=True)
+
+    return tell

@@ -39,10 +39,9 @@ def reproduce_command(
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file: name a folder")
     found: list[Reproduction] = []
-    with progress("reproducing", as_json) as tell:
+    with progress("reproducing") as tell:
         for number, name in enumerate(chosen):
-            if tell is not None:
-                tell(name, number, len(chosen))
+            tell(name, number, len(chosen))
             found.append(reproduce(name))
     if out is not None:
         _write(found, out)

@@ -15,6 +15,9 @@ from sim.cost.profile import CAPPED, FEATURES, RANGED, HeldOut, LoadTime, Profil
 KNOTS: tuple[int, ...] = (16, 64, 256, 1024)
 """Token counts at which the default fit lets the cost of a token rise: from memory-bound to compute-bound GEMMs."""
 
+FEWEST = 8
+"""Steps without which there is nothing to fit."""
+
 Samples = Iterable[tuple[BatchShape, float]]
 
 
@@ -38,11 +41,11 @@ def fit(
     Rows are weighted by 1/seconds, so a 10 % error counts alike in short and long steps. Every ``hold_out_every``-th
     sample is left out to measure ``held_out`` errors; the coefficients then come from all samples. 0 holds out none.
     ``knots``: N of the ``tokens_above_N``; ``caps``: for fields in `sim.cost.profile.CAPPED`, N of ``FIELD_to_N``.
-    Raises `InputError` for fewer than 8 samples, a time that is not positive, or an unknown feature or field.
+    Raises `InputError` for fewer than `FEWEST` samples, a time that is not positive, or an unknown feature or field.
     """
     rows = [(shape, float(seconds)) for shape, seconds in samples]
-    if len(rows) < 8:
-        raise InputError(f"{len(rows)} steps are too few to fit a profile: measure at least 8, better 40 to 80")
+    if len(rows) < FEWEST:
+        raise InputError(f"{len(rows)} steps are too few to fit a profile: measure at least {FEWEST}, better 40 to 80")
     bad = next((s for _, s in rows if not 0 < s < float("inf")), None)
     if bad is not None:
         raise InputError(f"a measured step took {bad} s: step times are above 0, so drop that row")

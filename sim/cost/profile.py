@@ -59,6 +59,12 @@ RANGED: tuple[str, ...] = (
 )
 """`BatchShape` fields whose measured range a profile records, and beyond which its model warns."""
 
+MOST_ERROR: dict[str, float] = {"median": 0.15, "p90": 0.4, "total": 0.1}
+"""Held-out errors (`HeldOut`) above which a profile is not to be used."""
+
+LEAST_STEPS, LEAST_HELD_OUT = 40, 8
+"""Steps below which a profile is not to be used: in all, and held out of the fit."""
+
 _ABOVE = "tokens_above_"
 
 
@@ -89,7 +95,7 @@ class Profile(BaseModel):
     ``coefficients`` are seconds per unit of a feature, none negative, so no prediction falls when a batch grows.
     ``ranges`` are the largest value of each shape field that was measured; beyond, the model warns once.
     ``noise`` is the median relative difference between repeats of one batch. ``load`` is an adapter's hop from host
-    memory to the GPU, ``disk`` the one before it, where it was measured.
+    memory to the GPU, ``disk`` the one before it, where it was measured. ``usable``: false where `doubts` said why not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,6 +111,7 @@ class Profile(BaseModel):
     ranges: dict[str, float] = Field(default_factory=dict)
     held_out: HeldOut = HeldOut()
     noise: float | None = Field(default=None, ge=0)
+    usable: bool = True
     load: LoadTime = LoadTime()
     disk: LoadTime | None = None
 
@@ -117,6 +124,22 @@ class Profile(BaseModel):
             if not seconds >= 0:
                 raise ValueError(f"coefficient {feature!r} is {seconds}: coefficients are seconds of at least 0")
         return self
+
+    def doubts(self) -> tuple[str, ...]:
+        """Why not to use it: too few steps, or held-out errors above `MOST_ERROR`; nothing where they are not given."""
+        found: list[str] = []
+        if 0 < self.samples < LEAST_STEPS:
+            found.append(f"only {self.samples} steps were measured, fewer than {LEAST_STEPS}")
+        if not self.held_out.samples:
+            return tuple(found)
+        if self.held_out.samples < LEAST_HELD_OUT:
+            found.append(f"only {self.held_out.samples} steps were held out of the fit, fewer than {LEAST_HELD_OUT}")
+        says = {"median": "the median error", "p90": "the P90 of errors", "total": "the error of the sum"}
+        for name, limit in MOST_ERROR.items():
+            if abs(error := getattr(self.held_out, name)) > limit:
+                sign = "+" if name == "total" else ""
+                found.append(f"{says[name]} of held-out steps is {error:{sign}.1%}, above {limit:.0%}")
+        return tuple(found)
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON. Raises `OSError` where the path cannot be written."""
@@ -194,7 +217,12 @@ class ProfileCost:
         self.source = f"profile {profile.name}: {profile.samples} steps of {profile.model or 'a model'}, " + (
             f"median held-out error {profile.held_out.median:.1%}" if profile.held_out.samples else "no held-out error"
         )
-        self.warnings: list[str] = []
+        doubts = "; ".join(profile.doubts()) or ("" if profile.usable else "its file says usable: false")
+        self.warnings: list[str] = (
+            [f"profile {profile.name} is not fit for use: {doubts}: measure anew with `loratory profile`"]
+            if doubts
+            else []
+        )
         self._w = _Weights(**{f: scale * profile.coefficients.get(f, 0.0) for f in FEATURES})
         knots = {_knot(f): scale * seconds for f, seconds in profile.coefficients.items()}
         self._knots = tuple(sorted((knot, s) for knot, s in knots.items() if knot is not None and s > 0))

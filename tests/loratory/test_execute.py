@@ -11,15 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from executor import profiler
 from executor.profiler import LEAST_PHASES
 from executor.random_checkpoint import hugging_face_config, random_checkpoint, shape
 from loratory.calibrate import Plan, calibrate
 from loratory.cli import main
 from loratory.replay import replay_folder
+from policies.fifo import Fifo
 from reports.agreement import agreement
 from serving.config import EngineConfig
 from serving.errors import InputError
+from serving.events import Stepped
+from serving.plan import BatchShape
 from serving.recording import Recording
+from serving.request import Request
 from sim.catalogue import model
 from sim.cost import load_profile
 
@@ -141,11 +146,12 @@ def test_profile_measures_and_the_simulator_reads_it(quick: Quick, scenario: Pat
     options = ["--random", "--device", "cpu", "--dtype", "float32", "--max-loras", "2", "--ranks", "4,8"]
     options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "32", "--context", "40", "--phases", "10"]
     code, out, err = quick("profile", config, *options, "--threads", "1", "--out", str(file))
-    assert code == 0, err
     profile = load_profile(file)
+    assert code == (0 if profile.usable else 1) and ("use it:" in out) == profile.usable, err
+    assert profile.usable or "is not fit for use" in err
     assert profile.samples > 100 and profile.held_out.samples > 10 and profile.noise is not None
     assert profile.coefficients["step"] > 0 and profile.disk is not None and profile.machine["device"] == "cpu"
-    assert "held-out steps" in out
+    assert f"{profile.held_out.samples} held-out steps" in out
     code, _, err = quick(
         "run", str(scenario), "--set", f"cost={{kind: profile, profile: {file}}}", "--out", str(tmp_path / "sim")
     )
@@ -163,15 +169,75 @@ def test_a_profile_of_more_tokens_than_the_model_has_positions_is_refused(
     assert not (tmp_path / "here.json").exists()
 
 
-def test_a_profile_in_no_time_still_holds_a_phase_out_and_lets_others_work_between(scenario: Path) -> None:
+def test_others_work_between_the_timed_phases(scenario: Path) -> None:
     config = EngineConfig(max_loras=2, max_lora_rank=4, max_num_seqs=4, max_num_batched_tokens=32)
-    plan = Plan(config, (4,), 40, "float32", "cpu", phases=10, seconds=1e-9)
+    plan = Plan(config, (4,), 40, "float32", "cpu", phases=LEAST_PHASES, seconds=600)
     asked: list[tuple[int, int]] = []
     profile = calibrate(
         model(str(scenario.parent / "config.json")), None, plan, "quick", between=lambda *at: asked.append(at)
     )
     assert asked == [(done, 2 * LEAST_PHASES) for done in range(1, 2 * LEAST_PHASES + 1)]
     assert profile.held_out.samples > 0 and profile.samples > profile.held_out.samples
+
+
+def test_a_profile_of_too_few_steps_is_refused(scenario: Path) -> None:
+    config = EngineConfig(max_loras=2, max_lora_rank=4, max_num_seqs=4, max_num_batched_tokens=32)
+    plan = Plan(config, (4,), 40, "float32", "cpu", phases=10, seconds=1e-9)
+    with pytest.raises(InputError, match="too few for a profile: give more --seconds"):
+        calibrate(model(str(scenario.parent / "config.json")), None, plan, "quick")
+
+
+@pytest.mark.parametrize(("slowdown", "runs"), [(1, 2), (50, 1)])
+def test_measuring_ends_with_its_seconds_however_long_a_phase_is(
+    slowdown: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine in made-up time: each step takes 0.1 s, from the 60th second on ``slowdown`` times as long."""
+    clock = Clock(slowdown)
+    monkeypatch.setattr(profiler, "time", clock)
+    monkeypatch.setattr(profiler, "RealClock", lambda: clock)
+    design = profiler.Design(seqs=64, context=512, batched_tokens=2048, phases=48, seconds=90)
+    found = profiler.measure(clock, (), Fifo, clock, design)  # type: ignore[arg-type]
+    at_least_one_step_each = LEAST_PHASES * 0.1 * slowdown
+    assert 85 < clock.at < 90 + 2 * at_least_one_step_each
+    assert len({step.phase for step in found.steps}) >= LEAST_PHASES
+    assert {len(step.runs) for step in found.steps} == {2, runs} and found.noise is not None
+
+
+class Clock:
+    """A machine, its executor and the time: see the test above. A step computes one token of what was submitted."""
+
+    def __init__(self, slowdown: float) -> None:
+        self.at, self.slowdown = 0.0, slowdown
+        self.model = self
+        self.config = self
+        self.vocab = 100
+
+    def perf_counter(self) -> float:
+        return self.at
+
+    now = perf_counter
+
+    def executor(self, *_: object, sink: Callable[[object], None]) -> Clock:
+        self.sink, self.left, self.steps = sink, 0, 0
+        self.engine = self
+        return self
+
+    @property
+    def unfinished(self) -> int:
+        return self.left
+
+    def submit(self, request: Request, _: object) -> None:
+        self.left += request.prompt_tokens
+
+    def step(self, now: float) -> bool:
+        self.at += 0.1 * (self.slowdown if now > 60 else 1.0)
+        self.left -= 1
+        self.steps += 1
+        self.sink(Stepped(now, self.at, 1, BatchShape(decode_seqs=self.steps), 0, 0, 0, 0, 0, 0.0))
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario: Path, tmp_path: Path) -> None:

@@ -107,6 +107,30 @@ def test_held_out_errors_are_of_the_size_of_the_noise() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"median": 0.16}, "the median error of held-out steps is 16.0%, above 15%"),
+        ({"p90": 0.5}, "the P90 of errors of held-out steps is 50.0%, above 40%"),
+        ({"total": -0.2}, "the error of the sum of held-out steps is -20.0%, above 10%"),
+        ({"samples": 3}, "only 3 steps were held out of the fit, fewer than 8"),
+    ],
+)
+def test_a_profile_that_its_held_out_steps_condemn_says_so_where_it_is_used(given: dict[str, float], says: str) -> None:
+    good = fit(samples(100))
+    assert good.doubts() == () and ProfileCost(good).warnings == []
+    bad = good.model_copy(update={"held_out": good.held_out.model_copy(update=given)})
+    assert bad.doubts() == (says,)
+    (warning,) = ProfileCost(bad).warnings
+    assert says in warning and "loratory profile" in warning
+
+
+def test_a_profile_of_few_steps_or_marked_unusable_says_so() -> None:
+    assert fit(samples(30)).doubts()[0] == "only 30 steps were measured, fewer than 40"
+    (warning,) = ProfileCost(fit(samples(100)).model_copy(update={"usable": False})).warnings
+    assert "its file says usable: false" in warning
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         (samples(5), "5 steps are too few"),
