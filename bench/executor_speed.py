@@ -31,15 +31,18 @@ import torch
 from executor.clock import RealClock
 from executor.drive import drive
 from executor.generation import Generation
-from executor.machine import AdapterFile, Machine
+from executor.machine import Machine
 from executor.model import Model
 from executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
 from policies.fifo import Fifo
+from serving.adapter_cache import AdapterCache
 from serving.config import EngineConfig
 from serving.engine import Engine
+from serving.intake import Intake
 from serving.lora import Adapter, LoRARequest
 from serving.request import Request
-from serving.validation import BaseShapes, Limits, describe
+from serving.validation import BaseShapes, Limits
+from serving.verified import Verified
 from serving.workload import Workload
 
 RANKS = (8, 16)
@@ -90,12 +93,13 @@ def our_engine(
 ) -> Callable[[], tuple[float, list[list[int]]]]:
     """A run of the executor: seconds, and each request's tokens."""
     model = Model.load(folder / "model", dtype)
-    files: dict[str, AdapterFile] = {}
+    files: dict[str, Verified] = {}
     adapters: list[Adapter] = []
     limits = Limits(base=BaseShapes.from_config(hugging_face_config(model.config)))
+    intake = Intake(AdapterCache(folder / "cache"), limits)
     for number in range(1, job.adapters + 1) if lora else ():
         place = folder / f"a{number}"
-        files[f"a{number}"] = AdapterFile(place, describe(place, limits))
+        files[f"a{number}"] = intake.verified(f"a{number}", str(place), None)
         description = files[f"a{number}"].description
         adapters.append(Adapter(LoRARequest(f"a{number}", number, str(place)), description.rank, description.bytes))
     blocks = -(-(job.prompt + job.output) // 16) * job.requests

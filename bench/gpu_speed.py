@@ -29,7 +29,8 @@ from executor.lora.weights import HostAdapter
 from executor.machine import cpu_name, lora_shapes
 from executor.model import Model
 from executor.random_checkpoint import RandomTensors, random_adapter, shape
-from serving.validation import describe
+from serving.adapter_cache import AdapterCache
+from serving.intake import Intake
 
 BLOCK = 16
 
@@ -51,7 +52,8 @@ class Bench:
         self.slots = LoRASlots(shapes, slots, rank, dtype, device)
         with tempfile.TemporaryDirectory() as scratch:
             folder = random_adapter(Path(scratch) / "a", config, rank)
-            self.host = HostAdapter.load(folder, describe(folder), shapes, dtype, device)
+            files = Intake(AdapterCache(Path(scratch) / "cache")).verified("a", str(folder), None)
+            self.host = HostAdapter.load(files, shapes, dtype, device)
         for slot in range(slots):
             self.slots.write(slot, self.host)
         self.lora = self._lora()

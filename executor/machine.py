@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -23,19 +22,11 @@ from executor.model import Model
 from executor.runner import ModelRunner
 from executor.tiers import AdapterTiers
 from serving.config import EngineConfig
-from serving.description import AdapterDescription
 from serving.errors import InputError
 from serving.events import Sink
 from serving.lora import Adapter
 from serving.policy import CostView, Policy
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """Where an adapter's files are, and what they say."""
-
-    folder: Path
-    description: AdapterDescription
+from serving.verified import Verified
 
 
 class Machine:
@@ -52,7 +43,7 @@ class Machine:
         self,
         model: Model,
         config: EngineConfig,
-        files: Mapping[str, AdapterFile],
+        files: Mapping[str, Verified],
         target_modules: Iterable[str] | None = None,
         graphs: bool | None = None,
     ) -> None:
@@ -94,7 +85,14 @@ class Machine:
         on_end: OnEnd | None = None,
         record: bool = False,
     ) -> Executor:
-        """A fresh engine over this machine. Close it before the next: they share cache and slots."""
+        """A fresh engine over this machine. Close it before the next: they share cache and slots.
+
+        Raises `RefusedAdapter` for an adapter whose digest is not that of its files.
+        """
+        adapters = tuple(adapters)
+        for adapter in adapters:
+            if adapter.digest is not None and adapter.name in self.files:
+                self.files[adapter.name].check(adapter.digest)
         woken, config = Flag(), self.config
         tiers: AdapterTiers[HostAdapter] = AdapterTiers(self.read, self, config.max_loras, woken.set)
         lora = None if self._slots is None else self._applier()
@@ -120,11 +118,11 @@ class Machine:
         return CUDALoRA(self._slots)
 
     def read(self, name: str) -> HostAdapter:
-        """An adapter's weights, from disk to host memory. Raises `InputError` for a file that is gone or broken."""
+        """An adapter's weights, from disk to host memory. Raises `InputError` for files gone, broken or changed."""
         file = self.files.get(name)
         if file is None:
             raise InputError(f"adapter {name!r} has no files: register it with a folder")
-        return HostAdapter.load(file.folder, file.description, self._shapes, self.model.dtype, self.model.device)
+        return HostAdapter.load(file, self._shapes, self.model.dtype, self.model.device)
 
     def write(self, slot: int, adapter: HostAdapter) -> None:
         """An adapter's weights, from host memory to a slot; on return they are there.

@@ -96,7 +96,7 @@ def calibrate(
             )
             for index, rank in enumerate(ranks, 1)
         )
-        files = adapter_files(adapters, model, Path(scratch), targets, coming)
+        files = adapter_files(adapters, model, Path(scratch), targets, coming, config.max_lora_rank)
         machine = Machine(model, config, files, targets)
         loading = time.perf_counter() - began
         seconds = max(plan.seconds / 2, plan.seconds - loading)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,16 @@ from sim.catalogue import ModelSpec, resolve_targets
 
 if TYPE_CHECKING:
     from executor.config import ModelConfig
-    from executor.machine import AdapterFile, Machine
+    from executor.machine import Machine
     from executor.model import Model
     from serving.intake import Intake
+    from serving.verified import Verified
 
 SYNTHETIC = "synthetic://"
 """Paths of adapters that a scenario makes up: their weights are made up, too."""
+
+_NAMED = 3
+"""Adapters that were never registered and have a note each."""
 
 
 def execute_scenario(
@@ -44,8 +48,9 @@ def execute_scenario(
         raise InputError("cluster.replicas: the executor is one replica: set it to 1")
     built = build(scenario)
     with machine_for(scenario, built) as machine:
-        backend = Execution(machine)
-        return run_scenario(scenario, out, decisions=decisions, progress=progress, backend=backend)
+        served, notes = as_served(scenario, machine.files)
+        backend = Execution(machine, notes)
+        return run_scenario(served, out, decisions=decisions, progress=progress, backend=backend)
 
 
 class Execution:
@@ -53,8 +58,9 @@ class Execution:
 
     name = "executor"
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, notes: Sequence[str] = ()) -> None:
         self._machine = machine
+        self._notes = tuple(notes)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -92,7 +98,9 @@ class Execution:
                 executor.recording().write(task.folder / "recording.jsonl")
         finally:
             executor.close()
-        notes = [] if workload.cached_tokens is None else ["the executor has no prefix cache: cached tokens computed"]
+        notes = list(self._notes)
+        if workload.cached_tokens is not None:
+            notes.append("the executor has no prefix cache: cached tokens computed")
         if scale != 1.0:
             notes.append(f"requests were sent {scale:g} times as fast as the workload says")
         return Ran(outcome.end_s, outcome.submitted, tuple(notes), executor.engine.refusals)
@@ -118,7 +126,7 @@ def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
     model = load_model(spec.checkpoint, built.model, spec.dtype, spec.device)
     targets = resolve_targets(scenario.adapters.target_modules)
     with tempfile.TemporaryDirectory(prefix="loratory-adapters-") as scratch, intake(None) as coming:
-        files = adapter_files(built.adapters, model, Path(scratch), targets, coming)
+        files = adapter_files(built.adapters, model, Path(scratch), targets, coming, built.engine.max_lora_rank)
         yield Machine(model, built.engine, files, targets if files else None)
 
 
@@ -164,25 +172,45 @@ def model_config(spec: ModelSpec) -> ModelConfig:
 
 
 def adapter_files(
-    adapters: Sequence[Adapter], model: Model, folder: Path, targets: Sequence[str], intake: Intake
-) -> dict[str, AdapterFile]:
+    adapters: Sequence[Adapter], model: Model, folder: Path, targets: Sequence[str], intake: Intake, max_lora_rank: int
+) -> dict[str, Verified]:
     """The files of each adapter: from its source, or random ones written into ``folder`` for synthetic adapters.
 
-    Raises `InputError` for an adapter that does not validate against the model.
+    Raises `InputError` for an adapter whose content has not its digest, or that does not validate against the model.
     """
-    from executor.machine import AdapterFile
     from executor.random_checkpoint import hugging_face_config, random_adapter
-    from serving.intake import Intake, absolute
+    from serving.intake import Intake
     from serving.validation import BaseShapes, Limits
 
     base = BaseShapes.from_config(hugging_face_config(model.config))
-    checked = Intake(intake.cache, Limits(base=base))
-    files: dict[str, AdapterFile] = {}
+    checked = Intake(intake.cache, Limits(max_lora_rank=max_lora_rank, base=base))
+    files: dict[str, Verified] = {}
     for adapter in adapters:
         path = adapter.lora.lora_path
         if path.startswith(SYNTHETIC):
             place, seed = folder / str(adapter.lora.lora_int_id), adapter.lora.lora_int_id
             path = str(random_adapter(place, model.config, adapter.rank, target_modules=targets, seed=seed))
-        found = checked.fetch(absolute(path), revalidate=False)
-        files[adapter.name] = AdapterFile(found.folder, found.description)
+        files[adapter.name] = checked.verified(adapter.ref, path, adapter.digest)
     return files
+
+
+def as_served(scenario: Scenario, files: Mapping[str, Verified]) -> tuple[Scenario, tuple[str, ...]]:
+    """The scenario with the digest of what is served in every record, and notes on records that say otherwise."""
+    records, notes, unknown = [], [], []
+    for record in scenario.adapters.records or ():
+        held = files[record.name].description
+        if record.digest is None:
+            unknown.append(f"adapter {record.name!r} is not registered, its digest is {held.digest}")
+            record = record.model_copy(update={"digest": held.digest})
+        if (record.rank, record.parameters) != (held.rank, held.parameters):
+            notes.append(
+                f"adapter {record.name!r} has rank {held.rank} and {held.parameters} parameters, and its record says "
+                f"rank {record.rank} and {record.parameters}, by which policies and loads were reckoned"
+            )
+        records.append(record)
+    if not records:
+        return scenario, ()
+    if (more := len(unknown) - _NAMED) > 0:
+        unknown[_NAMED:] = [f"{more} more adapters are not registered: scenario.yaml of the results has their digests"]
+    section = scenario.adapters.model_copy(update={"records": records})
+    return scenario.model_copy(update={"adapters": section}), (*unknown, *notes)

@@ -77,6 +77,7 @@ def run_scenario(
             run_info={
                 "memory": None if built.memory is None else built.memory.items(),
                 "cost": built.cost.source,
+                "adapters": [{"adapter": name, **said} for name, said in identities(built).items()],
                 **backend.about,
             },
         )
@@ -150,11 +151,21 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> 
         block_size=engine.block_size,
         gpus=replicas * engine.tensor_parallel_size,
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
+        identities=identities(built),
     )
     report = summarise(recorder.close(), info, task.timeline_events)
     if backend.name == "sim" and task.seed == scenario.seeds[0]:
         report.run["advice"] = advise(scenario, built, workload, report.run)
     return report
+
+
+def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
+    """What each adapter that exists stands for, by its name; those a scenario makes up are left out."""
+    return {
+        adapter.name: {"lora_int_id": adapter.lora.lora_int_id, "version": adapter.version, "digest": adapter.digest}
+        for adapter in built.adapters
+        if adapter.digest is not None or adapter.version is not None
+    }
 
 
 def _limits_of(scenario: Scenario) -> Mapping[str, float]:

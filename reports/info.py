@@ -19,7 +19,8 @@ class RunInfo:
     None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the policy was told true output
     lengths. ``max_loras`` to ``block_size`` are one replica's; ``gpus`` are those of all replicas. ``refusals`` counts
     what the ledger refused the policy, by action and word of refusal. ``ceiling_tokens_per_s``: output tokens/s that
-    the cost model gives one GPU with a full batch; None: not known.
+    the cost model gives one GPU with a full batch; None: not known. ``identities``: of adapters that exist, by name:
+    ``lora_int_id``, ``version`` in a registry, and ``digest`` of their content.
     """
 
     scenario: str
@@ -45,3 +46,4 @@ class RunInfo:
     gpus: int = 1
     refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ceiling_tokens_per_s: float | None = None
+    identities: Mapping[str, Mapping[str, str | int | None]] = field(default_factory=dict)

@@ -220,6 +220,7 @@ def _per_adapter(run: Measured) -> list[dict[str, Any]]:
     return [
         {
             "adapter": names[a] if a else None,
+            **(run.info.identities.get(names[a], {}) if a else {}),
             "requests": int(requests[a]),
             "completed": int(completed[a]),
             "output_tokens": int(output[a]),

@@ -54,6 +54,8 @@ def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int], item
                 record.parameters * item_bytes,
                 record.name in pinned,
                 spec.initial_tier,
+                record.digest,
+                record.version,
             )
             for record in spec.records
         )

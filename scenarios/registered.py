@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +14,8 @@ from pydantic_core import CoreSchema
 
 from scenarios.section import Count, Name, Section, existing, no_bool, wrong
 from serving.errors import InputError
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _place(value: str, info: ValidationInfo) -> str:
@@ -33,6 +36,13 @@ def _source(value: str, info: ValidationInfo) -> str:
     """A folder's absolute path where it is beside the scenario; anything else as it is."""
     folders = (info.context or {}).get("folders", ()) if "://" not in value else ()
     return next((os.path.abspath(folder / value) for folder in folders if (folder / value).exists()), value)
+
+
+def _digest(value: str) -> str:
+    """An adapter's digest, in lower case."""
+    if not _DIGEST.fullmatch(value.lower()):
+        raise wrong("should be sha256: and 64 hex digits, as loratory adapters show prints it")
+    return value.lower()
 
 
 class RegistrySpec(Section):
@@ -69,6 +79,10 @@ class Record(Section):
     source: Annotated[Name, AfterValidator(_source)] = Field(description="where it comes from")
     target_modules: Annotated[list[Name], Field(min_length=1)] = Field(description="modules it changes")
     base_model: Name | None = Field(None, description="what it was trained on")
+    version: Count | None = Field(None, description="which version of the name a registry has it as")
+    digest: Annotated[Name, AfterValidator(_digest)] | None = Field(
+        None, description="sha256:... of its content: the executor serves no other; without it, what it reads first"
+    )
 
 
 def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]:
@@ -113,6 +127,8 @@ def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]
             source=each.source,
             target_modules=list(each.target_modules),
             base_model=each.base_model,
+            version=each.version,
+            digest=each.digest,
         )
         for name, each in found.items()
     ]

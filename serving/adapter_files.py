@@ -62,15 +62,32 @@ def named(path: Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def open_file(folder: Path, name: str, root: Path) -> BinaryIO:
+def link_root(folder: Path) -> str:
+    """The folder inside which links of an adapter's files are followed: its own, or its repository's in a Hub's cache.
+
+    Such a cache, a folder of which ``huggingface_hub.snapshot_download`` returns, has a repository's files below
+    ``models--ORG--NAME/blobs``, and in ``models--ORG--NAME/snapshots/REVISION`` links to them.
+    """
+    real = os.path.realpath(folder)
+    parts = real.split(os.sep)
+    for place in range(len(parts) - 3, 0, -1):
+        if parts[place].startswith("models--") and parts[place + 1] == "snapshots":
+            return os.sep.join(parts[: place + 1])
+    return real
+
+
+def open_file(folder: Path, name: str, root: Path | None = None) -> BinaryIO:
     """A regular file of ``folder``, opened unbuffered for reading; a link is followed only inside ``root``.
 
-    Nothing but a regular file is opened: a pipe or device would block or act. Raises `InvalidAdapter`.
+    Without a ``root`` that is `link_root`. Nothing but a regular file is opened: a pipe or device would block or act.
+    Raises `InvalidAdapter`.
     """
     path = folder / name
     try:
         real = Path(os.path.realpath(path, strict=True))
-        if os.path.islink(path) and not real.is_relative_to(os.path.realpath(root)):
+        if os.path.islink(path) and not real.is_relative_to(
+            link_root(folder) if root is None else os.path.realpath(root)
+        ):
             raise InvalidAdapter(f"{named(path)} is a link that leaves the adapter's folder: put the file itself there")
         mode = os.stat(real).st_mode
         if not stat.S_ISREG(mode):

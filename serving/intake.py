@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from serving.adapter_cache import AdapterCache
-from serving.description import AdapterDescription
 from serving.errors import InputError, InvalidAdapter, RefusedAdapter
 from serving.record import AdapterRecord, Registration, check_name
 from serving.sources import Source, fetch, parse_source
 from serving.validation import Limits, describe
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """An adapter that is here and valid. ``folder`` is leased from the cache until `Intake.release` has it back."""
-
-    source: Source
-    folder: Path
-    description: AdapterDescription
+from serving.verified import Fetched, Verified
 
 
 class Intake:
@@ -48,7 +39,7 @@ class Intake:
                 self._release(source, folder)
         return found
 
-    def release(self, fetched: Fetched) -> None:
+    def release(self, fetched: Fetched | Verified) -> None:
         """Lets the cache evict the folder again."""
         self._release(fetched.source, fetched.folder)
 
@@ -72,40 +63,47 @@ class Intake:
         text = str(found.source)
         return Registration(name, text, found.description, tenant, dict(labels or {}), lora_int_id, new_version)
 
-    def fetch_record(self, record: AdapterRecord, *, revalidate: bool = False) -> Fetched:
-        """The adapter of a record, if its content is the one that was registered; leased like `fetch`.
+    def fetch_record(self, record: AdapterRecord, *, revalidate: bool = False) -> Verified:
+        """The adapter of a record, if its content is the one that was registered: see `verified`."""
+        return self.verified(record.ref, record.source, record.digest, revalidate=revalidate)
 
-        Without ``revalidate`` a copy in the cache that has the record's digest is enough, whatever the source holds by
-        now. A copy that rotted on disk is dropped and fetched again. Raises `RefusedAdapter`.
+    def verified(self, ref: str, source: str, digest: str | None, *, revalidate: bool = False) -> Verified:
+        """The adapter at ``source``, if its content has the ``digest``; leased like `fetch`. ``ref`` is its name.
+
+        Without ``revalidate`` a copy in the cache that has the digest is enough, whatever the source holds by now. A
+        copy that rotted on disk is dropped and fetched again. Without a digest, the content that is read now is what
+        `Verified.digest` stands for from here on. Raises `RefusedAdapter`.
         """
-        source = absolute(record.source)
         try:
-            if source.kind != "local":
-                if not revalidate and (found := self._cached(record, source)):
-                    return found
-                found = self.fetch(source)
-                if found.description.digest != record.digest and self.cache.verify(only=found.folder):
-                    self.release(found)
-                    found = self.fetch(source)
-            else:
-                found = self.fetch(source)
+            found = self._found(absolute(source), digest, revalidate)
         except InputError as error:
-            raise RefusedAdapter(f"adapter {record.ref!r} is refused: {error}") from error
-        if found.description.digest != record.digest:
+            raise RefusedAdapter(f"adapter {ref!r} is refused: {error}") from error
+        try:
+            held = found.description.digest if digest is None else digest
+            return Verified(ref, found.source, found.folder, found.description, held)
+        except RefusedAdapter:
             self.release(found)
-            raise RefusedAdapter(
-                f"adapter {record.ref!r} was registered with the digest {record.digest}, and {source} holds "
-                f"{found.description.digest} now: put back what was registered, or register this as a new version"
-            )
+            raise
+
+    def _found(self, source: Source, digest: str | None, revalidate: bool) -> Fetched:
+        """The adapter at ``source``, with the ``digest`` if that can be had."""
+        if source.kind == "local":
+            return self.fetch(source)
+        if not revalidate and (found := self._cached(source, digest)):
+            return found
+        found = self.fetch(source)
+        if found.description.digest != digest and self.cache.verify(only=found.folder):
+            self.release(found)
+            found = self.fetch(source)
         return found
 
-    def _cached(self, record: AdapterRecord, source: Source) -> Fetched | None:
-        """The copy fetched last, if it is what the record says."""
+    def _cached(self, source: Source, digest: str | None) -> Fetched | None:
+        """The copy fetched last, if it has the ``digest``; without one, if it is what was downloaded."""
         try:
             found = self.fetch(source, revalidate=False)
         except InputError:
             return None
-        if found.description.digest == record.digest:
+        if found.description.digest == digest or (digest is None and not self.cache.verify(only=found.folder)):
             return found
         self.release(found)
         return None

@@ -90,7 +90,8 @@ class LoRARequest:
 class Adapter:
     """An adapter known to an engine: its identity, LoRA rank, weight size in bytes, and where it rests at the start.
 
-    A pinned adapter is loaded once and never evicted.
+    A pinned adapter is loaded once and never evicted. ``digest``: of the content that the id stands for
+    (`AdapterDescription.digest`), and ``version``: a registry's, where they are known; made-up adapters have neither.
     """
 
     lora: LoRARequest
@@ -98,6 +99,8 @@ class Adapter:
     bytes: int
     pinned: bool = False
     tier: RestingTier = "disk"
+    digest: str | None = None
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -109,6 +112,12 @@ class Adapter:
     def name(self) -> str:
         """The adapter's name, unique in an engine."""
         return self.lora.lora_name
+
+    @property
+    def ref(self) -> str:
+        """``name@version``; the name alone where it says the version, or where there is none."""
+        tail = "" if self.version is None or self.name.endswith(f"@{self.version}") else f"@{self.version}"
+        return self.name + tail
 
 
 def _parameters(kind: type[Any]) -> set[str]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from serving.adapter_cache import AdapterCache
 from serving.errors import InputError, LoratoryError, RefusedAdapter, UnknownAdapter
 from serving.ids import HashIds
-from serving.intake import Fetched, Intake, absolute
+from serving.intake import Intake, absolute
 from serving.lora import LoRARequest
 from serving.record import split_ref
 from serving.remotes.remote import CONFIG
 from serving.sources import Source, list_source, parse_source
 from serving.validation import Limits
+from serving.verified import Fetched, Verified
 
 if TYPE_CHECKING:
     from serving.registry import Registry
@@ -198,10 +199,10 @@ class _Leases:
 
     def __init__(self, intake: Intake) -> None:
         self.intake = intake
-        self._kept: dict[str, Fetched] = {}
+        self._kept: dict[str, Fetched | Verified] = {}
         self._mutex = Lock()
 
-    def keep(self, name: str, found: Fetched) -> None:
+    def keep(self, name: str, found: Fetched | Verified) -> None:
         with self._mutex:
             former, self._kept[name] = self._kept.get(name), found
         if former is not None:

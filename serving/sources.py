@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from serving.adapter_files import link_root
 from serving.errors import InputError
 from serving.remotes import bucket, hub
 from serving.remotes.remote import CONFIG, Limits, Remote, SourceError, choose
@@ -207,7 +208,7 @@ def _local(folder: Path, limits: Limits) -> Path:
         raise SourceError(f"source {label} is a file: name the folder that holds {CONFIG}") from error
     except OSError as error:
         raise SourceError(f"source {label} cannot be read ({error.strerror}): let this user read it") from error
-    root = folder.resolve()
+    root = link_root(folder)
     for name in choose(label, names, limits):
         path = folder / name
         if not path.is_file():

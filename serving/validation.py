@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +10,15 @@ from pathlib import Path
 from serving.adapter_files import CONFIG, WEIGHTS, check_folder, named, open_file, read_up_to
 from serving.base_shapes import PARENTS, BaseShapes
 from serving.description import AdapterDescription, LoRAModule
+from serving.digest import begin_digest, digest_text
 from serving.errors import InputError, InvalidAdapter
 from serving.lora_tensors import pair
-from serving.peft_config import LoraSettings, read_settings
+from serving.peft_config import read_settings
 from serving.safetensors_header import Tensor, read_header
 from serving.strict_json import MAX_CONFIG_BYTES, parse_object
 from serving.weight_scan import scan
 
 __all__ = ["BaseShapes", "InvalidAdapter", "Limits", "describe"]
-
-_DIGEST_FORMAT = "loratory adapter 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +50,12 @@ def describe(
 
     Reads ``adapter_config.json`` and ``adapter_model.safetensors`` once, in a few MB of memory whatever their size
     (below 64 MB if they were made to take much), and opens no other file. Links are followed inside ``root``, by
-    default the folder; a Hugging Face cache needs its model's folder here. Raises `InvalidAdapter`, with one sentence
-    that says what is wrong and how to mend it.
+    default the folder, and for a snapshot in a Hugging Face cache its repository's folder there. Raises
+    `InvalidAdapter`, with one sentence that says what is wrong and how to mend it.
     """
     limits = limits or Limits()
     folder = Path(folder)
-    root = folder if root is None else Path(root)
+    root = None if root is None else Path(root)
     check_folder(folder)
     where, weights = named(folder / CONFIG), named(folder / WEIGHTS)
     try:
@@ -80,7 +77,9 @@ def describe(
             modules = pair(header.tensors, settings, limits.base, limits.target_modules, where, weights)
             _check_rank(modules, limits, weights)
             dtype = _dtype(header.tensors, weights)
-            digest = hashlib.sha256(_canonical(settings, modules, header.tensors))
+            digest = begin_digest(
+                settings.base_model, settings.lora_alpha, settings.use_rslora, modules, header.tensors
+            )
             scan(file, header.tensors, digest, weights)
             after = os.fstat(file.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -95,7 +94,7 @@ def describe(
         base_model=settings.base_model,
         dtype=dtype,
         bytes=header.tensors[-1].end,
-        digest=f"sha256:{digest.hexdigest()}",
+        digest=digest_text(digest),
         modules=modules,
         weights=WEIGHTS,
     )
@@ -115,19 +114,3 @@ def _dtype(tensors: Sequence[Tensor], weights: str) -> str:
     if len(dtypes) > 1:
         raise InvalidAdapter(f"{weights} mixes the dtypes {' and '.join(dtypes)}: save all tensors in one of them")
     return dtypes[0]
-
-
-def _canonical(settings: LoraSettings, modules: Sequence[LoRAModule], tensors: Sequence[Tensor]) -> bytes:
-    """What the digest says of the configuration: all of the description that the weights' bytes do not decide.
-
-    PEFT writes the same configuration in several ways (the order of a set, its own version): they have one digest.
-    """
-    content = {
-        "format": _DIGEST_FORMAT,
-        "base_model": settings.base_model,
-        "alpha": settings.lora_alpha,
-        "use_rslora": settings.use_rslora,
-        "modules": [[module.path, module.rank, module.scaling] for module in modules],
-        "tensors": [[tensor.key, tensor.dtype, tensor.shape] for tensor in tensors],
-    }
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"

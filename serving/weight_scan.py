@@ -1,9 +1,12 @@
-"""scan: reads all weights once, in constant memory, for their digest and for numbers that are not finite."""
+"""scan: reads all weights once, in constant memory, for their digest and for numbers that are not finite.
+
+`read_tensor` gives the bytes of one tensor to others who read them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -25,17 +28,30 @@ def scan(file: BinaryIO, tensors: Sequence[Tensor], digest: hashlib._Hash, where
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     for tensor in tensors:
-        left = tensor.end - tensor.start
-        while left:
-            chunk = buffer[: min(left, CHUNK_BYTES)]
-            _fill(file, chunk, where)
+        for chunk in _chunks(file, tensor, buffer, where):
             digest.update(chunk)
             if not _finite(chunk, tensor.dtype):
                 raise InvalidAdapter(
                     f"{where}: tensor {tensor.key} holds a number that is not finite: "
                     "take a checkpoint from before training diverged"
                 )
-            left -= len(chunk)
+
+
+def read_tensor(file: BinaryIO, tensor: Tensor, size: int, where: str) -> Iterator[memoryview]:
+    """The bytes of ``tensor``, at which ``file`` stands, in parts of ``size``, each good until the next is asked for.
+
+    Raises `InvalidAdapter` if the file ends too early.
+    """
+    return _chunks(file, tensor, memoryview(bytearray(min(size, tensor.end - tensor.start))), where)
+
+
+def _chunks(file: BinaryIO, tensor: Tensor, buffer: memoryview, where: str) -> Iterator[memoryview]:
+    left = tensor.end - tensor.start
+    while left:
+        chunk = buffer[: min(left, len(buffer))]
+        _fill(file, chunk, where)
+        yield chunk
+        left -= len(chunk)
 
 
 def _fill(file: BinaryIO, chunk: memoryview, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The house rules on imports: rooms import downward only, sim needs no torch, executor no simpy."""
+"""The house rules: imports go downward, sim needs no torch, executor no simpy, and no way into a slot is unchecked."""
 
 from __future__ import annotations
 
@@ -76,3 +76,103 @@ for room in ("serving", "policies", "sim", "scenarios", "reports", "loratory"):
 def test_the_simulator_imports_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def _calls(path: Path) -> set[tuple[str, str]]:
+    """(innermost function, what it calls): a name, a method with a dot before it, an alias by its real name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    meant = {
+        alias.asname: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    found: set[tuple[str, str]] = set()
+
+    def walk(node: ast.AST, function: str, owner: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                walk(child, function, child.name)
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                walk(child, child.name, owner)
+            else:
+                if isinstance(child, ast.Call):
+                    called = child.func
+                    if isinstance(called, ast.Name):
+                        name = owner if called.id == "cls" else meant.get(called.id, called.id)
+                        found.add((function, name))
+                    elif isinstance(called, ast.Attribute):
+                        whose = called.value.id if isinstance(called.value, ast.Name) else ""
+                        found.add((function, f"{whose if whose[:1].isupper() else ''}.{called.attr}"))
+                walk(child, function, owner)
+
+    walk(tree, "", "")
+    return found
+
+
+def _callers(name: str) -> set[tuple[str, str]]:
+    """(file, function) of everything in the house that calls ``name``."""
+    return {
+        (str(path.relative_to(ROOT)), function) for path in FILES for function, called in _calls(path) if called == name
+    }
+
+
+def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
+    """Weights reach a slot as a `HostAdapter`, which is made of a `Verified` alone, which is made by comparing.
+
+    Each step has one function: whoever adds another way has to add it here, and say how it compares.
+    """
+    assert _callers("Verified") == {("serving/intake.py", "verified")}
+    assert _callers(".verified") == {("serving/intake.py", "fetch_record"), ("loratory/execute.py", "adapter_files")}
+    assert _callers("adapter_files") == {
+        ("loratory/execute.py", "machine_for"),
+        ("loratory/calibrate.py", "calibrate"),
+    }
+    assert _callers("HostAdapter") == {("executor/lora/weights.py", "load")}
+    assert _callers("HostAdapter.load") == {("executor/machine.py", "read")}
+    writers = {path for path, _ in _callers(".write") if path.startswith("executor/")}
+    assert writers <= {"executor/machine.py", "executor/tiers.py", "executor/profiler.py"}
+
+
+def test_what_a_slot_is_loaded_from_cannot_be_of_other_content(tmp_path: Path) -> None:
+    """A `Verified` cannot be made of other content, even on purpose, and the annotations ask for nothing else."""
+    from typing import get_type_hints
+
+    from executor.lora import HostAdapter, LoRASlots
+    from executor.machine import Machine
+    from serving.description import AdapterDescription
+    from serving.errors import RefusedAdapter
+    from serving.sources import Source
+    from serving.verified import Verified
+
+    holds = AdapterDescription(1, 1.0, False, ("q_proj",), None, "F32", 8, "sha256:" + "1" * 64, ())
+    with pytest.raises(RefusedAdapter, match="was registered with the digest"):
+        Verified("sql@1", Source("local", "", "/sql"), tmp_path, holds, "sha256:" + "2" * 64)
+    assert get_type_hints(HostAdapter.load)["files"] is Verified
+    assert get_type_hints(LoRASlots.write)["adapter"] is HostAdapter
+    assert get_type_hints(Machine.read)["return"] is get_type_hints(Machine.write)["adapter"] is HostAdapter
+
+
+def test_rooms_that_run_adapters_read_none_past_the_intake() -> None:
+    """`Intake.fetch` compares nothing: it is for registering. Nor do these rooms describe adapters themselves."""
+    for path in FILES:
+        room, file = path.relative_to(ROOT).parts[0], str(path.relative_to(ROOT))
+        if room not in ("executor", "loratory"):
+            continue
+        called = {name for _, name in _calls(path)}
+        assert not called & {".fetch", ".registration"} or file == "loratory/adapters_cli.py", file
+        assert not _imports(path) & {"serving.sources", "serving.validation", "safetensors"} or file in (
+            "loratory/execute.py",  # the limits
+            "loratory/adapters_options.py",  # the limits
+            "executor/checkpoint.py",  # the base model
+            "executor/random_checkpoint.py",  # writes
+        ), file
+    assert not any(
+        alias.name == "describe"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "serving.validation"
+        for alias in node.names
+        if path.name != "intake.py"
+    )

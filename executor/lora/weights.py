@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from executor.lora.shapes import GROUPS, LoRAShapes
+from serving.adapter_files import open_file
 from serving.description import AdapterDescription, LoRAModule
-from serving.errors import InputError
+from serving.digest import begin_digest, digest_text
+from serving.errors import InputError, InvalidAdapter
+from serving.safetensors_header import Header, read_header
+from serving.safetensors_header import Tensor as Entry
+from serving.verified import Verified
+from serving.weight_scan import CHUNK_BYTES, read_tensor
 
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _GROUP_OF = {module: name for name, modules in GROUPS.items() for module in modules}
 
 
@@ -44,6 +53,28 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a stored tensor goes: A as it is, B transposed and scaled."""
+
+    view: Tensor
+    scaling: float
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored tensor's."""
+        return tuple(self.view.shape[::-1] if self.transposed else self.view.shape)
+
+    def put(self, stored: Tensor) -> None:
+        """Copies it there, in the engine's dtype."""
+        values = stored.t() if self.transposed else stored
+        if self.scaling == 1:
+            self.view.copy_(values)
+        else:  # not in place: the product is rounded once
+            torch.mul(values.to(torch.float32), self.scaling, out=self.view)
+
+
+@dataclass(frozen=True, slots=True)
 class HostAdapter:
     """An adapter in the engine's dtype, its scaling folded into B.
 
@@ -63,39 +94,42 @@ class HostAdapter:
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        description: AdapterDescription,
-        shapes: LoRAShapes,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        cls, files: Verified, shapes: LoRAShapes, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> HostAdapter:
-        """Reads the adapter of ``description`` from its safetensors file, through a memory map, tensor by tensor.
+        """Reads the adapter of ``files`` from its safetensors file, each byte once, and compares what it has read.
 
-        Raises `InputError` for a file that is missing or damaged, a tensor that is missing or of another shape, one
-        with NaN or infinite values (also when they arise from the cast to ``dtype`` or the scaling), and a module the
-        slots have no room for.
+        Whatever has become of the file since it was verified, no other content comes out of here: the digest is of the
+        bytes that went into the buffer. Raises `InputError` for a file that is missing or damaged, a tensor that is
+        missing or of another shape, one with NaN or infinite values (also when they arise from the cast to ``dtype`` or
+        the scaling), other content than was verified, and a module the slots have no room for.
         """
-        path = folder / description.weights
-        stacks, loose, numbers = _layout(description, shapes, path)
+        described = files.description
+        path = files.folder / described.weights
+        stacks, loose, numbers = _layout(described, shapes, path)
         buffer = torch.empty(numbers, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
-        adapter = cls(description.rank, buffer, stacks, loose)
+        adapter = cls(described.rank, buffer, stacks, loose)
+        file = open_file(files.folder, described.weights)
         try:
-            with safe_open(str(path), framework="pt") as file:
-                for module in description.modules:
-                    a, b = adapter._views(module, shapes)
-                    a.copy_(_tensor(file, module.key_a, tuple(a.shape), path))
-                    stored = _tensor(file, module.key_b, (b.shape[1], b.shape[0]), path)
-                    if module.scaling == 1:
-                        b.copy_(stored.t())
-                    else:  # not in place: that would copy the pages of the map
-                        torch.mul(stored.to(torch.float32).t(), module.scaling, out=b)
+            with file:
+                header = read_header(file, os.fstat(file.fileno()).st_size, str(path))
+                digest = begin_digest(
+                    described.base_model, described.alpha, described.use_rslora, described.modules, header.tensors
+                )
+                places = adapter._places(described, shapes, {entry.key: entry for entry in header.tensors}, path)
+                for entry in header.tensors:
+                    place = places.get(entry.key)
+                    size = CHUNK_BYTES if place is None else entry.end - entry.start
+                    for data in read_tensor(file, entry, size, str(path)):
+                        digest.update(data)
+                        if place is not None:
+                            place.put(_tensor(data, entry))
                 if not _finite(buffer):
-                    raise InputError(adapter._broken(file, description, shapes, path))
+                    raise InputError(adapter._broken(places, file, header, path))
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror or error}): restore the file") from error
-        except SafetensorError as error:
+        except InvalidAdapter as error:
             raise InputError(f"{path} is no readable safetensors file ({error}): write or copy it again") from error
+        files.check(digest_text(digest))
         return adapter
 
     def stack_a(self, stack: Stack, shapes: LoRAShapes, buffer: Tensor | None = None) -> Tensor:
@@ -119,17 +153,32 @@ class HostAdapter:
         b = source[module.b : module.b + module.rank * module.out_features].view(module.rank, module.out_features)
         return a, b
 
-    def _broken(self, file: safe_open, description: AdapterDescription, shapes: LoRAShapes, path: Path) -> str:
+    def _places(
+        self, description: AdapterDescription, shapes: LoRAShapes, entries: Mapping[str, Entry], path: Path
+    ) -> dict[str, _Place]:
+        """Where each tensor goes. Raises `InputError` for one that the file has not, or in another shape."""
+        places: dict[str, _Place] = {}
+        for module in description.modules:
+            a, b = self._views(module, shapes)
+            places[module.key_a] = _Place(a, 1.0, transposed=False)
+            places[module.key_b] = _Place(b, module.scaling, transposed=True)
+        for key, place in places.items():
+            if key not in entries:
+                raise InputError(f"{path}: tensor {key} cannot be read (it is not there): save the adapter again")
+            if entries[key].shape != place.shape:
+                raise InputError(
+                    f"{path}: tensor {key} is {entries[key].shape}, not {place.shape}: save the adapter again"
+                )
+        return places
+
+    def _broken(self, places: Mapping[str, _Place], file: BinaryIO, header: Header, path: Path) -> str:
         """Which tensor has values that are not finite, and whether it has them in the file."""
-        key = next(
-            key
-            for module in description.modules
-            for key, view in zip((module.key_a, module.key_b), self._views(module, shapes), strict=True)
-            if not _finite(view)
-        )
-        stored: Tensor = file.get_tensor(key)  # type: ignore[no-untyped-call]
+        key = next(key for key, place in places.items() if not _finite(place.view))
+        entry = next(entry for entry in header.tensors if entry.key == key)
+        file.seek(header.data_start + entry.start)
+        (data,) = read_tensor(file, entry, entry.end - entry.start, str(path))
         cast = f" once it is scaled and cast to {str(self.buffer.dtype).removeprefix('torch.')}"
-        when = cast if _finite(stored) else ""
+        when = cast if _finite(_tensor(data, entry)) else ""
         return f"{path}: tensor {key} has NaN or infinite values{when}: train or export the adapter again"
 
     def _views(self, module: LoRAModule, shapes: LoRAShapes) -> tuple[Tensor, Tensor]:
@@ -193,15 +242,9 @@ def _check(module: LoRAModule, shapes: LoRAShapes, path: Path) -> None:
         )
 
 
-def _tensor(file: safe_open, key: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """Tensor ``key`` of an open file, of that shape."""
-    try:
-        tensor: Tensor = file.get_tensor(key)  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise InputError(f"{path}: tensor {key} cannot be read ({error}): save the adapter again") from error
-    if tuple(tensor.shape) != shape:
-        raise InputError(f"{path}: tensor {key} is {tuple(tensor.shape)}, not {shape}: save the adapter again")
-    return tensor
+def _tensor(data: memoryview, entry: Entry) -> Tensor:
+    """A tensor of an open file, over the bytes that were read."""
+    return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).view(entry.shape)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +22,10 @@ from executor.lora import LoRASlots
 from executor.machine import Machine, lora_shapes
 from executor.model import Model
 from executor.sampling import SamplingParams
+from serving.adapter_cache import AdapterCache
 from serving.config import EngineConfig
 from serving.errors import InputError
+from serving.intake import Intake
 from serving.request import Request
 from serving.validation import BaseShapes, InvalidAdapter, Limits, describe
 
@@ -42,16 +45,23 @@ def _run(zoo: Zoo, config: EngineConfig, change: Callable[[Executor], None] | No
     return run(zoo.machine(config), zoo.adapters, workload(ROWS, zoo.adapters), policy, ToyCost(), change=change)
 
 
-def _copy(zoo: Zoo, folder: Path) -> Zoo:
-    """The zoo with files of adapter a2 of its own."""
+def _copy(zoo: Zoo, folder: Path, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Zoo:
+    """The zoo with files of adapter a2 of its own, changed before they are verified."""
     place = folder / "a2"
     shutil.copytree(zoo.files["a2"].folder, place)
-    return replace(zoo, files={**zoo.files, "a2": replace(zoo.files["a2"], folder=place)})
+    if change is not None:
+        _change(place, change)
+    found = Intake(AdapterCache(folder / "cache")).verified("a2", str(place), None)
+    return replace(zoo, files={**zoo.files, "a2": found})
+
+
+def _change(place: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    path = place / "adapter_model.safetensors"
+    save_file({key: change(tensor) for key, tensor in load_file(path).items()}, path)
 
 
 def _rewrite(zoo: Zoo, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    path = zoo.files["a2"].folder / "adapter_model.safetensors"
-    save_file({key: change(tensor) for key, tensor in load_file(path).items()}, path)
+    _change(zoo.files["a2"].folder, change)
 
 
 def _gone(zoo: Zoo) -> None:
@@ -67,14 +77,42 @@ def _with_nan(zoo: Zoo) -> None:
     _rewrite(zoo, lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.nan))
 
 
-def _swapped(zoo: Zoo) -> None:
+def _transposed(zoo: Zoo) -> None:
     _rewrite(zoo, lambda tensor: tensor.t().contiguous())
+
+
+def _swapped(zoo: Zoo) -> None:
+    """Other weights of the same shape, in the same file, with its times put back."""
+    path = zoo.files["a2"].folder / "adapter_model.safetensors"
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x80  # the sign of one number
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _replaced(zoo: Zoo) -> None:
+    """The folder has become a link to another adapter's."""
+    place = zoo.files["a2"].folder
+    other = place.with_name("other")
+    shutil.copytree(place, other)
+    _change(other, lambda tensor: -tensor)
+    shutil.rmtree(place)
+    place.symlink_to(other)
 
 
 @pytest.mark.parametrize("loading", ["sync", "async"])
 @pytest.mark.parametrize(
     ("harm", "says"),
-    [(_gone, "cannot be read"), (_truncated, "safetensors"), (_with_nan, "NaN"), (_swapped, "save the adapter again")],
+    [
+        (_gone, "cannot be opened"),
+        (_truncated, "safetensors"),
+        (_with_nan, "NaN"),
+        (_transposed, "save the adapter again"),
+        (_swapped, "was registered with the digest sha256:"),
+        (_replaced, "was registered with the digest sha256:"),
+    ],
 )
 def test_an_adapter_that_breaks_after_it_was_accepted_fails_its_requests_alone(
     llama: Zoo, tmp_path: Path, loading: str, harm: Callable[[Zoo], None], says: str
@@ -98,8 +136,7 @@ def test_an_adapter_that_breaks_after_it_was_accepted_fails_its_requests_alone(
 def test_logits_that_are_not_finite_fail_their_request_alone(llama: Zoo, tmp_path: Path) -> None:
     """Weights so large that the model overflows are finite in the file, so only the step can tell."""
     healthy = _run(llama, _config())
-    zoo = _copy(llama, tmp_path)
-    _rewrite(zoo, lambda tensor: tensor * 1e25)
+    zoo = _copy(llama, tmp_path, lambda tensor: tensor * 1e25)
     ran = _run(zoo, _config())
     for request_id, (status, why) in ran.ends.items():
         if request_id in BROKEN:
@@ -111,8 +148,7 @@ def test_logits_that_are_not_finite_fail_their_request_alone(llama: Zoo, tmp_pat
 
 def test_what_a_request_left_unfinished_in_the_cache_reaches_nobody(llama: Zoo, tmp_path: Path) -> None:
     """An overflowing request is aborted between two chunks of its prompt; its blocks then go to others."""
-    zoo = _copy(llama, tmp_path)
-    _rewrite(zoo, lambda tensor: tensor * 1e25)
+    zoo = _copy(llama, tmp_path, lambda tensor: tensor * 1e25)
     rows = [{"at": 0.0, "adapter": 2, "prompt": 200, "out": 2, "cap": 2}]
     rows += [{"at": 0.1, "adapter": None, "prompt": 3 + i, "out": 12, "cap": 12} for i in range(8)]
     config = _config(num_gpu_blocks=51, max_num_seqs=8)

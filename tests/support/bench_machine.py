@@ -16,15 +16,18 @@ from executor.config import ModelConfig
 from executor.drive import Outcome, drive
 from executor.executor import Executor
 from executor.generation import Generation
-from executor.machine import AdapterFile, Machine
+from executor.machine import Machine
 from executor.model import Model
 from executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
+from serving.adapter_cache import AdapterCache
 from serving.config import EngineConfig
 from serving.events import Ended
+from serving.intake import Intake
 from serving.lora import Adapter, LoRARequest
 from serving.policy import Policy
 from serving.request import Request
-from serving.validation import BaseShapes, Limits, describe
+from serving.validation import BaseShapes, Limits
+from serving.verified import Verified
 from serving.workload import Workload
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,7 +68,7 @@ class Zoo:
     folder: Path
     config: ModelConfig
     adapters: tuple[Adapter, ...]
-    files: Mapping[str, AdapterFile]
+    files: Mapping[str, Verified]
 
     @classmethod
     def make(cls, folder: Path, family: str, variants: Sequence[Mapping[str, Any]] = VARIANTS) -> Zoo:
@@ -73,12 +76,13 @@ class Zoo:
         config = shape(f"tiny-{family}")
         random_checkpoint(folder / "model", config)
         limits = Limits(base=BaseShapes.from_config(hugging_face_config(config)))
+        intake = Intake(AdapterCache(folder / "cache"), limits)
         adapters: list[Adapter] = []
-        files: dict[str, AdapterFile] = {}
+        files: dict[str, Verified] = {}
         for index, variant in enumerate(variants, 1):
             name = f"a{index}"
             place = random_adapter(folder / name, config, seed=index, **variant)
-            files[name] = AdapterFile(place, describe(place, limits))
+            files[name] = intake.verified(name, str(place), None)
             rank = files[name].description.rank
             adapters.append(Adapter(LoRARequest(name, index, str(place)), rank, files[name].description.bytes))
         return cls(folder, config, tuple(adapters), files)

@@ -70,7 +70,8 @@ class World:
 def host(drawn: Drawn, shapes: LoRAShapes, dtype: torch.dtype, folder: Path) -> HostAdapter:
     """The adapter, written to ``folder`` and loaded."""
     peft_files.write(folder, drawn.tensors)
-    return HostAdapter.load(folder, peft_files.describe(shapes, drawn.ranks, drawn.scalings), shapes, dtype)
+    described = peft_files.describe(shapes, drawn.ranks, drawn.scalings)
+    return HostAdapter.load(peft_files.verified(folder, described), shapes, dtype)
 
 
 @st.composite

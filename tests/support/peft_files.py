@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from executor.lora.shapes import LINEAR_MODULES, LoRAShapes
 from serving.description import AdapterDescription, LoRAModule
+from serving.digest import begin_digest, digest_text
+from serving.safetensors_header import read_header
+from serving.sources import Source
+from serving.verified import Verified
 
 _BLOCK = {module: "self_attn" if module[0] in "qkvo" else "mlp" for module in LINEAR_MODULES}
 
@@ -73,6 +78,19 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), str(folder / "adapter_model.safetensors"))
     return folder
+
+
+def verified(folder: Path, described: AdapterDescription) -> Verified:
+    """What is in ``folder`` now, as an intake hands it out once it has compared it."""
+    path = folder / described.weights
+    with path.open("rb") as file:
+        header = read_header(file, path.stat().st_size, str(path))
+        digest = begin_digest(
+            described.base_model, described.alpha, described.use_rslora, described.modules, header.tensors
+        )
+        digest.update(file.read())
+    described = replace(described, digest=digest_text(digest))
+    return Verified("a", Source("local", "", str(folder)), folder, described, described.digest)
 
 
 def describe_peft(folder: Path, shapes: LoRAShapes) -> AdapterDescription:

@@ -70,7 +70,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
     key = described.modules[3].key_b
 
     def load(changed: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> HostAdapter:
-        return HostAdapter.load(peft_files.write(tmp_path, changed), described, MODEL, dtype)
+        return HostAdapter.load(peft_files.verified(peft_files.write(tmp_path, changed), described), MODEL, dtype)
 
     for value in (float("nan"), float("inf")):
         broken = copy.deepcopy(tensors)
@@ -86,26 +86,27 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
         load({name: tensor for name, tensor in tensors.items() if name != key})
     with pytest.raises(InputError, match=rf"tensor {key} is \(16, 5\), not \(16, 4\)"):
         load(tensors | {key: torch.zeros(16, 5)})
+    files = peft_files.verified(tmp_path, described)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors here, and not for long")
     with pytest.raises(InputError, match="is no readable safetensors file"):
-        HostAdapter.load(tmp_path, described, MODEL, torch.float32)
+        HostAdapter.load(files, MODEL, torch.float32)
     (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"cannot be read .*restore the file"):
-        HostAdapter.load(tmp_path, described, MODEL, torch.float32)
+    with pytest.raises(InputError, match=r"cannot be opened .*copy the file again"):
+        HostAdapter.load(files, MODEL, torch.float32)
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     described, tensors = one()
-    peft_files.write(tmp_path, tensors)
+    files = peft_files.verified(peft_files.write(tmp_path, tensors), described)
     for model, message in (
         (replace(MODEL, target_modules=("q_proj",)), "add k_proj to target_modules"),
         (replace(MODEL, layers=1), "layer 1, but the model has 1 layers"),
         (replace(MODEL, intermediate=32), "16 -> 24 wide, but the model's is 16 -> 32"),
     ):
         with pytest.raises(InputError, match=message):
-            HostAdapter.load(tmp_path, described, model, torch.float32)
+            HostAdapter.load(files, model, torch.float32)
     slots = LoRASlots(MODEL, 2, 3, torch.float32)
-    adapter = HostAdapter.load(tmp_path, described, MODEL, torch.float32)
+    adapter = HostAdapter.load(files, MODEL, torch.float32)
     with pytest.raises(InputError, match="rank 4 does not fit slots of max_lora_rank 3: raise max_lora_rank to 4"):
         slots.write(0, adapter)
     assert slots.ranks == [0, 0] and slots.version == 0
@@ -155,7 +156,7 @@ def test_peft_computes_the_same(tmp_path: Path, options: dict[str, bool]) -> Non
     assert shapes == MODEL
     described = peft_files.describe_peft(tmp_path, shapes)
     slots = LoRASlots(shapes, 2, 8, torch.float32)
-    slots.write(1, HostAdapter.load(tmp_path, described, shapes, torch.float32))
+    slots.write(1, HostAdapter.load(peft_files.verified(tmp_path, described), shapes, torch.float32))
     cpu = CPULoRA(slots, "masked")
     cpu.begin(torch.tensor([1, -1, 1]))
     for name, stack in slots.groups.items():
