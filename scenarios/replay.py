@@ -10,9 +10,10 @@ from scenarios.draws import Draws
 from scenarios.part import Part
 from scenarios.popularity import Popularity, draw_adapters
 from scenarios.schema import Scenario
+from scenarios.traces.blocks import cached_tokens
 from scenarios.traces.clean import clean
 from scenarios.traces.format import ReadOptions
-from scenarios.traces.known import detect, read_trace
+from scenarios.traces.known import format_of, read_trace
 from scenarios.traces.servegen import read_clients
 from scenarios.traces.table import Labels, TraceTable
 from scenarios.workload import WorkloadSpec
@@ -29,10 +30,12 @@ def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
     if workload.trace is None or workload.adapter_from == "popularity":
         return None
     path = Path(workload.trace)
-    name = workload.format or (None if _named(workload) else detect(path).name)
-    if name == "servegen" and workload.adapter_from in ("auto", "column", "client"):
+    options = _options(workload, Draws(0))
+    by_client = workload.adapter_from in ("auto", "column", "client")
+    if by_client and format_of(path, workload.format, options).name == "servegen":
+        options.refuse_columns(path, "servegen", "which has fits instead of rows")
         return tuple(client.name for client in read_clients(path))
-    labels = _labels(workload, read_trace(path, workload.format, _options(workload, Draws(0))))
+    labels = _labels(workload, read_trace(path, workload.format, options))
     return None if labels is None else labels.names
 
 
@@ -63,8 +66,8 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
     if labels is not None:
         adapter = _positions(workload, labels, names)
     else:
-        popularity = scenario.adapters.popularity or Popularity(uniform=True)
-        adapter = draw_adapters(draws, popularity, scenario.adapters.base_share, names, arrival)
+        adapter = _drawn(scenario, draws, names, table, arrival)
+    cached, notes = _cached(workload, table, prompt, adapter)
     tenant = None
     if scenario.tenants.map.trace:
         if table.tenant is None:
@@ -79,12 +82,35 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         prompt=prompt,
         output=output,
         deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
-        cached=None if table.cached is None else np.clip(table.cached, 0, prompt - 1),
+        cached=cached,
         tenant=tenant,
         priority=table.priority,
         concurrency=None if closed is None else closed.concurrency,
-        notes=table.notes,
+        notes=(*table.notes, *notes),
     )
+
+
+def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...], table: TraceTable, arrival: Floats) -> Ints:
+    """Adapters by popularity: one for each request, or for each session, whose turns share a prefix."""
+    popularity, base_share = scenario.adapters.popularity or Popularity(uniform=True), scenario.adapters.base_share
+    drawn = draw_adapters(draws, popularity, base_share, names, arrival)
+    if table.session is None:
+        return drawn
+    codes = table.session.codes
+    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+    return np.where(codes >= 0, drawn[first[which]], drawn)
+
+
+def _cached(workload: WorkloadSpec, table: TraceTable, prompt: Ints, adapter: Ints) -> tuple[Ints | None, list[str]]:
+    """Prompt tokens that are cached: by the blocks that the same adapter's requests had, or as the trace says."""
+    if workload.prefix_cache:
+        assert table.blocks is not None
+        return cached_tokens(table.blocks, prompt, adapter), []
+    if table.cached is None:
+        return None, []
+    over = int((table.cached >= prompt).sum())
+    notes = [f"cached tokens lowered to leave one prompt token to compute: {over}"] if over else []
+    return np.clip(table.cached, 0, prompt - 1), notes
 
 
 def _options(workload: WorkloadSpec, draws: Draws) -> ReadOptions:
@@ -94,12 +120,9 @@ def _options(workload: WorkloadSpec, draws: Draws) -> ReadOptions:
         window=workload.window,
         rate_scale=workload.rate_scale,
         prefix_cache=workload.prefix_cache,
+        block_tokens=workload.block_tokens,
         rng=draws.rng("trace"),
     )
-
-
-def _named(workload: WorkloadSpec) -> bool:
-    return any(name is not None for name in workload.columns.model_dump().values())
 
 
 def _labels(workload: WorkloadSpec, table: TraceTable) -> Labels | None:

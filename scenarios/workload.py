@@ -12,7 +12,9 @@ from scenarios.lengths import Lengths, Seconds
 from scenarios.popularity import Popularity
 from scenarios.section import Count, FileRef, Index, Name, NotNegative, Positive, Section, Share, wrong
 
-TraceFormat = Literal["azure", "mooncake", "burstgpt", "vidur", "servegen", "gentd", "azure_functions", "generic"]
+TraceFormat = Literal[
+    "azure", "bailian", "mooncake", "burstgpt", "vidur", "servegen", "gentd", "azure_functions", "generic"
+]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
 
@@ -38,7 +40,7 @@ Predicted = Annotated[
 
 
 class Columns(Section):
-    """Which column of a generic trace holds what; a column left out is looked for under its usual names."""
+    """Which column of a trace holds what, in place of its format's own; others are looked for by their usual names."""
 
     time: Name | None = Field(None, description="arrival: a number in time_unit, or a date and time")
     input: Name | None = Field(None, description="prompt tokens")
@@ -50,6 +52,7 @@ class Columns(Section):
     session: Name | None = Field(None, description="conversation: its rows are turns, in the order of the file")
     delay: Name | None = Field(None, description="from the end of the turn before to this one, unit as the times'")
     priority: Name | None = Field(None, description="priority, a whole number, lower first")
+    hash_ids: Name | None = Field(None, description="ids of the prompt's blocks, with prefix_cache")
 
 
 class Slice(Section):
@@ -121,8 +124,10 @@ class WorkloadSpec(Section):
     cutoff_s: Positive | None = Field(None, description="the run is cut here, s; unfinished requests are aborted")
     trace: FileRef | None = Field(None, description="a log to replay: a file, or a ServeGen folder or .tgz")
     format: TraceFormat | None = Field(None, description="the trace's format; by default recognised")
-    columns: Columns = Field(default_factory=Columns, description="for a generic trace, which column holds what")
-    time_unit: TimeUnit | None = Field(None, description="unit of a generic trace's time column: s, ms, us or ns")
+    columns: Columns = Field(default_factory=Columns, description="which column of the trace holds what")
+    time_unit: TimeUnit | None = Field(
+        None, description="unit of the trace's times and delays: s, ms, us or ns; by default its format's, or found out"
+    )
     rate_scale: Positive = Field(1.0, description="the trace's rate is multiplied by this (its times are divided)")
     window: tuple[NotNegative, Positive] | None = Field(
         None, description="[t0, t1): replay this part of the trace, s from its start, before rate_scale"
@@ -134,7 +139,11 @@ class WorkloadSpec(Section):
         "drop", description="rows without prompt or output tokens: drop them, or count 0 as 1"
     )
     prefix_cache: bool = Field(
-        False, description="Mooncake: leading blocks seen before count as cached (an unlimited prefix cache)"
+        False,
+        description="blocks (hash_ids) that a request of the same adapter had before count as cached, without a limit",
+    )
+    block_tokens: Count | None = Field(
+        None, description="tokens of a block of hash_ids; by default its format's, or found out from the prompts"
     )
 
     @model_validator(mode="after")
@@ -142,7 +151,7 @@ class WorkloadSpec(Section):
         if self.trace is not None:
             self._check_trace()
             return self
-        only = [k for k in ("format", "time_unit", "window") if getattr(self, k) is not None]
+        only = [k for k in ("format", "time_unit", "window", "block_tokens") if getattr(self, k) is not None]
         only += [k for k in ("rate_scale", "adapter_from", "prefix_cache", "columns") if k in self.model_fields_set]
         changed = [
             k for k in only if getattr(self, k) != type(self).model_fields[k].get_default(call_default_factory=True)

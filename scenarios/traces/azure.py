@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios.traces.files import Source, read_frame, table_of
 from scenarios.traces.format import Format, Head, ReadOptions
+from scenarios.traces.layout import Layout
+from scenarios.traces.rows import read_rows
 from scenarios.traces.table import TraceTable
-
-_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
     """The requests of an Azure LLM trace."""
-    source = Source(path, read_frame(path)).having(_COLUMNS, "azure")
-    return table_of(
-        "azure",
-        path,
-        time=source.times("TIMESTAMP", None),
-        prompt=source.tokens("ContextTokens"),
-        output=source.tokens("GeneratedTokens"),
-    )
+    own = {"time": "TIMESTAMP", "input": "ContextTokens", "output": "GeneratedTokens"}
+    return read_rows(path, options, Layout("azure", own, needs=("time", "input", "output")))
 
 
 def _recognise(head: Head) -> bool:
-    return head.has(*_COLUMNS)
+    return head.has("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 FORMAT = Format("azure", "Azure LLM inference 2023/2024 CSV: TIMESTAMP,ContextTokens,GeneratedTokens", _recognise, read)

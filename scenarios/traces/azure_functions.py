@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios.traces.files import Source, labels_of, read_frame, table_of
+from scenarios.traces.files import Columns, open_columns
 from scenarios.traces.format import Format, Head, ReadOptions
+from scenarios.traces.layout import Layout
+from scenarios.traces.rows import read_rows, table_of
+from scenarios.traces.source import Source, labels_of
 from scenarios.traces.table import TraceTable
 from serving.errors import InputError
 
@@ -23,20 +26,21 @@ _MOST = 20_000_000
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
     """One request an invocation, at its start; per-minute counts are spread evenly at random over their minute."""
-    source = Source(path, read_frame(path))
-    if "HashFunction" in source.frame.columns:
-        return _from_counts(path, source, options)
-    source.having(_INVOCATIONS, "azure_functions")
-    start = source.times("end_timestamp", "s") - source.numbers("duration")
-    return table_of("azure_functions", path, time=start, adapter=source.labels("func"), tenant=source.labels("app"))
+    file = open_columns(path)
+    if set(_COUNTS[:2]) <= set(file.names):
+        options.refuse_columns(path, "Azure Functions counts", "which have one column a minute")
+        return _from_counts(file, options)
+    own = {"time": "end_timestamp", "adapter": "func", "tenant": "app"}
+    return read_rows(path, options, Layout("azure_functions", own, needs=tuple(own), duration="duration"))
 
 
-def _from_counts(path: Path, source: Source, options: ReadOptions) -> TraceTable:
-    minutes = [str(name) for name in source.frame.columns if str(name).isdigit()]
+def _from_counts(file: Columns, options: ReadOptions) -> TraceTable:
+    minutes = [name for name in file.names if name.isdigit()]
+    source = Source(file, file.frame([*_COUNTS[:2], *minutes], _COUNTS[:2]))
     counts = np.stack([source.tokens(name) for name in minutes], axis=1)
     per_cell = np.nan_to_num(counts).astype(np.int64)
     if per_cell.sum() > _MOST:
-        raise InputError(f"{path}: holds {per_cell.sum():,} invocations: keep fewer rows or minutes")
+        raise InputError(f"{file.path}: holds {per_cell.sum():,} invocations: keep fewer rows or minutes")
     row, column = np.nonzero(per_cell)
     repeat = per_cell[row, column]
     start = (np.array(minutes, dtype=np.float64)[column] - 1.0) * 60.0
@@ -47,10 +51,11 @@ def _from_counts(path: Path, source: Source, options: ReadOptions) -> TraceTable
     owner = np.repeat(row, repeat)[order]
     return table_of(
         "azure_functions",
-        path,
+        file.path,
         time=time[order],
         adapter=labels_of(function[owner].tolist()),
         tenant=labels_of(tenant[owner].tolist()),
+        columns=(("adapter", "HashFunction"), ("tenant", "HashApp")),
         notes=["counts per minute were spread evenly at random over each minute"],
     )
 

@@ -1,36 +1,28 @@
 """BurstGPT: ChatGPT and GPT-4 use at a university (KDD 2025), versions 1 to 3.
 
 Source: github.com/HPMLL/BurstGPT. Columns are read by name, because version 3 inserts "Session ID" and "Elapsed time".
-Rows with 0 response tokens are failures. The model is the client, the session the tenant.
+Rows with 0 response tokens are failures. The model is the client, the session the tenant. Times are seconds.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios.traces.files import Source, read_frame, table_of
 from scenarios.traces.format import Format, Head, ReadOptions
+from scenarios.traces.layout import Layout
+from scenarios.traces.rows import read_rows
 from scenarios.traces.table import TraceTable
-
-_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens")
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
-    """The requests of a BurstGPT trace, times in seconds."""
-    source = Source(path, read_frame(path)).having(_COLUMNS, "burstgpt")
-    return table_of(
-        "burstgpt",
-        path,
-        time=source.times("Timestamp", "s"),
-        prompt=source.tokens("Request tokens"),
-        output=source.tokens("Response tokens"),
-        client=source.labels("Model"),
-        tenant=source.labels("Session ID") if "Session ID" in source.frame.columns else None,
-    )
+    """The requests of a BurstGPT trace."""
+    own = {"time": "Timestamp", "client": "Model", "input": "Request tokens", "output": "Response tokens"}
+    layout = Layout("burstgpt", own | {"tenant": "Session ID"}, needs=("time", "client", "input", "output"))
+    return read_rows(path, options, layout)
 
 
 def _recognise(head: Head) -> bool:
-    return head.has(*_COLUMNS)
+    return head.has("Timestamp", "Model", "Request tokens", "Response tokens")
 
 
 FORMAT = Format(

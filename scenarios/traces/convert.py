@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,8 +14,9 @@ from scenarios.traces.clean import clean
 from scenarios.traces.files import kind_of
 from scenarios.traces.format import ReadOptions
 from scenarios.traces.known import read_trace
-from scenarios.traces.table import Labels, TraceTable
+from scenarios.traces.table import UNSET, Labels, TraceTable
 from serving.errors import InputError
+from serving.workload import Ints
 
 _SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -20,7 +24,7 @@ _SUFFIXES = (".csv", ".jsonl", ".parquet")
 def convert(
     path: Path | str, out: Path | str, format: str | None = None, options: ReadOptions | None = None
 ) -> TraceTable:
-    """Write a trace as ``timestamp_s,input_tokens,output_tokens`` and whichever of adapter, client, tenant it has.
+    """Write a trace as ``timestamp_s,input_tokens,output_tokens`` and whichever other columns it has.
 
     Rows are in time order; rows without tokens are left out and counted in the notes of the table returned. ``out``
     ends in .csv, .jsonl or .parquet and is replaced as a whole. Raises `InputError` for another ending, or a file that
@@ -29,9 +33,9 @@ def convert(
     target = Path(out)
     if target.suffix not in _SUFFIXES:
         raise InputError(f"{out}: should end in {', '.join(_SUFFIXES)}, which says how to write it")
-    options = options or ReadOptions()
+    options = replace(options or ReadOptions(), blocks=True)
     table = clean(read_trace(path, format, options), window=options.window, rate_scale=options.rate_scale)
-    frame = pd.DataFrame(_columns(table))
+    frame = pd.DataFrame(_columns(table, kind_of(target)))
     draft = target.with_name(f".{target.name}.{os.getpid()}{target.suffix}")
     try:
         if kind_of(target) == "parquet":
@@ -47,18 +51,31 @@ def convert(
     return table
 
 
-def _columns(table: TraceTable) -> dict[str, object]:
+def _columns(table: TraceTable, kind: str) -> dict[str, object]:
     plain = {
         "timestamp_s": None if table.time_s is None else table.time_s.round(9),
         "input_tokens": table.prompt,
         "output_tokens": table.output,
         "cached_tokens": table.cached,
+        "delay_s": None if table.delay_s is None else table.delay_s.round(9),
+        "priority": None if table.priority is None else _blank(table.priority),
     }
     columns: dict[str, object] = {name: values for name, values in plain.items() if values is not None}
-    for name, labels in (("adapter", table.adapter), ("client", table.client), ("tenant", table.tenant)):
+    for name, labels in _labels(table):
         if labels is not None and not (name == "client" and labels is table.adapter):
             columns[name] = _names(labels)
+    if table.blocks is not None:
+        lists = [list(ids) for ids in table.blocks.ids]
+        columns["hash_ids"] = [json.dumps(ids) for ids in lists] if kind == "csv" else lists
     return columns
+
+
+def _labels(table: TraceTable) -> tuple[tuple[str, Labels | None], ...]:
+    return ("adapter", table.adapter), ("client", table.client), ("tenant", table.tenant), ("session_id", table.session)
+
+
+def _blank(priority: Ints) -> pd.Series[Any]:
+    return pd.Series(priority, dtype="Int64").mask(priority == UNSET)
 
 
 def _names(labels: Labels) -> list[str | None]:

@@ -1,261 +1,244 @@
-"""Files: CSV, JSON Lines and Parquet as frames, and their columns as numbers, times and labels.
+"""Files: the bytes of a trace, packed or not, as named columns: CSV, JSON Lines, a JSON list or Parquet.
 
-Whatever cannot be read is an `InputError` that names the file, the line and the remedy.
+Whatever cannot be read is an `InputError` that names the file, the line where there is one, and the remedy.
 """
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
+import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import numpy as np
 import pandas as pd
 
-from scenarios.traces.sessions import turns_of, without
-from scenarios.traces.table import UNSET, Labels, TraceTable
-from serving.errors import InputError
-from serving.workload import Floats
+from serving.errors import InputError, several, shortened
+from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 
-UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _JSON = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet", ".pq")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_HEAD_ROWS = 100
+BLANK = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None", "none", "<NA>")
+"""What an empty cell of a column of numbers may hold."""
 
 
 def kind_of(path: Path) -> str:
     """csv, json or parquet, by the file's name."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return "json" if suffix in _JSON else "parquet" if suffix in _PARQUET else "csv"
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in _PACKED:
+        suffixes.pop()
+    last = suffixes[-1] if suffixes else ""
+    return "json" if last in _JSON else "parquet" if last in _PARQUET else "csv"
 
 
 def require(path: Path) -> Path:
-    """``path``, or an `InputError` when there is nothing there."""
+    """``path``, or an `InputError` when there is nothing there, or only a Git LFS pointer."""
     if not path.exists():
         raise InputError(f"{path}: no such trace: check the path")
+    if path.is_file():
+        try:
+            with path.open("rb") as handle:
+                pointer = lfs_pointer(handle.read(HEAD_BYTES))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
+        if pointer:
+            raise InputError(f"{path}: {LFS_POINTER}")
     return path
 
 
-def column_names(path: Path) -> tuple[str, ...]:
-    """The column names of a file, from its beginning; for JSON Lines the keys of the first object."""
-    frame = read_frame(path, rows=1, empty_ok=True)
-    return tuple(str(name) for name in frame.columns)
-
-
-def read_frame(path: Path, rows: int | None = None, empty_ok: bool = False) -> pd.DataFrame:
-    """A file as a frame (its first ``rows``). Raises `InputError` when it cannot be read or has no rows."""
-    require(path)
-    try:
-        frame = _read(path, rows)
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path}: the trace is empty: give a file with a header and rows") from None
-    except (OSError, ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as {kind_of(path)} ({_first_line(error)}): check the file") from error
-    if frame.empty and not empty_ok:
-        raise InputError(f"{path}: the trace is empty: it has no rows")
-    return frame
-
-
-def _read(path: Path, rows: int | None) -> pd.DataFrame:
-    kind = kind_of(path)
-    if kind == "parquet":
-        import pyarrow.parquet as pq
-
-        if rows is None:
-            return pd.read_parquet(path)
-        schema: Any = pq.read_schema(path)
-        return pd.DataFrame(columns=list(schema.names))
-    if kind == "json":
-        return _read_json(path, rows)
-    return pd.read_csv(path, nrows=rows, encoding="utf-8-sig", skipinitialspace=True)
-
-
-def _read_json(path: Path, rows: int | None) -> pd.DataFrame:
-    """Objects one a line, or a list of objects."""
-    import gzip
-
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = raw.decode("utf-8-sig")
-    if text.lstrip().startswith("["):
-        records = json.loads(text)
-    else:
-        records = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON") from error
-            if rows is not None and len(records) >= rows:
-                break
-    if not all(isinstance(record, dict) for record in records):
-        raise ValueError("it should hold objects, one a line")
-    return pd.DataFrame.from_records(records)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A file's frame, and how to read its columns."""
+class Columns:
+    """A file's columns: their names, and where it holds JSON its objects with the line each stands on."""
 
     path: Path
-    frame: pd.DataFrame
+    names: tuple[str, ...]
+    records: Sequence[dict[str, Any]] | None = None
+    lines: Sequence[int] | None = None
 
-    def having(self, columns: Sequence[str], format: str) -> Source:
-        """Itself. Raises `InputError` when one of ``columns``, which ``format`` needs, is not there."""
-        missing = [name for name in columns if name not in self.frame.columns]
-        if missing:
-            there = ", ".join(map(str, self.frame.columns[:12]))
-            raise InputError(
-                f"{self.path}: has no column {missing[0]!r}, which {format} needs (it has {there}): name another format"
-            )
-        return self
+    def frame(self, wanted: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
+        """The columns ``wanted``, those in ``labels`` as they are written (a CSV's 007 stays 007).
 
-    def numbers(self, column: str) -> Floats:
-        """A column of numbers; blank cells are NaN. Raises `InputError` with the line of one that is no number."""
-        series = self.frame[column]
-        if not pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series):
-            text = series.astype("string").str.strip()
-            blank = (text.isna() | (text == "")).to_numpy(dtype=bool)
-            values = pd.to_numeric(text.where(~blank), errors="coerce")
-            array: Floats = np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
-            self._refuse(np.isnan(array) & ~blank, column, "is not a number")
-        else:
-            array = np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
-        self._refuse(np.isinf(array), column, "is not a finite number")
-        return array
+        Raises `InputError` when the file cannot be read or has no rows.
+        """
+        try:
+            frame = self._frame(list(dict.fromkeys(wanted)), set(labels))
+        except pd.errors.EmptyDataError:
+            raise _empty(self.path) from None
+        except (*_BROKEN, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+            raise _unreadable(self.path, error) from error
+        if frame.empty:
+            raise InputError(f"{self.path}: the trace is empty: it has no rows")
+        return frame
 
-    def integers(self, column: str) -> Floats:
-        """A column of whole numbers; blank cells are NaN."""
-        array = self.numbers(column)
-        with np.errstate(invalid="ignore"):
-            self._refuse(np.abs(array - np.rint(array)) > 0, column, "is not a whole number")
-        return array
+    def line(self, row: int) -> str:
+        """Where a row of the frame stands in the file: ``line 7``, or ``row 7`` where lines mean nothing."""
+        if self.lines is not None:
+            return f"line {self.lines[row]}"
+        if kind_of(self.path) == "csv":
+            with _opened(self.path) as handle:
+                reader = _csv_reader(handle)
+                next(islice((cells for cells in reader if cells), row + 1, None), None)
+                return f"line {reader.line_num}"
+        return f"row {row + 1}"
 
-    def delays(self, column: str, unit: str) -> Floats:
-        """A column of durations in ``unit``, as seconds; blank cells are NaN. Refuses negative ones."""
-        array = self.numbers(column)
-        with np.errstate(invalid="ignore"):
-            self._refuse(array < 0, column, "is negative")
-        return array * UNITS[unit]
-
-    def tokens(self, column: str) -> Floats:
-        """A column of token counts; blank cells are NaN. Refuses negative and broken numbers."""
-        array = self.integers(column)
-        with np.errstate(invalid="ignore"):
-            self._refuse(array < 0, column, "is negative")
-        return array
-
-    def times(self, column: str, unit: str | None) -> Floats:
-        """A column of times, seconds: numbers in ``unit``, or dates with or without a time zone (none means UTC)."""
-        series = self.frame[column]
-        text = series.astype("string").str.strip()
-        dated = pd.api.types.is_datetime64_any_dtype(series) or (
-            not pd.api.types.is_numeric_dtype(series) and bool(text.str.contains(r"\d[-/]\d", na=False).any())
-        )
-        if not dated:
-            return self.numbers(column) * UNITS[unit or "s"]
-        blank = (text.isna() | (text == "")).to_numpy(dtype=bool)
-        parsed = pd.to_datetime(text.where(~blank), utc=True, format="ISO8601", errors="coerce")
-        self._refuse(
-            parsed.isna().to_numpy(dtype=bool) & ~blank, column, "is not a date such as 2023-11-16 18:17:03.98"
-        )
-        since = (parsed - parsed.min()).dt.total_seconds()
-        return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
-
-    def labels(self, column: str) -> Labels:
-        """A column of names; blank cells are -1. Names are ordered by how often they come, then by name."""
-        series = self.frame[column]
-        text = series.astype("string").str.strip()
-        if pd.api.types.is_float_dtype(series):
-            text = text.str.removesuffix(".0")
-        return labels_of(text.where(text != "").tolist())
-
-    def _refuse(self, bad: Any, column: str, why: str) -> None:
-        where = np.flatnonzero(bad)
-        if len(where):
-            row = int(where[0])
-            line = row + 2 if kind_of(self.path) == "csv" else row + 1
-            value = self.frame[column].iloc[row]
-            raise InputError(f"{self.path}: line {line}: {column} {value!r} {why}: correct or remove the row")
+    def _frame(self, wanted: list[str], labels: set[str]) -> pd.DataFrame:
+        if self.records is not None:
+            data = {name: pd.Series([r.get(name) for r in self.records], dtype="object") for name in wanted}
+            return pd.DataFrame(data, index=range(len(self.records)))
+        with _opened(self.path) as handle:
+            if kind_of(self.path) == "parquet":
+                packed = io.BytesIO(handle.read())
+                return pd.read_parquet(packed, columns=wanted or None, dtype_backend="numpy_nullable")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row that is longer than the header
+                frame = pd.read_csv(
+                    handle,
+                    encoding="utf-8-sig",
+                    skipinitialspace=True,
+                    index_col=False,
+                    low_memory=False,
+                    keep_default_na=False,
+                    header=0,
+                    names=list(self.names),
+                    na_values={name: list(BLANK) for name in wanted if name not in labels},
+                    dtype={name: str for name in self.names if name in labels or name not in wanted},
+                )
+        return frame[wanted] if wanted else frame
 
 
-def labels_of(names: Sequence[Any]) -> Labels:
-    """Names as labels; None and NaN are -1. Ordered by how often they come, then by name."""
-    codes, unique = pd.factorize(pd.Series(names, dtype="object"), use_na_sentinel=True)
-    counts = np.bincount(codes[codes >= 0], minlength=len(unique))
-    order = sorted(range(len(unique)), key=lambda i: (-int(counts[i]), str(unique[i])))
-    position = np.empty(len(unique) + 1, dtype=np.int64)
-    position[order] = np.arange(len(unique))
-    position[-1] = -1
-    return Labels(position[codes].astype(np.int64), tuple(str(unique[i]) for i in order))
+def column_names(path: Path) -> tuple[str, ...]:
+    """The column names of a file, from its beginning; for JSON the keys of its first hundred objects."""
+    return open_columns(path, _HEAD_ROWS).names
 
 
-def table_of(
-    name: str,
-    path: Path,
-    *,
-    time: Floats | None = None,
-    prompt: Floats | None = None,
-    output: Floats | None = None,
-    cached: Floats | None = None,
-    adapter: Labels | None = None,
-    client: Labels | None = None,
-    tenant: Labels | None = None,
-    session: Labels | None = None,
-    delay: Floats | None = None,
-    priority: Floats | None = None,
-    notes: Sequence[str] = (),
-) -> TraceTable:
-    """A table of columns as read, where NaN means blank: rows with a blank are dropped and counted.
+def open_columns(path: Path, rows: int | None = None) -> Columns:
+    """A file's columns; of JSON the first ``rows`` objects. Raises `InputError` when it cannot be read."""
+    require(path)
+    try:
+        with _opened(path) as handle:
+            if kind_of(path) == "parquet":
+                import pyarrow.parquet as pq
 
-    A row without a time that has a session waits for the turn before it (see sessions.py). Times are shifted so that
-    the earliest is 0. Raises `InputError` when no row is left.
-    """
-    columns = (
-        time,
-        prompt,
-        output,
-        *(label.codes for label in (adapter, client, tenant, session) if label is not None),
-    )
-    rows = next(len(column) for column in columns if column is not None)
-    found = list(notes)
-    keep = np.ones(rows, dtype=bool)
-    if session is not None:
-        turns = turns_of(time, delay, session, path)
-        time, delay, keep = turns.time, turns.delay, turns.usable
-        found.extend(turns.notes)
-    else:
-        delay = None
-    blank = np.zeros(rows, dtype=bool)
-    for column in (time, prompt, output):
-        if column is not None:
-            blank |= np.isnan(column) & (np.isnan(delay) if column is time and delay is not None else True)
-    if (lost := int((blank & keep).sum())) > 0:
-        found.append(f"rows left out (an empty time or token cell): {lost}")
-    if not (keep & ~blank).any():
-        raise InputError(f"{path}: the trace is empty: no row has a time and token counts")
-    whole = TraceTable(
-        format=name,
-        rows_read=rows,
-        time_s=time,
-        prompt=None if prompt is None else np.nan_to_num(prompt).astype(np.int64),
-        output=None if output is None else np.nan_to_num(output).astype(np.int64),
-        cached=None if cached is None else np.nan_to_num(cached).astype(np.int64),
-        adapter=adapter,
-        client=client,
-        tenant=tenant,
-        session=session,
-        delay_s=delay,
-        priority=None
-        if priority is None
-        else np.where(np.isnan(priority), UNSET, np.nan_to_num(priority)).astype(np.int64),
-        notes=tuple(found),
-    )
-    table = without(whole, keep & ~blank)
-    return table if table.time_s is None else replace(table, time_s=table.time_s - float(np.nanmin(table.time_s)))
+                schema: Any = pq.read_schema(io.BytesIO(handle.read()))
+                names = tuple(str(name) for name in schema.names)
+                return Columns(path, _once(path, names))
+            if kind_of(path) == "json":
+                records, lines = _records(handle, rows)
+                names = tuple(dict.fromkeys(key for record in records for key in record))
+                return Columns(path, names, records, lines)
+            header = next((cells for cells in _csv_reader(handle) if cells), None)
+    except (*_BROKEN, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if header is None:
+        raise _empty(path)
+    return Columns(path, _once(path, tuple(name.strip() for name in header)))
+
+
+_BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, csv.Error)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked as its suffix says."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if suffix == ".bz2":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    if suffix == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    if suffix == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd")))
+    if suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            if len(members) != 1:
+                raise ValueError(f"it holds {len(members)} files, not one")
+            return cast(BinaryIO, archive.open(members[0]))
+    return path.open("rb")
+
+
+def _csv_reader(handle: BinaryIO) -> Any:
+    return csv.reader(io.TextIOWrapper(handle, "utf-8-sig", newline=""), skipinitialspace=True)
+
+
+def _records(handle: BinaryIO, rows: int | None) -> tuple[list[dict[str, Any]], list[int] | None]:
+    """Objects one a line, with their lines, or a list of objects. A line ends at a newline and nowhere else."""
+    records: list[Any] = []
+    lines: list[int] = []
+    for number, line in enumerate(handle, 1):
+        text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip(b" \t\r\n")
+        if not text:
+            continue
+        if not records and text.startswith(b"["):
+            whole = _parsed(text + b"\n" + handle.read(), "it")
+            return _objects(whole if isinstance(whole, list) else [whole], None)
+        records.append(_parsed(text, f"line {number}"))
+        lines.append(number)
+        if len(records) == rows:
+            break
+    return _objects(records, lines)
+
+
+def _objects(records: list[Any], lines: list[int] | None) -> tuple[list[dict[str, Any]], list[int] | None]:
+    for row, record in enumerate(records):
+        if not isinstance(record, dict):
+            where = f"entry {row + 1}" if lines is None else f"line {lines[row]}"
+            raise ValueError(f"{where} is not an object such as {{...}}")
+    return records, lines
+
+
+def _parsed(text: bytes, where: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _RefusedError(f"{where} has a key twice")
+        return found
+
+    def constant(name: str) -> Any:
+        raise _RefusedError(f"{where} holds {name}, which is not JSON")
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
+    except _RefusedError:
+        raise
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply") from None
+    except ValueError:
+        raise ValueError(f"{where} is not JSON") from None
+
+
+class _RefusedError(ValueError):
+    """JSON that Python reads and others do not."""
+
+
+def _once(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: has several columns named {several(map(repr, twice))}: give each its own name")
+    return names
+
+
+def _empty(path: Path) -> InputError:
+    return InputError(f"{path}: the trace is empty: give a file with a header and rows")
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    if isinstance(error, EOFError | zlib.error | lzma.LZMAError):
+        return InputError(f"{path}: is cut short or damaged ({shortened(str(error), 120)}): copy it again")
+    why = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return InputError(f"{path}: cannot be read as {kind_of(path)} ({shortened(why, 200)}): check the file")

@@ -10,19 +10,39 @@ import numpy as np
 
 from scenarios.traces.table import TraceTable
 from scenarios.workload import Columns
+from serving.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How to read. Only the generic reader uses ``columns`` and ``time_unit``; only readers that draw requests from
-    fits (ServeGen, Azure Functions counts) use ``rng``, ``window`` (s) and ``rate_scale`` themselves."""
+    """How to read. ``time_unit`` and ``block_tokens`` are None where the format or the file tells.
+
+    ``prefix_cache``: the hash ids are wanted, and a trace without is refused; ``blocks``: they are read where there
+    are any. Only readers that draw requests (ServeGen, Azure Functions counts) use ``rng``, and only ServeGen's uses
+    ``window`` (s) and ``rate_scale`` itself; `clean` applies them to the others.
+    """
 
     columns: Columns = field(default_factory=Columns)
     time_unit: str | None = None
     window: tuple[float, float] | None = None
     rate_scale: float = 1.0
     prefix_cache: bool = False
+    block_tokens: int | None = None
+    blocks: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def refuse_columns(self, path: Path, format: str, why: str) -> None:
+        """Raises `InputError` for an option that says something of columns; ``why`` the format has none."""
+        named = next((key for key, name in self.columns.model_dump().items() if name is not None), None)
+        given = [
+            ("time_unit", self.time_unit is not None),
+            (f"columns.{named}", named is not None),
+            ("prefix_cache", self.prefix_cache),
+            ("block_tokens", self.block_tokens is not None),
+        ]
+        for option, wrong in given:
+            if wrong:
+                raise InputError(f"{path}: {option} does not apply to {format}, {why}: leave it out")
 
 
 @dataclass(frozen=True, slots=True)

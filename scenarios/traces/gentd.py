@@ -9,36 +9,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from scenarios.traces.files import Source, labels_of, read_frame, table_of
 from scenarios.traces.format import Format, Head, ReadOptions
+from scenarios.traces.layout import Layout
+from scenarios.traces.rows import read_rows
 from scenarios.traces.table import TraceTable
-
-_COLUMNS = ("seq", "base_model", "lora_ids")
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
     """The adapter of each request, by ``seq``; ``base_model`` is the client."""
-    source = Source(path, read_frame(path)).having(_COLUMNS, "gentd")
-    text = source.frame["lora_ids"].astype("string").str.strip()
-    several = int(text.str.contains("|", regex=False, na=False).sum())
-    first = text.str.split("|", regex=False).str[0].str.strip()
-    order = np.argsort(source.numbers("seq"), kind="stable")
-    notes = [f"rows that name several adapters, of which the first is kept: {several}"] if several else []
-    if (order != np.arange(len(order))).any():
-        notes.append("rows were put in the order of seq")
-    return table_of(
-        "gentd",
-        path,
-        adapter=labels_of(first.where(first != "").tolist()).take(order),
-        client=source.labels("base_model").take(order),
-        notes=notes,
-    )
+    own = {"client": "base_model", "adapter": "lora_ids"}
+    return read_rows(path, options, Layout("gentd", own, needs=("client", "adapter"), first_of="|", order="seq"))
 
 
 def _recognise(head: Head) -> bool:
-    return head.has(*_COLUMNS)
+    return head.has("seq", "base_model", "lora_ids")
 
 
 FORMAT = Format(

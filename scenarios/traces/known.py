@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 from scenarios.fields import nearest
-from scenarios.traces import azure, azure_functions, burstgpt, generic, gentd, mooncake, servegen, vidur
+from scenarios.traces import azure, azure_functions, bailian, burstgpt, generic, gentd, mooncake, servegen, vidur
 from scenarios.traces.files import column_names, require
 from scenarios.traces.format import Format, Head, ReadOptions
 from scenarios.traces.table import TraceTable
-from serving.errors import InputError
+from serving.errors import InputError, several
 
 
 def formats() -> tuple[Format, ...]:
@@ -21,24 +20,29 @@ def formats() -> tuple[Format, ...]:
         vidur.FORMAT,
         gentd.FORMAT,
         azure_functions.FORMAT,
+        bailian.FORMAT,
         mooncake.FORMAT,
         servegen.FORMAT,
         generic.FORMAT,
     )
 
 
-def detect(path: Path) -> Format:
-    """The format of a file or folder. Raises `InputError` when it is none that is known."""
+def detect(path: Path, named: bool = False) -> Format:
+    """The format of a file or folder. Raises `InputError` when it is none that is known.
+
+    With ``named``, its columns are named elsewhere, so that an unknown file of rows is generic.
+    """
     require(path)
-    packed = path.is_dir() or (path.suffix in (".tgz", ".tar", ".gz") and tarfile.is_tarfile(path))
+    packed = path.is_dir() or path.name.endswith((".tgz", ".tar.gz", ".tar"))
     head = Head(path, () if packed else column_names(path))
     for entry in formats():
         if entry.recognise(head):
             return entry
-    columns = f" (columns {', '.join(head.columns[:8])})" if head.columns else ""
+    if named and not packed:
+        return generic.FORMAT
+    columns = f" (columns {several(head.columns, 8)})" if head.columns else ""
     raise InputError(
-        f"{path}: is no trace format that is known{columns}: say which with format, or name its columns with "
-        "workload.columns and format: generic"
+        f"{path}: is no trace format that is known{columns}: say which with format, or name its columns with columns"
     )
 
 
@@ -50,16 +54,19 @@ def format_named(name: str) -> Format:
     raise InputError(f"trace format {name!r}: unknown; {nearest(name, [entry.name for entry in formats()])}")
 
 
+def format_of(path: Path, format: str | None, options: ReadOptions) -> Format:
+    """The format of that name, or else the file's own."""
+    named = any(name is not None for name in options.columns.model_dump().values())
+    return detect(path, named) if format is None else format_named(format)
+
+
 def read_trace(path: Path | str, format: str | None = None, options: ReadOptions | None = None) -> TraceTable:
     """Every row of a trace, in the order of the file; `clean` makes it ready to replay.
 
-    Raises `InputError`, naming the file and where it can the line, for a trace that is missing, empty or broken.
+    Raises `InputError`, naming the file and where it can the line, for a trace that is missing, empty or broken, and
+    for an option that its format does not read.
     """
     path = Path(path)
     options = options or ReadOptions()
-    if format is None:
-        named = options.columns.time or options.columns.input or options.columns.output
-        chosen = generic.FORMAT if named and path.is_file() else detect(path)
-    else:
-        chosen = format_named(format)
+    chosen = format_of(path, format, options)
     return chosen.read(require(path), options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from scenarios.traces import servegen
+from scenarios.traces.blocks import repeated_share
 from scenarios.traces.clean import unsorted_rows, zero_rows
-from scenarios.traces.format import Format
-from scenarios.traces.known import detect, format_named, read_trace
+from scenarios.traces.format import ReadOptions
+from scenarios.traces.known import format_of, read_trace
 from scenarios.traces.table import Labels, TraceTable
 from serving.workload import Floats, Ints
 
@@ -56,7 +57,9 @@ class TraceReport:
     """What `check` found. Times are seconds; ``cv`` is of the inter-arrival times, in time order.
 
     ``rows`` counts every row of the file; ``ties`` rows with the same time as the one before, ``unsorted_rows`` rows
-    earlier than the one before, ``zero_token_rows`` rows without prompt or output tokens. ``notes`` tells the rest.
+    earlier than the one before, ``zero_token_rows`` rows without prompt or output tokens. ``columns``: pairs of a
+    quantity and the column that holds it. ``waiting_turns``: rows that wait for the turn before instead of having a
+    time. ``repeated_blocks``: share of the hash ids that an earlier row has too. ``notes`` tells the rest.
     """
 
     path: str
@@ -74,6 +77,11 @@ class TraceReport:
     adapters: Popularity | None
     tenants: int | None
     notes: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...] = ()
+    sessions: int | None = None
+    waiting_turns: int | None = None
+    block_tokens: int | None = None
+    repeated_blocks: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -83,6 +91,7 @@ class TraceReport:
         """(name, value) lines for a person."""
         lines = [
             ("format", self.format),
+            *((("columns", ", ".join(f"{key}: {name}" for key, name in self.columns)),) if self.columns else ()),
             ("rows", f"{self.rows_read:,} ({self.usable_rows:,} usable)"),
             ("span", "no times" if self.span_s is None else f"{self.span_s:,.3f} s ({self.span_s / 3600:.2f} h)"),
             ("rate", "-" if self.rate is None else f"{self.rate:.4g} requests/s"),
@@ -99,23 +108,34 @@ class TraceReport:
             lines.extend(_popularity_lines(self.adapters))
         if self.tenants is not None:
             lines.append(("tenants", f"{self.tenants:,}"))
+        if self.sessions is not None:
+            lines.append(("sessions", f"{self.sessions:,}, {self.waiting_turns or 0:,} turns wait for the turn before"))
+        if self.block_tokens is not None:
+            lines.append(
+                (
+                    "prefix blocks",
+                    f"{self.block_tokens} tokens each, {self.repeated_blocks or 0:.1%} come more than once",
+                )
+            )
         return (*lines, *(("note", note) for note in self.notes))
 
 
-def check(path: Path | str, format: str | None = None) -> TraceReport:
+def check(path: Path | str, format: str | None = None, options: ReadOptions | None = None) -> TraceReport:
     """Report on a trace. Nothing is dropped or sorted first, so that what `clean` would do can be seen.
 
     A ServeGen folder stands for requests that have yet to be drawn; its report gives what its fits promise. Raises
     `InputError` for a trace that is missing, empty or broken.
     """
-    chosen: Format = detect(Path(path)) if format is None else format_named(format)
+    options = replace(options or ReadOptions(), blocks=True)
+    chosen = format_of(Path(path), format, options)
     if chosen.name == "servegen":
+        options.refuse_columns(Path(path), "servegen", "which has fits instead of rows")
         return _check_fits(Path(path))
-    table = read_trace(path, chosen.name)
+    table = read_trace(path, chosen.name, options)
     zero = zero_rows(table)
     span = rate = cv = ties = None
     if table.time_s is not None:
-        ordered = np.sort(table.time_s)
+        ordered = np.sort(table.time_s[~np.isnan(table.time_s)])
         span = float(ordered[-1] - ordered[0])
         rate = (len(ordered) - 1) / span if span > 0 else None
         cv = _cv(ordered)
@@ -137,6 +157,11 @@ def check(path: Path | str, format: str | None = None) -> TraceReport:
         adapters=None if labels is None else _popularity(table, labels),
         tenants=None if table.tenant is None else len(table.tenant.names),
         notes=table.notes,
+        columns=table.columns,
+        sessions=None if table.session is None else len(table.session.names),
+        waiting_turns=None if table.delay_s is None else int((~np.isnan(table.delay_s)).sum()),
+        block_tokens=None if table.blocks is None else table.blocks.tokens,
+        repeated_blocks=None if table.blocks is None else round(repeated_share(table.blocks), 6),
     )
 
 
@@ -210,7 +235,8 @@ def _popularity(table: TraceTable, labels: Labels) -> Popularity:
     order = np.argsort(-counts, kind="stable")[:_TOP]
     median_cv = idle = None
     if table.time_s is not None and len(labels.names):
-        median_cv, idle = _burstiness(table.time_s, labels)
+        timed = ~np.isnan(table.time_s)
+        median_cv, idle = _burstiness(table.time_s[timed], labels.take(timed))
     return Popularity(
         by="adapter" if table.adapter is not None else "client",
         distinct=int((counts > 0).sum()),

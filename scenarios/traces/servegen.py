@@ -15,6 +15,7 @@ import json
 import math
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
                 handle = archive.extractfile(member) if member.isfile() and _MEMBER.match(member.name) else None
                 if handle is not None:
                     yield member.name, handle.read().decode("utf-8")
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as ServeGen ({error}): give its folder or .tgz") from error
 
 
@@ -139,6 +140,7 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     Lengths come from the client's histogram for the time of day, else from another time of day, else from another
     client; the notes count those. Raises `InputError` when the fits stand for more requests than fit in memory.
     """
+    options.refuse_columns(path, "servegen", "which has fits instead of rows")
     clients = read_clients(path)
     expected = expected_requests(clients, options.window, options.rate_scale)
     if expected > _MOST_REQUESTS:

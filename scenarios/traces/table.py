@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenarios.traces.blocks import Blocks
 from serving.workload import Floats, Ints
 
 
@@ -35,7 +36,8 @@ class TraceTable:
     ``cached``: tokens. ``session``: rows of one session are its turns, in this order. ``delay_s``: seconds between the
     end of the turn before, which is the row before of the same session, and this one; NaN for a row that does not wait.
     A row with neither begins a session of a trace without times (``time_s`` is None): arrivals come from elsewhere.
-    ``priority``: lower first; `UNSET` for a row without one. ``rows_read`` counts the file's rows, ``notes`` says what
+    ``priority``: lower first; `UNSET` for a row without one. ``blocks``: hash ids of the prompt's blocks. ``columns``:
+    pairs of a quantity and the file's column that holds it. ``rows_read`` counts the file's rows, ``notes`` says what
     became of those that are not here or have changed. ``cut`` tells that the reader itself applied the window and the
     rate scale.
     """
@@ -52,6 +54,8 @@ class TraceTable:
     session: Labels | None = None
     delay_s: Floats | None = None
     priority: Ints | None = None
+    blocks: Blocks | None = None
+    columns: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = field(default=())
     cut: bool = False
 
@@ -60,6 +64,8 @@ class TraceTable:
             column = getattr(self, item.name)
             if isinstance(column, Labels):
                 return len(column.codes)
+            if isinstance(column, Blocks):
+                return len(column.ids)
             if isinstance(column, np.ndarray):
                 return len(column)
         return 0
@@ -69,7 +75,7 @@ class TraceTable:
         columns: dict[str, Any] = {}
         for item in fields(self):
             column = getattr(self, item.name)
-            if isinstance(column, Labels):
+            if isinstance(column, Labels | Blocks):
                 columns[item.name] = column.take(index)
             elif isinstance(column, np.ndarray):
                 columns[item.name] = column[index]

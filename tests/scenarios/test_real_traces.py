@@ -62,9 +62,13 @@ def test_azure_code_with_two_hundred_adapters_is_one_scenario() -> None:
 
 
 def test_mooncake_prefix_hits() -> None:
-    w = replay(data("synthetic_trace.jsonl"), "prefix_cache: true, window: [0, 300]", "count: 10")
-    assert w.cached_tokens is not None
-    assert (w.cached_tokens < w.prompt_tokens).all() and 0.1 < (w.cached_tokens.sum() / w.prompt_tokens.sum()) < 0.9
+    one, ten = (
+        replay(data("synthetic_trace.jsonl"), "prefix_cache: true, window: [0, 300]", f"count: {n}") for n in (1, 10)
+    )
+    assert one.cached_tokens is not None and ten.cached_tokens is not None
+    assert (one.cached_tokens < one.prompt_tokens).all()
+    assert 0.1 < one.cached_tokens.sum() / one.prompt_tokens.sum() < 0.9
+    assert ten.cached_tokens.sum() < one.cached_tokens.sum()  # adapters share no prefix
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scenarios.traces import ReadOptions, TraceTable, clean, read_trace
-from scenarios.traces.files import labels_of
 from scenarios.traces.sessions import earliest_s, previous_rows, turns_of, without
+from scenarios.traces.source import labels_of
 from scenarios.workload import Columns
 from serving.errors import InputError
 

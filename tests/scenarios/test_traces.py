@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scenarios.traces import Labels, ReadOptions, TraceTable, check, clean, convert, detect, formats, read_trace
+from scenarios.traces.blocks import cached_tokens
 from scenarios.traces.report import fit_zipf
 from scenarios.workload import Columns
 from serving.errors import InputError
@@ -96,10 +97,12 @@ def test_gentd_keeps_the_first_of_several_adapters_and_says_so(tmp_path: Path) -
 
 def test_mooncake_blocks_seen_before_count_as_cached(tmp_path: Path) -> None:
     path = write(tmp_path, "m.jsonl", MOONCAKE)
-    assert read_trace(path).cached is None
-    cached = read_trace(path, options=ReadOptions(prefix_cache=True)).cached
+    assert read_trace(path).blocks is None
+    table = clean(read_trace(path, options=ReadOptions(prefix_cache=True)))
+    assert table.blocks is not None and table.prompt is not None and table.blocks.tokens == 512
     # In time order: nothing, then [9, 2] whose first block is new, then both blocks, one token being left to compute.
-    assert cached is not None and cached.tolist() == [0, 1023, 0]
+    assert cached_tokens(table.blocks, table.prompt, np.zeros(3, dtype=np.int64)).tolist() == [0, 0, 1023]
+    assert cached_tokens(table.blocks, table.prompt, np.array([0, 0, -1])).tolist() == [0, 0, 0]
 
 
 def test_counts_per_minute_are_spread_over_their_minute(tmp_path: Path) -> None:
@@ -353,5 +356,5 @@ def test_convert_refuses_what_it_cannot_write(tmp_path: Path) -> None:
 
 def test_formats_are_listed_once_each() -> None:
     names = [entry.name for entry in formats()]
-    assert names[-1] == "generic" and len(set(names)) == len(names) == 8
+    assert names[-1] == "generic" and len(set(names)) == len(names) == 9
     assert all(entry.description for entry in formats())

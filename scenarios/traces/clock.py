@@ -1,0 +1,131 @@
+"""Clock: a column of times as seconds, in the unit that was asked for, that the column or its values tell, or usual.
+
+A unit that was guessed is told in a note, and so are a rate and a span that no service has.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenarios.traces.source import Source
+from serving.errors import InputError
+from serving.workload import Floats
+
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_NAMED = re.compile(
+    r"(?:^|[_\W])"
+    r"(?:(?P<s>s|secs?|seconds?)|(?P<ms>ms|msecs?|millis|milliseconds?)"
+    r"|(?P<us>us|usecs?|micros|microseconds?)|(?P<ns>ns|nsecs?|nanos|nanoseconds?))\W*$"
+)
+_EPOCH_S = (9.4e8, 2.6e9)  # from 1999 to 2052, seconds since 1970
+_LATEST_S = 1e10
+_FAST, _SLOW = 200.0, 0.02  # requests/s beyond which another unit is tried
+_TOO_FAST, _TOO_SLOW = 1000.0, 1e-4  # and beyond which a rate is doubted
+_LONG_S = 1000 * 86_400.0
+_ENOUGH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Times in seconds (NaN for an empty cell), and their unit; None where they are dates."""
+
+    time: Floats
+    unit: str | None
+    notes: tuple[str, ...] = ()
+
+
+def unit_in_name(column: str) -> str | None:
+    """The unit a column's name ends in: arrival_ms, time (us), startNs; None where it has none."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column)
+    found = _NAMED.search(spaced.lower())
+    return None if found is None else next(unit for unit, text in found.groupdict().items() if text)
+
+
+def read_clock(source: Source, column: str, asked: str | None, usual: str, guess: bool) -> Clock:
+    """The times in ``column``: in the unit ``asked`` for, else in the one its name or its values tell, else ``usual``.
+
+    Numbers that are seconds, ms, us or ns since 1970 are recognised by their size. With ``guess``, a unit that gives an
+    implausible rate gives way to one that does not. Raises `InputError` for a unit asked of dates, and for times that
+    no unit makes sense of.
+    """
+    if source.dated(column):
+        if asked is not None:
+            raise InputError(
+                f"{source.columns.path}: time_unit does not apply, because {column} holds dates: leave it out"
+            )
+        time = source.dates(column)
+        return Clock(time, None, _doubts(time, None))
+    raw = source.numbers(column)
+    unit, notes = (asked, []) if asked is not None else _unit(source, column, raw, usual, guess)
+    time = raw * UNITS[unit]
+    with np.errstate(invalid="ignore"):
+        source.refuse(
+            np.abs(time) > _LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
+        )
+    return Clock(time, unit, (*notes, *_doubts(time, unit)))
+
+
+def _unit(source: Source, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
+    named, epoch = unit_in_name(column), _epoch(raw)
+    if named is not None:
+        if epoch is not None and epoch != named:
+            raise InputError(
+                f"{source.columns.path}: {column} names {_WORDS[named]}, but its numbers are {_WORDS[epoch]} since "
+                f"1970: say which with time_unit: {named} or {epoch}"
+            )
+        return named, []
+    if epoch is not None:
+        told = f"{column} is read as {_WORDS[epoch]} since 1970, by the size of its numbers: time_unit overrides that"
+        return epoch, [] if epoch == usual else [told]
+    rate = _rate(raw * UNITS[usual])
+    if not guess or rate is None:
+        return usual, []
+    whole = bool((raw[~np.isnan(raw)] % 1 == 0).all())
+    others = list(UNITS)[: list(UNITS).index(usual)][::-1] if rate > _FAST else []
+    if rate < _SLOW and whole:
+        others = list(UNITS)[list(UNITS).index(usual) + 1 :]
+    for unit in others:
+        better = _rate(raw * UNITS[unit])
+        if better is not None and _SLOW <= better <= _FAST:
+            return unit, [
+                f"{column} is read as {_WORDS[unit]}, {better:,.3g} requests/s; as {_WORDS[usual]}, which are usual, "
+                f"it would be {rate:,.3g} requests/s: time_unit overrides that"
+            ]
+    return usual, []
+
+
+def _epoch(raw: Floats) -> str | None:
+    """The unit in which every number is a date of our time, counted from 1970; None for other numbers."""
+    known = raw[~np.isnan(raw)]
+    if not len(known):
+        return None
+    low, high = float(known.min()), float(known.max())
+    return next((u for u, s in UNITS.items() if low * s >= _EPOCH_S[0] and high * s <= _EPOCH_S[1]), None)
+
+
+def _rate(time: Floats) -> float | None:
+    """Requests a second; None for few rows or no span."""
+    known = time[~np.isnan(time)]
+    span = float(known.max() - known.min()) if len(known) >= _ENOUGH else 0.0
+    return (len(known) - 1) / span if span > 0 else None
+
+
+def _doubts(time: Floats, unit: str | None) -> tuple[str, ...]:
+    rate = _rate(time)
+    if rate is None:
+        return ()
+    span = float(np.nanmax(time) - np.nanmin(time))
+    fast, slow = rate > _TOO_FAST, rate < _TOO_SLOW or span > _LONG_S
+    if not fast and not slow:
+        return ()
+    length = f"{span:,.3g} s" if fast else f"{span / 86_400:,.0f} days"
+    said = f"arrives at {rate:,.3g} requests/s over {length}, which is implausible"
+    units = list(UNITS)
+    other = None if unit is None else units.index(unit) + (-1 if fast else 1)
+    if other is None or not 0 <= other < len(units):
+        return (f"{said}: check the times",)
+    return (f"{said}: if the times are in {_WORDS[units[other]]}, set time_unit: {units[other]}",)

@@ -1,0 +1,238 @@
+"""Rows: reads a file with a row a request into a `TraceTable`, by a format's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scenarios.traces.blocks import Blocks, block_tokens, blocks_of
+from scenarios.traces.clock import UNITS, Clock, read_clock, unit_in_name
+from scenarios.traces.files import Columns, open_columns
+from scenarios.traces.format import ReadOptions
+from scenarios.traces.layout import LABELS, Chosen, Layout, choose
+from scenarios.traces.sessions import turns_of, without
+from scenarios.traces.source import Source, labels_of
+from scenarios.traces.table import UNSET, Labels, TraceTable
+from serving.errors import InputError, several, shortened
+from serving.workload import Floats, Ints
+
+_LONG_DELAY_S = 3600.0
+
+
+def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
+    """The requests of a file of rows. Raises `InputError` for a broken one, and for an option it cannot follow."""
+    file = open_columns(path)
+    chosen = choose(path, file.names, options.columns, layout)
+    if not chosen.columns:
+        raise InputError(f"{path}: no column is recognised (it has {several(file.names, 8)}): name them with columns")
+    columns, notes = dict(chosen.columns), list(chosen.notes)
+    _refuse_unread(path, options, columns)
+    if options.prefix_cache and columns.pop("cached", None) is not None:
+        notes.append("cached_tokens is not used: prefix_cache counts the blocks of hash_ids")
+    if not (options.prefix_cache or options.blocks):
+        columns.pop("hash_ids", None)
+    source = _source(file, columns, layout)
+    prompt = source.tokens(columns["input"]) if "input" in columns else None
+    joined = {"adapter": layout.first_of}
+    labels = {key: source.labels(columns[key], joined.get(key)) for key in LABELS if key in columns}
+    if "session" not in labels and layout.parent is not None and set(layout.parent) <= set(file.names):
+        labels["session"] = _conversations(source, *layout.parent)
+    notes.extend((*_adapters(chosen, columns, labels), *_beside(chosen, columns, layout)))
+    if layout.first_of is not None and "adapter" in columns:
+        text = source.frame[columns["adapter"]].astype("string")
+        many = int(text.str.contains(layout.first_of, regex=False, na=False).sum())
+        notes.extend([f"rows that name several adapters, of which the first is kept: {many}"] if many else [])
+    clock = _clock(source, columns, options, layout)
+    delay, told = _delay(source, columns, options, layout, clock)
+    blocks, sized = _blocks(source, columns, options, layout, prompt)
+    return table_of(
+        layout.format,
+        path,
+        time=None if clock is None else clock.time,
+        prompt=prompt,
+        output=source.tokens(columns["output"]) if "output" in columns else None,
+        cached=source.tokens(columns["cached"]) if "cached" in columns else None,
+        delay=delay,
+        priority=source.whole(columns["priority"]) if "priority" in columns else None,
+        blocks=blocks,
+        columns=tuple(columns.items()),
+        notes=(*notes, *(() if clock is None else clock.notes), *told, *sized),
+        order=None if layout.order is None else (layout.order, source.numbers(layout.order)),
+        **labels,
+    )
+
+
+def _source(file: Columns, columns: Mapping[str, str], layout: Layout) -> Source:
+    """The columns that are read, and those that the layout itself needs."""
+    parents = [name for name in layout.parent or () if name in file.names]
+    more = [name for name in (layout.order, layout.duration) if name is not None and name in file.names]
+    texts = [*(columns[key] for key in LABELS if key in columns), *parents]
+    return Source(file, file.frame([*columns.values(), *parents, *more], texts))
+
+
+def table_of(
+    name: str,
+    path: Path,
+    *,
+    time: Floats | None = None,
+    prompt: Floats | None = None,
+    output: Floats | None = None,
+    cached: Floats | None = None,
+    adapter: Labels | None = None,
+    client: Labels | None = None,
+    tenant: Labels | None = None,
+    session: Labels | None = None,
+    delay: Floats | None = None,
+    priority: Floats | None = None,
+    blocks: Blocks | None = None,
+    columns: tuple[tuple[str, str], ...] = (),
+    notes: Sequence[str] = (),
+    order: tuple[str, Floats] | None = None,
+) -> TraceTable:
+    """A table of columns as read, where NaN means blank: rows with a blank are dropped and counted.
+
+    A row without a time that has a session waits for the turn before it (see sessions.py). Times are shifted so that
+    the earliest is 0. Raises `InputError` when no row is left.
+    """
+    labels = [label.codes for label in (adapter, client, tenant, session) if label is not None]
+    others = [priority, cached, None if blocks is None else blocks.ids]
+    rows = next(len(column) for column in (time, prompt, output, *labels, *others) if column is not None)
+    found = list(notes)
+    keep = np.ones(rows, dtype=bool)
+    if session is not None:
+        turns = turns_of(time, delay, session, path)
+        time, delay, keep = turns.time, turns.delay, turns.usable
+        found.extend(turns.notes)
+    else:
+        delay = None
+    blank = np.zeros(rows, dtype=bool)
+    for column in (time, prompt, output):
+        if column is not None:
+            blank |= np.isnan(column) & (np.isnan(delay) if column is time and delay is not None else True)
+    if (lost := int((blank & keep).sum())) > 0:
+        found.append(f"rows left out (an empty time or token cell): {lost}")
+    if not (keep & ~blank).any():
+        raise InputError(f"{path}: the trace is empty: no row has a time and token counts")
+    whole = TraceTable(
+        format=name,
+        rows_read=rows,
+        time_s=time,
+        prompt=None if prompt is None else np.nan_to_num(prompt).astype(np.int64),
+        output=None if output is None else np.nan_to_num(output).astype(np.int64),
+        cached=None if cached is None else np.nan_to_num(cached).astype(np.int64),
+        adapter=adapter,
+        client=client,
+        tenant=tenant,
+        session=session,
+        delay_s=delay,
+        priority=None if priority is None else _priorities(priority),
+        blocks=blocks,
+        columns=columns,
+        notes=tuple(found),
+    )
+    keep &= ~blank
+    if order is not None and (np.diff(order[1]) < 0).any():
+        positions = np.argsort(order[1], kind="stable")
+        whole, keep = whole.take(positions, f"rows were put in the order of {order[0]}"), keep[positions]
+    table = without(whole, keep)
+    return table if table.time_s is None else replace(table, time_s=table.time_s - float(np.nanmin(table.time_s)))
+
+
+def _priorities(values: Floats) -> Ints:
+    return np.where(np.isnan(values), UNSET, np.nan_to_num(values).astype(np.int64))
+
+
+def _refuse_unread(path: Path, options: ReadOptions, columns: Mapping[str, str]) -> None:
+    """Refuses an option that says something of a column the file does not have."""
+    lacks = [
+        ("time_unit", options.time_unit is not None and not {"time", "delay"} & set(columns), "times"),
+        ("prefix_cache", options.prefix_cache and "hash_ids" not in columns, "hash_ids (columns.hash_ids names them)"),
+        ("prefix_cache", options.prefix_cache and "input" not in columns, "prompt lengths"),
+        ("block_tokens", options.block_tokens is not None and "hash_ids" not in columns, "hash_ids"),
+    ]
+    for option, wrong, noun in lacks:
+        if wrong:
+            raise InputError(f"{path}: {option} does not apply, because the file has no {noun}: leave it out")
+    read = options.prefix_cache or options.blocks
+    for option, given in (("block_tokens", options.block_tokens), ("columns.hash_ids", options.columns.hash_ids)):
+        if given is not None and not read:
+            raise InputError(f"{path}: {option} goes with prefix_cache: true: add that, or leave it out")
+    if options.prefix_cache and options.columns.cached is not None:
+        raise InputError(f"{path}: columns.cached and prefix_cache both say what is cached: leave one out")
+
+
+def _clock(source: Source, columns: Mapping[str, str], options: ReadOptions, layout: Layout) -> Clock | None:
+    if "time" not in columns:
+        return None
+    guess = layout.guess and "delay" not in columns
+    clock = read_clock(source, columns["time"], options.time_unit, layout.unit, guess)
+    if layout.duration is None or options.columns.time is not None or layout.duration not in source.frame.columns:
+        return clock
+    return replace(clock, time=clock.time - source.numbers(layout.duration) * UNITS[clock.unit or "s"])
+
+
+def _delay(
+    source: Source, columns: Mapping[str, str], options: ReadOptions, layout: Layout, clock: Clock | None
+) -> tuple[Floats | None, list[str]]:
+    """Delays in seconds: in the unit their column names, else in that of the times."""
+    if "delay" not in columns:
+        return None, []
+    name = columns["delay"]
+    unit = unit_in_name(name) or options.time_unit or (None if clock is None else clock.unit) or layout.unit
+    delay = source.numbers(name)
+    with np.errstate(invalid="ignore"):
+        source.refuse(delay < 0, name, "is negative")
+    delay = delay * UNITS[unit]
+    typical = float(np.median(delay[delay > 0])) if (delay > 0).any() else 0.0
+    if typical <= _LONG_DELAY_S:
+        return delay, []
+    return delay, [f"half of the delays are above {typical:,.0f} s, read in {unit}: time_unit says another unit"]
+
+
+def _blocks(
+    source: Source, columns: Mapping[str, str], options: ReadOptions, layout: Layout, prompt: Floats | None
+) -> tuple[Blocks | None, list[str]]:
+    if "hash_ids" not in columns:
+        return None, []
+    lists = source.lists(columns["hash_ids"])
+    try:
+        size, notes = block_tokens(source.columns.path, lists, prompt, options.block_tokens, layout.block_tokens)
+    except InputError:
+        if options.prefix_cache:
+            raise
+        return None, []
+    return blocks_of(lists, size), notes
+
+
+def _adapters(chosen: Chosen, columns: dict[str, str], labels: dict[str, Labels]) -> list[str]:
+    """Notes on an adapter column that was found by its name; ``model`` with one name is the base model's."""
+    if "adapter" not in chosen.beside or columns["adapter"].lower() != "model":
+        return []
+    names = labels["adapter"].names
+    if len(names) < 2:
+        del columns["adapter"], labels["adapter"]
+        return [
+            f"model holds one name ({shortened(str(*names), 60)}), the base model's: columns.adapter overrides that"
+        ]
+    return [f"adapter: column model is taken ({len(names)} names): adapter_from: popularity overrides that"]
+
+
+def _beside(chosen: Chosen, columns: Mapping[str, str], layout: Layout) -> list[str]:
+    return [
+        f"{key}: column {columns[key]} is taken, which is not one of {layout.format}'s own"
+        for key in ("adapter", "session", "priority", "cached")
+        if layout.own and key in chosen.beside and key in columns and columns[key].lower() != "model"
+    ]
+
+
+def _conversations(source: Source, own: str, parent: str) -> Labels:
+    """Sessions of rows that name the row they continue: each is called by the id of its first row."""
+    ids, parents = (source.frame[name].astype("string").str.strip().tolist() for name in (own, parent))
+    root: dict[str, str] = {}
+    for mine, before in zip(ids, parents, strict=True):
+        root[mine] = root.get(before, before) if before not in ("-1", "", None, pd.NA) else mine
+    return labels_of([root[mine] for mine in ids])
