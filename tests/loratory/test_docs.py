@@ -1,0 +1,467 @@
+"""README.md and docs/: every block is run, loaded or parsed; every file, link, key, policy and number is there.
+
+docs/adapters.md's blocks run in test_adapters_guide.py, the figures of docs/fidelity.md in tests/published.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+from command import Command, command_line
+from pages import PAGES, ROOT, Block, anchors, blocks, code_spans, links, prose, rows
+
+import policies
+import scenarios
+from loratory.cli import app
+from loratory.specs import policy_factory, policy_names
+from scenarios.reference import tables
+from sim.catalogue import gpu, model
+
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+NAMED = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
+
+NOT_RUN = {
+    "docs/architecture.md": ("loratory/     front door",),
+    "docs/cost-models.md": ("decode   max(", "KV = gpu memory"),
+}
+"""Blocks that are neither commands nor code, by how they begin: a map of folders, two formulae."""
+
+ELSEWHERE = {"docs/adapters.md"}
+"""Pages whose blocks a test of their own runs."""
+
+BASE = {
+    "name": "base",
+    "model": "llama-3.1-8b",
+    "gpu": "h100-80gb",
+    "engine": {"max_loras": 8},
+    "adapters": {"count": 20},
+    "workload": {"arrivals": 4, "input_tokens": 64, "output_tokens": 8, "duration_s": 2},
+}
+"""What a block that shows one section of a scenario is put into."""
+
+SHORT = ("run quickstart", "run my.yaml")
+"""Commands that are run with `SETTINGS` besides, because what they run takes minutes."""
+
+SETTINGS = ("--set", "workload.duration_s=2", "--set", "seeds=[0]", "--no-decisions")
+
+HEAVY = ("profile", "--on", "replay", "results/sim", "results/SIM", "NAME", "reproduce")
+"""Commands with one of these words are parsed, not run: they need minutes, a model, or a folder measured on one."""
+
+
+def block_of(page: str, begins: str) -> str:
+    return next(block.text for block in blocks(ROOT / page) if block.text.startswith(begins))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages name."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "my.yaml").write_text(block_of("docs/scenarios.md", "name: my-fleet"))
+    (folder / "scenario.yaml").write_text(yaml.safe_dump(BASE))
+    (folder / "path" / "to").mkdir(parents=True)
+    (folder / "path" / "to" / "mine.py").write_text(
+        "from policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n"
+    )
+    (folder / "shortest_first.py").write_text(block_of("docs/policies.md", "# shortest_first.py"))
+    (folder / "requests.csv").write_text("when,in,out,lora\n" + "".join(f"{n}000,9,5,a{n % 2}\n" for n in range(9)))
+    (folder / "FILE").write_text("timestamp,input_tokens,output_tokens\n0,9,5\n1,8,4\n")
+    azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n"
+    (folder / "AzureLLMInferenceTrace_code.csv").write_text(azure)
+    clients = folder / "clients"
+    clients.mkdir()
+    (clients / "chunk-0-trace.csv").write_text("36000,0.5,1.0,Gamma,1.0,2.0\n")
+    lengths = {"input_tokens": "{50: 1.0}", "output_tokens": "{7: 1.0}", "reason_ratio": "{0.0: 1.0}"}
+    (clients / "chunk-0-dataset.json").write_text(json.dumps({"36000": lengths}))
+    with tarfile.open(folder / "servegen_deepseek-r1_clients.tgz", "w:gz") as archive:
+        archive.add(clients, "clients")
+    return folder
+
+
+@pytest.fixture
+def here(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(str(desk))
+    return desk
+
+
+@pytest.fixture
+def loratory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command_line(capsys, monkeypatch)
+
+
+# Blocks
+
+
+def all_blocks() -> Iterator[Block]:
+    for page in PAGES:
+        if str(page.relative_to(ROOT)) not in ELSEWHERE:
+            yield from blocks(page)
+
+
+def kind(block: Block) -> str:
+    """How a block is tested; an empty text if nothing here can."""
+    page = str(block.page.relative_to(ROOT))
+    if block.language == "python":
+        return "python"
+    if block.commands:
+        return "commands"
+    if block.text.startswith(NOT_RUN.get(page, ("\0",))):
+        return "not run"
+    if re.match(r'\{"t":', block.text):
+        return "decisions"
+    if re.match(r"\[project", block.text):
+        return "toml"
+    if "my.yaml:4:" in block.text:
+        return "errors"
+    return "yaml" if re.match(r"\w+:", block.text) and block.language in ("yaml", "") else ""
+
+
+def of(*kinds: str) -> list[Any]:
+    return [pytest.param(block, id=block.where) for block in all_blocks() if kind(block) in kinds]
+
+
+def test_every_block_has_a_test() -> None:
+    assert [block.where for block in all_blocks() if not kind(block)] == []
+    for page, starts in NOT_RUN.items():
+        for start in starts:
+            assert any(block.text.startswith(start) for block in blocks(ROOT / page)), (
+                f"{page} has no {start!r} any more"
+            )
+
+
+@pytest.mark.parametrize("block", of("commands"))
+def test_commands(block: Block, here: Path, loratory: Command) -> None:
+    for line in block.commands:
+        words = shlex.split(line)
+        if words[0] != "loratory":
+            parse_other(words)
+        elif any(word in HEAVY for word in words) and "--list" not in words:
+            parse(words[1:])
+        else:
+            run(line, loratory)
+
+
+def run(line: str, loratory: Command) -> None:
+    line, _, target = line.partition(" > ")
+    arguments = shlex.split(line)[1:]
+    if " ".join(arguments).startswith(SHORT):
+        arguments += SETTINGS
+    if arguments[:2] == ["compare", "results/a"]:
+        for name in ("results/a", "results/b"):
+            assert loratory("run", "scenario.yaml", "--out", name).code == 0
+    done = loratory(*arguments)
+    assert (done.code, done.err) == (0, ""), f"{line}: {done.err}"
+    assert done.out
+    if target:
+        json.loads(done.out)
+
+
+def parse(arguments: list[str]) -> None:
+    """The command, its options and its arguments exist, and values have the right type."""
+    command: click.Command = typer.main.get_command(app)
+    context = click.Context(command, info_name="loratory")
+    while isinstance(command, click.Group):
+        name, found, arguments = command.resolve_command(context, list(arguments))
+        assert found is not None
+        command, context = found, click.Context(found, parent=context, info_name=name)
+    command.make_context(context.info_name, list(arguments), parent=context.parent)
+
+
+def parse_other(words: list[str]) -> None:
+    """``make`` targets are in the Makefile; Python programs exist, with every option."""
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+        return
+    words = [word for word in words if word not in ("python", "PYTHONPATH=.")]
+    program = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+    text = (ROOT / program).read_text(encoding="utf-8")
+    for option in (word for word in words if word.startswith("--")):
+        assert f'"{option}"' in text, f"{program} has no {option}"
+
+
+@pytest.mark.parametrize("block", of("yaml"))
+def test_scenarios_and_sections_of_scenarios_load(block: Block, here: Path, loratory: Command) -> None:
+    if "registry:" in block.text:
+        for line in block.text.splitlines():
+            section = yaml.safe_load(line)["adapters"]
+            registry = section["registry"]
+            assert set(section) <= keys("adapters") | {"registry"}
+            assert isinstance(registry, str) or set(registry) <= keys("adapters.registry")
+        return
+    given = yaml.safe_load(block.text)
+    whole = dict(given)
+    if "model" not in given:
+        whole = BASE | given
+        if "trace" in given.get("workload", {}):
+            whole["adapters"] = given.get("adapters", {})
+    file = here / "block.yaml"
+    file.write_text(block.text if "model" in given else yaml.safe_dump(whole), encoding="utf-8")
+    done = loratory("scenarios", "check", file)
+    assert (done.code, done.err) == (0, ""), f"{block.where}: {done.err}"
+
+
+def keys(section: str) -> set[str]:
+    """The keys of a section, by the reference of keys."""
+    found = re.search(rf"^### {re.escape(section)}\n(.*?)(?=^### |\Z)", tables(), re.DOTALL | re.MULTILINE)
+    assert found is not None, section
+    return set(re.findall(r"^\| `(\w+)` \|", found[1], re.MULTILINE))
+
+
+@pytest.mark.parametrize("block", of("errors"))
+def test_messages_are_what_is_printed(block: Block, here: Path, loratory: Command) -> None:
+    unknown, ranks, override = block.text.splitlines()
+    complete = block_of("docs/scenarios.md", "name: my-fleet").replace(
+        "description: two hundred adapters on one H100\n", ""
+    )
+    broken = here / "broken" / "my.yaml"
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_text(complete.replace("max_loras: 16", "max_lora: 16"))
+    assert said(loratory("scenarios", "check", "broken/my.yaml")) == unknown
+    broken.write_text(
+        complete.replace("adapters: {count: 200, ranks: {8: 0.5, 16: 0.5}", "adapters: {count: 200,\n\n  ranks: 64")
+    )
+    assert said(loratory("scenarios", "check", "broken/my.yaml")) == ranks
+    assert said(loratory("run", "my.yaml", "--set", "workload.arrivals.poisson=-1")) == override
+
+
+def said(done: Any) -> str:
+    assert done.code == 2
+    return str(done.err).removeprefix("loratory: ").replace("broken/", "").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    "page", list(dict.fromkeys(b.page for b in all_blocks() if kind(b) == "python")), ids=lambda page: page.name
+)
+def test_python(page: Path, here: Path, loratory: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [block for block in blocks(page) if block.language == "python"]
+    import loratory as package
+
+    load = package.load_scenario
+
+    def short(name: str, overrides: Any = (), **rest: Any) -> Any:
+        return load(name, [*overrides, "workload.duration_s=2", "seeds=[0]"], **rest)
+
+    monkeypatch.setattr(package, "load_scenario", short)
+    names: dict[str, Any] = {"__name__": "page"}
+    if page.name == "reports.md":
+        done = loratory("run", "quickstart", "--policy", "fifo", *SETTINGS)
+        assert done.code == 0, done.err
+        names |= prepared()
+    if page.name == "traces.md":
+        (here / "requests.csv").rename(here / "kept.csv")
+        (here / "requests.csv").write_text((here / "FILE").read_text())
+    try:
+        for block in found:
+            exec(compile(block.text, block.where, "exec", flags=0, dont_inherit=True), names)
+    finally:
+        if page.name == "traces.md":
+            (here / "kept.csv").replace(here / "requests.csv")
+
+
+def prepared() -> dict[str, Any]:
+    """What docs/reports.md's example takes for granted: an engine that serves a thousand requests."""
+    from policies.fifo import Fifo
+    from serving.config import EngineConfig
+    from serving.engine import Engine
+    from serving.lora import Adapter, LoRARequest
+    from serving.plan import StepResult
+    from serving.request import Request
+    from sim.cost import cost_model
+
+    config = EngineConfig(num_gpu_blocks=1000)
+    cost = cost_model("roofline", model("llama-3.1-8b"), gpu("h100-80gb"), config, {})
+
+    def served(*given: Any, **more: Any) -> Engine:
+        engine, now = Engine(*given, **more), 0.0
+        for number in range(1000):
+            engine.submit(Request(str(number), "a" if number % 2 else None, 0.0, 5, 1))
+        while (plan := engine.plan(now)) is not None:
+            now += 0.01
+            ended = [prefill.sequence.request_id for prefill in plan.prefills if prefill.completes]
+            engine.commit(plan, StepResult(1, ended, 0.0), now)
+        return engine
+
+    adapters = [Adapter(LoRARequest("a", 1, "a"), 8, 1000)]
+    return {"Engine": served, "config": config, "adapters": adapters, "policy": Fifo(), "cost": cost, "text": "a: 1"}
+
+
+def test_the_entry_point_of_a_policy(here: Path) -> None:
+    (block,) = (block for block in all_blocks() if kind(block) == "toml")
+    import tomllib
+
+    project = tomllib.loads(block.text)["project"]
+    (target,) = project["entry-points"]["loratory.policies"].values()
+    assert target.split(":")[1] in (here / "shortest_first.py").read_text()
+    assert "loratory.policies" in (ROOT / "loratory" / "specs.py").read_text()
+
+
+def test_decisions_are_as_the_page_shows_them(here: Path, loratory: Command) -> None:
+    (block,) = (block for block in all_blocks() if kind(block) == "decisions")
+    assert loratory("run", "scenario.yaml", "--set", "engine.max_loras=1", "--out", "results/log").code == 0
+    log = (here / "results" / "log" / "fifo" / "0" / "decisions.jsonl").read_text().splitlines()
+    found = {entry["action"]: list(entry) for entry in map(json.loads, log)}
+    for shown in map(json.loads, block.text.splitlines()):
+        assert found[shown["action"]] == list(shown)
+
+
+# Files, links, names, numbers
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_links_resolve(page: Path) -> None:
+    for link in links(page):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = "loratory|reports|sim|executor|scenarios|policies|serving|tests|bench|docs"
+    for path in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./{{}},*-]*\w)", prose(page)):
+        choices = re.search(r"\{([\w,]+)\}", path)
+        for choice in choices[1].split(",") if choices else [""]:
+            one = re.sub(r"\{[\w,]+\}", choice, path).split("::")[0]
+            assert list(ROOT.glob(one)) or list(ROOT.glob(one + ".*")), f"{page.name}: {path}"
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "folder"),
+    [("architecture.md", "file", "serving"), ("executor.md", "file", "executor")],
+)
+def test_files_of_tables_exist(page: str, head: str, folder: str) -> None:
+    cells = [cells[0] for cells in rows(DOCS / page, head)]
+    assert cells
+    for name in (name for cell in cells for name in re.findall(r"`([^`]+)`", cell)):
+        assert list((ROOT / folder).glob(name)), f"{page}: {folder}/{name}"
+
+
+def test_modules_that_are_named_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8")):
+            assert (ROOT / (name.replace(".", "/") + ".py")).exists() or (ROOT / name.replace(".", "/")).is_dir(), name
+
+
+def test_policies() -> None:
+    words = ("nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen")
+    told = re.findall(rf"\b({'|'.join(words)}|\d+) policies\b", README.read_text(encoding="utf-8"))
+    assert told and all(words.index(word) + 9 == len(policy_names()) for word in told)
+    specs = [re.findall("`([^`]+)`", cells[0])[0] for cells in rows(DOCS / "policies.md", "policy")]
+    assert {spec.split(":")[0] for spec in specs} == set(policy_names())
+    for spec in specs:
+        policy_factory(spec)()
+
+
+def test_actions_and_what_a_policy_sees() -> None:
+    import serving.policy
+    import serving.views
+
+    page = DOCS / "policies.md"
+    for cells in rows(page, "action"):
+        for name in re.findall(r"`(\w+)\(", cells[0]):
+            assert hasattr(serving.policy, name), name
+    text = prose(page).split("### What a policy sees")[1].split("### ")[0]
+    view, request = re.findall(r"`(view\.now.*?)`\.|A request shows `(.*?)`", text, re.DOTALL)
+    for name in re.findall(r"\w+(?=[`,(]|$)", view[0].replace("view.", "")):
+        assert name in ("adapter", "tenant") or hasattr(serving.views.View, name), name
+    for name in request[1].replace("\n", " ").split(", "):
+        assert hasattr(serving.views.RequestView, name.strip()), name
+    for name in re.findall(r"`(\w+)", text.split("Optional members:")[1].split(": see")[0]):
+        assert re.search(rf"\b{name}\b", Path(serving.policy.__file__).read_text(encoding="utf-8")), name
+
+
+def test_the_catalogue_is_what_the_page_lists() -> None:
+    from sim.catalogue import gpu_names, model_names
+
+    text = prose(DOCS / "cost-models.md").split("## Catalogue")[1].split("## ")[0]
+    gpus, models = re.search(r"GPUs: `([^`]+)`", text), re.search(r"Models: (.*?), or the path", text, re.DOTALL)
+    assert gpus and models
+    assert gpus[1].split() == list(gpu_names()) or set(gpus[1].split()) == set(gpu_names())
+    listed = [name for span in re.findall("`([^`]+)`", models[1]) for name in span.split()]
+    assert set(listed) == set(model_names())
+    assert gpu(gpus[1].split()[0]) and model(listed[0])
+
+
+def test_columns_and_metrics_of_a_result(here: Path, loratory: Command) -> None:
+    import pyarrow.parquet as parquet
+
+    assert loratory("run", "scenario.yaml", "--out", "results/keys").code == 0
+    folder = here / "results" / "keys"
+    page = DOCS / "reports.md"
+    columns = {name for cells in rows(page, "column") for name in re.findall(r"`(\w+)`", cells[0])}
+    assert columns == set(parquet.read_schema(folder / "fifo" / "0" / "requests.parquet").names)
+    text = prose(page).split("## steps.parquet")[1].split("## ")[0]
+    assert set(re.findall(r"`(\w+)`", text)) == set(parquet.read_schema(folder / "fifo" / "0" / "steps.parquet").names)
+    (one,) = json.loads((folder / "summary.json").read_text())["runs"]
+    documented: set[str] = set()
+    for cells in rows(page, "key"):
+        stem = ""
+        for name in re.findall(r"`([\w.]+)`", cells[0]):
+            stem = name if not name.startswith(".") else stem
+            path = name if not name.startswith(".") else stem.rsplit(".", 1)[0] + name
+            documented.add(path.split(".")[0])
+            value: Any = one
+            for part in path.split("."):
+                assert part in value, f"reports.md documents {path}, which a summary does not have"
+                value = value[part]
+    assert set(one) == documented
+
+
+def test_scenario_keys_that_the_prose_names_exist() -> None:
+    sections = {"engine", "workload", "adapters", "tiers", "tenants", "cluster", "executor", "cost"}
+    known = {name: set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) for name, text in reference().items()}
+    for page in (README, DOCS / "scenarios.md", DOCS / "cost-models.md", DOCS / "traces.md", DOCS / "executor.md"):
+        for span in code_spans(page):
+            found = re.match(r"([a-z]+)\.([a-z_]+)\b(?![./(])", span)
+            if found and found[1] in sections and not span.endswith((".py", ".md", ".yaml")):
+                every = set().union(*(keys for name, keys in known.items() if name.split()[0] == found[1]))
+                assert found[2] in every, f"{page.name}: `{span}`"
+
+
+def reference() -> dict[str, str]:
+    return {part.split("\n", 1)[0].strip(): part for part in tables().split("### ")[1:]}
+
+
+def test_packages_that_are_imported_here_are_those_of_this_checkout() -> None:
+    for package in (policies, scenarios):
+        assert Path(package.__path__[0]).parent == ROOT, sys.path
+
+
+def test_what_the_readme_says_of_its_table_follows_from_it() -> None:
+    p99 = {re.findall("`([^`]+)`", row[0])[0]: float(row[2].removesuffix(" s")) for row in rows(README, "policy")}
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    for name, start in (("fair_share", "`fair_share` adds"), ("affine_deficit", "adapters on the GPU, adds")):
+        assert f"{start} {p99[name] - p99['fifo']:.1f} s" in text
+
+
+@pytest.mark.slow
+def test_the_table_of_the_readme_is_what_quickstart_gives(here: Path, loratory: Command) -> None:
+    done = loratory("run", "quickstart", "--json", "--out", "results/whole")
+    measured = {name: each["metrics"] for name, each in done.json["policies"].items()}
+    for cells in rows(README, "policy"):
+        m = {key: value["mean"] for key, value in measured[re.findall("`([^`]+)`", cells[0])[0]].items()}
+        p99 = m["ttft_s.p99"]
+        assert cells[1:] == [
+            f"{m['ttft_s.p50'] * 1e3:.0f} ms",
+            f"{p99:.2f} s",
+            f"{m['tpot_s.p99'] * 1e3:.1f} ms",
+            f"{m['adapters.hit_rate'] * 100:.1f} %",
+            f"{m['adapters.loads']:,.0f}",
+            f"{m['slo.attainment'] * 100:.1f} %",
+        ]
