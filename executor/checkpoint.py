@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from executor.config import FAMILIES, ModelConfig, from_hugging_face
+from executor.config import ModelConfig, from_hugging_face
+from serving.decoder import decoder
 from serving.errors import InputError
+from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
+from serving.model_file import read_object
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -80,19 +82,19 @@ def read_config(folder: str | Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"model folder {folder} holds no config.json: give a Hugging Face checkpoint folder")
-    given = _json(path)
-    if (family := given.get("model_type")) not in FAMILIES:
-        raise InputError(f"{path}: model_type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
-    from transformers import AutoConfig  # slow to import, and only a checkpoint's reader needs it
+    given = read_object(path)
+    shape = decoder(given, str(path), folder)
+    from transformers import CONFIG_MAPPING  # slow to import, and only a checkpoint's reader needs it
 
+    known = {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
     try:
-        completed = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        completed = CONFIG_MAPPING[shape.family].from_dict(given | known).to_dict()
     except Exception as error:  # transformers raises what its validators raise, of many types
         raise InputError(f"{path}: transformers refuses it ({_line(error)}): correct the file") from None
     # The file's own dtype, which transformers writes over; and the ends of a sequence that its generate would use.
     keys = {**completed, "dtype": given.get("dtype") or given.get("torch_dtype")}
     generation = folder / "generation_config.json"
-    if generation.is_file() and (ends := _json(generation).get("eos_token_id")) is not None:
+    if generation.is_file() and (ends := read_object(generation).get("eos_token_id")) is not None:
         keys["eos_token_id"] = ends
     return from_hugging_face(keys, str(path))
 
@@ -109,7 +111,7 @@ def _weight_map(folder: Path) -> dict[str, Path]:
     """Tensor name -> file that holds it, from the index or the only file; every file's header is read."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = _json(index).get("weight_map")
+        named = read_object(index).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
             raise InputError(f"{index} has no weight_map: copy the checkpoint again")
         files = sorted(set(named.values()))
@@ -133,19 +135,12 @@ def _weight_map(folder: Path) -> dict[str, Path]:
 
 def _open(path: Path) -> Any:
     try:
+        with path.open("rb") as file:
+            if lfs_pointer(file.read(HEAD_BYTES)):
+                raise InputError(f"{path} {LFS_POINTER}")
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no readable safetensors file ({_line(error)}): copy it again") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({_line(error)}): copy the file again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not a JSON object: copy the file again")
-    return found
 
 
 def _line(error: BaseException) -> str:

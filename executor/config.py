@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.context_limit import rope_scaling
+from serving.decoder import decoder
 from serving.errors import InputError
-
-FAMILIES: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
-"""``model_type`` values of a Hugging Face config that the executor runs."""
 
 ROPE_TYPES: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn")
 """RoPE scalings, as Hugging Face names them, that `executor.rope` computes."""
@@ -29,7 +28,7 @@ class ModelConfig:
 
     Sizes are in elements. ``max_positions``: tokens a sequence may have, prompt and output. ``rope``: the parameters
     that Hugging Face calls ``rope_parameters`` (with ``rope_type`` and ``rope_theta``). ``dtype``: the one the
-    checkpoint was saved in: float32, bfloat16 or float16. ``eos_token_ids``: tokens that end a sequence.
+    checkpoint says it was saved in: float32, bfloat16 or float16. ``eos_token_ids``: tokens that end a sequence.
     """
 
     family: str
@@ -120,62 +119,38 @@ def _numbers(shape: tuple[int, ...]) -> int:
 def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
     """A `ModelConfig` from the keys of a ``config.json`` completed with its family's defaults.
 
-    ``where`` names the file in errors. A sliding attention window limits ``max_positions`` to the window, within which
-    it changes nothing; so does dynamic RoPE scaling to ``max_position_embeddings``, past which its result would depend
-    on how a prompt is cut into chunks. Raises `InputError` for what the executor does not run.
+    ``where`` names the file in errors. `serving.decoder` says what is refused and how long a sequence may be, for the
+    simulator as well. Raises `InputError` for what the executor does not run.
     """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"{where}: model_type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
-    if config.get("quantization_config"):
-        raise InputError(f"{where}: the checkpoint is quantised, which the executor does not run: use the 16-bit one")
+    found = decoder(config, where)
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise InputError(f"{where}: hidden_act {act!r} is not supported: the executor runs silu")
-
-    def number(key: str, default: int | None = None) -> int:
-        value = config.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{where}: {key} is {value!r}; it must be a whole number above 0")
-        return value
-
-    heads, hidden = number("num_attention_heads"), number("hidden_size")
-    kv_heads = number("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise InputError(f"{where}: {heads} attention heads do not share {kv_heads} key-value heads evenly")
-    head_dim = number("head_dim", 128 if family == "qwen3" else max(1, hidden // heads))
-    if head_dim % 2:
-        raise InputError(f"{where}: head_dim is {head_dim}; rotary embeddings need an even number")
-    bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3")
-    rope = rope_parameters(config, where)
     eos = config.get("eos_token_id")
     return ModelConfig(
-        family=family,
-        layers=number("num_hidden_layers"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=number("intermediate_size"),
-        vocab=number("vocab_size"),
-        max_positions=_max_positions(config, rope, number("max_position_embeddings")),
+        family=found.family,
+        layers=found.layers,
+        hidden=found.hidden,
+        heads=found.heads,
+        kv_heads=found.kv_heads,
+        head_dim=found.head_dim,
+        intermediate=found.intermediate,
+        vocab=found.vocab,
+        max_positions=found.context.default,
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2" or bias,
-        o_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)) and family == "llama",
-        qk_norm=family == "qwen3",
-        rope=rope,
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
+        tied=found.tied,
+        qkv_bias=found.qkv_bias,
+        o_bias=found.o_bias,
+        mlp_bias=found.mlp_bias,
+        qk_norm=found.qk_norm,
+        rope=rope_parameters(config, where),
+        dtype=found.dtype,
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
     )
 
 
 def rope_parameters(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``rope_parameters`` of a config of transformers 5, or the same from ``rope_theta`` and ``rope_scaling`` of 4."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = dict(given)
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    rope = rope_scaling(config, where)
     if rope.get("rope_theta") is None:
         rope["rope_theta"] = config.get("rope_theta") or 10000.0
     if rope["rope_type"] not in ROPE_TYPES:
@@ -184,30 +159,8 @@ def rope_parameters(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     if float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0) != 1.0:
         raise InputError(f"{where}: partial_rotary_factor is not supported: the executor rotates whole heads")
-    needed = {
-        "linear": ("factor",),
-        "dynamic": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    }
+    needed = {"dynamic": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
     for key in needed.get(rope["rope_type"], ()):
         if not isinstance(rope.get(key), int | float):
             raise InputError(f"{where}: RoPE scaling {rope['rope_type']} needs a number {key} in rope_parameters")
-    if rope["rope_type"] in ("llama3", "yarn") and not rope.get("original_max_position_embeddings"):
-        rope["original_max_position_embeddings"] = config.get("max_position_embeddings")
-    if rope["rope_type"] == "yarn" and rope.get("factor") is None:
-        rope["factor"] = config["max_position_embeddings"] / rope["original_max_position_embeddings"]
     return rope
-
-
-def _max_positions(config: Mapping[str, Any], rope: Mapping[str, Any], embedded: int) -> int:
-    if rope["rope_type"] == "linear":
-        embedded = int(embedded * rope["factor"])
-    elif rope["rope_type"] == "yarn":
-        embedded = max(embedded, int(rope["original_max_position_embeddings"] * rope["factor"]))
-    window = config.get("sliding_window")
-    if not isinstance(window, int) or config["model_type"] == "llama":
-        return embedded
-    full = config.get("max_window_layers", 0) >= config["num_hidden_layers"]
-    if config["model_type"] != "mistral" and (full or not config.get("use_sliding_window")):
-        return embedded
-    return min(embedded, window)

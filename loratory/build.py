@@ -39,27 +39,38 @@ def build(scenario: Scenario) -> Built:
     """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters."""
     spec = _at("model", lambda: model(scenario.model))
     card = _at("gpu", lambda: gpu(scenario.gpu))
-    settings = engine = scenario.engine
+    engine = _limited(scenario.engine, spec)
     targets = scenario.adapters.target_modules
     used = targets if scenario.adapters.known_count != 0 else ()
     memory = excess = None
     if engine.num_gpu_blocks is not None:
-        excess = _at("engine", lambda: oversized(spec, card, settings, used))
+        excess = _at("engine", lambda: oversized(spec, card, engine, used))
     else:
-        memory = _at("engine", lambda: kv_blocks(spec, card, settings, used))
-        longest = engine.max_model_len or spec.max_position_embeddings
-        engine = engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks, "max_model_len": longest})
+        memory = _at("engine", lambda: kv_blocks(spec, card, engine, used))
+    sized = engine if memory is None else engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks})
     options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
     if scenario.cost.kind == "roofline":
         options["target_modules"] = targets
     options["transfers"] = _below_gpu(scenario.tiers)
-    cost: CostModel = cost_model(scenario.cost.kind, spec, card, engine, options)
+    cost: CostModel = cost_model(scenario.cost.kind, spec, card, sized, options)
     if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
         cost = HostLinkCost(cost, scenario.tiers)
     adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets), dtype_bytes(spec.dtype))
     note = other_base(scenario.adapters.records or (), (spec.name, spec.source))
-    notes = tuple(found for found in (excess, note) if found is not None)
-    return Built(engine, spec, cost, adapters, spec.kv_bytes_per_token(), memory, notes)
+    short = spec.context.note if scenario.engine.max_model_len is None else ""
+    notes = tuple(found for found in (excess, note, short) if found)
+    return Built(sized, spec, cost, adapters, spec.kv_bytes_per_token(), memory, notes)
+
+
+def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """The engine's settings with the model's context limit where they name none. Raises `InputError` beyond it."""
+    longest, most = engine.max_model_len, spec.context.most
+    if longest is not None and longest > most:
+        raise InputError(
+            f"engine.max_model_len is {longest}, but {spec.name} takes at most {most} tokens: lower it to {most}, "
+            "or leave it out"
+        )
+    return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})
 
 
 def build_file(reference: str, scenario: Scenario) -> Built:

@@ -162,7 +162,7 @@ def model_config(spec: ModelSpec) -> ModelConfig:
         head_dim=spec.head_dim,
         intermediate=spec.intermediate,
         vocab=spec.vocab,
-        max_positions=spec.max_position_embeddings,
+        max_positions=spec.context.default,
         tied=spec.tie_word_embeddings,
         qkv_bias=spec.qkv_bias,
         o_bias=spec.o_bias,

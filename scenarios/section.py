@@ -123,8 +123,11 @@ def existing(value: str, info: ValidationInfo) -> str:
 def _resolve_if_path(value: str, info: ValidationInfo) -> str:
     folders = _folders(info)
     looks_like_path = value.endswith((".json", ".yaml", ".yml", ".parquet")) or "/" in value or os.sep in value
-    if not folders or not looks_like_path:
+    if not folders:
         return value
+    if not looks_like_path:
+        # A bare name is a catalogue's, unless a model's folder of that name is there.
+        return next((os.path.abspath(f / value) for f in folders if (f / value / "config.json").is_file()), value)
     if not value.endswith((".json", ".yaml", ".yml", ".parquet")):
         # A Hugging Face name such as meta-llama/Llama-3.1-8B looks like a path too: the reader of it decides.
         return next((os.path.abspath(f / value) for f in folders if (f / value).exists()), value)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from serving.context_limit import ContextLimit
 from serving.errors import InputError
 from sim.catalogue.names import unknown_name
 
@@ -42,7 +43,9 @@ def resolve_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
 class ModelSpec:
     """A Llama-like model: grouped-query attention, gated MLP, RMS norms. Names are those of Hugging Face configs.
 
-    ``tp`` arguments are a tensor-parallel degree, and their results are per GPU.
+    ``context`` is how many tokens a request may have. ``dtype`` is what an engine computes it in by default,
+    ``saved_dtype`` what its checkpoint is saved in. ``tp`` arguments are a tensor-parallel degree, and their results
+    are per GPU.
     """
 
     name: str
@@ -54,13 +57,14 @@ class ModelSpec:
     head_dim: int
     intermediate: int
     vocab: int
-    max_position_embeddings: int
+    context: ContextLimit
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
     dtype: str = "bf16"
+    saved_dtype: str = "bf16"
     source: str = ""
 
     @property
@@ -127,14 +131,31 @@ class ModelSpec:
         """FLOPs of the linear layers over ``tokens``, plus the output head over ``sampled`` positions."""
         return 2.0 * self.linear_parameters * tokens + 2.0 * self.hidden * self.vocab * sampled
 
+    def wide_dtype(self, dtype: str | None = None) -> str:
+        """dtype of what is not a linear layer's weight where those are in ``dtype``.
+
+        fp8 is for the weights of the layers' linear modules alone: embedding, output head, norms, activations, adapters
+        and, unless told otherwise, the KV cache stay in 16 bit (vllm/model_executor/layers/quantization/fp8.py).
+        """
+        dtype = dtype or self.dtype
+        if dtype_bytes(dtype) > 1:
+            return dtype
+        return self.dtype if dtype_bytes(self.dtype) == 2 else "bf16"
+
     def weight_bytes(self, dtype: str | None = None, tp: int = 1) -> int:
-        """Weight bytes on one GPU: linear layers, embedding and head are split, norms and missing KV heads repeated."""
+        """Weight bytes on one GPU: linear layers, embedding and head are split, norms and missing KV heads repeated.
+
+        ``dtype`` is that of the linear layers; `wide_dtype` says what the rest is in.
+        """
         self.check_tp(tp)
+        dtype = dtype or self.dtype
         parts = self.parameters()
         replicated_kv = self.kv_size_per_gpu(tp) - self.kv_size / tp
-        extra = 2 * self.layers * replicated_kv * (self.hidden + (1 if self.qkv_bias else 0))
-        split = (parts["embedding"] + parts["attention"] + parts["mlp"] + parts["lm_head"]) / tp
-        return math.ceil((split + extra + parts["norms"]) * dtype_bytes(dtype or self.dtype))
+        linear = self.linear_parameters / tp + 2 * self.layers * replicated_kv * self.hidden
+        biases = parts["attention"] + parts["mlp"] - self.linear_parameters
+        rest = (parts["embedding"] + biases + parts["lm_head"]) / tp + parts["norms"]
+        rest += 2 * self.layers * replicated_kv * (1 if self.qkv_bias else 0)
+        return math.ceil(linear * dtype_bytes(dtype) + rest * dtype_bytes(self.wide_dtype(dtype)))
 
     def kv_bytes_per_token(self, tp: int = 1, dtype: str | None = None) -> int:
         """Bytes one token's keys and values take on one GPU."""

@@ -166,7 +166,7 @@ def _plan(
         block_size=engine.block_size,
         num_gpu_blocks=max(0, available // (per_token * engine.block_size)),
         slots=slots,
-        max_model_len=engine.max_model_len or model.max_position_embeddings,
+        max_model_len=engine.max_model_len or model.context.default,
     )
 
 
@@ -176,8 +176,9 @@ def _fits(plan: MemoryPlan) -> bool:
 
 
 def _weights_bytes(model: ModelSpec, tp: int, dtype: str) -> int:
-    """Weights on one GPU with the rotary cache (max_position_embeddings x head_dim, shared by all layers)."""
-    return model.weight_bytes(dtype, tp) + model.max_position_embeddings * model.head_dim * dtype_bytes(dtype)
+    """Weights on one GPU with the rotary cache (every position x head_dim, shared by all layers)."""
+    cache = model.context.most * model.head_dim * dtype_bytes(model.wide_dtype(dtype))
+    return model.weight_bytes(dtype, tp) + cache
 
 
 @functools.lru_cache(maxsize=256)
