@@ -120,7 +120,7 @@ class _Adviser:
             if blocks >= WORTH * now:
                 ((key, value),) = change.items()
                 what = f"engine.{key} {value}" if value is not None else f"to leave out engine.{key}"
-                return f"Try {what}: {blocks:,} KV blocks instead of {now:,}."
+                return f"Try {what}: it gives {blocks:,} KV blocks instead of {now:,}."
         return f"KV blocks are short, and no engine setting gives more than a few: {self._spread()}."
 
     def replicas(self) -> str:

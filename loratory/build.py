@@ -98,6 +98,7 @@ class HostLinkCost:
         self._bandwidth = tiers.host_bandwidth_bytes_s
         self.name = cost.name
         self.source = f"{cost.source}; host link of the scenario"
+        self.known_error = cost.known_error
         self.warnings = cost.warnings
         self.below = cost.below
         self.step_seconds = cost.step_seconds

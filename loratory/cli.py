@@ -14,8 +14,9 @@ from loratory.adapters_cli import app as adapters_app
 from loratory.profile_cli import profile_command
 from loratory.reproduce.command import reproduce_command
 from loratory.scenarios_cli import app as scenarios_app
-from loratory.terminal import Json, complain, dump, progress, show, text_table
+from loratory.terminal import Json, complain, dump, progress, say, show, width
 from loratory.traces_cli import app as traces_app
+from reports.words import listed
 from serving.errors import InputError, LoratoryError, several
 
 app = typer.Typer(
@@ -123,7 +124,7 @@ def run(
     if as_json:
         dump(summary)
     else:
-        _tell_run(summary, loaded.description, target)
+        _tell_run(summary, loaded.description, target, require_slo)
     empty = unserved_runs(summary["runs"])
     missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is False]
     unset = all(r["slo"]["met"] is None for r in summary["runs"])
@@ -138,20 +139,33 @@ def run(
     return 0
 
 
-def _tell_run(summary: dict[str, Any], description: str, target: Path) -> None:
-    from loratory.tables import summary_table
+def _tell_run(summary: dict[str, Any], description: str, target: Path, required: bool) -> None:
+    from loratory.tables import summary_tables
+    from reports.limits import advice_of
     from reports.outcomes import outcome_notes
     from reports.warmup import warmup_notes
 
+    runs, facts = summary["runs"], summary["setup"]
     if description:
-        print(f"{summary['runs'][0]['scenario']}: {description}")
-    show(summary_table(summary))
-    for warning in dict.fromkeys(w for r in summary["runs"] for w in r.get("warnings", ())):
-        print(f"note: {warning}")
-    for text in warmup_notes(summary["runs"]):
-        print(f"note: {text}")
-    for _, text, _ in outcome_notes(summary["runs"]):
-        print(f"note: {text}")
+        say(f"{runs[0]['scenario']}: {description}")
+    say(f"{facts['model']} on {facts['GPU']}: {facts['engine']}")
+    error = f"; known error: {facts['known error']}" if "known error" in facts else ""
+    say(f"cost model: {facts['cost model'].partition(' (')[0]}{error}")
+    for table in summary_tables(summary, width()):
+        show(table)
+    if len(facts["seeds"].partition(";")[0].split(",")) > 1:
+        say(f"Means over seeds {facts['seeds'].partition(';')[0]}; requests of all seeds together.")
+    for names, text in advice_of(runs):
+        whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
+        say(f"next{whose}: {text}")
+    for warning in dict.fromkeys(w for r in runs for w in r.get("warnings", ())):
+        say(f"note: {warning}")
+    for text in warmup_notes(runs):
+        say(f"note: {text}")
+    for _, text, _ in outcome_notes(runs):
+        say(f"note: {text}")
+    if not required and any(run["slo"]["met"] is False for run in runs):
+        say("note: the SLO was missed; with --require-slo the command exits 3 when it is")
     print(f"report: {target / 'report.html'}")
 
 
@@ -164,8 +178,11 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(help="two or more result folders; the first is the reference")],
     metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="only these; may be repeated")] = None,
     as_json: Json = False,
-) -> None:
-    """Put result folders side by side: differences and 95 % intervals over seeds."""
+) -> int:
+    """Put result folders side by side: settings that differ, differences and 95 % intervals over seeds.
+
+    A simulation followed by measurements of the same scenario is held to limits; exit code 1 when one is missed.
+    """
     from reports.compare import compare as compare_folders
 
     found = compare_folders(folders)
@@ -173,26 +190,23 @@ def compare(
     for name in metric or []:
         if name not in known:
             raise InputError(f"--metric {name!r} is in none of the summaries: choose from {', '.join(sorted(known))}")
+    agreed = None
+    if found.backends[0] == "sim" and set(found.backends[1:]) == {"executor"}:
+        from reports.agreement import agreement
+
+        agreed = agreement(folders[0], folders[1:])
     if as_json:
-        dump(found.as_dict())
-        return
-    heads, rows = found.rows(tuple(metric)) if metric else found.rows()
-    show(text_table(heads, rows, left=2))
-    for note in found.unmatched:
-        print(f"note: {note}")
-    _tell_agreement(folders, found.backends)
+        dump(found.as_dict() | ({} if agreed is None else {"agreement": agreed.as_dict()}))
+    else:
+        from loratory.comparison_text import tell_agreement, tell_comparison
 
-
-def _tell_agreement(folders: list[Path], backends: tuple[str, ...]) -> None:
-    """A simulation first and measurements after it: how far it is from them, beside their own noise."""
-    from reports.agreement import agreement
-
-    if backends[0] != "sim" or set(backends[1:]) != {"executor"}:
-        return
-    found = agreement(folders[0], folders[1:])
-    heads, rows = found.table()
-    print(f"simulation against {len(folders) - 1} measured run(s) on {found.device}:")
-    show(text_table(heads, rows, left=2))
+        tell_comparison(found, metric or ())
+        if agreed is not None:
+            tell_agreement(agreed)
+    if agreed is not None and not agreed.holds:
+        complain("the simulation misses a limit; see the rows marked NO")
+        return LoratoryError.exit_code
+    return 0
 
 
 @app.command()

@@ -13,6 +13,7 @@ from loratory.advice import advise
 from loratory.backend import Backend, Simulation, Task
 from loratory.build import Built, build
 from loratory.ceiling import ceiling
+from loratory.setup import setup
 from loratory.specs import policy_factory
 from reports.folder import ResultFolder
 from reports.info import RunInfo
@@ -67,12 +68,14 @@ def run_scenario(
             for policy, seed in runs
         ]
         reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress)
+        facts = setup(scenario, built, backend.name)
         if folder is None:
-            return summary_of([report.run for report in reports])
+            return summary_of([report.run for report in reports], facts)
         return folder.write(
             reports,
             title=scenario.name,
             description=scenario.description,
+            setup=facts,
             scenario_yaml=dump(scenario),
             run_info={
                 "memory": None if built.memory is None else built.memory.items(),

@@ -103,6 +103,18 @@ def describe(spec: str) -> Description:
     return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
 
 
+def settings_of(spec: str) -> dict[str, Any]:
+    """Every parameter of a policy with the value it has under this spec, its own first.
+
+    >>> settings_of("fifo:strict=true")
+    {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
+    """
+    found, given = _find(spec)
+    own = {name: default for name, (_, default) in _own(found).items()}
+    common = {name: default for name, (_, default, _) in _COMMON.items()}
+    return {**own, **{k: v for k, v in common.items() if k not in own}, **_read_parameters(spec, found, given)}
+
+
 def policy_names() -> list[str]:
     """Names of the policies that come with Loratory and of those other packages offer as entry points."""
     own = [module.name for module in pkgutil.iter_modules(policies.__path__)]

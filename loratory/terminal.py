@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -26,29 +29,50 @@ def complain(text: str) -> None:
     print("loratory: " + " ".join(text.split()), file=sys.stderr)
 
 
+def width() -> int:
+    """Columns to print in: the terminal's, or in a pipe what COLUMNS says, 80 without."""
+    return max(40, get_terminal_size((80, 24)).columns)
+
+
+def say(text: str) -> None:
+    """A sentence: wrapped between words where there is a terminal, on one line in a pipe."""
+    print(fill(text, width(), break_long_words=False, break_on_hyphens=False) if sys.stdout.isatty() else text)
+
+
 def show(thing: Any, whole: bool = False) -> None:
-    """Something rich can print; in a pipe at least 160 columns wide, and if ``whole`` so wide that no path is cut."""
+    """Something rich can print; in a pipe at least 160 columns wide, and if ``whole`` so wide that no path is cut.
+
+    Where the variable COLUMNS is set, tables are as wide as it says.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and (whole or "COLUMNS" not in os.environ):
         wide = Console(width=_WIDEST)
         needed = Measurement.get(wide, wide.options, thing).maximum if whole else 0
         console = Console(width=max(console.width, 160, needed))
     console.print(thing)
 
 
-def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Any:
-    """A table of texts; all but the first ``left`` columns are numbers, set right."""
+def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, tight: bool = False) -> Any:
+    """A table of texts; all but the first ``left`` columns are numbers, set right, and never folded.
+
+    ``tight``: one space between columns instead of three.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    cells = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0) if tight else (0, 1))
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < left else "right")
-    for row in rows:
-        table.add_row(*row)
+        numbers = place >= left
+        least = min(max(map(len, (head, *(row[0] for row in cells)))), width() // 2) if place == 0 else None
+        justify: Any = "right" if numbers else "left"
+        table.add_column(Text(head), justify=justify, no_wrap=numbers, overflow="fold", min_width=least)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 

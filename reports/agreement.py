@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from reports.compare import load_runs
+from reports.compare import load_runs, number
 from reports.stats import cleaned
 from reports.summary import scalars
 from serving.errors import InputError
@@ -23,6 +23,10 @@ LIMITS: Mapping[str, float] = {
 }
 """Relative errors a calibrated simulation is held to on a CPU; on a GPU half of each. Other metrics have none."""
 
+UNDECIDED = "not decidable (noise exceeds the limit)"
+
+Verdict = Literal["yes", "no", "not decidable (noise exceeds the limit)"]
+
 ALSO: tuple[str, ...] = ("tpot_s.mean", "itl_s.mean", "queue_s.mean", "adapters.loads", "adapters.hit_rate")
 """Metrics shown without a limit."""
 
@@ -32,7 +36,7 @@ class Agreed:
     """One metric of one policy: means over simulated and over measured runs, and their relative difference ``error``.
 
     ``noise``: largest less smallest over the mean, among measured repeats of one seed; the median over seeds, None with
-    one repeat. ``limit``: what ``error`` is held to, the larger of the metric's own and twice the noise; None without.
+    one repeat. ``limit``: what ``error`` is held to; None without.
     """
 
     policy: str
@@ -44,9 +48,18 @@ class Agreed:
     limit: float | None
 
     @property
-    def holds(self) -> bool | None:
-        """Whether the error is within its limit; None without a limit."""
-        return None if self.limit is None or self.error is None else abs(self.error) <= self.limit
+    def holds(self) -> Verdict | None:
+        """Whether the error is within its limit; None without a limit.
+
+        Where twice the noise exceeds the limit, an error within twice the noise decides nothing: a simulator that is
+        off by more than the limit could show it, and so could one without any error. A larger one is no noise.
+        """
+        if self.limit is None or self.error is None:
+            return None
+        noise = 2 * (self.noise or 0.0)
+        if noise > self.limit and abs(self.error) <= noise:
+            return "not decidable (noise exceeds the limit)"
+        return "yes" if abs(self.error) <= self.limit else "no"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +73,18 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether every metric with a limit is within it."""
-        return all(row.holds is not False for row in self.rows)
+        """Whether no metric with a limit is beyond it; see `undecided` for those that nobody can tell."""
+        return all(row.holds != "no" for row in self.rows)
+
+    @property
+    def undecided(self) -> int:
+        """How many metrics with a limit cannot be decided for noise."""
+        return sum(row.holds == UNDECIDED for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         rows = [cleaned(asdict(row) | {"holds": row.holds}) for row in self.rows]
-        return asdict(self) | {"rows": rows, "holds": self.holds}
+        return asdict(self) | {"rows": rows, "holds": self.holds, "undecided": self.undecided}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(heads, rows) of texts for a table."""
@@ -75,12 +93,12 @@ class Agreement:
             [
                 row.policy,
                 row.metric,
-                f"{row.simulated:.4g}",
-                f"{row.measured:.4g}",
+                number(row.simulated),
+                number(row.measured),
                 _percent(row.error, "+"),
                 _percent(row.noise),
                 _percent(row.limit),
-                {None: "", True: "yes", False: "NO"}[row.holds],
+                {None: "", "no": "NO"}.get(row.holds, str(row.holds)),
             ]
             for row in self.rows
         ]
@@ -135,8 +153,6 @@ def _rows(
         spreads = sorted((max(v) - min(v)) * len(v) / sum(v) for v in measured if len(v) > 1 and sum(v) > 0)
         noise = spreads[len(spreads) // 2] if spreads else None
         limit = LIMITS[metric] * share if metric in LIMITS else None
-        if limit is not None and noise is not None:
-            limit = max(limit, 2 * noise)
         found.append(Agreed(policy, metric, ours, mean, ours / mean - 1 if mean else None, noise, limit))
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reports.folder import SUMMARY
+from reports.settings import Setting, differing
 from reports.stats import cleaned, half_width, student_t
 from reports.summary import scalars
 from serving.errors import InputError
@@ -22,19 +23,23 @@ METRICS = (
     "adapters.hit_rate", "adapters.loads", "adapters.evictions", "fairness.jain", "fairness.max_service_gap",
     "engine.mean_batch", "engine.preemptions", "slo.attainment",
 )  # fmt: skip
-"""The metrics `Comparison.rows` shows, in this order; `as_dict` has every scalar both sides have."""
+"""The metrics `Comparison.tables` shows, in this order; `as_dict` has every scalar both sides have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One metric of one policy: mean over seeds in the first folder and in another, and what lies between.
+    """One metric of one policy: mean over seeds in two folders, and what lies between.
 
-    ``difference`` is value minus reference; ``relative`` that over the reference (None for a reference of 0); ``low``
-    and ``high`` bound the difference at 95 %: ``method`` is "paired" where both have the same seeds, "welch" otherwise,
-    None (with no interval) for a single seed. ``clear``: the interval leaves out 0; None without an interval.
+    ``reference`` is the mean in the folder ``base``, ``value`` that in the other. The base is the first folder; where
+    the first is simulated and the other measured, it is the measured one: errors are relative to what was measured.
+    ``folder`` is the one compared with the first. ``difference`` is value minus reference; ``relative`` that over the
+    reference (None for a reference of 0); ``low`` and ``high`` bound the difference at 95 %: ``method`` is "paired"
+    where both have the same seeds, "welch" otherwise, None (with no interval) for a single seed. ``clear``: the
+    interval leaves out 0; None without an interval.
     """
 
     folder: str
+    base: str
     policy: str
     metric: str
     reference: float
@@ -49,12 +54,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Folders against the first of them. ``unmatched``: what only one side has, and other cautions, in words."""
+    """Folders against the first of them. ``unmatched``: what only one side has, and other cautions, in words.
+
+    ``settings``: in which the folders differ.
+    """
 
     folders: tuple[str, ...]
     backends: tuple[str, ...]
     differences: tuple[Difference, ...]
     unmatched: tuple[str, ...]
+    settings: tuple[Setting, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -62,33 +71,37 @@ class Comparison:
         return {
             "folders": list(self.folders),
             "backends": list(self.backends),
+            "settings": {setting.key: list(setting.values) for setting in self.settings},
             "differences": rows,
             "notes": list(self.unmatched),
         }
 
-    def rows(self, metrics: Sequence[str] = METRICS) -> tuple[list[str], list[list[str]]]:
-        """(heads, rows) of texts for a table in a terminal, only the named metrics, in their order."""
+    def tables(self, metrics: Sequence[str] = METRICS) -> list[tuple[str, str, list[list[str]]]]:
+        """For each folder and policy (folder, policy, rows): metric, both means, relative difference and its interval.
+
+        Only the named metrics, in their order. The first folder's mean comes first, whichever of the two is the base.
+        """
         place = {metric: number for number, metric in enumerate(metrics)}
-        heads = ["policy", "metric", self.folders[0], "other", "difference", "relative", "95 % interval"]
-        several = len(self.folders) > 2
-        shown = [d for d in self.differences if d.metric in place]
-        order = list(dict.fromkeys((d.folder, d.policy) for d in shown))
-        shown.sort(key=lambda d: (order.index((d.folder, d.policy)), place[d.metric]))
-        rows = [
-            [
-                f"{d.policy} ({d.folder})" if several else d.policy,
-                d.metric,
-                f"{d.reference:.4g}",
-                f"{d.value:.4g}",
-                f"{d.difference:+.4g}",
-                "" if d.relative is None else f"{d.relative * 100:+.1f} %",
-                "" if d.low is None or d.high is None else f"{d.low:+.3g} to {d.high:+.3g}",
-            ]
-            for d in shown
-        ]
-        if not several:
-            heads[3] = self.folders[1]
-        return heads, rows
+        shown = sorted((d for d in self.differences if d.metric in place), key=lambda d: place[d.metric])
+        groups: dict[tuple[str, str], list[list[str]]] = {(d.folder, d.policy): [] for d in self.differences}
+        for d in shown:
+            means = (d.reference, d.value) if d.base == self.folders[0] else (d.value, d.reference)
+            groups[d.folder, d.policy].append([d.metric, *map(number, means), *_relative(d)])
+        return [(folder, policy, rows) for (folder, policy), rows in groups.items() if rows]
+
+
+def number(value: float) -> str:
+    """A number with four digits, or all of its whole ones."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _relative(d: Difference) -> list[str]:
+    """The difference in percent of the base, and its 95 % interval; plain numbers where the base is 0."""
+    scale, unit, form = (100 / abs(d.reference), " %", "+.1f") if d.reference else (1.0, "", "+.3g")
+    interval = ""
+    if d.low is not None and d.high is not None:
+        interval = f"{d.low * scale:{form}} to {d.high * scale:{form}}{unit}"
+    return [f"{d.difference * scale:{form}}{unit}", interval]
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -113,12 +126,15 @@ def compare(folders: Sequence[Path]) -> Comparison:
             notes += [f"{policy} is only in {owner}" for policy in policies if policy not in paired]
         for ours, theirs in pairs:
             label = ours if ours == theirs else f"{ours} / {theirs}"
-            differences += _differences(name, label, reference[ours], other[theirs])
+            if _backends(reference) == "sim" and _backends(other) == "executor":
+                differences += _differences(name, name, label, other[theirs], reference[ours])
+            else:
+                differences += _differences(name, names[0], label, reference[ours], other[theirs])
         if not pairs:
             raise InputError(f"{names[0]} and {name} have no policy in common: run the same policy in both")
     notes += _scenario_notes(names, loaded)
     backends = tuple(_backends(runs) for runs in loaded)
-    return Comparison(names, backends, tuple(differences), tuple(dict.fromkeys(notes)))
+    return Comparison(names, backends, tuple(differences), tuple(dict.fromkeys(notes)), differing(folders))
 
 
 def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
@@ -141,7 +157,7 @@ def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _differences(
-    folder: str, policy: str, reference: list[Mapping[str, Any]], other: list[Mapping[str, Any]]
+    folder: str, base: str, policy: str, reference: list[Mapping[str, Any]], other: list[Mapping[str, Any]]
 ) -> list[Difference]:
     before, after = [scalars(run) for run in reference], [scalars(run) for run in other]
     seeds = [run["seed"] for run in reference], [run["seed"] for run in other]
@@ -157,11 +173,13 @@ def _differences(
         b = [values[metric] for values in after if metric in values]
         if a and b:
             paired = same_seeds and len(a) == len(before) and len(b) == len(after)
-            found.append(_difference(folder, policy, metric, a, b, paired))
+            found.append(_difference(folder, base, policy, metric, a, b, paired))
     return found
 
 
-def _difference(folder: str, policy: str, metric: str, a: list[float], b: list[float], paired: bool) -> Difference:
+def _difference(
+    folder: str, base: str, policy: str, metric: str, a: list[float], b: list[float], paired: bool
+) -> Difference:
     reference, value = sum(a) / len(a), sum(b) / len(b)
     difference = value - reference
     half: float | None = None
@@ -172,6 +190,7 @@ def _difference(folder: str, policy: str, metric: str, a: list[float], b: list[f
     low, high = (None, None) if half is None else (difference - half, difference + half)
     return Difference(
         folder,
+        base,
         policy,
         metric,
         reference,

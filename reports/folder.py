@@ -102,20 +102,22 @@ class ResultFolder:
         title: str,
         scenario_yaml: str,
         description: str = "",
+        setup: Mapping[str, str] | None = None,
         run_info: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Write everything but the records: summary.json, scenario.yaml, report.html, timeline.json, run_info.json.
 
-        Returns the summary. ``run_info`` adds to run_info.json, which holds what differs between two equal runs.
+        Returns the summary. ``setup``: what was simulated, texts by label. ``run_info`` adds to run_info.json, which
+        holds what differs between two equal runs.
         """
-        summary = summary_of([report.run for report in reports])
+        summary = summary_of([report.run for report in reports], setup)
         traced = [report for report in reports if report.trace]
         names = [(f"{r.info.policy}, seed {r.info.seed}", r.info.replicas, r.trace) for r in traced]
         try:
             self._text("scenario.yaml", scenario_yaml)
             self._text(SUMMARY, to_json(summary))
             self._text("timeline.json", timeline_json(names))
-            self._text("report.html", render(title, reports, description))
+            self._text("report.html", render(title, reports, description, setup))
             self._text("run_info.json", json.dumps(self._run_info(run_info or {}), indent=2, default=str) + "\n")
         except OSError as error:
             raise _unwritable(self.target, error) from error

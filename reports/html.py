@@ -92,8 +92,13 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
 }
 
 
-def render(title: str, reports: Sequence[RunReport], description: str = "") -> str:
-    """The report over all runs. Every text from outside is escaped; the same runs give the same bytes."""
+def render(
+    title: str, reports: Sequence[RunReport], description: str = "", setup: Mapping[str, str] | None = None
+) -> str:
+    """The report over all runs; ``setup``: what was simulated, by label, for its first block.
+
+    Every text from outside is escaped; the same runs give the same bytes.
+    """
     from jinja2 import Environment, StrictUndefined
 
     runs = [report.run for report in reports]
@@ -114,6 +119,7 @@ def render(title: str, reports: Sequence[RunReport], description: str = "") -> s
         title=title,
         css=Markup(_resource("report.css")),
         lead=[line for line in (description, _lead(reports)) if line],
+        setup=setup or {},
         verdicts=verdicts(runs),
         marks=_MARKS,
         tables=_tables(runs),

@@ -29,12 +29,14 @@ class DecodeLine(NamedTuple):
 class CostModel(Protocol):
     """How long things take. Implementations are pure: equal shapes cost equal, and nothing here reads a clock.
 
+    ``known_error`` says, in a sentence that every report shows, how far predictions are known to be off, and from what.
     ``warnings`` collects, once each, sentences about predictions outside what the model was fitted on; reports show it.
     ``below``: the hops that end in host memory, of which a simulation needs to know what overlaps.
     """
 
     name: str
     source: str
+    known_error: str
     warnings: list[str]
     below: TransferOptions
 

@@ -59,6 +59,7 @@ class LinearCost:
     def __init__(self, options: LinearOptions, slots: int = 0) -> None:
         self.options = options
         self.source = options.source
+        self.known_error = f"that of its constants ({options.source}); none is known beyond that"
         self.warnings: list[str] = []
         o = options
         self.below = o.transfers

@@ -217,6 +217,7 @@ class ProfileCost:
         self.source = f"profile {profile.name}: {profile.samples} steps of {profile.model or 'a model'}, " + (
             f"median held-out error {profile.held_out.median:.1%}" if profile.held_out.samples else "no held-out error"
         )
+        self.known_error = _known_error(profile)
         doubts = "; ".join(profile.doubts()) or ("" if profile.usable else "its file says usable: false")
         self.warnings: list[str] = (
             [f"profile {profile.name} is not fit for use: {doubts}: measure anew with `loratory profile`"]
@@ -315,6 +316,17 @@ class ProfileCost:
         seconds = {f: getattr(self._w, f) * values[f] for f in FEATURES}
         seconds |= {feature: s * values[feature] for feature, s in bent.items()}
         return {feature: value for feature, value in seconds.items() if value}
+
+
+def _known_error(profile: Profile) -> str:
+    held = profile.held_out
+    noise = "" if profile.noise is None else f"; equal steps differ by {profile.noise:.1%}"
+    if not held.samples:
+        return f"not known: profile {profile.name} has no held-out steps{noise}"
+    return (
+        f"of {held.samples} steps it was not fitted to, on the machine it was measured on: median {held.median:.1%}, "
+        f"P90 {held.p90:.1%}, their sum {held.total:+.1%}{noise}"
+    )
 
 
 def _below(profile: Profile, given: TransferOptions) -> TransferOptions:

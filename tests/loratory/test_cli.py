@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import subprocess
@@ -301,3 +302,55 @@ def test_help_version_and_completion_are_where_one_looks_for_them(tmp_path: Path
     command = [sys.executable, "-c", "import sys; sys.argv = ['loratory']; from loratory.cli import main; main()"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.stdout.split() == ["scenarios"]
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_a_run_tells_what_it_was_and_every_number_whole_in_80_columns(
+    columns: str | None, small: Path, tmp_path: Path
+) -> None:
+    """Many policies, one with a long name: several tables, none wider than 80, no number folded or cut."""
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    environment |= {"COLUMNS": columns} if columns else {}
+    policies = [f"--policy={name}" for name in ("fifo", "affinity", "deadline:abort=false,slack_s=1", "slora", "drain")]
+    command = [sys.executable, "-m", "loratory.cli", "run", str(small), *policies, "--set", "slo.ttft_p99_s=0.1"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    first, second, third, *rest = done.stdout.splitlines()
+    assert first == "small: a small one"
+    assert second.startswith("llama-3.1-8b, bf16 on 1 x h100-80gb: ") and "max_loras 4" in second
+    assert third.startswith("cost model: roofline of llama-3.1-8b; known error: ")
+    table = [line for line in rest if not line.startswith(("next", "note", "Means", "report"))]
+    assert max(map(len, table)) <= 80
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    words = {word for line in table for word in line.split()}
+    for policy in summary["policies"]:
+        metrics = policy["metrics"]
+        assert f"{metrics['throughput.output_tokens_per_s']['mean']:,.0f}" in words
+        assert f"{metrics['throughput.output_tokens_per_s_per_gpu']['mean']:,.0f}" in words
+        assert f"{metrics['ttft_s.p99']['mean']:.3f}" in words
+    assert "missed" in words and done.stdout.count("--require-slo") == 1
+
+
+def test_the_first_block_of_a_report_says_what_was_simulated(small: Path, tmp_path: Path) -> None:
+    small.write_text(SMALL.replace("seeds: [0, 1]", "seeds: [7]\ncluster: {replicas: 2, router: least_loaded}"))
+    done = loratory("run", small, "--out", tmp_path / "out", "--json", "--policy", "affinity:hard=true")
+    setup = json.loads(done.stdout)["setup"]
+    assert setup["model"] == "llama-3.1-8b, bf16"
+    assert setup["GPU"] == "2 replicas of 1 x h100-80gb, router least_loaded"
+    assert "max_loras 4, max_lora_rank 16, max_cpu_loras 8" in setup["engine"] and "KV cache of" in setup["engine"]
+    assert setup["adapters"] == "12, rank 16, popularity zipf 1, base_share 0.1"
+    assert setup["workload"].startswith("arrivals poisson 8, input_tokens lognormal mean 200, cv 1")
+    assert setup["policies"] == "affinity (cluster_size=0, hard=true)"
+    assert setup["SLO"] == "ttft_p99_s 2" and setup["seeds"] == "7; warmup_s 0"
+    assert setup["version"] == f"Loratory {version('loratory')}" and "within 10 %" in setup["known error"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(html.escape(text, quote=False) in page.replace("&#39;", "'") for text in setup.values())
+    assert page.index('class="setup"') < page.index('id="verdicts"')

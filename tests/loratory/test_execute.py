@@ -134,9 +134,11 @@ def test_simulation_is_compared_with_repeated_measurements(
     found = agreement(tmp_path / "sim", [measured, measured])
     throughput = next(row for row in found.rows if row.metric == "throughput.requests_per_s")
     assert throughput.limit == pytest.approx(0.04) and throughput.noise == 0.0 and throughput.error is not None
-    assert throughput.holds == (abs(throughput.error) <= 0.04)
-    code, out, _ = quick("compare", str(tmp_path / "sim"), str(measured))
-    assert code == 0 and "simulation against 1 measured run" in out and "noise" in out
+    assert throughput.holds == ("yes" if abs(throughput.error) <= 0.04 else "no")
+    once = agreement(tmp_path / "sim", [measured])
+    code, out, err = quick("compare", str(tmp_path / "sim"), str(measured))
+    assert code == (0 if once.holds else 1) and ("misses a limit" in err) == (code == 1)
+    assert "simulation against 1 measured run" in out and "noise" in out
     with pytest.raises(InputError, match="give the simulation first"):
         agreement(measured, [tmp_path / "sim"])
 
