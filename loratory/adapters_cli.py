@@ -302,9 +302,13 @@ def scan_prefix(
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path | None, typer.Argument(help="a YAML manifest, or a text with vLLM's --lora-modules")] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Argument(help="a YAML manifest, or a text with vLLM's --lora-modules", show_default=False),
+    ] = None,
     modules: Annotated[
-        list[str] | None, typer.Option("--lora-modules", help="name=path or JSON, as vLLM takes it; may be repeated")
+        list[str] | None,
+        typer.Option("--lora-modules", help="name=path or JSON items, as many as vLLM takes; may be repeated"),
     ] = None,
     new_version: NewVersion = False,
     ids: Ids = None,
@@ -321,7 +325,7 @@ def import_file(
     from loratory.adapters_transfer import read_list
     from serving.importing import import_manifest
 
-    listed = read_list(file, modules)
+    listed = read_list(file or [], modules or [])
     with (
         intake(cache, cache_size, model, max_lora_rank) as way,
         writing(registry) as plain,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.errors import InputError
+from serving.errors import InputError, shortened
 from serving.importing import manifest_of_modules
 from serving.lora_modules import OPTION, ModulePath, format_lora_modules, parse_lora_modules
 from serving.manifest import Entry, Manifest, parse_manifest
@@ -37,13 +37,19 @@ class AdapterList:
         return tuple(found)
 
 
-def read_list(file: Path | None, items: Sequence[str] | None) -> AdapterList:
-    """The list in a file, or on the command line. Local sources of a manifest are relative to its folder."""
-    if (file is None) == (not items):
-        raise InputError(f"give either a file or {OPTION} items, to say what to import")
-    if file is None:
-        modules = parse_lora_modules(list(items or []))
+def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
+    """The list in the one file that ``more`` names, or the ``items`` of the option and ``more``, which come after them.
+
+    Local sources of a manifest are relative to its folder.
+    """
+    if items:
+        if both := [word for word in more if "=" not in word and not word.lstrip().startswith("{")]:
+            raise InputError(f"give either a file or {OPTION} items, not both: leave {shortened(both[0], 80)} out")
+        modules = parse_lora_modules([*items, *more])
         return AdapterList(manifest_of_modules(modules), modules)
+    if len(more) != 1:
+        raise InputError(f"give either a file or {OPTION} and its items, to say what to import")
+    file = Path(more[0])
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from serving.base_shapes import PARENTS, BaseShapes
 from serving.description import LoRAModule
 from serving.errors import InvalidAdapter
+from serving.module_paths import PREFIX, WRAPPERS, Place, bare, not_linear, place_of, read_as, why_none
 from serving.peft_config import LoraSettings
 from serving.peft_fields import EXTRA_TENSORS
 from serving.peft_patterns import Patterns
 from serving.safetensors_header import Tensor
 from serving.strict_json import shown
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the path of a module in the base model."""
-
 MAX_LAYERS = 1024
 """Layers an adapter may have when no base model says how many there are."""
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight", re.ASCII)
-_PATH = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(\w+)\.(\w+)", re.ASCII)
 _NAMED = re.compile(r".+\.lora_[AB]\.(\w+)\.weight")
+_ORDER = {name: place for place, name in enumerate(PARENTS)}
+
+_Pairs = Mapping[str, Mapping[str, Tensor]]
 
 
 def pair(
@@ -35,37 +35,102 @@ def pair(
 ) -> tuple[LoRAModule, ...]:
     """The modules in order of layer and `PARENTS`. ``config`` and ``weights`` are the two files' names in messages.
 
-    Without ``base``, the model is taken to have the layers up to the last one that either file names.
-    Raises `InvalidAdapter`.
+    Modules may be below the name of a wrapper (`serving.module_paths`): they are called as in a causal language model,
+    and the configuration's patterns are matched with the names in the file. Without ``base``, the model is taken to
+    have the layers up to the last one that either file names. Raises `InvalidAdapter`.
     """
-    patterns = Patterns(config)
     pairs = _pairs(tensors, weights)
-    names = tuple(PARENTS)
-    found = []
+    found: dict[tuple[int, int], tuple[str, Place]] = {}
     for path in pairs:
-        layer, name = _place(path, base, allowed, weights)
-        found.append((layer, names.index(name), path))
-    _check_targets(
-        settings, {path for _, _, path in found}, _layers(found, settings, base, config), config, weights, patterns
-    )
+        place = _place(path, base, allowed, weights)
+        other, _ = found.setdefault((place.layer, _ORDER[place.name]), (path, place))
+        if other != path:
+            raise InvalidAdapter(
+                f"{weights} has LoRA matrices of {shown(other)} and of {shown(path)}, which are one layer: keep one"
+            )
+    places = [found[key] for key in sorted(found)]
+    layers = _layers([place for _, place in places], settings, base, config)
+    readings = _readings([place for _, place in places], weights)
+    read: list[tuple[LoRAModule, ...]] = []
+    refusal: InvalidAdapter | None = None
+    patterns = Patterns(config)
+    for reading in readings:
+        try:
+            read.append(_modules(pairs, places, reading, settings, base, layers, config, weights, patterns))
+        except InvalidAdapter as error:
+            refusal = refusal or error
+    if not read:
+        assert refusal is not None, "there is a reading"
+        raise refusal
+    if any(modules != read[0] for modules in read):
+        raise InvalidAdapter(
+            f"{config} has patterns that mean other modules with {_wrappers(pairs)} in the keys than without: rename "
+            f"the keys of {weights} as PEFT would have them"
+        )
+    return read[0]
+
+
+def _modules(
+    pairs: _Pairs,
+    places: Sequence[tuple[str, Place]],
+    reading: str,
+    settings: LoraSettings,
+    base: BaseShapes | None,
+    layers: int,
+    config: str,
+    weights: str,
+    patterns: Patterns,
+) -> tuple[LoRAModule, ...]:
+    """The modules, by one way to read the paths that the configuration's patterns are matched with."""
+    held = {read_as(reading, place.layer, place.name) for _, place in places}
+    _check_targets(settings, held, reading, layers, config, weights, patterns)
     modules = []
-    for layer, index, path in sorted(found):
-        a, b = pairs[path]["A"], pairs[path]["B"]
+    for key, place in places:
+        a, b = pairs[key]["A"], pairs[key]["B"]
+        path = read_as(reading, place.layer, place.name)
         rank = settings.rank(path, patterns)
-        _check_shapes(a, b, rank, names[index], base, config, weights)
+        _check_shapes(a, b, rank, place.name, base, config, weights)
         scaling = settings.scaling(path, rank, patterns)
-        modules.append(LoRAModule(path, names[index], layer, rank, scaling, a.shape[1], b.shape[0], a.key, b.key))
+        widths = a.shape[1], b.shape[0]
+        modules.append(LoRAModule(place.path, place.name, place.layer, rank, scaling, *widths, a.key, b.key))
     return tuple(modules)
 
 
-def _pairs(tensors: Sequence[Tensor], weights: str) -> Mapping[str, Mapping[str, Tensor]]:
+def _readings(places: Sequence[Place], weights: str) -> tuple[str, ...]:
+    """How all paths can be read alike: without wrappers, and with them if each has the same."""
+    first = places[0].readings[0]
+    other = next((place for place in places if place.readings[0] != first), None)
+    if other is not None:
+        raise InvalidAdapter(
+            f"{weights} has LoRA matrices of {shown(places[0].path)} below {_above(first)} and of {shown(other.path)} "
+            f"below {_above(other.readings[0])}: rename the keys so that all layers are in one model"
+        )
+    as_it_is = {place.readings[-1] for place in places}
+    return tuple(dict.fromkeys((first, *(as_it_is if len(as_it_is) == 1 else ()))))
+
+
+def _above(reading: str) -> str:
+    return shown(reading.partition("layers.")[0].rstrip(".") or "nothing")
+
+
+def _wrappers(pairs: _Pairs) -> str:
+    return " and ".join(sorted({part for path in pairs for part in path.split(".")} & WRAPPERS))
+
+
+def _pairs(tensors: Sequence[Tensor], weights: str) -> _Pairs:
     """Path of a module to its two tensors."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for tensor in tensors:
-        match = _KEY.fullmatch(tensor.key)
-        if match is None:
+        match = _KEY.fullmatch(bare(tensor.key))
+        if match is None or match[1] == "lm_head":
             raise InvalidAdapter(f"{weights} holds the tensor {shown(tensor.key)}: {_strange(tensor.key)}")
-        pairs.setdefault(match[1], {})[match[2]] = tensor
+        sides = pairs.setdefault(match[1], {})
+        if match[2] in sides:
+            raise InvalidAdapter(
+                f"{weights} has lora_{match[2]} of {shown(match[1])} twice, as {shown(sides[match[2]].key)} and as "
+                f"{shown(tensor.key)}: keep one"
+            )
+        sides[match[2]] = tensor
     for path, sides in pairs.items():
         for side, other in (("A", "B"), ("B", "A")):
             if side not in sides:
@@ -87,30 +152,28 @@ def _strange(key: str) -> str:
     return "only lora_A and lora_B of linear layers are served; save the adapter without other weights"
 
 
-def _place(path: str, base: BaseShapes | None, allowed: frozenset[str], weights: str) -> tuple[int, str]:
-    """(layer, name) of a module."""
-    match = _PATH.fullmatch(path)
-    if match is None or PARENTS.get(match[3]) != match[2]:
+def _place(path: str, base: BaseShapes | None, allowed: frozenset[str], weights: str) -> Place:
+    """Where a module is, in the model and among what is allowed."""
+    place = place_of(path)
+    if place is None:
         raise InvalidAdapter(
-            f"{weights} has LoRA matrices of {shown(path)}, which no served model has: retrain on the linear layers of "
-            f"a causal language model, {', '.join(PARENTS)}"
+            f"{weights} has LoRA matrices of {shown(path)}, which no served model has: {why_none(path)}"
         )
-    layer, name = int(match[1]), match[3]
-    if name not in allowed:
+    if place.name not in allowed:
         raise InvalidAdapter(
-            f"{weights} has LoRA matrices of {path}, and {name} is not among the allowed modules "
+            f"{weights} has LoRA matrices of {path}, and {place.name} is not among the allowed modules "
             f"({', '.join(sorted(allowed))}): allow it or retrain without it"
         )
     last = (base.layers if base else MAX_LAYERS) - 1
-    if layer > last:
+    if place.layer > last:
         raise InvalidAdapter(
             f"{weights} has LoRA matrices of {path}, and the base model's last layer is {last}: "
             "give the base model the adapter was trained on"
         )
-    return layer, name
+    return place
 
 
-def _layers(found: Sequence[tuple[int, int, str]], settings: LoraSettings, base: BaseShapes | None, config: str) -> int:
+def _layers(places: Sequence[Place], settings: LoraSettings, base: BaseShapes | None, config: str) -> int:
     last = (base.layers if base else MAX_LAYERS) - 1
     asked = max(settings.layers, default=0)
     if asked > last:
@@ -118,17 +181,20 @@ def _layers(found: Sequence[tuple[int, int, str]], settings: LoraSettings, base:
             f"{config}: layers_to_transform names layer {asked}, and the base model's last layer is {last}: "
             "give the base model the adapter was trained on"
         )
-    return base.layers if base else max(asked, max(layer for layer, _, _ in found)) + 1
+    return base.layers if base else max(asked, max(place.layer for place in places)) + 1
 
 
 def _check_targets(
-    settings: LoraSettings, held: set[str], layers: int, config: str, weights: str, patterns: Patterns
+    settings: LoraSettings, held: set[str], reading: str, layers: int, config: str, weights: str, patterns: Patterns
 ) -> None:
-    """The file must hold the modules that the configuration promises: all of them and no others."""
+    """The file must hold the modules that the configuration promises: all of them and no others.
+
+    A name in a list that means nothing in this model promises nothing: PEFT takes it as long as another one matches.
+    """
     unused = set() if isinstance(settings.target_modules, str) else set(settings.target_modules)
     for layer in range(layers):
-        for name, parent in PARENTS.items():
-            path = f"model.layers.{layer}.{parent}.{name}"
+        for name in PARENTS:
+            path = read_as(reading, layer, name)
             unused -= settings.names(path)
             if settings.targets(path, layer, patterns) == (path in held):
                 continue
@@ -141,11 +207,14 @@ def _check_targets(
                 f"{weights} has no LoRA matrices of {path}, which target_modules of {config} promises: "
                 "save configuration and weights of the same adapter, and check the base model"
             )
-    if unused:
-        raise InvalidAdapter(
-            f"{config}: target_modules names {shown(min(unused))}, which is no linear layer of a served model with "
-            f"{layers} layers: use {', '.join(PARENTS)}"
-        )
+    if not unused:
+        return
+    for path in not_linear(layers):
+        if named := sorted(settings.names(path) & unused):
+            raise InvalidAdapter(
+                f"{config}: target_modules names {shown(named[0])}, which is no linear layer but {path}: "
+                "save configuration and weights of the same adapter, trained on linear layers"
+            )
 
 
 def _check_shapes(

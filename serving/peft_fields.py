@@ -72,9 +72,19 @@ PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways of initialising that change the base weights: the saved matrices are right only on the changed ones."""
 
+_HEAD = "LoRA on lm_head, the output head, is not served; retrain without it as a target, or merge the adapter"
+_EMBEDDING = "LoRA on an embedding is not served; retrain without embed_tokens as a target, or merge the adapter"
+_WHOLE = (
+    "whole modules are not served; save it with save_embedding_layers=False if it was not trained, or merge the adapter"
+)
+
 EXTRA_TENSORS: Mapping[str, str] = {
-    ".lora_embedding_A": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
-    ".lora_embedding_B": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
+    ".lm_head.lora_": _HEAD,
+    ".lm_head.base_layer.": _HEAD,
+    ".lm_head.weight": f"it is the whole output head, and {_WHOLE}",
+    ".embed_tokens.weight": f"it is the whole embedding, and {_WHOLE}",
+    ".lora_embedding_A": _EMBEDDING,
+    ".lora_embedding_B": _EMBEDDING,
     ".lora_magnitude_vector": "it is DoRA's; retrain with use_dora=False, or merge the adapter",
     ".lora_B.bias": "biases of LoRA layers are not served; retrain with lora_bias=False",
     ".lora_diag": "it is KaSA's; retrain without kasa_config",
@@ -82,7 +92,7 @@ EXTRA_TENSORS: Mapping[str, str] = {
     ".lora_velora": "it is VeLoRA's; retrain without velora_config",
     ".lora_arrow": "it is Arrow's; register the adapters it was built from",
     ".trainable_tokens_": "trained token embeddings are not served; retrain without trainable_token_indices",
-    ".embed_tokens.": "LoRA on an embedding is not served; retrain without embed_tokens and lm_head as targets",
+    ".embed_tokens.": _EMBEDDING,
     ".modules_to_save": "whole modules are not served; retrain without modules_to_save, or merge the adapter",
     ".original_module": "whole modules are not served; retrain without modules_to_save, or merge the adapter",
     ".bias": "trained biases are not served; retrain with bias='none'",

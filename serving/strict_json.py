@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from serving.errors import InvalidAdapter
 from serving.lfs import LFS_POINTER, lfs_pointer
@@ -13,6 +14,9 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_DEPTH = 32
 """Nesting a configuration may have; PEFT's has 3."""
 
+_LINK = re.compile(rb"(?:\.\./)+[^\s{}]{1,1000}")
+"""What git leaves in the place of a link where it may make none: the path that the link leads to."""
+
 
 def parse_object(data: bytes, where: str, limit: int) -> dict[str, object]:
     """The object in ``data``, which must be UTF-8 JSON of at most ``limit`` bytes with no key twice.
@@ -21,6 +25,11 @@ def parse_object(data: bytes, where: str, limit: int) -> dict[str, object]:
     """
     if lfs_pointer(data):
         raise InvalidAdapter(f"{where} {LFS_POINTER}")
+    if link := _LINK.fullmatch(data):
+        raise InvalidAdapter(
+            f"{where} holds {shown(link[0].decode(errors='replace'))}, the path of a symbolic link, not the file: "
+            "copy the folder again with its links, or with cp -L"
+        )
     if len(data) > limit:
         raise InvalidAdapter(f"{where} is larger than {limit} bytes: remove from it what PEFT did not write")
     if not data.strip():

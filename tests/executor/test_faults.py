@@ -133,6 +133,23 @@ def test_an_adapter_that_breaks_after_it_was_accepted_fails_its_requests_alone(
     assert "a2" not in ran.executor.tiers.in_host
 
 
+def test_keys_below_the_name_of_a_wrapper_give_the_same_tokens(llama: Zoo, tmp_path: Path) -> None:
+    """Adapters saved from a vision-language or a compiled model name the same layers otherwise."""
+    plain = _run(llama, _config())
+    files = {}
+    for index, (name, found) in enumerate(llama.files.items()):
+        place = tmp_path / name
+        shutil.copytree(found.folder, place)
+        path = place / "adapter_model.safetensors"
+        prefix = ("language_model.model.", "_orig_mod.model.", "model.language_model.")[index % 3] + "layers."
+        save_file({key.replace("model.layers.", prefix): value for key, value in load_file(path).items()}, path)
+        text = (place / "adapter_config.json").read_text()
+        files[name] = Intake(AdapterCache(tmp_path / "cache")).verified(name, str(place), None)
+        assert files[name].digest != found.digest and "language_model" not in text
+    renamed = _run(replace(llama, files=files), _config())
+    assert renamed.tokens == plain.tokens and len(set(plain.tokens.values())) > 5
+
+
 def test_logits_that_are_not_finite_fail_their_request_alone(llama: Zoo, tmp_path: Path) -> None:
     """Weights so large that the model overflows are finite in the file, so only the step can tell."""
     healthy = _run(llama, _config())

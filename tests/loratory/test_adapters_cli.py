@@ -178,6 +178,9 @@ def test_a_refused_adapter_leaves_no_registry_behind(home: Path, loratory: Comma
         (("scan", "nowhere"), "is not a folder"),
         (("scan", "https://host/x"), "cannot be listed"),
         (("import",), "give either a file or --lora-modules"),
+        (("import", "a.yaml", "b.yaml"), "give either a file or --lora-modules"),
+        (("import", "a.yaml", "--lora-modules", "a=adapters/sql"), "not both: leave a.yaml out"),
+        (("import", "--lora-modules", "a=adapters/sql", "a=adapters/chat"), "the name 'a' comes twice"),
         (("import", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (("import", "adapters"), "adapters: cannot be read"),
         (("import", "config.json"), "config.json: --lora-modules:"),
@@ -329,6 +332,62 @@ def test_what_comes_from_elsewhere_is_cached_and_exported_by_its_folder(
     assert "put back what was registered" in refused(loratory, "resolve", "sql", "--cache", "empty")
     assert "needs" in refused(loratory, "add", "big", f"{web.url}/sql", "--cache", "small", "--cache-size", "100")
     assert not (home / ".cache").exists()
+
+
+def test_one_flag_takes_as_many_items_as_vllms(home: Path, loratory: Command) -> None:
+    item = json.dumps({"name": "next", "path": "adapters/sql-next", "base_model_name": "some/llama"})
+    said = ok(loratory, "import", "--lora-modules", "sql=adapters/sql", item, "--lora-modules", "chat=adapters/chat")
+    assert [line.split(":")[0] for line in said.splitlines()] == [
+        "registered sql@1", "registered chat@1", "registered next@1", "3 added, 0 known",
+    ]  # fmt: skip
+    assert "0 added, 2 known" in ok(loratory, "import", "--lora-modules", "sql=adapters/sql", "chat=adapters/chat")
+
+
+@pytest.fixture
+def snapshot(home: Path) -> Path:
+    """What huggingface_hub.snapshot_download returns: links to the repository's blobs."""
+    repository = home / "hub/models--acme--sql"
+    folder = repository / "snapshots/0dfa"
+    (repository / "blobs").mkdir(parents=True)
+    for number, place in enumerate((folder, folder / "checkpoints/last")):
+        place.mkdir(parents=True)
+        for name in (CONFIG, WEIGHTS):
+            blob = repository / "blobs" / f"{name}-{number}"
+            shutil.copy(home / "adapters" / ("sql", "chat")[number] / name, blob)
+            (place / name).symlink_to(os.path.relpath(blob, place))
+    return folder
+
+
+def test_a_snapshot_of_the_hubs_cache_is_imported_as_vllms_documentation_does(
+    home: Path, loratory: Command, snapshot: Path
+) -> None:
+    ok(loratory, "import", "--lora-modules", f"sql={snapshot}", f"deep={snapshot / 'checkpoints/last'}")
+    (home / "link").symlink_to(snapshot)
+    ok(loratory, "add", "linked", "link")
+    assert ok(loratory, "scan", "hub", "--dry-run").endswith("2 valid\n")
+    assert ok(loratory, "verify").startswith("3 of 3 adapters are what was registered")
+    assert str(snapshot) in ok(loratory, "resolve", "sql")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_link_of_a_snapshot_that_leaves_its_repository_is_refused(
+    name: str, home: Path, loratory: Command, snapshot: Path
+) -> None:
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to(home / "adapters/chat" / name)
+    assert "is a symbolic link out of the folder" in refused(loratory, "add", "sql", snapshot)
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to("../../../models--acme--sql-evil/blobs/x")
+    (home / "hub/models--acme--sql-evil/blobs").mkdir(parents=True)
+    shutil.copy(home / "adapters/chat" / name, home / "hub/models--acme--sql-evil/blobs/x")
+    assert "is a symbolic link out of the folder" in refused(loratory, "add", "sql", snapshot)
+
+
+def test_a_snapshots_links_are_followed_in_the_hubs_layout_only(home: Path, loratory: Command, snapshot: Path) -> None:
+    """The same links under another name are those of any folder, and may lead to any file."""
+    (home / "hub/models--acme--sql").rename(home / "hub/acme--sql")
+    said = refused(loratory, "add", "sql", "hub/acme--sql/snapshots/0dfa")
+    assert "is a symbolic link out of the folder" in said
 
 
 def test_places_come_from_the_environment(home: Path, loratory: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "rank pattern, alternatives": {"target_modules": LINEAR, "rank_pattern": {"q_proj|v_proj": 2, "up": 5}},
     "alpha pattern": {"alpha_pattern": {"q_proj": 64, r".*\.0\.self_attn\.v_proj": 1}},
     "all patterns, rsLoRA": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"1.*q_proj": 6}},
+    "names that match nothing": {"target_modules": ["q_proj", "w1", "w2", "c_attn", "dense_h_to_4h"]},
+    "excluding what is not there": {"exclude_modules": ["w1"]},
     "pattern that matches nothing": {"rank_pattern": {"nothing": 2}, "alpha_pattern": {"proj": 3}},
     "one layer": {"layers_to_transform": 1},
     "layers": {"layers_to_transform": [0, 2], "layers_pattern": "layers"},

@@ -168,6 +168,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("a folder for weights", _replace_by(WEIGHTS, Path.mkdir), "is a folder, not a file: put the file"),
     Corruption("a folder for configuration", _replace_by(CONFIG, Path.mkdir), "is a folder, not a file: put the file"),
     # the configuration's text
+    _config("a link written as a file", "'../../blobs/bbb', the path of a symbolic link", b"../../blobs/bbb"),
     _config("empty configuration", f"{CONFIG} is empty: copy it again", b""),
     _config("blank configuration", f"{CONFIG} is empty: copy it again", b"  \n"),
     _config("truncated configuration", "is not valid JSON .*: save the file again", b'{"peft_type": "LORA", "r'),
@@ -211,8 +212,12 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _fields("targets a number", "target_modules is 3: it must be", target_modules=3),
     _fields("targets of numbers", "target_modules is .* it must be", target_modules=["q_proj", 3]),
     _fields(
-        "unknown target", "names 'c_attn', which is no linear layer", target_modules=["q_proj", "v_proj", "c_attn"]
+        "a target that is no linear layer",
+        "names 'self_attn', which is no linear layer but model.layers.0.self_attn: save",
+        target_modules=["q_proj", "v_proj", "self_attn"],
     ),
+    _fields("embedding as a target", "names 'embed_tokens'", target_modules=["q_proj", "v_proj", "embed_tokens"]),
+    _fields("only unknown targets", "which target_modules of .* leaves out", target_modules=["c_attn"]),
     _fields(
         "module missing",
         "has no LoRA matrices of model.layers.0.self_attn.k_proj",
@@ -322,11 +327,17 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _tensors("no width", "must be a matrix", _put(A0, np.ones((2, 0), np.float32))),
     _tensors("layer 2 of 2", "the base model's last layer is 1: give", _rename("layers.1", "layers.2")),
     _tensors("layer 01", "which no served model has", _rename("layers.1", "layers.01")),
-    _tensors("unknown module", "which no served model has: retrain", _rename("v_proj", "w_proj")),
-    _tensors("module in another block", "which no served model has: retrain", _rename("self_attn.v", "mlp.v")),
-    _tensors("an expert", "which no served model has: retrain", _rename("self_attn.v_proj", "mlp.experts.0.up_proj")),
+    _tensors(
+        "unknown module", "which no served model has: if it is one of q_proj.* rename", _rename("v_proj", "w_proj")
+    ),
+    _tensors("module in another block", "which no served model has: if it is", _rename("self_attn.v", "mlp.v")),
+    _tensors(
+        "an expert",
+        "it is of a mixture of experts, .*: serve it with",
+        _rename("self_attn.v_proj", "mlp.experts.0.up_proj"),
+    ),
     _tensors("forbidden module", "o_proj is not among the allowed modules", _rename("v_proj", "o_proj")),
-    _tensors("path upwards", "which no served model has: retrain", _rename("self_attn.v_proj", "../../etc/passwd")),
+    _tensors("path upwards", "which no served model has: if it is", _rename("self_attn.v_proj", "../../etc/passwd")),
     _tensors(
         "adapter's name in keys", "carries the adapter's name 'default'; save", _rename(".weight", ".default.weight")
     ),
@@ -347,7 +358,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     ),
     _tensors(
         "whole module",
-        "only lora_A and lora_B .* are served",
+        "it is the whole output head, and whole modules are not served",
         _put(f"{PREFIX}lm_head.weight", np.ones((32, 8), np.float32)),
     ),
     _tensors("dtypes mixed", "mixes the dtypes F16 and F32: save", _put(A0, np.ones((2, 8), np.float16))),
