@@ -11,7 +11,8 @@ from reports.info import RunInfo
 from reports.recorder import Recorder, Records
 from reports.slo import read_slo
 from reports.summary import RunReport, over_seeds, scalars, summarise, summary_of
-from reports.verdicts import Verdict, verdicts
+from reports.verdict import Verdict
+from reports.verdicts import verdicts
 
 __all__ = [
     "Comparison",

@@ -9,8 +9,10 @@ from importlib.resources import files
 from typing import Any
 
 from reports.figures import draw
+from reports.groups import FEW, groups, same_units
 from reports.summary import RunReport, over_seeds
-from reports.verdicts import same_units, verdicts
+from reports.verdict import by_policy
+from reports.verdicts import verdicts
 from reports.words import count, listed, percent, plural, seconds
 
 _ROWS = 12
@@ -170,12 +172,14 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Tenants and adapters that waited longest, for each policy's first run."""
+    """Tenants and adapters that waited longest under each policy, means over its seeds."""
     tables: list[Table] = []
-    for run in {run["policy"]: run for run in reversed(runs)}.values():
+    for policy in reversed(by_policy(runs)):
+        first = policy.runs[0]
         for unit, heading in (("tenant", "Tenants"), ("adapter", "Adapters")):
-            if len(run[f"per_{unit}"]) > 1 and not (unit == "tenant" and same_units(run)):
-                tables.insert(0, _worst(run, unit, f"{heading} with the longest TTFT p99 under {run['policy']}"))
+            if len(first[f"per_{unit}"]) > 1 and not (unit == "tenant" and same_units(first)):
+                caption = f"{heading} with the longest TTFT p99 under {policy.name}"
+                tables.append(_worst(policy.runs, unit, caption))
     return tables
 
 
@@ -190,15 +194,16 @@ def _or_dash(form: _Form, value: float | None) -> str:
     return "–" if value is None else form(value)
 
 
-def _worst(run: Mapping[str, Any], unit: str, caption: str) -> Table:
-    """The groups with the longest p99 TTFT, those that got no token at all first."""
-    rows = run[f"per_{unit}"]
-    late = sorted(rows, key=lambda row: -(row["ttft_p99_s"] if row["ttft_p99_s"] is not None else float("inf")))
-    shown = late[:_ROWS]
+def _worst(runs: Sequence[Mapping[str, Any]], unit: str, caption: str) -> Table:
+    """The groups with the longest p99 TTFT, those that got no token at all first, those with too few requests last."""
+    rows = groups(runs, unit)
+    shown = rows[:_ROWS]
     if len(rows) > len(shown):
         caption += f" ({len(shown)} of {len(rows):,})"
-    if run["seed"]:
-        caption += f", seed {run['seed']}"
+    if len(runs) > 1:
+        caption += f", means over {len(runs)} seeds"
+    if any(row["few"] for row in shown):
+        caption += f"; fewer than {FEW} requests a seed: last"
     heads = [unit, "requests", "completed", "TTFT p50", "TTFT p99", "queue time p99"]
     heads += ["service", "weight"] if unit == "tenant" else ["hit rate", "loads", "load wait"]
     return Table(caption, heads, [_group(row, unit) for row in shown])

@@ -2,72 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
+from reports.groups import LONG_S, starving
+from reports.limits import advice, bottlenecks, utilisation
 from reports.outcomes import reason_of
+from reports.sameness import costs, differ, sameness
 from reports.slo import ATTAINMENT, Limit, read_slo
-from reports.summary import over_seeds
+from reports.verdict import Mood, PolicyRuns, Verdict, by_policy
 from reports.warmup import warmup_notes
-from reports.words import change, count, listed, percent, plural, seconds
-
-STARVED = 5.0
-"""A tenant or adapter whose p99 TTFT is so many times the median one's is said to starve."""
+from reports.words import count, listed, percent, plural, seconds
 
 MATTERS = 0.01
 """From this share of the requests on, those rejected or cut short are marked as bad."""
 
-_FEW = 5
-"""Tenants and adapters with fewer measured requests are left out of comparisons of percentiles."""
-
 _DETAILED = 3
 """So many policies that miss the SLO get a sentence each, those that come closest."""
 
-Mood = Literal["good", "bad", "note"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One sentence or two on a topic; ``mood`` chooses its mark."""
-
-    topic: str
-    mood: Mood
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRuns:
-    """A policy's runs, one a seed, and the mean over seeds of each scalar."""
-
-    name: str
-    runs: list[Mapping[str, Any]]
-    mean: dict[str, float]
-
-    def get(self, metric: str) -> float | None:
-        """Mean over seeds of a dotted metric, None where no run has it."""
-        return self.mean.get(metric)
-
-
-def by_policy(runs: Sequence[Mapping[str, Any]]) -> list[PolicyRuns]:
-    """The policies of these runs, in the order first run."""
-    return [
-        PolicyRuns(
-            item["policy"],
-            [run for run in runs if run["policy"] == item["policy"]],
-            {name: value["mean"] for name, value in item["metrics"].items()},
-        )
-        for item in over_seeds(runs)
-    ]
+_COSTS = {
+    "ttft_s.mean": "mean TTFT",
+    "ttft_s.p99": "TTFT p99",
+    "throughput.output_tokens_per_s": "output throughput",
+    "adapters.loads": "adapter loads",
+}
 
 
 def verdicts(runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     """All verdicts on these runs, the most important first."""
     policies = by_policy(runs)
-    found = [*_slo(policies), *_starving(policies), *_unserved(policies), *_cache(policies), *_fairness(policies)]
-    return found + _cautions(policies)
+    parts = (
+        _slo,
+        bottlenecks,
+        utilisation,
+        advice,
+        sameness,
+        starving,
+        _unserved,
+        _cache,
+        _fairness,
+        _cautions,
+    )
+    return [verdict for part in parts for verdict in part(policies)]
 
 
 def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
@@ -77,7 +53,10 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
         best = _lowest(policies, "ttft_s.p99")
         if best is None:
             return [Verdict("SLO", "bad", "No request got a token, so there is no latency to judge.")]
-        text = f"The scenario sets no SLO. Lowest TTFT p99: {best.name} with {seconds(best.get('ttft_s.p99'))}."
+        others = [p for p in policies if p is not best]
+        apart = any(differ(best, p, "ttft_s.p99") for p in others)
+        lowest = f"{'Lowest ' if apart else ''}TTFT p99: {best.name + ' with ' if others and apart else ''}"
+        text = f"The scenario sets no SLO. {lowest}{seconds(best.get('ttft_s.p99'))}."
         return [Verdict("SLO", "note", text)]
     goals = [limit.words for limit in limits]
     goal = listed(goals if wanted is None else [*goals, f"all of these for {percent(wanted)} of requests"])
@@ -85,7 +64,8 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
     if met:
         names = listed([f"{p.name} ({percent(p.get('slo.attainment'))} of requests)" for p in met])
         text = f"{names} {'meet' if len(met) > 1 else 'meets'} the SLO ({goal})."
-        found = [Verdict("SLO", "good", text)]
+        doubts = _doubts(met, limits)
+        found = [Verdict("SLO", "note" if doubts else "good", " ".join([text, *doubts]))]
     else:
         found = [Verdict("SLO", "bad", f"No policy here meets the SLO ({goal}).")]
     missed = sorted((p for p in policies if p not in met), key=lambda p: -(p.get("slo.attainment") or 0.0))
@@ -94,6 +74,20 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
         names = listed([f"{p.name} ({percent(p.get('slo.attainment'))} of requests)" for p in rest])
         found.append(Verdict("SLO", "bad", f"Farther from it: {names}."))
     return found
+
+
+def _doubts(met: list[PolicyRuns], limits: list[Limit]) -> list[str]:
+    """Why an SLO that is met is no good sign: waits that it does not limit, and queues that still grow."""
+    doubts = []
+    slowest = max(met, key=lambda p: p.get("ttft_s.p99") or 0.0)
+    longest = slowest.get("ttft_s.p99") or 0.0
+    if longest > LONG_S and not any(limit.metric in ("ttft", "e2e", "queue") for limit in limits):
+        doubts.append(f"But it sets no limit on TTFT, whose p99 is {seconds(longest)} under {slowest.name}.")
+    growing = [p.name for p in met if all(run["warmup"]["state"] == "no steady state" for run in p.runs)]
+    if growing:
+        whose = listed(growing)
+        doubts.append(f"But the requests in the system do not settle under {whose}: a longer run may miss it.")
+    return doubts
 
 
 def _missed(policy: PolicyRuns, limits: list[Limit]) -> str:
@@ -111,58 +105,6 @@ def _missed(policy: PolicyRuns, limits: list[Limit]) -> str:
     reasons = f": {listed(failing)};" if failing else ":"
     share = percent(policy.get("slo.attainment"))
     return f"{policy.name} misses the SLO{often}{reasons} {share} of requests kept every limit."
-
-
-def _starving(policies: list[PolicyRuns]) -> list[Verdict]:
-    """Who waits longest under each policy, against the median tenant or adapter: the worst policy and the best."""
-    spreads = []
-    found: list[Verdict] = []
-    for policy in policies:
-        for unit in ("tenant", "adapter"):
-            spread = _spread(policy, unit)
-            if spread is not None:
-                spreads.append((spread[0], unit, policy, spread))
-    for unit in ("tenant", "adapter"):
-        mine = sorted((s for s in spreads if s[1] == unit), key=lambda s: -s[0])
-        if not mine or (unit == "adapter" and found and same_units(policies[0].runs[0])):
-            continue
-        ratio, _, policy, (_, name, worst, median) = mine[0]
-        starved = ratio >= STARVED
-        text = (
-            f"Under {policy.name}, {unit} {name} waits longest: TTFT p99 {seconds(worst)}, {ratio:.1f} times the "
-            f"median {unit}'s {seconds(median)}."
-        )
-        if len(mine) > 1:
-            least, _, kind, (_, other, low, _) = mine[-1]
-            text += (
-                f" {kind.name} is the most even: its worst, {other}, has {seconds(low)}, {least:.1f} times the median."
-            )
-        found.append(Verdict("Starvation", "bad" if starved else "good", text))
-    return found
-
-
-def _spread(policy: PolicyRuns, unit: str) -> tuple[float, str, float, float] | None:
-    """(ratio, name, worst p99 TTFT, median p99 TTFT) of the seed with the largest ratio; None below two groups."""
-    best: tuple[float, str, float, float] | None = None
-    for run in policy.runs:
-        rows = [
-            (row["ttft_p99_s"], row[unit] or "base model")
-            for row in run[f"per_{unit}"]
-            if row["ttft_p99_s"] is not None and row["requests"] >= _FEW
-        ]
-        if len(rows) < 2:
-            continue
-        worst, name = max(rows)
-        median = float(np.median([value for value, _ in rows]))
-        ratio = worst / median if median > 0 else 1.0
-        if best is None or ratio > best[0]:
-            best = (ratio, name, worst, median)
-    return best
-
-
-def same_units(run: Mapping[str, Any]) -> bool:
-    """Whether tenants and adapters are the same groups of requests, so that one table or verdict says it."""
-    return sorted(r["requests"] for r in run["per_tenant"]) == sorted(r["requests"] for r in run["per_adapter"])
 
 
 def _unserved(policies: list[PolicyRuns]) -> list[Verdict]:
@@ -217,28 +159,18 @@ def _fairness(policies: list[PolicyRuns]) -> list[Verdict]:
     if max(len(run["per_tenant"]) for p in policies for run in p.runs) < 2:
         return [Verdict("Fairness", "note", "There is one tenant, so there is no fairness between tenants to judge.")]
     found = []
-    gap: Callable[[PolicyRuns], float] = lambda p: p.mean["fairness.max_service_gap"]  # noqa: E731
     reference = next((p for p in policies if p.name == "fifo"), policies[0])
-    fairest = min(policies, key=gap)
-    if fairest is not reference and gap(fairest) < gap(reference):
-        costs = [
-            f"{label} {change(value, base)}"
-            for label, metric in (
-                ("mean TTFT", "ttft_s.mean"),
-                ("TTFT p99", "ttft_s.p99"),
-                ("output throughput", "throughput.output_tokens_per_s"),
-                ("adapter loads", "adapters.loads"),
-            )
-            if (value := fairest.get(metric)) is not None and (base := reference.get(metric)) is not None
-        ]
+    fairest = min(policies, key=_gap)
+    if fairest is not reference and differ(reference, fairest, "fairness.max_service_gap"):
         text = (
-            f"{fairest.name} has the smallest service gap between backlogged tenants: {count(gap(fairest))} weighted "
-            f"tokens against {count(gap(reference))} under {reference.name}. Against {reference.name}: "
-            f"{', '.join(costs)}."
+            f"{fairest.name} has the smallest service gap between backlogged tenants: {count(_gap(fairest))} weighted "
+            f"tokens against {count(_gap(reference))} under {reference.name}. Against {reference.name}: "
+            f"{', '.join(costs(reference, fairest, _COSTS))}."
         )
         found.append(Verdict("Fairness", "note", text))
     elif len(policies) > 1:
-        text = f"No policy narrows the service gap of {reference.name}, {count(gap(reference))} weighted tokens."
+        gap = f"{count(_gap(reference))} weighted tokens"
+        text = f"No policy clearly narrows the service gap of {reference.name}, {gap}."
         found.append(Verdict("Fairness", "note", text))
     for policy in policies:
         bound = policy.get("fairness.bound")
@@ -249,8 +181,14 @@ def _fairness(policies: list[PolicyRuns]) -> list[Verdict]:
                 f"{policy.name} promises a service gap of at most {count(bound)} weighted tokens; the largest measured "
                 f"is {count(worst)}."
             )
-            found.append(Verdict("Fairness", "good" if kept else "bad", text))
+            calm = not policy.missed and (policy.get("ttft_s.p99") or 0.0) <= LONG_S
+            mood: Mood = "bad" if not kept else "good" if calm else "note"
+            found.append(Verdict("Fairness", mood, text))
     return found
+
+
+def _gap(policy: PolicyRuns) -> float:
+    return policy.mean["fairness.max_service_gap"]
 
 
 def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:

@@ -17,7 +17,7 @@ from serving.errors import InputError
 def no_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Drawing takes most of the time and is tested elsewhere."""
     if request.node.name != "test_equal_runs_differ_only_in_run_info":
-        monkeypatch.setattr("reports.folder.render", lambda title, reports, description: "<!DOCTYPE html>")
+        monkeypatch.setattr("reports.folder.render", lambda *_: "<!DOCTYPE html>")
 
 
 def _fill(target: Path, report: Any, make_stream: Any, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""Groups: the tenants or adapters of a policy, means over its seeds: what the tables list and the verdict judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reports.slo import read_slo
+from reports.verdict import Mood, PolicyRuns, Verdict
+from reports.words import seconds
+
+STARVED = 5.0
+"""A tenant or adapter whose p99 TTFT is so many times the median one's is said to starve."""
+
+LONG_S = 10.0
+"""Without a limit on TTFT, a p99 TTFT above this is no good sign, however evenly spread."""
+
+TOO_LONG_S = 60.0
+"""Without a limit on TTFT, a p99 TTFT above this is a bad sign."""
+
+FEW = 5
+"""Tenants and adapters with fewer requests a seed are left out of comparisons of percentiles."""
+
+
+def groups(runs: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
+    """A row for each tenant or adapter of a policy's runs, one run a seed: means over the seeds where it has a value.
+
+    Order: those that got no token, then by p99 TTFT from the longest; last those with too few requests to have a p99.
+    """
+    found: dict[str | None, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for row in run[f"per_{unit}"]:
+            found.setdefault(row[unit], []).append(row)
+    rows = [{unit: name} | _mean(mine, unit, len(runs)) for name, mine in found.items()]
+    rows.sort(key=lambda row: (row["few"], row["ttft_p99_s"] is not None, -(row["ttft_p99_s"] or 0.0)))
+    return rows
+
+
+def same_units(run: Mapping[str, Any]) -> bool:
+    """Whether tenants and adapters are the same groups of requests, so that one table or verdict says it."""
+    return sorted(r["requests"] for r in run["per_tenant"]) == sorted(r["requests"] for r in run["per_adapter"])
+
+
+def starving(policies: list[PolicyRuns]) -> list[Verdict]:
+    """Who waits longest under each policy, against the median tenant or adapter: the worst policy and the best."""
+    found: list[Verdict] = []
+    for unit in ("tenant", "adapter"):
+        if unit == "adapter" and found and same_units(policies[0].runs[0]):
+            continue
+        spreads = [(spread, p) for p in policies if (spread := _spread(p, unit)) is not None]
+        if not spreads:
+            continue
+        spreads.sort(key=lambda item: -item[0][0])
+        (ratio, name, worst, median), policy = spreads[0]
+        text = (
+            f"Under {policy.name}, {unit} {name} waits longest: TTFT p99 {seconds(worst)}, {ratio:.1f} times the "
+            f"median {unit}'s {seconds(median)}."
+        )
+        (least, other, low, _), kind = spreads[-1]
+        if least < 0.95 * ratio:
+            even = f"its worst, {other}, has {seconds(low)}, {least:.1f} times the median"
+            text += f" {kind.name} is the most even: {even}."
+        (_, whose, longest, _), slow = max(spreads, key=lambda item: item[0][2])
+        if longest > 1.5 * worst and (slow is not kind or least >= 0.95 * ratio):
+            text += f" The longest wait of all: {seconds(longest)}, {whose} under {slow.name}."
+        found.append(Verdict("Starvation", _mood(policies, ratio, max(s[2] for s, _ in spreads)), text))
+    return found
+
+
+def _mood(policies: list[PolicyRuns], ratio: float, worst: float) -> Mood:
+    """Bad where somebody starves or waits beyond the SLO's TTFT limit; good only where waits are short and even."""
+    limits = [limit.most_s for limit in read_slo(policies[0].runs[0]["slo"]["limits"]) if limit.metric == "ttft"]
+    if ratio >= STARVED or worst > (max(limits) if limits else TOO_LONG_S):
+        return "bad"
+    return "note" if any(p.missed for p in policies) or worst > LONG_S else "good"
+
+
+def _spread(policy: PolicyRuns, unit: str) -> tuple[float, str, float, float] | None:
+    """(ratio, name, worst p99 TTFT, median p99 TTFT), means over seeds; None below two groups."""
+    rows = [row for row in groups(policy.runs, unit) if row["ttft_p99_s"] is not None and not row["few"]]
+    if len(rows) < 2:
+        return None
+    worst = float(rows[0]["ttft_p99_s"])
+    median = float(np.median([row["ttft_p99_s"] for row in rows]))
+    return worst / median if median > 0 else 1.0, rows[0][unit] or "base model", worst, median
+
+
+def _mean(rows: list[Mapping[str, Any]], unit: str, seeds: int) -> dict[str, Any]:
+    """One row for all: counts over all seeds, other numbers over those that have them."""
+    mean: dict[str, Any] = {}
+    for key in rows[0]:
+        if key != unit:
+            values = [row[key] for row in rows if row[key] is not None]
+            whole = key in ("requests", "completed", "output_tokens", "loads", "service")
+            mean[key] = sum(values) / (seeds if whole else len(values)) if values else None
+    return mean | {"few": mean["requests"] < FEW}
