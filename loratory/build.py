@@ -6,15 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from loratory.notes import model_notes
+from loratory.remedies import Remedies
 from scenarios.build import build_adapters
-from scenarios.cost import Tiers
+from scenarios.cost import RooflineCost, Tiers
 from scenarios.registered import other_base
 from scenarios.schema import Scenario
 from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.lora import Adapter
+from serving.vllm import vllm_notes
 from sim.catalogue import ModelSpec, dtype_bytes, gpu, model
-from sim.cost import CostModel, MemoryPlan, cost_model, kv_blocks, oversized
+from sim.cost import CostModel, MemoryOptions, MemoryPlan, cost_model, kv_blocks, oversized
 
 T = TypeVar("T")
 
@@ -42,24 +45,51 @@ def build(scenario: Scenario) -> Built:
     engine = _limited(scenario.engine, spec)
     targets = scenario.adapters.target_modules
     used = targets if scenario.adapters.known_count != 0 else ()
+    options = _memory_options(scenario)
+    if options.dtype is not None:
+        _at(
+            "cost.dtype" if scenario.memory.dtype is None else "memory.dtype",
+            lambda: card.flops_for(str(options.dtype)),
+        )
+    wide = spec.wide_dtype(options.dtype)
+    kv_bytes = spec.kv_bytes_per_token(dtype=options.kv_cache_dtype or wide)
+    adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets, wide), dtype_bytes(wide))
     memory = excess = None
     if engine.num_gpu_blocks is not None:
-        excess = _at("engine", lambda: oversized(spec, card, engine, used))
+        excess = _at("engine", lambda: oversized(spec, card, engine, used, options))
     else:
-        memory = _at("engine", lambda: kv_blocks(spec, card, engine, used))
+        runs = Remedies(scenario, engine, adapters).runs
+        memory = _at("engine", lambda: kv_blocks(spec, card, engine, used, options, runs))
     sized = engine if memory is None else engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks})
-    options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
-    if scenario.cost.kind == "roofline":
-        options["target_modules"] = targets
-    options["transfers"] = _below_gpu(scenario.tiers)
-    cost: CostModel = cost_model(scenario.cost.kind, spec, card, sized, options)
+    cost: CostModel = cost_model(scenario.cost.kind, spec, card, sized, _cost_options(scenario))
     if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
         cost = HostLinkCost(cost, scenario.tiers)
-    adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets), dtype_bytes(spec.dtype))
-    note = other_base(scenario.adapters.records or (), (spec.name, spec.source))
-    short = spec.context.note if scenario.engine.max_model_len is None else ""
-    notes = tuple(found for found in (excess, note, short) if found)
-    return Built(sized, spec, cost, adapters, spec.kv_bytes_per_token(), memory, notes)
+    notes = (
+        excess,
+        other_base(scenario.adapters.records or (), (spec.name, spec.source)),
+        spec.context.note if scenario.engine.max_model_len is None else None,
+        *model_notes(scenario, spec),
+        *vllm_notes(engine, bool(used)),
+    )
+    return Built(sized, spec, cost, adapters, kv_bytes, memory, tuple(note for note in notes if note))
+
+
+def _memory_options(scenario: Scenario) -> MemoryOptions:
+    """What the memory model is told; ``cost.dtype`` says what weights are in, for time and memory alike."""
+    given = scenario.memory.model_dump(exclude_none=True)
+    if isinstance(scenario.cost, RooflineCost) and scenario.cost.dtype is not None:
+        given["dtype"] = scenario.cost.dtype
+    return MemoryOptions.model_validate(given)
+
+
+def _cost_options(scenario: Scenario) -> dict[str, object]:
+    options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
+    if scenario.cost.kind == "roofline":
+        options["target_modules"] = scenario.adapters.target_modules
+        if scenario.memory.kv_cache_dtype is not None:
+            options["kv_cache_dtype"] = scenario.memory.kv_cache_dtype
+    options["transfers"] = _below_gpu(scenario.tiers)
+    return options
 
 
 def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:

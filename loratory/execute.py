@@ -16,6 +16,7 @@ from loratory.build import Built, build
 from loratory.run import Progress, run_scenario
 from loratory.specs import policy_factory
 from reports.recorder import Recorder
+from scenarios.cost import RooflineCost
 from scenarios.schema import Scenario
 from serving.errors import InputError
 from serving.lora import Adapter
@@ -46,6 +47,12 @@ def execute_scenario(
     """
     if scenario.cluster.replicas > 1:
         raise InputError("cluster.replicas: the executor is one replica: set it to 1")
+    if scenario.memory.kv_cache_dtype is not None:
+        raise InputError("memory.kv_cache_dtype: the executor's KV cache is in executor.dtype: leave it out")
+    if isinstance(scenario.cost, RooflineCost) and scenario.cost.dtype == "fp8":
+        raise InputError(
+            "cost.dtype is fp8, and the executor computes in executor.dtype, at least 16 bit: leave it out"
+        )
     built = build(scenario)
     with machine_for(scenario, built) as machine:
         served, notes = as_served(scenario, machine.files)

@@ -51,6 +51,7 @@ def check_scenario(
 ) -> None:
     """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
     from loratory.build import build_file
+    from loratory.notes import length_notes
     from loratory.specs import policy_factory
     from scenarios.build import build_workload
     from scenarios.load import load_scenario
@@ -62,13 +63,14 @@ def check_scenario(
     router(loaded.cluster.router)
     built = build_file(file, loaded)
     workload = build_workload(loaded, loaded.seeds[0], built.adapters)
+    notes = [*workload.notes, *built.notes, *length_notes(built.engine, workload)]
     facts = {
         "scenario": loaded.name,
         "requests": len(workload),
         "adapters": len(built.adapters),
         "runs": len(loaded.policies) * len(loaded.seeds),
         "kv_tokens": built.engine.require_blocks() * built.engine.block_size,
-        "notes": [*workload.notes, *built.notes],
+        "notes": notes,
     }
     if as_json:
         dump(facts)
@@ -77,7 +79,7 @@ def check_scenario(
         f"{file} is valid: {facts['requests']} requests (seed {loaded.seeds[0]}), {facts['adapters']} adapters, "
         f"{facts['runs']} runs, KV cache of {facts['kv_tokens']} tokens a replica"
     )
-    for note in (*workload.notes, *built.notes):
+    for note in notes:
         print(f"note: {note}")
 
 

@@ -15,7 +15,11 @@ class RooflineCost(Section):
     """From the model's shape and the GPU's datasheet. A key left out has the cost model's own value."""
 
     kind: Literal["roofline"] = Field("roofline", description="from model shape and GPU datasheet")
-    dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(None, description="of weights and arithmetic")
+    dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(
+        None,
+        description="of weights and arithmetic, for time and memory; by default the model's. "
+        "fp8: the layers' linear weights, all else 16 bit",
+    )
     memory_efficiency: _Efficiency | None = Field(
         None, description="share of memory bandwidth, weights and activations"
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from scenarios.schema import Scenario
 from scenarios.section import OneOf
+from serving.errors import several
 
 
 def models_at(path: Sequence[str | int], raw: Any) -> list[type[BaseModel]]:
@@ -41,11 +42,22 @@ def is_one_of(path: Sequence[str | int], raw: Any) -> bool:
     return bool(models) and all(issubclass(m, OneOf) for m in models)
 
 
+ELSEWHERE = {
+    "transfers": "tiers, which says how adapters come from remote storage, disk and host",
+    "quantization": "cost.dtype to fp8, or leave it out",
+    "kv_cache_dtype": "memory.kv_cache_dtype",
+    "dtype": "cost.dtype",
+}
+"""Keys that people look for in another section than the one that has them, such as in vLLM's engine arguments."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or the keys there are."""
+    """``did you mean 'x'?``, where the key is instead, or the keys there are."""
     known = list(known)
+    if word in ELSEWHERE:
+        return f"set {ELSEWHERE[word]}"
     near = get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {several(known, 10)}"
 
 
 def description_at(path: Sequence[str | int], raw: Any) -> str | None:

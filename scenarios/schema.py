@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from scenarios.adapters import Adapters
 from scenarios.cost import Cost, RooflineCost, Tiers
 from scenarios.executor import ExecutorSpec
+from scenarios.memory import Memory
 from scenarios.popularity import Popularity
 from scenarios.section import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from scenarios.slo import Slo
@@ -45,6 +46,7 @@ class Scenario(Section):
     gpu: Name = Field(description="catalogue name, such as h100-80gb")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(), description="engine settings, vLLM's names")
     cost: Cost = Field(default_factory=lambda: RooflineCost(), description="cost model: roofline, linear or profile")
+    memory: Memory = Field(default_factory=Memory, description="what the memory model assumes beyond the engine")
     tiers: Tiers = Field(default_factory=Tiers, description="bandwidth and latency of host, disk and remote storage")
     adapters: Adapters = Field(default_factory=lambda: Adapters(count=0), description="the LoRA adapters")
     tenants: Tenants = Field(default_factory=Tenants, description="tenants, weights, priorities")
@@ -74,6 +76,7 @@ class Scenario(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         self._check_adapters()
+        self._check_memory()
         self._check_arrivals()
         self._check_names()
         for key, values in (("seeds", self.seeds), ("policies", self.policies)):
@@ -121,6 +124,15 @@ class Scenario(Section):
                 f"{count}, or start on disk",
                 *("adapters", "initial_tier"),
             )
+
+    def _check_memory(self) -> None:
+        if self.cost.kind == "roofline" and self.memory.dtype is not None:
+            raise wrong(
+                "goes with linear and profile costs: set cost.dtype instead, for time and memory", "memory", "dtype"
+            )
+        slots = self.memory.slot_keys()
+        if slots and self.engine.memory == "unified":
+            raise wrong("is about adapter slots, and engine.memory unified has none: remove it", "memory", slots[0])
 
     def _check_arrivals(self) -> None:
         workload, rates = self.workload, self.adapters.rates

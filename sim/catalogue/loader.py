@@ -57,6 +57,10 @@ def model(name_or_path: str | Path) -> ModelSpec:
         if path.suffix == ".json":
             raise InputError(f"model config {name_or_path} does not exist: give the path of a Hugging Face config.json")
         raise unknown_name("model", name_or_path, _table(), "; or give the path of a Hugging Face config.json")
+    if path.suffix == ".gguf":
+        raise InputError(
+            f"model {name_or_path} is a GGUF file, which is not supported: give the unquantised checkpoint's folder"
+        )
     folder = path.parent.resolve()
     config = read_object(path)
     return from_config(config, folder.name or path.stem, f"config.json of {folder.name}", folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.config import EngineConfig
 from serving.errors import InputError
-from sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
+from serving.vllm import LORA_RANKS
+from sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu_names, resolve_targets
+from sim.catalogue import gpu as catalogue_gpu
 from sim.catalogue.model import LORA_MODULES
 from sim.cost.allocator import CachingAllocator
 
@@ -25,7 +27,6 @@ _MIB = 1 << 20
 _GIB = 1 << 30
 _FP32 = 4
 _SAMPLER_COPIES = 3
-_LORA_RANKS = (512, 320, 256, 128, 64, 32, 16, 8, 1)
 _MERGED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 _EMBEDDING_LORA_FAMILIES = frozenset({"llama", "mistral"})
 
@@ -49,8 +50,8 @@ class MemoryOptions(BaseModel):
     )
     slot_modules: Literal["all", "targets"] = Field(default="all", description="linear modules that have slots")
     cuda_graph_bytes: int = Field(default=0, ge=0, description="memory of captured graphs, where the engine counts it")
-    dtype: str | None = Field(default=None, description="dtype of weights and adapters; by default the model's")
-    kv_dtype: str | None = Field(default=None, description="dtype of the KV cache; by default that of the weights")
+    dtype: str | None = Field(default=None, description="of weights; by default the model's; fp8 as `ModelSpec` says")
+    kv_cache_dtype: str | None = Field(default=None, description="of the KV cache; by default 16 bit as the model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +107,34 @@ def kv_blocks(
     engine: EngineConfig,
     target_modules: str | Iterable[str] = "all-linear",
     options: MemoryOptions | None = None,
+    acceptable: Callable[[EngineConfig], bool] = lambda engine: True,
 ) -> MemoryPlan:
     """The memory plan of one GPU of a replica. ``target_modules`` empty means an engine without LoRA.
 
     Raises `InputError` when weights, slots and activations leave no KV cache, or less than one request of
-    ``max_model_len`` needs; the sentence says which setting to change and by how much.
+    ``max_model_len`` needs; the sentence says which setting to change and by how much. It offers only what
+    ``acceptable`` says can be run, for example no rank below that of the adapters.
     """
     opts = options or MemoryOptions()
     targets = resolve_targets(target_modules)
     plan = _plan(model, gpu, engine, targets, opts)
     if not _fits(plan):
-        raise InputError(_out_of_memory(plan, model, gpu, engine, targets, opts))
+        raise InputError(_out_of_memory(plan, model, gpu, engine, targets, opts, acceptable))
     return plan
 
 
 def oversized(
-    model: ModelSpec, gpu: GPU, engine: EngineConfig, target_modules: str | Iterable[str] = "all-linear"
+    model: ModelSpec,
+    gpu: GPU,
+    engine: EngineConfig,
+    target_modules: str | Iterable[str] = "all-linear",
+    options: MemoryOptions | None = None,
 ) -> str | None:
     """What to know of a ``num_gpu_blocks`` that goes before `kv_blocks` and has no room on the GPU; None where it has.
 
     Parameters as of `kv_blocks`. Raises `InputError` for a model that ``tensor_parallel_size`` does not divide.
     """
-    plan = _plan(model, gpu, engine, resolve_targets(target_modules), MemoryOptions())
+    plan = _plan(model, gpu, engine, resolve_targets(target_modules), options or MemoryOptions())
     given = engine.require_blocks()
     blocks = given * plan.block_size * plan.kv_bytes_per_token
     if blocks <= plan.kv_bytes:
@@ -149,10 +156,11 @@ def _plan(
     usable = int(gpu.memory_bytes * engine.gpu_memory_utilization)
     weights = _weights_bytes(model, tp, dtype)
     slots = engine.max_loras if targets and engine.memory == "slots" else 0
-    lora = _lora_bytes(model, slots, engine.max_lora_rank, targets, tp, dtype, opts)
-    activations = _activation_bytes(model, engine, slots, dtype, opts)
+    wide = model.wide_dtype(dtype)
+    lora = _lora_bytes(model, slots, engine.max_lora_rank, targets, tp, wide, opts)
+    activations = _activation_bytes(model, engine, slots, wide, opts)
     overhead = opts.overhead_bytes + opts.cuda_graph_bytes
-    per_token = model.kv_bytes_per_token(tp, opts.kv_dtype or dtype)
+    per_token = model.kv_bytes_per_token(tp, opts.kv_cache_dtype or wide)
     available = usable - weights - lora - activations - overhead
     return MemoryPlan(
         total_bytes=gpu.memory_bytes,
@@ -239,14 +247,21 @@ def _activation_bytes(model: ModelSpec, engine: EngineConfig, slots: int, dtype:
 
 
 def _out_of_memory(
-    plan: MemoryPlan, model: ModelSpec, gpu: GPU, engine: EngineConfig, targets: tuple[str, ...], opts: MemoryOptions
+    plan: MemoryPlan,
+    model: ModelSpec,
+    gpu: GPU,
+    engine: EngineConfig,
+    targets: tuple[str, ...],
+    opts: MemoryOptions,
+    acceptable: Callable[[EngineConfig], bool],
 ) -> str:
     """One sentence: what is short, and every single setting whose change alone would end it, with its value."""
 
     def fits(**change: int | float) -> bool:
         try:
-            return _fits(_plan(model, gpu, engine.model_copy(update=change), targets, opts))
-        except InputError:
+            changed = EngineConfig.model_validate(engine.model_dump() | change)
+            return _fits(_plan(model, gpu, changed, targets, opts)) and acceptable(changed)
+        except (InputError, ValueError):
             return False
 
     remedies = []
@@ -256,7 +271,7 @@ def _out_of_memory(
         ("tensor_parallel_size", engine.tensor_parallel_size, [engine.tensor_parallel_size * n for n in (2, 4, 8)]),
     ]
     if plan.slots:
-        candidates.insert(0, ("max_lora_rank", engine.max_lora_rank, _LORA_RANKS))
+        candidates.insert(0, ("max_lora_rank", engine.max_lora_rank, LORA_RANKS[::-1]))
         missing = plan.max_model_len * plan.kv_bytes_per_token - plan.kv_bytes
         fewer = max(1, plan.slots - -(-missing * plan.slots // plan.lora_bytes))
         candidates.insert(0, ("max_loras", plan.slots, range(fewer, max(0, fewer - 64), -1)))
@@ -275,8 +290,34 @@ def _out_of_memory(
     return (
         f"{model.name} does not fit {gpu.name}: of {_gib(plan.usable_bytes)} usable, {', '.join(parts)} {left}, "
         f"and one request of max_model_len {plan.max_model_len} needs {need} of KV cache: "
-        f"{' or '.join(remedies) if remedies else 'use a larger GPU, or more of them'}"
+        f"{' or '.join(remedies) or _larger(model, gpu, engine, targets, opts, acceptable)}"
     )
+
+
+def _larger(
+    model: ModelSpec,
+    gpu: GPU,
+    engine: EngineConfig,
+    targets: tuple[str, ...],
+    opts: MemoryOptions,
+    acceptable: Callable[[EngineConfig], bool],
+) -> str:
+    """A GPU of the catalogue, or so many of one, that has room; where no setting alone helps."""
+    most = gpu.memory_bytes
+    cards = sorted((catalogue_gpu(name) for name in gpu_names()), key=lambda card: card.memory_bytes)
+    for factor in (1, 2, 4, 8):
+        changed = engine.model_copy(update={"tensor_parallel_size": engine.tensor_parallel_size * factor})
+        for card in cards:
+            if card.memory_bytes <= most or (opts.dtype or model.dtype) not in card.flops:
+                continue
+            try:
+                found = _fits(_plan(model, card, changed, targets, opts)) and acceptable(changed)
+            except InputError:
+                break
+            if found:
+                also = f" with tensor_parallel_size {changed.tensor_parallel_size}" if factor > 1 else ""
+                return f"use a larger GPU, such as {card.name}{also}"
+    return "no single setting makes room, nor does another GPU of the catalogue: use a smaller model"
 
 
 def _number(value: int | float) -> str:

@@ -42,7 +42,8 @@ class RooflineOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: str | None = Field(default=None, description="dtype of weights and arithmetic; by default the model's")
+    dtype: str | None = Field(default=None, description="of weights and arithmetic; by default the model's")
+    kv_cache_dtype: str | None = Field(default=None, description="of the KV cache; by default 16 bit as the model")
     target_modules: str | list[str] = Field(default="all-linear", description="linear modules the adapters change")
     memory_efficiency: float = Field(
         default=0.76, gt=0, le=1, description="of memory bandwidth, weights and activations"
@@ -95,9 +96,11 @@ class RooflineCost:
         tp = tensor_parallel_size
         model.check_tp(tp)
         dtype = o.dtype or model.dtype
-        size = dtype_bytes(dtype)
+        wide = model.wide_dtype(dtype)
+        weight_size, size = dtype_bytes(dtype), dtype_bytes(wide)
         per_byte = 1.0 / (gpu.memory_bytes_per_s * o.memory_efficiency)
-        peak = gpu.flops_for(dtype)
+        per_linear_flop = 1.0 / (gpu.flops_for(dtype) * o.compute_efficiency)
+        peak = gpu.flops_for(wide)
         per_flop = 1.0 / (peak * o.compute_efficiency)
         layers = model.layers
         targets = resolve_targets(o.target_modules)
@@ -117,9 +120,9 @@ class RooflineCost:
             in_out = shards[0][0] + sum(o_ for _, o_ in shards)
             gemms.append(
                 (
-                    layers * weights * size * per_byte,
+                    layers * weights * weight_size * per_byte,
                     layers * in_out * size * per_byte,
-                    layers * 2.0 * weights * per_flop,
+                    layers * 2.0 * weights * per_linear_flop,
                 )
             )
         self._gemms = tuple(gemms)
@@ -147,7 +150,7 @@ class RooflineCost:
 
         self._pair_s = layers * 4.0 * q / (peak * o.prefill_attention_efficiency)
         kv_bandwidth = gpu.memory_bytes_per_s * o.decode_attention_efficiency
-        self._kv_token_s = model.kv_bytes_per_token(tp, dtype) / kv_bandwidth
+        self._kv_token_s = model.kv_bytes_per_token(tp, o.kv_cache_dtype or wide) / kv_bandwidth
         self._attention_floor_s = layers * o.decode_attention_latency_s
 
         shards = [model.lora_shard(module, tp) for module in targets]
