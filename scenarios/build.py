@@ -20,7 +20,7 @@ from scenarios.tenants import Tenants
 from scenarios.traces.table import UNSET, Labels
 from scenarios.vtc import vtc_part
 from scenarios.workload import MaxTokens, Noise, Stream, stream_positions
-from serving.errors import InputError
+from serving.errors import InputError, several
 from serving.lora import Adapter, LoRARequest
 from serving.request import BASE_TENANT
 from serving.workload import Floats, Ints, Workload
@@ -219,6 +219,7 @@ def _tenants(spec: Tenants, part: Part, names: tuple[str, ...], draws: Draws) ->
         mapped = spec.map.assign(part.adapter, names, draws.rng("tenant"))
     if part.tenant is not None:
         own = part.tenant
+        _refuse_unknown(spec, (*own.names, *tenants), names)
         everyone = tuple(dict.fromkeys((*own.names, *tenants)))
         position = {name: i for i, name in enumerate(everyone)}
         by_map = np.array([position[name] for name in tenants], dtype=np.int64)[mapped]
@@ -229,6 +230,7 @@ def _tenants(spec: Tenants, part: Part, names: tuple[str, ...], draws: Draws) ->
         renumber = np.zeros(len(tenants), dtype=np.int64)
         renumber[used] = np.arange(len(used))
         return renumber[mapped], tuple(tenants[i] for i in used.tolist()) or (BASE_TENANT,)
+    _refuse_unknown(spec, tenants, names)
     if (
         BASE_TENANT in tenants
         and len(tenants) > 1
@@ -239,10 +241,31 @@ def _tenants(spec: Tenants, part: Part, names: tuple[str, ...], draws: Draws) ->
     return mapped, tenants
 
 
+def _refuse_unknown(spec: Tenants, tenants: Sequence[str], adapters: Sequence[str]) -> None:
+    """Refuses weights, priorities and owners of tenants or adapters that there are not, which a trace may name."""
+    unknown = spec.unknown((*tenants, BASE_TENANT))
+    if unknown is not None:
+        key, name = unknown
+        raise InputError(
+            f"tenants.{key}: names the tenant {name!r}, which does not exist; there are {several(tenants)}"
+        )
+    for tenant, owned in (spec.map.owners or {}).items():
+        stranger = next((name for name in owned if name not in adapters), None)
+        if stranger is not None:
+            raise InputError(
+                f"tenants.map.owners.{tenant}: names the adapter {stranger!r}, which does not exist; "
+                f"there are {several(adapters)}"
+            )
+
+
 def _priority(spec: Tenants, part: Part, tenant: Ints, names: tuple[str, ...]) -> Ints | None:
     by_tenant = spec.priority_of(tenant, names)
     if part.priority is None:
         return by_tenant
+    if by_tenant is not None and not (part.priority == UNSET).any():
+        raise InputError(
+            "tenants.priorities: is not used, because every request has a priority of its own: leave it out"
+        )
     fallback = np.zeros(len(part), dtype=np.int64) if by_tenant is None else by_tenant
     return np.where(part.priority == UNSET, fallback, part.priority)
 

@@ -47,6 +47,7 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
     workload = scenario.workload
     assert workload.trace is not None
     table = read_trace(workload.trace, workload.format, _options(workload, draws))
+    _refuse_unread(workload, table)
     table = clean(table, zero_tokens=workload.zero_tokens, window=workload.window, rate_scale=workload.rate_scale)
     if not len(table):
         reasons = "; ".join(table.notes)
@@ -68,6 +69,8 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
     else:
         adapter = _drawn(scenario, draws, names, table, arrival)
     cached, notes = _cached(workload, table, prompt, adapter)
+    if labels is not None:
+        notes.extend(_unused(scenario))
     tenant = None
     if scenario.tenants.map.trace:
         if table.tenant is None:
@@ -75,6 +78,10 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
                 f"{workload.trace}: has no tenant column: change tenants.map, or name it in columns.tenant"
             )
         tenant = table.tenant
+    priority = table.priority
+    if priority is not None and scenario.tenants.priorities and workload.columns.priority is None:
+        priority = None
+        notes.append("the trace's priority column is not used, because tenants.priorities says priorities")
     closed = workload.arrivals.closed_loop if workload.arrivals is not None else None
     return Part(
         arrival=arrival,
@@ -84,10 +91,38 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
         cached=cached,
         tenant=tenant,
-        priority=table.priority,
+        priority=priority,
         concurrency=None if closed is None else closed.concurrency,
         notes=(*table.notes, *notes),
     )
+
+
+def _refuse_unread(workload: WorkloadSpec, table: TraceTable) -> None:
+    """Refuses a key of the scenario that says something of columns the trace does not have."""
+    timed, sized = table.time_s is not None, table.prompt is not None or table.output is not None
+    paced = timed and workload.arrivals is None
+    for key, unread, why in (
+        ("window", workload.window is not None and not timed, "the trace has no times"),
+        ("rate_scale", workload.rate_scale != 1.0 and not timed, "the trace has no times"),
+        ("zero_tokens", workload.zero_tokens != "drop" and not sized, "the trace has no token counts"),
+        (
+            "time_unit",
+            workload.time_unit is not None and not paced and workload.window is None and table.delay_s is None,
+            "workload.arrivals replaces the trace's times",
+        ),
+    ):
+        if unread:
+            raise InputError(f"{workload.trace}: workload.{key} does not apply, because {why}: leave it out")
+
+
+def _unused(scenario: Scenario) -> list[str]:
+    """Notes on keys that would choose adapters, where the trace names them."""
+    spec, default = scenario.adapters, type(scenario.adapters).model_fields
+    keys = [key for key in ("popularity", "base_share") if getattr(spec, key) != default[key].default]
+    return [
+        f"adapters.{key} is not used, because the trace names adapters: adapter_from: popularity overrides that"
+        for key in keys
+    ]
 
 
 def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...], table: TraceTable, arrival: Floats) -> Ints:

@@ -15,6 +15,7 @@ from scenarios.popularity import Popularity
 from scenarios.section import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from scenarios.slo import Slo
 from scenarios.tenants import Tenants
+from scenarios.void import refuse_void
 from scenarios.workload import WorkloadSpec, stream_positions
 from serving.config import EngineConfig
 
@@ -79,6 +80,7 @@ class Scenario(Section):
         self._check_memory()
         self._check_arrivals()
         self._check_names()
+        refuse_void(self)
         for key, values in (("seeds", self.seeds), ("policies", self.policies)):
             if len(set(values)) != len(values):
                 raise wrong("repeats an entry: name each one once", key)

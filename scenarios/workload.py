@@ -151,13 +151,6 @@ class WorkloadSpec(Section):
         if self.trace is not None:
             self._check_trace()
             return self
-        only = [k for k in ("format", "time_unit", "window", "block_tokens") if getattr(self, k) is not None]
-        only += [k for k in ("rate_scale", "adapter_from", "prefix_cache", "columns") if k in self.model_fields_set]
-        changed = [
-            k for k in only if getattr(self, k) != type(self).model_fields[k].get_default(call_default_factory=True)
-        ]
-        if changed:
-            raise wrong("goes with a trace, and there is none: add trace, or leave it out", changed[0])
         if self.generator == "vtc" and not self._drawn_by_vtc():
             raise wrong(
                 "vtc wants streams with fixed lengths, all poisson or all constant or on_off (with rate_off: 0 and "

@@ -124,7 +124,8 @@ def column_names(path: Path) -> tuple[str, ...]:
 
 def open_columns(path: Path, rows: int | None = None) -> Columns:
     """A file's columns; of JSON the first ``rows`` objects. Raises `InputError` when it cannot be read."""
-    require(path)
+    if require(path).is_dir():
+        raise InputError(f"{path}: is a folder, and only format servegen has those: give a file")
     try:
         with _opened(path) as handle:
             if kind_of(path) == "parquet":

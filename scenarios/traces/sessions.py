@@ -51,14 +51,14 @@ def turns_of(time: Floats | None, delay: Floats | None, session: Labels, where: 
     notes = []
     if (lost := int((~usable).sum())) > 0:
         notes.append(f"rows left out (their session begins without a time): {lost}")
+    given = np.full(n, np.nan) if delay is None else delay
+    if (unused := int((~waits & usable & (given > 0)).sum())) > 0:
+        notes.append(f"rows whose delay is not used (they have a time, or begin their session): {unused}")
     if not waits.any():
         return Turns(time, None, usable, tuple(notes))
     _refuse_tangled(time, session, before, waits, where)
-    given = np.full(n, np.nan) if delay is None else delay
     if (missing := int((waits & usable & np.isnan(given)).sum())) > 0:
         notes.append(f"later turns with neither time nor delay, which begin when the turn before ends: {missing}")
-    if (unused := int((~waits & usable & (given > 0)).sum())) > 0:
-        notes.append(f"rows whose delay is not used (they have a time, or begin their session): {unused}")
     return Turns(
         time if timed.any() else None,
         np.where(waits, np.nan_to_num(given), np.nan),
