@@ -52,7 +52,9 @@ class Model:
         self.dtype = dtype
         self.device = device
         what = f"a model of {config.parameters / 1e9:.2f} billion parameters in {str(dtype).removeprefix('torch.')}"
-        remedy = "use a 16-bit dtype, a smaller model or a device with more memory"
+        remedy = "use a smaller model or a device with more memory"
+        if dtype.itemsize > 2:
+            remedy = "use a 16-bit dtype, a smaller model or a device with more memory"
         require(config.parameters * dtype.itemsize, device, what, remedy)
         try:
             with torch.inference_mode():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from serving.errors import InputError, shortened
 from serving.importing import manifest_of_modules
+from serving.lfs import LFS_POINTER, lfs_text
 from serving.lora_modules import OPTION, ModulePath, format_lora_modules, parse_lora_modules
 from serving.manifest import Entry, Manifest, parse_manifest
 
@@ -56,6 +57,8 @@ def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
         raise InputError(f"{file}: is not text: give a YAML manifest, or vLLM's {OPTION}") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}): check the path") from None
+    if lfs_text(text):
+        raise InputError(f"{file} {LFS_POINTER}")
     if file.suffix in (".yaml", ".yml"):
         manifest = parse_manifest(text, str(file))
         return AdapterList(replace(manifest, entries=tuple(_beside(file, entry) for entry in manifest.entries)))

@@ -96,8 +96,9 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
     """The engine's settings with the model's context limit where they name none. Raises `InputError` beyond it."""
     longest, most = engine.max_model_len, spec.context.most
     if longest is not None and longest > most:
+        why = " (its sliding window)" if most == spec.context.window else ""
         raise InputError(
-            f"engine.max_model_len is {longest}, but {spec.name} takes at most {most} tokens: lower it to {most}, "
+            f"engine.max_model_len is {longest}, but {spec.name} takes at most {most} tokens{why}: lower it to {most}, "
             "or leave it out"
         )
     return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})

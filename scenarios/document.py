@@ -11,6 +11,7 @@ import yaml
 
 from scenarios.fields import is_one_of, keys_at, nearest
 from serving.errors import InputError
+from serving.lfs import LFS_POINTER, lfs_text
 
 Path = tuple[str | int, ...]
 _MOST_NODES = 200_000
@@ -35,6 +36,8 @@ class Document:
 
 def read_document(text: str, source: str) -> Document:
     """Parse YAML text. Raises `InputError`, with the line, for what is not one mapping or repeats a key."""
+    if lfs_text(text):
+        raise InputError(f"{source}: {LFS_POINTER}")
     loader = None
     try:
         loader = yaml.SafeLoader(text)

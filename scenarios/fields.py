@@ -54,6 +54,8 @@ ELSEWHERE = {
 def nearest(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, where the key is instead, or the keys there are."""
     known = list(known)
+    if word == "dtype" and "kind" in known:
+        return "set memory.dtype: the step times of this kind of cost hold for one dtype"
     if word in ELSEWHERE:
         return f"set {ELSEWHERE[word]}"
     near = get_close_matches(str(word), known, n=1, cutoff=0.5)

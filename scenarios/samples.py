@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
+from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 from serving.workload import Ints
 
 
@@ -20,6 +21,9 @@ def read_samples(file: str, column: str | None = None) -> Ints:
     """
     path = Path(file)
     try:
+        with path.open("rb") as opened:
+            if lfs_pointer(opened.read(HEAD_BYTES)):
+                raise InputError(f"{file} {LFS_POINTER}")
         values = _READERS.get(path.suffix.lower(), _text)(path, column)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}): check the path") from error

@@ -30,12 +30,14 @@ _MOST = 1 << 40
 class ContextLimit:
     """Tokens of prompt and output. ``default``: where nobody says; ``most``: as many as anyone may ask for.
 
-    ``note`` is one sentence for whoever takes the default, where it is below what vLLM would take; else it is empty.
+    ``note`` is one sentence for whoever takes the default, where it is not what vLLM would take; else it is empty.
+    ``window`` is the sliding window where that is what limits it.
     """
 
     default: int
     most: int
     note: str = ""
+    window: int | None = None
 
 
 def context_limit(config: Mapping[str, Any], where: str) -> ContextLimit:
@@ -43,11 +45,12 @@ def context_limit(config: Mapping[str, Any], where: str) -> ContextLimit:
 
     vLLM's rule (vllm/config/model.py, ``_get_and_verify_max_len``): the smallest of the keys that hold a length,
     ``model_max_length`` before them; yarn's original length times its factor; times the factor for other scalings but
-    llama3 and longrope, of which the latter starts with its original length. Where yarn scales to less than
-    max_position_embeddings, these count here. Two limits are lower here. Within a
-    sliding window attention is what it is without one, and beyond it no model here is right, so the window is the most.
-    Dynamic scaling changes nothing up to the unscaled length, and beyond it results depend on how prompts are cut into
-    chunks, so that length is the default. Raises `InputError` for a length, a factor or a type that makes no sense.
+    llama3 and longrope, of which the latter starts with its original length.
+
+    Three limits are others here. Within a sliding window attention is what it is without one, and beyond it no model
+    here is right, so the window is the most. Dynamic scaling changes nothing up to the unscaled length, and beyond it
+    results depend on how prompts are cut into chunks, so that length is the default. Where yarn scales to less than
+    max_position_embeddings, those count. Raises `InputError` for a length, a factor or a type that makes no sense.
     """
     lengths = [_length(config[key], key, where) for key in _KEYS if config.get(key) is not None]
     if config.get("model_max_length") is not None:
@@ -84,7 +87,7 @@ def context_limit(config: Mapping[str, Any], where: str) -> ContextLimit:
             f"max_model_len is {window}, the model's sliding window, beyond which attention is not modelled; "
             f"vLLM takes {most}"
         )
-        default, most = min(default, window), window
+        return ContextLimit(min(default, window), window, note, window)
     return ContextLimit(default, most, note)
 
 

@@ -1,4 +1,4 @@
-"""lfs_pointer: whether a file is Git LFS's stand-in for the file itself, as a clone without Git LFS leaves it."""
+"""lfs_pointer, lfs_text: whether a file is Git LFS's stand-in for the file, as a clone without Git LFS leaves it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def lfs_pointer(head: bytes) -> bool:
     True
     """
     return head.startswith(_BEGINNINGS)
+
+
+def lfs_text(text: str) -> bool:
+    """`lfs_pointer` for a file that was read as text."""
+    return lfs_pointer(text[:HEAD_BYTES].encode("utf-8", "replace"))

@@ -12,7 +12,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.errors import InputError
+from serving.errors import InputError, shortened
+from serving.lfs import LFS_POINTER, lfs_text
 from serving.lora import Adapter
 from serving.plan import BatchShape
 from sim.catalogue.names import unknown_name
@@ -174,7 +175,14 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """A shipped profile by name, or one from a JSON or YAML file. Raises `InputError` naming file and remedy."""
     path = Path(name_or_path)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"profile {path} cannot be read ({error.strerror}): check who may read it") from None
+        except UnicodeDecodeError:
+            raise InputError(f"profile {path} is not text: give one that `loratory profile` wrote") from None
+        if lfs_text(text):
+            raise InputError(f"profile {path} {LFS_POINTER}")
     else:
         names = profile_names()
         if str(name_or_path) not in names:
@@ -194,7 +202,10 @@ def load_profile(name_or_path: str | Path) -> Profile:
             "write it anew with `loratory profile`"
         ) from None
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"profile {name_or_path} is neither JSON nor YAML: {error}") from None
+        why = shortened(str(error), 120)
+        raise InputError(
+            f"profile {name_or_path} is neither JSON nor YAML ({why}): give one that `loratory profile` wrote"
+        ) from None
 
 
 class ProfileOptions(BaseModel):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from loratory.adapters_transfer import read_list
 from loratory.build import Built, build
 from loratory.execute import execute_scenario
 from loratory.notes import length_notes
@@ -45,6 +46,8 @@ def test_yarn_lengthens_the_context() -> None:
 def test_a_length_beyond_the_model_is_refused_as_in_vllm() -> None:
     with pytest.raises(InputError, match=r"engine\.max_model_len is 131073, but model takes at most 131072 tokens"):
         built("model-yarn-context", "engine.max_model_len=131073")
+    with pytest.raises(InputError, match=r"window takes at most 4096 tokens \(its sliding window\): lower it to 4096"):
+        built("model-yarn-context", f"model={CASES}/model-sliding-window/window", "engine.max_model_len=8192")
     with pytest.raises(InputError, match=r"engine\.max_model_len is 4097, but llama-2-7b takes at most 4096 tokens"):
         built("num-gpu-blocks-drops-context-limit", "engine.max_model_len=4097")
 
@@ -92,7 +95,7 @@ def test_constants_hold_for_one_dtype_so_memory_is_told_it_apart() -> None:
     assert weights(LINEAR) == weights("cost.dtype=bf16")
     with pytest.raises(InputError, match=r"memory\.dtype: goes with linear and profile costs: set cost\.dtype"):
         weights("memory.dtype=fp8")
-    with pytest.raises(InputError, match=r"cost\.dtype: set cost\.dtype|cost\.dtype: unknown key"):
+    with pytest.raises(InputError, match=r"cost\.dtype: unknown key; set memory\.dtype"):
         weights(LINEAR, "cost.dtype=fp8")
 
 
@@ -242,3 +245,21 @@ def test_the_executor_refuses_8_bit(setting: str) -> None:
     scenario = load_scenario(CASES / "cost-dtype-fp8-memory-bf16" / "scenario.yaml", ["cost.dtype=bf16", setting])
     with pytest.raises(InputError, match=f"{setting.partition('=')[0].replace('.', '[.]')}.* executor"):
         execute_scenario(scenario)
+
+
+def test_other_files_of_a_scenario_are_not_pointers_of_git_lfs_either(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    for name in ("scenario.yaml", "profile.json", "lengths.txt", "lengths.csv", "adapters.yaml"):
+        (tmp_path / name).write_text(pointer)
+    said = "is a Git LFS pointer, not the file: run git lfs pull"
+    with pytest.raises(InputError, match=f"scenario[.]yaml: {said}"):
+        load_scenario(tmp_path / "scenario.yaml")
+    with pytest.raises(InputError, match=f"profile[.]json {said}"):
+        built("cost-dtype-fp8-memory-bf16", f"cost={{kind: profile, profile: {tmp_path / 'profile.json'}}}")
+    for name in ("lengths.txt", "lengths.csv"):
+        setting = f"workload.input_tokens={{empirical: {tmp_path / name}}}"
+        with pytest.raises(InputError, match=f"{name} {said}"):
+            scenario = load_scenario(CASES / "cost-dtype-fp8-memory-bf16" / "scenario.yaml", [setting])
+            build_workload(scenario, 0, build(scenario).adapters)
+    with pytest.raises(InputError, match=f"adapters[.]yaml {said}"):
+        read_list([str(tmp_path / "adapters.yaml")], [])
