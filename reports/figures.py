@@ -32,6 +32,10 @@ _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 _GREYS = ("#f2f2f2", "#9ecae1", "#fdd0a2", "#d9d9d9", "#a1d99b")
 _CAUSES = ("queue", "adapter load", "prefill", "decode", "preemption")
 _SERVICE_PANELS = 6
+_ABOVE = 2.0
+"""A bound is drawn up to so many times the largest gap; above, it is named, so that the lines keep their height."""
+_SPREAD = 20.0
+"""Where gaps of policies are farther apart than this, their axis is logarithmic."""
 
 _POINTS: dict[str, Any] = {"textcoords": "offset points"}
 
@@ -205,6 +209,8 @@ def _waits(shown: list[RunReport], seed: str) -> Figure:
 
 
 def _over_time(shown: list[RunReport], seed: str) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     names = (("waiting", "waiting"), ("running", "running"), ("resident", "adapters on GPU"))
 
     def paint(axes: list[Axes]) -> None:
@@ -222,8 +228,18 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
         most = [r.info.max_loras * r.info.replicas for r in shown if r.info.max_loras is not None]
         if most:
             axes[-1].axhline(max(most), color="black", linewidth=1.0, linestyle=(0, (2, 2)))
-            axes[-1].annotate("all slots", (0, max(most)), fontsize=8, xytext=(2, 2), **_POINTS)
-            axes[-1].set_ylim(top=1.25 * max(most))
+            axes[-1].annotate(
+                f"all {max(most)} slots",
+                (1.0, max(most)),
+                xycoords=("axes fraction", "data"),
+                fontsize=8,
+                xytext=(-2, 3),
+                ha="right",
+                **_POINTS,
+            )
+            axes[-1].set_ylim(top=1.3 * max(most))
+        for ax in axes:
+            ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[-1].set_xlabel("seconds since the start")
 
     caption = f"Requests waiting and running, and adapters resident on the GPU, averaged over each moment.{seed}"
@@ -267,22 +283,41 @@ def _service(shown: list[RunReport], seed: str) -> Figure | None:
 def _gap(shown: list[RunReport], seed: str) -> Figure | None:
     if max(len(report.curves.service) for report in shown) < 2:
         return None
+    most = [float(report.curves.gap.max(initial=0.0)) for report in shown]
+    top, least = max(most), min((value for value in most if value >= 1), default=0.0)
+    log = top > _SPREAD * least > 0
+    promised = {report.info.policy: report.info.bound for report in shown if report.info.bound is not None}
+    near = {policy for policy, bound in promised.items() if bound <= (_SPREAD if log else _ABOVE) * top}
+    far = [f"{_short(policy)} {bound / 1000:,.0f}" for policy, bound in promised.items() if policy not in near]
 
     def paint(axes: list[Axes]) -> None:
         (ax,) = axes
         for place, report in enumerate(shown):
-            curves = report.curves
+            curves, policy = report.curves, report.info.policy
             look = _look(place, len(curves.gap))
-            ax.plot(curves.service_times, curves.gap / 1000, label=_short(report.info.policy), **look)
-            if report.info.bound is not None:
-                ax.axhline(report.info.bound / 1000, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
-        ax.set_ylim(bottom=0)
+            values = np.where(curves.gap >= 1, curves.gap, np.nan) if log else curves.gap
+            ax.plot(curves.service_times, values / 1000, label=_short(policy), **look)
+            if policy in near:
+                ax.axhline(promised[policy] / 1000, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
+        if near:
+            highest = max(promised[policy] for policy in near) / 1000
+            text = "promised" if len(near) > 1 else f"promised by {_short(next(iter(near)))}"
+            ax.annotate(text, (1.0, highest), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        if log:
+            ax.set_yscale("log")
+            _plain(ax.yaxis)
+        else:
+            ax.set_ylim(bottom=0)
         ax.set(xlabel="seconds since the start", ylabel="gap, 1,000 weighted tokens")
 
     caption = (
         "The largest difference in service, over weight, between two tenants since both began to wait without a pause. "
-        f"Zero when fewer than two tenants wait. A thin dashed line is the bound a policy promises.{seed}"
+        f"{'Not drawn' if log else 'Zero'} when fewer than two tenants wait.{seed}"
     )
+    if near:
+        caption += " A thin dashed line is the bound a policy promises."
+    if far:
+        caption += f" Promised bounds lie far above, 1,000 weighted tokens: {', '.join(far)}."
     return Figure("gap", "Fairness gap", caption, panels(1, 2.6, paint, len(shown)))
 
 

@@ -25,6 +25,10 @@ _TERMS = (
     ("queue time", "from arrival to first admission, less the wait for an adapter's load."),
     ("hit rate", "share of admitted adapter requests whose adapter was on the GPU and had been used before."),
     ("load share", "share of end-to-end time spent waiting for an adapter's load."),
+    ("ceiling", "output tokens/s that the cost model gives one GPU with a full batch of this workload's mean request."),
+    ("time waiting", "share of the requests' time in the system, all together, in which they wait to run."),
+    ("slots in use", "distinct adapters in the batch; medians are over the time of the steps."),
+    ("loading", "share of the time in which an adapter is on its way to the GPU."),
     ("attainment", "share of all requests that completed and kept every limit of the SLO."),
     ("service", "weighted tokens: a request's prompt tokens plus twice its output tokens."),
     (
@@ -67,9 +71,7 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("end-to-end p99", "e2e_s.p99", seconds),
         ("queue time p99", "queue_s.p99", seconds),
     ],
-    "Throughput and outcome": [
-        ("requests/s", "throughput.requests_per_s", count),
-        ("output tokens/s", "throughput.output_tokens_per_s", count),
+    "Outcome": [
         ("submitted", "requests.submitted", count),
         ("completed", "requests.completed", count),
         ("rejected", "requests.rejected", count),
@@ -78,9 +80,28 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("never served", "never_served.count", count),
         ("truncated", "truncated.count", count),
         ("SLO attainment", "slo.attainment", percent),
+    ],
+    "Throughput": [
+        ("requests/s", "throughput.requests_per_s", count),
+        ("output tokens/s", "throughput.output_tokens_per_s", count),
+        ("per GPU", "throughput.output_tokens_per_s_per_gpu", count),
+        ("of the ceiling", "throughput.ceiling_share", percent),
         ("mean batch", "engine.mean_batch", count),
-        ("GPU busy", "engine.busy_share", percent),
+        ("steps running", "engine.busy_share", percent),
         ("preemptions", "engine.preemptions", count),
+        ("time waiting", "waiting.share", percent),
+    ],
+    "In use on a replica": [
+        ("slots: median", "usage.slots.p50", count),
+        ("slots: most", "usage.slots.max", count),
+        ("slots: limit", "usage.slots.limit", count),
+        ("KV blocks: median", "usage.kv_blocks.p50", count),
+        ("KV blocks: most", "usage.kv_blocks.max", count),
+        ("KV blocks: limit", "usage.kv_blocks.limit", count),
+        ("requests: median", "usage.seqs.p50", count),
+        ("requests: most", "usage.seqs.max", count),
+        ("requests: limit", "usage.seqs.limit", count),
+        ("loading", "adapters.loading_share", percent),
     ],
     "Adapters and fairness": [
         ("hit rate", "adapters.hit_rate", percent),
@@ -174,7 +195,7 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
 def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Tenants and adapters that waited longest under each policy, means over its seeds."""
     tables: list[Table] = []
-    for policy in reversed(by_policy(runs)):
+    for policy in by_policy(runs):
         first = policy.runs[0]
         for unit, heading in (("tenant", "Tenants"), ("adapter", "Adapters")):
             if len(first[f"per_{unit}"]) > 1 and not (unit == "tenant" and same_units(first)):

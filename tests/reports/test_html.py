@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from reports.figures import draw
 from reports.html import render
 
 FIGURES = ["slo", "cdf_ttft", "cdf_tpot", "cdf_e2e", "rank", "waits", "over_time", "service", "gap", "cache"]
@@ -93,3 +94,29 @@ def test_odd_runs_make_a_page_too(report: Any, options: dict[str, Any]) -> None:
 def test_eleven_policies_fit(report: Any) -> None:
     html = render("many", [report(f"policy_{n}", requests=60) for n in range(11)])
     assert read(html).figures == FIGURES and len(html) < 3_000_000
+
+
+def test_a_bound_far_above_the_gap_is_named_instead_of_drawn(report: Any) -> None:
+    """A line at 200 times the data would flatten what there is to see."""
+    gap = report(tenants=4).run["fairness"]["max_service_gap"]
+    near, far = (
+        next(f for f in draw([report(tenants=4, bound=gap * factor)]) if f.name == "gap") for factor in (1.5, 200)
+    )
+    assert "A thin dashed line is the bound" in near.caption and "far above" not in near.caption
+    assert f"fifo {gap * 200 / 1000:,.0f}" in far.caption and "dashed" not in far.caption
+    drawn = [f.svg.count("promised by") for f in (near, far)]
+    assert drawn == [1, 0]
+
+
+def test_every_number_of_a_table_has_its_head_where_rows_become_blocks(report: Any) -> None:
+    """On narrow screens each cell shows its column's head, so that nothing has to be scrolled sideways."""
+    html = render("s", [report(p, s) for p in ("fifo", "x") for s in (0, 1)])
+    cells = re.findall(r"<td([^>]*)>", html)
+    assert all("data-head=" in cell or "title=" in cell for cell in cells)
+    assert 'data-head="TTFT p99"' in html and "attr(data-head)" in html
+
+
+def test_equal_runs_give_equal_bytes(report: Any) -> None:
+    setup = {"model": "m", "known error": "not known"}
+    pages = {render("s", [report(p, s) for p in ("fifo", "x") for s in (0, 1)], "d", setup) for _ in range(2)}
+    assert len(pages) == 1
