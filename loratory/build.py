@@ -26,6 +26,7 @@ T = TypeVar("T")
 class Built:
     """A scenario's fixed parts. ``engine`` names its KV blocks; ``memory`` is None where the scenario named them.
 
+    ``dtype`` is what the weights of linear layers are in, ``kv_cache_dtype`` what the KV cache is in.
     ``notes`` are what its reader should know, one sentence each.
     """
 
@@ -35,6 +36,8 @@ class Built:
     adapters: tuple[Adapter, ...]
     kv_bytes_per_token: int
     memory: MemoryPlan | None
+    dtype: str
+    kv_cache_dtype: str
     notes: tuple[str, ...] = ()
 
 
@@ -52,7 +55,8 @@ def build(scenario: Scenario) -> Built:
             lambda: card.flops_for(str(options.dtype)),
         )
     wide = spec.wide_dtype(options.dtype)
-    kv_bytes = spec.kv_bytes_per_token(dtype=options.kv_cache_dtype or wide)
+    cache = options.kv_cache_dtype or wide
+    kv_bytes = spec.kv_bytes_per_token(dtype=cache)
     adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets, wide), dtype_bytes(wide))
     memory = excess = None
     if engine.num_gpu_blocks is not None:
@@ -71,7 +75,8 @@ def build(scenario: Scenario) -> Built:
         *model_notes(scenario, spec),
         *vllm_notes(engine, bool(used)),
     )
-    return Built(sized, spec, cost, adapters, kv_bytes, memory, tuple(note for note in notes if note))
+    said = tuple(note for note in notes if note)
+    return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, said)
 
 
 def _memory_options(scenario: Scenario) -> MemoryOptions:

@@ -23,13 +23,14 @@ _COMMON = {"evict": "lru", "prefetch": 0, "reserve": False}
 def setup(scenario: Scenario, built: Built, backend: str = "sim") -> dict[str, str]:
     """Facts by label, in the order to show them, from the resolved scenario: equal scenarios give equal texts."""
     facts = {
-        "model": f"{built.model.name}, {built.model.dtype}",
+        "model": _model(built),
         "GPU": hardware(scenario),
         "engine": engine_words(built.engine),
         "adapters": _adapters(scenario, built),
         "workload": _workload(scenario),
         "cost model": _cost(scenario, built),
         "known error": shortened(built.cost.known_error, 400),
+        "memory": phrase(scenario.memory.model_dump(exclude_none=True)),
         "storage tiers": phrase(scenario.tiers.model_dump(exclude_none=True, exclude_defaults=True)),
         "policies": "; ".join(policy_words(spec) for spec in scenario.policies),
         "SLO": phrase(scenario.slo.model_dump(exclude_none=True)) or "none",
@@ -37,10 +38,17 @@ def setup(scenario: Scenario, built: Built, backend: str = "sim") -> dict[str, s
         "version": f"Loratory {version('loratory')}",
     }
     if backend != "sim":
+        facts["model"] = built.model.name
         facts["GPU"] = f"{backend}, device {scenario.executor.device}, {scenario.executor.dtype}"
         facts["cost model"] = f"none: measured on the {backend}"
         del facts["known error"], facts["storage tiers"]
     return {label: text for label, text in facts.items() if text}
+
+
+def _model(built: Built) -> str:
+    """``llama-3.1-8b, fp8``, with what the KV cache is in where that is not the model's own dtype."""
+    cache = f", KV cache {built.kv_cache_dtype}" if built.kv_cache_dtype != built.model.dtype else ""
+    return f"{built.model.name}, {built.dtype}{cache}"
 
 
 def hardware(scenario: Scenario) -> str:

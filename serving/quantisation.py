@@ -130,7 +130,7 @@ def _beside(folder: Path) -> Iterator[str]:
         if sign is not None or (found and not telling):
             yield path.name + _method(found)
     gguf = _files(folder, "*.gguf")
-    if gguf and not _files(folder, "*.safetensors"):
+    if gguf and not any(_files(folder, pattern) for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth")):
         yield f"{gguf[0].name} (GGUF)"
 
 

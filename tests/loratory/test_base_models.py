@@ -14,6 +14,7 @@ from loratory.build import Built, build
 from loratory.execute import execute_scenario
 from loratory.notes import length_notes
 from loratory.run import run_scenario
+from loratory.setup import setup
 from scenarios.build import build_workload
 from scenarios.load import load_scenario
 from serving.errors import LONGEST_MESSAGE, InputError
@@ -75,6 +76,20 @@ def test_fp8_halves_the_linear_weights_in_memory_as_in_time() -> None:
     assert built("cost-dtype-fp8-memory-bf16").adapters[0].bytes == 83_886_080
     double = weights("memory.kv_cache_dtype=fp8")
     assert double["tokens"] == pytest.approx(2 * eight["tokens"], abs=32)
+
+
+def test_a_report_says_what_weights_and_cache_are_in() -> None:
+    """Not what the checkpoint was saved in: the numbers are of these dtypes."""
+    path = CASES / "cost-dtype-fp8-memory-bf16" / "scenario.yaml"
+    for overrides, words in (
+        ((), "llama-3.1-8b, fp8"),
+        (("cost.dtype=fp16",), "llama-3.1-8b, fp16, KV cache fp16"),
+        (("memory.kv_cache_dtype=fp8",), "llama-3.1-8b, fp8, KV cache fp8"),
+    ):
+        scenario = load_scenario(path, overrides)
+        facts = setup(scenario, build(scenario))
+        assert facts["model"] == words
+        assert facts.get("memory") == ("kv_cache_dtype fp8" if "fp8" in str(overrides) else None)
 
 
 def test_a_cache_in_8_bit_is_read_in_half_the_time() -> None:
