@@ -23,8 +23,10 @@ _NAMED = re.compile(
 )
 _EPOCH_S = (9.4e8, 2.6e9)  # from 1999 to 2052, seconds since 1970
 _LATEST_S = 1e10
-_FAST, _SLOW = 200.0, 0.02  # requests/s beyond which another unit is tried
-_TOO_FAST, _TOO_SLOW = 1000.0, 1e-4  # and beyond which a rate is doubted
+_FAST, _SLOW = 200.0, 0.005  # requests/s beyond which another unit is tried where none is told
+_FAST_WHOLE = 500.0  # the same for whole numbers, which are seldom seconds
+_DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02  # beyond which an untold unit is doubted
+_TOO_FAST, _TOO_SLOW = 1000.0, 1e-4  # and beyond which any is
 _LONG_S = 1000 * 86_400.0
 _ENOUGH = 10
 
@@ -58,15 +60,16 @@ def read_clock(source: Source, column: str, asked: str | None, usual: str, guess
                 f"{source.columns.path}: time_unit does not apply, because {column} holds dates: leave it out"
             )
         time = source.dates(column)
-        return Clock(time, None, _doubts(time, None))
+        return Clock(time, None, _doubts(time, None, sure=True))
     raw = source.numbers(column)
     unit, notes = (asked, []) if asked is not None else _unit(source, column, raw, usual, guess)
+    sure = not guess or asked is not None or bool(notes) or unit_in_name(column) is not None
     time = raw * UNITS[unit]
     with np.errstate(invalid="ignore"):
         source.refuse(
             np.abs(time) > _LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
         )
-    return Clock(time, unit, (*notes, *_doubts(time, unit)))
+    return Clock(time, unit, (*notes, *_doubts(time, unit, sure)))
 
 
 def _unit(source: Source, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
@@ -85,15 +88,15 @@ def _unit(source: Source, column: str, raw: Floats, usual: str, guess: bool) -> 
     if not guess or rate is None:
         return usual, []
     whole = bool((raw[~np.isnan(raw)] % 1 == 0).all())
-    others = list(UNITS)[: list(UNITS).index(usual)][::-1] if rate > _FAST else []
+    others = list(UNITS)[: list(UNITS).index(usual)][::-1] if rate > (_FAST_WHOLE if whole else _FAST) else []
     if rate < _SLOW and whole:
         others = list(UNITS)[list(UNITS).index(usual) + 1 :]
     for unit in others:
         better = _rate(raw * UNITS[unit])
-        if better is not None and _SLOW <= better <= _FAST:
+        if better is not None and _DOUBT_SLOW <= better <= _DOUBT_FAST:
             return unit, [
-                f"{column} is read as {_WORDS[unit]}, {better:,.3g} requests/s; as {_WORDS[usual]}, which are usual, "
-                f"it would be {rate:,.3g} requests/s: time_unit overrides that"
+                f"{column} is read as {_WORDS[unit]}, {_figure(better)} requests/s; as {_WORDS[usual]}, as usual, "
+                f"they would be {_figure(rate)}: time_unit overrides that"
             ]
     return usual, []
 
@@ -114,18 +117,24 @@ def _rate(time: Floats) -> float | None:
     return (len(known) - 1) / span if span > 0 else None
 
 
-def _doubts(time: Floats, unit: str | None) -> tuple[str, ...]:
+def _doubts(time: Floats, unit: str | None, sure: bool) -> tuple[str, ...]:
+    """A note on a rate or span that no service has, or few have where the unit is only the usual one."""
     rate = _rate(time)
     if rate is None:
         return ()
     span = float(np.nanmax(time) - np.nanmin(time))
-    fast, slow = rate > _TOO_FAST, rate < _TOO_SLOW or span > _LONG_S
+    fast = rate > (_TOO_FAST if sure else _DOUBT_FAST)
+    slow = rate < (_TOO_SLOW if sure else _DOUBT_SLOW) or span > _LONG_S
     if not fast and not slow:
         return ()
-    length = f"{span:,.3g} s" if fast else f"{span / 86_400:,.0f} days"
-    said = f"arrives at {rate:,.3g} requests/s over {length}, which is implausible"
+    length = f"{span / 86_400:,.0f} days" if span > 172_800 else f"{span:,.3g} s"
+    said = f"arrives at {_figure(rate)} requests/s over {length}, which is unusual"
     units = list(UNITS)
     other = None if unit is None else units.index(unit) + (-1 if fast else 1)
     if other is None or not 0 <= other < len(units):
         return (f"{said}: check the times",)
     return (f"{said}: if the times are in {_WORDS[units[other]]}, set time_unit: {units[other]}",)
+
+
+def _figure(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.3g}"

@@ -58,8 +58,9 @@ class TraceReport:
 
     ``rows`` counts every row of the file; ``ties`` rows with the same time as the one before, ``unsorted_rows`` rows
     earlier than the one before, ``zero_token_rows`` rows without prompt or output tokens. ``columns``: pairs of a
-    quantity and the column that holds it. ``waiting_turns``: rows that wait for the turn before instead of having a
-    time. ``repeated_blocks``: share of the hash ids that an earlier row has too. ``notes`` tells the rest.
+    quantity and the column that holds it. ``time_unit``: of the times, None for dates. ``waiting_turns``: rows that
+    wait for the turn before instead of having a time. ``repeated_blocks``: share of the hash ids that an earlier row
+    has too. ``notes`` tells the rest.
     """
 
     path: str
@@ -78,6 +79,7 @@ class TraceReport:
     tenants: int | None
     notes: tuple[str, ...]
     columns: tuple[tuple[str, str], ...] = ()
+    time_unit: str | None = None
     sessions: int | None = None
     waiting_turns: int | None = None
     block_tokens: int | None = None
@@ -92,6 +94,7 @@ class TraceReport:
         lines = [
             ("format", self.format),
             *((("columns", ", ".join(f"{key}: {name}" for key, name in self.columns)),) if self.columns else ()),
+            *((("time unit", self.time_unit),) if self.time_unit is not None else ()),
             ("rows", f"{self.rows_read:,} ({self.usable_rows:,} usable)"),
             ("span", "no times" if self.span_s is None else f"{self.span_s:,.3f} s ({self.span_s / 3600:.2f} h)"),
             ("rate", "-" if self.rate is None else f"{self.rate:.4g} requests/s"),
@@ -158,6 +161,7 @@ def check(path: Path | str, format: str | None = None, options: ReadOptions | No
         tenants=None if table.tenant is None else len(table.tenant.names),
         notes=table.notes,
         columns=table.columns,
+        time_unit=table.time_unit,
         sessions=None if table.session is None else len(table.session.names),
         waiting_turns=None if table.delay_s is None else int((~np.isnan(table.delay_s)).sum()),
         block_tokens=None if table.blocks is None else table.blocks.tokens,

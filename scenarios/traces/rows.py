@@ -49,7 +49,7 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
     clock = _clock(source, columns, options, layout)
     delay, told = _delay(source, columns, options, layout, clock)
     blocks, sized = _blocks(source, columns, options, layout, prompt)
-    return table_of(
+    table = table_of(
         layout.format,
         path,
         time=None if clock is None else clock.time,
@@ -64,6 +64,7 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
         order=None if layout.order is None else (layout.order, source.numbers(layout.order)),
         **labels,
     )
+    return table if clock is None else replace(table, time_unit=clock.unit)
 
 
 def _source(file: Columns, columns: Mapping[str, str], layout: Layout) -> Source:

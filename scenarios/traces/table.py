@@ -37,9 +37,9 @@ class TraceTable:
     end of the turn before, which is the row before of the same session, and this one; NaN for a row that does not wait.
     A row with neither begins a session of a trace without times (``time_s`` is None): arrivals come from elsewhere.
     ``priority``: lower first; `UNSET` for a row without one. ``blocks``: hash ids of the prompt's blocks. ``columns``:
-    pairs of a quantity and the file's column that holds it. ``rows_read`` counts the file's rows, ``notes`` says what
-    became of those that are not here or have changed. ``cut`` tells that the reader itself applied the window and the
-    rate scale.
+    pairs of a quantity and the file's column that holds it. ``time_unit``: of its times, None where they are dates.
+    ``rows_read`` counts the file's rows, ``notes`` says what became of those that are not here or have changed. ``cut``
+    tells that the reader itself applied the window and the rate scale.
     """
 
     format: str
@@ -56,6 +56,7 @@ class TraceTable:
     priority: Ints | None = None
     blocks: Blocks | None = None
     columns: tuple[tuple[str, str], ...] = ()
+    time_unit: str | None = None
     notes: tuple[str, ...] = field(default=())
     cut: bool = False
 

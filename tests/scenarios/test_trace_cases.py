@@ -102,13 +102,13 @@ def test_labels_are_as_they_are_written(tmp_path: Path) -> None:
 
 def test_bailian_times_are_seconds_and_its_blocks_hold_16_tokens() -> None:
     report = check(CASES / "trace-bailian-seconds" / "trace.jsonl")
-    assert (report.format, report.block_tokens) == ("bailian", 16)
+    assert (report.format, report.block_tokens, report.time_unit) == ("bailian", 16, "s")
     assert report.span_s == pytest.approx(19.216) and report.rate == pytest.approx(3.07, abs=0.005)
     single = built("trace-bailian-seconds", "adapters.count=1", "workload.prefix_cache=true")
     assert single.cached_tokens is not None and single.cached_tokens.tolist() == [0] + [320] * 59
     slow = built("trace-bailian-seconds", "workload.time_unit=ms")
     assert slow.arrival[-1] == pytest.approx(0.019216)
-    assert any("3.07e+03 requests/s over 0.0192 s" in note and "set time_unit: s" in note for note in slow.notes)
+    assert any("3,070 requests/s over 0.0192 s" in note and "set time_unit: s" in note for note in slow.notes)
 
 
 SECONDS = [i * 0.4 for i in range(30)]
@@ -156,9 +156,16 @@ def test_times_that_make_no_sense(
 
 def test_an_implausible_rate_or_span_is_told(tmp_path: Path) -> None:
     (slow,) = read_trace(rows(tmp_path, [i * 86_400.5 for i in range(2000)], "time")).notes
-    assert "over 1,999 days, which is implausible: if the times are in milliseconds, set time_unit: ms" in slow
+    assert "over 1,999 days, which is unusual: if the times are in milliseconds, set time_unit: ms" in slow
     (fast,) = read_trace(rows(tmp_path, [i * 1e-5 for i in range(20)], "time_s")).notes
-    assert "1e+05 requests/s over 0.00019 s" in fast and "check the times" in fast
+    assert "100,000 requests/s over 0.00019 s" in fast and "check the times" in fast
+
+
+@pytest.mark.parametrize("gap", [60, 100])
+def test_a_slow_trace_in_seconds_is_not_taken_for_milliseconds(tmp_path: Path, gap: int) -> None:
+    table = read_trace(rows(tmp_path, [i * gap for i in range(100)], "time"))
+    assert table.time_s is not None and table.time_s[-1] == 99 * gap
+    assert len(table.notes) == 1 and "if the times are in milliseconds, set time_unit: ms" in table.notes[0]
 
 
 # Prefix blocks
