@@ -62,6 +62,8 @@ class FairShare:
         self._ticket = 0
         self._came: list[tuple[RequestView, bool]] = []
         self._last: Account | None = None
+        self._fell: dict[Account, None] = {}
+        """Units whose counter may have fallen since they were sorted, in the order in which it did."""
         self._guesses: dict[Account, dict[str, tuple[RequestView, float]]] = {}
         self._means: dict[Account, tuple[int, float]] = {}
 
@@ -73,7 +75,8 @@ class FairShare:
             unit = self.units.find(event.request)
             if unit is None:
                 return
-            self._guesses.get(unit, {}).pop(event.request.request_id, None)
+            if self._guesses.get(unit, {}).pop(event.request.request_id, None) is not None:
+                self._fell[unit] = None  # the output was shorter than what was charged
             count, mean = self._means.get(unit, (0, 0.0))
             length = event.request.generated_tokens
             if event.status == "completed":
@@ -117,8 +120,19 @@ class FairShare:
 
     def _activate(self, view: View) -> None:
         came, self._came = self._came, []
-        for request, arrived in came:
+        fell, self._fell = self._fell, {}
+        units: list[Account] = []
+        for request, _ in came:
+            known = self.units.find(request)
+            weight = None if known is None else known.weight
             unit = self.units.of(view, request)
+            units.append(unit)
+            if weight is not None and weight != unit.weight:
+                fell[unit] = None  # an adapter's weight is that of the last tenant that sent a request for it
+        for unit in fell:
+            if unit in self._queued:
+                self._enter(unit, self._counter(unit))
+        for unit, (_, arrived) in zip(units, came, strict=True):
             if unit in self._queued or not unit.usage.queue.live:
                 continue
             counter = self._counter(unit)
@@ -136,7 +150,8 @@ class FairShare:
     def _least(self) -> tuple[Account, RequestView, float] | None:
         """The backlogged unit with the smallest counter, its next request, and the counter.
 
-        Counters only grow between refreshes, so a stale one is low.
+        A counter only grows while its unit stays where it is in the heap, so a stale one is low: `_activate` sorts
+        anew the units whose counters may have fallen, whose outputs were overestimated or whose weight has changed.
         """
         heap = self._heap
         while heap:

@@ -273,3 +273,54 @@ def test_waits_do_not_grow_with_the_horizon_below_capacity(seed: int, policy: st
     waits = [e.sequence.admitted_at - e.sequence.request.arrival for e in result.ended.values()]
     longest = max(e.now - e.sequence.admitted_at for e in result.ended.values())
     assert max(waits) <= 6 * (0.3 + longest), (max(waits), longest)
+
+
+class _Watched(FairShare):
+    """Compares each unit it serves with every backlogged one, whatever its heap says."""
+
+    picks = 0
+
+    def _admitted(self, unit: Any, request: Any) -> None:
+        # `unit` has just been admitted: what it was charged for this request comes off again
+        self.picks += 1
+        charged = self.units.input_weight * request.prompt_tokens / unit.weight
+        others = [a for a in self.units._accounts.values() if a is not unit and a.first() is not None]
+        least = min((self._counter(other) for other in others), default=float("inf"))
+        assert self._counter(unit) - charged <= least + 1e-9
+        super()._admitted(unit, request)
+
+
+@pytest.mark.parametrize("predict", ["none", "mean", "request"])
+@pytest.mark.parametrize("by", ["tenant", "adapter"])
+@examples(25)
+@given(seed=st.integers(0, 10**6), config=st.sampled_from(CONFIGS[:3]))
+def test_every_pick_is_the_backlogged_unit_with_the_least_counter(
+    predict: Any, by: Any, seed: int, config: dict[str, Any]
+) -> None:
+    """Also with guesses, which a short output lowers again, and with adapters whose tenants have different weights."""
+    draw = random.Random(seed)
+    made = tuple(adapter(n, tier="host") for n in range(1, 5))
+    rows = [
+        {
+            "at": 0.004 * i * draw.choice([0, 1, 2]),
+            "tenant": draw.randrange(3),
+            "adapter": draw.randrange(1, 5),
+            "prompt": draw.randint(1, 20),
+            "out": draw.randint(1, 20),
+            "cap": 30,
+            "predicted": draw.choice([1, 10, 60]),
+        }
+        for i in range(40)
+    ]
+    rows.sort(key=lambda row: row["at"])
+    names, weights = ("t0", "t1", "t2"), (1.0, 2.0, 5.0)
+    work = workload(rows, made, tenants=names, tenant_weights=weights)
+    settings = EngineConfig(**config, max_loras=4, max_cpu_loras=8)
+    policies: list[_Watched] = []
+
+    def watched() -> _Watched:
+        policies.append(_Watched(by=by, predict=predict))
+        return policies[-1]
+
+    run(World(work, made, settings, ToyCost()), watched, check_books=False)
+    assert policies[0].picks >= len(rows)
