@@ -8,7 +8,9 @@ from math import inf
 
 from executor.executor import Executor
 from executor.generation import Generation
+from serving.arrivals import Arrivals
 from serving.errors import StalledError
+from serving.events import Ended
 from serving.request import Request
 from serving.sequence import Sequence
 from serving.workload import RequestMaker, Workload
@@ -39,7 +41,16 @@ class _Clients:
         self._make = make
         self._maker = RequestMaker(workload)
         self._arrivals = [*(workload.arrival / time_scale).tolist(), inf]
+        self._turns = None if workload.after is None else Arrivals(workload, time_scale)
+        self._last = -inf
         self.sent = 0
+        if self._turns is not None:
+            executor.listen(self._ended)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether requests follow the ends of others."""
+        return self._turns is not None
 
     @property
     def left(self) -> int:
@@ -48,25 +59,47 @@ class _Clients:
 
     @property
     def next_at(self) -> float:
-        """When the next one is due, absolute seconds; inf in a closed loop, whose requests follow one another."""
+        """When the next one is due, absolute seconds; inf where it follows the end of one that has not ended."""
+        if self._turns is not None:
+            return self._turns.next_at
         return inf if self._workload.concurrency is not None else self._arrivals[self.sent]
 
     def deliver(self, now: float) -> None:
         """Send what is due at second ``now``."""
         concurrency = self._workload.concurrency
-        if concurrency is not None:
+        if self._turns is not None:
+            while self._turns.next_at <= now:
+                index, at = self._turns.pop()
+                # what was due when the engine last planned, it could not see then: it takes it in now
+                self.send(index, at if at > self._last else now)
+        elif concurrency is not None:
             for _ in range(min(concurrency - self._executor.engine.unfinished, self.left)):
-                self.send(now)
+                self.send(self.sent, now)
         else:
             while self._arrivals[self.sent] <= now:
-                self.send(self._arrivals[self.sent])
+                self.send(self.sent, self._arrivals[self.sent])
+        self._last = now
 
-    def send(self, arrival: float) -> None:
-        """Send the next one, as of second ``arrival``."""
-        request, output_tokens = self._maker.make(self.sent, arrival)
+    def send(self, index: int, arrival: float) -> None:
+        """Send a request, as of second ``arrival``."""
+        request, output_tokens = self._maker.make(index, arrival)
         self.sent += 1
         request = request._replace(cached_tokens=0)
         self._executor.submit(request, self._make(request, output_tokens))
+
+    def give_up(self, end_s: float) -> float:
+        """Send the next ones though they will not be served, not before they are due; returns when that is."""
+        due = self.next_at
+        end_s = end_s if due == inf else max(end_s, due)
+        if self._turns is None:
+            self.send(self.sent, end_s)
+        else:
+            self.deliver(end_s)
+        return end_s
+
+    def _ended(self, event: Ended) -> None:
+        assert self._turns is not None
+        self._turns.ended(int(event.request.request_id), event.now)
 
 
 def drive(
@@ -111,16 +144,21 @@ def drive(
 
 
 def _end_left(clients: _Clients, executor: Executor, cut_off: bool, stalled: str) -> float:
-    """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served."""
+    """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served.
+
+    A turn that is never served arrives when the turn before it has been given up, and its delay is over.
+    """
     end_s = executor.now()
-    while not cut_off and clients.left:
-        end_s = max(end_s, end_s if clients.next_at == inf else clients.next_at)
-        clients.send(end_s)
 
     def why(sequence: Sequence) -> str:
         if cut_off:
             return f"the run was cut off at {end_s:g} s"
         return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
 
+    while not cut_off and clients.left and (not clients.has_turns or clients.next_at < inf):
+        end_s = clients.give_up(end_s)
     executor.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
+    while not cut_off and clients.left:
+        end_s = clients.give_up(end_s)
+        executor.engine.end_all(end_s, "failed", why)
     return end_s

@@ -80,6 +80,17 @@ class Executor:
         self._last = -inf
         self._tape = _Tape() if record else None
 
+    def listen(self, on_end: Callable[[Ended], None]) -> None:
+        """Tell also ``on_end`` of each request that reaches a final status."""
+        before = self._on_end
+
+        def both(event: Ended, generation: Generation) -> None:
+            if before is not None:
+                before(event, generation)
+            on_end(event)
+
+        self._on_end = both
+
     def submit(self, request: Request, generation: Generation) -> None:
         """A request arrives; its ``arrival`` is at or before the time of the next step.
 

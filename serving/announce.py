@@ -51,3 +51,23 @@ class Announcer:
         """A `PolicyError` that names the policy and the second it failed at."""
         name = getattr(self.policy, "spec", type(self.policy).__name__)
         return PolicyError(f"policy {name} failed at {now:.6f} s: {what}")
+
+
+def hearing(sink: Sink | None, kind: type, listener: Callable[[Any], None]) -> Sink:
+    """A sink that hands events of one type to ``listener`` first, and every event to ``sink`` as it wants them."""
+    wants = getattr(sink, "wants", EVENTS) if sink is not None else ()
+    handlers: dict[type, Any] = dict(wants) if isinstance(wants, Mapping) else dict.fromkeys(wants, sink)
+    then = handlers.get(kind)
+
+    def heard(event: Any) -> None:
+        listener(event)
+        if then is not None:
+            then(event)
+
+    handlers[kind] = heard
+
+    def tell(event: Event) -> None:
+        handlers[type(event)](event)
+
+    tell.wants = handlers  # type: ignore[attr-defined]
+    return tell

@@ -24,7 +24,10 @@ class Workload:
     base model. ``tenant``: index into ``tenants``. Token columns are counts >= 1. ``output_tokens`` is the truth a
     policy never sees; ``max_tokens`` is what it sees. ``deadline``: seconds after arrival (inf: none).
     ``concurrency``: None for open arrivals; n for a closed loop of n clients, each sending its next request when its
-    last one ended. ``notes`` tell what a reader changed or left out. Raises `InputError` when columns disagree.
+    last one ended. ``after``: the request that this one follows as the next turn of its session, -1 for none; it is
+    sent ``delay_s`` seconds after that one ended, and its ``arrival`` is the earliest second that can be, if no turn
+    took any time. In a closed loop with turns, a client plays one session after the other. ``notes`` tell what a reader
+    changed or left out. Raises `InputError` when columns disagree.
     """
 
     arrival: Floats
@@ -41,12 +44,14 @@ class Workload:
     priority: Ints | None = None
     deadline: Floats | None = None
     concurrency: int | None = None
+    after: Ints | None = None
+    delay_s: Floats | None = None
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         n = len(self.arrival)
         columns = (self.adapter, self.tenant, self.prompt_tokens, self.output_tokens, self.max_tokens)
-        optional = (self.predicted_tokens, self.cached_tokens, self.priority, self.deadline)
+        optional = (self.predicted_tokens, self.cached_tokens, self.priority, self.deadline, self.after, self.delay_s)
         if any(len(c) != n for c in columns) or any(c is not None and len(c) != n for c in optional):
             raise InputError("workload columns differ in length")
         if n and self.concurrency is None and bool((np.diff(self.arrival) < 0).any()):
@@ -60,6 +65,15 @@ class Workload:
             raise InputError(f"workload has tenant weights {self.tenant_weights}: a weight is above 0")
         if self.concurrency is not None and self.concurrency < 1:
             raise InputError(f"closed-loop concurrency is {self.concurrency}: at least 1 client is needed")
+        if (self.after is None) != (self.delay_s is None):
+            raise InputError("workload has only one of after and delay_s: a turn needs both")
+        if self.after is not None and self.delay_s is not None:
+            turns = np.flatnonzero(self.after >= 0)
+            before, delays = self.after[turns], self.delay_s[turns]
+            if bool((before >= turns).any()) or len(np.unique(before)) < len(before):
+                raise InputError("workload has a turn that follows a later request, or two that follow the same one")
+            if not bool((np.isfinite(delays) & (delays >= 0)).all()):
+                raise InputError("workload has a turn whose delay_s is negative or no number")
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -70,27 +84,45 @@ class Workload:
 
 
 class RequestMaker:
-    """Makes the requests of a workload, a chunk at a time, by columns: fast when asked for them in order."""
+    """Makes the requests of a workload, a chunk at a time, by columns: fast when asked for them in about their order.
+
+    Each is to be asked for once. A chunk of which some are still to come, as turns are, is kept.
+    """
 
     _CHUNK = 1024
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
-        self._start = self._stop = 0
+        self._start = self._stop = self._made = 0
         self._requests: list[Request] = []
         self._outputs: list[int] = []
         self._slacks: list[float | None] = []
+        self._kept: dict[int, tuple[int, list[Request], list[int], list[float | None]]] = {}
 
     def make(self, index: int, arrival: float | None = None) -> tuple[Request, int]:
         """The request at ``index`` and its true output length; ``arrival`` seconds replace its own."""
         if not self._start <= index < self._stop:
-            self._read(index)
+            self._turn_to(index)
+        self._made += 1
         place = index - self._start
         request = self._requests[place]
         if arrival is not None and arrival != request.arrival:
             slack = self._slacks[place]
             request = request._replace(arrival=arrival, deadline=None if slack is None else arrival + slack)
         return request, self._outputs[place]
+
+    def _turn_to(self, index: int) -> None:
+        """Make the chunk that holds ``index`` the present one."""
+        if self._made < len(self._requests):
+            self._kept[self._start] = (self._made, self._requests, self._outputs, self._slacks)
+        start = index - index % self._CHUNK
+        kept = self._kept.pop(start, None)
+        if kept is None:
+            self._made = 0
+            self._read(start)
+        else:
+            self._made, self._requests, self._outputs, self._slacks = kept
+            self._start, self._stop = start, start + len(self._requests)
 
     def _read(self, index: int) -> None:
         w = self._workload

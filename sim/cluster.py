@@ -12,17 +12,19 @@ from typing import Any
 
 from simpy import Event
 
+from serving.announce import hearing
+from serving.arrivals import Arrivals
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.errors import StalledError
-from serving.events import Sink
+from serving.events import Ended, Sink
 from serving.ledger import Ledger
 from serving.lora import Adapter
 from serving.policy import Policy
 from serving.sequence import Sequence as RequestSequence
 from serving.workload import RequestMaker, Workload
 from sim.cost.base import CostModel
-from sim.environment import LATE, URGENT, ExactEnvironment, succeed
+from sim.environment import LATE, URGENT, ExactEnvironment, urge
 from sim.replica import Feed, Replica
 from sim.routers import ReplicaView, RoundRobin, Router
 from sim.transfers import Transfers
@@ -72,15 +74,20 @@ class _Cluster:
         self.sent = 0
         self.left = len(workload)
         self.over = env.event()
+        self.turns = None if workload.after is None else Arrivals(workload)
+        self._ended: list[Ended] = []
 
     def add(self, replica: Replica) -> None:
         """One more replica."""
         self.replicas.append(replica)
         self.seen.append(_Seen(replica.index, replica))
 
-    def send(self, arrival: float, late: bool = False) -> None:
-        """The next request arrives at second ``arrival``, which is now (``late``: see `Replica.submit`)."""
-        index = self.sent
+    def listening(self, sink: Sink | None) -> Sink | None:
+        """A replica's sink; with turns, the ends of requests are heard here too."""
+        return sink if self.turns is None else hearing(sink, Ended, self._ended.append)
+
+    def send(self, index: int, arrival: float, late: bool = False) -> None:
+        """A request arrives at second ``arrival``, which is now (``late``: see `Replica.submit`)."""
         self.sent += 1
         request, output_tokens = self.maker.make(index, arrival)
         place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
@@ -88,15 +95,30 @@ class _Cluster:
 
     def feed_alone(self) -> None:
         """With one replica there is nothing to route: it fetches its arrivals itself, which spares an event each."""
-        self.replicas[0].feed = _OpenFeed(self)
+        self.replicas[0].feed = _OpenFeed(self) if self.turns is None else _TurnFeed(self, self.turns)
 
     def open_arrivals(self) -> Generator[Event, Any, None]:
         """Requests arrive when the workload says, however busy the replicas are."""
         env = self.env
-        for arrival in self.workload.arrival.tolist():
+        for index, arrival in enumerate(self.workload.arrival.tolist()):
             if arrival > env.now:
                 yield env.at(arrival, URGENT)
-            self.send(arrival)
+            self.send(index, arrival)
+
+    def session_starts(self) -> Generator[Event, Any, None]:
+        """Sessions begin when the workload says; their later turns are sent by `ended`."""
+        assert self.turns is not None
+        self.deliver(self.env.now)
+        for arrival in self.turns.starts_at:
+            if arrival > self.env.now:
+                yield self.env.at(arrival, URGENT)
+                self.deliver(arrival)
+
+    def deliver(self, now: float, late: bool = False) -> None:
+        """Send every turn that is due at second ``now``."""
+        turns = self.turns
+        while turns is not None and turns.next_at <= now:
+            self.send(*turns.pop(), late)
 
     def ended(self, count: int) -> None:
         """So many requests ended: the run may be over, and in a closed loop their clients send their next ones.
@@ -106,13 +128,33 @@ class _Cluster:
         self.left -= count
         if not self.left:
             self.over.succeed()
+        elif self.turns is not None:
+            self._follow()
         elif self.workload.concurrency is not None:
             for _ in range(min(count, len(self.workload) - self.sent)):
                 self.env.call_at(self.env.now, self._send_late, LATE)
 
+    def heard(self) -> list[float]:
+        """When the turns that follow the requests that have ended are due."""
+        ended, turns = self._ended.copy(), self.turns
+        self._ended.clear()
+        due = [] if turns is None else [turns.ended(int(event.request.request_id), event.now) for event in ended]
+        return [at for at in due if at is not None]
+
+    def _follow(self) -> None:
+        """Have the turns sent that follow the requests that ended; a lone replica asks its feed for them."""
+        now, alone = self.env.now, len(self.replicas) == 1
+        for due in self.heard():
+            if alone:
+                continue
+            if due > now:
+                self.env.call_at(due, partial(self.deliver, due), URGENT)
+            else:
+                self.env.call_at(now, partial(self.deliver, now, True), LATE)
+
     def _send_late(self) -> None:
         if self.sent < len(self.workload):  # replicas that end requests at the same second share what is left
-            self.send(self.env.now, late=True)
+            self.send(self.sent, self.env.now, late=True)
 
 
 class _OpenFeed(Feed):
@@ -133,6 +175,19 @@ class _OpenFeed(Feed):
             index += 1
             self.next_at = arrivals[index]
         self._cluster.sent = index
+
+
+class _TurnFeed(Feed):
+    """The arrivals of a cluster of one whose requests follow the ends of others."""
+
+    def __init__(self, cluster: _Cluster, turns: Arrivals) -> None:
+        self._turns = turns
+        self.deliver = cluster.deliver  # type: ignore[method-assign]
+
+    @property
+    def next_at(self) -> float:  # type: ignore[override]
+        """See `Feed`."""
+        return self._turns.next_at
 
 
 def simulate(
@@ -157,20 +212,23 @@ def simulate(
     env = ExactEnvironment()
     cluster = _Cluster(env, workload, router or RoundRobin())
     for index in range(replicas):
-        engine = Engine(config, adapters, policy(), cost, kv_bytes_per_token, None if sink is None else sink(index))
+        listener = cluster.listening(None if sink is None else sink(index))
+        engine = Engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
         cluster.add(Replica(env, index, engine, cost, Transfers(env, cost), cluster.ended, jump))
     if not len(workload):
         return Outcome(0.0, 0, False, 0)
-    if workload.concurrency is None and replicas == 1:
+    if replicas == 1 and (workload.concurrency is None or workload.after is not None):
         cluster.feed_alone()
+    elif workload.after is not None:
+        env.process(cluster.session_starts())
     elif workload.concurrency is None:
         env.process(cluster.open_arrivals())
     else:
-        for _ in range(min(workload.concurrency, len(workload))):
-            cluster.send(0.0)
+        for index in range(min(workload.concurrency, len(workload))):
+            cluster.send(index, 0.0)
     until = cluster.over
     if cutoff_s is not None:
-        env.call_at(cutoff_s, partial(succeed, until), URGENT)
+        env.call_at(cutoff_s, partial(urge, until), URGENT)
     stalled = ""
     try:
         with _rare_collections():
@@ -211,22 +269,33 @@ def _rare_collections() -> Iterator[None]:
 def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> float:
     """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served.
 
-    Returns the second at which they end: now, or when the last of them has arrived.
+    A turn that is never served arrives when the turn before it has been given up, and its delay is over. Returns the
+    second at which they end: now, or when the last of them has arrived.
     """
-    end_s, workload = cluster.env.now, cluster.workload
-    while not cut_off and cluster.sent < len(workload):
+    end_s, workload, turns = cluster.env.now, cluster.workload, cluster.turns
+    while not cut_off and turns is None and cluster.sent < len(workload):
         if workload.concurrency is None:
             end_s = max(end_s, float(workload.arrival[cluster.sent]))
-        cluster.send(end_s)
+        cluster.send(cluster.sent, end_s)
 
     def why(sequence: RequestSequence) -> str:
         if cut_off:
             return f"the run was cut off at {end_s:g} s"
         return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
 
-    for replica in cluster.replicas:
-        if cut_off:
+    def end_all() -> None:
+        for replica in cluster.replicas:
+            replica.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
+
+    if cut_off:
+        for replica in cluster.replicas:
             replica.cut(end_s)
             replica.feed.deliver(end_s)
-        replica.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
+        cluster.deliver(end_s)
+    end_all()
+    while not cut_off and turns is not None and cluster.sent < len(workload):
+        cluster.heard()
+        end_s = max(end_s, turns.next_at)
+        cluster.deliver(end_s)
+        end_all()
     return end_s

@@ -60,7 +60,8 @@ def succeed(event: Event) -> None:
 
 
 def urge(event: Event) -> None:
-    """Trigger an event before everything else of this time that is not urgent."""
-    event._ok = True
-    event._value = None
-    event.env.schedule(event, URGENT)
+    """Trigger an event that may have been triggered already, before everything of this time that is not urgent."""
+    if not event.triggered:
+        event._ok = True
+        event._value = None
+        event.env.schedule(event, URGENT)

@@ -105,11 +105,11 @@ class Replica:
                 self.process.interrupt()
 
     def cut(self, now: float) -> None:
-        """The run ends at second ``now``: commit what a jump in flight has done by then."""
+        """The run ends at second ``now``: commit what a jump in flight has done before it."""
         segment = self._segment
         if self._target > self._done + 1 and segment is not None and self._plan is not None:
             boundary = segment.first_at_or_after(now, self._done + 1, self._target)
-            if segment.time(boundary) > now:
+            if segment.time(boundary) >= now:
                 boundary -= 1
             if boundary > self._done:
                 self.engine.commit(self._plan, StepResult(boundary - self._done), segment.time(boundary))

@@ -115,7 +115,9 @@ def adapter(number: int, rank: int = 8, size: int = 40, **options: Any) -> Adapt
 
 
 def workload(rows: list[dict[str, Any]], adapters: tuple[Adapter, ...] = (), **options: Any) -> Workload:
-    """From rows: at, adapter (number or None), tenant, prompt, out, cap, predicted, cached, priority, slack."""
+    """From rows: at, adapter (number or None), tenant, prompt, out, cap, predicted, cached, priority, slack, and for a
+    turn: after (the place of the row it follows), delay (s).
+    """
 
     def column(key: str, default: Any, dtype: Any = np.int64) -> Any:
         return np.array([row.get(key, default) for row in rows], dtype=dtype)
@@ -137,6 +139,8 @@ def workload(rows: list[dict[str, Any]], adapters: tuple[Adapter, ...] = (), **o
         cached_tokens=np.array([min(row.get("cached", 0), row.get("prompt", 1) - 1) for row in rows], dtype=np.int64),
         priority=column("priority", 0),
         deadline=np.array([row.get("slack", np.inf) for row in rows], dtype=np.float64),
+        after=column("after", -1) if any("after" in row for row in rows) else None,
+        delay_s=column("delay", 0.0, np.float64) if any("after" in row for row in rows) else None,
         **options,
     )
 
@@ -169,8 +173,12 @@ def configs(draw: Any, **fixed: Any) -> EngineConfig:
 
 @st.composite
 def worlds(draw: Any, most: int = 20, adapters: int | None = None, fits: bool = False, **fixed: Any) -> World:
-    """A workload, adapters, settings and a cost. ``fits``: every request fits alone, without a limit of its context."""
-    options = {key: fixed.pop(key) for key in ("tenants", "base", "deadlines", "concurrency", "cached") if key in fixed}
+    """A workload, adapters, settings and a cost. ``fits``: every request fits alone, without a limit of its context.
+
+    ``turns``: whether requests follow others as turns of a session; by default in one world of three.
+    """
+    known = ("tenants", "base", "deadlines", "concurrency", "cached", "turns")
+    options = {key: fixed.pop(key) for key in known if key in fixed}
     config = draw(configs(**fixed, **({"max_model_len": None} if fits else {})))
     count = draw(st.integers(0, 6)) if adapters is None else adapters
     pinnable = config.max_loras - 1
@@ -219,8 +227,26 @@ def worlds(draw: Any, most: int = 20, adapters: int | None = None, fits: bool = 
     for entry in rows:
         at += entry.pop("gap") * unit
         entry["at"] = at
+    if options.get("turns", draw(st.sampled_from([False, False, True]))):
+        rows = _in_sessions(rows, draw(st.lists(st.integers(-9, 3), min_size=size, max_size=size)), unit)
     concurrency = options.get("concurrency")
     return World(workload(rows, tuple(made), concurrency=concurrency), tuple(made), config, cost)
+
+
+def _in_sessions(rows: list[dict[str, Any]], delays: list[int], unit: float) -> list[dict[str, Any]]:
+    """The rows with some of them turns, so many units after the one before in their session; below 0: not a turn."""
+    last: dict[int, dict[str, Any]] = {}
+    for place, (entry, units) in enumerate(zip(rows, delays, strict=True)):
+        before = last.get(place % 3)
+        if units >= 0 and before is not None:
+            entry |= {"before": before, "delay": units * unit, "at": before["at"] + units * unit}
+        last[place % 3] = entry
+    rows = sorted(rows, key=lambda entry: entry["at"])
+    place_of = {id(entry): place for place, entry in enumerate(rows)}
+    for entry in rows:
+        before = entry.pop("before", None)
+        entry["after"] = -1 if before is None else place_of[id(before)]
+    return rows
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -355,6 +381,11 @@ def assert_laws(result: Run, everything_sent: bool = True) -> None:
             assert most < 1
         if most < 1:
             assert event.status == "rejected"
+    for turn, before in enumerate([] if work.after is None else work.after.tolist()):
+        if before >= 0 and str(turn) in result.ended:  # a turn comes exactly when the one before ended, and its delay
+            assert work.delay_s is not None
+            due = result.ended[str(before)].now + float(work.delay_s[turn])
+            assert result.ended[str(turn)].sequence.request.arrival == due
     for engine, events in zip(result.engines, result.events, strict=True):
         ledger = engine.ledger
         assert not ledger.sequences and not ledger.running and not ledger.waiting and engine.unfinished == 0
