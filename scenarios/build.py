@@ -95,6 +95,8 @@ def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -
         priority=_priority(scenario.tenants, part, tenant, tenant_names),
         deadline=part.deadline,
         concurrency=part.concurrency,
+        after=part.after,
+        delay_s=part.delay_s,
         notes=notes,
     )
 

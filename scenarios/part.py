@@ -16,7 +16,8 @@ class Part:
     """Columns of n requests: arrival (s), adapter (index, -1 the base model), tokens, and what only some parts have.
 
     ``deadline`` is seconds after arrival, inf for none. ``tenant`` and ``priority`` are None, and a request's priority
-    `UNSET`, where the scenario's tenants section decides.
+    `UNSET`, where the scenario's tenants section decides. ``after`` and ``delay_s`` are those of `Workload`; a part
+    that is merged with others has none.
     """
 
     arrival: Floats
@@ -28,6 +29,8 @@ class Part:
     tenant: Labels | None = None
     priority: Ints | None = None
     concurrency: int | None = None
+    after: Ints | None = None
+    delay_s: Floats | None = None
     notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from scenarios.traces.format import ReadOptions
 from scenarios.traces.known import format_of, read_trace
 from scenarios.traces.servegen import read_clients
 from scenarios.traces.table import Labels, TraceTable
+from scenarios.turns import in_turn, recorded_note
 from scenarios.workload import WorkloadSpec
 from serving.errors import InputError
 from serving.workload import Floats, Ints
@@ -54,12 +55,13 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         raise InputError(
             f"{workload.trace}: the trace is empty: no row is left ({reasons}): change window or zero_tokens"
         )
+    after: Ints | None = None
+    delay: Floats | None = None
     if table.delay_s is not None:
-        raise InputError(
-            f"{workload.trace}: has sessions (session_id) whose later turns have a delay instead of a time, which "
-            "cannot be replayed: give every row its own time"
-        )
-    table, arrival = _timed(workload, table, draws)
+        table, arrival, after, delay = in_turn(workload, table, draws)
+    else:
+        table, arrival = _timed(workload, table, draws)
+        table = table.noted(*filter(None, [recorded_note(workload, table)]))
     n = len(table)
     prompt = _tokens(workload, "input_tokens", table.prompt, n, draws)
     output = _tokens(workload, "output_tokens", table.output, n, draws)
@@ -93,6 +95,8 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         tenant=tenant,
         priority=priority,
         concurrency=None if closed is None else closed.concurrency,
+        after=after,
+        delay_s=delay,
         notes=(*table.notes, *notes),
     )
 

@@ -101,7 +101,8 @@ class WorkloadSpec(Section):
 
     arrivals: Arrivals | None = Field(
         None,
-        description="poisson, gamma, constant, on_off, diurnal or closed_loop; with a trace, replaces its times",
+        description="poisson, gamma, constant, on_off, diurnal or closed_loop; with a trace, replaces its times: where "
+        "later turns have delays, those at which sessions begin",
     )
     input_tokens: Lengths | None = Field(None, description="prompt lengths; with a trace, replace its own")
     output_tokens: Lengths | None = Field(None, description="output lengths; with a trace, replace its own")

@@ -22,7 +22,7 @@ from scenarios.build import build_workload
 from scenarios.load import load_text
 from scenarios.schema import Scenario
 from serving.config import EngineConfig
-from serving.events import Ended, Stepped
+from serving.events import Arrived, Ended, Stepped
 from sim.analytic import che_hit_rate, distinct_adapters, md1_wait_s, mean_in_system, zipf
 from sim.cluster import simulate
 
@@ -119,14 +119,19 @@ def in_system_by_steps(events: Iterable[Any]) -> float:
 
 
 def in_system_by_requests(events: list[Any]) -> float:
-    """Request seconds by each request's own times: of the steps planned between its arrival and its end."""
+    """Request seconds by each request's own times: of the steps planned between its arrival and its end.
+
+    A turn that follows the one before at once comes after the step planned at that second: it counts from when the
+    engine took it in.
+    """
+    taken = {e.request.request_id: e.now for e in events if isinstance(e, Arrived)}
     steps = [(e.start, e.end) for e in events if isinstance(e, Stepped)]
     starts, ends = np.array([s for s, _ in steps]), np.array([e for _, e in steps])
     below = np.concatenate(([0.0], np.cumsum(ends - starts)))
     total = 0.0
     for event in events:
         if isinstance(event, Ended):
-            first = np.searchsorted(starts, event.request.arrival, side="left")
+            first = np.searchsorted(starts, taken[event.request.request_id], side="left")
             last = np.searchsorted(ends, event.now, side="right")
             total += float(below[max(last, first)] - below[first])
     return total

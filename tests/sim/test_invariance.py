@@ -87,7 +87,8 @@ def test_names_do_not_matter(policy: str, world: World, order: list[int]) -> Non
 def test_the_unit_of_time_does_not_matter(policy: str, world: World, power: int) -> None:
     """All times and costs by 2^k: the same decisions at 2^k times the second, for policies without a time parameter."""
     scale = 2.0**power
-    work = replace(world.workload, arrival=world.workload.arrival * scale)
+    delay_s = None if world.workload.delay_s is None else world.workload.delay_s * scale
+    work = replace(world.workload, arrival=world.workload.arrival * scale, delay_s=delay_s)
     other = replace(world, workload=work, cost=replace(world.cost, scale=scale))
     one, two = run(world, policy, check_books=False), run(other, policy, check_books=False)
     scaled = [[(kind, now * scale, *rest) for kind, now, *rest in ds] for ds in one.decisions]
@@ -150,7 +151,7 @@ PROMISE_ORDER = [n for n in POLICIES if not n.startswith(("deadline", "priority"
 
 @pytest.mark.parametrize("policy", PROMISE_ORDER)
 @examples(25)
-@given(world=worlds(deadlines=False))
+@given(world=worlds(deadlines=False, turns=False))
 def test_first_come_first_served_within_a_tenant_and_adapter(policy: str, world: World) -> None:
     """First admissions of one tenant's requests for one adapter come in order of arrival."""
     result = run(world, policy, check_books=False)
@@ -165,7 +166,7 @@ def test_first_come_first_served_within_a_tenant_and_adapter(policy: str, world:
 
 
 @examples(30)
-@given(world=worlds(deadlines=False))
+@given(world=worlds(deadlines=False, turns=False))
 def test_strict_fifo_never_lets_anybody_overtake(world: World) -> None:
     """Its starvation bound: before a request is first admitted, only those that arrived before it have been."""
     seen: list[int] = []
