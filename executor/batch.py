@@ -46,7 +46,8 @@ class Batch:
 class LoRA(Protocol):
     """What a model asks for its adapters' part of a linear layer's output.
 
-    ``group`` is ``qkv``, ``o``, ``gate_up`` or ``down``: the fused projections of a layer.
+    ``group`` is ``qkv``, ``o``, ``gate_up`` or ``down``: the fused projections of a layer; or ``head``, of layer 0: the
+    output head.
     """
 
     def begin(self, slots: Tensor) -> None:

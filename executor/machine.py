@@ -16,7 +16,7 @@ from executor.block_tables import BlockTables
 from executor.clock import Clock
 from executor.executor import Executor, OnEnd, OnToken
 from executor.graphs import DecodeGraphs
-from executor.lora import CPULoRA, LoRAShapes, LoRASlots
+from executor.lora import LINEAR_MODULES, TARGETS, CPULoRA, LoRAShapes, LoRASlots
 from executor.lora.weights import HostAdapter
 from executor.model import Model
 from executor.runner import ModelRunner
@@ -35,8 +35,9 @@ class Machine:
     Raises `InputError` where memory runs out, and for sequences that could grow beyond the model's positions.
 
     ``files`` are the adapters on disk, by name; without any there are no slots. ``target_modules``: the modules that
-    slots have room for. ``config`` must name ``num_gpu_blocks``. ``graphs``: pad decode batches and capture them in
-    CUDA graphs (on a CPU only pad them); by default on CUDA.
+    slots have room for, by default all of the layers, and the output head if an adapter changes it. ``config`` must
+    name ``num_gpu_blocks``. ``graphs``: pad decode batches and capture them in CUDA graphs (on a CPU only pad them); by
+    default on CUDA.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class Machine:
             self._loads = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         self._slots: LoRASlots | None = None
         shapes = lora_shapes(model)
-        self._shapes = shapes if target_modules is None else shapes.targeting(target_modules)
+        if target_modules is None:
+            held = {name for file in files.values() for name in file.description.target_modules}
+            target_modules = [name for name in TARGETS if name in held or name in LINEAR_MODULES]
+        self._shapes = shapes.targeting(target_modules)
         if files:
             self._slots = LoRASlots(self._shapes, config.max_loras, config.max_lora_rank, model.dtype, model.device)
 
@@ -156,7 +160,7 @@ class Machine:
 def lora_shapes(model: Model) -> LoRAShapes:
     """The widths of a model's linear layers."""
     c = model.config
-    return LoRAShapes(c.hidden, c.heads, c.kv_heads, c.head_dim, c.intermediate, c.layers)
+    return LoRAShapes(c.hidden, c.heads, c.kv_heads, c.head_dim, c.intermediate, c.layers, vocab=c.vocab)
 
 
 def cpu_name() -> str:

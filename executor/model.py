@@ -130,7 +130,10 @@ class Model:
             if lora is not None:
                 lora.add(down, h, index, "down")
             h = ops.add_norm(x, down, layer.next_norm, eps)
-        return self._head(h)[:wanted].float()
+        logits = self._head(h)
+        if lora is not None:
+            lora.add(logits, h, 0, "head")
+        return logits[:wanted].float()
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A KV cache for this model. Raises `InputError` if the memory is not there."""

@@ -187,18 +187,21 @@ def random_adapter(
     chosen = None if layers is None else sorted(layers)
     source = RandomTensors(seed)
     tensors: dict[str, Tensor] = {}
-    for layer in range(config.layers) if chosen is None else chosen:
-        for module in (name for group in PROJECTIONS.values() for name in group):
-            if module.rpartition(".")[2] not in target_modules:
-                continue
-            path = f"model.layers.{layer}.{module}"
-            out_features, in_features, _ = config.linear(module)
-            own = int(_pattern(ranks, path, rank))
-            scaling = _pattern(alphas, path, alpha) / (own**0.5 if rslora else own)
-            key = f"base_model.model.{path}"
-            tensors[f"{key}.lora_A.weight"] = source.get(f"{path}.lora_A.weight", (own, in_features))
-            b = source.get(f"{path}.lora_B.weight", (out_features, own))
-            tensors[f"{key}.lora_B.weight"] = b.mul_(0.5 / scaling)
+    paths = [
+        (f"model.layers.{layer}.{module}", config.linear(module)[:2])
+        for layer in (range(config.layers) if chosen is None else chosen)
+        for module in (name for group in PROJECTIONS.values() for name in group)
+        if module.rpartition(".")[2] in target_modules
+    ]
+    if "lm_head" in target_modules and chosen is None:
+        paths.append(("lm_head", (config.vocab, config.hidden)))
+    for path, (out_features, in_features) in paths:
+        own = int(_pattern(ranks, path, rank))
+        scaling = _pattern(alphas, path, alpha) / (own**0.5 if rslora else own)
+        key = f"base_model.model.{path}"
+        tensors[f"{key}.lora_A.weight"] = source.get(f"{path}.lora_A.weight", (own, in_features))
+        b = source.get(f"{path}.lora_B.weight", (out_features, own))
+        tensors[f"{key}.lora_B.weight"] = b.mul_(0.5 / scaling)
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     settings = {
         "peft_type": "LORA",

@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from serving.base_shapes import HEAD, PARENTS
+
 if TYPE_CHECKING:
     from serving.discovery import Finding
     from serving.record import AdapterRecord, Change
@@ -116,9 +118,10 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 
 def modules(names: tuple[str, ...]) -> str:
-    """Target modules in short: ``q k v o``, or ``all-linear``."""
-    short = [name.removesuffix("_proj") for name in names]
-    return "all-linear" if len(short) == 7 else " ".join(short)
+    """Target modules in short: ``q k v o``, or ``all-linear``, and ``lm_head`` if that is one."""
+    layer = [name.removesuffix("_proj") for name in names if name != HEAD]
+    short = ["all-linear"] if len(layer) == len(PARENTS) else layer
+    return " ".join([*short, *([HEAD] if HEAD in names else [])])
 
 
 def size(count: int) -> str:

@@ -111,7 +111,8 @@ class Adapters(Section):
     )
     base_share: Share = Field(0.0, description="share of requests that want the base model, without an adapter")
     target_modules: Modules = Field(
-        "all-linear", description="modules the adapters change: all-linear, or a list such as [q_proj, v_proj]"
+        "all-linear",
+        description="modules the adapters change: all-linear (the layers' seven), or a list such as [q_proj, lm_head]",
     )
     pinned: NamesOrCount = Field(0, description="adapters loaded once and never evicted: the first n, or names")
     initial_tier: RestingTier = Field("disk", description="where every adapter rests at the start")

@@ -21,6 +21,12 @@ PARENTS: Mapping[str, str] = {
 }
 """The linear layers a LoRA adapter can have matrices for, and the block of a decoder layer each is in."""
 
+HEAD = "lm_head"
+"""The output head, the one linear layer outside the decoder layers; ``all-linear`` leaves it out."""
+
+TARGETS = (*PARENTS, HEAD)
+"""What an adapter can have matrices for, in the order in which a model runs it."""
+
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the Hugging Face configurations whose layers are named and shaped as `PARENTS` says."""
 
@@ -50,7 +56,7 @@ class BaseShapes:
             )
 
     def widths(self, name: str) -> tuple[int, int]:
-        """(in_features, out_features) of one of `PARENTS`."""
+        """(in_features, out_features) of one of `TARGETS`."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "q_proj": (self.hidden, q),
@@ -60,6 +66,7 @@ class BaseShapes:
             "gate_proj": (self.hidden, self.intermediate),
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
+            HEAD: (self.hidden, self.vocab),
         }[name]
 
     @classmethod

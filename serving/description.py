@@ -10,8 +10,9 @@ class LoRAModule:
     """The pair of LoRA matrices of one linear layer: A is (rank, in_features), B is (out_features, rank).
 
     ``path`` is the layer's name in the base model (``model.layers.0.self_attn.q_proj``), ``name`` its last part,
-    ``layer`` the index among the decoder layers. ``scaling`` multiplies B·A·x: alpha / rank, or alpha / sqrt(rank) with
-    rsLoRA. ``key_a`` and ``key_b`` are the tensors' keys in the weight file.
+    ``layer`` the index among the decoder layers; the output head is ``lm_head``, of layer 0. ``scaling`` multiplies
+    B·A·x: alpha / rank, or alpha / sqrt(rank) with rsLoRA. ``key_a`` and ``key_b`` are the tensors' keys in the weight
+    file.
     """
 
     path: str
@@ -31,7 +32,7 @@ class AdapterDescription:
 
     ``rank``: the largest of its modules. ``alpha``: the configured ``lora_alpha`` (patterns show in the modules'
     scaling). ``target_modules``: names of linear layers, sorted. ``dtype``: of the stored tensors, as safetensors
-    spells it (F32, BF16, F16). ``bytes``: of the stored tensors. ``digest``: ``sha256:`` and 64 hex digits over
+    spells it (F32, BF16, F16). ``bytes``: of the stored LoRA tensors. ``digest``: ``sha256:`` and 64 hex digits over
     configuration and weights. ``base_model``: what the adapter says it was trained on, or None. ``weights``: the weight
     file's name in the adapter's folder.
     """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from serving.base_shapes import PARENTS, BaseShapes
+from serving.base_shapes import HEAD, PARENTS, BaseShapes
 from serving.description import LoRAModule
 from serving.errors import InvalidAdapter
 from serving.module_paths import PREFIX, WRAPPERS, Place, bare, not_linear, place_of, read_as, why_none
@@ -20,8 +21,8 @@ MAX_LAYERS = 1024
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight", re.ASCII)
 _NAMED = re.compile(r".+\.lora_[AB]\.(\w+)\.weight")
-_ORDER = {name: place for place, name in enumerate(PARENTS)}
 
+_LAYER = "model.layers.{layer}.{parent}.{name}"
 _Pairs = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -40,21 +41,23 @@ def pair(
     have the layers up to the last one that either file names. Raises `InvalidAdapter`.
     """
     pairs = _pairs(tensors, weights)
-    found: dict[tuple[int, int], tuple[str, Place]] = {}
+    found: dict[tuple[bool, int, int], tuple[str, Place]] = {}
     for path in pairs:
         place = _place(path, base, allowed, weights)
-        other, _ = found.setdefault((place.layer, _ORDER[place.name]), (path, place))
+        other, _ = found.setdefault(place.order, (path, place))
         if other != path:
             raise InvalidAdapter(
                 f"{weights} has LoRA matrices of {shown(other)} and of {shown(path)}, which are one layer: keep one"
             )
     places = [found[key] for key in sorted(found)]
     layers = _layers([place for _, place in places], settings, base, config)
-    readings = _readings([place for _, place in places], weights)
+    readings = _readings([place for _, place in places if place.name != HEAD], weights)
+    head = next((place.readings for _, place in places if place.name == HEAD), ())
     read: list[tuple[LoRAModule, ...]] = []
     refusal: InvalidAdapter | None = None
     patterns = Patterns(config)
-    for reading in readings:
+    for number in range(max(len(readings), len(head))):
+        reading = _Reading(*(each[min(number, len(each) - 1)] if each else "" for each in (readings, head)))
         try:
             read.append(_modules(pairs, places, reading, settings, base, layers, config, weights, patterns))
         except InvalidAdapter as error:
@@ -70,10 +73,20 @@ def pair(
     return read[0]
 
 
+class _Reading(NamedTuple):
+    """One way to read the paths that the configuration's patterns are matched with: a layer's (`Place`), the head's."""
+
+    layer: str
+    head: str
+
+    def path(self, place: Place) -> str:
+        return self.head if place.name == HEAD else read_as(self.layer, place.layer, place.name)
+
+
 def _modules(
     pairs: _Pairs,
     places: Sequence[tuple[str, Place]],
-    reading: str,
+    reading: _Reading,
     settings: LoraSettings,
     base: BaseShapes | None,
     layers: int,
@@ -82,12 +95,12 @@ def _modules(
     patterns: Patterns,
 ) -> tuple[LoRAModule, ...]:
     """The modules, by one way to read the paths that the configuration's patterns are matched with."""
-    held = {read_as(reading, place.layer, place.name) for _, place in places}
+    held = {reading.path(place) for _, place in places}
     _check_targets(settings, held, reading, layers, config, weights, patterns)
     modules = []
     for key, place in places:
         a, b = pairs[key]["A"], pairs[key]["B"]
-        path = read_as(reading, place.layer, place.name)
+        path = reading.path(place)
         rank = settings.rank(path, patterns)
         _check_shapes(a, b, rank, place.name, base, config, weights)
         scaling = settings.scaling(path, rank, patterns)
@@ -98,6 +111,8 @@ def _modules(
 
 def _readings(places: Sequence[Place], weights: str) -> tuple[str, ...]:
     """How all paths can be read alike: without wrappers, and with them if each has the same."""
+    if not places:
+        return ()
     first = places[0].readings[0]
     other = next((place for place in places if place.readings[0] != first), None)
     if other is not None:
@@ -117,12 +132,22 @@ def _wrappers(pairs: _Pairs) -> str:
     return " and ".join(sorted({part for path in pairs for part in path.split(".")} & WRAPPERS))
 
 
+def frozen_head(key: str) -> bool:
+    """Whether a tensor is the base model's own output head, which PEFT saves beside LoRA on it, unchanged.
+
+    It is passed over, as vLLM does (vllm/lora/utils.py).
+    """
+    return key.endswith(f".{HEAD}.base_layer.weight")
+
+
 def _pairs(tensors: Sequence[Tensor], weights: str) -> _Pairs:
     """Path of a module to its two tensors."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for tensor in tensors:
         match = _KEY.fullmatch(bare(tensor.key))
-        if match is None or match[1] == "lm_head":
+        if match is None:
+            if frozen_head(tensor.key) and any(f".{HEAD}.lora_A." in other.key for other in tensors):
+                continue
             raise InvalidAdapter(f"{weights} holds the tensor {shown(tensor.key)}: {_strange(tensor.key)}")
         sides = pairs.setdefault(match[1], {})
         if match[2] in sides:
@@ -185,19 +210,23 @@ def _layers(places: Sequence[Place], settings: LoraSettings, base: BaseShapes | 
 
 
 def _check_targets(
-    settings: LoraSettings, held: set[str], reading: str, layers: int, config: str, weights: str, patterns: Patterns
+    settings: LoraSettings,
+    held: set[str],
+    reading: _Reading,
+    layers: int,
+    config: str,
+    weights: str,
+    patterns: Patterns,
 ) -> None:
     """The file must hold the modules that the configuration promises: all of them and no others.
 
     A name in a list that means nothing in this model promises nothing: PEFT takes it as long as another one matches.
     """
     unused = set() if isinstance(settings.target_modules, str) else set(settings.target_modules)
-    for layer in range(layers):
-        for name in PARENTS:
-            path = read_as(reading, layer, name)
-            unused -= settings.names(path)
-            if settings.targets(path, layer, patterns) == (path in held):
-                continue
+    paths = [(read_as(reading.layer or _LAYER, layer, name), layer) for layer in range(layers) for name in PARENTS]
+    for path, layer in (*paths, (reading.head or HEAD, None)):
+        unused -= settings.names(path)
+        if settings.targets(path, layer, patterns) != (path in held):
             if path in held:
                 raise InvalidAdapter(
                     f"{weights} has LoRA matrices of {path}, which target_modules of {config} leaves out: "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from serving.base_shapes import PARENTS
+from serving.base_shapes import HEAD, PARENTS, TARGETS
 
 PREFIX = "base_model.model."
 """What PEFT puts before the path of a module in the base model."""
@@ -47,7 +47,7 @@ _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Linear layer ``name`` of decoder layer ``layer``.
+    """Linear layer ``name`` of decoder layer ``layer``; or the output head, as if of layer 0.
 
     ``readings``: its path as PEFT may have seen it when it applied the configuration's patterns, with ``{layer}``,
     ``{parent}`` and ``{name}`` for what differs between modules: without what `WRAPPERS` put in, and as it is.
@@ -60,7 +60,12 @@ class Place:
     @property
     def path(self) -> str:
         """The layer's name in a causal language model: ``model.layers.0.self_attn.q_proj``."""
-        return f"model.layers.{self.layer}.{PARENTS[self.name]}.{self.name}"
+        return HEAD if self.name == HEAD else f"model.layers.{self.layer}.{PARENTS[self.name]}.{self.name}"
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """Where it comes when a model runs."""
+        return self.name == HEAD, self.layer, TARGETS.index(self.name)
 
 
 def bare(key: str) -> str:
@@ -81,6 +86,8 @@ def place_of(path: str) -> Place | None:
     if not all(_PART.fullmatch(part) for part in parts):
         return None
     plain = [part for part in parts if part not in WRAPPERS]
+    if plain and plain[-1] == HEAD and _CONTAINERS.issuperset(plain[:-1]):
+        return Place(0, HEAD, tuple(dict.fromkeys((".".join(plain), ".".join(parts)))))
     if len(plain) < 4 or plain[-4] != "layers" or not _NUMBER.fullmatch(plain[-3]):
         return None
     if PARENTS.get(plain[-1]) != plain[-2] or not _CONTAINERS.issuperset(plain[:-4]):

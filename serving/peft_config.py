@@ -47,8 +47,8 @@ class LoraSettings:
         alpha = self.lora_alpha if key is None else self.alpha_pattern[key]
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
-    def targets(self, path: str, layer: int, patterns: Patterns) -> bool:
-        """Whether PEFT gives linear layer ``path`` LoRA matrices.
+    def targets(self, path: str, layer: int | None, patterns: Patterns) -> bool:
+        """Whether PEFT gives linear layer ``path`` LoRA matrices; ``layer`` is None for the output head.
 
         peft/tuners/tuners_utils.py, ``check_target_module_exists`` (0.21); ``all-linear`` there means every linear
         layer but the output head.
@@ -59,7 +59,9 @@ class LoraSettings:
         elif _suffixes(path) & self.exclude_modules:
             return False
         if isinstance(self.target_modules, str):
-            return self.target_modules.lower() == _ALL_LINEAR or patterns.whole(self.target_modules, path)
+            if self.target_modules.lower() == _ALL_LINEAR:
+                return layer is not None
+            return patterns.whole(self.target_modules, path)
         if not _suffixes(path) & self.target_modules:
             return False
         if not self.layers:

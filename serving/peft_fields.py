@@ -72,15 +72,12 @@ PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways of initialising that change the base weights: the saved matrices are right only on the changed ones."""
 
-_HEAD = "LoRA on lm_head, the output head, is not served; retrain without it as a target, or merge the adapter"
 _EMBEDDING = "LoRA on an embedding is not served; retrain without embed_tokens as a target, or merge the adapter"
 _WHOLE = (
     "whole modules are not served; save it with save_embedding_layers=False if it was not trained, or merge the adapter"
 )
 
 EXTRA_TENSORS: Mapping[str, str] = {
-    ".lm_head.lora_": _HEAD,
-    ".lm_head.base_layer.": _HEAD,
     ".lm_head.weight": f"it is the whole output head, and {_WHOLE}",
     ".embed_tokens.weight": f"it is the whole embedding, and {_WHOLE}",
     ".lora_embedding_A": _EMBEDDING,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.adapter_files import CONFIG, WEIGHTS, check_folder, named, open_file, read_up_to
-from serving.base_shapes import PARENTS, BaseShapes
+from serving.base_shapes import TARGETS, BaseShapes
 from serving.description import AdapterDescription, LoRAModule
 from serving.digest import begin_digest, digest_text
 from serving.errors import InputError, InvalidAdapter
-from serving.lora_tensors import pair
+from serving.lora_tensors import frozen_head, pair
 from serving.peft_config import read_settings
 from serving.safetensors_header import Tensor, read_header
 from serving.strict_json import MAX_CONFIG_BYTES, parse_object
@@ -31,16 +31,16 @@ class Limits:
     max_lora_rank: int = 256
     max_file_bytes: int = 16 << 30
     base: BaseShapes | None = None
-    target_modules: frozenset[str] = frozenset(PARENTS)
+    target_modules: frozenset[str] = frozenset(TARGETS)
 
     def __post_init__(self) -> None:
         for name in ("max_lora_rank", "max_file_bytes"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}: it must be a whole number of at least 1")
-        unknown = sorted(set(self.target_modules) - set(PARENTS))
+        unknown = sorted(set(self.target_modules) - set(TARGETS))
         if unknown:
-            raise InputError(f"no served model has the target module {unknown[0]!r}: use some of {', '.join(PARENTS)}")
+            raise InputError(f"no served model has the target module {unknown[0]!r}: use some of {', '.join(TARGETS)}")
 
 
 def describe(
@@ -76,7 +76,8 @@ def describe(
             header = read_header(file, before.st_size, weights)
             modules = pair(header.tensors, settings, limits.base, limits.target_modules, where, weights)
             _check_rank(modules, limits, weights)
-            dtype = _dtype(header.tensors, weights)
+            served = [tensor for tensor in header.tensors if not frozen_head(tensor.key)]
+            dtype = _dtype(served, weights)
             digest = begin_digest(
                 settings.base_model, settings.lora_alpha, settings.use_rslora, modules, header.tensors
             )
@@ -93,7 +94,7 @@ def describe(
         target_modules=tuple(sorted({module.name for module in modules})),
         base_model=settings.base_model,
         dtype=dtype,
-        bytes=header.tensors[-1].end,
+        bytes=sum(tensor.end - tensor.start for tensor in served),
         digest=digest_text(digest),
         modules=modules,
         weights=WEIGHTS,

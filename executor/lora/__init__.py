@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from executor.lora.choice import FormCosts
 from executor.lora.cpu import CPULoRA
-from executor.lora.shapes import LINEAR_MODULES, LoRAShapes
+from executor.lora.shapes import LINEAR_MODULES, TARGETS, LoRAShapes
 from executor.lora.slots import LoRASlots
 from executor.lora.weights import HostAdapter
 
-__all__ = ["LINEAR_MODULES", "CPULoRA", "FormCosts", "HostAdapter", "LoRAShapes", "LoRASlots"]
+__all__ = ["LINEAR_MODULES", "TARGETS", "CPULoRA", "FormCosts", "HostAdapter", "LoRAShapes", "LoRASlots"]

@@ -41,10 +41,10 @@ class Widths:
         shapes = slots.shapes
         groups = shapes.groups()
         return cls(
-            groups=shapes.layers * len(groups),
-            parts=shapes.layers * sum(len(group.parts) for group in groups),
-            x=shapes.layers * sum(group.in_features for group in groups),
-            y=shapes.layers * sum(group.out_features for group in groups),
+            groups=sum(group.layers for group in groups),
+            parts=sum(group.layers * len(group.parts) for group in groups),
+            x=sum(group.layers * group.in_features for group in groups),
+            y=sum(group.layers * group.out_features for group in groups),
             rank=shapes.numbers_per_rank,
         )
 

@@ -1,4 +1,4 @@
-"""LoRAShapes: the widths of a model's linear layers, in the four groups in which the model computes them."""
+"""LoRAShapes: the widths of a model's linear layers, in the five groups in which the model computes them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "o": ("o_proj",),
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
+    "head": ("lm_head",),
 }
-"""Fused projections: the outputs of a group's modules lie side by side, in this order."""
+"""Fused projections: the outputs of a group's modules lie side by side, in this order. There is one output head."""
 
-LINEAR_MODULES: tuple[str, ...] = tuple(module for modules in GROUPS.values() for module in modules)
-"""The linear layers of a Llama-like decoder layer, in the order in which the model runs them."""
+HEAD = "lm_head"
+"""The output head: one module outside the layers, called as if it were in layer 0."""
+
+TARGETS: tuple[str, ...] = tuple(module for modules in GROUPS.values() for module in modules)
+"""What adapters may target, in the order in which the model runs it."""
+
+LINEAR_MODULES: tuple[str, ...] = tuple(module for module in TARGETS if module != HEAD)
+"""The linear layers of a Llama-like decoder layer: what PEFT calls ``all-linear``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A fused projection with at least one targeted module: x (T, in_features) -> y (T, out_features)."""
+    """A fused projection with at least one targeted module: x (T, in_features) -> y (T, out_features).
+
+    ``layers``: how many there are of it.
+    """
 
     name: str
     in_features: int
     out_features: int
     parts: tuple[Part, ...]
+    layers: int
 
     @property
     def lora_out(self) -> int:
@@ -52,7 +63,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LoRAShapes:
-    """Widths of a Llama-like model's layers, and which modules adapters may target (any subset of `LINEAR_MODULES`).
+    """Widths of a Llama-like model's layers, and which modules adapters may target (any subset of `TARGETS`).
+
+    Without ``vocab`` the output head is no target.
 
     >>> LoRAShapes(64, 4, 2, 16, 128, 2, ("q_proj", "down_proj")).numbers_per_rank
     640
@@ -65,15 +78,17 @@ class LoRAShapes:
     intermediate: int
     layers: int
     target_modules: tuple[str, ...] = LINEAR_MODULES
+    vocab: int = 0
 
     def __post_init__(self) -> None:
         for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of the model is {getattr(self, name)}: it must be at least 1")
-        unknown = sorted(set(self.target_modules) - set(LINEAR_MODULES))
+        known = TARGETS if self.vocab else LINEAR_MODULES
+        unknown = sorted(set(self.target_modules) - set(known))
         if unknown:
             raise InputError(
-                f"LoRA target module {unknown[0]!r} is no linear layer of the model: use {', '.join(LINEAR_MODULES)}"
+                f"LoRA target module {unknown[0]!r} is no linear layer of the model: use {', '.join(known)}"
             )
         if not self.target_modules:
             raise InputError(f"no LoRA target module is given: use some of {', '.join(LINEAR_MODULES)}")
@@ -97,7 +112,7 @@ class LoRAShapes:
         return dataclasses.replace(self, target_modules=tuple(target_modules))
 
     def width(self, module: str) -> tuple[int, int]:
-        """(in, out) features of one of `LINEAR_MODULES`."""
+        """(in, out) features of one of `TARGETS`."""
         attention, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "q_proj": (self.hidden, attention),
@@ -107,7 +122,12 @@ class LoRAShapes:
             "gate_proj": (self.hidden, self.intermediate),
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
+            HEAD: (self.hidden, self.vocab),
         }[module]
+
+    def count(self, module: str) -> int:
+        """How many of one of `TARGETS` the model has."""
+        return 1 if module == HEAD else self.layers
 
     def groups(self) -> tuple[Group, ...]:
         """The groups with targeted modules, in the model's order."""
@@ -122,10 +142,12 @@ class LoRAShapes:
                     column += width
                 offset += width
             if parts:
-                found.append(Group(name, self.width(modules[0])[0], offset, tuple(parts)))
+                found.append(
+                    Group(name, self.width(modules[0])[0], offset, tuple(parts), layers=self.count(modules[0]))
+                )
         return tuple(found)
 
     @property
     def numbers_per_rank(self) -> int:
         """Numbers one rank of an adapter on all target modules and layers has: the sum of in + out."""
-        return self.layers * sum(sum(self.width(module)) for module in set(self.target_modules))
+        return sum(self.count(module) * sum(self.width(module)) for module in set(self.target_modules))

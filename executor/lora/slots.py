@@ -13,7 +13,7 @@ from serving.errors import InputError
 
 
 class GroupSlots:
-    """The slots of one group.
+    """The slots of one group, of ``group.layers`` layers.
 
     ``a``: (layers, parts, max_lora_rank, max_loras, in). ``b``: (layers, max_lora_rank, max_loras, lora_out), which is
     B transposed, with its scaling. Rank comes before slot, so that all slots cut to the largest rank in use are still
@@ -22,14 +22,12 @@ class GroupSlots:
 
     __slots__ = ("a", "b", "group")
 
-    def __init__(
-        self, group: Group, layers: int, max_loras: int, rank: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, group: Group, max_loras: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
         self.group = group
         what, remedy = _what_and_remedy(max_loras, rank)
-        stack_a = (layers, len(group.parts), rank, max_loras, group.in_features)
+        stack_a = (group.layers, len(group.parts), rank, max_loras, group.in_features)
         self.a = allocate(stack_a, dtype, device, what, remedy)
-        self.b = allocate((layers, rank, max_loras, group.lora_out), dtype, device, what, remedy)
+        self.b = allocate((group.layers, rank, max_loras, group.lora_out), dtype, device, what, remedy)
 
 
 class LoRASlots:
@@ -62,8 +60,7 @@ class LoRASlots:
         self.ranks = [0] * max_loras
         self.version = 0
         self.groups = {
-            group.name: GroupSlots(group, shapes.layers, max_loras, max_lora_rank, dtype, self.device)
-            for group in shapes.groups()
+            group.name: GroupSlots(group, max_loras, max_lora_rank, dtype, self.device) for group in shapes.groups()
         }
         self.rank_buffer = torch.zeros(max_loras, dtype=torch.int32, device=self.device)
 

@@ -136,14 +136,14 @@ class HostAdapter:
         """The A of a stack, (layers, parts, rank, in), in ``buffer`` or a copy of it."""
         source = self.buffer if buffer is None else buffer
         modules = [module for module in GROUPS[stack.group] if module in shapes.target_modules]
-        size = (shapes.layers, len(modules), stack.rank, shapes.width(modules[0])[0])
+        size = (shapes.count(modules[0]), len(modules), stack.rank, shapes.width(modules[0])[0])
         return source[stack.a : stack.a + math.prod(size)].view(size)
 
     def stack_b(self, stack: Stack, shapes: LoRAShapes, buffer: Tensor | None = None) -> Tensor:
         """The B of a stack, (layers, rank, sum of out)."""
         source = self.buffer if buffer is None else buffer
         out = sum(shapes.width(module)[1] for module in GROUPS[stack.group] if module in shapes.target_modules)
-        size = (shapes.layers, stack.rank, out)
+        size = (shapes.count(GROUPS[stack.group][0]), stack.rank, out)
         return source[stack.b : stack.b + math.prod(size)].view(size)
 
     def module_ab(self, module: HostModule, buffer: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -210,10 +210,11 @@ def _layout(
         targeted = [name for name in GROUPS[group] if name in shapes.target_modules]
         ranks = {module.rank for module in modules}
         rank = max(ranks)
-        if len(ranks) == 1 and len(modules) == shapes.layers * len(targeted):
+        count = shapes.count(targeted[0])
+        if len(ranks) == 1 and len(modules) == count * len(targeted):
             width_in, width_out = modules[0].in_features, sum(shapes.width(name)[1] for name in targeted)
-            stacks.append(Stack(group, rank, numbers, numbers + shapes.layers * len(targeted) * rank * width_in))
-            numbers = stacks[-1].b + shapes.layers * rank * width_out
+            stacks.append(Stack(group, rank, numbers, numbers + count * len(targeted) * rank * width_in))
+            numbers = stacks[-1].b + count * rank * width_out
             continue
         for one in modules:
             a, b = numbers, numbers + one.rank * one.in_features
@@ -229,7 +230,7 @@ def _check(module: LoRAModule, shapes: LoRAShapes, path: Path) -> None:
             f"{path}: {module.path} has LoRA matrices, but the slots hold {', '.join(shapes.target_modules)} only: "
             f"add {module.name} to target_modules"
         )
-    if not 0 <= module.layer < shapes.layers:
+    if not 0 <= module.layer < shapes.count(module.name):
         raise InputError(
             f"{path}: {module.path} is in layer {module.layer}, but the model has {shapes.layers} layers: "
             "use an adapter for this base model"

@@ -16,6 +16,12 @@ DTYPE_BYTES: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "f
 LORA_MODULES: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear modules of a layer that a LoRA adapter can target, in vLLM's order of layers."""
 
+HEAD = "lm_head"
+"""The output head, which an adapter can target, too. It is in no layer, and ``all-linear`` leaves it out."""
+
+TARGETS: tuple[str, ...] = (*LORA_MODULES, HEAD)
+"""All that a LoRA adapter can target."""
+
 _ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 
 
@@ -27,16 +33,16 @@ def dtype_bytes(dtype: str) -> int:
 
 
 def resolve_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
-    """LoRA target modules in canonical order. ``all-linear`` is all seven, and ``q`` is short for ``q_proj``."""
+    """LoRA target modules in the order of `TARGETS`. ``all-linear`` is `LORA_MODULES`, ``q`` is ``q_proj``."""
     if targets == "all-linear":
         return LORA_MODULES
     wanted: set[str] = set()
     for name in [targets] if isinstance(targets, str) else targets:
-        full = name if name in LORA_MODULES else f"{name}_proj"
-        if full not in LORA_MODULES:
-            raise unknown_name("LoRA target module", name, (*LORA_MODULES, "all-linear"))
+        full = name if name in TARGETS else f"{name}_proj"
+        if full not in TARGETS:
+            raise unknown_name("LoRA target module", name, (*TARGETS, "all-linear"))
         wanted.add(full)
-    return tuple(module for module in LORA_MODULES if module in wanted)
+    return tuple(module for module in TARGETS if module in wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class ModelSpec:
         return max(1, self.kv_heads // tp) * self.head_dim
 
     def module_shape(self, module: str) -> tuple[int, int]:
-        """(input, output) widths of one of `LORA_MODULES`, over all GPUs."""
+        """(input, output) widths of one of `TARGETS`, over all GPUs."""
         shapes = {
             "q_proj": (self.hidden, self.q_size),
             "k_proj": (self.hidden, self.kv_size),
@@ -99,8 +105,13 @@ class ModelSpec:
             "gate_proj": (self.hidden, self.intermediate),
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
+            HEAD: (self.hidden, self.vocab),
         }
         return shapes[module]
+
+    def module_count(self, module: str) -> int:
+        """How many of one of `TARGETS` there are."""
+        return 1 if module == HEAD else self.layers
 
     def parameters(self) -> dict[str, int]:
         """Parameter counts by part: embedding, attention, mlp, norms, lm_head (0 when tied to the embedding)."""
@@ -162,27 +173,30 @@ class ModelSpec:
         return 2 * self.layers * self.kv_size_per_gpu(tp) * dtype_bytes(dtype or self.dtype)
 
     def adapter_parameters(self, rank: int, targets: str | Iterable[str] = "all-linear") -> int:
-        """Parameters of a LoRA adapter of ``rank`` on ``targets`` in every layer."""
-        return self.layers * rank * sum(sum(self.module_shape(m)) for m in resolve_targets(targets))
+        """Parameters of a LoRA adapter of ``rank`` on ``targets``, in every layer where they are of layers."""
+        return rank * sum(self.module_count(m) * sum(self.module_shape(m)) for m in resolve_targets(targets))
 
     def adapter_bytes(self, rank: int, targets: str | Iterable[str] = "all-linear", dtype: str | None = None) -> int:
-        """Bytes of a LoRA adapter; 2 * layers * rank * sum(in + out) in a 16-bit dtype."""
+        """Bytes of a LoRA adapter; 2 * layers * rank * sum(in + out) in a 16-bit dtype, without an output head."""
         return self.adapter_parameters(rank, targets) * dtype_bytes(dtype or self.dtype)
 
     def lora_shard(self, module: str, tp: int = 1) -> tuple[int, int]:
         """(input, output) widths of a module's LoRA A and B on one GPU, as vLLM shards them.
 
         Column-parallel modules (q, k, v, gate, up) keep A whole and split B; row-parallel ones (o, down) split A and
-        keep B whole (vllm/lora/layers, ``fully_sharded_loras=False``).
+        keep B whole (vllm/lora/layers, ``fully_sharded_loras=False``). The output head's are whole on every GPU: they
+        are applied to logits that have been gathered (vllm/lora/layers/logits_processor.py).
         """
         width_in, width_out = self.module_shape(module)
         if module in _ROW_PARALLEL:
             return width_in // tp, width_out
+        if module == HEAD:
+            return width_in, width_out
         return width_in, self.kv_size_per_gpu(tp) if module in ("k_proj", "v_proj") else width_out // tp
 
     def slot_bytes(
         self, max_rank: int, targets: str | Iterable[str] = "all-linear", tp: int = 1, dtype: str | None = None
     ) -> int:
         """Bytes of one preallocated adapter slot on one GPU, linear modules only; `sim.cost.memory` adds the rest."""
-        width = sum(sum(self.lora_shard(module, tp)) for module in resolve_targets(targets))
-        return self.layers * max_rank * width * dtype_bytes(dtype or self.dtype)
+        width = sum(self.module_count(m) * sum(self.lora_shard(m, tp)) for m in resolve_targets(targets))
+        return max_rank * width * dtype_bytes(dtype or self.dtype)

@@ -20,7 +20,7 @@ from serving.errors import InputError
 from serving.vllm import LORA_RANKS
 from sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu_names, resolve_targets
 from sim.catalogue import gpu as catalogue_gpu
-from sim.catalogue.model import LORA_MODULES
+from sim.catalogue.model import HEAD, LORA_MODULES
 from sim.cost.allocator import CachingAllocator
 
 _MIB = 1 << 20
@@ -196,7 +196,8 @@ def _lora_bytes(
     """Bytes the allocator reserves for ``slots`` stacked adapters of ``rank`` on one GPU, in vLLM's order of creation.
 
     Each merged module gets an A of (slots, rank, in) and a B of (slots, out, rank) for every part of it; embedding and
-    output head likewise, with ``lora_extra_vocab`` rows a slot, which the embedding weight holds once more.
+    output head likewise, with ``lora_extra_vocab`` rows a slot, which the embedding weight holds once more. An output
+    head that adapters target has its slots in every family.
     """
     if slots == 0:
         return 0
@@ -218,7 +219,7 @@ def _lora_bytes(
                 pool.allocate(slots * rank * width_in * size)
             for _, width_out in shards:
                 pool.allocate(slots * rank * width_out * size)
-    if with_embedding:
+    if with_embedding or HEAD in targets:
         padded = -(-rows // 256) * 256
         for width in (rank * model.hidden, rank * padded, extra * model.hidden):
             pool.allocate(slots * width * size)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.lora import Adapter
 from serving.plan import BatchShape
 from sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
+from sim.catalogue.model import HEAD
 from sim.cost.base import DecodeLine
 from sim.cost.options import TransferOptions, parse
 from sim.cost.transfer import TransferModel
@@ -153,24 +154,30 @@ class RooflineCost:
         self._kv_token_s = model.kv_bytes_per_token(tp, o.kv_cache_dtype or wide) / kv_bandwidth
         self._attention_floor_s = layers * o.decode_attention_latency_s
 
-        shards = [model.lora_shard(module, tp) for module in targets]
+        # The output head's matrices are read like a layer's, and meet the sampled positions alone.
+        in_layers = [module for module in targets if module != HEAD]
+        shards = [model.lora_shard(module, tp) for module in in_layers]
         width = sum(i + o_ for i, o_ in shards)
+        head_width = sum(model.lora_shard(HEAD, tp)) if HEAD in targets else 0
         groups = [[m for m in group if m in targets] for group in _MERGED.values()]
-        launches = 2 * layers * sum(1 for group in groups if group)
+        launches = 2 * (layers * sum(1 for group in groups if group) + (HEAD in targets))
         read = sum(model.lora_shard(group[0], tp)[0] for group in groups if group)
         written = sum(o_ for _, o_ in shards)
         self._lora_step_s = launches * o.lora_kernel_s
         self._lora_adapter_s = layers * o.lora_adapter_layer_s
-        self._lora_rank_s = layers * width * size * per_byte
+        self._lora_rank_s = (layers * width + head_width) * size * per_byte
         self._lora_token_s = layers * (read + 2 * written) * size * per_byte
         self._lora_token_rank_s = layers * 2.0 * width / (peak * o.lora_compute_efficiency)
+        self._lora_head_s = (model.hidden + 2 * model.vocab) * size * per_byte if head_width else 0.0
+        self._lora_head_rank_s = 2.0 * head_width / (peak * o.lora_compute_efficiency)
 
-        whole = sum(sum(model.module_shape(module)) for module in targets)
+        whole = layers * sum(sum(model.module_shape(module)) for module in in_layers) + head_width
         self.below = o.transfers
         self._transfers = TransferModel(
             self.below,
-            host_fixed_s=2 * len(targets) * layers * o.load_copy_s,
-            host_per_byte_s=(width / whole if whole else 1.0) / (gpu.host_link_bytes_per_s * o.link_efficiency),
+            host_fixed_s=2 * (len(in_layers) * layers + (HEAD in targets)) * o.load_copy_s,
+            host_per_byte_s=((layers * width + head_width) / whole if whole else 1.0)
+            / (gpu.host_link_bytes_per_s * o.link_efficiency),
         )
 
     @classmethod
@@ -200,8 +207,13 @@ class RooflineCost:
         seconds = self._heads[sampled] = sqrt(memory * memory + compute * compute)
         return seconds
 
-    def _lora_seconds(self, adapters: int, ranks: int, tokens: int, token_ranks: int) -> float:
-        return (
+    def _lora_seconds(self, adapters: int, ranks: int, tokens: int, token_ranks: int, sampled: int) -> float:
+        head = 0.0
+        if self._lora_head_s and tokens:
+            # Which of the sampled positions have an adapter no batch says: as many as can.
+            share = min(1.0, sampled / tokens)
+            head = share * (self._lora_head_s * tokens + self._lora_head_rank_s * token_ranks)
+        return head + (
             self._lora_step_s
             + self._lora_adapter_s * adapters
             + self._lora_rank_s * ranks
@@ -223,7 +235,7 @@ class RooflineCost:
             + self._pair_s * attention
         )
         if adapters or lora_tokens:
-            total += self._lora_seconds(adapters, ranks, lora_tokens, lora_token_ranks)
+            total += self._lora_seconds(adapters, ranks, lora_tokens, lora_token_ranks, decodes + prefill_seqs)
         return total
 
     def step_seconds(self, shape: BatchShape) -> float:
@@ -255,13 +267,14 @@ class RooflineCost:
             return {}
         attention = self._kv_token_s * shape.kv_tokens
         lora = (shape.distinct_adapters, shape.sum_ranks, shape.lora_tokens, shape.lora_token_ranks)
+        sampled = shape.decode_seqs + shape.prefill_seqs
         parts = {
             "linear_layers": self.linear_seconds(tokens),
-            "output_head": self._head_seconds(shape.decode_seqs + shape.prefill_seqs),
+            "output_head": self._head_seconds(sampled),
             "elementwise": self._elementwise_s * tokens,
             "prefill_attention": self._pair_s * shape.prefill_attention if shape.prefill_tokens else 0.0,
             "decode_attention": max(attention, self._attention_floor_s) if shape.decode_seqs else 0.0,
-            "lora": self._lora_seconds(*lora) if lora[0] or lora[2] else 0.0,
+            "lora": self._lora_seconds(*lora, sampled) if lora[0] or lora[2] else 0.0,
             "all_reduce": self._all_reduce_step_s + self._all_reduce_token_s * tokens,
             "overhead": self._overhead_s,
         }

@@ -137,13 +137,55 @@ def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
         describe(write(tmp_path / "wrapped", found={**found, **wrapped}), LIMITS)
 
 
-@pytest.mark.parametrize("case", ["adapter-target-matches-nothing", "adapter-vlm-prefix"])
+@pytest.mark.parametrize("case", ["adapter-target-matches-nothing", "adapter-vlm-prefix", "adapter-lm-head"])
 def test_adapters_that_others_serve_are_accepted(case: str) -> None:
     folder = CASES / case
     found = describe(folder / "adapter", Limits(base=BaseShapes.from_config(folder / "config.json")))
     modules = json.loads((folder / "adapter" / CONFIG).read_text())["target_modules"]
     assert found.rank == 8 and set(found.target_modules) == {name for name in modules if name[0] != "w"}
-    assert len(found.modules) == 2 * len(found.target_modules)
+    assert len(found.modules) == 2 * len(found.target_modules) - (case == "adapter-lm-head")
+
+
+def with_head(head: str = "lm_head", rank: int = 2) -> dict[str, Any]:
+    """The plain adapter's tensors and a head's."""
+    rng = np.random.default_rng(5)
+    a, b = (rng.normal(size=size).astype(np.float32) for size in ((rank, BASE.hidden), (BASE.vocab, rank)))
+    return {**tensors(), f"{PREFIX}{head}.lora_A.weight": a, f"{PREFIX}{head}.lora_B.weight": b}
+
+
+def test_an_output_head_is_of_no_layer_and_last(tmp_path: Path) -> None:
+    fields = {"target_modules": ["q_proj", "v_proj", "lm_head"], "rank_pattern": {"^lm_head": 3}}
+    found = describe(write(tmp_path, fields, with_head(rank=3)), LIMITS)
+    assert found.rank == 3 and found.target_modules == ("lm_head", "q_proj", "v_proj")
+    head = found.modules[-1]
+    assert (head.path, head.name, head.layer, head.in_features, head.out_features) == ("lm_head", "lm_head", 0, 8, 32)
+
+
+@pytest.mark.parametrize("head", ["language_model.lm_head", "_orig_mod.lm_head", "lm_head._orig_mod", "module.lm_head"])
+def test_an_output_head_has_wrappers_too(head: str, tmp_path: Path) -> None:
+    fields = {"target_modules": ["q_proj", "v_proj", "lm_head"]}
+    plain = describe(write(tmp_path / "plain", fields, with_head()), LIMITS)
+    assert without_keys(describe(write(tmp_path / "other", fields, with_head(head)), LIMITS)) == without_keys(plain)
+
+
+def test_a_file_holds_the_head_that_its_configuration_promises(tmp_path: Path) -> None:
+    both = ["q_proj", "v_proj", "lm_head"]
+    with pytest.raises(InvalidAdapter, match="has no LoRA matrices of lm_head, which target_modules"):
+        describe(write(tmp_path, {"target_modules": both}), LIMITS)
+    for fields in ({}, {"target_modules": both, "layers_to_transform": [0, 1]}, {"target_modules": "all-linear"}):
+        with pytest.raises(
+            InvalidAdapter, match=r"has LoRA matrices of lm_head, which target_modules|no LoRA matrices"
+        ):
+            describe(write(tmp_path, fields, with_head()), LIMITS)
+    narrow = Limits(base=BASE, target_modules=frozenset({"q_proj", "v_proj"}))
+    with pytest.raises(InvalidAdapter, match="lm_head is not among the allowed modules"):
+        describe(write(tmp_path, {"target_modules": both}, with_head()), narrow)
+    other = Limits(base=replace(BASE, vocab=40))
+    with pytest.raises(InvalidAdapter, match="32 output features, and the base model's lm_head has 40"):
+        describe(write(tmp_path, {"target_modules": both}, with_head()), other)
+    whole = {**tensors(), f"{PREFIX}lm_head.base_layer.weight": np.ones((32, 8), np.float32)}
+    with pytest.raises(InvalidAdapter, match=r"holds the tensor .*base_layer"):
+        describe(write(tmp_path, found=whole), LIMITS)
 
 
 def test_an_adapter_of_a_wrapped_model_is_what_peft_made(tmp_path: Path) -> None:

@@ -86,14 +86,15 @@ def same_as_peft(model: Any, folder: Path, limits: Limits) -> None:
         module = described[path]
         assert (module.rank, module.scaling) == (layer.r["default"], layer.scaling["default"])
         assert (module.in_features, module.out_features) == (layer.in_features, layer.out_features)
-        assert path == f"model.layers.{module.layer}.{path.split('.')[3]}.{module.name}"
+        own = f"model.layers.{module.layer}.{path.split('.')[3]}.{module.name}" if path != "lm_head" else module.name
+        assert path == own
         delta = module.scaling * weights[module.key_b] @ weights[module.key_a]
         np.testing.assert_allclose(delta, layer.get_delta_weight("default").detach().numpy(), rtol=1e-5, atol=1e-6)
     assert description.rank == max(layer.r["default"] for layer in layers.values())
     assert description.alpha == model.peft_config["default"].lora_alpha
-    assert description.target_modules == tuple(sorted({path.rsplit(".", 1)[1] for path in layers}))
-    assert description.bytes == sum(tensor.nbytes for tensor in weights.values())
-    assert description.parameters == sum(tensor.size for tensor in weights.values())
+    assert description.target_modules == tuple(sorted({path.rsplit(".", 1)[-1] for path in layers}))
+    stored = sum(tensor.size for key, tensor in weights.items() if not key.endswith("lm_head.base_layer.weight"))
+    assert description.parameters == stored and description.bytes == 4 * stored
     assert description.dtype == "F32"
 
 
@@ -129,6 +130,10 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "alpha pattern": {"alpha_pattern": {"q_proj": 64, r".*\.0\.self_attn\.v_proj": 1}},
     "all patterns, rsLoRA": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"1.*q_proj": 6}},
     "names that match nothing": {"target_modules": ["q_proj", "w1", "w2", "c_attn", "dense_h_to_4h"]},
+    "output head": {"target_modules": ["q_proj", "lm_head"], "rank_pattern": {"lm_head": 3}},
+    "output head alone": {"target_modules": ["lm_head"], "alpha_pattern": {"lm_head": 5}},
+    "output head by a regex": {"target_modules": r".*(v_proj|lm_head)"},
+    "all-linear means no output head": {"target_modules": "all-linear", "exclude_modules": ["lm_head"]},
     "excluding what is not there": {"exclude_modules": ["w1"]},
     "pattern that matches nothing": {"rank_pattern": {"nothing": 2}, "alpha_pattern": {"proj": 3}},
     "one layer": {"layers_to_transform": 1},
@@ -167,7 +172,6 @@ REFUSED_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora .* DoRA"),
     "modules_to_save": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on an embedding is not served"),
-    "output head": ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
     "trainable tokens": ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "parameters": ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, "target_parameters"),
     "aLoRA": ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens .* aLoRA"),

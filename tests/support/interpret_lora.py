@@ -25,13 +25,14 @@ CASES = [
     (("o_proj",), 8, (2, 8, 8), [-1, -1], SMALL),
     (("up_proj",), 8, (0, 0, 8), [0, 1, 0], WHOLE),
     (("down_proj",), 16, (16, 16, 16), [2], None),
+    (("v_proj", "lm_head"), 8, (3, 8, 0), MIXED, SMALL),
 ]
 
 
 def main(dtype: torch.dtype) -> int:
     """All cases; the number that held."""
     for number, (targets, max_rank, ranks, slot_of, launch) in enumerate(CASES):
-        model = LoRAShapes(20, 2, 1, 12, 36, 1, targets)
+        model = LoRAShapes(20, 2, 1, 12, 36, 1, targets, vocab=50)
         world = lora_worlds.World(model, LoRASlots(model, 3, max_rank, dtype))
         for slot, rank in enumerate(ranks):
             if rank:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.lora import LINEAR_MODULES, HostAdapter, LoRAShapes, LoRASlots
+from executor.lora import TARGETS, HostAdapter, LoRAShapes, LoRASlots
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -85,7 +85,8 @@ def shapes(draw: st.DrawFn) -> LoRAShapes:
         head_dim=draw(st.sampled_from([4, 8, 16])),
         intermediate=draw(st.sampled_from([9, 16, 48])),
         layers=draw(st.integers(1, 2)),
-        target_modules=tuple(draw(st.sets(st.sampled_from(LINEAR_MODULES), min_size=1))),
+        target_modules=tuple(draw(st.sets(st.sampled_from(TARGETS), min_size=1))),
+        vocab=draw(st.sampled_from([24, 37])),
     )
 
 
@@ -93,7 +94,7 @@ def shapes(draw: st.DrawFn) -> LoRAShapes:
 def adapters(draw: st.DrawFn, model: LoRAShapes, max_rank: int) -> Drawn:
     """An adapter on a subset of the target modules and layers: one rank for all, or a rank pattern."""
     rank = draw(st.integers(1, max_rank))
-    pairs = [(layer, module) for layer in range(model.layers) for module in model.target_modules]
+    pairs = [(layer, module) for module in model.target_modules for layer in range(model.count(module))]
     kept = pairs if draw(st.booleans()) else draw(st.lists(st.sampled_from(pairs), min_size=1, unique=True))
     pattern = draw(st.booleans())
     ranks = {pair: draw(st.integers(1, rank)) if pattern else rank for pair in kept}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from executor.lora.shapes import LINEAR_MODULES, LoRAShapes
+from executor.lora.shapes import HEAD, LINEAR_MODULES, LoRAShapes
 from serving.description import AdapterDescription, LoRAModule
 from serving.digest import begin_digest, digest_text
 from serving.safetensors_header import read_header
@@ -24,6 +24,8 @@ _BLOCK = {module: "self_attn" if module[0] in "qkvo" else "mlp" for module in LI
 
 def path_of(layer: int, module: str) -> str:
     """The name of a linear layer in the base model."""
+    if module == HEAD:
+        return HEAD
     return f"model.layers.{layer}.{_BLOCK[module]}.{module}"
 
 

@@ -43,4 +43,4 @@ def test_kernels_under_the_interpreter(dtype: str) -> None:
     command = [sys.executable, str(support / "interpret_lora.py"), dtype]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["cases", "7"]
+    assert done.stdout.split() == ["cases", "8"]

@@ -42,8 +42,9 @@ def run(form: str | None, world: lora_worlds.World, slot_of: list[int], seed: in
     found = {}
     for layer in range(world.shapes.layers):
         for name, (y, x) in inputs(world, len(slot_of), seed).items():
-            lora.add(y, x, layer, name)
-            found[layer, name] = y
+            if layer < world.slots.groups[name].group.layers:
+                lora.add(y, x, layer, name)
+                found[layer, name] = y
     return found
 
 

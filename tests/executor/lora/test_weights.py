@@ -26,9 +26,9 @@ MODEL = LoRAShapes(16, 4, 2, 4, 24, 2)
 def test_slots_take_exactly_what_the_memory_model_counts(
     model: LoRAShapes, max_loras: int, rank: int, dtype: torch.dtype
 ) -> None:
-    widths = sum(sum(model.width(module)) for module in model.target_modules)
+    widths = sum(model.count(module) * sum(model.width(module)) for module in model.target_modules)
     slots = LoRASlots(model, max_loras, rank, dtype)
-    assert slots.bytes == max_loras * rank * model.layers * widths * dtype.itemsize
+    assert slots.bytes == max_loras * rank * widths * dtype.itemsize
     whole = LoRASlots(replace(model, target_modules=LINEAR_MODULES), 1, 1, dtype, target_modules=model.target_modules)
     assert whole.bytes == model.numbers_per_rank * dtype.itemsize
 

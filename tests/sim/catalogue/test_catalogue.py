@@ -114,6 +114,14 @@ def test_target_modules_are_canonical() -> None:
     assert resolve_targets("all-linear") == LORA_MODULES
     assert resolve_targets(["v", "q_proj", "v_proj"]) == ("q_proj", "v_proj")
     assert resolve_targets([]) == ()
+    assert resolve_targets(["lm_head", "v"]) == ("v_proj", "lm_head")
+
+
+def test_an_output_head_is_one_module_whatever_the_layers() -> None:
+    spec = model("llama-3.1-8b")
+    head = spec.adapter_bytes(16, ["q", "lm_head"]) - spec.adapter_bytes(16, ["q"])
+    assert head == spec.adapter_bytes(16, ["lm_head"]) == 2 * 16 * (spec.hidden + spec.vocab)
+    assert spec.slot_bytes(16, ["lm_head"], tp=4) == head
 
 
 QWEN3 = {

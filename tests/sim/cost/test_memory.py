@@ -129,6 +129,16 @@ def test_families_without_embedding_slots_need_less() -> None:
     assert default.lora_bytes >= 32 * spec.slot_bytes(16)
 
 
+def test_a_targeted_output_head_has_its_slots_in_every_family() -> None:
+    """Llama's are there in any case, as in vLLM 0.8.5; Qwen's come with the target."""
+    settings = engine(max_loras=32, max_model_len=8192)
+    for name, more in (("llama-3.1-8b", 0), ("qwen-2.5-7b", 1)):
+        spec = model(name)
+        plain, head = (kv_blocks(spec, gpu("a100-80gb"), settings, targets) for targets in (["q"], ["q", "lm_head"]))
+        exact = more * 32 * spec.slot_bytes(16, ["lm_head"])
+        assert abs(head.lora_bytes - plain.lora_bytes - exact) < 8 * MIB, "but for what segments waste"
+
+
 def test_slots_for_targets_only() -> None:
     settings = engine(max_loras=32, max_model_len=8192)
     spec, card = model("llama-3.1-8b"), gpu("a100-80gb")

@@ -94,6 +94,24 @@ def test_narrow_adapters_are_cheaper() -> None:
     assert narrow.explain(shape)["lora"] < wide.explain(shape)["lora"]
 
 
+def test_an_output_head_costs_what_it_reads_and_computes_on_sampled_positions_alone() -> None:
+    spec, card = model("llama-3.1-8b"), gpu("a100-80gb")
+
+    def cost(*targets: str) -> RooflineCost:
+        return RooflineCost.from_options(spec, card, 1, {"target_modules": list(targets)})
+
+    def more(shape: BatchShape) -> float:
+        return cost("q", "lm_head").step_seconds(shape) - cost("q").step_seconds(shape)
+
+    decoding = decode(8)._replace(distinct_adapters=1, sum_ranks=16, lora_tokens=8, lora_token_ranks=128)
+    chunk = prefill(2048)._replace(distinct_adapters=1, sum_ranks=16, lora_tokens=2048, lora_token_ranks=2048 * 16)
+    assert more(decode(8)) == more(prefill(2048)) == 0.0
+    assert 0.0 < more(chunk) < more(decoding) < cost("q").step_seconds(decoding)
+    sizes = [Adapter(LoRARequest("a", 1, "a"), 16, spec.adapter_bytes(16, t)) for t in (["q"], ["q", "lm_head"])]
+    before, after = (cost(*t).load_seconds(a, "host") for t, a in zip((["q"], ["q", "lm_head"]), sizes, strict=True))
+    assert before < after
+
+
 def test_a_tp_that_does_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match="tensor_parallel_size 3"):
         RooflineCost(model("llama-2-7b"), gpu("l4"), tensor_parallel_size=3)
