@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from loratory.adapters_options import (
     reading,
     writing,
 )
-from loratory.terminal import Json, dump, progress, show
+from loratory.terminal import Json, dump, progress, say, show, width
 from serving.errors import InputError
 
 app = typer.Typer(
@@ -35,6 +36,8 @@ app = typer.Typer(
 Ref = Annotated[str, typer.Argument(help="NAME (its default version) or NAME@VERSION")]
 Name = Annotated[str, typer.Argument(help="an adapter's name")]
 DAMAGED = 1
+_WIDE = 120
+"""Columns from which on a terminal has room for all that adapters list can show."""
 
 
 @app.callback(invoke_without_command=True)
@@ -101,7 +104,10 @@ def list_adapters(
     if as_json:
         dump([values(record, defaults.get(record.name) == record.version) for record in found])
     elif found:
-        show(records_table(found, defaults), whole=True)
+        narrow = sys.stdout.isatty() and width() < _WIDE
+        show(records_table(found, defaults, narrow), whole=True)
+        if narrow:
+            say("adapters show NAME has base model, tenant and labels, too; so has a wider terminal, a pipe, or --json")
     else:
         print("no adapter fits: loratory adapters add NAME SOURCE registers one")
 

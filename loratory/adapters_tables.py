@@ -56,9 +56,10 @@ def line(record: AdapterRecord) -> str:
     )
 
 
-def records_table(records: Iterable[AdapterRecord], defaults: Mapping[str, int]) -> Table:
-    """One row a version; an asterisk marks the version its name resolves to."""
-    table = _table("adapter", "*id", "*rank", "modules", "*size", "base model", "tenant", "labels", "source")
+def records_table(records: Iterable[AdapterRecord], defaults: Mapping[str, int], narrow: bool = False) -> Table:
+    """One row a version; an asterisk marks the version its name resolves to. ``narrow``: only the main columns."""
+    more = () if narrow else ("base model", "tenant", "labels")
+    table = _table("adapter", "*id", "*rank", "modules", "*size", *more, "source")
     for record in records:
         mark = " *" if defaults.get(record.name) == record.version else "  "
         _row(
@@ -68,9 +69,7 @@ def records_table(records: Iterable[AdapterRecord], defaults: Mapping[str, int])
             record.rank,
             modules(record.target_modules),
             size(record.bytes),
-            record.base_model or "-",
-            record.tenant or "-",
-            _labels(record.labels),
+            *(() if narrow else (record.base_model or "-", record.tenant or "-", _labels(record.labels))),
             record.source,
         )
     return table
@@ -79,6 +78,8 @@ def records_table(records: Iterable[AdapterRecord], defaults: Mapping[str, int])
 def facts_table(record: AdapterRecord, default: int | None) -> Table:
     """Every fact of a record, one a row."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     resolves = "removed" if record.removed else "yes" if default == record.version else f"no, to @{default}"
     for name, value in (
         ("adapter", record.ref),
@@ -146,7 +147,8 @@ def _table(*heads: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in heads:
         right = head.startswith("*")
-        table.add_column(head.removeprefix("*"), justify="right" if right else "left", overflow="fold")
+        justify: Any = "right" if right else "left"
+        table.add_column(head.removeprefix("*"), justify=justify, overflow="fold", no_wrap=right)
     return table
 
 

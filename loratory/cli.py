@@ -242,13 +242,16 @@ def policies(
             dump([description.as_dict() for description in found])
         else:
             show(policies_table(found))
-            print("every policy also takes evict=lru|lfu|fifo|cost_aware and prefetch=N; explain one: policies NAME")
+            say("every policy also takes evict=lru|lfu|fifo|cost_aware and prefetch=N; explain one: policies NAME")
         return
     one = describe(name)
     if as_json:
         dump(one.as_dict() | {"text": one.text})
         return
-    print(f"{one.name}\n\n{one.text}\n\nsource: {one.source or '-'}")
+    print(f"{one.name}\n")
+    say(one.text)
+    print()
+    say(f"source: {one.source or '-'}")
     show(parameters_table(one))
     print(f"example: loratory run quickstart --policy {one.name}")
 

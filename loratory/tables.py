@@ -98,8 +98,8 @@ def policies_table(descriptions: list[Description]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     table.add_column("what it does")
-    table.add_column("parameters")
-    table.add_column("source", style="dim")
+    table.add_column("parameters", overflow="fold", min_width=24)
+    table.add_column("source", style="dim", overflow="fold")
     common = {"evict", "prefetch"}
     for d in descriptions:
         own = [f"{p.name}={_default(p.default)}" for p in d.parameters if p.name not in common]

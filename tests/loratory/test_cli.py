@@ -354,3 +354,21 @@ def test_the_first_block_of_a_report_says_what_was_simulated(small: Path, tmp_pa
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(html.escape(text, quote=False) in page.replace("&#39;", "'") for text in setup.values())
     assert page.index('class="setup"') < page.index('id="verdicts"')
+
+
+def test_nothing_is_cut_in_80_columns(small: Path, tmp_path: Path) -> None:
+    """Lists, a check, and compare: no table is wider and none ends in an ellipsis."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert loratory("run", small, "--out", a).returncode == 0
+    changes = ("--set", "engine.max_loras=8", "--set", "workload.arrivals={gamma: {rate: 20, cv: 2.5}}")
+    assert loratory("run", small, "--out", b, *changes).returncode == 0
+    environment = {**os.environ, "COLUMNS": "80"}
+    for words in (("policies",), ("policies", "slora"), ("scenarios",), ("traces", "list"), ("compare", a, b)):
+        command = [sys.executable, "-m", "loratory.cli", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+        assert done.returncode == 0 and "…" not in done.stdout, words
+        table = [line for line in done.stdout.splitlines() if line.startswith(" ")]
+        assert table and max(map(len, table)) <= 80, words
+    assert "engine.max_loras" in done.stdout and "workload.arrivals.gamma.cv" in done.stdout
+    assert "throughput.output_tokens_per_s" in done.stdout and "settings: no difference" not in done.stdout
+    assert "settings: no difference" in loratory("compare", a, a).stdout
