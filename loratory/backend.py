@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from loratory.build import Built
 from loratory.specs import policy_factory
+from loratory.watch import POLICY_TIMEOUT_S
 from reports.recorder import Recorder
 from scenarios.schema import Scenario
 from serving.workload import Workload
@@ -26,6 +27,7 @@ class Task:
     folder: Path | None
     decisions: bool
     timeline_events: int
+    policy_timeout_s: float = POLICY_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)

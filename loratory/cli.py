@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -11,13 +14,16 @@ import typer
 from typer.exceptions import TyperException
 
 from loratory.adapters_cli import app as adapters_app
+from loratory.interruption import interruptible
 from loratory.profile_cli import profile_command
 from loratory.reproduce.command import reproduce_command
 from loratory.scenarios_cli import app as scenarios_app
 from loratory.terminal import Json, complain, dump, progress, say, show, width
 from loratory.traces_cli import app as traces_app
+from loratory.watch import POLICY_TIMEOUT_S
 from reports.words import listed
-from serving.errors import InputError, LoratoryError, several
+from serving.blame import unexpected
+from serving.errors import InputError, LoratoryError, several, shortened
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
@@ -36,9 +42,23 @@ MISSED_SLO = 3
 
 
 def main() -> NoReturn:
-    """Run the command line; every error a user can cause is one line on stderr, without a traceback."""
+    """Run the command line; every error is one line on stderr, without a traceback."""
+    if not os.environ.get("LORATORY_TRACEBACK"):
+        sys.unraisablehook = lambda _: None  # a policy's generator that refuses to end would print a traceback
+    with interruptible("SIGTERM", "SIGHUP") as received:
+        code = _carry_out(received)
+    if received:
+        complain(f"interrupted by {signal.Signals(received[0]).name}; nothing was written")
+        code = 128 + received[0]
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _carry_out(received: list[int]) -> Any:
+    """Run the command; what it returns, or the exit code of what went wrong, which has been told by then."""
+    code: Any
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except LoratoryError as error:
         complain(str(error))
         code = error.exit_code
@@ -48,13 +68,31 @@ def main() -> NoReturn:
         else:
             complain(f"{error.format_message().rstrip('.')}; see loratory --help")
         code = InputError.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted; nothing was written")
-        code = 130
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if not received:
+            complain("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "no more input")
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
-        sys.stderr.close()
+        _silence()
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    except Exception as error:
+        if os.environ.get("LORATORY_TRACEBACK"):
+            raise
+        if isinstance(error, OSError):
+            complain(f"{shortened(str(error), 200)}: free space, or check the path and its permissions")
+            code = InputError.exit_code
+            if error.filename is None:
+                _silence()
+        else:
+            complain(unexpected(error))
+            code = LoratoryError.exit_code
+    return code
+
+
+def _silence() -> None:
+    """Nothing more can be printed: let Python's last flush of stdout go nowhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_version(wanted: bool) -> None:
@@ -90,6 +128,9 @@ def run(
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="processes that share the runs")] = 1,
     decisions: Annotated[bool, typer.Option(help="write decisions.jsonl")] = True,
+    policy_timeout: Annotated[
+        float, typer.Option("--policy-timeout", help="seconds a policy may take for one answer, and for its import")
+    ] = POLICY_TIMEOUT_S,
     require_slo: Annotated[bool, typer.Option("--require-slo", help="exit 3 when a policy misses the SLO")] = False,
     as_json: Json = False,
 ) -> int:
@@ -114,13 +155,17 @@ def run(
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
     if on == "sim":
-        with progress("simulating") as tell:
-            summary = run_scenario(loaded, target, jobs=jobs, decisions=decisions, progress=tell)
+        with progress("simulating") as tell, redirect_stdout(sys.stderr):  # what a policy prints is no result
+            summary = run_scenario(
+                loaded, target, jobs=jobs, decisions=decisions, progress=tell, policy_timeout_s=policy_timeout
+            )
     else:
         from loratory.execute import execute_scenario
 
-        with progress("running") as tell:
-            summary = execute_scenario(loaded, target, decisions=decisions, progress=tell)
+        with progress("running") as tell, redirect_stdout(sys.stderr):
+            summary = execute_scenario(
+                loaded, target, decisions=decisions, progress=tell, policy_timeout_s=policy_timeout
+            )
     if as_json:
         dump(summary)
     else:

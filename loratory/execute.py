@@ -15,6 +15,7 @@ from loratory.backend import Ran, Task
 from loratory.build import Built, build
 from loratory.run import Progress, run_scenario
 from loratory.specs import policy_factory
+from loratory.watch import POLICY_TIMEOUT_S
 from reports.recorder import Recorder
 from scenarios.cost import RooflineCost
 from scenarios.schema import Scenario
@@ -38,7 +39,12 @@ _NAMED = 3
 
 
 def execute_scenario(
-    scenario: Scenario, out: Path | None = None, *, decisions: bool = True, progress: Progress | None = None
+    scenario: Scenario,
+    out: Path | None = None,
+    *,
+    decisions: bool = True,
+    progress: Progress | None = None,
+    policy_timeout_s: float = POLICY_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Run every policy and seed of a scenario on this machine, in real time; returns the summary (docs/reports.md).
 
@@ -57,7 +63,14 @@ def execute_scenario(
     with machine_for(scenario, built) as machine:
         served, notes = as_served(scenario, machine.files)
         backend = Execution(machine, notes)
-        return run_scenario(served, out, decisions=decisions, progress=progress, backend=backend)
+        return run_scenario(
+            served,
+            out,
+            decisions=decisions,
+            progress=progress,
+            backend=backend,
+            policy_timeout_s=policy_timeout_s,
+        )
 
 
 class Execution:

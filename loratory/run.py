@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from multiprocessing import get_context
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from loratory.advice import advise
-from loratory.backend import Backend, Simulation, Task
+from loratory.backend import Backend, Ran, Simulation, Task
 from loratory.build import Built, build
 from loratory.ceiling import ceiling
+from loratory.interruption import interruptible
 from loratory.setup import setup
-from loratory.specs import policy_factory
-from reports.folder import ResultFolder
+from loratory.specs import guest, policy_factory
+from loratory.watch import POLICY_TIMEOUT_S, PolicyWatch
+from loratory.workers import shared
+from reports.folder import ResultFolder, writing
 from reports.info import RunInfo
 from reports.recorder import Recorder
 from reports.summary import RunReport, summarise, summary_of
 from scenarios.build import build_workload
 from scenarios.load import dump
 from scenarios.schema import Scenario
-from serving.errors import InputError
+from serving.errors import InputError, PolicyError, PolicyTimeout, shortened
 from serving.policy import Limits
 from serving.workload import Workload
 from sim.routers import router
@@ -41,19 +43,23 @@ def run_scenario(
     decisions: bool = True,
     progress: Progress | None = None,
     backend: Backend | None = None,
+    policy_timeout_s: float = POLICY_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Run every policy and seed of a scenario, in simulation by default; returns the summary (docs/reports.md).
 
     With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share simulated runs; the
     results do not depend on it. ``progress(policy, done, total)`` is called after each run. Raises `InputError` for a
-    scenario that cannot run, `PolicyError` when a policy fails.
+    scenario that cannot run and a folder that cannot be written, `PolicyError` when a policy fails, exits, or takes
+    longer than ``policy_timeout_s`` for one answer (see `loratory.watch`), and `KeyboardInterrupt` on Ctrl-C; in each
+    case nothing is left over.
     """
     built = build(scenario)
     backend = backend or Simulation()
     for spec in scenario.policies:
-        policy_factory(spec)
+        policy_factory(spec, policy_timeout_s)
     router(scenario.cluster.router)
     with ExitStack() as stack:
+        stack.enter_context(interruptible())
         folder = stack.enter_context(ResultFolder(out)) if out is not None else None
         runs = [(policy, seed) for policy in scenario.policies for seed in scenario.seeds]
         tasks = [
@@ -64,10 +70,11 @@ def run_scenario(
                 None if folder is None else folder.run_folder(policy, seed),
                 decisions,
                 0 if folder is None or seed != scenario.seeds[0] else TIMELINE_EVENTS // len(scenario.policies),
+                policy_timeout_s,
             )
             for policy, seed in runs
         ]
-        reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress)
+        reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress, folder)
         facts = setup(scenario, built, backend.name)
         if folder is None:
             return summary_of([report.run for report in reports], facts)
@@ -87,28 +94,32 @@ def run_scenario(
 
 
 def _run_all(
-    tasks: Sequence[Task], built: Built, backend: Backend, jobs: int, progress: Progress | None
+    tasks: Sequence[Task],
+    built: Built,
+    backend: Backend,
+    jobs: int,
+    progress: Progress | None,
+    folder: ResultFolder | None,
 ) -> list[RunReport]:
     tell = progress or (lambda policy, done, total: None)
-    reports: list[RunReport] = []
+    reports: dict[int, RunReport] = {}
     if jobs <= 1:
         workloads: dict[int, Workload] = {}
-        for task in tasks:
+        abandon = None if folder is None else folder.discard
+        for place, task in enumerate(tasks):
             if task.seed not in workloads:
                 workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
-            reports.append(_run_one(task, built, workloads[task.seed], backend))
+            reports[place] = _run_one(task, built, workloads[task.seed], backend, abandon)
             tell(task.policy, len(reports), len(tasks))
-        return reports
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures: list[Future[RunReport]] = [pool.submit(_run_alone, task) for task in tasks]
-        try:
-            for task, future in zip(tasks, futures, strict=True):
-                reports.append(future.result())
-                tell(task.policy, len(reports), len(tasks))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return reports
+    else:
+        for place, report in shared(_run_alone, tasks, jobs, _name_of):
+            reports[place] = report
+            tell(tasks[place].policy, len(reports), len(tasks))
+    return [reports[place] for place in range(len(tasks))]
+
+
+def _name_of(task: Task) -> str:
+    return f"policy {shortened(task.policy, 100)}, seed {task.seed}"
 
 
 def _run_alone(task: Task) -> RunReport:
@@ -116,14 +127,32 @@ def _run_alone(task: Task) -> RunReport:
     return _run_one(task, built, build_workload(task.scenario, task.seed, built.adapters), Simulation())
 
 
-def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> RunReport:
-    """One policy and seed: run, record, measure."""
-    scenario, engine = task.scenario, built.engine
+def _run_one(
+    task: Task, built: Built, workload: Workload, backend: Backend, abandon: Callable[[], None] | None = None
+) -> RunReport:
+    """One policy and seed: run, record, measure. ``abandon()`` is called before a policy takes the process down."""
     if not len(workload):
-        raise InputError(f"scenario {scenario.name!r} has no requests: raise workload.duration_s or the rate")
-    replicas = scenario.cluster.replicas
-    with Recorder(task.folder, decisions=task.decisions) as recorder:
-        ran = backend.run(task, built, workload, recorder)
+        raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
+    with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
+        try:
+            with PolicyWatch(task.policy, task.policy_timeout_s, abandon):
+                ran = backend.run(task, built, workload, recorder)
+                bound = _bound(task, built, workload)
+        except PolicyTimeout as late:
+            raise PolicyError(shortened(f"policy {shortened(task.policy, 100)} {late.text}")) from late
+        info = _info(task, built, workload, backend, ran, bound)
+        report = summarise(recorder.close(), info, task.timeline_events)
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
+        report.run["advice"] = advise(task.scenario, built, workload, report.run)
+    return report
+
+
+def _bound(task: Task, built: Built, workload: Workload) -> float | None:
+    """The service gap the policy promises, weighted tokens."""
+    engine = built.engine
+    policy: Any = policy_factory(task.policy)()
+    if task.scenario.cluster.replicas > 1 or not hasattr(policy, "bound"):
+        return None
     limits = Limits(
         int(workload.prompt_tokens.max()),
         int(workload.max_tokens.max()),
@@ -131,18 +160,28 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> 
         engine.max_num_seqs,
         engine.max_num_batched_tokens,
     )
-    policy: Any = policy_factory(task.policy)()
-    info = RunInfo(
+    bound = guest(task.policy, "its bound()", policy.bound, limits)
+    if bound is None:
+        return None
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not isfinite(bound):
+        what = f"its bound() returned {shortened(repr(bound), 60)}: return a finite number of weighted tokens, or None"
+        raise PolicyError(shortened(f"policy {shortened(task.policy, 100)}: {what}"))
+    return float(bound)
+
+
+def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: Ran, bound: float | None) -> RunInfo:
+    scenario, engine = task.scenario, built.engine
+    return RunInfo(
         scenario=scenario.name,
         policy=task.policy,
         backend=backend.name,
         seed=task.seed,
-        replicas=replicas,
+        replicas=scenario.cluster.replicas,
         submitted=ran.submitted,
         duration_s=ran.end_s,
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
-        bound=policy.bound(limits) if replicas == 1 and hasattr(policy, "bound") else None,
+        bound=bound,
         warnings=(*workload.notes, *built.notes, *built.cost.warnings, *ran.notes),
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
@@ -152,14 +191,10 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend) -> 
         max_model_len=engine.max_model_len,
         refusals=ran.refusals,
         block_size=engine.block_size,
-        gpus=replicas * engine.tensor_parallel_size,
+        gpus=scenario.cluster.replicas * engine.tensor_parallel_size,
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
         identities=identities(built),
     )
-    report = summarise(recorder.close(), info, task.timeline_events)
-    if backend.name == "sim" and task.seed == scenario.seeds[0]:
-        report.run["advice"] = advise(scenario, built, workload, report.run)
-    return report
 
 
 def identities(built: Built) -> dict[str, dict[str, str | int | None]]:

@@ -12,16 +12,21 @@ import typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.metadata import entry_points
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import policies
-from serving.errors import InputError
+from loratory.watch import POLICY_TIMEOUT_S, PolicyWatch
+from serving.blame import is_order, raised
+from serving.errors import InputError, PolicyError, several, shortened
 from serving.policy import SCORERS, Policy
 from serving.reserved import Reserved
 
 ENTRY_POINTS = "loratory.policies"
+T = TypeVar("T")
 _COMMON = {
     "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
     "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
@@ -55,37 +60,61 @@ class Description:
         return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
 
 
-def policy_factory(spec: str) -> Callable[[], Policy]:
+def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> Callable[[], Policy]:
     """Parse a spec; each call of the result makes a fresh policy with the spec's parameters.
 
-    Raises `InputError` for an unknown policy, file, class or parameter, or a value of the wrong type.
+    Raises `InputError` for an unknown policy, file, class or parameter, a value of the wrong type, and a policy that
+    raises when it is imported or made; `PolicyError` for one that exits or takes longer than ``timeout_s`` then.
     """
+    with PolicyWatch(spec, timeout_s):
+        return _factory(spec)
+
+
+def _factory(spec: str) -> Callable[[], Policy]:
     found, given = _find(spec)
     parameters = _read_parameters(spec, found, given)
     common = {key: parameters.pop(key) for key in _COMMON if key in parameters and key not in _own(found)}
 
     def make() -> Policy:
-        try:
-            policy = found(**parameters)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"policy {spec!r} cannot be made: {type(error).__name__}: {error}") from error
+        policy: Any = guest(spec, "its __init__()", found, **parameters)
         try:
             for key, value in {**common, "spec": spec}.items():
                 setattr(policy, key, value)
         except AttributeError:
             if common:
-                raise InputError(f"policy {spec!r} has no room for {', '.join(common)}: do not use __slots__") from None
+                raise InputError(
+                    f"policy {_shown(spec)} has no room for {several(common)}: do not use __slots__"
+                ) from None
         return Reserved(policy) if common.get("reserve") else typing.cast(Policy, policy)
 
     make()
     return make
 
 
+def guest(spec: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """What a policy's own code returns, outside of a run; ``subject`` says which code that is.
+
+    Raises `InputError` when it raises, and `PolicyError` when it exits or does not come back in time.
+    """
+    try:
+        return call(*arguments, **named)
+    except InputError:
+        raise
+    except BaseException as error:
+        if is_order(error):
+            raise
+        kind = InputError if isinstance(error, Exception) else PolicyError
+        raise kind(shortened(f"policy {_shown(spec)}: {raised(error, subject)}")) from error
+
+
+def _shown(spec: str) -> str:
+    return repr(shortened(spec, 100))
+
+
 def describe(spec: str) -> Description:
     """What a policy does, its parameters and its source, from its docstring and signature."""
-    found, _ = _find(spec)
+    with PolicyWatch(spec):
+        found, _ = _find(spec)
     text = inspect.cleandoc(found.__doc__ or "No description.")
     body, _, listed = text.partition("\nParameters:\n")
     meanings = _meanings(listed)
@@ -128,7 +157,7 @@ def _find(spec: str) -> tuple[type, str]:
     if head.endswith(".py") or (head not in own and rest and "=" not in rest.partition(":")[0]):
         name, _, given = rest.partition(":")
         if not name:
-            raise InputError(f"policy {spec!r} names no class: write {head}:ClassName")
+            raise InputError(f"policy {_shown(spec)} names no class: write {shortened(head, 100)}:ClassName")
         return _class_of(_module(head, spec), name, spec), given
     if head in own:
         module = importlib.import_module(f"policies.{head}")
@@ -136,37 +165,46 @@ def _find(spec: str) -> tuple[type, str]:
         return next(c for c in classes if c.__module__ == module.__name__ and hasattr(c, "schedule")), rest
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == head:
-            try:
-                return typing.cast(type, point.load()), rest
-            except Exception as error:
-                raise InputError(f"policy {head!r} of {point.value} does not load: {error}") from error
+            return typing.cast(type, guest(spec, f"the import of {point.value}", point.load)), rest
     near = get_close_matches(head, policy_names(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(policy_names())}"
-    raise InputError(f"policy {head!r} is unknown; {hint} (a policy of your own is path/file.py:ClassName)")
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {several(policy_names(), 12)}"
+    raise InputError(f"policy {_shown(head)} is unknown; {hint} (a policy of your own is path/file.py:ClassName)")
 
 
 def _module(head: str, spec: str) -> types.ModuleType:
+    if not head.endswith(".py"):
+        if not all(part.isidentifier() for part in head.split(".")):
+            raise InputError(f"policy {_shown(spec)}: {_shown(head)} is no module's name: check it, or give a .py file")
+        try:
+            return guest(spec, f"the import of {shortened(head, 100)}", importlib.import_module, head)
+        except InputError as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and cause.name == head.partition(".")[0]:
+                text = f"there is no module {_shown(head)}: check it, or give a .py file"
+                raise InputError(f"policy {_shown(spec)}: {text}") from None
+            raise
+    path = _file_of(head, spec)
+    name = f"loratory_policy_{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    guest(spec, "its import", found.loader.exec_module, module)
+    return module
+
+
+def _file_of(head: str, spec: str) -> Path:
     try:
-        if not head.endswith(".py"):
-            return importlib.import_module(head)
         path = Path(head).expanduser().resolve()
-        if not path.is_file():
-            raise InputError(f"policy {spec!r}: there is no file {head}: give the path of a Python file")
-        name = f"loratory_policy_{path.stem}_{abs(hash(str(path)))}"
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        found.loader.exec_module(module)
-        return module
-    except InputError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name == head.partition(".")[0]:
-            raise InputError(f"policy {spec!r}: there is no module {head!r}: check it, or give a .py file") from None
-        raise InputError(f"policy {spec!r} does not import: {error}") from error
-    except Exception as error:
-        raise InputError(f"policy {spec!r} does not import: {type(error).__name__}: {error}") from error
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = shortened(str(getattr(error, "strerror", None) or error), 100)
+        raise InputError(f"policy {_shown(spec)}: the file cannot be read ({reason}): check its path") from error
+    if not there:
+        raise InputError(
+            f"policy {_shown(spec)}: there is no file {shortened(head, 100)}: give the path of a Python file"
+        )
+    return path
 
 
 def _class_of(module: types.ModuleType, name: str, spec: str) -> type:
@@ -174,7 +212,8 @@ def _class_of(module: types.ModuleType, name: str, spec: str) -> type:
     if not inspect.isclass(found) or not hasattr(found, "schedule"):
         known = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, "schedule")]
         raise InputError(
-            f"policy {spec!r}: {name!r} is no class with a schedule method; the file has {', '.join(known) or 'none'}"
+            f"policy {_shown(spec)}: {_shown(name)} is no class with a schedule method; the file has "
+            f"{several(known) or 'none'}"
         )
     return found
 
@@ -187,9 +226,19 @@ def _own(found: type) -> dict[str, tuple[Any, Any]]:
         hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
     except Exception:
         hints = {}
-    signature = inspect.signature(found.__init__)  # type: ignore[misc]
     return {
         name: (hints.get(name, str), None if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in _signature(found).items()
+    }
+
+
+def _signature(found: type) -> dict[str, inspect.Parameter]:
+    """The parameters of a policy's constructor that a spec can name."""
+    if found.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    signature = inspect.signature(found.__init__)  # type: ignore[misc]
+    return {
+        name: parameter
         for name, parameter in list(signature.parameters.items())[1:]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
@@ -202,16 +251,21 @@ def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
         name, equals, text = part.partition("=")
         name = name.strip()
         if not equals:
-            raise InputError(f"policy {spec!r}: {part!r} is no parameter: write name=value, separated by commas")
+            raise InputError(
+                f"policy {_shown(spec)}: {_shown(part)} is no parameter: write name=value, separated by commas"
+            )
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-            raise InputError(f"policy {spec!r} has no parameter {name!r}; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {several(known, 12)}"
+            raise InputError(f"policy {_shown(spec)} has no parameter {_shown(name)}; {hint}")
         if name in values:
-            raise InputError(f"policy {spec!r} gives {name!r} twice")
+            raise InputError(f"policy {_shown(spec)} gives {name!r} twice: keep one")
         values[name] = _convert(spec, name, known[name], text.strip())
     if values.get("prefetch", 0) < 0:
-        raise InputError(f"policy {spec!r}: prefetch is {values['prefetch']}: it is at least 0")
+        raise InputError(f"policy {_shown(spec)}: prefetch is {values['prefetch']}: it is at least 0")
+    for name, parameter in _signature(found).items():
+        if parameter.default is parameter.empty and name not in values:
+            raise InputError(f"policy {_shown(spec)} needs {name}: write {name}=VALUE behind its name and a colon")
     return values
 
 
@@ -220,7 +274,9 @@ def _convert(spec: str, name: str, kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is Literal:
         if text in options:
             return text
-        raise InputError(f"policy {spec!r}: {name} is {text!r}: choose one of {', '.join(map(str, options))}")
+        raise InputError(
+            f"policy {_shown(spec)}: {name} is {_shown(text)}: choose one of {', '.join(map(str, options))}"
+        )
     if types.NoneType in options and text.lower() in ("none", "null"):
         return None
     kinds = [option for option in options if option is not types.NoneType] or [kind]
@@ -228,12 +284,14 @@ def _convert(spec: str, name: str, kind: Any, text: str) -> Any:
         try:
             if option is bool:
                 return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+            if option is float and not isfinite(float(text)):
+                break
             if option in (int, float):
                 return option(text)
         except (ValueError, KeyError):
             continue
         return text
-    raise InputError(f"policy {spec!r}: {name} is {text!r}: it should be {_type_text(kind)}")
+    raise InputError(f"policy {_shown(spec)}: {name} is {_shown(text)}: it should be {_type_text(kind)}, and finite")
 
 
 def _type_text(kind: Any) -> str:

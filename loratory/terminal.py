@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from serving.errors import LONGEST_MESSAGE, shortened
+
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 _WIDEST = 10_000
@@ -25,8 +27,8 @@ _EVERY_S = 10.0
 
 
 def complain(text: str) -> None:
-    """One line on stderr."""
-    print("loratory: " + " ".join(text.split()), file=sys.stderr)
+    """One line on stderr, of at most `LONGEST_MESSAGE` characters."""
+    print("loratory: " + shortened(text, LONGEST_MESSAGE - len("loratory: ")), file=sys.stderr)
 
 
 def width() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from json.encoder import encode_basestring_ascii as quote
 from math import isfinite
 from pathlib import Path
@@ -85,6 +86,12 @@ class DecisionLog:
         self._flush()
         if self._file is not None:
             self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file without writing what is left; for a run that failed, perhaps because the disk is full."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
 
 class _Tails(dict[str | None, str]):

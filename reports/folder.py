@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -9,7 +10,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +23,13 @@ from reports.html import render
 from reports.recorder import Recorder
 from reports.summary import RunReport, summary_of, to_json
 from reports.timeline import timeline_json
-from serving.errors import InputError
+from serving.errors import InputError, shortened
+from serving.locks import FileLock
 
 SUMMARY = "summary.json"
+_OLD = "old"
+_LOCK = ".lock"
+"""Held by the run that fills a folder, as long as it lives."""
 _FILES = ("scenario.yaml", SUMMARY, "timeline.json", "report.html", "run_info.json")
 _PACKAGES = ("loratory", "numpy", "pyarrow", "pandas", "simpy", "matplotlib", "torch")
 
@@ -37,12 +43,14 @@ class ResultFolder:
             folder.write(reports, title="quickstart", scenario_yaml=text)
 
     When the block raises, ``target`` is as it was. Entering raises `InputError` when the folder cannot be written, or
-    when ``target`` holds something that is not a Loratory result.
+    when ``target`` holds something that is not a Loratory result. It also removes what runs into the same target have
+    left that were killed: a folder being filled is locked by its run, and the lock dies with it.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self._staged: Path | None = None
+        self._lock: FileLock | None = None
         self._names: dict[str, str] = {}
         self._started = (0.0, 0.0, "")
 
@@ -51,9 +59,13 @@ class ResultFolder:
         final = self.target.resolve()
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
+            _tidy(final)
             self._staged = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
             self._staged.chmod(0o755)
+            with suppress(OSError):  # on a file system without locks nothing is tidied up either
+                self._lock = FileLock.take(self._staged / _LOCK)
         except OSError as error:
+            self.discard()
             raise _unwritable(self.target, error) from error
         self._started = (time.perf_counter(), _cpu_seconds(), datetime.now(UTC).isoformat(timespec="seconds"))
         return self
@@ -61,16 +73,22 @@ class ResultFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        staged, self._staged = self.staged, None
-        if error is None:
-            try:
-                _replace(staged, self.target.resolve())
-            except OSError as failure:
-                raise _unwritable(self.target, failure) from failure
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
-        else:
+        try:
+            if error is None:
+                (self.staged / _LOCK).unlink(missing_ok=True)
+                _replace(self.staged, self.target.resolve())
+        except OSError as failure:
+            raise _unwritable(self.target, failure) from failure
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove what has been written so far."""
+        staged, self._staged = self._staged, None
+        if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def staged(self) -> Path:
@@ -182,7 +200,10 @@ def safe_name(policy: str) -> str:
 def _replace(staged: Path, target: Path) -> None:
     """Put ``staged`` in the place of ``target``; at every moment one of the two is there whole."""
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    kept = aside / "old"
+    kept = aside / _OLD
+    lock = None
+    with suppress(OSError):
+        lock = FileLock.take(aside / _LOCK)
     if target.exists():
         os.rename(target, kept)
     try:
@@ -194,11 +215,48 @@ def _replace(staged: Path, target: Path) -> None:
     finally:
         if target.exists():
             shutil.rmtree(aside, ignore_errors=True)
+        if lock is not None:
+            lock.release()
+
+
+def _tidy(target: Path) -> None:
+    """Remove the folders that dead runs into ``target`` have left beside it; put back a result they had moved aside."""
+    named = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.(partial|old)")
+    for folder in target.parent.iterdir():
+        found = named.fullmatch(folder.name)
+        if found is None or folder.is_symlink() or not folder.is_dir():
+            continue
+        try:
+            lock = FileLock.attempt(folder / _LOCK)
+        except OSError:
+            continue
+        if lock is None:
+            continue  # its run is alive
+        with lock:
+            if found[1] == "old" and (folder / _OLD).exists() and not target.exists():
+                os.rename(folder / _OLD, target)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path | None) -> Iterator[None]:
+    """What fails in the block because a file cannot be written is an `InputError`; ``folder`` is inside a result."""
+    try:
+        yield
+    except OSError as error:
+        if folder is None:
+            raise
+        staged = next((path for path in folder.parents if path.name.endswith(".partial")), folder)
+        name = re.sub(r"^\.(.*)\.[a-z0-9_]{8}\.partial$", r"\1", staged.name)
+        raise _unwritable(staged.parent / name, error) from error
 
 
 def _unwritable(target: Path, error: OSError) -> InputError:
-    reason = error.strerror or type(error).__name__
-    return InputError(f"{target} cannot be written ({reason}): name a folder you may write to with --out")
+    reason = os.strerror(error.errno) if error.errno else shortened(str(error), 150) or type(error).__name__
+    name = shortened(str(target), 150)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return InputError(f"{name} cannot be written ({reason}): free space there, or name another folder with --out")
+    return InputError(f"{name} cannot be written ({reason}): name a folder you may write to with --out")
 
 
 def _cpu_seconds() -> float:

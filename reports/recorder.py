@@ -108,6 +108,8 @@ class Recorder:
         elif self._records is None:
             self._requests.abandon()
             self._steps.abandon()
+            if self._log is not None:
+                self._log.abandon()
 
     def _on_stepped(self, replica: int) -> Callable[[Stepped], None]:
         buffer = self._steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -157,9 +158,11 @@ class TableBuffer:
         return TableSource(self._path, self._schema, tuple(self._batches))
 
     def abandon(self) -> None:
-        """Close an open file without finishing the table; for a run that failed."""
+        """Close an open file without finishing the table; for a run that failed, perhaps because the disk is full."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
+            self._writer.is_open = False  # else it would try again when it is collected
 
 
 _PACK = Struct(f"{CHUNK_ROWS}d").pack

@@ -64,8 +64,8 @@ class Actions:
                 action = send(outcome)
             except StopIteration:
                 return
-            except Exception as error:
-                raise announcer.error(ledger.now, f"it raised {type(error).__name__}: {error}") from error
+            except BaseException as error:
+                announcer.blame(ledger.now, error)
             kind = type(action)
             try:
                 if kind is Admit and tell_admitted is None:
@@ -122,9 +122,8 @@ class Actions:
         if self._victim is not None:
             try:
                 named = self._victim(view)
-            except Exception as error:
-                what = f"its victim() raised {type(error).__name__}: {error}"
-                raise self.announcer.error(self.ledger.now, what) from error
+            except BaseException as error:
+                self.announcer.blame(self.ledger.now, error, "its victim()")
             if named is not None and self.preempt(named, "kv"):
                 return
         last = next(reversed(self.ledger.running.values()))

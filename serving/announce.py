@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from serving.errors import PolicyError
+from serving.blame import is_order, raised
+from serving.errors import PolicyError, shortened
 from serving.events import EVENTS, Decided, Event, Sink, Stepped
 from serving.policy import Policy
 
@@ -42,15 +43,21 @@ class Announcer:
                 sink(event)
             try:
                 observe(event)
-            except Exception as error:
-                raise self.error(event[0], f"its observe() raised {type(error).__name__}: {error}") from error
+            except BaseException as error:
+                self.blame(event[0], error, "its observe()")
 
         return tell
 
     def error(self, now: float, what: str) -> PolicyError:
         """A `PolicyError` that names the policy and the second it failed at."""
         name = getattr(self.policy, "spec", type(self.policy).__name__)
-        return PolicyError(f"policy {name} failed at {now:.6f} s: {what}")
+        return PolicyError(shortened(f"policy {shortened(str(name), 100)} failed at {now:.6f} s: {what}"))
+
+    def blame(self, now: float, error: BaseException, subject: str = "it") -> NoReturn:
+        """Raise a `PolicyError` for what came out of the policy's code, or an order to stop as it is."""
+        if is_order(error):
+            raise error
+        raise self.error(now, raised(error, subject)) from error
 
 
 def hearing(sink: Sink | None, kind: type, listener: Callable[[Any], None]) -> Sink:

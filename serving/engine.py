@@ -169,8 +169,8 @@ class Engine:
     def _schedule(self) -> Schedule:
         try:
             return self.policy.schedule(self.view)
-        except Exception as error:
-            raise self._announcer.error(self.ledger.now, f"it raised {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            self._announcer.blame(self.ledger.now, error)
 
     def _take_in(self, now: float) -> None:
         """Arrivals, aborts and finished loads since the last plan."""

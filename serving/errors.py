@@ -54,5 +54,15 @@ class PolicyError(LoratoryError):
     """A scheduling policy raised, or kept yielding actions without end; the run it was driving has stopped."""
 
 
+class Interruption(KeyboardInterrupt):
+    """A signal ordered this process to stop: ``args[0]`` is its number. It is never blamed on a policy."""
+
+
+class PolicyTimeout(BaseException):
+    """Raised inside a policy's code that does not come back in time; ``text`` says where it was."""
+
+    text = ""
+
+
 class StalledError(LoratoryError):
     """A run cannot go on: work is waiting, nothing is running, and no event can change that."""

@@ -1,0 +1,260 @@
+"""PolicyWatch: a policy that spins, sleeps or exits, wherever it is called, ends as its own error, with its line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import ToyCost, World, adapter, run, workload
+
+from loratory.specs import guest, policy_factory
+from loratory.watch import PolicyWatch
+from serving.config import EngineConfig
+from serving.errors import InputError, Interruption, PolicyError, PolicyTimeout
+from serving.policy import Schedule, View, want
+
+SOON_S = 0.1
+HERE = Path(__file__).name
+
+
+class Serves:
+    """First come, first served; what the others derive from."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class SpinsInSchedule(Serves):
+    def schedule(self, view: View) -> Schedule:
+        while True:
+            pass
+        yield
+
+
+class SpinsBeforeItIsAGenerator(Serves):
+    def schedule(self, view: View) -> Schedule:
+        while True:
+            pass
+
+
+class Sleeps(Serves):
+    def schedule(self, view: View) -> Schedule:
+        threading.Event().wait()
+        yield
+
+
+class SpinsInObserve(Serves):
+    def observe(self, event: Any) -> None:
+        while True:
+            pass
+
+
+class SpinsInVictim(Serves):
+    def victim(self, view: View) -> Any:
+        while True:
+            pass
+
+
+class SpinsInAProperty(Serves):
+    def observe(self, event: Any) -> None:
+        """Nothing."""
+
+    @property
+    def observes(self) -> Any:
+        while True:
+            pass
+
+
+class CatchesTheFirst(Serves):
+    """Catches the first that is thrown, and then goes on answering."""
+
+    def __init__(self) -> None:
+        self.caught = False
+
+    def schedule(self, view: View) -> Schedule:
+        try:
+            while not self.caught:
+                pass
+        except BaseException:
+            self.caught = True
+        yield from super().schedule(view)
+
+
+class Raises(Serves):
+    def __init__(self, make: Callable[[], BaseException]) -> None:
+        self.make = make
+
+    def schedule(self, view: View) -> Schedule:
+        raise self.make()
+        yield
+
+
+class Exits(Serves):
+    def schedule(self, view: View) -> Schedule:
+        os._exit(0)
+        yield
+
+
+class Unprintable(BaseException):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def small() -> World:
+    """Ten requests that do not fit together, so that somebody is preempted."""
+    adapters = (adapter(1), adapter(2))
+    rows = [{"at": 0.002 * i, "adapter": i % 2 + 1, "prompt": 7, "out": 12} for i in range(10)]
+    config = EngineConfig(max_loras=2, max_num_seqs=8, num_gpu_blocks=30, block_size=2, max_num_batched_tokens=32)
+    return World(workload(rows, adapters), adapters, config, ToyCost())
+
+
+def fault(policy: Callable[[], Any]) -> str:
+    """What a run under the policy ends with."""
+    with pytest.raises((PolicyError, PolicyTimeout)) as caught, PolicyWatch("mine", SOON_S):
+        run(small(), policy, check_books=False)
+    return caught.value.text if isinstance(caught.value, PolicyTimeout) else str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "policy", [SpinsInSchedule, SpinsBeforeItIsAGenerator, Sleeps, SpinsInObserve, SpinsInVictim, SpinsInAProperty]
+)
+def test_code_that_does_not_come_back_is_stopped_and_its_line_named(policy: type) -> None:
+    text = fault(policy)
+    assert re.search(rf"did not come back within {SOON_S:g} s; it was at .*(test_watch|threading)\.py:\d+", text), text
+    assert HERE in text or policy is Sleeps
+
+
+def test_behind_a_reservation_too() -> None:
+    from serving.reserved import Reserved
+
+    assert HERE in fault(lambda: Reserved(SpinsInSchedule()))
+
+
+def test_in_another_thread_than_the_main_one() -> None:
+    told: list[str] = []
+    thread = threading.Thread(target=lambda: told.append(fault(SpinsInSchedule)))
+    thread.start()
+    thread.join()
+    assert told and "did not come back" in told[0]
+
+
+def test_a_policy_that_catches_the_first_order_is_stopped_by_the_next() -> None:
+    """The second may find the engine at work, where it is nobody's to catch."""
+    policy = CatchesTheFirst()
+    with pytest.raises((PolicyError, PolicyTimeout)), PolicyWatch("mine", SOON_S):
+        while True:
+            run(small(), lambda: policy, check_books=False)
+    assert policy.caught
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: SystemExit(0), "tried to end the process, with exit code 0"),
+        (lambda: SystemExit("bye"), "tried to end the process, with exit code bye"),
+        (lambda: Unprintable(), "raised Unprintable"),
+        (lambda: GeneratorExit(), "raised GeneratorExit"),
+        (lambda: ValueError("long " * 1000), "raised ValueError"),
+        (lambda: MemoryError(), "raised MemoryError"),
+    ],
+)
+def test_whatever_it_raises_is_its_own_error(make: Callable[[], BaseException], says: str) -> None:
+    text = fault(lambda: Raises(make))
+    assert says in text and HERE in text and len(text) <= 400
+
+
+def test_an_exit_is_caught_and_the_process_lives() -> None:
+    assert "tried to end the process, with exit code 0" in fault(Exits)
+
+
+def test_a_keyboard_interrupt_is_the_policys_only_where_python_would_not_raise_it() -> None:
+    with pytest.raises(KeyboardInterrupt), PolicyWatch("mine", SOON_S):
+        run(small(), lambda: Raises(KeyboardInterrupt), check_books=False)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert "raised KeyboardInterrupt" in fault(lambda: Raises(KeyboardInterrupt))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_order_of_a_signal_is_never_the_policys() -> None:
+    with pytest.raises(Interruption), PolicyWatch("mine", SOON_S):
+        run(small(), lambda: Raises(lambda: Interruption(15)), check_books=False)
+
+
+def test_time_outside_a_policy_and_many_short_answers_do_not_count() -> None:
+    """The run as a whole takes longer than the limit, each call far less."""
+
+    class Short(Serves):
+        def schedule(self, view: View) -> Schedule:
+            until = time.perf_counter() + SOON_S / 20
+            while time.perf_counter() < until:
+                pass
+            yield from super().schedule(view)
+
+    with PolicyWatch("mine", SOON_S):
+        until = time.perf_counter() + 2 * SOON_S
+        while time.perf_counter() < until:
+            pass
+        outcome = run(small(), Short, check_books=False).outcome
+    assert outcome.never_served == 0
+
+
+def test_the_watch_leaves_the_process_as_it_was() -> None:
+    exit_before, alarm_before = os._exit, signal.getsignal(signal.SIGALRM)
+    with PolicyWatch("mine"), PolicyWatch("nested"):
+        assert os._exit is not exit_before
+    assert os._exit is exit_before and signal.getsignal(signal.SIGALRM) is alarm_before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_a_timeout_that_means_nothing_is_refused(seconds: float) -> None:
+    with pytest.raises(InputError, match="--policy-timeout"):
+        PolicyWatch("mine", seconds)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "says"),
+    [
+        ("while True: pass", PolicyError, r"its import did not come back within .*mine\.py:1"),
+        ("import sys; sys.exit(0)", PolicyError, r"its import tried to end the process.*mine\.py:1"),
+        ("import os; os._exit(0)", PolicyError, r"its import tried to end the process.*mine\.py:1"),
+        ("1 / 0", InputError, r"its import raised ZeroDivisionError.*mine\.py:1"),
+        ("class Mine", InputError, r"its import raised SyntaxError"),
+        (
+            "class Mine:\n def schedule(self, view): yield\n def __init__(self):\n  while True: pass",
+            PolicyError,
+            "py:4",
+        ),
+        ("class Mine:\n def schedule(self, view): yield\n def __init__(self): exit()", PolicyError, "py:3"),
+        (
+            "class Mine:\n def schedule(self, view): yield\n def __init__(self, n): pass",
+            InputError,
+            "needs n: write n=",
+        ),
+    ],
+)
+def test_import_and_constructor_are_watched(body: str, kind: type, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(body)
+    with pytest.raises(kind, match=says) as caught:
+        policy_factory(f"{file}:Mine", SOON_S)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 400
+
+
+def test_a_bound_is_watched() -> None:
+    def bound(limits: object) -> float:
+        while True:
+            pass
+
+    with pytest.raises(PolicyError, match=r"its bound\(\) did not come back"), PolicyWatch("mine", SOON_S):
+        guest("mine", "its bound()", bound, None)
