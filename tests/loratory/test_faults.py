@@ -163,7 +163,7 @@ def test_what_fails_in_writing_names_the_result_not_the_folder_being_filled(tmp_
 
 
 def test_what_a_policy_prints_is_no_result(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reports.folder.render", lambda title, reports, description: "")
+    monkeypatch.setattr("reports.folder.render", lambda *_, **__: "")
     (tmp_path / "mine.py").write_text(
         "from serving.policy import want\nclass Mine:\n    def schedule(self, view):\n        print('hello')\n"
         "        for request in list(view.waiting): yield from want(view, request)\n"
