@@ -21,7 +21,6 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")
 _WIDEST = 10_000
 """Columns that a line in a pipe may have."""
 
-
 _EVERY_S = 10.0
 """Seconds between two lines of progress in a pipe, at least."""
 

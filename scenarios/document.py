@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from scenarios.fields import is_one_of, keys_at, nearest
-from serving.errors import InputError
+from serving.errors import InputError, shortened
 from serving.lfs import LFS_POINTER, lfs_text
 
 Path = tuple[str | int, ...]
@@ -132,14 +132,14 @@ def override(document: Document, settings: Sequence[str]) -> Document:
     """
     raw, where = copy.deepcopy(document.raw), dict(document.where)
     for setting in settings:
+        label = shortened(f"--set {setting}", 160)
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"--set {setting}: wants key=value, such as engine.max_loras=8")
+            raise InputError(f"{label}: wants key=value, such as engine.max_loras=8")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {setting}: the value is not YAML: quote it") from error
-        label = f"--set {setting}"
+            raise InputError(f"{label}: the value is not YAML: quote it") from error
         path = _put(raw, key.strip().split("."), value, label)
         where = {known: place for known, place in where.items() if known[: len(path)] != path}
         for end in range(1, len(path)):
@@ -164,7 +164,9 @@ def _put(raw: dict[str, Any], parts: list[str], value: Any, label: str) -> Path:
             key: str | int = int(part)
         else:
             if known is not None and part not in known:
-                raise InputError(f"{label}: {dotted((*path, part))}: unknown key; {nearest(part, known)}")
+                raise InputError(
+                    f"{label}: {shortened(dotted((*path, part)), 100)}: unknown key; {nearest(part, known)}"
+                )
             key = next((k for k in here if str(k) == part), part)
             if known is not None and is_one_of(path, raw):
                 for other in [k for k in here if k != key]:

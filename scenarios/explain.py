@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from scenarios.document import Document, Path, dotted
 from scenarios.fields import description_at, is_one_of, keys_at, nearest
-from serving.errors import InputError
+from serving.errors import InputError, shortened
 
 _LIMITS = {
     "greater_than": ("gt", "above"),
@@ -50,7 +50,8 @@ def explain(error: ValidationError, document: Document) -> InputError:
         path = _named_key(text, path, document)
     more = len({dotted(p) for p, _ in found}) - 1
     tail = f" (and {more} more problem{'s' * (more > 1)})" if more > 0 else ""
-    return InputError(" ".join(f"{document.place(path)}: {dotted(path)}: {text}{tail}".replace(": : ", ": ").split()))
+    where = f"{shortened(document.place(path), 160)}: {shortened(dotted(path), 100)}"
+    return InputError(shortened(f"{where}: {text}{tail}".replace(": : ", ": ")))
 
 
 def _path(item: ErrorDetails, raw: Any) -> Path:
@@ -112,7 +113,7 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
     if kind == "union_tag_invalid":
         choices = str(context["expected_tags"]).replace("'", "").split(", ")
         tag = str(context["tag"])
-        return f"has kind {tag!r}, which is none of {', '.join(choices)}; {nearest(tag, choices)}"
+        return f"has kind {shortened(tag, 60)!r}, which is none of {', '.join(choices)}; {nearest(tag, choices)}"
     if kind == "union_tag_not_found":
         return "needs kind: roofline, linear or profile"
     if kind in ("too_short", "string_too_short"):

@@ -15,7 +15,7 @@ from scenarios.catalogue import library_folder, published_folder
 from scenarios.document import Document, apply_overrides, override, read_document
 from scenarios.explain import explain
 from scenarios.schema import Scenario
-from serving.errors import InputError
+from serving.errors import InputError, several, shortened
 
 __all__ = ["apply_overrides", "dump", "find", "json_schema", "load_scenario", "load_text"]
 
@@ -72,7 +72,7 @@ def find(reference: str | Path) -> Path:
     Raises `InputError` with the nearest name.
     """
     path = Path(reference)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike `Path.is_file`, False for a name that the system does not allow
         return path
     name = str(reference)
     bare = os.sep not in name and "/" not in name
@@ -82,15 +82,19 @@ def find(reference: str | Path) -> Path:
     published = published_folder() / f"{name.removeprefix('published/').removesuffix('.yaml')}.yaml"
     if name.startswith("published/") and published.is_file():
         return published
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{name}: is a folder: name the scenario file in it")
     if name.startswith("published/"):
         near = get_close_matches(path.stem, sorted(p.stem for p in published_folder().glob("*.yaml")), n=1)
         near = [f"published/{stem}" for stem in near]
     else:
         near = get_close_matches(path.stem, known, n=1)
-    hint = f"did you mean the library's {near[0]!r}?" if near else f"the library has {', '.join(known)}"
-    raise InputError(f"{name}: no such scenario file; {hint}")
+    hint = (
+        f"did you mean the library's {near[0]!r}?"
+        if near
+        else f"the library has {several(known)}; list it with `loratory scenarios`"
+    )
+    raise InputError(f"{shortened(name, 200)}: no such scenario file; {hint}")
 
 
 def dump(scenario: Scenario, relative_to: Path | None = None) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from serving.errors import InputError
+from serving.errors import InputError, several, shortened
 
 
 def unknown_name(what: str, name: object, known: Iterable[str], extra: str = "") -> InputError:
     """An `InputError` that says ``what`` is unknown and offers the nearest of ``known``, or all of them."""
     options = list(known)
+    name = shortened(str(name), 100)
     near = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(options)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {several(options, 12)}"
     return InputError(f"unknown {what} {name!r}: {hint}{extra}")

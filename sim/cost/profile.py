@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.errors import InputError, shortened
+from serving.errors import InputError, several, shortened
 from serving.lfs import LFS_POINTER, lfs_text
 from serving.lora import Adapter
 from serving.plan import BatchShape
@@ -120,10 +120,12 @@ class Profile(BaseModel):
     def _known_and_not_negative(self) -> Profile:
         for feature, seconds in self.coefficients.items():
             if feature not in FEATURES and _knot(feature) is None and _cap(feature) is None:
-                known = ", ".join((*FEATURES, f"{_ABOVE}N", *(f"{field}_to_N" for field in CAPPED)))
-                raise ValueError(f"unknown feature {feature!r} in coefficients: known are {known}")
-            if not seconds >= 0:
+                known = several((f"{_ABOVE}N", *(f"{field}_to_N" for field in CAPPED), *FEATURES), 10)
+                raise ValueError(f"unknown feature {shortened(feature, 60)!r} in coefficients: known are {known}")
+            if not 0 <= seconds < float("inf"):
                 raise ValueError(f"coefficient {feature!r} is {seconds}: coefficients are seconds of at least 0")
+        if not any(self.coefficients.values()):
+            raise ValueError("no coefficient is above 0, so every step would take 0 s")
         return self
 
     def doubts(self) -> tuple[str, ...]:
@@ -197,11 +199,11 @@ def load_profile(name_or_path: str | Path) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        why = shortened(first["msg"].removeprefix("Value error, "), 240)
         raise InputError(
-            f"profile {name_or_path}, {key or 'content'}: {first['msg'].removeprefix('Value error, ')}; "
-            "write it anew with `loratory profile`"
+            f"profile {name_or_path}, {shortened(key, 60) or 'content'}: {why}; write it anew with `loratory profile`"
         ) from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         why = shortened(str(error), 120)
         raise InputError(
             f"profile {name_or_path} is neither JSON nor YAML ({why}): give one that `loratory profile` wrote"

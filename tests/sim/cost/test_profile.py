@@ -194,7 +194,7 @@ def test_out_of_range_is_said_once() -> None:
 
 
 def test_loads_come_from_the_profile() -> None:
-    profile = Profile(name="p", coefficients={}, load=LoadTime(fixed_s=1.0, per_byte_s=0.5, per_rank_s=0.25))
+    profile = Profile(name="p", coefficients={"step": 1.0}, load=LoadTime(fixed_s=1.0, per_byte_s=0.5, per_rank_s=0.25))
     assert ProfileCost(profile).load_seconds(Adapter(LoRARequest("a", 1, "a"), 4, 6), "host") == 5.0
 
 
