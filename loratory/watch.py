@@ -66,6 +66,8 @@ class PolicyWatch:
         self._call: _Call | None = None
         self._looks = 0
         self._looking = False
+        self._ignored = 0
+        """Looks since the order was first given that found no policy at work."""
         self._order: BaseException | None = None
         self._raised = 0
         self._nested = False
@@ -116,30 +118,35 @@ class PolicyWatch:
             return  # the machine is so busy that the next signal is here before this look is over
         self._looking = True
         try:
-            if self._order is None and self._is_late(frame):
-                self._order = self._late(frame)
-            if self._order is not None:
-                self._raised += 1
-                if self._raised > _PATIENCE:
-                    self._give_up()
+            order = self._due(frame)
         finally:
             self._looking = False
-        if self._order is not None:
-            raise self._order.with_traceback(None)
+        if order is not None:
+            raise order.with_traceback(None)
 
     def _look_from_outside(self, ident: int, interval: float) -> None:
         """The same from a thread of its own, which raises the exception in the watched one."""
         while not self._over.wait(interval):
             frame = sys._current_frames().get(ident)
-            if self._order is None and self._is_late(frame):
-                self._order = self._late(frame)
-            if self._order is not None:
-                self._raised += 1
-                if self._raised > _PATIENCE and _policy_call(frame) is not None:
-                    self._give_up()
-                order = type("PolicyTimeout", (PolicyTimeout,), {"text": getattr(self._order, "text", "")})
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(order))
+            order = self._due(frame)
             del frame
+            if order is not None:
+                kind = type("PolicyTimeout", (PolicyTimeout,), {"text": getattr(order, "text", "")})
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
+
+    def _due(self, frame: FrameType | None) -> BaseException | None:
+        """What is to be raised at this look, if anything."""
+        if self._order is None:
+            if not self._is_late(frame):
+                return None
+            self._order = self._late(frame)
+        if _policy_call(frame) is not None:
+            self._raised += 1
+            if self._raised > _PATIENCE:
+                self._give_up()
+            return self._order
+        self._ignored += 1  # it is on its way out, or the policy has caught it and the run goes on
+        return self._order if self._ignored >= _TICKS else None
 
     def _is_late(self, frame: FrameType | None) -> bool:
         """Whether the stack shows the same unanswered call as all looks since the policy's time began."""
