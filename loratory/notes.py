@@ -16,7 +16,10 @@ def model_notes(scenario: Scenario, spec: ModelSpec) -> list[str]:
     given = scenario.cost.dtype if isinstance(scenario.cost, RooflineCost) else scenario.memory.dtype
     if given is None and spec.saved_dtype == "fp32":
         remedy = "cost: {kind: roofline, dtype: fp32}" if roofline else "memory: {dtype: fp32}"
-        return [f"{spec.name} is saved in float32 and taken in bfloat16, as vLLM takes it; {remedy} keeps 32 bit"]
+        return [
+            f"{spec.name} is saved in float32; the cost and memory models take it in bfloat16, as vLLM does; "
+            f"{remedy} keeps 32 bit"
+        ]
     if given == "fp32" and scenario.adapters.known_count != 0 and scenario.engine.memory == "slots":
         return [f"{key} is fp32, and vLLM's LoRA kernels take 16-bit models only: it would not serve these adapters"]
     return []

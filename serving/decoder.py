@@ -42,7 +42,7 @@ _OTHER_MODELS = {
 }
 """Keys that make something else of a config, whatever its model_type says."""
 
-_MOST_LAYERS = 10_000
+_MOST_LAYERS = 1000
 _MOST = 1 << 32
 
 

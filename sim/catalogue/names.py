@@ -12,6 +12,8 @@ def unknown_name(what: str, name: object, known: Iterable[str], extra: str = "")
     """An `InputError` that says ``what`` is unknown and offers the nearest of ``known``, or all of them."""
     options = list(known)
     name = shortened(str(name), 100)
-    near = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
+    given = name.lower()
+    near = difflib.get_close_matches(given, options, n=3, cutoff=0.5)
+    near.sort(key=lambda option: not option.startswith(given))  # h100 is nearer to h100-80gb than to h200
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {several(options, 12)}"
     return InputError(f"unknown {what} {name!r}: {hint}{extra}")

@@ -125,8 +125,8 @@ def test_a_float32_model_is_taken_in_16_bit_with_a_note_and_a_key_says_otherwise
     cast, half = built("model-float32-config/fp32.yaml"), built("model-float32-config/bf16.yaml")
     assert cast.memory == half.memory and half.memory is not None and half.memory.kv_tokens == 763_200
     assert cast.notes == (
-        "fp32 is saved in float32 and taken in bfloat16, as vLLM takes it; cost: {kind: roofline, dtype: fp32} "
-        "keeps 32 bit",
+        "fp32 is saved in float32; the cost and memory models take it in bfloat16, as vLLM does; "
+        "cost: {kind: roofline, dtype: fp32} keeps 32 bit",
     )
     assert half.notes == ()
     kept = built("model-float32-config/fp32.yaml", "cost={kind: roofline, dtype: fp32}")

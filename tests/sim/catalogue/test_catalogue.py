@@ -98,7 +98,8 @@ def test_dtypes() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gpu("h100"), "unknown gpu 'h100': did you mean .*h100-80gb"),
+        (lambda: gpu("h100"), "unknown gpu 'h100': did you mean h100-80gb or h100-64gb"),
+        (lambda: gpu("H100"), "unknown gpu 'H100': did you mean h100-80gb or h100-64gb"),
         (lambda: gpu("tpu"), "unknown gpu 'tpu': known are a10g"),
         (lambda: model("llama-3-8b"), "unknown model 'llama-3-8b': did you mean .*llama-3.1-8b"),
         (lambda: model("nowhere/config.json"), "does not exist"),
