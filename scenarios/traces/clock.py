@@ -23,7 +23,7 @@ _NAMED = re.compile(
 )
 _EPOCH_S = (9.4e8, 2.6e9)  # from 1999 to 2052, seconds since 1970
 _LATEST_S = 1e10
-_FAST, _SLOW = 200.0, 0.005  # requests/s beyond which another unit is tried where none is told
+_FAST, _SLOW = 200.0, 0.012  # requests/s beyond which another unit is tried where none is told
 _FAST_WHOLE = 500.0  # the same for whole numbers, which are seldom seconds
 _DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02  # beyond which an untold unit is doubted
 _TOO_FAST, _TOO_SLOW = 1000.0, 1e-4  # and beyond which any is

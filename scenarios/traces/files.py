@@ -86,8 +86,8 @@ class Columns:
         if self.lines is not None:
             return f"line {self.lines[row]}"
         if kind_of(self.path) == "csv":
-            with _opened(self.path) as handle:
-                reader = _csv_reader(handle)
+            with _opened(self.path) as handle, _text(handle) as text:
+                reader = csv.reader(text, skipinitialspace=True)
                 next(islice((cells for cells in reader if cells), row + 1, None), None)
                 return f"line {reader.line_num}"
         return f"row {row + 1}"
@@ -138,7 +138,8 @@ def open_columns(path: Path, rows: int | None = None) -> Columns:
                 records, lines = _records(handle, rows)
                 names = tuple(dict.fromkeys(key for record in records for key in record))
                 return Columns(path, names, records, lines)
-            header = next((cells for cells in _csv_reader(handle) if cells), None)
+            with _text(handle) as text:
+                header = next((cells for cells in csv.reader(text, skipinitialspace=True) if cells), None)
     except (*_BROKEN, RecursionError) as error:
         raise _unreadable(path, error) from error
     if header is None:
@@ -171,8 +172,8 @@ def _opened(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _csv_reader(handle: BinaryIO) -> Any:
-    return csv.reader(io.TextIOWrapper(handle, "utf-8-sig", newline=""), skipinitialspace=True)
+def _text(handle: BinaryIO) -> io.TextIOWrapper:
+    return io.TextIOWrapper(handle, "utf-8-sig", newline="")
 
 
 def _records(handle: BinaryIO, rows: int | None) -> tuple[list[dict[str, Any]], list[int] | None]:

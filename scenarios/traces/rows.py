@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from scenarios.traces.blocks import Blocks, block_tokens, blocks_of
 from scenarios.traces.clock import UNITS, Clock, read_clock, unit_in_name
@@ -232,8 +231,8 @@ def _beside(chosen: Chosen, columns: Mapping[str, str], layout: Layout) -> list[
 
 def _conversations(source: Source, own: str, parent: str) -> Labels:
     """Sessions of rows that name the row they continue: each is called by the id of its first row."""
-    ids, parents = (source.frame[name].astype("string").str.strip().tolist() for name in (own, parent))
+    ids, parents = (source.frame[name].astype("string").str.strip().fillna("").tolist() for name in (own, parent))
     root: dict[str, str] = {}
     for mine, before in zip(ids, parents, strict=True):
-        root[mine] = root.get(before, before) if before not in ("-1", "", None, pd.NA) else mine
-    return labels_of([root[mine] for mine in ids])
+        root[mine] = root.get(before, before) if before not in ("-1", "") else mine
+    return labels_of([root[mine] or None for mine in ids])

@@ -148,3 +148,18 @@ def test_rows_to_replay_are_in_the_earliest_order_and_turns_keep_theirs(table: T
     done = clean(numbered)
     assert (np.diff(earliest_s(done)) >= 0).all()
     assert sorted(earliest_s(done).tolist()) == sorted(earliest_s(table).tolist())
+
+
+def test_chats_that_continue_another_are_its_session(tmp_path: Path) -> None:
+    """Bailian: ``parent_chat_id`` names the turn before, which may be outside the file; -1 or nothing begins."""
+    rows = [(1, -1), (2, 1), (3, 2), (4, 77), (5, 77), (6, None)]
+    path = lines(
+        tmp_path,
+        *(
+            {"chat_id": chat, "parent_chat_id": parent, "timestamp": chat, "input_length": 9, "output_length": 1}
+            for chat, parent in rows
+        ),
+    )
+    table = read_trace(path)
+    assert table.format == "bailian" and table.session is not None and table.delay_s is None
+    assert [table.session.names[code] for code in table.session.codes] == ["1", "1", "1", "77", "77", "6"]
