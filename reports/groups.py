@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from reports.info import IDENTITY
 from reports.slo import read_slo
 from reports.verdict import Mood, PolicyRuns, Verdict
 from reports.words import seconds
@@ -91,7 +92,9 @@ def _mean(rows: list[Mapping[str, Any]], unit: str, seeds: int) -> dict[str, Any
     """One row for all: counts over all seeds, other numbers over those that have them."""
     mean: dict[str, Any] = {}
     for key in rows[0]:
-        if key != unit:
+        if key in IDENTITY:  # what an adapter stands for is the same for every seed
+            mean[key] = rows[0][key]
+        elif key != unit:
             values = [row[key] for row in rows if row[key] is not None]
             whole = key in ("requests", "completed", "output_tokens", "loads", "service")
             mean[key] = sum(values) / (seeds if whole else len(values)) if values else None

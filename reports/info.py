@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+IDENTITY = ("lora_int_id", "version", "digest")
+"""What `RunInfo.identities` say of an adapter: its id, its version in a registry, and the digest of its content."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:

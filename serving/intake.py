@@ -25,19 +25,21 @@ class Intake:
     def fetch(self, source: Source, *, revalidate: bool = True) -> Fetched:
         """The source's adapter, fetched and validated. Raises `InputError`; then nothing stays leased.
 
-        ``revalidate=False`` takes what the cache fetched last without asking the source whether it has changed.
+        ``revalidate=False`` takes what the cache fetched last without asking the source whether it has changed. A copy
+        in the cache that rotted until it was no adapter any more is dropped and fetched again.
         """
         folder = fetch(source, self.cache, revalidate=revalidate)
         found = None
         try:
             found = Fetched(source, folder, describe(folder, self.limits))
         except InvalidAdapter as error:
-            # Who reads it knows the source, not the folder of the cache it was fetched to.
-            raise InvalidAdapter(str(error).replace(str(folder), str(source).rstrip("/"))) from None
+            if source.kind == "local" or not self.cache.verify(only=folder):
+                # Who reads it knows the source, not the folder of the cache it was fetched to.
+                raise InvalidAdapter(str(error).replace(str(folder), str(source).rstrip("/"))) from None
         finally:
             if found is None:
                 self._release(source, folder)
-        return found
+        return found or self.fetch(source, revalidate=revalidate)
 
     def release(self, fetched: Fetched | Verified) -> None:
         """Lets the cache evict the folder again."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from command import Command, command_line
+from servers import Server
 
 from executor.machine import Machine
 from executor.random_checkpoint import hugging_face_config, random_adapter, shape
@@ -203,6 +204,31 @@ def test_a_swap_during_a_run_fails_the_requests_that_would_have_got_other_weight
     assert rows["sql"]["completed"] < rows["sql"]["requests"]
     assert rows["sql"]["completed"] > 0 or how.startswith("before")
     assert all("'sql@1' " + SWAPPED in why for why in ran["never_served"]["why"])
+
+
+def test_a_copy_in_the_cache_is_held_to_the_digest_too(home: Path, loratory: Command) -> None:
+    """A copy from a web server that was tampered with is downloaded again, or refused when the server is gone."""
+    with Server().running() as web:
+        for file in (home / "sql").iterdir():
+            web.files[f"/sql/{file.name}"] = file.read_bytes()
+        assert loratory("adapters", "add", "far", f"{web.url}/sql", "--registry", "r.db").code == 0
+        far = "{registry: r.db, names: [far]}"
+        digest = digests(home)["far@1"]
+        plain = json.dumps(
+            {"records": [record("far", 7, home, source=f"{web.url}/sql")], "target_modules": "all-linear"}
+        )
+        assert run(loratory, home, far)[0] == 0
+        (copy,) = (home / "cache/entries").glob("*/adapter_model.safetensors")
+        good = copy.read_bytes()
+        for adapters in (far, plain):
+            copy.chmod(0o644)
+            copy.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+            code, _, ran = run(loratory, home, adapters)
+            assert code == 0 and ran["per_adapter"][0]["digest"] == digest and copy.read_bytes() == good
+    copy.chmod(0o644)
+    copy.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    code, err, _ = run(loratory, home, far)
+    assert code == 2 and "adapter 'far@1' is refused" in err
 
 
 def test_a_machine_takes_no_adapter_whose_digest_is_not_its_files(home: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,7 +248,11 @@ def test_a_copy_with_the_registered_digest_is_enough_whatever_the_source_holds_b
         ask(RegistryResolver(registry, empty), "sql", "acme/base")
 
 
-def test_a_copy_that_rotted_on_disk_is_fetched_again(web: Server, registry: Registry, cache: AdapterCache) -> None:
+@pytest.mark.parametrize("rot", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-4] + b"\xff" * 4])
+def test_a_copy_that_rotted_on_disk_is_fetched_again(
+    rot: Callable[[bytes], bytes], web: Server, registry: Registry, cache: AdapterCache
+) -> None:
+    """To other numbers, or to what is no adapter any more: not a number."""
     web.files.update({f"/sql/{name}": data for name, data in adapter().items()})
     registry.add_many([Intake(cache).registration("sql", f"{web.url}/sql")])
     resolver = RegistryResolver(registry, cache)
@@ -257,7 +261,7 @@ def test_a_copy_that_rotted_on_disk_is_fetched_again(web: Server, registry: Regi
     weights = Path(request.lora_path) / WEIGHTS
     good = weights.read_bytes()
     weights.chmod(0o644)
-    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    weights.write_bytes(rot(good))
     assert ask(resolver, "sql", "acme/base") == request
     assert weights.read_bytes() == good
 
