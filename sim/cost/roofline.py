@@ -106,7 +106,7 @@ class RooflineCost:
         layers = model.layers
         targets = resolve_targets(o.target_modules)
         self.source = f"roofline of {model.name} ({model.source}) on {gpu.name} ({gpu.source})"
-        self.known_error = _known_error(gpu.name)
+        self.known_error = _known_error(gpu.name, {dtype, o.kv_cache_dtype or wide} - {"fp16", "bf16"})
         self.warnings: list[str] = []
         if gpu.name not in CALIBRATED_GPUS:
             self.warnings.append(
@@ -281,8 +281,10 @@ class RooflineCost:
         return parts | {"host": max(0.0, self._host_s - sum(parts.values()))} if self._host_s else parts
 
 
-def _known_error(gpu: str) -> str:
-    """What docs/fidelity.md ("Roofline") shows, for a GPU by name."""
+def _known_error(gpu: str, other_dtypes: set[str]) -> str:
+    """What docs/fidelity.md ("Roofline") shows, for a GPU by name and dtypes that are not of 16 bit."""
+    if other_dtypes:
+        return f"not known: in {' and '.join(sorted(other_dtypes))} step times are compared with no measurement"
     if gpu not in CALIBRATED_GPUS:
         return f"not known: on {gpu} the efficiencies are assumptions, compared with no measurement"
     return (

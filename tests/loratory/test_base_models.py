@@ -89,6 +89,8 @@ def test_a_report_says_what_weights_and_cache_are_in() -> None:
         scenario = load_scenario(path, overrides)
         facts = setup(scenario, build(scenario))
         assert facts["model"] == words
+        unknown = "not known: in fp8 step times are compared with no measurement"
+        assert (facts["known error"] == unknown) == (words != "llama-3.1-8b, fp16, KV cache fp16")
         assert facts.get("memory") == ("kv_cache_dtype fp8" if "fp8" in str(overrides) else None)
 
 
