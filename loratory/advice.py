@@ -80,7 +80,7 @@ class _Adviser:
             other = self._with(max_loras=slots, **more)
             if other is not None:
                 also = f" and engine.max_cpu_loras {slots}" if more else ""
-                return f"Try engine.max_loras {slots}{also}: it fits, {self._left(other)}."
+                return f"Try engine.max_loras {slots}{also}: it fits, {self._left(other)}.{self._router()}"
         least = self._least_rank()
         for slots in wanted if least else []:
             other = self._with(max_loras=slots, max_lora_rank=least)
@@ -206,6 +206,13 @@ class _Adviser:
     def _spread(self) -> str:
         one = "a GPU with more memory, a larger tensor_parallel_size, or more replicas"
         return one if self._scenario.cluster.replicas > 1 else f"{one} with router lora_affinity"
+
+    def _router(self) -> str:
+        """A router that sends an adapter's requests to fewer replicas asks for fewer slots on each."""
+        cluster = self._scenario.cluster
+        if cluster.replicas == 1 or cluster.router not in ("round_robin", "least_loaded"):
+            return ""
+        return " Or cluster.router lora_affinity, under which the requests of an adapter share its slot."
 
     def _offered(self) -> float:
         """Output tokens asked for, a second, from the first arrival to the last."""

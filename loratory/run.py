@@ -75,7 +75,7 @@ def run_scenario(
             for policy, seed in runs
         ]
         reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress, folder)
-        facts = setup(scenario, built, backend.name)
+        facts = setup(scenario, built, None if backend.name == "sim" else backend.about)
         if folder is None:
             return summary_of([report.run for report in reports], facts)
         return folder.write(

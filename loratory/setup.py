@@ -20,8 +20,11 @@ _COMMON = {"evict": "lru", "prefetch": 0, "reserve": False}
 """Parameters every policy takes, with their defaults: named where they differ."""
 
 
-def setup(scenario: Scenario, built: Built, backend: str = "sim") -> dict[str, str]:
-    """Facts by label, in the order to show them, from the resolved scenario: equal scenarios give equal texts."""
+def setup(scenario: Scenario, built: Built, machine: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Facts by label, in the order to show them, from the resolved scenario: equal scenarios give equal texts.
+
+    ``machine``: what the executor says of itself where it ran there; None for a simulation.
+    """
     facts = {
         "model": _model(built),
         "GPU": hardware(scenario),
@@ -37,11 +40,11 @@ def setup(scenario: Scenario, built: Built, backend: str = "sim") -> dict[str, s
         "seeds": ", ".join(map(str, scenario.seeds)) + f"; warmup_s {phrase(scenario.warmup_s)}",
         "version": f"Loratory {version('loratory')}",
     }
-    if backend != "sim":
-        facts["model"] = built.model.name
-        facts["GPU"] = f"{backend}, device {scenario.executor.device}, {scenario.executor.dtype}"
-        facts["cost model"] = f"none: measured on the {backend}"
-        del facts["known error"], facts["storage tiers"]
+    if machine is not None:
+        named = f"{machine['device_name']} ({machine['device']}), {machine['dtype']}"
+        facts["GPU"] = f"the executor on {named}, {machine['threads']} threads, torch {machine['torch']}"
+        facts["cost model"] = "none: measured"
+        facts["known error"] = facts["storage tiers"] = ""
     return {label: text for label, text in facts.items() if text}
 
 

@@ -71,11 +71,11 @@ def starving(policies: list[PolicyRuns]) -> list[Verdict]:
 
 
 def _mood(policies: list[PolicyRuns], ratio: float, worst: float) -> Mood:
-    """Bad where somebody starves or waits beyond the SLO's TTFT limit; good only where waits are short and even."""
+    """Bad where somebody waits beyond the SLO's TTFT limit, or starves without one; good where waits are short."""
     limits = [limit.most_s for limit in read_slo(policies[0].runs[0]["slo"]["limits"]) if limit.metric == "ttft"]
-    if ratio >= STARVED or worst > (max(limits) if limits else TOO_LONG_S):
+    if worst > (max(limits) if limits else TOO_LONG_S) or (ratio >= STARVED and not limits):
         return "bad"
-    return "note" if any(p.missed for p in policies) or worst > LONG_S else "good"
+    return "note" if ratio >= STARVED or worst > LONG_S or any(p.missed for p in policies) else "good"
 
 
 def _spread(policy: PolicyRuns, unit: str) -> tuple[float, str, float, float] | None:

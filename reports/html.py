@@ -162,7 +162,7 @@ def _lead(reports: Sequence[RunReport]) -> str:
     policies = list(dict.fromkeys(report.info.policy for report in reports))
     seeds = sorted({report.info.seed for report in reports})
     run = reports[0].run
-    where = {"sim": "simulated", "executor": "measured on this machine's GPU"}
+    where = {"sim": "simulated", "executor": "measured on the executor"}
     parts = [
         listed([where.get(backend, backend) for backend in backends]),
         f"{len(policies)} {'policy' if len(policies) == 1 else 'policies'}",

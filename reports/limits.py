@@ -110,15 +110,15 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
     share, stall = policy.get("waiting.share") or 0.0, policy.get("adapters.stall_share") or 0.0
     if limit == "compute":
         return (
-            f"{count(policy.get('throughput.output_tokens_per_s_per_gpu'))} output tokens/s per GPU are"
-            f"{_share(policy)} of what the cost model gives with a full batch, and requests wait for {percent(share)} "
-            f"of their time{of_whom}."
+            f"{count(policy.get('throughput.output_tokens_per_s_per_gpu'))} output tokens/s per GPU are "
+            f"{percent(policy.get('throughput.ceiling_share'))} of what the cost model gives with a full batch, and "
+            f"requests wait for {percent(share)} of their time{of_whom}."
         )
     if limit == "loads" and stall >= 0.01:
         return f"steps stood still for them {percent(stall)} of the time{of_whom}."
     by = policy.get(f"waiting.by.{limit}") or 0.0
     held = _HELD[limit].format(limit=count(policy.get(f"usage.{limit}.limit")))
-    others = [text for name, text in zip(_UNITS, _in_use(policy), strict=True) if name != limit and limit in _UNITS]
+    others = [text for text in _in_use(policy) if limit in _UNITS and not text.endswith(_UNITS[limit])]
     beside = f" In use at the median: {', '.join(others)}." if others else ""
     return f"requests wait for {percent(share)} of their time, in {percent(by)} of that {held}{of_whom}.{beside}"
 
@@ -147,6 +147,8 @@ def _in_use(policy: PolicyRuns) -> list[str]:
     found = []
     for name, unit in _UNITS.items():
         limit = policy.get(f"usage.{name}.limit")
+        if name == "slots" and not policy.get("adapters.seen"):
+            continue
         of = f" of {count(limit)}" if limit is not None else ""
         found.append(f"{count(round(policy.get(f'usage.{name}.p50') or 0.0))}{of} {unit}")
     return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.groups import LONG_S, starving
+from reports.groups import LONG_S, TOO_LONG_S, starving
 from reports.limits import advice, bottlenecks, utilisation
 from reports.outcomes import reason_of
-from reports.sameness import costs, differ, sameness
+from reports.sameness import costs, differ, one_request, sameness
 from reports.slo import ATTAINMENT, Limit, read_slo
 from reports.verdict import Mood, PolicyRuns, Verdict, by_policy
 from reports.warmup import warmup_notes
@@ -57,7 +57,7 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
         apart = any(differ(best, p, "ttft_s.p99") for p in others)
         lowest = f"{'Lowest ' if apart else ''}TTFT p99: {best.name + ' with ' if others and apart else ''}"
         text = f"The scenario sets no SLO. {lowest}{seconds(best.get('ttft_s.p99'))}."
-        return [Verdict("SLO", "note", text)]
+        return [Verdict("SLO", "bad" if best.mean["ttft_s.p99"] > TOO_LONG_S else "note", text)]
     goals = [limit.words for limit in limits]
     goal = listed(goals if wanted is None else [*goals, f"all of these for {percent(wanted)} of requests"])
     met = [p for p in policies if all(run["slo"]["met"] for run in p.runs)]
@@ -167,6 +167,9 @@ def _fairness(policies: list[PolicyRuns]) -> list[Verdict]:
             f"tokens against {count(_gap(reference))} under {reference.name}. Against {reference.name}: "
             f"{', '.join(costs(reference, fairest, _COSTS))}."
         )
+        found.append(Verdict("Fairness", "note", text))
+    elif len(policies) > 1 and max(map(_gap, policies)) < one_request(reference):
+        text = "Service gaps between backlogged tenants stay below the service of one request under every policy."
         found.append(Verdict("Fairness", "note", text))
     elif len(policies) > 1:
         gap = f"{count(_gap(reference))} weighted tokens"
