@@ -83,6 +83,7 @@ KEYS: dict[str, dict[str, Entry]] = {
         "gpu": entry("gpu=a100-80gb"),
         "engine": entry("engine.max_loras=4"),
         "cost": entry(*LINEAR),
+        "memory": entry("memory.kv_cache_dtype=fp8", given=AUTO_BLOCKS),
         "tiers": entry("tiers.disk_latency_s=1"),
         "adapters": entry("adapters.count=3"),
         "tenants": entry("tenants.map=single"),
@@ -123,6 +124,15 @@ KEYS: dict[str, dict[str, Entry]] = {
         "kind": entry("cost={kind: roofline}", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
         "profile": entry("cost.profile=vllm-0.32-cpu-56m", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
         "scale": entry("cost.scale=2", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
+    },
+    "memory": each(
+        "memory", AUTO_BLOCKS, kv_cache_dtype="fp8", overhead_bytes="9000000000", cuda_graph_bytes="9000000000",
+        slot_modules="targets", embedding_slots="false", lora_extra_vocab="9000",
+    ) | {
+        "dtype": entry("memory.dtype=fp8", given=(*AUTO_BLOCKS, *LINEAR)),
+        "slot_modules": entry(
+            "memory.slot_modules=targets", given=(*AUTO_BLOCKS, "adapters.target_modules=[q_proj]")
+        ),
     },
     "tiers": each(
         "tiers", (), host_bandwidth_bytes_s="1.0e+9", host_latency_s="1", disk_bandwidth_bytes_s="1.0e+8",
