@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +45,7 @@ MISSED_SLO = 3
 def main() -> NoReturn:
     """Run the command line; every error is one line on stderr, without a traceback."""
     if not os.environ.get("LORATORY_TRACEBACK"):
+        warnings.simplefilter("ignore")  # numpy's, on values so large or small that a scenario had to lift the limits
         sys.unraisablehook = lambda _: None  # a policy's generator that refuses to end would print a traceback
     with interruptible("SIGTERM", "SIGHUP") as received:
         code = _carry_out(received)
@@ -131,6 +133,9 @@ def run(
     policy_timeout: Annotated[
         float, typer.Option("--policy-timeout", help="seconds a policy may take for one answer, and for its import")
     ] = POLICY_TIMEOUT_S,
+    unbounded: Annotated[
+        bool, typer.Option("--unbounded", help="lift the limits on sizes that only a slip of the pen exceeds")
+    ] = False,
     require_slo: Annotated[bool, typer.Option("--require-slo", help="exit 3 when a policy misses the SLO")] = False,
     as_json: Json = False,
 ) -> int:
@@ -150,7 +155,7 @@ def run(
     from scenarios.load import load_scenario
 
     given = [*(override or [])]
-    loaded = load_scenario(scenario, overrides=given, policies=policy or None)
+    loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
     build_file(scenario, loaded)
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)

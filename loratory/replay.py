@@ -41,7 +41,7 @@ def replay_folder(folder: Path) -> list[Replayed]:
         folders = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))["folders"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is no result folder: give one that loratory run --on executor has left") from error
-    scenario = load_text(scenario_yaml, str(folder / "scenario.yaml"), folder)
+    scenario = load_text(scenario_yaml, str(folder / "scenario.yaml"), folder, unbounded=True)
     built = build(scenario)
     found: list[Replayed] = []
     for policy, name in folders.items():

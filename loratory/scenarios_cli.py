@@ -47,6 +47,9 @@ def show_scenario(name: Annotated[str, typer.Argument(help="a library scenario's
 def check_scenario(
     file: Annotated[str, typer.Argument(help="a scenario file")],
     override: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated")] = None,
+    unbounded: Annotated[
+        bool, typer.Option("--unbounded", help="lift the limits on sizes that only a slip of the pen exceeds")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
@@ -57,7 +60,7 @@ def check_scenario(
     from scenarios.load import load_scenario
     from sim.routers import router
 
-    loaded = load_scenario(file, overrides=override or [])
+    loaded = load_scenario(file, overrides=override or [], unbounded=unbounded)
     for spec in loaded.policies:
         policy_factory(spec)
     router(loaded.cluster.router)

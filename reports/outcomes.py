@@ -108,7 +108,8 @@ def unserved_runs(runs: Sequence[Mapping[str, Any]]) -> str | None:
     why = [run for run in empty if run[kind]["count"]]
     reason = f": {reason_of(why, kind)}" if why else ""
     sent = sum(run["requests"]["submitted"] for run in empty)
-    return f"no request completed under {several(names, 3)} ({listed(parts)} of {sent:,}){reason}"
+    what = f"{listed(parts)} of {sent:,}" if parts else "none arrived before the run ended"
+    return f"no request completed under {several(names, 3)} ({what}){reason}"
 
 
 def grouped(why: Mapping[str, int]) -> dict[str, int]:

@@ -13,6 +13,9 @@ from scenarios.section import Count, FileRef, Name, OneOf, Positive, Section, wr
 from serving.errors import InputError
 from serving.workload import Floats, Ints
 
+_LARGEST_CV = 1e100
+"""Its square must be a number."""
+
 
 class Lognormal(Section):
     """A lognormal, given by its own mean and coefficient of variation (not those of its logarithm)."""
@@ -26,6 +29,8 @@ class Lognormal(Section):
     def _ordered(self) -> Lognormal:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise wrong(f"min ({self.min}) is above max ({self.max}): swap them")
+        if self.cv > _LARGEST_CV:
+            raise wrong(f"is {self.cv:g}, too large to compute with: lower it", "cv")
         return self
 
     def parameters(self) -> tuple[float, float]:

@@ -14,19 +14,28 @@ from pydantic import ValidationError
 from scenarios.catalogue import library_folder, published_folder
 from scenarios.document import Document, apply_overrides, override, read_document
 from scenarios.explain import explain
+from scenarios.plausible import check_keys, check_requests
 from scenarios.schema import Scenario
 from serving.errors import InputError, several, shortened
 
 __all__ = ["apply_overrides", "dump", "find", "json_schema", "load_scenario", "load_text"]
 
+_LARGEST_BYTES = 64 * 1024**2
+"""Of a scenario file; more is something else by mistake."""
+
 
 def load_scenario(
-    reference: str | Path, overrides: Sequence[str] = (), policies: Sequence[str] | None = None
+    reference: str | Path,
+    overrides: Sequence[str] = (),
+    policies: Sequence[str] | None = None,
+    *,
+    unbounded: bool = False,
 ) -> Scenario:
     """The scenario in a file, or the library's of that name.
 
     ``overrides`` are ``key.path=value`` settings on top; ``policies`` replaces the scenario's. Files the scenario names
-    are looked for next to it, then in the working folder. Raises `InputError` with one line: place, key, what is wrong,
+    are looked for next to it, then in the working folder. Sizes beyond all plausibility are refused unless
+    ``unbounded`` (`scenarios.plausible`). Raises `InputError` with one line: place, key, what is wrong,
     remedy.
 
     >>> load_scenario("quickstart", ["engine.max_loras=8"]).engine.max_loras
@@ -34,13 +43,19 @@ def load_scenario(
     """
     path = find(reference)
     try:
+        size = path.stat().st_size
+        if size > _LARGEST_BYTES and not unbounded:
+            raise InputError(
+                f"{shortened(str(reference), 150)}: has {size:,} bytes, more than any scenario: check the path, or "
+                "lift all limits with --unbounded (in Python: unbounded=True)"
+            )
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{reference}: is not text: give a scenario in YAML") from error
     except OSError as error:
         raise InputError(f"{reference}: cannot be read ({error.strerror}): check the path") from error
     source = path.name if path.parent == library_folder() else str(reference)
-    return load_text(text, source, path.parent, overrides, policies)
+    return load_text(text, source, path.parent, overrides, policies, unbounded=unbounded)
 
 
 def load_text(
@@ -49,6 +64,8 @@ def load_text(
     folder: Path | None = None,
     overrides: Sequence[str] = (),
     policies: Sequence[str] | None = None,
+    *,
+    unbounded: bool = False,
 ) -> Scenario:
     """The scenario that ``text`` says; ``source`` names it in errors, ``folder`` is where its files are.
 
@@ -60,10 +77,15 @@ def load_text(
         where[("policies",)] = "--policy"
         document = Document(document.source, {**document.raw, "policies": list(policies)}, where)
     folders = tuple(dict.fromkeys(f for f in (folder, Path.cwd()) if f is not None))
+    if not unbounded:
+        check_keys(document)
     try:
-        return Scenario.model_validate(document.raw, context={"folders": folders})
+        scenario = Scenario.model_validate(document.raw, context={"folders": folders})
     except ValidationError as error:
         raise explain(error, document) from None
+    if not unbounded:
+        check_requests(scenario, document)
+    return scenario
 
 
 def find(reference: str | Path) -> Path:

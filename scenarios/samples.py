@@ -12,6 +12,9 @@ from serving.errors import InputError
 from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 from serving.workload import Ints
 
+_MOST = 100_000_000
+"""Lengths that a file may count."""
+
 
 def read_samples(file: str, column: str | None = None) -> Ints:
     """The lengths in a file, tokens.
@@ -21,6 +24,8 @@ def read_samples(file: str, column: str | None = None) -> Ints:
     """
     path = Path(file)
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{file}: is no file that ends: give one with lengths")
         with path.open("rb") as opened:
             if lfs_pointer(opened.read(HEAD_BYTES)):
                 raise InputError(f"{file} {LFS_POINTER}")
@@ -47,7 +52,10 @@ def _json(path: Path, column: str | None) -> Ints:
         data = data[column]
     if isinstance(data, dict):
         lengths = _whole([float(key) for key in data])
-        return np.repeat(lengths, _whole([float(count) for count in data.values()]))
+        times = _whole([float(count) for count in data.values()])
+        if times.sum() > _MOST or (times < 0).any():
+            raise InputError(f"{path}: counts {float(times.sum()):g} lengths: give counts from 0, {_MOST:,} in all")
+        return np.repeat(lengths, times)
     return _whole([float(value) for value in data])
 
 

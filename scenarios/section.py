@@ -20,6 +20,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from serving.errors import shortened
+
 
 class Section(BaseModel):
     """A mapping in a scenario file: unknown keys and non-finite numbers are refused, values do not change."""
@@ -104,8 +106,11 @@ def _find(value: str, folders: tuple[Path, ...]) -> str:
     if value.startswith("~"):
         value = os.path.expanduser(value)
     for folder in folders:
-        if (folder / value).exists():
-            return os.path.abspath(folder / value)
+        found = os.path.abspath(folder / value)
+        if os.path.isfile(found) or os.path.isdir(found):
+            return found
+        if os.path.exists(found):
+            raise wrong(f"{shortened(value, 150)!r} is a device or a pipe: give a file")
     places = " or ".join(str(folder) for folder in folders)
     raise wrong(f"no file {value!r} in {places}: give its path relative to the scenario file, or an absolute one")
 
