@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 from loratory.build import Built, build
@@ -26,6 +26,8 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[str, Any]) -> list[str]:
     """At most two sentences for the ``run`` object of a simulated run, the one about its bottleneck first."""
+    if not isfinite(ceiling(built, workload)):
+        return []
     adviser = _Adviser(scenario, built, workload, run)
     limit = run["bottleneck"]
     advice = {
@@ -130,6 +132,8 @@ class _Adviser:
         if self._workload.concurrency is not None:
             return f"The GPU computes what it can: more replicas, or a faster GPU; {self._per_replica(one)}."
         offered = self._offered()
+        if not offered:
+            return f"Requests come in one burst: more replicas, or a faster GPU; {self._per_replica(one)}."
         need = ceil(offered / one)
         load = f"the load asks for {offered:,.0f} output tokens/s, {self._per_replica(one)}"
         if need > now:
@@ -139,12 +143,13 @@ class _Adviser:
     def loads(self) -> str:
         """Fewer or cheaper loads."""
         adapters, engine = self._run["adapters"], self._engine
-        below = adapters["loads"] - adapters["loads_from_host"]
         seen = adapters["seen"]
-        if below > 0.3 * adapters["loads"] and engine.host_slots < seen:
+        below = adapters["loads"] - adapters["loads_from_host"]
+        again = below - seen * self._scenario.cluster.replicas
+        if again > 0.3 * adapters["loads"] and engine.host_slots < seen:
             return (
-                f"Try engine.max_cpu_loras {seen}: {below:,} of {adapters['loads']:,} loads came from below host "
-                f"memory, which holds {engine.host_slots} of {seen} adapters."
+                f"Try engine.max_cpu_loras {seen}: {again:,} of {adapters['loads']:,} loads brought an adapter back "
+                f"from below host memory, which holds {engine.host_slots} of {seen} adapters."
             )
         if engine.adapter_loading == "sync":
             return "Try engine.adapter_loading async: steps then do not wait for loads."
@@ -162,6 +167,8 @@ class _Adviser:
             return ""
         one = self._top * self._engine.tensor_parallel_size
         offered = self._offered()
+        if not offered:
+            return ""
         need = max(1, ceil(offered / (BUSY * one)))
         fuller = {name: used["p50"] * now / need for name, used in self._run["usage"].items()}
         if need >= now or any(fuller[name] > SPARE * used["limit"] for name, used in self._run["usage"].items()):
@@ -215,9 +222,14 @@ class _Adviser:
         return " Or cluster.router lora_affinity, under which the requests of an adapter share its slot."
 
     def _offered(self) -> float:
-        """Output tokens asked for, a second, from the first arrival to the last."""
+        """Output tokens asked for, a second, from the first arrival to the last; 0 where they come in one burst.
+
+        A burst is shorter than twice what it takes to serve a request: it has no rate that would go on.
+        """
         span = float(self._workload.arrival[-1] - self._workload.arrival[0])
-        return float(self._workload.output_tokens.sum()) / span if span > 0 else float("inf")
+        waits = self._run["waits_s"]
+        served = (waits["prefill_s"] or 0.0) + (waits["decode_s"] or 0.0)
+        return 0.0 if span <= 2 * served or span <= 0 else float(self._workload.output_tokens.sum()) / span
 
     @staticmethod
     def _per_replica(one: float) -> str:

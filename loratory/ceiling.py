@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from math import inf
 from typing import NamedTuple
 
 from loratory.build import Built
@@ -17,6 +18,7 @@ def ceiling(built: Built, workload: Workload) -> float:
     of them; with ``batching: separate`` in steps of their own, as full as they get. ``n`` is ``max_num_seqs``, less
     where KV blocks for the mean context or the token budget of a step hold fewer. Adapters in the batch:
     as many as there are slots, adapters or sequences. Loads and waiting are left out, so no run does much better.
+    Infinite for a cost model under which nothing takes time.
     """
     settings = built.engine
     separate = settings.batching == "separate"
@@ -41,7 +43,7 @@ def ceiling(built: Built, workload: Workload) -> float:
         seconds = cost.step_seconds(lora.put_on(decode)) + prefills
     else:
         seconds = cost.step_seconds(lora.put_on(_joined(decode, prefill)))
-    return n / seconds / settings.tensor_parallel_size
+    return n / seconds / settings.tensor_parallel_size if seconds > 0 else inf
 
 
 class _Lora(NamedTuple):

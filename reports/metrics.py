@@ -123,6 +123,7 @@ def _throughput(run: Measured) -> dict[str, float | None]:
     prompt = float(run.number("prompt_tokens")[late & ~np.isnan(run.first)].sum())
     per_s = 1.0 / span if span > 0 else 0.0
     per_gpu, ceiling = output * per_s / run.info.gpus, run.info.ceiling_tokens_per_s
+    ceiling = ceiling if ceiling is not None and np.isfinite(ceiling) else None
     return {
         "requests_per_s": float((run.completed & late).sum()) * per_s,
         "output_tokens_per_s": output * per_s,

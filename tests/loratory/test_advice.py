@@ -104,3 +104,24 @@ def test_a_load_beyond_the_ceiling_asks_for_replicas() -> None:
 def test_unused_slots_are_named() -> None:
     advice = _run("engine.max_loras=16", "adapters.count=4")["advice"]
     assert any("12 of 16 slots were never used: engine.max_loras 4 would do" in text for text in advice)
+
+
+def test_a_cost_model_without_time_has_no_ceiling() -> None:
+    zero = "{kind: linear, decode_base_s: 0, decode_per_seq_s: 0, decode_per_kv_token_s: 0, prefill_base_s: 0"
+    run = _run(f"cost={zero}, prefill_per_token_s: 0}}", "workload.arrivals={poisson: 5}", "workload.requests=20")
+    assert run["throughput"]["ceiling_share"] is None and run["advice"] == []
+
+
+@pytest.mark.parametrize("requests", [1, 2, 40])
+def test_a_burst_has_no_rate_to_size_replicas_by(requests: int) -> None:
+    """All within a few milliseconds: how many replicas a lasting load of that rate would need says nothing."""
+    load = ("workload.arrivals={constant: 10000}", f"workload.requests={requests}", "engine.max_num_seqs=4")
+    assert not [text for text in _run(*load, "adapters.count=2")["advice"] if "Try cluster.replicas" in text]
+
+
+def test_first_loads_are_no_reason_for_a_larger_host_cache() -> None:
+    """Every adapter is loaded from remote storage once: what helps is not to wait for it."""
+    cold = ("adapters.initial_tier=remote", "adapters.count=900", "workload.arrivals={poisson: 5}")
+    run = _run(*cold, "engine.max_loras=16", "engine.adapter_loading=sync")
+    assert run["bottleneck"] == "loads"
+    assert run["advice"][0].startswith("Try engine.adapter_loading async")
