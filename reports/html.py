@@ -10,11 +10,13 @@ from typing import Any
 
 from reports.figures import draw
 from reports.groups import FEW, groups, same_units
+from reports.info import IDENTITY, RunInfo
 from reports.summary import RunReport, over_seeds
 from reports.verdict import by_policy
 from reports.verdicts import verdicts
 from reports.words import count, listed, percent, plural, seconds
 
+_IDENTITIES = 100
 _ROWS = 12
 _MARKS = {"good": "✓", "bad": "✗", "note": "•"}
 
@@ -146,7 +148,7 @@ def render(
         verdicts=verdicts(runs),
         marks=_MARKS,
         tables=_tables(runs),
-        groups=_groups(runs),
+        groups=[*_groups(runs), *_identities(reports[0].info)],
         figures=pictures,
         terms=_TERMS,
     )
@@ -202,6 +204,19 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
                 caption = f"{heading} with the longest TTFT p99 under {policy.name}"
                 tables.append(_worst(policy.runs, unit, caption))
     return tables
+
+
+def _identities(info: RunInfo) -> list[Table]:
+    """What each adapter that exists stands for, so that a result can be held against the weights it was made with."""
+    known = list(info.identities.items())
+    if not known:
+        return []
+    caption = "Adapters by id, version and digest"
+    if len(known) > _IDENTITIES:
+        caption += f" ({_IDENTITIES} of {len(known):,}; run_info.json has all)"
+    rows = [[name, *("–" if said[key] is None else str(said[key]) for key in IDENTITY)] for name, said in known]
+    heads = ["adapter", "id", "version", "digest"]
+    return [Table(caption, heads, [[Cell(text) for text in row] for row in rows[:_IDENTITIES]])]
 
 
 def _cell(metric: Mapping[str, Any] | None, form: _Form) -> Cell:

@@ -112,6 +112,8 @@ def test_swapped_weights_are_refused_with_the_sentence_of_resolve(
         full = row["adapter"] if "@" in row["adapter"] else f"{row['adapter']}@1"
         assert row["digest"] == stands_for[full] and row["version"] == int(full[-1])
     info = json.loads((home / "out-executor/run_info.json").read_text())
+    page = (home / "out-executor/report.html").read_text()
+    assert all(each["digest"] in page for each in info["adapters"])
     assert {each["digest"] for each in info["adapters"]} <= set(stands_for.values()) and len(info["adapters"]) == 2
     swap(home, swapped)
     resolved = loratory("adapters", "resolve", ref, "--registry", "r.db")
