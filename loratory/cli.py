@@ -156,6 +156,8 @@ def run(
 
     given = [*(override or [])]
     loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
+    if require_slo and not loaded.slo.targets():
+        raise InputError("--require-slo needs a slo section in the scenario: add one, such as slo: {ttft_p99_s: 2.0}")
     build_file(scenario, loaded)
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
@@ -176,10 +178,7 @@ def run(
     else:
         _tell_run(summary, loaded.description, target, require_slo)
     empty = unserved_runs(summary["runs"])
-    missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is False]
-    unset = all(r["slo"]["met"] is None for r in summary["runs"])
-    if require_slo and unset:
-        raise InputError("--require-slo needs a slo section in the scenario: add one, such as slo: {ttft_p99_s: 2.0}")
+    missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is not True]
     if empty is not None:
         complain(empty)
         return LoratoryError.exit_code

@@ -14,7 +14,7 @@ import numpy as np
 from reports.folder import SUMMARY
 from reports.settings import Setting, differing
 from reports.stats import cleaned, half_width, student_t
-from reports.summary import scalars
+from reports.summary import FORMAT, scalars
 from serving.errors import InputError
 
 METRICS = (
@@ -141,15 +141,17 @@ def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
     """The runs of a result folder, by policy. Raises `InputError` where there is no summary."""
     path = folder / SUMMARY
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        summary = json.loads(path.read_text(encoding="utf-8"))
         policies: dict[str, list[Mapping[str, Any]]] = {}
-        for run in runs:
+        for run in summary["runs"]:
+            if not isinstance(run["policy"], str) or not isinstance(run["seed"], int) or summary["format"] != FORMAT:
+                raise TypeError
             policies.setdefault(run["policy"], []).append(run)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): name a folder `loratory run` has written"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no Loratory summary: name a folder `loratory run` has written") from error
     if not policies:
         raise InputError(f"{path} has no runs: run the scenario again")

@@ -51,6 +51,7 @@ class ResultFolder:
         self.target = target
         self._staged: Path | None = None
         self._lock: FileLock | None = None
+        self._made: list[Path] = []
         self._names: dict[str, str] = {}
         self._started = (0.0, 0.0, "")
 
@@ -58,6 +59,7 @@ class ResultFolder:
         check_target(self.target)
         final = self.target.resolve()
         try:
+            self._made = [parent for parent in final.parents if not parent.exists()]
             final.parent.mkdir(parents=True, exist_ok=True)
             _tidy(final)
             self._staged = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
@@ -83,12 +85,15 @@ class ResultFolder:
             self.discard()
 
     def discard(self) -> None:
-        """Remove what has been written so far."""
+        """Remove what has been written so far, and folders made for it in which nothing is."""
         staged, self._staged = self._staged, None
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
+        for parent in self._made:
+            with suppress(OSError):
+                parent.rmdir()
 
     @property
     def staged(self) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -74,9 +74,9 @@ class LoadTime(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fixed_s: float = Field(default=0.0, ge=0)
-    per_byte_s: float = Field(default=0.0, ge=0)
-    per_rank_s: float = Field(default=0.0, ge=0)
+    fixed_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    per_byte_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    per_rank_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class HeldOut(BaseModel):
@@ -87,7 +87,7 @@ class HeldOut(BaseModel):
     samples: int = Field(default=0, ge=0)
     median: float = Field(default=0.0, ge=0, description="median of |predicted - measured| / measured")
     p90: float = Field(default=0.0, ge=0)
-    total: float = Field(default=0.0, description="(sum predicted - sum measured) / sum measured")
+    total: float = Field(default=0.0, allow_inf_nan=False, description="(sum predicted - sum measured) / sum measured")
 
 
 class Profile(BaseModel):
@@ -109,7 +109,7 @@ class Profile(BaseModel):
     created: str = ""
     samples: int = Field(default=0, ge=0)
     coefficients: dict[str, float]
-    ranges: dict[str, float] = Field(default_factory=dict)
+    ranges: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     held_out: HeldOut = HeldOut()
     noise: float | None = Field(default=None, ge=0)
     usable: bool = True

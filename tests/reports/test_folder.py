@@ -69,6 +69,15 @@ def test_a_crash_keeps_the_older_result(report: Any, make_stream: Any, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
+def test_a_crash_leaves_no_folder_that_was_made_for_the_result(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for target in ("results/a/b", "kept/a"):
+        with pytest.raises(RuntimeError), ResultFolder(tmp_path / target) as folder:
+            folder.recorder("fifo", 0)
+            raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
 def test_an_older_result_is_replaced_whole(report: Any, make_stream: Any, tmp_path: Path) -> None:
     target = tmp_path / "result"
     _fill(target, report, make_stream, seed=0)
