@@ -13,6 +13,7 @@ from loratory.backend import Backend, Ran, Simulation, Task
 from loratory.build import Built, build
 from loratory.ceiling import ceiling
 from loratory.interruption import interruptible
+from loratory.lacks import lacking, unread
 from loratory.setup import setup
 from loratory.specs import guest, policy_factory
 from loratory.watch import POLICY_TIMEOUT_S, PolicyWatch
@@ -182,7 +183,14 @@ def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: R
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
         bound=bound,
-        warnings=(*workload.notes, *built.notes, *built.cost.warnings, *ran.notes),
+        warnings=(
+            *workload.notes,
+            *built.notes,
+            *built.cost.warnings,
+            *lacking(task.policy, workload),
+            *unread(scenario.policies, workload),
+            *ran.notes,
+        ),
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,

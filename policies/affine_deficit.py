@@ -5,6 +5,7 @@ from __future__ import annotations
 from serving.policy import (
     Arrived,
     By,
+    Decisive,
     Ended,
     Event,
     InputError,
@@ -40,6 +41,7 @@ class AffineDeficit:
         if quantum <= 0 or input_weight < 0 or output_weight <= 0:
             raise InputError("affine_deficit: quantum and weights must be positive")
         self.rounds = Rounds(Units(by, input_weight, output_weight), quantum)
+        self.decides_by: tuple[Decisive, ...] = (by, "weight")
 
     def observe(self, event: Event) -> None:
         """A unit's queue has changed other than by admission."""

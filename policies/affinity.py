@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import InputError, Schedule, View, Within, want
+from serving.policy import Decisive, InputError, Schedule, View, Within, want
 
 
 class Affinity:
@@ -16,6 +16,7 @@ class Affinity:
 
     only_waiting = True
     source = "S-LoRA, MLSys 2024, section 4.2 (adapter clustering)"
+    decides_by: tuple[Decisive, ...] = ("adapter",)
 
     def __init__(self, cluster_size: int = 0, hard: bool = False) -> None:
         if cluster_size < 0:

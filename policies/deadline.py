@@ -8,6 +8,7 @@ from math import inf
 from serving.policy import (
     Arrived,
     BatchShape,
+    Decisive,
     Ended,
     Event,
     InputError,
@@ -42,6 +43,7 @@ class Deadline:
         self.abort = abort
         self.slack_s = slack_s
         self.margin_s = margin_s
+        self.decides_by: tuple[Decisive, ...] = () if slack_s else ("deadline",)
         self._lanes: Lanes[str] = Lanes()
         self._waiting: dict[str, RequestView] = {}
         self._due: list[tuple[float, str]] = []

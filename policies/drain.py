@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from serving.policy import InputError, RequestView, Schedule, View, Wake, want
+from serving.policy import Decisive, InputError, RequestView, Schedule, View, Wake, want
 
 
 class Drain:
@@ -19,6 +19,7 @@ class Drain:
 
     only_waiting = True
     source = "SGLang pull request 17913 (LoRADrainer)"
+    decides_by: tuple[Decisive, ...] = ("adapter",)
 
     def __init__(self, threshold_s: float = 3.0) -> None:
         if threshold_s < 0:

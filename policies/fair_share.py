@@ -9,6 +9,7 @@ from serving.policy import (
     Account,
     Arrived,
     By,
+    Decisive,
     Ended,
     Event,
     InputError,
@@ -56,6 +57,8 @@ class FairShare:
         self.lift = lift
         self.predict = predict
         self.strict = strict
+        guessed: tuple[Decisive, ...] = ("predicted_tokens",) if predict == "request" else ()
+        self.decides_by: tuple[Decisive, ...] = (by, "weight", *guessed)
         self._offset: dict[Account, float] = {}
         self._heap: list[tuple[float, int, Account]] = []
         self._queued: dict[Account, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import Schedule, View, want
+from serving.policy import Decisive, Schedule, View, want
 
 
 class Fifo:
@@ -15,6 +15,7 @@ class Fifo:
 
     only_waiting = True
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; strict: first-come first-served in the literal sense"
+    decides_by: tuple[Decisive, ...] = ()
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from serving.policy import Arrived, Ended, Event, InputError, Lanes, Preempted, RequestView, Schedule, View, want
+from serving.policy import (
+    Arrived,
+    Decisive,
+    Ended,
+    Event,
+    InputError,
+    Lanes,
+    Preempted,
+    RequestView,
+    Schedule,
+    View,
+    want,
+)
 
 
 class Priority:
@@ -16,6 +28,7 @@ class Priority:
     only_waiting = True
     observes = (Arrived, Preempted, Ended)
     source = "vLLM --scheduling-policy priority"
+    decides_by: tuple[Decisive, ...] = ("priority",)
 
     def __init__(self, aging_s: float = 0.0) -> None:
         if aging_s < 0:

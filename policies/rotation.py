@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from serving.policy import InputError, Schedule, View, Wake, want
+from serving.policy import Decisive, InputError, Schedule, View, Wake, want
 
 
 class Rotation:
@@ -18,6 +18,7 @@ class Rotation:
 
     only_waiting = True
     source = "LoRAX, router/src/scheduler.rs and queue.rs (adapter_cycle_time_s, 2 s by default)"
+    decides_by: tuple[Decisive, ...] = ("adapter",)
 
     def __init__(self, cycle_s: float = 2.0) -> None:
         if cycle_s <= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import Evict, InputError, Reject, Reservation, Schedule, View, Wake, want
+from serving.policy import Decisive, Evict, InputError, Reject, Reservation, Schedule, View, Wake, want
 
 
 class SLora:
@@ -22,6 +22,7 @@ class SLora:
     """
 
     source = "S-LoRA, MLSys 2024, slora/server/router: req_queue.py, abort_req_queue.py and manager.py"
+    decides_by: tuple[Decisive, ...] = ()
 
     def __init__(
         self,

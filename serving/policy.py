@@ -6,7 +6,7 @@ A policy file imports this module and nothing else of Loratory. See docs/policie
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from serving.errors import InputError
 from serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
@@ -160,12 +160,17 @@ class Limits(NamedTuple):
     output_weight: float = 2.0
 
 
+Decisive = Literal["adapter", "tenant", "weight", "priority", "deadline", "predicted_tokens"]
+"""What a request may have or lack, and a policy may decide by."""
+
+
 class Policy(Protocol):
     """Decides what runs. Optional members: ``observe(event)`` is told what happened; ``victim(view)`` names the running
     request to preempt when KV runs out (by default the last admitted); ``bound(limits)`` promises a service gap, in
     weighted tokens, between two backlogged units, or returns None; ``evict`` (a name in `SCORERS`) and ``prefetch`` (a
     number) override the engine's; ``observes`` names the event types it wants (by default all); ``only_waiting`` =
-    True: do not ask while nobody waits."""
+    True: do not ask while nobody waits; ``decides_by`` names those of `Decisive` that its order of requests rests on: a
+    run whose workload lacks one gets a note."""
 
     def schedule(self, view: View) -> Schedule:
         """Yield actions; each yield returns the `Outcome`. Called when something visible has changed."""
