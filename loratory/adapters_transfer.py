@@ -44,7 +44,7 @@ def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
     Local sources of a manifest are relative to its folder.
     """
     if items:
-        if both := [word for word in more if "=" not in word and not word.lstrip().startswith("{")]:
+        if both := [word for word in more if word.endswith((".yaml", ".yml")) or Path(word).is_file()]:
             raise InputError(f"give either a file or {OPTION} items, not both: leave {shortened(both[0], 80)} out")
         modules = parse_lora_modules([*items, *more])
         return AdapterList(manifest_of_modules(modules), modules)
