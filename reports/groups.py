@@ -59,6 +59,9 @@ def starving(policies: list[PolicyRuns]) -> list[Verdict]:
             f"Under {policy.name}, {unit} {name} waits longest: TTFT p99 {seconds(worst)}, {ratio:.1f} times the "
             f"median {unit}'s {seconds(median)}."
         )
+        limit = _limit(policies)
+        if limit is not None and worst > limit:
+            text += f" That is beyond the SLO's {seconds(limit)}."
         (least, other, low, _), kind = spreads[-1]
         if least < 0.95 * ratio:
             even = f"its worst, {other}, has {seconds(low)}, {least:.1f} times the median"
@@ -72,10 +75,16 @@ def starving(policies: list[PolicyRuns]) -> list[Verdict]:
 
 def _mood(policies: list[PolicyRuns], ratio: float, worst: float) -> Mood:
     """Bad where somebody waits beyond the SLO's TTFT limit, or starves without one; good where waits are short."""
-    limits = [limit.most_s for limit in read_slo(policies[0].runs[0]["slo"]["limits"]) if limit.metric == "ttft"]
-    if worst > (max(limits) if limits else TOO_LONG_S) or (ratio >= STARVED and not limits):
+    limit = _limit(policies)
+    if worst > (TOO_LONG_S if limit is None else limit) or (ratio >= STARVED and limit is None):
         return "bad"
     return "note" if ratio >= STARVED or worst > LONG_S or any(p.missed for p in policies) else "good"
+
+
+def _limit(policies: list[PolicyRuns]) -> float | None:
+    """The largest limit the SLO sets on TTFT, seconds."""
+    limits = read_slo(policies[0].runs[0]["slo"]["limits"])
+    return max((limit.most_s for limit in limits if limit.metric == "ttft"), default=None)
 
 
 def _spread(policy: PolicyRuns, unit: str) -> tuple[float, str, float, float] | None:

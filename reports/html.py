@@ -30,6 +30,7 @@ _TERMS = (
     ("ceiling", "output tokens/s that the cost model gives one GPU with a full batch of this workload's mean request."),
     ("time waiting", "share of the requests' time in the system, all together, in which they wait to run."),
     ("slots in use", "distinct adapters in the batch; medians are over the time of the steps."),
+    ("busiest replica", "its waiting and running request-seconds, over the mean of all replicas; 1 is even."),
     ("loading", "share of the time in which an adapter is on its way to the GPU."),
     ("attainment", "share of all requests that completed and kept every limit of the SLO."),
     ("service", "weighted tokens: a request's prompt tokens plus twice its output tokens."),
@@ -91,6 +92,7 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("mean batch", "engine.mean_batch", count),
         ("steps running", "engine.busy_share", percent),
         ("preemptions", "engine.preemptions", count),
+        ("busiest replica", "engine.imbalance", count),
         ("time waiting", "waiting.share", percent),
     ],
     "In use on a replica": [
@@ -186,7 +188,8 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
     policies = over_seeds(runs)
     tables = []
     for caption, columns in _COLUMNS.items():
-        used = [column for column in columns if any(column[1] in policy["metrics"] for policy in policies)]
+        alone = {"engine.imbalance"} if runs[0]["replicas"] == 1 else set()
+        used = [c for c in columns if c[1] not in alone and any(c[1] in policy["metrics"] for policy in policies)]
         rows = [
             [Cell(policy["policy"]), *(_cell(policy["metrics"].get(c[1]), c[2]) for c in used)] for policy in policies
         ]
