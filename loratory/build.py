@@ -11,7 +11,7 @@ from loratory.remedies import Remedies
 from scenarios.build import build_adapters
 from scenarios.cost import LinearCost, RooflineCost, Tiers
 from scenarios.registered import other_base
-from scenarios.schema import Scenario
+from scenarios.schema import Cluster, Scenario
 from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.lora import Adapter
@@ -75,9 +75,16 @@ def build(scenario: Scenario) -> Built:
         *model_notes(scenario, spec),
         *vllm_notes(engine, bool(used)),
         _untimed_slots(scenario) if adapters else None,
+        _router_note(scenario.cluster),
     )
     said = tuple(note for note in notes if note)
     return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, said)
+
+
+def _router_note(cluster: Cluster) -> str | None:
+    if cluster.replicas > 1 or cluster.router == Cluster.model_fields["router"].default:
+        return None
+    return f"cluster.router ({cluster.router}) chooses nothing, because there is one replica"
 
 
 def _memory_options(scenario: Scenario) -> MemoryOptions:

@@ -292,7 +292,7 @@ KEYS: dict[str, dict[str, Entry]] = {
     },
     "cluster": {
         "replicas": entry("cluster.replicas=3"),
-        "router": entry("cluster.router=lora_affinity", given=("cluster.replicas=2",)),
+        "router": entry("cluster.router=lora_affinity"),
     },
 }  # fmt: skip
 KEYS["workload.input_tokens"] = {
