@@ -144,7 +144,8 @@ def _cached(workload: WorkloadSpec, table: TraceTable, prompt: Ints, adapter: In
     """Prompt tokens that are cached: by the blocks that the same adapter's requests had, or as the trace says."""
     if workload.prefix_cache:
         assert table.blocks is not None
-        return cached_tokens(table.blocks, prompt, adapter), []
+        notes = ["cached blocks are counted as if turns took no time"] if table.delay_s is not None else []
+        return cached_tokens(table.blocks, prompt, adapter), notes
     if table.cached is None:
         return None, []
     over = int((table.cached >= prompt).sum())

@@ -22,7 +22,7 @@ _NAMED = re.compile(
     r"|(?P<us>us|usecs?|micros|microseconds?)|(?P<ns>ns|nsecs?|nanos|nanoseconds?))\W*$"
 )
 _EPOCH_S = (9.4e8, 2.6e9)  # from 1999 to 2052, seconds since 1970
-_LATEST_S = 1e10
+LATEST_S = 1e10
 _FAST, _SLOW = 200.0, 0.012  # requests/s beyond which another unit is tried where none is told
 _FAST_WHOLE = 500.0  # the same for whole numbers, which are seldom seconds
 _DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02  # beyond which an untold unit is doubted
@@ -67,7 +67,7 @@ def read_clock(source: Source, column: str, asked: str | None, usual: str, guess
     time = raw * UNITS[unit]
     with np.errstate(invalid="ignore"):
         source.refuse(
-            np.abs(time) > _LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
+            np.abs(time) > LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
         )
     return Clock(time, unit, (*notes, *_doubts(time, unit, sure)))
 

@@ -9,7 +9,7 @@ from scenarios.traces import azure, azure_functions, bailian, burstgpt, generic,
 from scenarios.traces.files import column_names, require
 from scenarios.traces.format import Format, Head, ReadOptions
 from scenarios.traces.table import TraceTable
-from serving.errors import InputError, several
+from serving.errors import InputError, several, shortened
 
 
 def formats() -> tuple[Format, ...]:
@@ -40,7 +40,9 @@ def detect(path: Path, named: bool = False) -> Format:
             return entry
     if named and not packed:
         return generic.FORMAT
-    columns = f" (columns {several(head.columns, 8)})" if head.columns else ""
+    columns = f" (columns {several((shortened(name, 40) for name in head.columns), 8)})" if head.columns else ""
+    if len(head.columns) == 1 and any(mark in head.columns[0] for mark in ";\t|"):
+        columns = f" (one column, {shortened(head.columns[0], 80)!r}; a CSV's columns are parted by commas)"
     raise InputError(
         f"{path}: is no trace format that is known{columns}: say which with format, or name its columns with columns"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scenarios.traces.blocks import Blocks, block_tokens, blocks_of
-from scenarios.traces.clock import UNITS, Clock, read_clock, unit_in_name
+from scenarios.traces.clock import LATEST_S, UNITS, Clock, read_clock, unit_in_name
 from scenarios.traces.files import Columns, open_columns
 from scenarios.traces.format import ReadOptions
 from scenarios.traces.layout import LABELS, Chosen, Layout, choose
@@ -172,7 +172,16 @@ def _clock(source: Source, columns: Mapping[str, str], options: ReadOptions, lay
     clock = read_clock(source, columns["time"], options.time_unit, layout.unit, guess)
     if layout.duration is None or options.columns.time is not None or layout.duration not in source.frame.columns:
         return clock
-    return replace(clock, time=clock.time - source.numbers(layout.duration) * UNITS[clock.unit or "s"])
+    return replace(clock, time=clock.time - _durations(source, layout.duration, clock.unit or "s"))
+
+
+def _durations(source: Source, column: str, unit: str) -> Floats:
+    """A column of durations in ``unit``, as seconds. Refuses negative and implausible ones."""
+    raw = source.numbers(column)
+    with np.errstate(invalid="ignore"):
+        source.refuse(raw < 0, column, "is negative")
+        source.refuse(raw * UNITS[unit] > LATEST_S, column, f"is beyond 300 years, read in {unit}")
+    return raw * UNITS[unit]
 
 
 def _delay(
@@ -183,10 +192,7 @@ def _delay(
         return None, []
     name = columns["delay"]
     unit = unit_in_name(name) or options.time_unit or (None if clock is None else clock.unit) or layout.unit
-    delay = source.numbers(name)
-    with np.errstate(invalid="ignore"):
-        source.refuse(delay < 0, name, "is negative")
-    delay = delay * UNITS[unit]
+    delay = _durations(source, name, unit)
     typical = float(np.median(delay[delay > 0])) if (delay > 0).any() else 0.0
     if typical <= _LONG_DELAY_S:
         return delay, []

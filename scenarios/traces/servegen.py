@@ -25,13 +25,17 @@ import numpy as np
 
 from scenarios.traces.files import require
 from scenarios.traces.format import Format, Head, ReadOptions
+from scenarios.traces.source import MOST_TOKENS
 from scenarios.traces.table import Labels, TraceTable
-from serving.errors import InputError
+from serving.errors import InputError, shortened
 from serving.workload import Floats, Ints
 
 _MEMBER = re.compile(r"^(?:(?P<folder>.*)/)?chunk-(?P<client>\d+)-(?P<what>trace\.csv|dataset\.json)$")
 _DAY_S = 86_400.0
 _MOST_REQUESTS = 20_000_000
+_LATEST_S = 1e10
+_MOST_RATE = 1e9
+_PATTERNS = ("", "Gamma", "Weibull", "Expon", "Exponential")
 _Histogram = tuple[Ints, Floats]
 
 
@@ -108,14 +112,39 @@ def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
             raise InputError(
                 f"{path}: chunk-{number}-trace.csv line {line}: is not start,rate,cv,pattern,arg1,arg2: correct it"
             ) from None
-        if not (windows[-1].rate >= 0 and math.isfinite(windows[-1].rate)):
-            raise InputError(f"{path}: chunk-{number}-trace.csv line {line}: rate {rate} is negative or not finite")
+        wrong = _wrong(windows)
+        if wrong is not None:
+            raise InputError(f"{path}: chunk-{number}-trace.csv line {line}: {wrong}: correct it")
+    if not windows:
+        raise InputError(f"{path}: chunk-{number}-trace.csv: is empty: give it windows, or leave it out")
     try:
         raw: dict[str, Any] = json.loads(texts.get("dataset.json", "{}"))
-        lengths = {float(key): value for key, value in raw.items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: chunk-{number}-dataset.json: is not as ServeGen writes it ({error})") from error
+        lengths = {float(key): {name: str(text) for name, text in value.items()} for key, value in raw.items()}
+        if not all(math.isfinite(key) for key in lengths):
+            raise ValueError("a time of day is not finite")
+    except (ValueError, AttributeError, RecursionError) as error:
+        why = shortened(str(error), 120)
+        raise InputError(f"{path}: chunk-{number}-dataset.json: is not as ServeGen writes it ({why})") from error
     return Client(number, tuple(windows), lengths)
+
+
+def _wrong(windows: list[Window]) -> str | None:
+    """What is wrong with the last of a client's windows, given those before it."""
+    last = windows[-1]
+    if not 0 <= last.rate <= _MOST_RATE:
+        return f"rate {last.rate:g} is negative, not finite or implausible"
+    if not 0 <= last.start_s <= _LATEST_S:
+        return f"start {last.start_s:g} is not a number of seconds from 0"
+    if not (math.isfinite(last.cv) and last.cv >= 0):
+        return f"cv {last.cv:g} is negative or not finite"
+    if last.rate > 0 and last.pattern not in _PATTERNS:
+        return f"pattern {last.pattern!r} is not known, only Gamma, Weibull and Exponential"
+    if last.rate > 0 and last.pattern in ("Gamma", "Weibull") and not 0 < last.arguments[0] < math.inf:
+        return f"shape {last.arguments[0]:g} of {last.pattern} is not above 0"
+    step = last.start_s - windows[-2].start_s if len(windows) > 1 else 1.0
+    if step <= 0 or (len(windows) > 2 and not math.isclose(step, windows[1].start_s - windows[0].start_s)):
+        return f"start {last.start_s:g} is not one window after {windows[-2].start_s:g}"
+    return None
 
 
 def expected_requests(clients: tuple[Client, ...], window: tuple[float, float] | None, rate_scale: float) -> float:
@@ -145,7 +174,7 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     expected = expected_requests(clients, options.window, options.rate_scale)
     if expected > _MOST_REQUESTS:
         raise InputError(
-            f"{path}: stands for about {expected:,.0f} requests: choose a part with window, or lower rate_scale"
+            f"{path}: stands for about {_count(expected)} requests: choose a part with window, or lower rate_scale"
         )
     rng = options.rng
     times: list[Floats] = []
@@ -182,15 +211,13 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
 def _arrivals(window: Window, length_s: float, rate_scale: float, rng: np.random.Generator) -> Floats:
     expected = window.rate * length_s * rate_scale
     n = int(expected) + int(rng.random() < expected - int(expected))
-    first, second = window.arguments
+    first = window.arguments[0]
     if window.pattern == "Gamma":
         gaps = rng.gamma(first, 1.0, n + 1)
     elif window.pattern == "Weibull":
         gaps = rng.weibull(first, n + 1)
-    elif window.pattern in ("", "Expon", "Exponential"):
-        gaps = rng.exponential(1.0, n + 1)
     else:
-        raise InputError(f"ServeGen pattern {window.pattern!r} ({first}, {second}) is not known: Gamma and Weibull are")
+        gaps = rng.exponential(1.0, n + 1)
     total = float(gaps.sum())
     return window.start_s + length_s * np.cumsum(gaps)[:n] / total if total > 0 else np.full(n, window.start_s)
 
@@ -246,12 +273,21 @@ def _has_tokens(texts: Mapping[str, str]) -> bool:
 def _histogram(text: str) -> _Histogram:
     try:
         counts: dict[Any, Any] = ast.literal_eval(text)
-        values = np.array([int(key) for key in counts], dtype=np.int64)
-        return values, np.cumsum(np.array([float(share) for share in counts.values()]))
-    except (ValueError, SyntaxError, TypeError, AttributeError) as error:
+        values = np.array([float(key) for key in counts])
+        shares = np.array([float(share) for share in counts.values()])
+        if not (
+            ((values >= 0) & (values <= MOST_TOKENS)).all() and (shares >= 0).all() and 0 < shares.sum() < math.inf
+        ):
+            raise ValueError("a length or a share is negative or implausible")
+        return values.astype(np.int64), np.cumsum(shares)
+    except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         raise InputError(
-            f"a ServeGen length histogram cannot be read ({error}): it should be {{tokens: share}}"
+            f"a ServeGen length histogram cannot be read ({shortened(str(error), 120)}): it should be {{tokens: share}}"
         ) from error
+
+
+def _count(requests: float) -> str:
+    return f"{requests:,.0f}" if requests < 1e15 else f"{requests:.3g}"
 
 
 def _recognise(head: Head) -> bool:

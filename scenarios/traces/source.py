@@ -16,7 +16,7 @@ from serving.errors import InputError, shortened
 from serving.workload import Floats
 
 _NO_NAME = ("", "null", "NULL", "None", "none", "nan", "NaN", "<NA>")
-_MOST_TOKENS = 10_000_000
+MOST_TOKENS = 10_000_000
 _MOST_PRIORITY = 2**31
 
 
@@ -53,7 +53,7 @@ class Source:
         array = self.numbers(column)
         with np.errstate(invalid="ignore"):
             self.refuse(array < 0, column, "is negative")
-            self.refuse(array > _MOST_TOKENS, column, f"is more tokens than any request has ({_MOST_TOKENS:,})")
+            self.refuse(array > MOST_TOKENS, column, f"is more tokens than any request has ({MOST_TOKENS:,})")
             self.refuse(np.abs(array - np.rint(array)) > 0, column, "is not a whole number")
         return array
 

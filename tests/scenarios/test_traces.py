@@ -274,6 +274,19 @@ def test_servegen_reads_an_archive_like_its_folder(tmp_path: Path) -> None:
         ),
         ("0,90000,1,Gamma,1,1\n", "{}", "stands for about 54,000,000 requests: choose a part with window"),
         ("0,0,0,,0,0\n", "{}", "no client sends anything"),
+        ("0,1,1,Gamma,-1,1\n", "{}", "line 1: shape -1 of Gamma is not above 0"),
+        ("0,1,1,Weibull,nan,1\n", "{}", "line 1: shape nan of Weibull is not above 0"),
+        ("nan,1,1,Gamma,1,1\n", "{}", "line 1: start nan is not a number of seconds"),
+        ("0,1,nan,Gamma,1,1\n", "{}", "line 1: cv nan is negative or not finite"),
+        ("600,1,1,Gamma,1,1\n0,1,1,Gamma,1,1\n", "{}", "line 2: start 0 is not one window after 600"),
+        ("", "{}", "chunk-0-trace.csv: is empty"),
+        ("0,1,1,Gamma,1,1\n", '{"0": 7}', "chunk-0-dataset.json: is not as ServeGen writes it"),
+        (
+            "0,1,1,Gamma,1,1\n",
+            '{"0": {"input_tokens": "{-5: 1}", "output_tokens": "{1: 2}"}}',
+            "negative or implausible",
+        ),
+        ("0,1,1,Gamma,1,1\n", '{"0": {"input_tokens": "{5e30: 1}", "output_tokens": "{1: 2}"}}', "negative or implaus"),
     ],
 )
 def test_a_broken_servegen_folder_is_named(tmp_path: Path, trace: str, dataset: str, says: str) -> None:
