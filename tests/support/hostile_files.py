@@ -51,11 +51,21 @@ def trace(rng: random.Random) -> Case:
     content, name, options = _spoilt(rng, suffix, text, columns)
     kind = rng.randrange(3)
     if kind == 0:
-        return Case(("traces", "check", name, *options), {name: content}, (name, *options[:1]))
+        return Case(
+            ("traces", "check", name, *options), {name: content}, (name, *(name.strip("-") for name in options[:1]))
+        )
     if kind == 1:
-        return Case(("traces", "convert", name, "out.csv", *options), {name: content}, (name, *options[:1]))
+        return Case(
+            ("traces", "convert", name, "out.csv", *options),
+            {name: content},
+            (name, *(name.strip("-") for name in options[:1])),
+        )
     if options:
-        return Case(("traces", "check", name, *options, "--json"), {name: content}, (name, *options[:1]))
+        return Case(
+            ("traces", "check", name, *options, "--json"),
+            {name: content},
+            (name, *(name.strip("-") for name in options[:1])),
+        )
     raw = copy.deepcopy(BASE)
     raw["workload"], raw["adapters"] = {"trace": name}, {"count": 8}
     return Case(("run", "s.yaml"), {name: content, "s.yaml": dumped(raw)}, (name,))

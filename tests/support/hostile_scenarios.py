@@ -189,7 +189,7 @@ HUGE: tuple[tuple[str, Any], ...] = (
     ("engine.max_loras", 10**12), ("engine.max_lora_rank", 10**9), ("engine.num_gpu_blocks", 10**15), ("cluster.replicas", 10**9),
     ("engine.max_num_batched_tokens", 10**15), ("engine.tensor_parallel_size", 10**6), ("engine.max_model_len", 10**15),
     ("seeds", list(range(100_000))), ("tenants.map", {"groups": 10**9}), ("workload.arrivals", {"gamma": {"rate": 4, "cv": 1e300}}),
-    ("workload.arrivals", {"constant": 1e9}), ("workload.arrivals", {"on_off": {"on_s": 1e-12, "off_s": 1e-12, "rate_on": 4}}),
+    ("workload.arrivals", {"constant": 1e9}),
 )  # fmt: skip
 """Sizes that no fleet has: refused at once, before memory is asked for."""
 
