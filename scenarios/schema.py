@@ -43,7 +43,7 @@ class Scenario(Section):
 
     name: Name = Field(description="short name, used in reports")
     description: str = Field("", description="one sentence: what the scenario shows")
-    model: NameOrFile = Field(description="catalogue name, or path of a Hugging Face config.json")
+    model: NameOrFile = Field(description="catalogue name, or path of a Hugging Face config.json or of its folder")
     gpu: Name = Field(description="catalogue name, such as h100-80gb")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(), description="engine settings, vLLM's names")
     cost: Cost = Field(default_factory=lambda: RooflineCost(), description="cost model: roofline, linear or profile")
