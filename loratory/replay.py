@@ -10,10 +10,11 @@ from pathlib import Path
 
 from loratory.build import build
 from loratory.specs import policy_factory
+from loratory.watch import PolicyWatch
 from reports.recorder import Recorder
 from scenarios.load import load_text
 from serving.engine import Engine
-from serving.errors import InputError
+from serving.errors import InputError, shortened
 from serving.recording import Recording
 from sim.replay import replay
 
@@ -39,8 +40,11 @@ def replay_folder(folder: Path) -> list[Replayed]:
     try:
         scenario_yaml = (folder / "scenario.yaml").read_text(encoding="utf-8")
         folders = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))["folders"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} is no result folder: give one that loratory run --on executor has left") from error
+        folders = {str(policy): str(name) for policy, name in folders.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{shortened(str(folder), 150)} is no result folder: give one that loratory run --on executor has left"
+        ) from error
     scenario = load_text(scenario_yaml, str(folder / "scenario.yaml"), folder, unbounded=True)
     built = build(scenario)
     found: list[Replayed] = []
@@ -50,17 +54,19 @@ def replay_folder(folder: Path) -> list[Replayed]:
             if not (run / "recording.jsonl").exists():
                 continue
             recording = Recording.read(run / "recording.jsonl")
+            make = policy_factory(policy)
             with tempfile.TemporaryDirectory(prefix="loratory-replay-") as scratch:
                 with Recorder(Path(scratch)) as recorder:
                     engine = Engine(
                         built.engine,
                         built.adapters,
-                        policy_factory(policy)(),
+                        make(),
                         built.cost,
                         built.kv_bytes_per_token,
                         recorder.sink(0),
                     )
-                    steps = len(replay(engine, recording))
+                    with PolicyWatch(policy):
+                        steps = len(replay(engine, recording))
                     end_s = recording.steps[-1].end_s if steps else 0.0
                     engine.end_all(end_s, "failed", lambda _: "not ended by the recording")
                 found.append(_compare(policy, seed, steps, run, Path(scratch)))

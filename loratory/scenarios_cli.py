@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from loratory.terminal import Json, dump, show
+from serving.errors import InputError, shortened
 
 app = typer.Typer(help="List, show, check and describe scenario files.", rich_markup_mode=None)
 
@@ -40,7 +41,11 @@ def show_scenario(name: Annotated[str, typer.Argument(help="a library scenario's
     """Print a scenario file, to copy and change."""
     from scenarios.load import find
 
-    print(find(name).read_text(encoding="utf-8"), end="")
+    path = find(name)
+    try:
+        print(path.read_text(encoding="utf-8"), end="")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shortened(name, 150)}: is not text: give a scenario in YAML") from error
 
 
 @app.command("check")

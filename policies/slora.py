@@ -35,8 +35,8 @@ class SLora:
         margin_s: float = 0.5,
     ) -> None:
         self.reservation = Reservation(decode_steps, max_requests, min_prefill_tokens, tokens_per_rank)
-        if objective_s <= 0:
-            raise InputError("slora: objective_s is a time above 0")
+        if objective_s <= 0 or margin_s < 0:
+            raise InputError("slora: objective_s is a time above 0, and margin_s is not negative")
         self.abort = abort
         self.objective_s = objective_s
         self.margin_s = margin_s

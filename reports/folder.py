@@ -57,7 +57,7 @@ class ResultFolder:
 
     def __enter__(self) -> Self:
         check_target(self.target)
-        final = self.target.resolve()
+        final = _final(self.target)
         try:
             self._made = [parent for parent in final.parents if not parent.exists()]
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class ResultFolder:
         try:
             if error is None:
                 (self.staged / _LOCK).unlink(missing_ok=True)
-                _replace(self.staged, self.target.resolve())
+                _replace(self.staged, _final(self.target))
         except OSError as failure:
             raise _unwritable(self.target, failure) from failure
         finally:
@@ -183,6 +183,14 @@ def check_target(target: Path) -> None:
             f"{target} holds {foreign[0]!r}, which no Loratory run wrote there, so it is not replaced: name another "
             "folder with --out, or move that away"
         )
+
+
+def _final(target: Path) -> Path:
+    """Where ``target`` leads to. Raises `InputError` for links that lead to one another."""
+    try:
+        return target.resolve()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{shortened(str(target), 150)} leads nowhere: name another folder with --out") from error
 
 
 def _own_names(folder: Path) -> set[str]:

@@ -90,7 +90,7 @@ class _Reader:
                 for index, item in enumerate(node.value):
                     self.where.setdefault((*path, index), self._at(item))
                 return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-            return self._loader.construct_object(node)
+            return self._plain(node)
         finally:
             self._open.discard(id(node))
 
@@ -105,7 +105,7 @@ class _Reader:
                         raise InputError(f"{self._at(key_node)}: << wants a mapping, such as *defaults")
                     merged = {**self._mapping(source, path), **merged}
                 continue
-            key: str | int = self._loader.construct_object(key_node, deep=True)
+            key: str | int = self._plain(key_node)
             if not isinstance(key, str | int):
                 raise InputError(f"{self._at(key_node)}: a key should be a word or a whole number")
             if key in out:
@@ -114,6 +114,14 @@ class _Reader:
             self.where[below] = self._at(key_node)
             out[key] = self.value(value_node, below)
         return {**merged, **out}
+
+    def _plain(self, node: yaml.Node) -> Any:
+        """A scalar's value. A date that is none and a number of too many digits are ValueErrors to YAML."""
+        try:
+            return self._loader.construct_object(node, deep=True)
+        except (ValueError, OverflowError) as error:
+            text = shortened(str(error), 100)
+            raise InputError(f"{self._at(node)}: holds a value that cannot be read ({text}): correct it") from error
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self._source}:{node.start_mark.line + 1}"
@@ -138,7 +146,7 @@ def override(document: Document, settings: Sequence[str]) -> Document:
             raise InputError(f"{label}: wants key=value, such as engine.max_loras=8")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(f"{label}: the value is not YAML: quote it") from error
         path = _put(raw, key.strip().split("."), value, label)
         where = {known: place for known, place in where.items() if known[: len(path)] != path}

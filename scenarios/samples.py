@@ -32,7 +32,7 @@ def read_samples(file: str, column: str | None = None) -> Ints:
         values = _READERS.get(path.suffix.lower(), _text)(path, column)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}): check the path") from error
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         text = str(error).splitlines()[0]
         raise InputError(f"{file}: holds something that is not a whole number ({text}): keep lengths only") from error
     if len(values) == 0:

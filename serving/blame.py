@@ -25,15 +25,16 @@ def is_order(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and python_raises_it
 
 
-def raised(error: BaseException, subject: str = "it", *, ours: bool = False) -> str:
+def raised(error: BaseException, subject: str = "it", *, ours: bool = False, most: int = _LONGEST) -> str:
     """``it raised ValueError: no such key (mine.py:12)``; whatever the exception is, and if it cannot be printed.
 
-    The line is a guest's; with ``ours`` it may be one of the engine's own files.
+    The line is a guest's; with ``ours`` it may be one of the engine's own files. Of the exception's own text, ``most``
+    characters are told.
     """
     if isinstance(error, PolicyTimeout):
         return f"{subject} {error.text}"
     try:
-        text = shortened(str(error), _LONGEST)
+        text = shortened(str(error), most)
     except Exception:
         text = ""
     where = place(error, ours=ours)
@@ -46,8 +47,8 @@ def raised(error: BaseException, subject: str = "it", *, ours: bool = False) -> 
 def unexpected(error: BaseException) -> str:
     """One line for an exception nobody foresaw: what it is, where it comes from, and what to do about it."""
     return (
-        f"{raised(error, 'Loratory', ours=True)}, which is a fault of its own: please report it, with the command and "
-        "the input (LORATORY_TRACEBACK=1 shows the traceback)"
+        f"{raised(error, 'Loratory', ours=True, most=100)}, which is a fault of its own: please report it, with the "
+        "command and the input (LORATORY_TRACEBACK=1 shows the traceback)"
     )
 
 

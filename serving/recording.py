@@ -93,5 +93,5 @@ def _read_row(line: str, number: int, path: Path, found: dict[str, list[Any]]) -
     try:
         kind, *fields = json.loads(line)
         found[kind].append(_MAKERS[kind](*fields))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}, line {number} belongs to no recording: give the recording.jsonl of a run") from error

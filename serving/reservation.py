@@ -53,6 +53,8 @@ class Reservation:
     ) -> None:
         if decode_steps < 1 or max_requests < 1:
             raise InputError("decode_steps and max_requests are at least 1")
+        if min_prefill_tokens < 0 or (tokens_per_rank is not None and tokens_per_rank < 0):
+            raise InputError("min_prefill_tokens and tokens_per_rank are not negative")
         self._steps = decode_steps
         self.max_requests = max_requests
         self.min_prefill_tokens = min_prefill_tokens

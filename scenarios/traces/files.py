@@ -46,6 +46,8 @@ def require(path: Path) -> Path:
     """``path``, or an `InputError` when there is nothing there, or only a Git LFS pointer."""
     if not path.exists():
         raise InputError(f"{path}: no such trace: check the path")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is a device or a pipe, which need not end: give a file")
     if path.is_file():
         try:
             with path.open("rb") as handle:
