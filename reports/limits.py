@@ -7,6 +7,7 @@ from typing import Any
 
 from reports.verdict import Mood, PolicyRuns, Verdict
 from reports.words import count, listed, percent
+from reports.words import seconds as seconds_of
 
 NAMES: Mapping[str, str] = {
     "slots": "adapter slots (max_loras)",
@@ -30,6 +31,13 @@ _HELD: Mapping[str, str] = {
 }
 _UNITS = {"slots": "slots", "seqs": "running requests", "kv_blocks": "KV blocks", "tokens": "tokens a step"}
 _UNEVEN = 1.25
+_PARTS = {
+    "queue_s": "in the queue",
+    "load_wait_s": "waiting for its adapter",
+    "prefill_s": "prefill",
+    "decode_s": "decode",
+    "preempted_s": "preempted",
+}
 
 
 def advice_of(runs: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
@@ -52,9 +60,9 @@ def bottlenecks(policies: list[PolicyRuns]) -> list[Verdict]:
     for limit, those in mine.items():
         worst = max(those, key=lambda p: p.get("waiting.share") or 0.0)
         whose = "" if len(mine) == 1 else f" under {listed([p.name for p in those])}"
-        mood: Mood = "bad" if limit != "none" and all(p.missed for p in those) else "note"
+        mood: Mood = "bad" if all(p.missed for p in those) else "note"
         if limit == "none":
-            text = f"Nothing holds requests back{whose}: {_waits(worst)}. {_nearest(worst)}"
+            text = f"Nothing holds requests back{whose}: {_waits(worst)}. {_time(worst)} {_nearest(worst)}"
         else:
             text = f"The first limit{whose} is {NAMES[limit]}: {_evidence(worst, limit, len(those) > 1)}"
         uneven = worst.get("engine.imbalance") or 1.0
@@ -102,6 +110,16 @@ def advice(policies: list[PolicyRuns]) -> list[Verdict]:
 
 def _waits(policy: PolicyRuns) -> str:
     return f"they wait for {percent(policy.get('waiting.share'))} of their time in the system"
+
+
+def _time(policy: PolicyRuns) -> str:
+    """What a completed request's time goes to, the two largest parts."""
+    parts = sorted(((policy.get(f"waits_s.{part}") or 0.0, name) for part, name in _PARTS.items()), reverse=True)
+    total = sum(seconds for seconds, _ in parts)
+    if not total:
+        return ""
+    shares = [f"{percent(seconds / total)} of it {name}" for seconds, name in parts[:2] if seconds]
+    return f"A request takes {seconds_of(total)} on average, {listed(shares)}."
 
 
 def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:

@@ -168,3 +168,11 @@ def test_the_bottleneck_comes_with_its_figures_and_what_to_try(report: Any) -> N
     run["throughput"] |= {"ceiling_tokens_per_s_per_gpu": 1000.0, "ceiling_share": 0.25}
     (used,) = _of("Utilisation", verdicts([run]))
     assert "share of the 1,000 that the cost model gives" in used.text and "(25 %)" in used.text
+
+
+def test_where_nothing_limits_the_time_itself_is_told(report: Any) -> None:
+    run = report("fifo").run
+    run["bottleneck"] = "none"
+    run["waits_s"] |= {"queue_s": 0.0, "load_wait_s": 0.0, "prefill_s": 1.0, "decode_s": 3.0, "preempted_s": 0.0}
+    (verdict,) = _of("Bottleneck", verdicts([run]))
+    assert verdict.mood == "bad" and "takes 4 s on average, 75 % of it decode and 25 % of it prefill" in verdict.text
