@@ -9,7 +9,7 @@ from typing import TypeVar
 from loratory.notes import model_notes
 from loratory.remedies import Remedies
 from scenarios.build import build_adapters
-from scenarios.cost import LinearCost, RooflineCost, Tiers
+from scenarios.cost import RooflineCost, Tiers
 from scenarios.registered import other_base
 from scenarios.schema import Cluster, Scenario
 from serving.config import EngineConfig
@@ -74,7 +74,6 @@ def build(scenario: Scenario) -> Built:
         spec.context.note if scenario.engine.max_model_len is None else None,
         *model_notes(scenario, spec),
         *vllm_notes(engine, bool(used)),
-        _untimed_slots(scenario) if adapters else None,
         _router_note(scenario.cluster),
     )
     said = tuple(note for note in notes if note)
@@ -115,22 +114,6 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
             "or leave it out"
         )
     return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})
-
-
-def _untimed_slots(scenario: Scenario) -> str | None:
-    """What a step's time leaves out of the slots; None where there are none.
-
-    vLLM's LoRA kernels work on tensors padded to max_lora_rank, in a grid over all slots: pulls 22782 and 32005.
-    """
-    cost = scenario.cost
-    if scenario.engine.memory != "slots":
-        return None
-    timed = isinstance(cost, LinearCost) and cost.slot_token_s > 0
-    keys = "engine.max_lora_rank" if timed else "engine.max_loras or engine.max_lora_rank"
-    return (
-        f"cost model {cost.kind} adds no time for {keys}: real LoRA kernels slow down as they grow; here they change "
-        "memory and which adapters fit"
-    )
 
 
 def build_file(reference: str, scenario: Scenario) -> Built:

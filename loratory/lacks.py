@@ -1,4 +1,4 @@
-"""Lacks: what a policy decides by and a workload does not have, or has and no policy decides by."""
+"""Lacks: what a policy decides by and no request has, or requests have and no policy uses; slots without time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from loratory.specs import guest, policy_factory
+from scenarios.cost import LinearCost
+from scenarios.schema import Scenario
 from serving.policy import Decisive
 from serving.workload import Workload
 
@@ -43,6 +45,22 @@ def unread(specs: Sequence[str], workload: Workload) -> tuple[str, ...]:
         return ()
     used = {what for names in wanted for what in names or ()}
     return tuple(text for what, text in _UNREAD.items() if what in _there(workload) - used)
+
+
+def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
+    """What a simulated step's time leaves out of the slots, in a sentence; none without ``adapters`` or slots.
+
+    vLLM's LoRA kernels work on tensors padded to max_lora_rank, in a grid over all slots: pulls 22782 and 32005.
+    """
+    cost = scenario.cost
+    if scenario.engine.memory != "slots" or not adapters:
+        return ()
+    timed = isinstance(cost, LinearCost) and cost.slot_token_s > 0
+    keys = "engine.max_lora_rank" if timed else "engine.max_loras or engine.max_lora_rank"
+    return (
+        f"cost model {cost.kind} adds no time for {keys}: real LoRA kernels slow down as they grow; here they change "
+        "memory and which adapters fit",
+    )
 
 
 def _decides_by(spec: str) -> Sequence[str] | None:

@@ -13,7 +13,7 @@ from loratory.backend import Backend, Ran, Simulation, Task
 from loratory.build import Built, build
 from loratory.ceiling import ceiling
 from loratory.interruption import interruptible
-from loratory.lacks import lacking, unread
+from loratory.lacks import lacking, unread, untimed
 from loratory.setup import setup
 from loratory.specs import guest, policy_factory
 from loratory.watch import POLICY_TIMEOUT_S, PolicyWatch
@@ -189,6 +189,7 @@ def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: R
             *built.cost.warnings,
             *lacking(task.policy, workload),
             *unread(scenario.policies, workload),
+            *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
             *ran.notes,
         ),
         oracle=scenario.workload.max_tokens == "exact",

@@ -175,6 +175,8 @@ class WorkloadSpec(Section):
             if getattr(self, key) is not None and not (key == "duration_s" and self.arrivals is not None):
                 remedy = "use window" if key == "duration_s" else "leave one out"
                 raise wrong(f"cannot go with trace: {remedy}", key)
+        if self.arrivals is not None and self.arrivals.closed_loop is not None and self.duration_s is not None:
+            raise wrong("cannot go with closed_loop, which wants a number of requests: use requests", "duration_s")
         if self.window is not None and self.window[1] <= self.window[0]:
             raise wrong(f"ends at {self.window[1]:g} s, not after {self.window[0]:g} s: give [start, end]", "window")
         if self.generator != "loratory":
