@@ -81,7 +81,7 @@ def test_ids_ranks_sizes_and_sources_are_the_records(folder: Path) -> None:
     assert (
         scenario(folder, "{registry: adapters.db, target_modules: all-linear}").adapters.target_modules == "all-linear"
     )
-    assert built.notes == ()
+    assert not [note for note in built.notes if "base model" in note]
 
 
 def test_each_adapter_moves_its_own_bytes_in_the_simulation(folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_rank_above_the_engines_names_the_adapter(folder: Path) -> None:
 def test_another_base_model_is_a_note_of_the_run(folder: Path) -> None:
     loaded = scenario(folder, "{registry: adapters.db}", "model=mistral-7b")
     note = "adapters for another base model than mistral-7b: chat (for meta-llama/Llama-3.1-8B) and 2 more"
-    assert build(loaded).notes == (note,)
+    assert note in build(loaded).notes
     assert note in run_scenario(loaded)["runs"][0]["warnings"]
 
 
