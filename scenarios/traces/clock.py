@@ -28,7 +28,7 @@ _FAST_WHOLE = 500.0  # the same for whole numbers, which are seldom seconds
 _DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02  # beyond which an untold unit is doubted
 _TOO_FAST, _TOO_SLOW = 1000.0, 1e-4  # and beyond which any is
 _LONG_S = 1000 * 86_400.0
-_ENOUGH = 10
+_ENOUGH, _SOME = 10, 5  # rows that tell a rate, and that one is implausibly high
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ def read_clock(source: Source, column: str, asked: str | None, usual: str, guess
                 f"{source.columns.path}: time_unit does not apply, because {column} holds dates: leave it out"
             )
         time = source.dates(column)
+        with np.errstate(invalid="ignore"):
+            source.refuse(time > LATEST_S, column, "is 300 years after the earliest")
         return Clock(time, None, _doubts(time, None, sure=True))
     raw = source.numbers(column)
     unit, notes = (asked, []) if asked is not None else _unit(source, column, raw, usual, guess)
@@ -110,21 +112,22 @@ def _epoch(raw: Floats) -> str | None:
     return next((u for u, s in UNITS.items() if low * s >= _EPOCH_S[0] and high * s <= _EPOCH_S[1]), None)
 
 
-def _rate(time: Floats) -> float | None:
-    """Requests a second; None for few rows or no span."""
+def _rate(time: Floats, least: int = _ENOUGH) -> float | None:
+    """Requests a second; None for fewer rows than ``least`` or no span."""
     known = time[~np.isnan(time)]
-    span = float(known.max() - known.min()) if len(known) >= _ENOUGH else 0.0
+    span = float(known.max() - known.min()) if len(known) >= least else 0.0
     return (len(known) - 1) / span if span > 0 else None
 
 
 def _doubts(time: Floats, unit: str | None, sure: bool) -> tuple[str, ...]:
     """A note on a rate or span that no service has, or few have where the unit is only the usual one."""
-    rate = _rate(time)
+    rate = _rate(time, 2)
     if rate is None:
         return ()
     span = float(np.nanmax(time) - np.nanmin(time))
-    fast = rate > (_TOO_FAST if sure else _DOUBT_FAST)
-    slow = rate < (_TOO_SLOW if sure else _DOUBT_SLOW) or span > _LONG_S
+    count = int((~np.isnan(time)).sum())
+    fast = count >= _SOME and rate > (_TOO_FAST if sure else _DOUBT_FAST)
+    slow = span > _LONG_S or (count >= _ENOUGH and rate < (_TOO_SLOW if sure else _DOUBT_SLOW))
     if not fast and not slow:
         return ()
     length = f"{span / 86_400:,.0f} days" if span > 172_800 else f"{span:,.3g} s"

@@ -138,6 +138,8 @@ def open_columns(path: Path, rows: int | None = None) -> Columns:
                 return Columns(path, _once(path, names))
             if kind_of(path) == "json":
                 records, lines = _records(handle, rows)
+                if not records:
+                    raise _empty(path)
                 names = tuple(dict.fromkeys(key for record in records for key in record))
                 return Columns(path, names, records, lines)
             with _text(handle) as text:
@@ -238,7 +240,7 @@ def _once(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _empty(path: Path) -> InputError:
-    return InputError(f"{path}: the trace is empty: give a file with a header and rows")
+    return InputError(f"{path}: the trace is empty: give a file with rows")
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:

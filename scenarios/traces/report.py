@@ -97,7 +97,12 @@ class TraceReport:
             *((("time unit", self.time_unit),) if self.time_unit is not None else ()),
             ("rows", f"{self.rows_read:,} ({self.usable_rows:,} usable)"),
             ("span", "no times" if self.span_s is None else f"{self.span_s:,.3f} s ({self.span_s / 3600:.2f} h)"),
-            ("rate", "-" if self.rate is None else f"{self.rate:.4g} requests/s"),
+            (
+                "rate",
+                "-"
+                if self.rate is None
+                else f"{self.rate:.4g} {'rows with a time' if self.waiting_turns else 'requests'}/s",
+            ),
             ("CV of inter-arrivals", "-" if self.cv is None else f"{self.cv:.3f}"),
             ("ties", "-" if self.ties is None else f"{self.ties:,}"),
             ("unsorted rows", f"{self.unsorted_rows:,}"),

@@ -157,6 +157,10 @@ def test_times_that_make_no_sense(
 def test_an_implausible_rate_or_span_is_told(tmp_path: Path) -> None:
     (slow,) = read_trace(rows(tmp_path, [i * 86_400.5 for i in range(2000)], "time")).notes
     assert "over 1,999 days, which is unusual: if the times are in milliseconds, set time_unit: ms" in slow
+    (few,) = read_trace(rows(tmp_path, [0, 1e9], "time_s")).notes
+    assert "over 11,574 days, which is unusual: if the times are in milliseconds, set time_unit: ms" in few
+    (burst,) = read_trace(rows(tmp_path, [0, 1, 2, 3, 4], "timestamp")).notes
+    assert "arrives at 1,000 requests/s over 0.004 s, which is unusual: if the times are in seconds" in burst
     (fast,) = read_trace(rows(tmp_path, [i * 1e-5 for i in range(20)], "time_s")).notes
     assert "100,000 requests/s over 0.00019 s" in fast and "check the times" in fast
 
@@ -240,6 +244,8 @@ def test_a_json_line_ends_at_a_newline_only(tmp_path: Path) -> None:
     ("name", "content", "says"),
     [
         ("t.jsonl", '{"timestamp": 0, "timestamp": 1}', "line 1 has a key twice"),
+        ("t.jsonl", "\n\n", "the trace is empty: give a file with rows"),
+        ("t.csv", "time,input_tokens\n9999-01-01,1\n2024-01-01,1\n", "line 2: time '9999-01-01' is 300 years after"),
         ("t.jsonl", '{"timestamp": NaN}', "line 1 holds NaN, which is not JSON"),
         ("t.jsonl", '\n\n{"timestamp": 0}\n[1]', "line 4 is not an object"),
         ("t.jsonl", '{"timestamp": 0}\n{"timestamp"', "line 2 is not JSON"),
