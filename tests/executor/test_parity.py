@@ -89,6 +89,21 @@ def test_a_cutoff_leaves_later_turns_unsent(llama: Zoo) -> None:
     assert ran.outcome.cut_off and len(ran.ends) == ran.outcome.submitted < len(TURNS)
 
 
+class _Leaves:
+    """Leaves every request waiting for ever."""
+
+    def schedule(self, view: Any) -> Any:
+        yield from ()
+
+
+def test_turns_that_are_never_served_end_after_one_another(llama: Zoo) -> None:
+    config = EngineConfig(max_loras=2, max_lora_rank=8, max_num_seqs=4, num_gpu_blocks=20, block_size=4)
+    work = workload(_with_delays(TURNS), llama.adapters)
+    ran = run(llama.machine(config), llama.adapters, work, _Leaves(), ToyCost())
+    assert len(ran.ends) == ran.outcome.never_served == len(TURNS) == ran.outcome.submitted
+    assert {status for status, _ in ran.ends.values()} == {"failed"}
+
+
 def _columns(folder: Path, *names: str) -> list[list[Any]]:
     table = pq.read_table(folder / "requests.parquet")
     return [table[name].to_pylist() for name in names]
