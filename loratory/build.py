@@ -16,7 +16,7 @@ from serving.config import EngineConfig
 from serving.errors import InputError
 from serving.lora import Adapter
 from serving.vllm import vllm_notes
-from sim.catalogue import ModelSpec, dtype_bytes, gpu, model
+from sim.catalogue import ModelSpec, dtype_bytes, gpu, model, resolve_targets
 from sim.cost import CostModel, MemoryOptions, MemoryPlan, cost_model, kv_blocks, oversized
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ def build(scenario: Scenario) -> Built:
     card = _at("gpu", lambda: gpu(scenario.gpu))
     engine = _limited(scenario.engine, spec)
     targets = scenario.adapters.target_modules
+    _at("adapters.target_modules", lambda: resolve_targets(targets))
     used = targets if scenario.adapters.known_count != 0 else ()
     options = _memory_options(scenario)
     if options.dtype is not None:

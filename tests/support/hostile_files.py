@@ -213,7 +213,8 @@ def policy_spec(rng: random.Random) -> Case:
         "empty.py": b"", "broken.py": b"class P(:\n", "raises.py": b"raise RuntimeError('no' * 900)\n", "binary.py": b"\x00\xff\x00",
         "exits.py": b"import sys\nsys.exit(0)\n", "s.yaml": dumped(BASE),
     }  # fmt: skip
-    return Case(("run", "s.yaml", "--policy", spec), files)
+    code = 1 if spec == "exits.py:P" else 2  # ends the process: the policy's fault, not the input's
+    return Case(("run", "s.yaml", "--policy", spec), files, code=code)
 
 
 def policy(rng: random.Random) -> Case:
