@@ -26,7 +26,8 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[str, Any]) -> list[str]:
     """At most two sentences for the ``run`` object of a simulated run, the one about its bottleneck first."""
-    if not isfinite(ceiling(built, workload)):
+    requests = run["requests"]
+    if not isfinite(ceiling(built, workload)) or requests["rejected"] == requests["submitted"]:
         return []
     adviser = _Adviser(scenario, built, workload, run)
     limit = run["bottleneck"]

@@ -125,3 +125,9 @@ def test_first_loads_are_no_reason_for_a_larger_host_cache() -> None:
     run = _run(*cold, "engine.max_loras=16", "engine.adapter_loading=sync")
     assert run["bottleneck"] == "loads"
     assert run["advice"][0].startswith("Try engine.adapter_loading async")
+
+
+def test_no_advice_on_a_load_that_no_setting_serves() -> None:
+    """Every prompt is above max_model_len: more replicas would reject as many."""
+    run = _run("workload.input_tokens=100000", "engine.max_model_len=4096")
+    assert run["requests"]["rejected"] == run["requests"]["submitted"] and run["advice"] == []
