@@ -169,7 +169,9 @@ class Actions:
         sequence = self.ledger.sequences.get(getattr(action.request, "request_id", ""))
         if sequence is None or sequence.state != "waiting":
             return REFUSED["unknown"]
-        self.end(sequence, "rejected", str(action.why))
+        if not isinstance(action.why, str):
+            raise TypeError(f"its why is of type {type(action.why).__name__}: give a text")
+        self.end(sequence, "rejected", action.why)
         return OK
 
     def _wake(self, action: Wake) -> Outcome:

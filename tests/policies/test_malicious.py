@@ -86,6 +86,12 @@ def test_the_run_stops_with_an_error_that_names_the_policy(name: str, loading: s
         run(crowd(adapter_loading=loading), FAILS[name])
 
 
+def test_the_reason_of_a_rejection_is_a_text() -> None:
+    """Anything else may look different in each run, as an object's address does."""
+    with pytest.raises(PolicyError, match="a Reject it yielded is malformed: its why is of type object: give a text"):
+        run(crowd(), lambda: YieldsOnRequest(lambda request: Reject(request, object())))  # type: ignore[arg-type]
+
+
 def test_a_victim_that_raises_is_the_policys_error() -> None:
     with pytest.raises(PolicyError, match="victim"):
         run(crowd(num_gpu_blocks=30), RaisesInVictim)
