@@ -140,9 +140,9 @@ def oversized(
     if blocks <= plan.kv_bytes:
         return None
     return (
-        f"num_gpu_blocks {given} is given and goes before the memory model, which has no room for it: with weights, "
-        f"{plan.slots} adapter slots and activations it needs {_gib(blocks - plan.kv_bytes + plan.usable_bytes)}, "
-        f"and {gpu.name} has {_gib(plan.usable_bytes)} usable"
+        f"num_gpu_blocks {given} is given and overrides the memory model, which has no room for it: with weights, "
+        f"{plan.slots} adapter slots and activations it needs {_gib(blocks - plan.kv_bytes + plan.usable_bytes)} GiB, "
+        f"and {gpu.name} has {_gib(plan.usable_bytes)} GiB usable"
     )
 
 
@@ -282,15 +282,15 @@ def _out_of_memory(
         found = next((v for v in usable if fits(**{name: v})), None)
         if found is not None:
             remedies.append(f"{'raise' if raises else 'lower'} {name} from {_number(now)} to {_number(found)}")
-    parts = [f"weights {_gib(plan.weights_bytes)}"]
+    parts = [f"{_gib(plan.weights_bytes)} for weights"]
     if plan.slots:
-        parts.append(f"{plan.slots} adapter slots of rank {engine.max_lora_rank} {_gib(plan.lora_bytes)}")
-    parts.append(f"activations and overhead {_gib(plan.activation_bytes + plan.overhead_bytes)}")
+        parts.append(f"{_gib(plan.lora_bytes)} for {plan.slots} adapter slots of rank {engine.max_lora_rank}")
+    parts.append(f"{_gib(plan.activation_bytes + plan.overhead_bytes)} for activations and overhead")
     left = f"leave {_gib(plan.kv_bytes)}" if plan.kv_bytes > 0 else f"are {_gib(-plan.kv_bytes)} too much"
-    need = _gib(plan.max_model_len * plan.kv_bytes_per_token)
+    cache = _gib(plan.max_model_len * plan.kv_bytes_per_token)
     return (
-        f"{model.name} does not fit {gpu.name}: of {_gib(plan.usable_bytes)} usable, {', '.join(parts)} {left}, "
-        f"and one request of max_model_len {plan.max_model_len} needs {need} of KV cache: "
+        f"{model.name} does not fit {gpu.name}: of {_gib(plan.usable_bytes)} GiB usable, {', '.join(parts)} {left}; "
+        f"the KV cache of one request of max_model_len {plan.max_model_len} needs {cache}: "
         f"{' or '.join(remedies) or _larger(model, gpu, engine, targets, opts, acceptable)}"
     )
 
@@ -326,4 +326,4 @@ def _number(value: int | float) -> str:
 
 
 def _gib(count: float) -> str:
-    return f"{count / _GIB:.2f} GiB"
+    return f"{count / _GIB:.2f}"
