@@ -24,9 +24,15 @@ MOST_RUNS = 10_000
 """Policies times seeds."""
 
 LARGEST, SMALLEST = 1e18, 1e-30
-"""What any other number may be."""
+"""What any other number may be, and the least size of one that something is divided by."""
 
-_LIFT = "lower it, or lift all limits with --unbounded (in Python: unbounded=True)"
+_DIVISOR = re.compile(
+    r".*(arrivals(\.(poisson|constant))?|rate(_on|_off|_scale)?|rates(\..*)?|cv|noise|(on|off|period|duration)_s|peak"
+    r"|scale|.*bandwidth_bytes_s|.*efficiency|gpu_memory_utilization|deadline_s.*|weights(\..*)?|slo\..*)"
+)
+"""Keys of rates, spreads, periods and the like; any other number may come as close to 0 as it likes."""
+
+_LIFT = "lift all limits with --unbounded (in Python: unbounded=True)"
 
 _LIMITS: tuple[tuple[str, float], ...] = (
     (r"adapters\.count", 1_000_000),
@@ -77,8 +83,9 @@ def check_keys(document: Document) -> None:
         most = next((limit for pattern, limit in _COMPILED if pattern.fullmatch(name)), LARGEST)
         if abs(value) > most:
             raise _implausible(document, path, f"is {_number(value)}, beyond {_number(most)}, the largest expected")
-        if 0 < abs(value) < SMALLEST:
-            raise _implausible(document, path, f"is {value:g}, closer to 0 than {SMALLEST:g}: write 0 or more")
+        if 0 < abs(value) < SMALLEST and _DIVISOR.fullmatch(name):
+            text = f"is {value:g}, closer to 0 than {SMALLEST:g}, the least expected"
+            raise _implausible(document, path, text, "raise")
     seeds, policies = document.raw.get("seeds"), document.raw.get("policies")
     runs = max(len(seeds) if isinstance(seeds, list) else 1, 1) * max(
         len(policies) if isinstance(policies, list) else 1, 1
@@ -166,6 +173,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) < 1e15 else f"{float(value):g}" if abs(value) < 1e300 else "over 1e300"
 
 
-def _implausible(document: Document, path: Path, text: str) -> InputError:
+def _implausible(document: Document, path: Path, text: str, remedy: str = "lower") -> InputError:
     where = f"{shortened(document.place(path), 120)}: {shortened(dotted(path), 80)}"
-    return InputError(shortened(f"{where}: {text}: {_LIFT}"))
+    return InputError(shortened(f"{where}: {text}: {remedy} it, or {_LIFT}"))

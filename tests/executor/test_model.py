@@ -223,7 +223,8 @@ def test_lora_is_asked_for_every_fused_projection_and_base_rows_stay() -> None:
     found = passes.run({}, prompts, {"a": 0}, lora)
     config = LLAMA
     widths = {"qkv": (64, 64 + 2 * 32), "o": (64, 64), "gate_up": (64, 2 * 112), "down": (112, 64)}
-    assert lora.calls == [(layer, group, *widths[group]) for layer in range(config.layers) for group in widths]
+    projections = [(layer, group, *widths[group]) for layer in range(config.layers) for group in widths]
+    assert lora.calls == [*projections, (0, "head", 64, config.vocab)]
     assert relative_error(found["a"], alone("a")[:9]) > 0.05
     assert relative_error(found["b"], alone("b")[:5]) < 1e-5
 

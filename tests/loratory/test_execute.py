@@ -257,7 +257,7 @@ def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario:
     ("arguments", "says"),
     [
         (["--set", "executor.checkpoint=/nowhere/model"], "/nowhere/model"),
-        (["--set", "engine.num_gpu_blocks=100000000000"], "lower num_gpu_blocks"),
+        (["--set", "engine.num_gpu_blocks=1000000000"], "lower num_gpu_blocks"),
         (["--set", "engine.memory=unified"], "simulated only"),
         (["--set", "cluster.replicas=2"], "cluster.replicas"),
         (["--jobs", "2"], "--jobs"),
