@@ -40,7 +40,7 @@ def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[st
         "loads": adviser.loads,
         "policy": adviser.policy,
         "none": adviser.fewer_replicas,
-    }[limit]
+    }.get(limit, str)
     found = [adviser.replicas()] if adviser.overloaded() else []
     if not found or limit not in ("compute", "seqs", "tokens"):
         found.append(advice())
@@ -170,13 +170,30 @@ class _Adviser:
         offered = self._offered()
         if not offered:
             return ""
-        need = max(1, ceil(offered / (BUSY * one)))
-        fuller = {name: used["p50"] * now / need for name, used in self._run["usage"].items()}
-        if need >= now or any(fuller[name] > SPARE * used["limit"] for name, used in self._run["usage"].items()):
+        least = max(1, ceil(offered / (BUSY * one)))
+        fewer = next((count for count in range(least, now) if self._room_on(count)), None)
+        if fewer is None:
             return ""
-        return (
-            f"Try cluster.replicas {need}: the load asks for {offered:,.0f} output tokens/s, {self._per_replica(one)}."
+        load = f"the load asks for {offered:,.0f} output tokens/s, {self._per_replica(one)}"
+        return f"Try cluster.replicas {fewer}: {load}; all that was in use at the peak would fit."
+
+    def _room_on(self, count: int) -> bool:
+        """Whether so many replicas hold what was in use at the peak, and keep the SLO if every time grows as the load.
+
+        Tokens are no measure of it: one prompt fills a step.
+        """
+        factor = self._scenario.cluster.replicas / count
+        usage, slo = self._run["usage"], self._run["slo"]
+        full = any(
+            usage[name]["limit"] is not None and usage[name]["max"] * factor > usage[name]["limit"]
+            for name in ("slots", "kv_blocks", "seqs")
         )
+        slow = any(
+            slo["values"].get(key) is None or slo["values"][key] * factor > most
+            for key, most in (slo["limits"] or {}).items()
+            if key in slo["values"] and key.endswith("_s")
+        )
+        return not (full or slow)
 
     def unused_slots(self) -> str:
         """Slots that no adapter ever held take memory from the KV cache."""
@@ -186,7 +203,8 @@ class _Adviser:
         other = self._with(max_loras=held)
         more = 0 if other is None else other.engine.require_blocks() - self._engine.require_blocks()
         frees = f", and frees room for {more:,} KV blocks" if more > 0 else ""
-        return f"{now - held} of {now} slots were never used: engine.max_loras {held} would do{frees}."
+        was = "was" if now - held == 1 else "were"
+        return f"{now - held} of the {now} slots {was} never used: engine.max_loras {held} would do{frees}."
 
     def _larger(self, key: str, now: int) -> str:
         other = self._with(**{key: 2 * now})

@@ -26,6 +26,7 @@ MEASURES: tuple[tuple[str, str, str], ...] = (
 )
 """(label, metric, form) of the rows of `summary_tables`; means over the seeds."""
 
+_LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
 _SCALE = {"tpot_s.p99": 1000.0}
 _WIDEST_NAME = 24
 
@@ -81,7 +82,7 @@ def _cells(policy: Mapping[str, Any], every: Sequence[Mapping[str, Any]], measur
         slo,
         share,
         f"all {done:,}" if done == sent else f"{done:,} of {sent:,}",
-        "nothing" if limit == "none" else limit,
+        _LIMITS.get(limit, limit),
         *cells,
     ]
 

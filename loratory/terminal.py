@@ -36,8 +36,14 @@ def width() -> int:
 
 
 def say(text: str) -> None:
-    """A sentence: wrapped between words where there is a terminal, on one line in a pipe."""
-    print(fill(text, width(), break_long_words=False, break_on_hyphens=False) if sys.stdout.isatty() else text)
+    """A sentence: wrapped between words in a terminal or as COLUMNS says, on one line in a pipe without COLUMNS."""
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    indent = "  " if text.startswith(("note", "next")) else ""
+    print(
+        fill(text, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        if narrow
+        else text
+    )
 
 
 def show(thing: Any, whole: bool = False) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reports.outcomes import reason_of
 from reports.verdict import Mood, PolicyRuns, Verdict
-from reports.words import count, listed, percent
+from reports.words import count, listed, percent, plural
 from reports.words import seconds as seconds_of
 
 NAMES: Mapping[str, str] = {
@@ -17,6 +18,8 @@ NAMES: Mapping[str, str] = {
     "loads": "adapter loads",
     "compute": "the GPU's compute",
     "policy": "the policy itself",
+    "context": "the context limit (max_model_len)",
+    "rejected": "that requests were rejected",
     "none": "nothing",
 }
 """What `bottleneck` says, in words."""
@@ -125,6 +128,11 @@ def _time(policy: PolicyRuns) -> str:
 def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
     """The figures behind a limit."""
     of_whom = f" ({policy.name})" if named else ""
+    if limit in ("context", "rejected"):
+        lost = sum(run["rejected"]["count"] for run in policy.runs)
+        sent = sum(run["requests"]["submitted"] for run in policy.runs)
+        why = reason_of(policy.runs, "rejected")
+        return f"{count(lost)} of {plural(sent, 'request')} {'was' if lost == 1 else 'were'} rejected{of_whom}: {why}."
     share, stall = policy.get("waiting.share") or 0.0, policy.get("adapters.stall_share") or 0.0
     if limit == "compute":
         return (

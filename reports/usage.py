@@ -94,16 +94,19 @@ def imbalance(run: Measured, steps: Steps) -> float:
 
 
 def bottleneck(run: dict[str, Any]) -> str:
-    """What limits a run, from its ``run`` object: one of `LIMITS`, ``compute``, or ``none`` where nothing does.
+    """What limits a run, from its ``run`` object: one of `LIMITS`, or of the four below.
 
     ``none``: requests wait less than 5 % of their time, loads stall steps for less than 25 % of theirs, and every
-    request got its tokens. ``compute``: output tokens a second reach 85 % of the cost model's ceiling.
+    request got its tokens. ``context``, ``rejected``: requests wait as little, and some were rejected, most of them
+    because they exceed ``max_model_len``, or for another reason. ``compute``: output tokens a second reach 85 % of the
+    cost model's ceiling.
     """
-    lost = run["requests"]["rejected"] + run["never_served"]["count"]
     by = run["waiting"]["by"]
     if run["adapters"]["stall_share"] >= STALLED:
         return "loads"
-    if run["waiting"]["share"] < NEGLIGIBLE and not lost:
+    if run["waiting"]["share"] < NEGLIGIBLE and run["rejected"]["count"]:
+        return "context" if "max_model_len" in next(iter(run["rejected"]["why"]), "") else "rejected"
+    if run["waiting"]["share"] < NEGLIGIBLE and not run["never_served"]["count"]:
         return "none"
     ceiling = run["throughput"]["ceiling_share"]
     if ceiling is not None and ceiling >= CEILING:

@@ -130,7 +130,7 @@ def oversized(
     target_modules: str | Iterable[str] = "all-linear",
     options: MemoryOptions | None = None,
 ) -> str | None:
-    """What to know of a ``num_gpu_blocks`` that goes before `kv_blocks` and has no room on the GPU; None where it has.
+    """What to know of a ``num_gpu_blocks`` that overrides `kv_blocks` and has no room on the GPU; None where it has.
 
     Parameters as of `kv_blocks`. Raises `InputError` for a model that ``tensor_parallel_size`` does not divide.
     """

@@ -103,7 +103,7 @@ def test_a_load_beyond_the_ceiling_asks_for_replicas() -> None:
 
 def test_unused_slots_are_named() -> None:
     advice = _run("engine.max_loras=16", "adapters.count=4")["advice"]
-    assert any("12 of 16 slots were never used: engine.max_loras 4 would do" in text for text in advice)
+    assert any("12 of the 16 slots were never used: engine.max_loras 4 would do" in text for text in advice)
 
 
 def test_a_cost_model_without_time_has_no_ceiling() -> None:
@@ -131,3 +131,30 @@ def test_no_advice_on_a_load_that_no_setting_serves() -> None:
     """Every prompt is above max_model_len: more replicas would reject as many."""
     run = _run("workload.input_tokens=100000", "engine.max_model_len=4096")
     assert run["requests"]["rejected"] == run["requests"]["submitted"] and run["advice"] == []
+
+
+FLEET = (
+    "cluster={replicas: 4, router: lora_affinity}",
+    "engine={max_loras: 16, max_cpu_loras: 128, max_lora_rank: 64}",
+    "adapters={count: 300, ranks: 64, popularity: {zipf: 1.0}}",
+    "workload.arrivals={poisson: 15}",
+    "workload.requests=1200",
+)
+
+
+def test_fewer_replicas_are_advised_only_where_their_slots_suffice_and_the_slo_holds() -> None:
+    """One replica could compute the load, but its 16 slots could not hold the adapters in use at once."""
+    slo = "slo={ttft_p99_s: 2.0, tpot_p99_s: 0.05}"
+    (advice,) = _run(*FLEET, slo)["advice"]
+    count = int(advice.removeprefix("Try cluster.replicas ").partition(":")[0])
+    after = _run(*FLEET, slo, f"cluster.replicas={count}")
+    assert after["slo"]["met"] and after["bottleneck"] == "none"
+    assert _run(*FLEET, slo, "cluster.replicas=1")["slo"]["met"] is False
+    tight = _run(*FLEET, slo)["slo"]["values"]["tpot_p99_s"] * 1.02
+    assert _run(*FLEET, f"slo={{tpot_p99_s: {tight}}}")["advice"] == []
+
+
+@pytest.mark.parametrize(("held", "was"), [(3, "1 of the 4 slots was"), (2, "2 of the 4 slots were")])
+def test_unused_slots_in_a_sentence(held: int, was: str) -> None:
+    advice = _run(f"adapters.count={held}", "workload.requests=200")["advice"]
+    assert any(f"{was} never used" in text for text in advice)

@@ -77,6 +77,20 @@ def test_nothing_limits_a_run_that_never_waits(measure: Any) -> None:
     assert measure()["usage"]["slots"] == {"limit": 4, "p50": 0, "max": 0, "held": 0}
 
 
+@pytest.mark.parametrize(
+    ("why", "limit"),
+    [
+        ("prompt of 90 tokens and an output do not fit max_model_len 64", "context"),
+        ("prompt of 90 tokens and an output do not fit the KV cache of 64 tokens", "rejected"),
+    ],
+)
+def test_rejections_are_the_limit_where_nobody_waits(record: Any, sequence: Any, why: str, limit: str) -> None:
+    refused = sequence(Request("1", "a", 0.0, 90, 5, "a"), 0)
+    refused.ended_at = 0.0
+    run = summarise(record(iter([Ended(0.0, refused.view, "rejected", why, refused)])), INFO).run
+    assert run["rejected"]["why"] == {why: 1} and run["bottleneck"] == limit
+
+
 def test_compute_limits_a_run_near_the_cost_model_ceiling(measure: Any) -> None:
     """900 tokens in 10 s on one GPU are 90 % of 100 tokens/s, 45 % of two GPUs."""
     waits = _step(0, 9, waiting=5, running=8)
