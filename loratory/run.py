@@ -12,6 +12,7 @@ from loratory.advice import advise
 from loratory.backend import Backend, Ran, Simulation, Task
 from loratory.build import Built, build
 from loratory.ceiling import ceiling
+from loratory.guard import Leavings
 from loratory.interruption import interruptible
 from loratory.lacks import lacking, unread, untimed
 from loratory.setup import setup
@@ -106,11 +107,11 @@ def _run_all(
     reports: dict[int, RunReport] = {}
     if jobs <= 1:
         workloads: dict[int, Workload] = {}
-        abandon = None if folder is None else folder.discard
+        leavings = () if folder is None else folder.leavings
         for place, task in enumerate(tasks):
             if task.seed not in workloads:
                 workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
-            reports[place] = _run_one(task, built, workloads[task.seed], backend, abandon)
+            reports[place] = _run_one(task, built, workloads[task.seed], backend, leavings)
             tell(task.policy, len(reports), len(tasks))
     else:
         for place, report in shared(_run_alone, tasks, jobs, _name_of):
@@ -128,15 +129,13 @@ def _run_alone(task: Task) -> RunReport:
     return _run_one(task, built, build_workload(task.scenario, task.seed, built.adapters), Simulation())
 
 
-def _run_one(
-    task: Task, built: Built, workload: Workload, backend: Backend, abandon: Callable[[], None] | None = None
-) -> RunReport:
-    """One policy and seed: run, record, measure. ``abandon()`` is called before a policy takes the process down."""
+def _run_one(task: Task, built: Built, workload: Workload, backend: Backend, leavings: Leavings = ()) -> RunReport:
+    """One policy and seed: run, record, measure. ``leavings`` are removed should the policy take the process down."""
     if not len(workload):
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
         try:
-            with PolicyWatch(task.policy, task.policy_timeout_s, abandon):
+            with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
                 ran = backend.run(task, built, workload, recorder)
                 bound = _bound(task, built, workload)
         except PolicyTimeout as late:

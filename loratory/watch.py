@@ -5,13 +5,18 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
+import policies
+from loratory.guard import Guard, Leavings, redirected_words
 from loratory.terminal import complain
 from serving.blame import place_of
 from serving.errors import InputError, PolicyTimeout, shortened
@@ -35,6 +40,9 @@ _ENTRIES = {
 }
 """The functions that call a policy's code, by module."""
 
+_PASSING = "serving.reserved"
+"""A module of ours whose generators pass the call on."""
+
 _Call = tuple[FrameType, FrameType, object]
 
 
@@ -48,13 +56,15 @@ class PolicyWatch:
     answer, at each of these looks, the time is over. So it costs the run nothing, however often the policy is asked;
     only time inside one call counts, and none in which the process was suspended. In the main thread the looks are
     SIGALRM's; where the caller uses that signal, or in another thread, they are a thread's, which cannot end a call
-    into the system (a sleep) before it returns. Neither can end a single call into C that never returns.
+    into the system (a sleep) before it returns. A single call into C that keeps Python from looking for twice
+    ``timeout_s`` ends the process, by `loratory.guard`; policies that come with Loratory have no guard.
 
     Meanwhile ``os._exit`` called by a policy raises SystemExit. A policy that catches what is raised in it, over and
-    over, ends the process, with one line and exit code 1, after ``abandon()``. Watches do not nest: the outer counts.
+    over, ends the process, too. Either way it is one line and exit code 1, and ``leavings`` are removed before. Watches
+    do not nest: the outer counts.
     """
 
-    def __init__(self, policy: str, timeout_s: float = POLICY_TIMEOUT_S, abandon: Callable[[], None] | None = None):
+    def __init__(self, policy: str, timeout_s: float = POLICY_TIMEOUT_S, leavings: Leavings = ()):
         if not 0.01 <= timeout_s <= _LONGEST_S:
             raise InputError(
                 f"the policy timeout (--policy-timeout, policy_timeout_s) is {timeout_s:g} s: give from 0.01 to "
@@ -62,7 +72,8 @@ class PolicyWatch:
             )
         self._policy = policy
         self._timeout_s = timeout_s
-        self._abandon = abandon
+        self._leavings = leavings
+        self._guard: Guard | None = None
         self._call: _Call | None = None
         self._looks = 0
         self._looking = False
@@ -80,6 +91,7 @@ class PolicyWatch:
         if self._nested:
             return self
         self._exit, os._exit = os._exit, self._refuse_exit  # type: ignore[assignment]
+        self._guard = self._guarded()
         interval = self._timeout_s / _TICKS
         if _may_use_alarm():
             signal.signal(signal.SIGALRM, self._on_alarm)
@@ -100,6 +112,10 @@ class PolicyWatch:
         if self._thread is None:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        else:
+            self._thread.join()
+        if self._guard is not None:
+            self._guard.stop()
         os._exit = self._exit  # type: ignore[assignment]
         self._call = None
 
@@ -108,6 +124,21 @@ class PolicyWatch:
         """The watch that is armed in this process."""
         found = getattr(os._exit, "__self__", None)
         return found if isinstance(found, PolicyWatch) else None
+
+    def _guarded(self) -> Guard | None:
+        """The guard of a guest's policy, where the system has what it takes."""
+        head = self._policy.partition(":")[0]
+        if any((Path(folder) / f"{head}.py").is_file() for folder in policies.__path__):
+            return None
+        files = {name: str(module.__file__) for name in _ENTRIES if (module := sys.modules.get(name)) is not None}
+        entries = {file: [each.rpartition(".")[2] for each in _ENTRIES[name]] for name, file in files.items()}
+        packages = [sys.modules[name] for name in _OURS if name in sys.modules]
+        ours = [f"{folder}{os.sep}" for package in packages for folder in package.__path__]
+        passing = [str(module.__file__)] if (module := sys.modules.get(_PASSING)) is not None else []
+        try:
+            return Guard(self._policy, self._timeout_s, entries, ours, passing, self._leavings)
+        except (OSError, ValueError):
+            return None
 
     def insist(self, order: BaseException) -> None:
         """Raise ``order`` at each look until the ``with`` block is left: a policy may have caught it."""
@@ -136,6 +167,8 @@ class PolicyWatch:
 
     def _due(self, frame: FrameType | None) -> BaseException | None:
         """What is to be raised at this look, if anything."""
+        if self._guard is not None:
+            self._guard.alive()
         if self._order is None:
             if not self._is_late(frame):
                 return None
@@ -167,11 +200,19 @@ class PolicyWatch:
         return late
 
     def _give_up(self) -> NoReturn:
-        if self._abandon is not None:
-            self._abandon()
+        for folder, made in self._leavings:
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
         what = getattr(self._order, "text", "") or "caught the order to stop"
-        complain(f"policy {shortened(self._policy, 100)} {what}; it also caught what was raised to stop it")
-        sys.stderr.flush()
+        text = f"policy {shortened(self._policy, 100)} {what}; it also caught what was raised to stop it"
+        words = redirected_words()
+        if words is None:
+            complain(text)
+            sys.stderr.flush()
+        else:
+            os.write(words, text.encode())
         self._exit(1)
 
     def _refuse_exit(self, code: int) -> NoReturn:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from loratory.guard import redirect_words
 from serving.blame import unexpected
 from serving.errors import LoratoryError
 
@@ -23,7 +24,7 @@ R = TypeVar("R")
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from loratory.workers import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+    "from loratory.workers import serve; serve(*map(int, sys.argv[2:]))"
 )
 _SECONDS_TO_END = 5.0
 
@@ -67,13 +68,15 @@ class _Worker(Generic[A, R]):
 
     def __init__(self, function: Callable[[A], R], lifeline: int) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            arguments = [json.dumps(sys.path), str(theirs.fileno()), str(lifeline)]
+        self._words, words = os.pipe()
+        os.set_blocking(self._words, False)
+        passed = (theirs.fileno(), lifeline, words)
+        with theirs, os.fdopen(words, "wb"):
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, *arguments],
+                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, passed)],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__.fileno() if sys.__stderr__ is not None else None,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=passed,
                 process_group=0,
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
@@ -95,11 +98,17 @@ class _Worker(Generic[A, R]):
         try:
             ok, result = self.connection.recv()
         except (EOFError, OSError):
-            raise WorkerDiedError(f"{name_of(task)}: {self._how_it_died()}") from None
+            raise WorkerDiedError(self._last_words() or f"{name_of(task)}: {self._how_it_died()}") from None
         self.place = self._task = None
         if not ok:
             raise result
         return place, result
+
+    def _last_words(self) -> str:
+        try:
+            return os.read(self._words, 4096).decode(errors="replace").strip()
+        except BlockingIOError:
+            return ""
 
     def _how_it_died(self) -> str:
         code = self._process.wait()
@@ -119,10 +128,12 @@ class _Worker(Generic[A, R]):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        os.close(self._words)
 
 
-def serve(descriptor: int, lifeline: int) -> None:
+def serve(descriptor: int, lifeline: int, words: int) -> None:
     """What a worker's process does: answer tasks until there are no more, or until its caller is gone."""
+    redirect_words(words)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
     while True:

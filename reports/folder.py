@@ -96,6 +96,11 @@ class ResultFolder:
                 parent.rmdir()
 
     @property
+    def leavings(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
+        """What is to be removed should the process end without `discard`: the folder, and those made around it."""
+        return ((self.staged, tuple(self._made)),)
+
+    @property
     def staged(self) -> Path:
         """The folder being filled. Raises `RuntimeError` outside the block."""
         if self._staged is None:

@@ -59,12 +59,12 @@ def place(error: BaseException, *, ours: bool = False) -> str:
         for frame, line in walk_tb(error.__traceback__)
         if "__tracebackhide__" not in frame.f_code.co_varnames
     ]
-    return _innermost(reversed(entries), ours)
+    return innermost(reversed(entries), ours)
 
 
 def place_of(frame: FrameType | None) -> str:
     """The same for code that is running: the innermost line of a guest on the stack that ends in ``frame``."""
-    return _innermost((found.f_code.co_filename, found.f_lineno) for found in _outward(frame))
+    return innermost((found.f_code.co_filename, found.f_lineno) for found in _outward(frame))
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:
@@ -73,7 +73,7 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _innermost(entries: Iterable[tuple[str, int | None]], ours: bool = False) -> str:
+def innermost(entries: Iterable[tuple[str, int | None]], ours: bool = False) -> str:
     """Of (file, line) from the innermost out, the first of a guest's file, or else the very first."""
     library = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
     first = ""

@@ -1,0 +1,98 @@
+"""Guard: a policy's call into C that never returns ends the process with one line; a long call of ours does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loratory.onlooker import in_policy
+
+SMALL = """\
+name: small
+model: llama-3.1-8b
+gpu: h100-80gb
+engine: {max_loras: 4, max_lora_rank: 16}
+adapters: {count: 8, ranks: 16, popularity: {zipf: 1.0}}
+workload: {arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 3}
+policies: [fifo]
+"""
+STUCK = """\
+import itertools
+class InSchedule:
+    def schedule(self, view):
+        sum(itertools.count())
+        yield
+class Deep(InSchedule):
+    def __init__(self, depth=300):
+        if depth: Deep(depth - 1)
+        else: -1 in itertools.count()
+"""
+OF_OURS = """\
+import hashlib, sys
+from loratory.specs import policy_factory
+from loratory.watch import PolicyWatch
+with PolicyWatch("mine.py:InSchedule", 0.1):
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
+print("alive", flush=True)
+policy_factory("mine.py:Deep", 0.1)
+"""
+KNOWN = {
+    "entries": [["/x/serving/actions.py", "consult"]],
+    "ours": ["/x/serving/"],
+    "passing": ["/x/serving/reserved.py"],
+}
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What a process that runs ``code`` leaves."""
+    (folder / "small.yaml").write_text(SMALL)
+    (folder / "mine.py").write_text(STUCK)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+
+
+@pytest.mark.parametrize("more", [[], ["-p", "fifo", "-j", "2"]], ids=["alone", "in a worker"])
+def test_a_call_into_c_that_never_returns_is_one_line_and_leaves_nothing(more: list[str], tmp_path: Path) -> None:
+    arguments = ["loratory", "run", "small.yaml", "-p", "mine.py:InSchedule", *more]
+    arguments += ["--policy-timeout", "0.2", "--out", "made/out"]
+    done = python(f"import sys; sys.argv = {arguments}\nfrom loratory.cli import main\nmain()", tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(
+        "loratory: policy mine.py:InSchedule did not come back within 0.2 s"
+    )
+    assert "it was at mine.py:4, in a call that Python cannot interrupt" in line and len(line) <= 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "small.yaml"]
+
+
+def test_a_long_call_of_ours_is_let_be_and_a_constructor_is_not(tmp_path: Path) -> None:
+    """Hashing takes many times 0.1 s, outside of a policy; then a call three hundred calls deep in one."""
+    done = python(OF_OURS, tmp_path)
+    assert done.stdout == "alive\n" and done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "mine.py:9, in a call that Python cannot interrupt" in line
+
+
+def stack(*frames: str) -> str:
+    """As faulthandler writes it, the innermost frame first."""
+    return "(most recent call first):\n" + "".join(
+        f'  File "{frame.partition(" ")[0]}", line 3 in {frame.partition(" ")[2]}\n' for frame in frames
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "guilty"),
+    [
+        (stack("/lib/re.py match", "/q.py schedule", "/x/serving/actions.py consult"), True),
+        (stack("/q.py schedule", "/x/serving/reserved.py schedule", "/x/serving/actions.py consult"), True),
+        (stack("/lib/np.py sort", "/x/serving/ledger.py admit", "/x/serving/actions.py consult"), False),
+        (stack("/lib/np.py sort", "/x/serving/actions.py consult"), True),
+        (stack("/lib/np.py sort", "/x/serving/engine.py plan"), False),
+        (stack(*["/q.py deep"] * 100) + "  ...\n", True),
+        (stack("/x/serving/actions.py consult"), False),
+        ("", False),
+    ],
+)
+def test_whose_code_is_at_work(text: str, guilty: bool) -> None:
+    assert in_policy(text, KNOWN) is guilty
