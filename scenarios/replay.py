@@ -36,7 +36,7 @@ def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
     if by_client and format_of(path, workload.format, options).name == "servegen":
         options.refuse_columns(path, "servegen", "which has fits instead of rows")
         return tuple(client.name for client in read_clients(path))
-    labels = _labels(workload, read_trace(path, workload.format, options))
+    labels, _ = _labels(scenario, read_trace(path, workload.format, options))
     return None if labels is None else labels.names
 
 
@@ -65,12 +65,13 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
     n = len(table)
     prompt = _tokens(workload, "input_tokens", table.prompt, n, draws)
     output = _tokens(workload, "output_tokens", table.output, n, draws)
-    labels = _labels(workload, table)
+    labels, told = _labels(scenario, table)
     if labels is not None:
         adapter = _positions(workload, labels, names)
     else:
         adapter = _drawn(scenario, draws, names, table, arrival)
     cached, notes = _cached(workload, table, prompt, adapter)
+    notes.extend(told)
     if labels is not None:
         notes.extend(_unused(scenario))
     tenant = None
@@ -165,11 +166,14 @@ def _options(workload: WorkloadSpec, draws: Draws) -> ReadOptions:
     )
 
 
-def _labels(workload: WorkloadSpec, table: TraceTable) -> Labels | None:
-    """The column that says each row's adapter, or None when popularity does."""
-    source = workload.adapter_from
+def _labels(scenario: Scenario, table: TraceTable) -> tuple[Labels | None, list[str]]:
+    """The column that says each row's adapter, or None when popularity does, and notes.
+
+    A row that names the scenario's model itself wants the base model, as in the ``model`` field of vLLM's requests.
+    """
+    workload, source = scenario.workload, scenario.workload.adapter_from
     if source == "popularity":
-        return None
+        return None, []
     found = {"auto": table.adapter, "column": table.adapter, "client": table.client, "tenant": table.tenant}[source]
     if found is None and source != "auto":
         noun = "adapter" if source == "column" else source
@@ -177,7 +181,13 @@ def _labels(workload: WorkloadSpec, table: TraceTable) -> Labels | None:
             f"{workload.trace}: has no {noun} column, which workload.adapter_from: {source} needs: name it in "
             f"columns.{noun}, or use adapter_from: popularity"
         )
-    return found
+    base = scenario.model
+    if found is None or source not in ("auto", "column") or base not in found.names:
+        return found, []
+    at = found.names.index(base)
+    codes = np.where(found.codes == at, -1, found.codes - (found.codes > at))
+    kept = Labels(codes, tuple(name for name in found.names if name != base))
+    return kept, [f"rows that name {base}, which is the base model and no adapter: {int((found.codes == at).sum())}"]
 
 
 def _positions(workload: WorkloadSpec, labels: Labels, names: tuple[str, ...]) -> Ints:

@@ -17,7 +17,7 @@ from scenarios.traces.table import TraceTable
 def read(path: Path, options: ReadOptions) -> TraceTable:
     """The requests of an Azure LLM trace."""
     own = {"time": "TIMESTAMP", "input": "ContextTokens", "output": "GeneratedTokens"}
-    return read_rows(path, options, Layout("azure", own, needs=("time", "input", "output")))
+    return read_rows(path, options, Layout("azure", own, needs=("time", "input", "output"), guess=True))
 
 
 def _recognise(head: Head) -> bool:

@@ -70,7 +70,8 @@ def block_tokens(
 ) -> tuple[int, list[str]]:
     """Tokens of a block: ``asked``, else ``usual`` where the prompts agree with it, else the size that fits them.
 
-    A size fits a row when it has as many ids as its prompt fills blocks. Notes tell a size that was found so. Raises
+    A size fits a row when it has as many ids as its prompt has blocks, with or without the last where that is not
+    full (vLLM hashes full blocks only); either for all rows. Notes tell a size that was found so. Raises
     `InputError` when none can be told.
     """
     count = np.array([len(ids) for ids in lists], dtype=np.float64)
@@ -81,7 +82,9 @@ def block_tokens(
         return asked, [f"rows with more hash_ids than blocks of {asked} tokens in their prompt: {over}"] if over else []
 
     def fits(size: int) -> float:
-        return float((np.ceil(length / size) == count)[known].mean()) if known.any() else 0.0
+        if not known.any():
+            return 0.0
+        return max(float((whole(length / size) == count)[known].mean()) for whole in (np.ceil, np.floor))
 
     sizes = list(dict.fromkeys((usual, *_SIZES) if usual is not None else _SIZES))
     if known.any():

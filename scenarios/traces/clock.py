@@ -25,8 +25,10 @@ _EPOCH_S = (9.4e8, 2.6e9)  # from 1999 to 2052, seconds since 1970
 LATEST_S = 1e10
 _FAST, _SLOW = 200.0, 0.012  # requests/s beyond which another unit is tried where none is told
 _FAST_WHOLE = 500.0  # the same for whole numbers, which are seldom seconds
-_DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02  # beyond which an untold unit is doubted
-_TOO_FAST, _TOO_SLOW = 1000.0, 1e-4  # and beyond which any is
+_DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02
+_UNTOLD = (_DOUBT_FAST, _DOUBT_SLOW)  # requests/s beyond which a unit that nothing tells is doubted
+_BY_FORMAT = (1000.0, 0.005)  # one that the format alone tells: BurstGPT's quiet hours have 0.02/s
+_TOLD = (1000.0, 1e-4)  # and one that the file or its reader tells
 _LONG_S = 1000 * 86_400.0
 _ENOUGH, _SOME = 10, 5  # rows that tell a rate, and that one is implausibly high
 
@@ -59,19 +61,19 @@ def read_clock(source: Source, column: str, asked: str | None, usual: str, guess
             raise InputError(
                 f"{source.columns.path}: time_unit does not apply, because {column} holds dates: leave it out"
             )
-        time = source.dates(column)
+        time, guessed = source.dates(column)
         with np.errstate(invalid="ignore"):
             source.refuse(time > LATEST_S, column, "is 300 years after the earliest")
-        return Clock(time, None, _doubts(time, None, sure=True))
+        return Clock(time, None, (*guessed, *_doubts(time, None, _TOLD)))
     raw = source.numbers(column)
     unit, notes = (asked, []) if asked is not None else _unit(source, column, raw, usual, guess)
-    sure = not guess or asked is not None or bool(notes) or unit_in_name(column) is not None
+    told = asked is not None or bool(notes) or unit_in_name(column) is not None
     time = raw * UNITS[unit]
     with np.errstate(invalid="ignore"):
         source.refuse(
             np.abs(time) > LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
         )
-    return Clock(time, unit, (*notes, *_doubts(time, unit, sure)))
+    return Clock(time, unit, (*notes, *_doubts(time, unit, _TOLD if told else _UNTOLD if guess else _BY_FORMAT)))
 
 
 def _unit(source: Source, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
@@ -119,24 +121,27 @@ def _rate(time: Floats, least: int = _ENOUGH) -> float | None:
     return (len(known) - 1) / span if span > 0 else None
 
 
-def _doubts(time: Floats, unit: str | None, sure: bool) -> tuple[str, ...]:
-    """A note on a rate or span that no service has, or few have where the unit is only the usual one."""
+def _doubts(time: Floats, unit: str | None, bounds: tuple[float, float]) -> tuple[str, ...]:
+    """A note on a rate beyond ``bounds`` (highest, lowest, requests/s), or a span that no service has."""
     rate = _rate(time, 2)
     if rate is None:
         return ()
     span = float(np.nanmax(time) - np.nanmin(time))
     count = int((~np.isnan(time)).sum())
-    fast = count >= _SOME and rate > (_TOO_FAST if sure else _DOUBT_FAST)
-    slow = span > _LONG_S or (count >= _ENOUGH and rate < (_TOO_SLOW if sure else _DOUBT_SLOW))
+    fast = count >= _SOME and rate > bounds[0]
+    slow = span > _LONG_S or (count >= _ENOUGH and rate < bounds[1])
     if not fast and not slow:
         return ()
     length = f"{span / 86_400:,.0f} days" if span > 172_800 else f"{span:,.3g} s"
     said = f"arrives at {_figure(rate)} requests/s over {length}, which is unusual"
     units = list(UNITS)
-    other = None if unit is None else units.index(unit) + (-1 if fast else 1)
-    if other is None or not 0 <= other < len(units):
+    at = len(units) if unit is None else units.index(unit)
+    others = units[:at][::-1] if fast else units[at + 1 :]
+    if unit is None or not others:
         return (f"{said}: check the times",)
-    return (f"{said}: if the times are in {_WORDS[units[other]]}, set time_unit: {units[other]}",)
+    rates = {other: rate * UNITS[unit] / UNITS[other] if count >= _ENOUGH else 0.0 for other in others}
+    likely = next((other for other in others if _BY_FORMAT[1] <= rates[other] <= _DOUBT_FAST), others[0])
+    return (f"{said}: if the times are in {_WORDS[likely]}, set time_unit: {likely}",)
 
 
 def _figure(rate: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scenarios.traces.format import Format, Head, ReadOptions
-from scenarios.traces.layout import USUAL, Layout
+from scenarios.traces.layout import USUAL, Layout, folded
 from scenarios.traces.rows import read_rows
 from scenarios.traces.table import TraceTable
 
@@ -20,8 +20,8 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
 
 
 def _recognise(head: Head) -> bool:
-    columns = {name.lower() for name in head.columns}
-    return any(columns & set(USUAL[key]) for key in ("time", "input", "output", "adapter"))
+    columns = {folded(name) for name in head.columns}
+    return any(columns & set(map(folded, USUAL[key])) for key in ("time", "input", "output", "adapter"))
 
 
 FORMAT = Format(

@@ -13,19 +13,36 @@ from serving.errors import InputError, several, shortened
 
 USUAL: dict[str, tuple[str, ...]] = {
     "time": ("timestamp_s", "arrival_s", "arrival", "arrived_at", "timestamp_ms", "timestamp", "time", "arrival_time",
-             "arrival_ms", "time_s", "time_ms", "timestamp_us", "timestamp_ns"),
-    "input": ("input_tokens", "input_length", "prompt_tokens", "num_prefill_tokens", "context_tokens", "prompt_len"),
-    "output": ("output_tokens", "output_length", "completion_tokens", "num_decode_tokens", "generated_tokens"),
-    "adapter": ("adapter", "adapter_name", "lora_name", "lora", "adapter_id", "lora_id", "lora_adapter", "model"),
+             "arrival_ms", "time_s", "time_ms", "timestamp_us", "timestamp_ns", "request_time", "ts"),
+    "input": ("input_tokens", "input_length", "prompt_tokens", "num_prefill_tokens", "context_tokens", "prompt_len",
+              "input_len", "prompt_length", "num_input_tokens", "num_prompt_tokens", "request_tokens", "isl"),
+    "output": ("output_tokens", "output_length", "completion_tokens", "num_decode_tokens", "generated_tokens",
+               "output_len", "response_length", "num_output_tokens", "response_tokens", "osl"),
+    "adapter": ("adapter", "adapter_name", "lora_name", "lora", "adapter_id", "lora_id", "lora_adapter",
+                "lora_adapter_name", "lora_int_id", "lora_path", "adapter_path", "model", "model_name", "model_id",
+                "served_model_name"),
     "client": ("client", "client_id", "user", "user_id"),
-    "tenant": ("tenant", "tenant_id", "org", "organization"),
+    "tenant": ("tenant", "tenant_id", "org", "organization", "org_id", "customer", "customer_id", "team", "team_id",
+               "account", "account_id"),
     "cached": ("cached_tokens",),
-    "session": ("session_id", "session", "conversation_id"),
+    "session": ("session_id", "session", "conversation_id", "conv_id"),
     "delay": ("delay", "delay_s", "delay_ms"),
     "priority": ("priority",),
     "hash_ids": ("hash_ids",),
 }  # fmt: skip
-"""Names each column is looked for under, best first; case does not matter, nor a space for an underscore."""
+"""Names each column is looked for under, best first; neither case matters nor what parts the words."""
+
+MODELS = ("model", "modelname", "modelid", "servedmodelname")
+"""Columns, `folded`, that name an adapter or the base model."""
+
+_TELLING: dict[str, str] = {
+    "adapter": "lora|adapter|peft|finetune",
+    "tenant": "tenant|customer|team|account|organi[sz]ation|apikey",
+    "session": "session|conversation|chat|dialog|thread",
+    "priority": "priority|prio|qos",
+    "client": "client|user",
+}
+"""What the `folded` names of columns contain that may hold a quantity."""
 
 BESIDE = ("adapter", "client", "tenant", "cached", "session", "delay", "priority", "hash_ids")
 """What is looked for beside a known format's own columns."""
@@ -57,11 +74,12 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The column of each quantity that a file has, and notes on those whose meaning was guessed."""
+    """The column of each quantity that a file has, notes on those whose meaning was guessed, and the other columns."""
 
     columns: Mapping[str, str]
     beside: frozenset[str]
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def choose(path: Path, names: Sequence[str], given: Columns, layout: Layout) -> Chosen:
@@ -91,14 +109,34 @@ def choose(path: Path, names: Sequence[str], given: Columns, layout: Layout) -> 
         if usual:
             found[key] = usual[0]
             beside.add(key)
-        if len(usual) > 1 and key in LABELS:
+        if len(usual) > 1:
             notes.append(f"{key}: column {usual[0]} is taken, not {several(usual[1:])}: columns.{key} chooses another")
     if "session" not in found and layout.parent is None:
         found.pop("delay", None)
-    return Chosen(found, frozenset(beside), tuple(notes))
+    own = {*found.values(), *(layout.parent or ()), layout.order, layout.duration}
+    unread = tuple(name for name in names if name not in own)
+    notes.extend(_passed_over(found, unread))
+    return Chosen(found, frozenset(beside), tuple(notes), unread)
+
+
+def _passed_over(found: Mapping[str, str], unread: Sequence[str]) -> list[str]:
+    """Notes on columns whose names say that they may hold what no column was found for."""
+    notes = []
+    for key, parts in _TELLING.items():
+        named = [shortened(name, 40) for name in unread if re.search(parts, folded(name))]
+        if named and key not in found:
+            what = f"column {named[0]} is" if len(named) == 1 else f"columns {several(named, 3)} are"
+            notes.append(f"{what} not read: where one holds the {key}, name it in columns.{key}")
+            unread = [name for name in unread if not re.search(parts, folded(name))]
+    return notes
+
+
+def folded(name: str) -> str:
+    """A column's name by which it is compared: ``Lora Name``, ``lora-name`` and ``loraName`` are ``loraname``."""
+    return re.sub(r"[\W_]+", "", name).lower()
 
 
 def _usual(key: str, names: Sequence[str], taken: Sequence[str]) -> list[str]:
     """The columns that may hold a quantity by their names, best first."""
-    there = {re.sub(r"[\s-]+", "_", name.strip()).lower(): name for name in names if name not in taken}
-    return [there[usual] for usual in USUAL[key] if usual in there]
+    there = {folded(name): name for name in reversed(names) if name not in taken}
+    return [there[folded(usual)] for usual in USUAL[key] if folded(usual) in there]

@@ -15,10 +15,12 @@ from scenarios.traces.clean import unsorted_rows, zero_rows
 from scenarios.traces.format import ReadOptions
 from scenarios.traces.known import format_of, read_trace
 from scenarios.traces.table import Labels, TraceTable
+from serving.errors import several, shortened
 from serving.workload import Floats, Ints
 
 _IDLE_WINDOW_S = 600.0
 _TOP = 10
+_TIMED = "every turn at its own time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class TraceReport:
 
     ``rows`` counts every row of the file; ``ties`` rows with the same time as the one before, ``unsorted_rows`` rows
     earlier than the one before, ``zero_token_rows`` rows without prompt or output tokens. ``columns``: pairs of a
-    quantity and the column that holds it. ``time_unit``: of the times, None for dates. ``waiting_turns``: rows that
+    quantity and the column that holds it. ``time_unit``: of the times, None for dates.
+    ``unread``: its other columns. ``waiting_turns``: rows that
     wait for the turn before instead of having a time. ``repeated_blocks``: share of the hash ids that an earlier row
     has too. ``notes`` tells the rest.
     """
@@ -80,6 +83,7 @@ class TraceReport:
     notes: tuple[str, ...]
     columns: tuple[tuple[str, str], ...] = ()
     time_unit: str | None = None
+    unread: tuple[str, ...] = ()
     sessions: int | None = None
     waiting_turns: int | None = None
     block_tokens: int | None = None
@@ -94,6 +98,7 @@ class TraceReport:
         lines = [
             ("format", self.format),
             *((("columns", ", ".join(f"{key}: {name}" for key, name in self.columns)),) if self.columns else ()),
+            *((("not read", several(map(_short, self.unread), 8)),) if self.unread else ()),
             *((("time unit", self.time_unit),) if self.time_unit is not None else ()),
             ("rows", f"{self.rows_read:,} ({self.usable_rows:,} usable)"),
             ("span", "no times" if self.span_s is None else f"{self.span_s:,.3f} s ({self.span_s / 3600:.2f} h)"),
@@ -117,7 +122,8 @@ class TraceReport:
         if self.tenants is not None:
             lines.append(("tenants", f"{self.tenants:,}"))
         if self.sessions is not None:
-            lines.append(("sessions", f"{self.sessions:,}, {self.waiting_turns or 0:,} turns wait for the turn before"))
+            waits = f"{self.waiting_turns:,} turns wait for the turn before" if self.waiting_turns else _TIMED
+            lines.append(("sessions", f"{self.sessions:,}, {waits}"))
         if self.block_tokens is not None:
             lines.append(
                 (
@@ -167,6 +173,7 @@ def check(path: Path | str, format: str | None = None, options: ReadOptions | No
         notes=table.notes,
         columns=table.columns,
         time_unit=table.time_unit,
+        unread=table.unread,
         sessions=None if table.session is None else len(table.session.names),
         waiting_turns=None if table.delay_s is None else int((~np.isnan(table.delay_s)).sum()),
         block_tokens=None if table.blocks is None else table.blocks.tokens,
@@ -281,6 +288,10 @@ def _spread(values: Ints | None) -> Spread | None:
         return None
     p50, p90, p99 = (float(p) for p in np.percentile(values, (50, 90, 99)))
     return Spread(float(values.min()), float(values.mean()), p50, p90, p99, float(values.max()))
+
+
+def _short(name: str) -> str:
+    return shortened(name, 40)
 
 
 def _spread_text(spread: Spread | None) -> str:

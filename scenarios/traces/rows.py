@@ -12,7 +12,7 @@ from scenarios.traces.blocks import Blocks, block_tokens, blocks_of
 from scenarios.traces.clock import LATEST_S, UNITS, Clock, read_clock, unit_in_name
 from scenarios.traces.files import Columns, open_columns
 from scenarios.traces.format import ReadOptions
-from scenarios.traces.layout import LABELS, Chosen, Layout, choose
+from scenarios.traces.layout import LABELS, MODELS, Chosen, Layout, choose, folded
 from scenarios.traces.sessions import turns_of, without
 from scenarios.traces.source import Source, labels_of
 from scenarios.traces.table import UNSET, Labels, TraceTable
@@ -63,7 +63,8 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
         order=None if layout.order is None else (layout.order, source.numbers(layout.order)),
         **labels,
     )
-    return table if clock is None else replace(table, time_unit=clock.unit)
+    unit = None if clock is None else clock.unit
+    return replace(table, time_unit=unit, unread=chosen.unread)
 
 
 def _source(file: Columns, columns: Mapping[str, str], layout: Layout) -> Source:
@@ -210,28 +211,28 @@ def _blocks(
     except InputError:
         if options.prefix_cache:
             raise
-        return None, []
+        return None, ["hash_ids are left out: they do not tell how many tokens a block has; block_tokens says it"]
     return blocks_of(lists, size), notes
 
 
 def _adapters(chosen: Chosen, columns: dict[str, str], labels: dict[str, Labels]) -> list[str]:
     """Notes on an adapter column that was found by its name; ``model`` with one name is the base model's."""
-    if "adapter" not in chosen.beside or columns["adapter"].lower() != "model":
+    if "adapter" not in chosen.beside or folded(columns["adapter"]) not in MODELS:
         return []
-    names = labels["adapter"].names
+    names, column = labels["adapter"].names, shortened(columns["adapter"], 40)
     if len(names) < 2:
         del columns["adapter"], labels["adapter"]
         return [
-            f"model holds one name ({shortened(str(*names), 60)}), the base model's: columns.adapter overrides that"
+            f"{column} holds one name ({shortened(str(*names), 60)}), the base model's: columns.adapter overrides that"
         ]
-    return [f"adapter: column model is taken ({len(names)} names): adapter_from: popularity overrides that"]
+    return [f"adapter: column {column} is taken ({len(names)} names): adapter_from: popularity overrides that"]
 
 
 def _beside(chosen: Chosen, columns: Mapping[str, str], layout: Layout) -> list[str]:
     return [
         f"{key}: column {columns[key]} is taken, which is not one of {layout.format}'s own"
         for key in ("adapter", "session", "priority", "cached")
-        if layout.own and key in chosen.beside and key in columns and columns[key].lower() != "model"
+        if layout.own and key in chosen.beside and key in columns and folded(columns[key]) not in MODELS
     ]
 
 

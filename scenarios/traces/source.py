@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scenarios.traces.dates import DATED, parse_dates
 from scenarios.traces.files import BLANK, Columns
 from scenarios.traces.table import Labels
 from serving.errors import InputError, shortened
@@ -64,15 +65,15 @@ class Source:
             return True
         if pd.api.types.is_numeric_dtype(series):
             return False
-        return bool(series.astype("string").str.contains(r"\d[-/]\d", na=False).any())
+        return bool(series.astype("string").str.contains(DATED, na=False).any())
 
-    def dates(self, column: str) -> Floats:
-        """A column of dates with or without a time zone (none means UTC), as seconds from the earliest."""
+    def dates(self, column: str) -> tuple[Floats, tuple[str, ...]]:
+        """A column of dates with or without a time zone (none means UTC), as seconds from the earliest, and notes."""
         text, blank = self._text(column, BLANK)
-        parsed = pd.to_datetime(text.where(~blank), utc=True, format="ISO8601", errors="coerce")
+        parsed, notes = parse_dates(text.where(~blank), column)
         self.refuse(parsed.isna().to_numpy(dtype=bool) & ~blank, column, "is not a date such as 2023-11-16 18:17:03.98")
         since = (parsed - parsed.min()).dt.total_seconds()
-        return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+        return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64), notes
 
     def labels(self, column: str, first_of: str | None = None) -> Labels:
         """A column of names; blank cells are -1. Of several joined by ``first_of`` the first is taken.

@@ -38,6 +38,7 @@ class TraceTable:
     A row with neither begins a session of a trace without times (``time_s`` is None): arrivals come from elsewhere.
     ``priority``: lower first; `UNSET` for a row without one. ``blocks``: hash ids of the prompt's blocks. ``columns``:
     pairs of a quantity and the file's column that holds it. ``time_unit``: of its times, None where they are dates.
+    ``unread``: the file's other columns.
     ``rows_read`` counts the file's rows, ``notes`` says what became of those that are not here or have changed. ``cut``
     tells that the reader itself applied the window and the rate scale.
     """
@@ -57,6 +58,7 @@ class TraceTable:
     blocks: Blocks | None = None
     columns: tuple[tuple[str, str], ...] = ()
     time_unit: str | None = None
+    unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     cut: bool = False
 

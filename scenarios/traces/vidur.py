@@ -17,7 +17,7 @@ from scenarios.traces.table import TraceTable
 def read(path: Path, options: ReadOptions) -> TraceTable:
     """The requests of a Vidur trace."""
     own = {"time": "arrived_at", "input": "num_prefill_tokens", "output": "num_decode_tokens"}
-    return read_rows(path, options, Layout("vidur", own, needs=("input", "output")))
+    return read_rows(path, options, Layout("vidur", own, needs=("input", "output"), guess=True))
 
 
 def _recognise(head: Head) -> bool:

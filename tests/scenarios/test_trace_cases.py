@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +330,132 @@ def test_what_servegen_does_not_read_is_refused(tmp_path: Path, option: ReadOpti
         read_trace(tmp_path, options=option)
     with pytest.raises(InputError, match=says):
         check(tmp_path, options=option)
+
+
+# Other people's spellings
+
+
+@pytest.mark.parametrize(
+    "column", ["loraName", "Lora Name", "lora_path", "lora_int_id", "adapterId", "model_name", "lora_adapter_name"]
+)
+def test_adapter_columns_are_found_however_they_are_spelled(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = [{"timestamp": i, "input_length": 5, "output_length": 2, column: f"a{i % 3}"} for i in range(12)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    report = check(path)
+    assert report.adapters is not None and (report.adapters.by, report.adapters.distinct) == ("adapter", 3)
+
+
+def test_a_column_that_may_hold_the_adapter_or_tenant_is_told(tmp_path: Path) -> None:
+    report = check(rows(tmp_path, [0.0, 400.0, 800.0], lora_request="x", api_key="k", temperature=0.7))
+    assert report.unread == ("lora_request", "api_key", "temperature")
+    assert "column lora_request is not read: where one holds the adapter, name it in columns.adapter" in report.notes
+    assert "column api_key is not read: where one holds the tenant, name it in columns.tenant" in report.notes
+    assert ("not read", "lora_request, api_key, temperature") in report.rows()
+    named = check(tmp_path / "t.jsonl", options=ReadOptions(columns=Columns(adapter="lora_request")))
+    assert named.unread == ("api_key", "temperature") and not any("lora_request" in note for note in named.notes)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("input_len", "output_len"),
+        ("inputTokens", "outputTokens"),
+        ("isl", "osl"),
+        ("prompt_length", "response_length"),
+    ],
+)
+def test_lengths_are_found_by_the_names_that_benchmarks_use(tmp_path: Path, names: tuple[str, str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"ts,{names[0]},{names[1]}\n" + "".join(f"{i},7,3\n" for i in range(5)))
+    report = check(path)
+    assert report.input_tokens is not None and report.output_tokens is not None
+    assert (report.span_s, report.input_tokens.mean, report.output_tokens.mean) == (4.0, 7.0, 3.0)
+
+
+def test_the_second_of_two_columns_of_times_is_told(tmp_path: Path) -> None:
+    report = check(rows(tmp_path, [0.0, 1.0, 2.0], arrived_at=3, adapter="a"))
+    assert "time: column arrived_at is taken, not timestamp: columns.time chooses another" in report.notes
+
+
+def test_a_row_that_names_the_scenarios_model_wants_the_base_model(tmp_path: Path) -> None:
+    names = ["llama-3.1-8b", "sql", "llama-3.1-8b", "hr", "llama-3.1-8b", "sql"]
+    path = tmp_path / "t.csv"
+    path.write_text("time,input_tokens,output_tokens,model\n" + "".join(f"{i},5,2,{m}\n" for i, m in enumerate(names)))
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(
+        "name: s\nmodel: llama-3.1-8b\ngpu: h100-80gb\nadapters: {ranks: 8}\n"
+        f"workload: {{trace: {path}}}\npolicies: [fifo]\n"
+    )
+    loaded = load_scenario(str(scenario), [])
+    workload = build_workload(loaded, 0, build_adapters(loaded, lambda rank: rank))
+    assert counts(workload) == {"sql": 2, "hr": 1} and workload.adapter.tolist() == [-1, 0, -1, 1, -1, 0]
+    assert "rows that name llama-3.1-8b, which is the base model and no adapter: 3" in workload.notes
+
+
+# Dates and units that are written otherwise
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%m/%d/%Y %H:%M:%S.%f",
+        "%m/%d/%Y %I:%M:%S %p",
+        "%d.%m.%Y %H:%M:%S",
+        "%d/%b/%Y:%H:%M:%S +0200",
+        "%a, %d %b %Y %H:%M:%S GMT",
+        "%Y-%m-%d %H:%M:%S UTC",
+        "%Y%m%dT%H%M%SZ",
+    ],
+)
+@pytest.mark.parametrize("header", ["TIMESTAMP,ContextTokens,GeneratedTokens", "timestamp,input_tokens,output_tokens"])
+def test_dates_are_read_in_every_common_form(tmp_path: Path, form: str, header: str) -> None:
+    start = datetime(2024, 5, 30, 23, 59, 30, tzinfo=UTC)
+    path = tmp_path / "t.csv"
+    cells = [(start + timedelta(seconds=s)).strftime(form) for s in (0, 20, 40, 86_440)]
+    path.write_text(header + "\n" + "".join(f'"{cell}",5,2\n' for cell in cells))
+    table = read_trace(path)
+    assert table.time_s is not None and table.time_s.tolist() == [0, 20, 40, 86_440] and not table.notes
+
+
+def test_dates_that_can_be_read_both_ways_are_read_in_the_shorter_span_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("time,input_tokens,output_tokens\n01/02/2024 10:00,5,2\n01/03/2024 10:00,5,2\n")
+    table = read_trace(path)
+    assert table.time_s is not None and table.time_s.tolist() == [0, 86_400]
+    assert table.notes[0].startswith("time is read month first, which gives the shorter span")
+
+
+@pytest.mark.parametrize(
+    "header", ["TIMESTAMP,ContextTokens,GeneratedTokens", "arrived_at,num_prefill_tokens,num_decode_tokens"]
+)
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e9])
+def test_whole_numbers_in_azures_and_vidurs_layouts_are_read_in_the_unit_that_fits(
+    tmp_path: Path, header: str, scale: float
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(header + "\n" + "".join(f"{int(i * scale)},5,2\n" for i in range(20)))
+    table = read_trace(path)
+    assert table.time_s is not None and table.time_s[-1] == pytest.approx(19.0)
+    assert "time_unit overrides that" in table.notes[0]
+
+
+def test_the_unit_that_a_note_proposes_gives_a_plausible_rate(tmp_path: Path) -> None:
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    path = tmp_path / "t.csv"
+    for scale, unit in ((1e3 + 0.1, "ms"), (1e6 + 0.1, "us")):
+        path.write_text(header + "".join(f"{i * scale / 3},GPT-4,5,2,7,API log\n" for i in range(60)))
+        (note,) = read_trace(path).notes
+        assert note.endswith(f"set time_unit: {unit}")
+
+
+@pytest.mark.parametrize("size", [16, 64, 512])
+def test_hash_ids_of_full_blocks_alone_tell_their_size(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "t.jsonl"
+    lengths = [2000 + 37 * i for i in range(40)]
+    lines = [
+        {"timestamp": 400 * i, "input_length": n, "output_length": 2, "hash_ids": list(range(n // size))}
+        for i, n in enumerate(lengths)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert check(path).block_tokens == size

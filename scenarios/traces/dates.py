@@ -1,0 +1,55 @@
+"""parse_dates: texts as dates, in the one way of writing them that fits a whole column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+DATED = r"\d[-/]\d|\d\.\d+\.\d|\d{8}T\d|\d[ /-][A-Za-z]{3}[ /-]\d{4}"
+"""What a date contains and no number does."""
+
+_MONTH_FIRST = ("%m/%d/%Y", "%m-%d-%Y")
+_DAY_FIRST = ("%d/%m/%Y", "%d-%m-%Y")
+_PLAIN = ("%d.%m.%Y", "%d/%b/%Y", "%d-%b-%Y", "%d %b %Y", "%a, %d %b %Y", "%a %d %b %Y")
+_TIMES = (" %H:%M:%S", ":%H:%M:%S", "T%H:%M:%S", " %I:%M:%S %p", " %H:%M", " %I:%M %p", ", %H:%M:%S", ", %I:%M:%S %p")
+_ZONES = ("", "%z", " %z")
+
+
+def parse_dates(text: pd.Series[Any], column: str) -> tuple[pd.Series[Any], tuple[str, ...]]:
+    """The dates in ``text`` (blank cells missing), NaT where a cell is none, and notes on what was guessed.
+
+    ISO 8601 goes first. Else the column is read in another common form that fits all its cells: dates with slashes
+    month first or day first, whichever fits; where both do, the one that gives the shorter span.
+    """
+    spelled = text.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
+    iso = pd.to_datetime(spelled, utc=True, format="ISO8601", errors="coerce")
+    there = text.notna()
+    if not there.any() or not iso[there].isna().any():
+        return iso, ()
+    fraction = spelled.str.extract(r":\d\d(\.\d+)", expand=False).astype("Float64").fillna(0.0)
+    whole = spelled.str.replace(r"(:\d\d)\.\d+", r"\1", regex=True)
+    read = {}
+    for order, days in (("month first", _MONTH_FIRST), ("day first", _DAY_FIRST), ("", _PLAIN)):
+        found = _fitting(whole[there], days)
+        if found is not None:
+            read[order] = found.reindex(text.index) + pd.to_timedelta(fraction, unit="s")
+    if not read:
+        return iso, ()
+    order, dates = min(read.items(), key=lambda item: item[1].max() - item[1].min())
+    if len(read) == 1:
+        return dates, ()
+    if len({(found - found.min()).max() for found in read.values()}) == 1:
+        return dates, ()
+    return dates, (f"{column} is read {order}, which gives the shorter span: dates as 2023-11-16 leave no doubt",)
+
+
+def _fitting(text: pd.Series[Any], days: tuple[str, ...]) -> pd.Series[Any] | None:
+    """All of ``text`` in the first form that fits; None where none does."""
+    first = text.iloc[:1]
+    for form in (day + time + zone for day in days for time in _TIMES for zone in _ZONES):
+        if pd.to_datetime(first, utc=True, format=form, errors="coerce").notna().all():
+            found = pd.to_datetime(text, utc=True, format=form, errors="coerce")
+            if found.notna().all():
+                return found
+    return None
