@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import InputError, shortened
+from serving.lfs import LFS_POINTER, lfs_pointer
 from serving.model_file import read_object
 
 _WORDS = ("quant", "compression_config")
@@ -34,25 +36,35 @@ _FILES = "*quant*.json"
 _NAMES = (
     ".qweight .qzeros .scales .g_idx .weight_scale .weight_scale_inv .weight_scale_2 .weight_packed .weight_zero_point "
     ".input_scale .k_scale .v_scale .absmax .quant_map .SCB .weight_format .q_weight .q_scale .trellis .codebooks "
-    ".weight_shape .weight_blocks .weight_scales .qscale .codes .centroids .W_q ._data ._scale"
+    ".weight_shape .weight_blocks .weight_scales .qscale .codes .centroids .W_q ._data ._scale _blocks _scales qdata"
 )
 _TENSORS = tuple(_NAMES.split())
 """Ends of the names of tensors that only quantised checkpoints have, by method: GPTQ and AWQ, fp8 and
-compressed-tensors, bitsandbytes, ExLlama, AQLM, VPTQ, HQQ, quanto."""
+compressed-tensors, bitsandbytes, ExLlama, AQLM, VPTQ, HQQ, quanto, mxfp4 (gpt-oss), torchao."""
 
 _PLAIN = ("F64", "F32", "F16", "BF16")
 """Dtypes, as safetensors files spell them, of an unquantised ``.weight``."""
 
+_COUNTS = ("I64", "BOOL", None)
+"""Dtypes of positions and masks, which some checkpoints hold beside their weights; their old masks are ``.bias`` in
+U8. A tensor in any other dtype (F8_E4M3, F4, U8, I8, I32 ...) holds packed weights or their scales."""
+
+_RECIPE = re.compile(rb"\b(Quantization|GPTQ|AWQ)Modifier\b")
+"""What the recipe.yaml of LLM Compressor and SparseML holds where it quantised."""
+
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_FILES = 1000
+_MAX_RECIPE_BYTES = 1 << 20
 
 
 def quantised(config: Mapping[str, Any], folder: Path | None = None) -> str | None:
     """What says that a checkpoint is quantised, such as ``quantization_config (gptq)``; None where nothing does.
 
     ``config`` is its config.json, ``folder`` what holds it: files beside it are looked at too, and the names and
-    dtypes of its tensors where its weights are there. Files that cannot be read say nothing. Empty values (``null``,
-    ``{}``, ``false``, ``"none"``) quantise nothing.
+    dtypes of its tensors where its weights are there. Weights that cannot be read say nothing; a file beside the config
+    that is called after quantisation says it by its name. Raises `InputError` for one that Git LFS has not fetched.
+
+    Empty values (``null``, ``{}``, ``false``, ``"none"``) quantise nothing.
     """
     return next(_signs(config, folder), None)
 
@@ -124,11 +136,16 @@ def _beside(folder: Path) -> Iterator[str]:
         try:
             found = read_object(path)
         except InputError:
+            _refuse_pointer(path)
+            yield f"{path.name} (which cannot be read)"
             continue
         sign = next(_in_mapping(found, ""), None)
         telling = any(key in _FLAGS or _telling(key) for key in found)
         if sign is not None or (found and not telling):
             yield path.name + _method(found)
+    for path in _files(folder, "recipe.yaml"):
+        if (recipe := _RECIPE.search(_text(path))) is not None:
+            yield f"{path.name} ({recipe[0].decode()})"
     gguf = _files(folder, "*.gguf")
     if gguf and not any(_files(folder, pattern) for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth")):
         yield f"{gguf[0].name} (GGUF)"
@@ -146,8 +163,23 @@ def _in_weights(folder: Path) -> Iterator[str]:
         yield from _by_name(header, path.name)
         for name, entry in header.items():
             dtype = entry.get("dtype") if isinstance(entry, Mapping) else None
-            if dtype not in _PLAIN and name.endswith(".weight"):
+            mask = name.endswith(("_ids", ".bias", "masked_bias"))
+            packed = dtype not in (*_PLAIN, *_COUNTS) and not mask
+            if packed or (dtype not in _PLAIN and name.endswith(".weight")):
                 yield f"{path.name} (tensor {shortened(name, 80)} in {dtype})"
+
+
+def _refuse_pointer(path: Path) -> None:
+    if lfs_pointer(_text(path)):
+        raise InputError(f"{path} {LFS_POINTER}")
+
+
+def _text(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_RECIPE_BYTES)
+    except OSError:
+        return b""
 
 
 def _by_name(names: Iterable[str], file: str) -> Iterator[str]:

@@ -133,11 +133,45 @@ def test_empty_values_quantise_nothing(keys: dict[str, Any], tmp_path: Path) -> 
     tensors(tmp_path, {"model.norm.weight": "BF16", "model.layers.0.self_attn.rotary_emb.inv_freq": "F32"})
     nothing = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(nothing))
-    (tmp_path / "quant_config.json").write_text("{")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
     (tmp_path / "pointer.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert quantised(CONFIG | keys, tmp_path) is None
     assert decoder(CONFIG | keys, "m", tmp_path).layers == 28
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj_blocks", "U8"),
+        ("model.layers.0.mlp.experts.down_proj_scales", "U8"),
+        ("model.layers.0.self_attn.q_proj.weight_int8", "I8"),
+        ("model.layers.0.self_attn.q_proj.packed", "I32"),
+        ("model.layers.0.self_attn.k_cache", "F8_E4M3"),
+    ],
+)
+def test_tensors_of_any_name_say_it_by_their_dtype(name: str, dtype: str, tmp_path: Path) -> None:
+    plain = {"model.norm.weight": "BF16", "model.position_ids": "I64", "model.layers.0.attn.bias": "U8"}
+    tensors(tmp_path, plain)
+    assert quantised(CONFIG, tmp_path) is None
+    tensors(tmp_path, plain | {name: dtype})
+    assert f"tensor {name}" in (quantised(CONFIG, tmp_path) or "")
+
+
+def test_a_file_called_after_quantisation_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text("{")
+    assert quantised(CONFIG, tmp_path) == "hf_quant_config.json (which cannot be read)"
+    beside.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(InputError, match=r"hf_quant_config\.json is a Git LFS pointer, not the file: run git lfs pull"):
+        decoder(CONFIG, "m", tmp_path)
+
+
+def test_a_recipe_says_it_where_it_quantised(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sparsity_stage:\n  modifiers:\n    SparseGPTModifier: {sparsity: 0.5}\n")
+    assert quantised(CONFIG, tmp_path) is None
+    recipe.write_text("quant_stage:\n  modifiers:\n    QuantizationModifier: {ignore: [lm_head]}\n")
+    assert quantised(CONFIG, tmp_path) == "recipe.yaml (QuantizationModifier)"
 
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
