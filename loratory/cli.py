@@ -58,35 +58,39 @@ def main() -> NoReturn:
 def _carry_out(received: list[int]) -> Any:
     """Run the command; what it returns, or the exit code of what went wrong, which has been told by then."""
     code: Any
+
+    def tell(text: str) -> None:
+        if not received:  # a signal is told once, whatever else comes of it
+            complain(text)
+
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except LoratoryError as error:
-        complain(str(error))
+        tell(str(error))
         code = error.exit_code
     except TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
         else:
-            complain(f"{error.format_message().rstrip('.')}; see loratory --help")
+            tell(f"{error.format_message().rstrip('.')}; see loratory --help")
         code = InputError.exit_code
     except (KeyboardInterrupt, typer.Abort) as error:
-        if not received:
-            complain("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "no more input")
+        tell("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "no more input")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         _silence()
         code = 1
     except Exception as error:
-        if os.environ.get("LORATORY_TRACEBACK"):
+        if os.environ.get("LORATORY_TRACEBACK") and not received:
             raise
         if isinstance(error, OSError):
-            complain(f"{shortened(str(error), 200)}: free space, or check the path and its permissions")
+            tell(f"{shortened(str(error), 200)}: free space, or check the path and its permissions")
             code = InputError.exit_code
             if error.filename is None:
                 _silence()
         else:
-            complain(unexpected(error))
+            tell(unexpected(error))
             code = LoratoryError.exit_code
     return code
 

@@ -103,6 +103,22 @@ def test_a_signal_ends_a_run_with_one_line_and_nothing_left(name: str, command: 
     assert left(tmp_path) == [] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_modules_are_imported_is_one_line_too(name: str) -> None:
+    hook = f"""\
+import os, signal, sys
+class Hook:
+    def find_spec(self, module, path=None, target=None):
+        if module == "loratory.interruption": os.kill(os.getpid(), signal.{name})
+sys.meta_path.insert(0, Hook())
+import runpy
+runpy.run_module("loratory", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", hook], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 128 + getattr(signal, name)
+    assert f"interrupted by {name}" in one_line(done.stderr)
+
+
 def test_signals_end_the_block_once_and_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interruption) as caught, interruptible("SIGTERM") as received:
