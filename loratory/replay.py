@@ -15,6 +15,7 @@ from reports.recorder import Recorder
 from scenarios.load import load_text
 from serving.engine import Engine
 from serving.errors import InputError, shortened
+from serving.lfs import refuse_pointer
 from serving.recording import Recording
 from sim.replay import replay
 
@@ -37,6 +38,8 @@ def replay_folder(folder: Path) -> list[Replayed]:
 
     Raises `InputError` when the folder holds no result, or none that was recorded (runs on the executor are).
     """
+    for name in ("scenario.yaml", "run_info.json"):
+        refuse_pointer(folder / name)
     try:
         scenario_yaml = (folder / "scenario.yaml").read_text(encoding="utf-8")
         folders = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))["folders"]

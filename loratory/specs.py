@@ -22,6 +22,7 @@ import policies
 from loratory.watch import POLICY_TIMEOUT_S, PolicyWatch
 from serving.blame import is_order, raised
 from serving.errors import InputError, PolicyError, several, shortened
+from serving.lfs import refuse_pointer
 from serving.policy import SCORERS, Policy
 from serving.reserved import Reserved
 
@@ -204,6 +205,7 @@ def _file_of(head: str, spec: str) -> Path:
         raise InputError(
             f"policy {_shown(spec)}: there is no file {shortened(head, 100)}: give the path of a Python file"
         )
+    refuse_pointer(path, f"policy {_shown(spec)}: ")
     return path
 
 

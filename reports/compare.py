@@ -16,6 +16,7 @@ from reports.settings import Setting, differing
 from reports.stats import cleaned, half_width, student_t
 from reports.summary import FORMAT, scalars
 from serving.errors import InputError
+from serving.lfs import refuse_pointer
 
 METRICS = (
     "ttft_s.mean", "ttft_s.p50", "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "itl_s.p99", "e2e_s.mean", "e2e_s.p99",
@@ -140,6 +141,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
 def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
     """The runs of a result folder, by policy. Raises `InputError` where there is no summary."""
     path = folder / SUMMARY
+    refuse_pointer(path)
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         policies: dict[str, list[Mapping[str, Any]]] = {}

@@ -1,6 +1,10 @@
-"""lfs_pointer, lfs_text: whether a file is Git LFS's stand-in for the file, as a clone without Git LFS leaves it."""
+"""lfs_pointer, lfs_text, refuse_pointer: whether a file is the stand-in that a clone without Git LFS has for it."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from serving.errors import InputError
 
 HEAD_BYTES = 64
 """How much of a file `lfs_pointer` needs."""
@@ -26,3 +30,17 @@ def lfs_pointer(head: bytes) -> bool:
 def lfs_text(text: str) -> bool:
     """`lfs_pointer` for a file that was read as text."""
     return lfs_pointer(text[:HEAD_BYTES].encode("utf-8", "replace"))
+
+
+def refuse_pointer(path: Path, subject: str = "") -> None:
+    """Raises `InputError` for a file that is a Git LFS pointer; ``subject`` goes before its name, such as "registry ".
+
+    A file that is not there or cannot be read is left to whoever reads it.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except (OSError, ValueError):
+        return
+    if lfs_pointer(head):
+        raise InputError(f"{subject}{path} {LFS_POINTER}")

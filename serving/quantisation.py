@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import InputError, shortened
-from serving.lfs import LFS_POINTER, lfs_pointer
+from serving.lfs import refuse_pointer
 from serving.model_file import read_object
 
 _WORDS = ("quant", "compression_config")
@@ -136,7 +136,7 @@ def _beside(folder: Path) -> Iterator[str]:
         try:
             found = read_object(path)
         except InputError:
-            _refuse_pointer(path)
+            refuse_pointer(path)
             yield f"{path.name} (which cannot be read)"
             continue
         sign = next(_in_mapping(found, ""), None)
@@ -167,11 +167,6 @@ def _in_weights(folder: Path) -> Iterator[str]:
             packed = dtype not in (*_PLAIN, *_COUNTS) and not mask
             if packed or (dtype not in _PLAIN and name.endswith(".weight")):
                 yield f"{path.name} (tensor {shortened(name, 80)} in {dtype})"
-
-
-def _refuse_pointer(path: Path) -> None:
-    if lfs_pointer(_text(path)):
-        raise InputError(f"{path} {LFS_POINTER}")
 
 
 def _text(path: Path) -> bytes:

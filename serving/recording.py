@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serving.errors import InputError
+from serving.lfs import refuse_pointer
 from serving.request import Request
 
 
@@ -71,6 +72,7 @@ class Recording:
     def read(cls, path: Path) -> Recording:
         """What `write` wrote. Raises `InputError` for a file that is missing or something else."""
         found: dict[str, list[Any]] = {"request": [], "step": [], "load": [], "output": []}
+        refuse_pointer(path)
         try:
             with open(path, encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.pool import QueuePool
 
 from serving.errors import InputError
+from serving.lfs import refuse_pointer
 
 BUSY_S = 60
 """How long a write waits for another process's write before it gives up."""
@@ -168,6 +169,8 @@ class Database:
         # The driver's text goes on with hints and the statement: its first line says what is wrong.
         reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0].rstrip(".")
         if self.is_sqlite:
+            if self.path is not None and "not a database" in reason:
+                refuse_pointer(self.path, "registry ")
             for sign, meaning in (
                 ("not a database", "is not a SQLite file: give the path of a registry, or of a file to be made"),
                 ("malformed", "is damaged: restore it from a backup, or save what `sqlite3 FILE .recover` finds"),

@@ -28,6 +28,7 @@ from scenarios.traces.format import Format, Head, ReadOptions
 from scenarios.traces.source import MOST_TOKENS
 from scenarios.traces.table import Labels, TraceTable
 from serving.errors import InputError, shortened
+from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer, refuse_pointer
 from serving.workload import Floats, Ints
 
 _MEMBER = re.compile(r"^(?:(?P<folder>.*)/)?chunk-(?P<client>\d+)-(?P<what>trace\.csv|dataset\.json)$")
@@ -91,13 +92,17 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
         if path.is_dir():
             for file in sorted(path.rglob("chunk-*")):
                 if _MEMBER.match(file.name):
+                    refuse_pointer(file)
                     yield file.relative_to(path).as_posix(), file.read_text(encoding="utf-8")
             return
         with tarfile.open(path) as archive:
             for member in archive:
                 handle = archive.extractfile(member) if member.isfile() and _MEMBER.match(member.name) else None
                 if handle is not None:
-                    yield member.name, handle.read().decode("utf-8")
+                    content = handle.read()
+                    if lfs_pointer(content[:HEAD_BYTES]):
+                        raise InputError(f"{path}: {member.name} {LFS_POINTER}, and pack the folder again")
+                    yield member.name, content.decode("utf-8")
     except (OSError, EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as ServeGen ({error}): give its folder or .tgz") from error
 

@@ -82,3 +82,10 @@ def test_a_file_that_does_not_import_says_why(tmp_path: Path) -> None:
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(InputError, match="nothing_of_that_name"):
         policy_factory(f"{file}:Mine")
+
+
+def test_a_policy_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "p.py"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(InputError, match=r"p\.py is a Git LFS pointer, not the file: run git lfs pull"):
+        policy_factory(f"{path}:Mine")

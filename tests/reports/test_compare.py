@@ -104,6 +104,12 @@ workload: {streams: [{tenant: x, rate: 1.0}, {tenant: x, rate: 2.0}]}
 """
 
 
+def test_a_summary_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(InputError, match=r"summary\.json is a Git LFS pointer, not the file: run git lfs pull"):
+        compare([tmp_path, tmp_path])
+
+
 def test_settings_that_differ_are_listed_with_adapters_by_name(report: Any, tmp_path: Path) -> None:
     other = SCENARIO.replace("NAME", "b").replace("max_loras: 4", "max_loras: 8").replace("rate: 2.0", "rate: 3.0")
     other = other.replace("version: 2, digest: bb", "version: 3, digest: cc").replace("max_num_seqs: 32", "tokens: 1")

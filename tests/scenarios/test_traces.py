@@ -244,6 +244,18 @@ def test_servegen_rates_are_exact_and_gaps_have_the_fitted_shape(tmp_path: Path)
     assert "requests whose lengths come from another time of day: 60" in table.notes
 
 
+def test_servegen_files_that_are_git_lfs_pointers_are_called_so(tmp_path: Path) -> None:
+    folder = servegen(tmp_path / "m")
+    next(folder.rglob("chunk-*-trace.csv")).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    )
+    with tarfile.open(tmp_path / "m.tgz", "w:gz") as archive:
+        archive.add(folder, "m")
+    for path in (folder, tmp_path / "m.tgz"):
+        with pytest.raises(InputError, match=r"trace\.csv is a Git LFS pointer, not the file: run git lfs pull"):
+            read_trace(path, "servegen")
+
+
 def test_servegen_window_and_rate_scale(tmp_path: Path) -> None:
     path = servegen(tmp_path / "m", lengths=False)
     table = clean(read_trace(path, options=ReadOptions(window=(700.0, 900.0), rate_scale=0.5)), window=(700.0, 900.0))

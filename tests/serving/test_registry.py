@@ -327,8 +327,10 @@ def test_places_that_hold_no_registry_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database, though it is long enough to have a header" * 9)
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE mine (x)")
+    (tmp_path / "pointer.db").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
     for where, says in (
         (tmp_path / "text", "is not a SQLite file"),
+        (tmp_path / "pointer.db", "pointer.db is a Git LFS pointer, not the file"),
         (tmp_path / "other.db", "database of something else"),
         (tmp_path, "cannot be opened"),
         (tmp_path / "nowhere" / "r.db", "create it first"),
