@@ -10,15 +10,20 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from scenarios.arrivals import Arrivals
-from scenarios.document import Document, Path, dotted
+from scenarios.document import Document, dotted
+from scenarios.document import Path as KeyPath
 from scenarios.schema import Scenario
 from serving.errors import InputError, shortened
 
 MOST_REQUESTS = 10_000_000
 """Requests of a run, expected or given."""
+
+MOST_TRACE_BYTES = 4_000_000_000
+"""Of a trace, unpacked; its rows may be as many as a run's requests."""
 
 MOST_RUNS = 10_000
 """Policies times seeds."""
@@ -91,7 +96,7 @@ def check_keys(document: Document) -> None:
         len(policies) if isinstance(policies, list) else 1, 1
     )
     if runs > MOST_RUNS:
-        key: Path = ("seeds",) if isinstance(seeds, list) and len(seeds) > 1 else ("policies",)
+        key: KeyPath = ("seeds",) if isinstance(seeds, list) and len(seeds) > 1 else ("policies",)
         raise _implausible(document, key, f"asks for {runs:,} runs, and {MOST_RUNS:,} are the most expected")
 
 
@@ -105,6 +110,13 @@ def check_requests(scenario: Scenario, document: Document) -> None:
             f"{MOST_REQUESTS:,} are the most expected of a run"
         )
         raise _implausible(document, path, text)
+    trace = scenario.workload.trace
+    if trace is not None:
+        from scenarios.traces.files import too_large
+
+        if beyond := too_large(Path(trace), MOST_REQUESTS, MOST_TRACE_BYTES):
+            text = f"{shortened(str(trace), 100)} has {beyond}, the most expected of a trace"
+            raise _implausible(document, ("workload", "trace"), text, "cut")
     drift = scenario.adapters.popularity.drift if scenario.adapters.popularity is not None else None
     shifts = (scenario.workload.duration_s or 0.0) / drift.period_s if drift is not None else 0.0
     if shifts > MOST_REQUESTS:
@@ -112,7 +124,7 @@ def check_requests(scenario: Scenario, document: Document) -> None:
         raise _implausible(document, ("adapters", "popularity", "drift", "period_s"), text)
 
 
-def expected_requests(scenario: Scenario) -> tuple[Path, float]:
+def expected_requests(scenario: Scenario) -> tuple[KeyPath, float]:
     """About how many requests a run has, and the key that says so; 0 where a trace does."""
     workload, rates = scenario.workload, scenario.adapters.rates
     if workload.trace is not None or workload.duration_s is None:
@@ -149,7 +161,7 @@ def rate_of(arrivals: Arrivals) -> float:
     return arrivals.poisson or arrivals.constant or 0.0
 
 
-def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, float]]:
+def _numbers(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, float]]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _numbers(item, (*path, key))
@@ -163,7 +175,7 @@ def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, float]]:
         yield path, value
 
 
-def _may_be_number(text: str, path: Path) -> bool:
+def _may_be_number(text: str, path: KeyPath) -> bool:
     """Whether a text stands where a number is looked at; elsewhere it may be a name."""
     looks_like_it = len(text) <= _LONGEST_NUMBER and text[:1] in tuple("+-.0123456789")
     return looks_like_it and any(pattern.fullmatch(dotted(path)) for pattern, _ in _COMPILED)
@@ -173,6 +185,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) < 1e15 else f"{float(value):g}" if abs(value) < 1e300 else "over 1e300"
 
 
-def _implausible(document: Document, path: Path, text: str, remedy: str = "lower") -> InputError:
+def _implausible(document: Document, path: KeyPath, text: str, remedy: str = "lower") -> InputError:
     where = f"{shortened(document.place(path), 120)}: {shortened(dotted(path), 80)}"
     return InputError(shortened(f"{where}: {text}: {remedy} it, or {_LIFT}"))

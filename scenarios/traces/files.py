@@ -59,6 +59,31 @@ def require(path: Path) -> Path:
     return path
 
 
+def too_large(path: Path, most_rows: int, most_bytes: int) -> str:
+    """``more than 10,000,000 rows`` where a file, unpacked, goes beyond a limit; empty else, and for what is no trace.
+
+    Reads no more than it must: a file that is too short for so many rows is not opened, a Parquet file says its rows.
+    """
+    rows = size = 0
+    packed = path.suffix.lower() in _PACKED
+    try:
+        if not path.is_file() or (not packed and path.stat().st_size < 2 * most_rows):
+            return ""
+        if kind_of(path) == "parquet" and not packed:
+            import pyarrow.parquet as pq
+
+            rows = pq.read_metadata(path).num_rows
+        else:
+            with _opened(path) as handle:
+                while rows <= most_rows and size <= most_bytes and (block := handle.read(1 << 20)):
+                    rows, size = rows + block.count(b"\n"), size + len(block)
+    except _BROKEN:
+        return ""  # whoever reads it says what is wrong
+    if rows > most_rows:
+        return f"more than {most_rows:,} rows"
+    return f"more than {most_bytes:,} bytes" if size > most_bytes else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """A file's columns: their names, and where it holds JSON its objects with the line each stands on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from scenarios.catalogue import library, published
 from scenarios.load import load_scenario, load_text
 from scenarios.plausible import MOST_REQUESTS, expected_requests
 from scenarios.samples import read_samples
+from scenarios.traces.files import too_large
 from serving.errors import InputError
 
 BASE = """\
@@ -63,6 +65,18 @@ def test_a_slip_of_the_pen_is_refused_with_its_key_and_the_remedy(setting: str, 
 def test_the_limits_can_be_lifted() -> None:
     assert load_text(BASE, overrides=["workload.input_tokens=1000000000000"], unbounded=True)
     assert load_text(BASE, overrides=["workload.duration_s=1.0e+12"], unbounded=True)
+
+
+def test_a_trace_of_more_rows_than_anybody_replays_is_refused_unread(tmp_path: Path) -> None:
+    """Forty kilobytes that unpack to forty megabytes; one row less is as many as the header and ten million."""
+    text = BASE.replace("arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 10", "trace: log.csv.gz")
+    lines = [b"timestamp,input_tokens,output_tokens\n", *[b"1,2\n"] * MOST_REQUESTS]
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"".join(lines), 1))
+    with pytest.raises(InputError, match=r"workload\.trace: .*log\.csv\.gz has more than 10,000,000 rows.*--unbounded"):
+        load_text(text, folder=tmp_path)
+    assert load_text(text, folder=tmp_path, unbounded=True)
+    assert too_large(tmp_path / "log.csv.gz", MOST_REQUESTS + 1, 10**9) == ""
+    assert too_large(tmp_path / "log.csv.gz", MOST_REQUESTS + 1, 10**6) == "more than 1,000,000 bytes"
 
 
 def test_a_million_requests_and_a_hundred_thousand_adapters_are_nothing_unusual() -> None:
