@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +100,8 @@ def write_text(text: str, out: Path | None) -> None:
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, out)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise InputError(
             f"--out {out} cannot be written ({error.strerror}): give a file in a folder of yours"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,6 +82,8 @@ def profile_command(
     target = out or Path(f"{called}.json")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is no folder: name one with --out")
+    if target.is_dir() or not os.access(target.parent, os.W_OK):  # said before minutes of measuring
+        raise InputError(f"{target} cannot be written: name a file with --out, in a folder you may write to")
     with progress("measuring") as tell:
         profile = calibrate(spec, checkpoint, plan, called, tell, began=began)
     try:

@@ -26,7 +26,7 @@ from reports.summary import RunReport, summarise, summary_of
 from scenarios.build import build_workload
 from scenarios.load import dump
 from scenarios.schema import Scenario
-from serving.errors import InputError, PolicyError, PolicyTimeout, shortened
+from serving.errors import InputError, PolicyError, shortened
 from serving.policy import Limits
 from serving.workload import Workload
 from sim.routers import router
@@ -134,12 +134,9 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend, lea
     if not len(workload):
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
-        try:
-            with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
-                ran = backend.run(task, built, workload, recorder)
-                bound = _bound(task, built, workload)
-        except PolicyTimeout as late:
-            raise PolicyError(shortened(f"policy {shortened(task.policy, 100)} {late.text}")) from late
+        with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
+            ran = backend.run(task, built, workload, recorder)
+            bound = _bound(task, built, workload)
         info = _info(task, built, workload, backend, ran, bound)
         report = summarise(recorder.close(), info, task.timeline_events)
     if backend.name == "sim" and task.seed == task.scenario.seeds[0]:

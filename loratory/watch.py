@@ -19,7 +19,7 @@ import policies
 from loratory.guard import Guard, Leavings, redirected_words
 from loratory.terminal import complain
 from serving.blame import place_of
-from serving.errors import InputError, PolicyTimeout, shortened
+from serving.errors import InputError, PolicyError, PolicyTimeout, shortened
 
 POLICY_TIMEOUT_S = 10.0
 """Seconds a policy may take for one answer."""
@@ -118,6 +118,11 @@ class PolicyWatch:
             self._guard.stop()
         os._exit = self._exit  # type: ignore[assignment]
         self._call = None
+        late = error if kind is not None else self._order  # an order that a policy has caught, and went on to the end
+        if isinstance(late, PolicyTimeout):
+            raise PolicyError(shortened(f"policy {shortened(self._policy, 100)} {late.text}")) from late
+        if kind is None and late is not None:
+            raise late.with_traceback(None)
 
     @staticmethod
     def armed() -> PolicyWatch | None:

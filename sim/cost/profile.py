@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -145,8 +147,18 @@ class Profile(BaseModel):
         return tuple(found)
 
     def save(self, path: str | Path) -> None:
-        """Write the profile as JSON. Raises `OSError` where the path cannot be written."""
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write the profile as JSON, whole or not at all. Raises `OSError` where the path cannot be written."""
+        target = Path(path).resolve()
+        if target.exists() and not target.is_file():  # such as /dev/stdout
+            target.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            return
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            draft.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            os.replace(draft, target)
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def _knot(feature: str) -> int | None:

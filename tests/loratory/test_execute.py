@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,29 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(SCENARIO.replace("MODEL", str(folder / "config.json")))
     return path
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_in_the_middle_of_a_run_is_one_line_and_leaves_nothing(
+    name: str, quick: Quick, scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy sends it at its fifth call, and goes on as if nothing had happened."""
+    for variable in ("TMPDIR", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom serving.policy import want\nclass Mine:\n    calls = 0\n"
+        "    def schedule(self, view):\n        self.calls += 1\n        try:\n"
+        f"            if self.calls == 5: os.kill(os.getpid(), signal.{name})\n"
+        "        except BaseException: pass\n"
+        "        for request in list(view.unblocked()): yield from want(view, request)\n"
+    )
+    options = ("-p", f"{tmp_path / 'mine.py'}:Mine", "--out", str(tmp_path / "made" / "out"))
+    code, _, err = quick("run", str(scenario), "--on", "executor", *options)
+    assert code == 128 + getattr(signal, name)
+    (line,) = err.splitlines()
+    assert line.startswith(f"loratory: interrupted by {name}")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["mine.py"]
 
 
 @pytest.fixture(scope="module")

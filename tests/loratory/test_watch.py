@@ -17,7 +17,7 @@ from lab import ToyCost, World, adapter, run, workload
 from loratory.specs import guest, policy_factory
 from loratory.watch import PolicyWatch
 from serving.config import EngineConfig
-from serving.errors import InputError, Interruption, PolicyError, PolicyTimeout
+from serving.errors import InputError, Interruption, PolicyError
 from serving.policy import Schedule, View, want
 
 SOON_S = 0.1
@@ -118,9 +118,9 @@ def small() -> World:
 
 def fault(policy: Callable[[], Any]) -> str:
     """What a run under the policy ends with."""
-    with pytest.raises((PolicyError, PolicyTimeout)) as caught, PolicyWatch("mine", SOON_S):
+    with pytest.raises(PolicyError) as caught, PolicyWatch("mine", SOON_S):
         run(small(), policy, check_books=False)
-    return caught.value.text if isinstance(caught.value, PolicyTimeout) else str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,15 @@ def test_in_another_thread_than_the_main_one() -> None:
 def test_a_policy_that_catches_the_first_order_is_stopped_by_the_next() -> None:
     """The second may find the engine at work, where it is nobody's to catch."""
     policy = CatchesTheFirst()
-    with pytest.raises((PolicyError, PolicyTimeout)), PolicyWatch("mine", SOON_S):
+    with pytest.raises(PolicyError), PolicyWatch("mine", SOON_S):
         while True:
             run(small(), lambda: policy, check_books=False)
     assert policy.caught
+
+
+def test_and_by_the_end_of_the_watch_where_no_other_order_comes() -> None:
+    with pytest.raises(PolicyError, match="mine did not come back within"), PolicyWatch("mine", SOON_S):
+        run(small(), CatchesTheFirst, check_books=False)
 
 
 @pytest.mark.parametrize(
