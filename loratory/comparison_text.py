@@ -30,8 +30,11 @@ def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
     for folder, policy, rows in found.tables(metrics) if metrics else found.tables():
         other = letter_of[folder]
         base = other if folder in measured else "A"
-        say(f"{policy}: {'A' if base != 'A' else other} against {base}, in percent of {base}, with 95 % interval")
-        show(text_table(["metric", "A", other, "difference", "interval"], rows, tight=True))
+        known = any(interval for *_, interval in rows)
+        interval = "with 95 % interval" if known else "no interval: one seed"
+        say(f"{policy}: {'A' if base != 'A' else other} against {base}, in percent of {base}, {interval}")
+        heads = ["metric", "A", other, "difference", "interval"]
+        show(text_table(heads if known else heads[:-1], rows if known else [row[:-1] for row in rows], tight=True))
     for note in found.unmatched:
         say(f"note: {note}")
 

@@ -98,7 +98,9 @@ def number(value: float) -> str:
 
 def _relative(d: Difference) -> list[str]:
     """The difference in percent of the base, and its 95 % interval; plain numbers where the base is 0."""
-    scale, unit, form = (100 / abs(d.reference), " %", "+.1f") if d.reference else (1.0, "", "+.3g")
+    if d.reference and abs(d.difference) >= 10 * abs(d.reference) and d.low is None:
+        return [f"{d.value / d.reference:,.0f} times", ""]
+    scale, unit, form = (100 / abs(d.reference), " %", "+,.1f") if d.reference else (1.0, "", "+,.4g")
     interval = ""
     if d.low is not None and d.high is not None:
         interval = f"{d.low * scale:{form}} to {d.high * scale:{form}}{unit}"

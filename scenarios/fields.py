@@ -47,6 +47,7 @@ ELSEWHERE = {
     "quantization": "cost.dtype to fp8, or leave it out",
     "kv_cache_dtype": "memory.kv_cache_dtype",
     "dtype": "cost.dtype",
+    "policy_timeout_s": "the option --policy-timeout of loratory run",
 }
 """Keys that people look for in another section than the one that has them, such as in vLLM's engine arguments."""
 
@@ -58,8 +59,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return "set memory.dtype: the step times of this kind of cost hold for one dtype"
     if word in ELSEWHERE:
         return f"set {ELSEWHERE[word]}"
+    if "adapters" in known and (sections := _sections_with(word)):
+        return f"put it in {' or '.join(sections)}"
     near = get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known keys: {several(known, 10)}"
+
+
+def _sections_with(word: str) -> list[str]:
+    """The sections of a scenario that have a key which somebody wrote at its top."""
+    sections = {name: list(_models_in(field.annotation)) for name, field in Scenario.model_fields.items()}
+    return [name for name, models in sections.items() if any(word in m.model_fields for m in models)]
 
 
 def description_at(path: Sequence[str | int], raw: Any) -> str | None:

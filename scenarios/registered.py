@@ -115,8 +115,9 @@ def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]
             raise wrong(f"{other!r} and {name!r} are one adapter, {each.ref}: name it once", "names")
         if spec.base_model is not None and each.base_model != spec.base_model:
             raise wrong(
-                f"adapter {name!r} was trained on {each.base_model!r}, not {spec.base_model!r}: leave it out",
-                "registry",
+                f"adapter {name!r} was trained on {each.base_model!r}, not {spec.base_model!r}: choose others by "
+                "tenant or labels, or mend base_model",
+                "base_model",
             )
     return [
         Record(

@@ -34,10 +34,10 @@ def raised(error: BaseException, subject: str = "it", *, ours: bool = False, mos
     if isinstance(error, PolicyTimeout):
         return f"{subject} {error.text}"
     try:
-        text = shortened(str(error), most)
+        text = shortened(error.msg if isinstance(error, SyntaxError) else str(error), most)
     except Exception:
         text = ""
-    where = place(error, ours=ours)
+    where = _unread(error) or place(error, ours=ours)
     at = f" ({where})" if where else ""
     if isinstance(error, SystemExit):
         return f"{subject} tried to end the process, with exit code {text or 0}{at}: return instead"
@@ -65,6 +65,13 @@ def place(error: BaseException, *, ours: bool = False) -> str:
 def place_of(frame: FrameType | None) -> str:
     """The same for code that is running: the innermost line of a guest on the stack that ends in ``frame``."""
     return innermost((found.f_code.co_filename, found.f_lineno) for found in _outward(frame))
+
+
+def _unread(error: BaseException) -> str:
+    """Where Python could not read a file: its traceback ends in whoever wanted it."""
+    if not isinstance(error, SyntaxError) or not error.filename:
+        return ""
+    return f"{shortened(_short(error.filename), 100)}:{error.lineno or 1}"
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:

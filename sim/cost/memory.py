@@ -281,18 +281,23 @@ def _out_of_memory(
         usable = (v for v in values if (v > now if raises else 0 < v < now))
         found = next((v for v in usable if fits(**{name: v})), None)
         if found is not None:
-            remedies.append(f"{'raise' if raises else 'lower'} {name} from {_number(now)} to {_number(found)}")
-    parts = [f"{_gib(plan.weights_bytes)} for weights"]
+            remedies.append(f"{'raise' if raises else 'lower'} {name} to {_number(found)}")
+    parts = [f"weights ({_gib(plan.weights_bytes)} GiB)"]
     if plan.slots:
-        parts.append(f"{_gib(plan.lora_bytes)} for {plan.slots} adapter slots of rank {engine.max_lora_rank}")
-    parts.append(f"{_gib(plan.activation_bytes + plan.overhead_bytes)} for activations and overhead")
-    left = f"leave {_gib(plan.kv_bytes)}" if plan.kv_bytes > 0 else f"are {_gib(-plan.kv_bytes)} too much"
+        parts.append(f"{plan.slots} slots of rank {engine.max_lora_rank} ({_gib(plan.lora_bytes)})")
+    parts.append(f"activations and overhead ({_gib(plan.activation_bytes + plan.overhead_bytes)})")
+    usable = f"the {_gib(plan.usable_bytes)} usable"
+    left = f"leave {_gib(plan.kv_bytes)} of" if plan.kv_bytes > 0 else f"take {_gib(-plan.kv_bytes)} more than"
     cache = _gib(plan.max_model_len * plan.kv_bytes_per_token)
     return (
-        f"{model.name} does not fit {gpu.name}: of {_gib(plan.usable_bytes)} GiB usable, {', '.join(parts)} {left}; "
-        f"the KV cache of one request of max_model_len {plan.max_model_len} needs {cache}: "
-        f"{' or '.join(remedies) or _larger(model, gpu, engine, targets, opts, acceptable)}"
+        f"{model.name} does not fit {gpu.name}: {', '.join(parts)} {left} {usable}; "
+        f"a request of max_model_len {plan.max_model_len} needs {cache}: "
+        f"{' or '.join(remedies[:_REMEDIES]) or _larger(model, gpu, engine, targets, opts, acceptable)}"
     )
+
+
+_REMEDIES = 3
+"""So many settings are offered where a model does not fit; the sentence has no room for all of them."""
 
 
 def _larger(

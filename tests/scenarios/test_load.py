@@ -203,6 +203,9 @@ def test_overrides_change_values_and_replace_alternatives() -> None:
         ("engine.max_lora=8", "--set engine.max_lora=8: engine.max_lora: unknown key; did you mean 'max_loras'?"),
         ("engine.max_loras=many", "--set engine.max_loras=many: engine.max_loras: should be a whole number"),
         ("seed=3", "--set seed=3: seed: unknown key; did you mean 'seeds'?"),
+        ("replicas=4", "--set replicas=4: replicas: unknown key; put it in cluster"),
+        ("max_loras=4", "max_loras: unknown key; put it in engine"),
+        ("policy_timeout_s=4", "policy_timeout_s: unknown key; set the option --policy-timeout of loratory run"),
         ("engine.max_loras", "wants key=value"),
         (
             "workload.arrivals.poisson=-1",
