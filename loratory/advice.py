@@ -43,7 +43,9 @@ def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[st
     }.get(limit, str)
     found = [adviser.replicas()] if adviser.overloaded() else []
     if not found or limit not in ("compute", "seqs", "tokens"):
-        found.append(advice())
+        text = advice()
+        if not found or adviser.spread() not in text:
+            found.append(text)
     if limit not in ("slots", "kv_blocks"):
         found.append(adviser.unused_slots())
     return [text for text in found if text][:2]
@@ -94,7 +96,7 @@ class _Adviser:
                 )
         if not wanted:
             return ""
-        return f"No more slots fit beside model and KV cache: {self._spread()}."
+        return f"No more slots fit beside model and KV cache: {self.spread()}."
 
     def seats(self) -> str:
         """More running requests, if the cost model says that a larger batch does more."""
@@ -124,7 +126,7 @@ class _Adviser:
                 ((key, value),) = change.items()
                 what = f"engine.{key} {value}" if value is not None else f"to leave out engine.{key}"
                 return f"Try {what}: it gives {blocks:,} KV blocks instead of {now:,}."
-        return f"KV blocks are short, and no engine setting gives more than a few: {self._spread()}."
+        return f"KV blocks are short, and no engine setting gives more than a few: {self.spread()}."
 
     def replicas(self) -> str:
         """How many replicas this load needs at least."""
@@ -229,7 +231,8 @@ class _Adviser:
         least = next((rank for rank in _RANKS if rank >= largest), largest)
         return least if 0 < least < self._engine.max_lora_rank else 0
 
-    def _spread(self) -> str:
+    def spread(self) -> str:
+        """What gives more room where no setting of the engine does."""
         one = "a GPU with more memory, a larger tensor_parallel_size, or more replicas"
         return one if self._scenario.cluster.replicas > 1 else f"{one} with router lora_affinity"
 

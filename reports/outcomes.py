@@ -61,10 +61,12 @@ def outcomes(run: Measured) -> dict[str, dict[str, Any]]:
 def outcome_notes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """(outcome, sentence, share of the requests) for each policy of these runs (as in summary.json) and outcome.
 
+    Policies of which the same is to be said share a sentence.
+
     >>> outcome_notes(summary["runs"])  # doctest: +SKIP
     [("rejected", "fifo: 12 of 12 requests were rejected: ...", 1.0)]
     """
-    notes = []
+    found: dict[tuple[str, str, float], list[str]] = {}
     for policy in dict.fromkeys(run["policy"] for run in runs):
         mine = [run for run in runs if run["policy"] == policy]
         sent = sum(run["requests"]["submitted"] for run in mine)
@@ -72,9 +74,12 @@ def outcome_notes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, flo
             number = sum(run[kind]["count"] for run in mine)
             if number:
                 was = "was" if number == 1 else "were"
-                head = f"{shortened(policy, 80)}: {number:,} of {plural(sent, 'request')} {was} {verb}"
-                notes.append((kind, f"{head}: {reason_of(mine, kind)}", number / sent))
-    return notes
+                text = f"{number:,} of {plural(sent, 'request')} {was} {verb}: {reason_of(mine, kind)}"
+                found.setdefault((kind, text, number / sent), []).append(shortened(policy, 80))
+    return [
+        (kind, f"{shortened(several(names, 4) if len(names) > 4 else listed(names), 160)}: {text}", share)
+        for (kind, text, share), names in found.items()
+    ]
 
 
 def reason_of(runs: Sequence[Mapping[str, Any]], kind: str) -> str:

@@ -286,11 +286,10 @@ def _out_of_memory(
     if plan.slots:
         parts.append(f"{plan.slots} slots of rank {engine.max_lora_rank} ({_gib(plan.lora_bytes)})")
     parts.append(f"activations and overhead ({_gib(plan.activation_bytes + plan.overhead_bytes)})")
-    usable = f"the {_gib(plan.usable_bytes)} usable"
     left = f"leave {_gib(plan.kv_bytes)} of" if plan.kv_bytes > 0 else f"take {_gib(-plan.kv_bytes)} more than"
     cache = _gib(plan.max_model_len * plan.kv_bytes_per_token)
     return (
-        f"{model.name} does not fit {gpu.name}: {', '.join(parts)} {left} {usable}; "
+        f"{model.name} does not fit {gpu.name}: {', '.join(parts)} {left} the {_gib(plan.usable_bytes)} usable; "
         f"a request of max_model_len {plan.max_model_len} needs {cache}: "
         f"{' or '.join(remedies[:_REMEDIES]) or _larger(model, gpu, engine, targets, opts, acceptable)}"
     )

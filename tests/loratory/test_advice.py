@@ -158,3 +158,11 @@ def test_fewer_replicas_are_advised_only_where_their_slots_suffice_and_the_slo_h
 def test_unused_slots_in_a_sentence(held: int, was: str) -> None:
     advice = _run(f"adapters.count={held}", "workload.requests=200")["advice"]
     assert any(f"{was} never used" in text for text in advice)
+
+
+def test_more_replicas_are_advised_once() -> None:
+    """The load is beyond the ceiling and slots are the first limit, of which no more fit."""
+    load = ("workload.arrivals={poisson: 60}", "workload.requests=1200", "adapters={count: 200, ranks: 64}")
+    run = _run(*load, "engine={max_loras: 88, max_cpu_loras: 200, max_lora_rank: 64}", "adapters.initial_tier=host")
+    assert run["bottleneck"] == "slots"
+    assert [text.partition(":")[0] for text in run["advice"]] == ["Try cluster.replicas 2"]

@@ -83,6 +83,8 @@ def test_rejections_that_differ_in_a_number_are_one_reason() -> None:
     ((kind, text, share),) = outcome_notes([made])
     assert kind == "rejected" and share == 0.75 and text.startswith("Serves: 3 of 4 requests were rejected: prompt of")
     assert [v.mood for v in verdicts([made]) if v.topic == "Rejected"] == ["bad"]
+    others = [made, {**made, "policy": "other"}, {**made, "policy": "third"}]
+    assert [text for _, text, _ in outcome_notes(others)] == [text.replace("Serves", "Serves, other and third")]
 
 
 def test_what_ended_an_output_is_named() -> None:
