@@ -18,7 +18,7 @@ from scenarios.traces.servegen import read_clients
 from scenarios.traces.table import Labels, TraceTable
 from scenarios.turns import in_turn, recorded_note
 from scenarios.workload import WorkloadSpec
-from serving.errors import InputError
+from serving.errors import InputError, shortened
 from serving.workload import Floats, Ints
 
 
@@ -81,6 +81,9 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
                 f"{workload.trace}: has no tenant column: change tenants.map, or name it in columns.tenant"
             )
         tenant = table.tenant
+    elif table.tenant is not None and scenario.tenants.map.by_adapter and workload.adapter_from != "tenant":
+        column = dict(table.columns)["tenant"]
+        notes.append(f"the trace's tenants ({shortened(column, 40)}) are not used: tenants: {{map: trace}} takes them")
     priority = table.priority
     if priority is not None and scenario.tenants.priorities and workload.columns.priority is None:
         priority = None

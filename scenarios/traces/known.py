@@ -42,7 +42,10 @@ def detect(path: Path, named: bool = False) -> Format:
         return generic.FORMAT
     columns = f" (columns {several((shortened(name, 40) for name in head.columns), 8)})" if head.columns else ""
     if len(head.columns) == 1 and any(mark in head.columns[0] for mark in ";\t|"):
-        columns = f" (one column, {shortened(head.columns[0], 80)!r}; a CSV's columns are parted by commas)"
+        raise InputError(
+            f"{path}: has one column, {shortened(head.columns[0], 80)!r}, because a CSV's columns are parted by commas: "
+            "save it with commas"
+        )
     raise InputError(
         f"{path}: is no trace format that is known{columns}: say which with format, or name its columns with columns"
     )

@@ -393,6 +393,17 @@ def test_a_row_that_names_the_scenarios_model_wants_the_base_model(tmp_path: Pat
     assert "rows that name llama-3.1-8b, which is the base model and no adapter: 3" in workload.notes
 
 
+def test_tenants_that_nothing_asks_for_are_told(tmp_path: Path) -> None:
+    path = rows(tmp_path, [0.0, 400.0, 800.0], team="blue", lora="sql")
+    text = f"name: s\nmodel: llama-3.1-8b\ngpu: h100-80gb\nadapters: {{ranks: 8}}\nworkload: {{trace: {path}}}\n"
+    note = "the trace's tenants (team) are not used: tenants: {map: trace} takes them"
+    for tenants, told in (("", True), ("tenants: {map: trace}\n", False), ("tenants: {map: single}\n", False)):
+        (tmp_path / "s.yaml").write_text(f"{text}{tenants}policies: [fifo]\n")
+        loaded = load_scenario(str(tmp_path / "s.yaml"), [])
+        workload = build_workload(loaded, 0, build_adapters(loaded, lambda rank: rank))
+        assert (note in workload.notes) == told
+
+
 # Dates and units that are written otherwise
 
 
