@@ -125,7 +125,8 @@ def _doubts(time: Floats, unit: str | None, bounds: tuple[float, float]) -> tupl
     """A note on a rate beyond ``bounds`` (highest, lowest, requests/s), or a span that no service has."""
     rate = _rate(time, 2)
     if rate is None:
-        return ()
+        rows = int((~np.isnan(time)).sum())
+        return (f"all {rows} rows have one time: they arrive at once",) if rows >= _ENOUGH else ()
     span = float(np.nanmax(time) - np.nanmin(time))
     count = int((~np.isnan(time)).sum())
     fast = count >= _SOME and rate > bounds[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -9,8 +10,8 @@ import pandas as pd
 DATED = r"\d[-/]\d|\d\.\d+\.\d|\d{8}T\d|\d[ /-][A-Za-z]{3}[ /-]\d{4}"
 """What a date contains and no number does."""
 
-_MONTH_FIRST = ("%m/%d/%Y", "%m-%d-%Y")
-_DAY_FIRST = ("%d/%m/%Y", "%d-%m-%Y")
+_MONTH_FIRST = ("%m/%d/%Y", "%m-%d-%Y", "%m/%d/%y")
+_DAY_FIRST = ("%d/%m/%Y", "%d-%m-%Y", "%d/%m/%y")
 _PLAIN = ("%d.%m.%Y", "%d/%b/%Y", "%d-%b-%Y", "%d %b %Y", "%a, %d %b %Y", "%a %d %b %Y")
 _TIMES = (" %H:%M:%S", ":%H:%M:%S", "T%H:%M:%S", " %I:%M:%S %p", " %H:%M", " %I:%M %p", ", %H:%M:%S", ", %I:%M:%S %p")
 _ZONES = ("", "%z", " %z")
@@ -30,12 +31,16 @@ def parse_dates(text: pd.Series[Any], column: str) -> tuple[pd.Series[Any], tupl
     fraction = spelled.str.extract(r":\d\d(\.\d+)", expand=False).astype("Float64").fillna(0.0)
     whole = spelled.str.replace(r"(:\d\d)\.\d+", r"\1", regex=True)
     read = {}
+    best = iso
     for order, days in (("month first", _MONTH_FIRST), ("day first", _DAY_FIRST), ("", _PLAIN)):
-        found = _fitting(whole[there], days)
-        if found is not None:
-            read[order] = found.reindex(text.index) + pd.to_timedelta(fraction, unit="s")
+        for found in _forms(whole[there], days):
+            dates = found.reindex(text.index) + pd.to_timedelta(fraction, unit="s")
+            if found.notna().all():
+                read[order] = dates
+                break
+            best = max(best, dates, key=lambda tried: int(tried.notna().sum()))
     if not read:
-        return iso, ()
+        return best, ()
     order, dates = min(read.items(), key=lambda item: item[1].max() - item[1].min())
     if len(read) == 1:
         return dates, ()
@@ -44,12 +49,9 @@ def parse_dates(text: pd.Series[Any], column: str) -> tuple[pd.Series[Any], tupl
     return dates, (f"{column} is read {order}, which gives the shorter span: dates as 2023-11-16 leave no doubt",)
 
 
-def _fitting(text: pd.Series[Any], days: tuple[str, ...]) -> pd.Series[Any] | None:
-    """All of ``text`` in the first form that fits; None where none does."""
+def _forms(text: pd.Series[Any], days: tuple[str, ...]) -> Iterator[pd.Series[Any]]:
+    """``text`` in each form that fits its first cell, NaT where a cell does not have it."""
     first = text.iloc[:1]
     for form in (day + time + zone for day in days for time in _TIMES for zone in _ZONES):
         if pd.to_datetime(first, utc=True, format=form, errors="coerce").notna().all():
-            found = pd.to_datetime(text, utc=True, format=form, errors="coerce")
-            if found.notna().all():
-                return found
-    return None
+            yield pd.to_datetime(text, utc=True, format=form, errors="coerce")

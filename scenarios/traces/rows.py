@@ -45,6 +45,8 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
         text = source.frame[columns["adapter"]].astype("string")
         many = int(text.str.contains(layout.first_of, regex=False, na=False).sum())
         notes.extend([f"rows that name several adapters, of which the first is kept: {many}"] if many else [])
+    priority, passed = _priority(source, chosen, columns)
+    notes.extend(passed)
     clock = _clock(source, columns, options, layout)
     delay, told = _delay(source, columns, options, layout, clock)
     blocks, sized = _blocks(source, columns, options, layout, prompt)
@@ -56,7 +58,7 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
         output=source.tokens(columns["output"]) if "output" in columns else None,
         cached=source.tokens(columns["cached"]) if "cached" in columns else None,
         delay=delay,
-        priority=source.whole(columns["priority"]) if "priority" in columns else None,
+        priority=priority,
         blocks=blocks,
         columns=tuple(columns.items()),
         notes=(*notes, *(() if clock is None else clock.notes), *told, *sized),
@@ -234,6 +236,16 @@ def _beside(chosen: Chosen, columns: Mapping[str, str], layout: Layout) -> list[
         for key in ("adapter", "session", "priority", "cached")
         if layout.own and key in chosen.beside and key in columns and folded(columns[key]) not in MODELS
     ]
+
+
+def _priority(source: Source, chosen: Chosen, columns: dict[str, str]) -> tuple[Floats | None, list[str]]:
+    """The column of priorities; one that nobody named and that holds no number is left out, with a note."""
+    if "priority" not in columns:
+        return None, []
+    if "priority" not in chosen.beside or source.numeric(columns["priority"]):
+        return source.whole(columns["priority"]), []
+    column = shortened(columns.pop("priority"), 40)
+    return None, [f"column {column} is not read, because it holds no numbers, as priorities are"]
 
 
 def _conversations(source: Source, own: str, parent: str) -> Labels:

@@ -41,6 +41,10 @@ class Source:
         self.refuse(np.isinf(array), column, "is not a finite number")
         return array
 
+    def numeric(self, column: str) -> bool:
+        """Whether any cell of a column is a number."""
+        return bool(pd.to_numeric(self.frame[column].astype("string"), errors="coerce").notna().any())
+
     def whole(self, column: str) -> Floats:
         """A column of whole numbers, such as priorities; blank cells are NaN."""
         array = self.numbers(column)

@@ -429,6 +429,30 @@ def test_dates_are_read_in_every_common_form(tmp_path: Path, form: str, header: 
     assert table.time_s is not None and table.time_s.tolist() == [0, 20, 40, 86_440] and not table.notes
 
 
+def test_a_cell_that_is_no_date_is_named_by_its_line_in_every_form(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("time,input_tokens,output_tokens\n" + "".join(f"5/3/24 1:0{i} PM,5,2\n" for i in range(3)))
+    table = read_trace(path)
+    assert table.time_s is not None and table.time_s.tolist() == [0, 60, 120]
+    path.write_text(path.read_text() + "5/3/24 noon,5,2\n")
+    with pytest.raises(InputError, match=r"line 5: time '5/3/24 noon' is not a date"):
+        read_trace(path)
+
+
+def test_rows_that_all_have_one_time_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("time,input_tokens,output_tokens\n" + "2024-05-03,5,2\n" * 12)
+    assert read_trace(path).notes == ("all 12 rows have one time: they arrive at once",)
+
+
+def test_a_priority_column_of_words_is_left_out_unless_it_was_named(tmp_path: Path) -> None:
+    path = rows(tmp_path, [0.0, 400.0, 800.0], priority="high")
+    table = read_trace(path)
+    assert table.priority is None and "column priority is not read" in table.notes[-1]
+    with pytest.raises(InputError, match="priority 'high' is not a number"):
+        read_trace(path, options=ReadOptions(columns=Columns(priority="priority")))
+
+
 def test_dates_that_can_be_read_both_ways_are_read_in_the_shorter_span_and_told(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("time,input_tokens,output_tokens\n01/02/2024 10:00,5,2\n01/03/2024 10:00,5,2\n")
