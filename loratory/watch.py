@@ -31,6 +31,8 @@ _TICKS = 20
 _PATIENCE = 5
 """Looks after which a policy that catches every exception thrown at it takes the process down with it."""
 
+_SPARE_BYTES = 16_000_000
+
 _OURS = frozenset({"serving", "reports", "scenarios", "sim", "executor", "loratory"})
 _ENTRIES = {
     "serving.actions": {"Actions.consult", "Actions.preempt_one", "Actions.__init__"},
@@ -73,6 +75,8 @@ class PolicyWatch:
         self._policy = policy
         self._timeout_s = timeout_s
         self._leavings = leavings
+        self._spare: bytearray | None = None
+        """Room to tell what happened when memory has run out."""
         self._guard: Guard | None = None
         self._call: _Call | None = None
         self._looks = 0
@@ -91,6 +95,7 @@ class PolicyWatch:
         if self._nested:
             return self
         self._exit, os._exit = os._exit, self._refuse_exit  # type: ignore[assignment]
+        self._spare = bytearray(_SPARE_BYTES)
         self._guard = self._guarded()
         interval = self._timeout_s / _TICKS
         if _may_use_alarm():
@@ -106,6 +111,7 @@ class PolicyWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._spare = None  # first of all, as it takes no memory itself
         if self._nested:
             return
         self._over.set()
@@ -121,6 +127,9 @@ class PolicyWatch:
         late = error if kind is not None else self._order  # an order that a policy has caught, and went on to the end
         if isinstance(late, PolicyTimeout):
             raise PolicyError(shortened(f"policy {shortened(self._policy, 100)} {late.text}")) from late
+        if isinstance(late, MemoryError):
+            text = f"memory ran out under policy {shortened(self._policy, 100)}"
+            raise PolicyError(f"{text}: look for what the policy keeps, or give the process more memory") from late
         if kind is None and late is not None:
             raise late.with_traceback(None)
 

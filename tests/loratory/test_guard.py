@@ -74,6 +74,24 @@ def test_a_long_call_of_ours_is_let_be_and_a_constructor_is_not(tmp_path: Path) 
     assert "mine.py:9, in a call that Python cannot interrupt" in line
 
 
+@pytest.mark.parametrize("kept", ["[0] * 1000", "bytearray(10**7)"], ids=["in small pieces", "in large ones"])
+def test_a_policy_that_takes_all_memory_is_one_line_and_leaves_nothing(kept: str, tmp_path: Path) -> None:
+    arguments = ["loratory", "run", "small.yaml", "-p", "keeps.py:Keeps", "--out", "out"]
+    (tmp_path / "keeps.py").write_text(
+        f"class Keeps:\n    kept = []\n    def schedule(self, view):\n        while True: self.kept.append({kept})\n"
+        "        yield\n"
+    )
+    limited = (
+        f"import resource, sys; sys.argv = {arguments}; resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2)"
+    )
+    done = python(f"{limited}\nfrom loratory.cli import main\nmain()", tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert (
+        done.returncode == 1 and "policy keeps.py:Keeps" in line and "emory" in line and "fault of its own" not in line
+    )
+    assert not (tmp_path / "out").exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def stack(*frames: str) -> str:
     """As faulthandler writes it, the innermost frame first."""
     return "(most recent call first):\n" + "".join(
