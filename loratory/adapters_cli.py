@@ -81,7 +81,7 @@ def add(
         return
     print(f"{'registered' if added else 'already registered:'} {record.ref}: {line(record)}")
     if default != record.version:
-        print(f"note: {name} still resolves to {name}@{default}: loratory adapters promote {name} {record.version}")
+        say(f"note: {name} still resolves to {name}@{default}: loratory adapters promote {name} {record.version}")
 
 
 @app.command("list")
@@ -350,7 +350,7 @@ def import_file(
         print(f"registered {record.ref}: {line(record)}")
     print(f"{len(done.records)} added, {done.known} known")
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 @app.command("export")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loratory.terminal import Json, dump, show
+from loratory.terminal import Json, dump, say, show
 from serving.errors import InputError, shortened
 
 app = typer.Typer(help="List, show, check and describe scenario files.", rich_markup_mode=None)
@@ -83,12 +83,12 @@ def check_scenario(
     if as_json:
         dump(facts)
         return
-    print(
+    say(
         f"{file} is valid: {facts['requests']} requests (seed {loaded.seeds[0]}), {facts['adapters']} adapters, "
         f"{facts['runs']} runs, KV cache of {facts['kv_tokens']} tokens a replica"
     )
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 @app.command("schema")

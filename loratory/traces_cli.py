@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loratory.terminal import Json, dump, show
+from loratory.terminal import Json, dump, say, show
 from serving.errors import InputError, several
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def convert_trace(
     table = convert(file, out, format, options)
     print(f"{out}: {len(table)} rows")
     for note in table.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _options(columns: list[str] | None, time_unit: str | None, block_tokens: int | None) -> ReadOptions:

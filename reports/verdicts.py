@@ -210,8 +210,8 @@ def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:
                 if policy.name not in names:
                     names.append(policy.name)
     for warning, names in warnings.items():
-        whose = "" if len(names) == len(policies) else f" ({listed(names)})"
-        found.append(Verdict("Caution", "note", warning + whose))
+        said = len(names) == len(policies) or warning.startswith(f"{names[0]}: ")
+        found.append(Verdict("Caution", "note", warning if said else f"{warning} ({listed(names)})"))
     return found
 
 

@@ -155,6 +155,12 @@ def test_a_policy_is_the_same_within_the_noise_of_its_seeds(report: Any) -> None
         assert bool(_of("No difference", verdicts(runs + others))) == same
 
 
+def test_a_caution_names_its_policy_once(report: Any) -> None:
+    warning = "a: no request has a deadline"
+    found = verdicts([report("a", warnings=(warning,)).run, report("b").run])
+    assert warning in [v.text for v in _of("Caution", found)]
+
+
 def test_the_bottleneck_comes_with_its_figures_and_what_to_try(report: Any) -> None:
     run = report("fifo", slowness=3.0).run
     run["bottleneck"], run["waiting"]["share"], run["waiting"]["by"]["slots"] = "slots", 0.4, 0.9
