@@ -94,9 +94,9 @@ class PolicyWatch:
         self._nested = PolicyWatch.armed() is not None
         if self._nested:
             return self
-        self._exit, os._exit = os._exit, self._refuse_exit  # type: ignore[assignment]
         self._spare = bytearray(_SPARE_BYTES)
         self._guard = self._guarded()
+        self._exit, os._exit = os._exit, self._refuse_exit  # type: ignore[assignment]
         interval = self._timeout_s / _TICKS
         if _may_use_alarm():
             signal.signal(signal.SIGALRM, self._on_alarm)
@@ -142,8 +142,9 @@ class PolicyWatch:
     def _guarded(self) -> Guard | None:
         """The guard of a guest's policy, where the system has what it takes."""
         head = self._policy.partition(":")[0]
-        if any((Path(folder) / f"{head}.py").is_file() for folder in policies.__path__):
-            return None
+        with suppress(OSError):  # a name that is too long for a file
+            if any((Path(folder) / f"{head}.py").is_file() for folder in policies.__path__):
+                return None
         files = {name: str(module.__file__) for name in _ENTRIES if (module := sys.modules.get(name)) is not None}
         entries = {file: [each.rpartition(".")[2] for each in _ENTRIES[name]] for name, file in files.items()}
         packages = [sys.modules[name] for name in _OURS if name in sys.modules]

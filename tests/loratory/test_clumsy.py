@@ -8,21 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import Command, command_line
+from command import SMALL, Command, command_line
 
 from reports.folder import ResultFolder
 from serving.blame import unexpected
 from serving.errors import InputError
 
-SMALL = """\
-name: small
-model: llama-3.1-8b
-gpu: h100-80gb
-engine: {max_loras: 4, max_lora_rank: 16}
-adapters: {count: 8, ranks: 16, popularity: {zipf: 1.0}}
-workload: {arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 3}
-policies: [fifo]
-"""
 DEEP = "[" * 100_000
 LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from calls import double
-from command import Command, command_line
+from command import SMALL, Command, command_line
 
 from loratory.interruption import interruptible
 from loratory.run import run_scenario
@@ -21,15 +21,6 @@ from scenarios.load import load_text
 from serving.errors import InputError, Interruption, LoratoryError
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = """\
-name: small
-model: llama-3.1-8b
-gpu: h100-80gb
-engine: {max_loras: 4, max_lora_rank: 16}
-adapters: {count: 8, ranks: 16, popularity: {zipf: 1.0}}
-workload: {arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 3}
-policies: [fifo]
-"""
 FORCED = """\
 class Stubborn:
     def schedule(self, view):

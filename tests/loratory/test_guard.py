@@ -8,21 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import SMALL
 
 from loratory.onlooker import in_policy
 from loratory.run import run_scenario
 from loratory.workers import WorkerDiedError
 from scenarios.load import load_text
 
-SMALL = """\
-name: small
-model: llama-3.1-8b
-gpu: h100-80gb
-engine: {max_loras: 4, max_lora_rank: 16}
-adapters: {count: 8, ranks: 16, popularity: {zipf: 1.0}}
-workload: {arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 3}
-policies: [fifo]
-"""
 STUCK = """\
 import itertools
 class InSchedule:

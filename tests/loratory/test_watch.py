@@ -263,3 +263,9 @@ def test_a_bound_is_watched() -> None:
 
     with pytest.raises(PolicyError, match=r"its bound\(\) did not come back"), PolicyWatch("mine", SOON_S):
         guest("mine", "its bound()", bound, None)
+
+
+def test_a_name_too_long_for_a_file_leaves_no_watch_behind() -> None:
+    with PolicyWatch("f" * 100_000, SOON_S):
+        assert PolicyWatch.armed() is not None
+    assert PolicyWatch.armed() is None

@@ -10,6 +10,17 @@ from typing import Any
 
 import pytest
 
+SMALL = """\
+name: small
+model: llama-3.1-8b
+gpu: h100-80gb
+engine: {max_loras: 4, max_lora_rank: 16}
+adapters: {count: 8, ranks: 16, popularity: {zipf: 1.0}}
+workload: {arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 3}
+policies: [fifo]
+"""
+"""A scenario that runs in a moment."""
+
 
 @dataclass(frozen=True)
 class Done:
