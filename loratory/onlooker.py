@@ -103,8 +103,19 @@ def _end(stack: str, known: dict[str, Any]) -> None:
     with suppress(OSError):
         os.write(known["words"], f"{clear}{prefix}{shortened(text, LONGEST_MESSAGE - len(prefix))}\n".encode())
     queue = known["queue"]
-    if queue is None or ctypes.CDLL(None).mq_send(queue, b"1", 1, 0) != 0:
+    if queue is None or ctypes.CDLL(None).mq_send(queue, b"1", 1, 0) != 0 or not _gone(known["process"]):
         os.kill(known["process"], signal.SIGKILL)
+
+
+def _gone(parent: int) -> bool:
+    """Whether the watched process, this one's parent, has ended within two seconds."""
+    import time
+
+    for _ in range(100):
+        if os.getppid() != parent:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 if __name__ == "__main__":

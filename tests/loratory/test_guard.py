@@ -46,12 +46,13 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """What a process that runs ``code`` leaves."""
     (folder / "small.yaml").write_text(SMALL)
     (folder / "mine.py").write_text(STUCK)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, timeout=60)
 
 
 LINE = r"policy .*mine\.py:InSchedule did not come back within 0\.2 s; it was at .*mine\.py:4, in a call that Python"
 
 
+@pytest.mark.slow
 def test_a_call_into_c_that_never_returns_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["loratory", "run", "small.yaml", "-p", "mine.py:InSchedule"]
     arguments += ["--policy-timeout", "0.2", "--out", "made/out"]
@@ -61,6 +62,7 @@ def test_a_call_into_c_that_never_returns_is_one_line_and_leaves_nothing(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "small.yaml"]
 
 
+@pytest.mark.slow
 def test_in_a_worker_it_is_the_callers_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(STUCK)
     scenario = load_text(SMALL, policies=[f"{tmp_path / 'mine.py'}:InSchedule", "fifo"])
@@ -70,6 +72,7 @@ def test_in_a_worker_it_is_the_callers_line(tmp_path: Path, capfd: pytest.Captur
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py"] in ([], ["__pycache__"])
 
 
+@pytest.mark.slow
 def test_a_long_call_of_ours_is_let_be_and_a_constructor_is_not(tmp_path: Path) -> None:
     """Hashing takes many times 0.1 s, outside of a policy; then a call three hundred calls deep in one."""
     done = python(OF_OURS, tmp_path)
