@@ -67,7 +67,7 @@ class Guard:
             "words": 2 if words is None else words,
             "prefix": "loratory: " if words is None else "",
             "queue": queue,
-            "path": sys.path,
+            "path": [str(Path(_ONLOOKER).parents[1]), *sys.path],
         }
         passed = [number for number in (words, queue) if number is not None]
         self._process = subprocess.Popen(
