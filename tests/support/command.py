@@ -44,6 +44,8 @@ def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     """A function that runs the command line with the arguments it is given."""
     from loratory.cli import main
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # in a pipe without it, no sentence is wrapped
+
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["loratory", *map(str, arguments)])
         capsys.readouterr()
