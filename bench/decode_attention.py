@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from executor.batch import Batch
-from executor.decode import Decode, Heads
-from executor.decode_gathered import GatheredDecode
-from executor.decode_in_place import InPlaceDecode
-from executor.kv_cache import KVCache
+from loratory.executor.attention.decode import Decode, Heads
+from loratory.executor.attention.decode_gathered import GatheredDecode
+from loratory.executor.attention.decode_in_place import InPlaceDecode
+from loratory.executor.batch import Batch
+from loratory.executor.kv_cache import KVCache
 
 LAYERS = 4
 BLOCK = 16

@@ -28,22 +28,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from executor.clock import RealClock
-from executor.drive import drive
-from executor.generation import Generation
-from executor.machine import Machine
-from executor.model import Model
-from executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
-from policies.fifo import Fifo
-from serving.adapter_cache import AdapterCache
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.intake import Intake
-from serving.lora import Adapter, LoRARequest
-from serving.request import Request
-from serving.validation import BaseShapes, Limits
-from serving.verified import Verified
-from serving.workload import Workload
+from loratory.adapters.fetch import Intake
+from loratory.adapters.files.validation import BaseShapes, Limits
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.verified import Verified
+from loratory.executor.clock import RealClock
+from loratory.executor.drive import drive
+from loratory.executor.generation import Generation
+from loratory.executor.machine import Machine
+from loratory.executor.model import Model
+from loratory.executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
+from loratory.policies.fifo import Fifo
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.request import Request
+from loratory.serving.workload import Workload
 
 RANKS = (8, 16)
 
@@ -80,11 +80,11 @@ class NoCost:
     """Nobody asks what a step costs: the policy is fifo."""
 
     def step_seconds(self, shape: Any) -> float:
-        """See `serving.policy.CostView`."""
+        """See `loratory.serving.policy.CostView`."""
         return 0.0
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
-        """See `serving.policy.CostView`."""
+        """See `loratory.serving.policy.CostView`."""
         return 0.0
 
 

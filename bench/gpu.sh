@@ -27,14 +27,14 @@ LORATORY_TEST_DEVICE=$device timeout 180 $PYTHON -m pytest -q tests/executor/tes
 echo "== fast"
 timeout 150 $PYTHON bench/gpu_speed.py $dry --out "$OUT" | tee "$OUT/speed.txt"
 echo "== calibrated"
-timeout 180 $PYTHON -m loratory.cli profile "$model" --random --device $device --dtype $dtype --threads 1 $grid --name "loratory-$device" \
+timeout 180 $PYTHON -m loratory profile "$model" --random --device $device --dtype $dtype --threads 1 $grid --name "loratory-$device" \
     --out "$OUT/profile.json" | tee "$OUT/profile.txt"
 common="executor-near --set model=$model --set cost.profile=$OUT/profile.json $load"
 common="$common --set executor.device=$device --set executor.dtype=$dtype"
 for setting in $engine; do common="$common --set engine.$setting"; done
-$PYTHON -m loratory.cli run $common --out "$OUT/sim" > "$OUT/sim.txt"
+$PYTHON -m loratory run $common --out "$OUT/sim" > "$OUT/sim.txt"
 for repeat in 1 2; do
-    $PYTHON -m loratory.cli run $common --on executor --out "$OUT/real-$repeat" > "$OUT/real-$repeat.txt"
+    $PYTHON -m loratory run $common --on executor --out "$OUT/real-$repeat" > "$OUT/real-$repeat.txt"
 done
-$PYTHON -m loratory.cli compare "$OUT/sim" "$OUT/real-1" "$OUT/real-2" | tee "$OUT/compare.txt"
-$PYTHON -m loratory.cli replay "$OUT/real-1" | tee "$OUT/replay.txt"
+$PYTHON -m loratory compare "$OUT/sim" "$OUT/real-1" "$OUT/real-2" | tee "$OUT/compare.txt"
+$PYTHON -m loratory replay "$OUT/real-1" | tee "$OUT/replay.txt"

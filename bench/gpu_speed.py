@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from executor.batch import Batch, Chunk, LoRA
-from executor.block_tables import BlockTables
-from executor.graphs import DecodeGraphs
-from executor.lora import CPULoRA, LoRASlots
-from executor.lora.weights import HostAdapter
-from executor.machine import cpu_name, lora_shapes
-from executor.model import Model
-from executor.random_checkpoint import RandomTensors, random_adapter, shape
-from serving.adapter_cache import AdapterCache
-from serving.intake import Intake
+from loratory.adapters.fetch import Intake
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.executor.batch import Batch, Chunk, LoRA
+from loratory.executor.block_tables import BlockTables
+from loratory.executor.graphs import DecodeGraphs
+from loratory.executor.lora import CPULoRA, LoRASlots
+from loratory.executor.lora.weights import HostAdapter
+from loratory.executor.machine import cpu_name, lora_shapes
+from loratory.executor.model import Model
+from loratory.executor.random_checkpoint import RandomTensors, random_adapter, shape
 
 BLOCK = 16
 
@@ -64,7 +64,7 @@ class Bench:
     def _lora(self) -> LoRA:
         if self.device.type == "cpu":
             return CPULoRA(self.slots)
-        from executor.lora.cuda import CUDALoRA
+        from loratory.executor.lora.cuda import CUDALoRA
 
         return CUDALoRA(self.slots)
 

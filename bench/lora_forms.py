@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from executor.lora import CPULoRA, FormCosts, LoRAShapes, LoRASlots
-from executor.lora.choice import MEASURED, choose
-from executor.lora.load import FORMS, Load, Widths, Work, runs_of, segmented
+from loratory.executor.lora import CPULoRA, FormCosts, LoRAShapes, LoRASlots
+from loratory.executor.lora.choice import MEASURED, choose
+from loratory.executor.lora.load import FORMS, Load, Widths, Work, runs_of, segmented
 
 MODELS = (LoRAShapes(512, 8, 4, 64, 1376, 2), LoRAShapes(1536, 12, 2, 128, 4096, 1))
 ROWS = (1, 8, 24, 64, 160, 512)

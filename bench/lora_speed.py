@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from executor.lora import CPULoRA, LoRAShapes, LoRASlots
-from executor.lora.load import FORMS
+from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
+from loratory.executor.lora.load import FORMS
 
 MODEL = LoRAShapes(512, 8, 4, 64, 1376, 8)
 ADAPTERS = 8

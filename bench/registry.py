@@ -10,9 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving.description import AdapterDescription
-from serving.record import Registration
-from serving.registry import Registry
+from loratory.adapters.files.description import AdapterDescription
+from loratory.adapters.record import Registration
+from loratory.adapters.registry.registry import Registry
 
 
 def wish(index: int) -> Registration:

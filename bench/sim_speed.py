@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas  # noqa: F401 - pyarrow imports it at the first table: part of the start-up, not of a simulation
 
-from loratory.specs import policy_factory, policy_names
-from reports.recorder import Recorder
-from serving.config import EngineConfig
-from serving.lora import Adapter, LoRARequest
-from serving.workload import Workload
-from sim.catalogue import gpu, model
-from sim.cluster import simulate
-from sim.cost import cost_model, kv_blocks
+from loratory.experiment.policy_spec import policy_factory, policy_names
+from loratory.reports.recorder import Recorder
+from loratory.serving.config import EngineConfig
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.workload import Workload
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cluster import simulate
+from loratory.sim.cost import cost_model, kv_blocks
 
 RANK_BYTES = 5_242_880
 """Bytes of one rank of a Llama-3.1-8B adapter on all linear modules in bf16."""

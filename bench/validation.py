@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from loratory.calibrate import Plan, calibrate
-from loratory.execute import execute_scenario
-from loratory.run import run_scenario
-from reports.agreement import Agreement, agreement
-from scenarios.load import load_scenario
-from scenarios.schema import Scenario
-from serving.config import EngineConfig
-from sim.catalogue import model as find_model
-from sim.cost import load_profile
+from loratory.experiment.calibrate import Plan, calibrate
+from loratory.experiment.execute import execute_scenario
+from loratory.experiment.run import run_scenario
+from loratory.reports.agreement import Agreement, agreement
+from loratory.scenarios.load import load_scenario
+from loratory.scenarios.schema import Scenario
+from loratory.serving.config import EngineConfig
+from loratory.sim.catalogue import model as find_model
+from loratory.sim.cost import load_profile
 
 SCENARIOS = ("executor-below", "executor-near", "executor-churn")
 PAGE = Path(__file__).parents[1] / "docs" / "validation.md"

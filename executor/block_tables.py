@@ -73,7 +73,7 @@ class BlockTables:
         return tuple(int(block) for block in self._table[row, : self._held[row]])
 
     def select(self, rows: NDArray[np.int64]) -> Tensor:
-        """(rows, blocks) int64: the tables of these rows, as `executor.batch.Batch` wants them."""
+        """(rows, blocks) int64: the tables of these rows, as `loratory.executor.batch.Batch` wants them."""
         width = max(1, int(self._held[rows].max(initial=1)))
         return torch.from_numpy(self._table[rows, :width])
 

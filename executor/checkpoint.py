@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from executor.config import ModelConfig, from_hugging_face
-from serving.decoder import decoder
-from serving.errors import InputError
-from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
-from serving.model_file import read_object
+from loratory.errors import InputError
+from loratory.executor.model_config import ModelConfig, from_hugging_face
+from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
+from loratory.models.config_file import read_object
+from loratory.models.decoder import decoder
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,

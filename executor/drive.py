@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from executor.executor import Executor
-from executor.generation import Generation
-from serving.arrivals import Arrivals
-from serving.errors import StalledError
-from serving.events import Ended
-from serving.request import Request
-from serving.sequence import Sequence
-from serving.workload import RequestMaker, Workload
+from loratory.errors import StalledError
+from loratory.executor.executor import Executor
+from loratory.executor.generation import Generation
+from loratory.serving.arrivals import Arrivals
+from loratory.serving.events import Ended
+from loratory.serving.request import Request
+from loratory.serving.sequence import Sequence
+from loratory.serving.workload import RequestMaker, Workload
 
 MakeGeneration = Callable[[Request, int], Generation]
 """From a request and its true output length to what is generated for it."""

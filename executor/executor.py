@@ -8,19 +8,19 @@ from math import inf
 from threading import Event as Flag
 from typing import Any
 
-from executor.clock import Clock
-from executor.generation import Generation
-from executor.runner import ModelRunner
-from executor.tiers import AdapterTiers
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.errors import InputError, StalledError
-from serving.events import EVENTS, Ended, Event, Evicted, Preempted, Sink
-from serving.lora import Adapter
-from serving.plan import StepPlan, StepResult
-from serving.policy import CostView, Policy
-from serving.recording import RecordedLoad, RecordedStep, Recording
-from serving.request import Request
+from loratory.errors import InputError, StalledError
+from loratory.executor.clock import Clock
+from loratory.executor.generation import Generation
+from loratory.executor.runner import ModelRunner
+from loratory.executor.tiers import AdapterTiers
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.events import EVENTS, Ended, Event, Evicted, Preempted, Sink
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import StepPlan, StepResult
+from loratory.serving.policy import CostView, Policy
+from loratory.serving.request import Request
+from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
 
 STALL_PLANS = 10_000
 """Plans in a row without a token or an ended request after which a run counts as stalled."""
@@ -149,7 +149,7 @@ class Executor:
         self.clock.wait(until, self.woken)
 
     def recording(self) -> Recording:
-        """The run so far, for `sim.replay`. Raises `RuntimeError` when it is not recorded."""
+        """The run so far, for `loratory.sim.recorded_times`. Raises `RuntimeError` when it is not recorded."""
         if self._tape is None:
             raise RuntimeError("the run is not recorded: make the Executor with record=True")
         tape = self._tape

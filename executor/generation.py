@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from executor.sampling import SamplingParams
+from loratory.executor.sampling import SamplingParams
 
 Decode = Callable[[Sequence[int]], str]
 """A tokenizer's way back: token ids to text."""

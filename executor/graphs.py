@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from executor.batch import Batch, LoRA
-from executor.kv_cache import KVCache
-from executor.model import Model
+from loratory.executor.batch import Batch, LoRA
+from loratory.executor.kv_cache import KVCache
+from loratory.executor.model import Model
 
 SIZES: tuple[int, ...] = (1, 2, 4, 8, *range(16, 257, 16), *range(288, 1025, 32))
 """Batch sizes captured; vLLM's are much the same. A batch is padded to the next of them."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from executor.batch import Batch
-from executor.memory import allocate
+from loratory.executor.batch import Batch
+from loratory.executor.device_memory import allocate
 
 
 class KVCache:

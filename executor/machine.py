@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
-from executor.batch import LoRA
-from executor.block_tables import BlockTables
-from executor.clock import Clock
-from executor.executor import Executor, OnEnd, OnToken
-from executor.graphs import DecodeGraphs
-from executor.lora import LINEAR_MODULES, TARGETS, CPULoRA, LoRAShapes, LoRASlots
-from executor.lora.weights import HostAdapter
-from executor.model import Model
-from executor.runner import ModelRunner
-from executor.tiers import AdapterTiers
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.events import Sink
-from serving.lora import Adapter
-from serving.policy import CostView, Policy
-from serving.verified import Verified
+from loratory.adapters.verified import Verified
+from loratory.errors import InputError
+from loratory.executor.batch import LoRA
+from loratory.executor.block_tables import BlockTables
+from loratory.executor.clock import Clock
+from loratory.executor.executor import Executor, OnEnd, OnToken
+from loratory.executor.graphs import DecodeGraphs
+from loratory.executor.lora import LINEAR_MODULES, TARGETS, CPULoRA, LoRAShapes, LoRASlots
+from loratory.executor.lora.weights import HostAdapter
+from loratory.executor.model import Model
+from loratory.executor.runner import ModelRunner
+from loratory.executor.tiers import AdapterTiers
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Sink
+from loratory.serving.lora import Adapter
+from loratory.serving.policy import CostView, Policy
 
 
 class Machine:
@@ -117,7 +117,7 @@ class Machine:
         assert self._slots is not None
         if self.model.device.type == "cpu":
             return CPULoRA(self._slots)
-        from executor.lora.cuda import CUDALoRA  # Triton is there only where CUDA is
+        from loratory.executor.lora.cuda import CUDALoRA  # Triton is there only where CUDA is
 
         return CUDALoRA(self._slots)
 

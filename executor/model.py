@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from executor.attention import Attention, CPUAttention
-from executor.batch import Batch, LoRA
-from executor.checkpoint import Checkpoint, TensorSource, resolve_dtype
-from executor.config import PROJECTIONS, ModelConfig
-from executor.kv_cache import KVCache
-from executor.linear import Linear, linear
-from executor.memory import is_out_of_memory, require
-from executor.ops import Ops, TorchOps
-from executor.rope import inverse_frequencies, tables
-from executor.steady import steady
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.attention.cpu import Attention, CPUAttention
+from loratory.executor.batch import Batch, LoRA
+from loratory.executor.checkpoint import Checkpoint, TensorSource, resolve_dtype
+from loratory.executor.device_memory import is_out_of_memory, require
+from loratory.executor.kv_cache import KVCache
+from loratory.executor.linear import Linear, linear
+from loratory.executor.model_config import PROJECTIONS, ModelConfig
+from loratory.executor.onednn_rows import steady
+from loratory.executor.ops import Ops, TorchOps
+from loratory.executor.rope import inverse_frequencies, tables
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The weights of one layer, projections fused as `executor.config.PROJECTIONS` says.
+    """The weights of one layer, projections fused as `loratory.executor.model_config.PROJECTIONS` says.
 
     ``next_norm`` is the one that follows the layer: the next layer's first, or the model's last.
     """
@@ -68,8 +68,8 @@ class Model:
         self.attention: Attention
         self.ops: Ops
         if device.type == "cuda":
-            from executor.attention_cuda import CUDAAttention  # Triton is there only where CUDA is
-            from executor.ops_cuda import TritonOps
+            from loratory.executor.attention.cuda import CUDAAttention  # Triton is there only where CUDA is
+            from loratory.executor.ops_cuda import TritonOps
 
             self.attention, self.ops = CUDAAttention(config.heads, config.kv_heads, config.head_dim), TritonOps()
         else:

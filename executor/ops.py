@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from executor.rope import rotate
+from loratory.executor.rope import rotate
 
 
 class Ops(Protocol):
@@ -25,7 +25,8 @@ class Ops(Protocol):
     ) -> None:
         """Turn queries and keys of ``qkv`` in place, and write its keys and values to ``rows`` of a cache's layer.
 
-        ``qkv``: (T, width), queries, keys and values one after the other. ``cos``, ``sin``: `executor.rope.tables`.
+        ``qkv``: (T, width), queries, keys and values one after the other. ``cos``, ``sin``:
+        `loratory.executor.rope.tables`.
         """
 
     def gate(self, gate_up: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`executor.ops.Ops` as one Triton kernel each: at small batches the launches cost as much as the work."""
+"""`loratory.executor.ops.Ops` as one Triton kernel each: at small batches the launches cost as much as the work."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ def _gate_kernel(gate_up, out, width, block: tl.constexpr):  # type: ignore[no-u
 
 
 class TritonOps:
-    """See `executor.ops.Ops`. Rows of every argument but ``qkv`` are contiguous."""
+    """See `loratory.executor.ops.Ops`. Rows of every argument but ``qkv`` are contiguous."""
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See `executor.ops.Ops.norm`."""
+        """See `loratory.executor.ops.Ops.norm`."""
         return self._norm(x, x, weight, eps, False)
 
     def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See `executor.ops.Ops.add_norm`."""
+        """See `loratory.executor.ops.Ops.add_norm`."""
         return self._norm(x, y, weight, eps, True)
 
     def rotate_and_store(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, keys: Tensor, values: Tensor
     ) -> None:
-        """See `executor.ops.Ops.rotate_and_store`."""
+        """See `loratory.executor.ops.Ops.rotate_and_store`."""
         half = cos.shape[-1] // 2
         kv_heads = keys.shape[1] // (2 * half)
         every = qkv.shape[1] // (2 * half)
@@ -107,7 +107,7 @@ class TritonOps:
         )
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        """See `executor.ops.Ops.gate`."""
+        """See `loratory.executor.ops.Ops.gate`."""
         width = gate_up.shape[1] // 2
         out = torch.empty(gate_up.shape[0], width, dtype=gate_up.dtype, device=gate_up.device)
         _gate_kernel[(gate_up.shape[0], triton.cdiv(width, 1024))](gate_up, out, width, block=1024)

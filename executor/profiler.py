@@ -9,18 +9,18 @@ from statistics import median
 
 import numpy as np
 
-from executor.clock import RealClock
-from executor.executor import Executor
-from executor.generation import Generation
-from executor.machine import Machine
-from serving.events import Event, Stepped
-from serving.lora import Adapter
-from serving.plan import BatchShape
-from serving.policy import CostView, Policy
-from serving.request import Request
+from loratory.executor.clock import RealClock
+from loratory.executor.executor import Executor
+from loratory.executor.generation import Generation
+from loratory.executor.machine import Machine
+from loratory.serving.events import Event, Stepped
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape
+from loratory.serving.policy import CostView, Policy
+from loratory.serving.request import Request
 
 LEAST_PHASES = 5
-"""Every fifth phase is held out of the fit (`loratory.calibrate`), and one must be."""
+"""Every fifth phase is held out of the fit (`loratory.experiment.calibrate`), and one must be."""
 
 _LOADING = 0.1
 """Share of the seconds after which adapters are no longer timed again, nor others of a rank that has been timed."""

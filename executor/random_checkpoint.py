@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from executor.config import PROJECTIONS, ModelConfig
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.model_config import PROJECTIONS, ModelConfig
 
 SHARD_BYTES = 2_000_000_000
 """A checkpoint larger than this is written as one file a layer."""
@@ -71,7 +71,7 @@ def shape(name: str) -> ModelConfig:
 
 
 class RandomTensors:
-    """A `executor.checkpoint.TensorSource` of random weights: the same name and seed give the same tensor.
+    """A `loratory.executor.checkpoint.TensorSource` of random weights: the same name and seed give the same tensor.
 
     Scales keep activations near 1 and logits spread by about 3, so that greedy outputs vary with the prompt. Embeddings
     are small: with ``tied`` ones a token would otherwise predict itself. Tensors are made on ``device`` in ``dtype``;
@@ -87,7 +87,7 @@ class RandomTensors:
         self.device = device or torch.device("cpu")
 
     def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """See `executor.checkpoint.TensorSource.get`."""
+        """See `loratory.executor.checkpoint.TensorSource.get`."""
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest[:7], "little"))
         tensor = torch.empty(shape, dtype=self.dtype, device=self.device).normal_(generator=generator)

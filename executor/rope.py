@@ -13,7 +13,7 @@ from torch import Tensor
 def inverse_frequencies(rope: Mapping[str, Any], head_dim: int) -> tuple[Tensor, float]:
     """(head_dim / 2,) float32 angles per position, and the factor on cosine and sine.
 
-    ``rope`` is `executor.config.ModelConfig.rope`. The formulas are those of transformers'
+    ``rope`` is `loratory.executor.model_config.ModelConfig.rope`. The formulas are those of transformers'
     ``modeling_rope_utils``: linear (Chen et al. 2023, position interpolation), llama3 (Llama 3.1), yarn (Peng et al.
     2023, section 3); dynamic NTK equals the default up to ``max_position_embeddings``, to which the executor limits it.
     """

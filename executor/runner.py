@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from executor.batch import Batch, Chunk, LoRA
-from executor.block_tables import BlockTables
-from executor.generation import Generation
-from executor.graphs import DecodeGraphs
-from executor.kv_cache import KVCache
-from executor.model import Model
-from executor.sampling import sample
-from serving.plan import StepPlan
+from loratory.executor.batch import Batch, Chunk, LoRA
+from loratory.executor.block_tables import BlockTables
+from loratory.executor.generation import Generation
+from loratory.executor.graphs import DecodeGraphs
+from loratory.executor.kv_cache import KVCache
+from loratory.executor.model import Model
+from loratory.executor.sampling import sample
+from loratory.serving.plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 _CANDIDATES = 1024
 """Largest scores looked at first for top-p on CPU; if a row's set reaches beyond them, all rows are sorted in full."""

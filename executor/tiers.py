@@ -7,15 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from serving.errors import InputError
-from serving.ledger import Ledger
-from serving.plan import AdapterLoad
+from loratory.errors import InputError
+from loratory.serving.ledger import Ledger
+from loratory.serving.plan import AdapterLoad
 
 HostAdapter = TypeVar("HostAdapter")
 
 
 class Slots(Protocol[HostAdapter]):  # type: ignore[misc]  # a value goes in, none comes out
-    """Where adapters are used from: ``executor.lora.slots.LoRASlots``."""
+    """Where adapters are used from: ``loratory.executor.lora.slots.LoRASlots``."""
 
     def write(self, slot: int, adapter: HostAdapter) -> None:
         """Put an adapter's weights into a slot; on return they may be used."""

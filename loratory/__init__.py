@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from loratory.run import run_scenario
-    from loratory.specs import policy_factory, policy_names
-    from reports.compare import compare
-    from scenarios.load import load_scenario
-    from sim.cluster import simulate
+    from loratory.experiment.policy_spec import policy_factory, policy_names
+    from loratory.experiment.run import run_scenario
+    from loratory.reports.compare import compare
+    from loratory.scenarios.load import load_scenario
+    from loratory.sim.cluster import simulate
 
 __all__ = ["__version__", "compare", "load_scenario", "policy_factory", "policy_names", "run_scenario", "simulate"]
 
 _WHERE = {
-    "run_scenario": "loratory.run",
-    "policy_factory": "loratory.specs",
-    "policy_names": "loratory.specs",
-    "compare": "reports.compare",
-    "load_scenario": "scenarios.load",
-    "simulate": "sim.cluster",
+    "run_scenario": "loratory.experiment.run",
+    "policy_factory": "loratory.experiment.policy_spec",
+    "policy_names": "loratory.experiment.policy_spec",
+    "compare": "loratory.reports.compare",
+    "load_scenario": "loratory.scenarios.load",
+    "simulate": "loratory.sim.cluster",
 }
 
 

@@ -1,6 +1,6 @@
 """``loratory`` and ``python -m loratory``: signals end the command in one line also while modules are imported.
 
-It imports next to nothing itself. From `loratory.cli.main` on, `loratory.interruption` sees to signals.
+It imports next to nothing itself. From `loratory.cli.main.main` on, `loratory.experiment.interruption` sees to signals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             before[number] = signal.signal(number, _stop)
-    from loratory.cli import main as run
+    from loratory.cli.main import main as run
 
     try:
         for number, handler in before.items():

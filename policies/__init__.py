@@ -1,1 +1,1 @@
-"""policies: one file a scheduling policy. Each imports `serving.policy` and nothing else of ours."""
+"""policies: one file a scheduling policy. Each imports `loratory.policy` and nothing else of ours."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import Decisive, InputError, Schedule, View, Within, want
+from loratory.policy import Decisive, InputError, Schedule, View, Within, want
 
 
 class Affinity:

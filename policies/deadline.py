@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from math import inf
 
-from serving.policy import (
+from loratory.policy import (
     Arrived,
     BatchShape,
     Decisive,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import (
+from loratory.policy import (
     Arrived,
     By,
     Decisive,

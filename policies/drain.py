@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from serving.policy import Decisive, InputError, RequestView, Schedule, View, Wake, want
+from loratory.policy import Decisive, InputError, RequestView, Schedule, View, Wake, want
 
 
 class Drain:

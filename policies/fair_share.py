@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
-from serving.policy import (
+from loratory.policy import (
     Account,
     Arrived,
     By,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import Decisive, Schedule, View, want
+from loratory.policy import Decisive, Schedule, View, want
 
 
 class Fifo:

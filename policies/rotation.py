@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from serving.policy import Decisive, InputError, Schedule, View, Wake, want
+from loratory.policy import Decisive, InputError, Schedule, View, Wake, want
 
 
 class Rotation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.policy import Decisive, Evict, InputError, Reject, Reservation, Schedule, View, Wake, want
+from loratory.policy import Decisive, Evict, InputError, Reject, Reservation, Schedule, View, Wake, want
 
 
 class SLora:

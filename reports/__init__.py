@@ -5,14 +5,14 @@ The way of the data: an engine's events go into a `Recorder` (requests.parquet, 
 timeline.json over all runs; `compare` reads summaries back. See docs/reports.md.
 """
 
-from reports.compare import Comparison, Difference, compare
-from reports.folder import ResultFolder, check_target
-from reports.info import RunInfo
-from reports.recorder import Recorder, Records
-from reports.slo import read_slo
-from reports.summary import RunReport, over_seeds, scalars, summarise, summary_of
-from reports.verdict import Verdict
-from reports.verdicts import verdicts
+from loratory.reports.compare import Comparison, Difference, compare
+from loratory.reports.folder import ResultFolder, check_target
+from loratory.reports.recorder import Recorder, Records
+from loratory.reports.run_info import RunInfo
+from loratory.reports.slo import read_slo
+from loratory.reports.summary import RunReport, over_seeds, scalars, summarise, summary_of
+from loratory.reports.verdict_types import Verdict
+from loratory.reports.verdicts import verdicts
 
 __all__ = [
     "Comparison",

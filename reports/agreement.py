@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from reports.compare import load_runs, number
-from reports.stats import cleaned
-from reports.summary import scalars
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.reports.compare import load_runs, number
+from loratory.reports.stats import cleaned
+from loratory.reports.summary import scalars
 
 LIMITS: Mapping[str, float] = {
     "throughput.requests_per_s": 0.04,

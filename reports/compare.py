@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from reports.folder import SUMMARY
-from reports.settings import Setting, differing
-from reports.stats import cleaned, half_width, student_t
-from reports.summary import FORMAT, scalars
-from serving.errors import InputError
-from serving.lfs import refuse_pointer
+from loratory.errors import InputError
+from loratory.git_lfs import refuse_pointer
+from loratory.reports.folder import SUMMARY
+from loratory.reports.setting_differences import Setting, differing
+from loratory.reports.stats import cleaned, half_width, student_t
+from loratory.reports.summary import FORMAT, scalars
 
 METRICS = (
     "ttft_s.mean", "ttft_s.p50", "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "itl_s.p99", "e2e_s.mean", "e2e_s.p99",

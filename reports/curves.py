@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.fairness import service_curve, service_of
-from reports.measured import WAITS, Measured, present
-from reports.stats import Floats, grouped_percentiles
+from loratory.reports.run_columns import WAITS, Measured, present
+from loratory.reports.stats import Floats, grouped_percentiles
+from loratory.reports.tenant_service import service_curve, service_of
 
 LEVELS = 400
 TIME_POINTS = 240

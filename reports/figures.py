@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.measured import WAITS
-from reports.slo import Limit, read_slo
-from reports.summary import RunReport, over_seeds
-from reports.words import percent
+from loratory.reports.number_text import percent
+from loratory.reports.run_columns import WAITS
+from loratory.reports.slo import Limit, read_slo
+from loratory.reports.summary import RunReport, over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

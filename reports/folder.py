@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from reports.html import render
-from reports.recorder import Recorder
-from reports.summary import RunReport, summary_of, to_json
-from reports.timeline import timeline_json
-from serving.errors import InputError, shortened
-from serving.locks import FileLock
+from loratory.errors import InputError, shortened
+from loratory.file_lock import FileLock
+from loratory.reports.html import render
+from loratory.reports.recorder import Recorder
+from loratory.reports.summary import RunReport, summary_of, to_json
+from loratory.reports.timeline import timeline_json
 
 SUMMARY = "summary.json"
 _OLD = "old"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from reports.info import IDENTITY
-from reports.slo import read_slo
-from reports.verdict import Mood, PolicyRuns, Verdict
-from reports.words import seconds
+from loratory.reports.number_text import seconds
+from loratory.reports.run_info import IDENTITY
+from loratory.reports.slo import read_slo
+from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict
 
 STARVED = 5.0
 """A tenant or adapter whose p99 TTFT is so many times the median one's is said to starve."""

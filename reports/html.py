@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from reports.figures import draw
-from reports.groups import FEW, groups, same_units
-from reports.info import IDENTITY, RunInfo
-from reports.summary import RunReport, over_seeds
-from reports.verdict import by_policy
-from reports.verdicts import verdicts
-from reports.words import count, listed, percent, plural, seconds
+from loratory.reports.figures import draw
+from loratory.reports.groups import FEW, groups, same_units
+from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.run_info import IDENTITY, RunInfo
+from loratory.reports.summary import RunReport, over_seeds
+from loratory.reports.verdict_types import by_policy
+from loratory.reports.verdicts import verdicts
 
 _IDENTITIES = 100
 _ROWS = 12

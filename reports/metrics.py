@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from reports.fairness import jain, service_of
-from reports.measured import WAITS, Measured, present
-from reports.outcomes import outcomes
-from reports.slo import judge
-from reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
-from reports.usage import Steps, bottleneck, imbalance, loading_share, usage, waiting
+from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_share, usage, waiting
+from loratory.reports.outcomes import outcomes
+from loratory.reports.run_columns import WAITS, Measured, present
+from loratory.reports.slo import judge
+from loratory.reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
+from loratory.reports.tenant_service import jain, service_of
 
 STATUSES = ("completed", "rejected", "aborted", "failed")
 

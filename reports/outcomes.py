@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from reports.measured import Flags, Measured
-from reports.words import listed, plural
-from serving.errors import several, shortened
+from loratory.errors import several, shortened
+from loratory.reports.number_text import listed, plural
+from loratory.reports.run_columns import Flags, Measured
 
 OUTCOMES = ("rejected", "truncated", "never_served")
 """The keys of a ``run`` object that `outcomes` makes."""
@@ -35,7 +35,7 @@ _REFUSED = {
     "in_use": "it is in use",
     "unknown": "there is no such request or adapter, or it is not in a state for that",
 }
-"""The ledger's words of refusal (`serving.policy.Outcome`), as a reader who does not know them reads them."""
+"""The ledger's words of refusal (`loratory.serving.policy.Outcome`), as a reader who does not know them reads them."""
 
 
 def outcomes(run: Measured) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from reports.decisions import DecisionLog
-from reports.tables import (
+from loratory.reports.decisions import DecisionLog
+from loratory.reports.tables import (
     CHUNK_ROWS,
     EVENT_SCHEMA,
     KINDS,
@@ -24,7 +24,7 @@ from reports.tables import (
     TableBuffer,
     TableSource,
 )
-from serving.events import Decided, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Stepped
+from loratory.serving.events import Decided, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Stepped
 
 _NAN = float("nan")
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from reports.measured import Measured, present
-from reports.stats import Floats, Ints
-from reports.words import seconds
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.reports.number_text import seconds
+from loratory.reports.run_columns import Measured, present
+from loratory.reports.stats import Floats, Ints
 
 _NAME = re.compile(r"(ttft|tpot|itl|e2e|queue)_(mean|max|p\d{1,2}(?:\.\d+)?)_s")
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.curves import Curves, curves_of
-from reports.info import RunInfo
-from reports.measured import Measured
-from reports.metrics import run_object
-from reports.recorder import Records
-from reports.stats import cleaned, half_width
-from reports.timeline import trace_events
+from loratory.reports.curves import Curves, curves_of
+from loratory.reports.metrics import run_object
+from loratory.reports.recorder import Records
+from loratory.reports.run_columns import Measured
+from loratory.reports.run_info import RunInfo
+from loratory.reports.stats import cleaned, half_width
+from loratory.reports.timeline import trace_events
 
 FORMAT = 1
 _NOT_METRICS = {

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.events import Stepped
-from serving.plan import BatchShape
+from loratory.serving.events import Stepped
+from loratory.serving.plan import BatchShape
 
 Floats = npt.NDArray[np.float64]
 

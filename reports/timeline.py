@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.measured import Measured
-from reports.tables import codes, floats
+from loratory.reports.run_columns import Measured
+from loratory.reports.tables import codes, floats
 
 _STEPS_TRACK = 0
 _EVENTS_PER_STEP = 4

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.groups import LONG_S, TOO_LONG_S, starving
-from reports.limits import advice, bottlenecks, utilisation
-from reports.outcomes import reason_of
-from reports.sameness import costs, differ, one_request, sameness
-from reports.slo import ATTAINMENT, Limit, read_slo
-from reports.verdict import Mood, PolicyRuns, Verdict, by_policy
-from reports.warmup import warmup_notes
-from reports.words import count, listed, percent, plural, seconds
+from loratory.reports.bottlenecks import advice, bottlenecks, utilisation
+from loratory.reports.groups import LONG_S, TOO_LONG_S, starving
+from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.outcomes import reason_of
+from loratory.reports.policy_differences import costs, differ, one_request, sameness
+from loratory.reports.slo import ATTAINMENT, Limit, read_slo
+from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict, by_policy
+from loratory.reports.warmup import warmup_notes
 
 MATTERS = 0.01
 """From this share of the requests on, those rejected or cut short are marked as bad."""

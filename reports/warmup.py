@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reports.stats import Floats, student_t
-from reports.words import listed, seconds
+from loratory.reports.number_text import listed, seconds
+from loratory.reports.stats import Floats, student_t
 
 BATCH = 5
 """Observations averaged before the rule is applied: the 5 of MSER-5."""

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from scenarios.section import Count, NotNegative, OneOf, Positive, Section
-from serving.workload import Floats
+from loratory.scenarios.schema_types import Count, NotNegative, OneOf, Positive, Section
+from loratory.serving.workload import Floats
 
 _BLOCK = 4096
 

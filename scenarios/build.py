@@ -7,23 +7,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from scenarios.adapters import default_names
-from scenarios.arrivals import Arrivals
-from scenarios.draws import Draws
-from scenarios.lengths import Seconds, draw_pairs
-from scenarios.part import Part, merge
-from scenarios.popularity import Popularity, draw_adapters
-from scenarios.replay import trace_adapters, trace_part
-from scenarios.schema import Scenario
-from scenarios.slora import slora_part
-from scenarios.tenants import Tenants
-from scenarios.traces.table import UNSET, Labels
-from scenarios.vtc import vtc_part
-from scenarios.workload import MaxTokens, Noise, Stream, stream_positions
-from serving.errors import InputError, several
-from serving.lora import Adapter, LoRARequest
-from serving.request import BASE_TENANT
-from serving.workload import Floats, Ints, Workload
+from loratory.errors import InputError, several
+from loratory.scenarios.adapters_spec import default_names
+from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.lengths import Seconds, draw_pairs
+from loratory.scenarios.popularity import Popularity, draw_adapters
+from loratory.scenarios.request_columns import Part, merge
+from loratory.scenarios.rng import Draws
+from loratory.scenarios.schema import Scenario
+from loratory.scenarios.slora_workload import slora_part
+from loratory.scenarios.tenants import Tenants
+from loratory.scenarios.trace_workload import trace_adapters, trace_part
+from loratory.scenarios.traces.table import UNSET, Labels
+from loratory.scenarios.vtc_workload import vtc_part
+from loratory.scenarios.workload_spec import MaxTokens, Noise, Stream, stream_positions
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.request import BASE_TENANT
+from loratory.serving.workload import Floats, Ints, Workload
 
 
 def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int], item_bytes: int = 2) -> tuple[Adapter, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from scenarios.fields import is_one_of, keys_at, nearest
-from serving.errors import InputError, shortened
-from serving.lfs import LFS_POINTER, lfs_text
+from loratory.errors import InputError, shortened
+from loratory.git_lfs import LFS_POINTER, lfs_text
+from loratory.scenarios.schema_lookup import is_one_of, keys_at, nearest
 
 Path = tuple[str | int, ...]
 _MOST_NODES = 200_000

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from scenarios.draws import Draws
-from scenarios.samples import read_samples
-from scenarios.section import Count, FileRef, Name, OneOf, Positive, Section, wrong
-from serving.errors import InputError
-from serving.workload import Floats, Ints
+from loratory.errors import InputError
+from loratory.scenarios.rng import Draws
+from loratory.scenarios.samples import read_samples
+from loratory.scenarios.schema_types import Count, FileRef, Name, OneOf, Positive, Section, wrong
+from loratory.serving.workload import Floats, Ints
 
 _LARGEST_CV = 1e100
 """Its square must be a number."""

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scenarios.catalogue import library_folder, published_folder
-from scenarios.document import Document, apply_overrides, override, read_document
-from scenarios.explain import explain
-from scenarios.plausible import check_keys, check_requests
-from scenarios.schema import Scenario
-from serving.errors import InputError, several, shortened
+from loratory.errors import InputError, several, shortened
+from loratory.scenarios.document import Document, apply_overrides, override, read_document
+from loratory.scenarios.library_index import library_folder, published_folder
+from loratory.scenarios.schema import Scenario
+from loratory.scenarios.size_limits import check_keys, check_requests
+from loratory.scenarios.validation_errors import explain
 
 __all__ = ["apply_overrides", "dump", "find", "json_schema", "load_scenario", "load_text"]
 
@@ -35,7 +35,7 @@ def load_scenario(
 
     ``overrides`` are ``key.path=value`` settings on top; ``policies`` replaces the scenario's. Files the scenario names
     are looked for next to it, then in the working folder. Sizes beyond all plausibility are refused unless
-    ``unbounded`` (`scenarios.plausible`). Raises `InputError` with one line: place, key, what is wrong,
+    ``unbounded`` (`loratory.scenarios.size_limits`). Raises `InputError` with one line: place, key, what is wrong,
     remedy.
 
     >>> load_scenario("quickstart", ["engine.max_loras=8"]).engine.max_loras

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from scenarios.draws import Draws
-from scenarios.section import Count, Name, NotNegative, OneOf, Positive, Section, wrong
-from serving.errors import InputError
-from serving.workload import Floats, Ints
+from loratory.errors import InputError
+from loratory.scenarios.rng import Draws
+from loratory.scenarios.schema_types import Count, Name, NotNegative, OneOf, Positive, Section, wrong
+from loratory.serving.workload import Floats, Ints
 
 
 class Drift(Section):

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from scenarios.schema import Scenario
-from scenarios.section import OneOf
+from loratory.scenarios.schema import Scenario
+from loratory.scenarios.schema_types import OneOf
 
-_BEGIN, _END = "<!-- keys: made by python -m scenarios.reference -->", "<!-- end of keys -->"
+_BEGIN, _END = "<!-- keys: made by python -m loratory.scenarios.reference -->", "<!-- end of keys -->"
 
 
 def sections() -> dict[str, type[BaseModel]]:

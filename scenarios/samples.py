@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import InputError
-from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
-from serving.workload import Ints
+from loratory.errors import InputError
+from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
+from loratory.serving.workload import Ints
 
 _MOST = 100_000_000
 """Lengths that a file may count."""

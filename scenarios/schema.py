@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from scenarios.adapters import Adapters
-from scenarios.cost import Cost, RooflineCost, Tiers
-from scenarios.executor import ExecutorSpec
-from scenarios.memory import Memory
-from scenarios.popularity import Popularity
-from scenarios.section import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
-from scenarios.slo import Slo
-from scenarios.tenants import Tenants
-from scenarios.void import refuse_void
-from scenarios.workload import WorkloadSpec, stream_positions
-from serving.config import EngineConfig
+from loratory.scenarios.adapters_spec import Adapters
+from loratory.scenarios.cost_spec import Cost, RooflineCost, Tiers
+from loratory.scenarios.executor_spec import ExecutorSpec
+from loratory.scenarios.memory_spec import Memory
+from loratory.scenarios.popularity import Popularity
+from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
+from loratory.scenarios.slo import Slo
+from loratory.scenarios.tenants import Tenants
+from loratory.scenarios.unread_keys import refuse_void
+from loratory.scenarios.workload_spec import WorkloadSpec, stream_positions
+from loratory.serving.config import EngineConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(no_bool)]
 

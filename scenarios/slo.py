@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from scenarios.section import Positive, Section, Share
+from loratory.scenarios.schema_types import Positive, Section, Share
 
 Target = Positive | None
 

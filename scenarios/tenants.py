@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from scenarios.popularity import choose
-from scenarios.section import Count, Name, OneOf, Positive, Section, no_bool, wrong
-from serving.request import BASE_TENANT
-from serving.workload import Ints
+from loratory.scenarios.popularity import choose
+from loratory.scenarios.schema_types import Count, Name, OneOf, Positive, Section, no_bool, wrong
+from loratory.serving.request import BASE_TENANT
+from loratory.serving.workload import Ints
 
 Priority = Annotated[int, BeforeValidator(no_bool)]
 

@@ -7,7 +7,7 @@ from math import inf
 
 import numpy as np
 
-from serving.workload import Workload
+from loratory.serving.workload import Workload
 
 
 class Arrivals:

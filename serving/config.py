@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 
 class EngineConfig(BaseModel):

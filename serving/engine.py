@@ -6,17 +6,17 @@ from collections.abc import Callable, Container, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
-from serving.actions import Actions
-from serving.announce import Announcer
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.events import Arrived, Loaded, LoadStarted, Served, Sink, Stepped
-from serving.ledger import Ledger
-from serving.lora import Adapter
-from serving.plan import BatchShape, Prefill, StepPlan, StepResult
-from serving.policy import SCORERS, CostView, Policy, RequestViews, Schedule, View, look_ahead
-from serving.request import Request, Status
-from serving.sequence import Sequence
+from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
+from loratory.serving.event_dispatch import Announcer
+from loratory.serving.events import Arrived, Loaded, LoadStarted, Served, Sink, Stepped
+from loratory.serving.ledger import Ledger
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape, Prefill, StepPlan, StepResult
+from loratory.serving.policy import SCORERS, CostView, Policy, RequestViews, Schedule, View, look_ahead
+from loratory.serving.policy_runner import Actions
+from loratory.serving.request import Request, Status
+from loratory.serving.sequence import Sequence
 
 _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from serving.plan import BatchShape
-    from serving.policy import Action, Outcome, RequestView
-    from serving.request import Status
-    from serving.sequence import Sequence
+    from loratory.serving.plan import BatchShape
+    from loratory.serving.policy import Action, Outcome, RequestView
+    from loratory.serving.request import Status
+    from loratory.serving.sequence import Sequence
 
 
 class Arrived(NamedTuple):
@@ -76,7 +76,8 @@ class Preempted(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A request reached a final status. ``sequence`` holds its times and counts (see `serving.sequence.Sequence`)."""
+    """A request reached a final status. ``sequence`` holds its times and counts (see
+    `loratory.serving.sequence.Sequence`)."""
 
     now: float
     request: RequestView

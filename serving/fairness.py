@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from serving.lanes import Lanes
+from loratory.serving.lanes import Lanes
 
 if TYPE_CHECKING:
-    from serving.adapters import Usage
-    from serving.policy import Limits
-    from serving.sequence import Sequence
-    from serving.views import RequestView, View
+    from loratory.serving.policy import Limits
+    from loratory.serving.sequence import Sequence
+    from loratory.serving.usage import Usage
+    from loratory.serving.views import RequestView, View
 
 Unit = str | None
 By = Literal["tenant", "adapter"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from serving.adapters import Usage
-from serving.ledger import Ledger
-from serving.queue import WaitQueue
-from serving.sequence import Sequence
+from loratory.serving.ledger import Ledger
+from loratory.serving.sequence import Sequence
+from loratory.serving.usage import Usage
+from loratory.serving.wait_queue import WaitQueue
 
 Same = Callable[[str, object, object], None]
 Holds = Callable[[str, bool], None]

@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from serving.policy import View
+    from loratory.serving.policy import View
 
 Item = TypeVar("Item", bound=Hashable)
 Order = tuple[float, ...]

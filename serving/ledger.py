@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from types import MappingProxyType
 
-from serving.adapters import AdapterState, TenantState
-from serving.batch import LoraBatch
-from serving.config import EngineConfig
-from serving.host import HostCache
-from serving.kv import KVPool
-from serving.lora import Adapter
-from serving.plan import Prefill
-from serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
-from serving.queue import QueueView, WaitQueue
-from serving.register import max_context, register
-from serving.request import Request, Status
-from serving.sequence import Sequence
-from serving.slots import GpuSlots
-from serving.views import AdapterView, RequestView, RequestViews, TenantView
-from serving.waiting import WaitIndex, Within
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine_adapters import max_context, register
+from loratory.serving.gpu_slots import GpuSlots
+from loratory.serving.host_cache import HostCache
+from loratory.serving.kv_pool import KVPool
+from loratory.serving.lora import Adapter
+from loratory.serving.lora_batch import LoraBatch
+from loratory.serving.plan import Prefill
+from loratory.serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
+from loratory.serving.request import Request, Status
+from loratory.serving.sequence import Sequence
+from loratory.serving.usage import AdapterState, TenantState
+from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView
+from loratory.serving.wait_index import WaitIndex, Within
+from loratory.serving.wait_queue import QueueView, WaitQueue
 
 
 class Ledger:
@@ -168,7 +168,7 @@ class Ledger:
     def unblocked(
         self, within: Within, only: Collection[str] | None, without: Collection[str]
     ) -> Iterator[RequestView]:
-        """See `serving.views.View.unblocked`."""
+        """See `loratory.serving.views.View.unblocked`."""
         if self.token_budget <= 0 or len(self.running) >= self.max_seqs:
             return iter(())
         return self.index.unblocked(within, only, without)

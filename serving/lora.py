@@ -7,7 +7,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, Literal, Self
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 Tier = Literal["remote", "disk", "host", "loading", "gpu"]
 """Where an adapter's weights are. ``loading`` means on the way to a GPU slot, which is already taken."""

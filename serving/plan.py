@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from serving.lora import Adapter
-    from serving.policy import CostView
-    from serving.sequence import Sequence
+    from loratory.serving.lora import Adapter
+    from loratory.serving.policy import CostView
+    from loratory.serving.sequence import Sequence
 
 
 class BatchShape(NamedTuple):

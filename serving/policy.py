@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Literal, NamedTuple, Protocol
 
-from serving.errors import InputError
-from serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
-from serving.fairness import Account, By, Rounds, Unit, Units
-from serving.lanes import Lanes
-from serving.lora import Adapter
-from serving.plan import BatchShape
-from serving.reservation import Reservation
-from serving.views import AdapterView, RequestView, RequestViews, TenantView, View
-from serving.waiting import Within
+from loratory.errors import InputError
+from loratory.serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
+from loratory.serving.fairness import Account, By, Rounds, Unit, Units
+from loratory.serving.lanes import Lanes
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape
+from loratory.serving.reservation import Reservation
+from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView, View
+from loratory.serving.wait_index import Within
 
 __all__ = [
     "SCORERS",
@@ -29,6 +29,7 @@ __all__ = [
     "BatchShape",
     "By",
     "CostView",
+    "Decisive",
     "Ended",
     "Event",
     "Evict",
@@ -68,8 +69,8 @@ class Outcome(NamedTuple):
 
     slots: no GPU slot is free. kv: too few KV blocks are free. seqs: ``max_num_seqs`` run. budget: the step's tokens
     are spent. adapter: the adapter is not where the action needs it. pinned, in_use: it must stay, or be finished with
-    first. reserve: it waits for LightLLM's router (`serving.reserved`). unknown: no such waiting or running request,
-    adapter, or point in time.
+    first. reserve: it waits for LightLLM's router (`loratory.serving.reserved`). unknown: no such waiting or running
+    request, adapter, or point in time.
     """
 
     ok: bool

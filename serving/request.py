@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Self
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 Status = Literal["waiting", "running", "completed", "rejected", "aborted", "failed"]
 """A request's state; the last four are final and every submitted request ends in exactly one of them."""
@@ -34,8 +34,8 @@ class Request(_Fields):
     (as in vLLM), ``weight`` is the tenant's share in fair policies. ``cached_tokens`` of the prompt need KV memory, no
     compute. Raises `InputError` for values no engine could serve.
 
-    A tuple, because a simulation makes a million: `serving.workload.Workload` checks its columns once, and its requests
-    are then made without the checks below.
+    A tuple, because a simulation makes a million: `loratory.serving.workload.Workload` checks its columns once, and
+    its requests are then made without the checks below.
     """
 
     __slots__ = ()

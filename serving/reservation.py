@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import insort
 from typing import TYPE_CHECKING
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 if TYPE_CHECKING:
-    from serving.views import RequestView, View
+    from loratory.serving.views import RequestView, View
 
 
 class Reservation:

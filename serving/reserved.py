@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.policy import Admit, Outcome, Policy, Schedule, View, Wake
-from serving.reservation import Reservation
+from loratory.serving.policy import Admit, Outcome, Policy, Schedule, View, Wake
+from loratory.serving.reservation import Reservation
 
 _REFUSED = Outcome(False, "reserve")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from serving.request import Request, Status
+from loratory.serving.request import Request, Status
 
 if TYPE_CHECKING:
-    from serving.adapters import AdapterState, TenantState
-    from serving.policy import RequestView
+    from loratory.serving.policy import RequestView
+    from loratory.serving.usage import AdapterState, TenantState
 
 
 class Sequence:
@@ -66,7 +66,7 @@ class Sequence:
     offset: int
     """While it decodes: KV tokens minus decode clock."""
     blocks: int
-    """KV blocks held while it is not decoding (see `serving.kv.KVPool.held`)."""
+    """KV blocks held while it is not decoding (see `loratory.serving.kv_pool.KVPool.held`)."""
     finish_clock: int
     """Decode clock at which it reaches ``max_tokens``."""
 

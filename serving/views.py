@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterator, Mapping, Set
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
-from serving.lora import Adapter, Tier
-from serving.queue import QueueView
-from serving.waiting import Within
+from loratory.serving.lora import Adapter, Tier
+from loratory.serving.wait_index import Within
+from loratory.serving.wait_queue import QueueView
 
 if TYPE_CHECKING:
-    from serving.ledger import Ledger
-    from serving.policy import CostView, Scorer
+    from loratory.serving.ledger import Ledger
+    from loratory.serving.policy import CostView, Scorer
 
 
 class RequestView:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InputError
-from serving.request import BASE_TENANT, Request
+from loratory.errors import InputError
+from loratory.serving.request import BASE_TENANT, Request
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

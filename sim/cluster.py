@@ -12,22 +12,22 @@ from typing import Any
 
 from simpy import Event
 
-from serving.announce import hearing
-from serving.arrivals import Arrivals
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.errors import StalledError
-from serving.events import Ended, Sink
-from serving.ledger import Ledger
-from serving.lora import Adapter
-from serving.policy import Policy
-from serving.sequence import Sequence as RequestSequence
-from serving.workload import RequestMaker, Workload
-from sim.cost.base import CostModel
-from sim.environment import LATE, URGENT, ExactEnvironment, urge
-from sim.replica import Feed, Replica
-from sim.routers import ReplicaView, RoundRobin, Router
-from sim.transfers import Transfers
+from loratory.errors import StalledError
+from loratory.serving.arrivals import Arrivals
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.event_dispatch import hearing
+from loratory.serving.events import Ended, Sink
+from loratory.serving.ledger import Ledger
+from loratory.serving.lora import Adapter
+from loratory.serving.policy import Policy
+from loratory.serving.sequence import Sequence as RequestSequence
+from loratory.serving.workload import RequestMaker, Workload
+from loratory.sim.cost.base import CostModel
+from loratory.sim.environment import LATE, URGENT, ExactEnvironment, urge
+from loratory.sim.replica import Feed, Replica
+from loratory.sim.routers import ReplicaView, RoundRobin, Router
+from loratory.sim.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Outcome:
     """How a simulation ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
 
     ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``. ``refusals``: see
-    `serving.engine.Engine.refusals`, over all replicas.
+    `loratory.serving.engine.Engine.refusals`, over all replicas.
     """
 
     end_s: float

@@ -10,15 +10,15 @@ from typing import Any
 
 from simpy import AllOf, Event, Interrupt
 
-from serving.engine import Engine
-from serving.errors import StalledError
-from serving.plan import AdapterLoad, StepPlan, StepResult
-from serving.request import Request
-from serving.sequence import Sequence
-from sim.cost.base import CostModel
-from sim.environment import ExactEnvironment, succeed
-from sim.segment import Segment
-from sim.transfers import Transfers
+from loratory.errors import StalledError
+from loratory.serving.engine import Engine
+from loratory.serving.plan import AdapterLoad, StepPlan, StepResult
+from loratory.serving.request import Request
+from loratory.serving.sequence import Sequence
+from loratory.sim.cost.base import CostModel
+from loratory.sim.environment import ExactEnvironment, succeed
+from loratory.sim.segment import Segment
+from loratory.sim.transfers import Transfers
 
 _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""

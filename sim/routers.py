@@ -5,9 +5,9 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Protocol
 
-from serving.errors import InputError
-from serving.ledger import Ledger
-from serving.request import Request
+from loratory.errors import InputError
+from loratory.serving.ledger import Ledger
+from loratory.serving.request import Request
 
 
 class ReplicaView(Protocol):

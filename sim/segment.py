@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from serving.plan import BatchShape
-from sim.cost.base import DecodeLine
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost.base import DecodeLine
 
 
 class Segment:

@@ -8,9 +8,9 @@ from heapq import heappop, heappush
 
 from simpy import Event, Resource
 
-from serving.plan import AdapterLoad
-from sim.cost.base import CostModel
-from sim.environment import URGENT, ExactEnvironment, urge
+from loratory.serving.plan import AdapterLoad
+from loratory.sim.cost.base import CostModel
+from loratory.sim.environment import URGENT, ExactEnvironment, urge
 
 
 class SharedLink:

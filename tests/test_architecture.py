@@ -10,19 +10,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("serving", "policies", "sim", "executor", "scenarios", "reports", "loratory")
+ROOMS = ("serving", "models", "adapters", "policies", "sim", "executor", "scenarios", "reports")
+"""Folders at the top of the tree, each linked into the package; what else is in loratory/ is the front door."""
+
+GROUND = {"loratory.errors", "loratory.git_lfs", "loratory.file_lock"}
+"""Imported by every room; they import only each other."""
+
 MAY = {
     "serving": {"serving"},
-    "policies": {"serving"},
-    "sim": {"serving", "policies", "sim"},
-    "executor": {"serving", "policies", "executor"},
-    "scenarios": {"serving", "scenarios"},
+    "models": {"models"},
+    "policies": {"policy"},
+    "adapters": {"serving", "models", "adapters"},
+    "sim": {"serving", "models", "sim"},
+    "executor": {"serving", "models", "adapters", "executor"},
+    "scenarios": {"serving", "adapters", "scenarios"},
     "reports": {"serving", "reports"},
-    "loratory": set(ROOMS),
 }
-"""DESIGN.md, section 1."""
 NEVER = {"serving": {"simpy", "torch"}, "policies": {"simpy", "torch"}, "sim": {"torch"}, "executor": {"simpy"}}
-NEVER |= {"scenarios": {"simpy", "torch"}, "reports": {"simpy", "torch"}}
+NEVER |= {room: {"simpy", "torch"} for room in ("models", "adapters", "scenarios", "reports")}
 
 
 def _imports(path: Path) -> set[str]:
@@ -37,22 +42,31 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+FILES = [path for room in (*ROOMS, "loratory") for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def _ours(path: Path) -> set[str]:
+    """The modules of ours that a file imports."""
+    return {name for name in _imports(path) if name.partition(".")[0] == "loratory"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_downward_only(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
-    imports = _imports(path)
-    tops = {name.split(".")[0] for name in imports}
-    assert tops & set(ROOMS) <= MAY[room]
+    tops = {name.partition(".")[0] for name in _imports(path)}
+    assert not tops & {*ROOMS, "tests"}, "a room is imported as loratory.ROOM"
     assert not tops & NEVER.get(room, set())
-    assert "tests" not in tops
+    name = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    if name in GROUND:
+        assert _ours(path) <= GROUND
+    elif room in MAY:
+        assert {name.split(".")[1] for name in _ours(path) - GROUND} <= MAY[room]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "policies").glob("*.py")), ids=lambda path: path.name)
-def test_a_policy_needs_the_policy_interface_only(path: Path) -> None:
-    assert {name for name in _imports(path) if name.split(".")[0] in ROOMS} <= {"serving.policy"}
+def test_every_room_is_a_link_in_the_package() -> None:
+    """One import name: `loratory.sim` is the folder sim, in a checkout, an editable install, a wheel."""
+    links = {path.name: path.readlink() for path in (ROOT / "loratory").iterdir() if path.is_symlink()}
+    assert links == {room: Path("..") / room for room in ROOMS}
 
 
 WITHOUT_TORCH = """
@@ -64,8 +78,8 @@ class NoTorch(importlib.abc.MetaPathFinder):
             raise ImportError(name + " is not installed here")
 
 sys.meta_path.insert(0, NoTorch())
-for room in ("serving", "policies", "sim", "scenarios", "reports", "loratory"):
-    for file in sorted(pathlib.Path(room).rglob("*.py")):
+for room in ("serving", "models", "adapters", "policies", "sim", "scenarios", "reports", "."):
+    for file in sorted((pathlib.Path("loratory") / room).rglob("*.py")):
         if file.name == "__main__.py":
             continue
         name = ".".join(file.with_suffix("").parts)
@@ -123,11 +137,14 @@ def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
 
     Each step has one function: whoever adds another way has to add it here, and say how it compares.
     """
-    assert _callers("Verified") == {("serving/intake.py", "verified")}
-    assert _callers(".verified") == {("serving/intake.py", "fetch_record"), ("loratory/execute.py", "adapter_files")}
+    assert _callers("Verified") == {("adapters/fetch.py", "verified")}
+    assert _callers(".verified") == {
+        ("adapters/fetch.py", "fetch_record"),
+        ("loratory/experiment/execute.py", "adapter_files"),
+    }
     assert _callers("adapter_files") == {
-        ("loratory/execute.py", "machine_for"),
-        ("loratory/calibrate.py", "calibrate"),
+        ("loratory/experiment/execute.py", "machine_for"),
+        ("loratory/experiment/calibrate.py", "calibrate"),
     }
     assert _callers("HostAdapter") == {("executor/lora/weights.py", "load")}
     assert _callers("HostAdapter.load") == {("executor/machine.py", "read")}
@@ -139,12 +156,12 @@ def test_what_a_slot_is_loaded_from_cannot_be_of_other_content(tmp_path: Path) -
     """A `Verified` cannot be made of other content, even on purpose, and the annotations ask for nothing else."""
     from typing import get_type_hints
 
-    from executor.lora import HostAdapter, LoRASlots
-    from executor.machine import Machine
-    from serving.description import AdapterDescription
-    from serving.errors import RefusedAdapter
-    from serving.sources import Source
-    from serving.verified import Verified
+    from loratory.adapters.files.description import AdapterDescription
+    from loratory.adapters.sources.source import Source
+    from loratory.adapters.verified import Verified
+    from loratory.errors import RefusedAdapter
+    from loratory.executor.lora import HostAdapter, LoRASlots
+    from loratory.executor.machine import Machine
 
     holds = AdapterDescription(1, 1.0, False, ("q_proj",), None, "F32", 8, "sha256:" + "1" * 64, ())
     with pytest.raises(RefusedAdapter, match="was registered with the digest"):
@@ -161,10 +178,14 @@ def test_rooms_that_run_adapters_read_none_past_the_intake() -> None:
         if room not in ("executor", "loratory"):
             continue
         called = {name for _, name in _calls(path)}
-        assert not called & {".fetch", ".registration"} or file == "loratory/adapters_cli.py", file
-        assert not _imports(path) & {"serving.sources", "serving.validation", "safetensors"} or file in (
-            "loratory/execute.py",  # the limits
-            "loratory/adapters_options.py",  # the limits
+        assert not called & {".fetch", ".registration"} or file == "loratory/cli/adapters.py", file
+        assert not _imports(path) & {
+            "loratory.adapters.sources.source",
+            "loratory.adapters.files.validation",
+            "safetensors",
+        } or file in (
+            "loratory/experiment/execute.py",  # the limits
+            "loratory/cli/adapters_options.py",  # the limits
             "executor/checkpoint.py",  # the base model
             "executor/random_checkpoint.py",  # writes
         ), file
@@ -172,7 +193,7 @@ def test_rooms_that_run_adapters_read_none_past_the_intake() -> None:
         alias.name == "describe"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module == "serving.validation"
+        if isinstance(node, ast.ImportFrom) and node.module == "loratory.adapters.files.validation"
         for alias in node.names
-        if path.name != "intake.py"
+        if path.name != "fetch.py"
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from executor.lora.load import FORMS, Load, Run, Widths, Work, segmented
-from executor.lora.slots import LoRASlots
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.lora.load import FORMS, Load, Run, Widths, Work, segmented
+from loratory.executor.lora.slots import LoRASlots
 
 MEASURED = Path(__file__).with_name("forms-cpu.json")
 """The costs shipped: machine, date and versions are in the file."""

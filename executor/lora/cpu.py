@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from executor.lora.choice import FormCosts, choose
-from executor.lora.forms import Form, Grouped, Masked, Padded, Segmented
-from executor.lora.load import FORMS, Load, Run, Widths, runs_of
-from executor.lora.slots import LoRASlots
-from executor.lora.views import Views
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.lora.choice import FormCosts, choose
+from loratory.executor.lora.forms import Form, Grouped, Masked, Padded, Segmented
+from loratory.executor.lora.load import FORMS, Load, Run, Widths, runs_of
+from loratory.executor.lora.slot_views import Views
+from loratory.executor.lora.slots import LoRASlots
 
 
 class CPULoRA:
-    """Implements `executor.batch.LoRA`: chooses forms in `begin`, once for a batch, and runs them in `add`.
+    """Implements `loratory.executor.batch.LoRA`: chooses forms in `begin`, once for a batch, and runs them in `add`.
 
     ``form`` (one of `FORMS`, or ``runs``) overrides the choice; ``costs`` are by default those shipped.
     """

@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from executor.lora.slots import LoRASlots
-from executor.lora.tiles import Tiles
-from executor.lora.triton_kernels import expand, shrink
+from loratory.executor.lora.slots import LoRASlots
+from loratory.executor.lora.tiles import Tiles
+from loratory.executor.lora.triton_kernels import expand, shrink
 
 _DECODE_ROWS = 256
 _LEAST = 16
@@ -37,7 +37,7 @@ class Launch:
 
 
 class CUDALoRA:
-    """Implements `executor.batch.LoRA` over slots on a CUDA device (on any device under Triton's interpreter).
+    """Implements `loratory.executor.batch.LoRA` over slots on a CUDA device (on any device under Triton's interpreter).
 
     `begin` and `add` neither synchronise nor read from the device, and what they launch depends on the number of rows
     alone: both can be captured in a CUDA graph over static ``slots``, and replayed after slots were rewritten.

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from executor.lora.rows import Rows
-from executor.lora.slots import LoRASlots
-from executor.lora.views import Gathered, Views, batched, dense
-from executor.steady import coarse, window
+from loratory.executor.lora.rows import Rows
+from loratory.executor.lora.slot_views import Gathered, Views, batched, dense
+from loratory.executor.lora.slots import LoRASlots
+from loratory.executor.onednn_rows import coarse, window
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _ALIGNMENT_BYTES = 16

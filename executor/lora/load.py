@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from executor.lora.forms import grouped_rank
-from executor.lora.slots import LoRASlots
+from loratory.executor.lora.forms import grouped_rank
+from loratory.executor.lora.slots import LoRASlots
 
 FORMS: tuple[str, ...] = ("masked", "masked_active", "padded", "padded_active", "segmented", "grouped")
 """Names of the forms that can compute any rows; ``_active`` copies the matrices of the slots in use."""
@@ -72,7 +72,8 @@ class Load:
     def active(self, slots: LoRASlots) -> list[int]:
         """The slots that an ``_active`` form takes: those in use, and others up to a number that comes back.
 
-        Every number of slots is a kind of product of its own, which costs time to meet (see `executor.steady`).
+        Every number of slots is a kind of product of its own, which costs time to meet (see
+        `loratory.executor.onednn_rows`).
         """
         others = [slot for slot in range(slots.max_loras) if slot not in self.counts]
         return sorted([*self.counts, *others[: _rounded(len(self.counts), slots) - len(self.counts)]])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from executor.steady import coarse, window
+from loratory.executor.onednn_rows import coarse, window
 
 
 @dataclass(frozen=True, slots=True)

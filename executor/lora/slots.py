@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
-from executor.lora.shapes import Group, LoRAShapes
-from executor.lora.weights import HostAdapter
-from executor.memory import allocate, require
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.device_memory import allocate, require
+from loratory.executor.lora.shapes import Group, LoRAShapes
+from loratory.executor.lora.weights import HostAdapter
 
 
 class GroupSlots:

@@ -12,15 +12,15 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from executor.lora.shapes import GROUPS, LoRAShapes
-from serving.adapter_files import open_file
-from serving.description import AdapterDescription, LoRAModule
-from serving.digest import begin_digest, digest_text
-from serving.errors import InputError, InvalidAdapter
-from serving.safetensors_header import Header, read_header
-from serving.safetensors_header import Tensor as Entry
-from serving.verified import Verified
-from serving.weight_scan import CHUNK_BYTES, read_tensor
+from loratory.adapters.files.description import AdapterDescription, LoRAModule
+from loratory.adapters.files.digest import begin_digest, digest_text
+from loratory.adapters.files.open_files import open_file
+from loratory.adapters.files.safetensors_header import Header, read_header
+from loratory.adapters.files.safetensors_header import Tensor as Entry
+from loratory.adapters.files.weight_scan import CHUNK_BYTES, read_tensor
+from loratory.adapters.verified import Verified
+from loratory.errors import InputError, InvalidAdapter
+from loratory.executor.lora.shapes import GROUPS, LoRAShapes
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _GROUP_OF = {module: name for name, modules in GROUPS.items() for module in modules}

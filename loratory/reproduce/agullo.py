@@ -7,15 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loratory.build import build
+from loratory.errors import InputError
+from loratory.experiment.resolve import build
 from loratory.reproduce.cases import Case, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
-from scenarios.catalogue import published_folder
-from scenarios.load import load_scenario
-from serving.config import EngineConfig
-from serving.errors import InputError
-from sim.catalogue import gpu, model
-from sim.cost import kv_blocks
+from loratory.scenarios.library_index import published_folder
+from loratory.scenarios.load import load_scenario
+from loratory.serving.config import EngineConfig
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import kv_blocks
 
 SCENARIO = "published/agullo-h100"
 RATES = (0.1, 0.05, 0.025)

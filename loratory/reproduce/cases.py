@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from loratory.run import run_scenario
-from scenarios.load import load_scenario
+from loratory.experiment.run import run_scenario
+from loratory.scenarios.load import load_scenario
 
 T = TypeVar("T")
 

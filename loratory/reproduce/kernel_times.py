@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.plan import BatchShape
-from sim.catalogue import gpu, model
-from sim.cost import RooflineCost, RooflineOptions
+from loratory.serving.plan import BatchShape
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import RooflineCost, RooflineOptions
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 1024, 256
 """Of AIConfigurator's runs."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 
 def block(text: str, name: str) -> str | None:

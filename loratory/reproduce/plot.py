@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loratory.reports.figures import panels
 from loratory.reproduce.comparison import Reproduction, Row
-from reports.figures import panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

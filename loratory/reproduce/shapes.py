@@ -5,15 +5,15 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from loratory.build import build
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.resolve import build
 from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Check, Reproduction, Row
 from loratory.reproduce.fit.punica import IDENTICAL, TOKENS_PER_S, tokens_per_s
-from loratory.specs import policy_factory
-from scenarios.build import build_workload
-from scenarios.load import load_scenario
-from serving.events import Admitted, Event
-from sim.cluster import simulate
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_scenario
+from loratory.serving.events import Admitted, Event
+from loratory.sim.cluster import simulate
 
 STARVED = {"mean": 12.06, "p50": 7.05, "p90": 32.93}
 """End-to-end seconds before draining; SGLang pull request 17913."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from loratory.reproduce.cases import Case, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
-from scenarios.catalogue import published_folder
+from loratory.scenarios.library_index import published_folder
 
 THROUGHPUT, LATENCY, FIRST, ATTAINMENT = "throughput, req/s", "mean latency, s", "mean TTFT, s", "attainment"
 

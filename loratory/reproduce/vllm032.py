@@ -10,8 +10,8 @@ import numpy as np
 from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Check, Reproduction, Row
 from loratory.reproduce.vllm032_runs import RUNS, Composition, RecordedRun, recorded, replayed
-from serving.recording import RecordedStep
-from sim.replay import ReplayedStep
+from loratory.serving.run_recording import RecordedStep
+from loratory.sim.recorded_times import ReplayedStep
 
 CLOCK_S = 2e-6
 """The files have microseconds; a step's end is a sum of two of them."""

@@ -6,15 +6,15 @@ import csv
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from policies.fifo import Fifo
-from scenarios.build import build_adapters
-from scenarios.catalogue import published_folder
-from scenarios.load import load_scenario
-from serving.engine import Engine
-from serving.recording import RecordedStep, Recording
-from serving.request import Request
-from sim.cost.linear import LinearCost, LinearOptions
-from sim.replay import ReplayedStep, replay
+from loratory.policies.fifo import Fifo
+from loratory.scenarios.build import build_adapters
+from loratory.scenarios.library_index import published_folder
+from loratory.scenarios.load import load_scenario
+from loratory.serving.engine import Engine
+from loratory.serving.request import Request
+from loratory.serving.run_recording import RecordedStep, Recording
+from loratory.sim.cost.linear import LinearCost, LinearOptions
+from loratory.sim.recorded_times import ReplayedStep, replay
 
 RunName = Literal["below", "near"]
 RUNS: tuple[RunName, ...] = ("below", "near")

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loratory.build import build
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.resolve import build
+from loratory.reports.stats import Floats
+from loratory.reports.tenant_service import Demand, service_gap, service_of
 from loratory.reproduce.comparison import Check, Reproduction, Row
-from loratory.specs import policy_factory
-from reports.fairness import Demand, service_gap, service_of
-from reports.stats import Floats
-from scenarios.build import build_workload
-from scenarios.load import load_scenario
-from serving.events import Ended, Event
-from serving.sequence import Sequence
-from sim.cluster import simulate
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_scenario
+from loratory.serving.events import Ended, Event
+from loratory.serving.sequence import Sequence
+from loratory.sim.cluster import simulate
 
 VTC, FCFS = "fair_share:reserve=true,lift=min", "fifo:reserve=true"
 """VTC and S-LoRA's order, both behind the router that they share."""
@@ -115,7 +115,8 @@ def accumulated_gap(demand: Demand, times: Floats) -> Floats:
     """The artifact's measure (fair_bench/plot/visualize.py): the largest minus the least service since the start.
 
     A request's whole service, prompt + 2 output tokens, is spread evenly from its first token to its end. Unlike
-    `reports.fairness.service_gap` it goes on counting while a client has nothing waiting, and one origin serves all.
+    `loratory.reports.tenant_service.service_gap` it goes on counting while a client has nothing waiting, and one
+    origin serves all.
     """
     service, span = service_of(demand), np.maximum(demand.finish - demand.first, 1e-9)
     clients = int(demand.tenant.max()) + 1

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from scenarios.traces.clean import clean
-from scenarios.traces.convert import convert
-from scenarios.traces.format import Format, ReadOptions
-from scenarios.traces.known import detect, formats, read_trace
-from scenarios.traces.report import TraceReport, check
-from scenarios.traces.table import Labels, TraceTable
+from loratory.scenarios.traces.clean import clean
+from loratory.scenarios.traces.convert import convert
+from loratory.scenarios.traces.format import Format, ReadOptions
+from loratory.scenarios.traces.known import detect, formats, read_trace
+from loratory.scenarios.traces.report import TraceReport, check
+from loratory.scenarios.traces.table import Labels, TraceTable
 
 __all__ = [
     "Format",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios.traces.format import Format, Head, ReadOptions
-from scenarios.traces.layout import Layout
-from scenarios.traces.rows import read_rows
-from scenarios.traces.table import TraceTable
+from loratory.scenarios.traces.format import Format, Head, ReadOptions
+from loratory.scenarios.traces.layout import Layout
+from loratory.scenarios.traces.rows import read_rows
+from loratory.scenarios.traces.table import TraceTable
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios.traces.files import Columns, open_columns
-from scenarios.traces.format import Format, Head, ReadOptions
-from scenarios.traces.layout import Layout
-from scenarios.traces.rows import read_rows, table_of
-from scenarios.traces.source import Source, labels_of
-from scenarios.traces.table import TraceTable
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.traces.files import Columns, open_columns
+from loratory.scenarios.traces.format import Format, Head, ReadOptions
+from loratory.scenarios.traces.layout import Layout
+from loratory.scenarios.traces.rows import read_rows, table_of
+from loratory.scenarios.traces.source import Source, labels_of
+from loratory.scenarios.traces.table import TraceTable
 
 _INVOCATIONS = ("app", "func", "end_timestamp", "duration")
 _COUNTS = ("HashApp", "HashFunction", "1")

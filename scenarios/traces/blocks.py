@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InputError
-from serving.workload import Floats, Ints
+from loratory.errors import InputError
+from loratory.serving.workload import Floats, Ints
 
 _SIZES = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096, 8)
 _SHARE = 0.9

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from scenarios.traces.sessions import earliest_s, without
-from scenarios.traces.table import TraceTable
+from loratory.scenarios.traces.sessions import earliest_s, without
+from loratory.scenarios.traces.table import TraceTable
 
 
 def unsorted_rows(table: TraceTable) -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.traces.source import Source
-from serving.errors import InputError
-from serving.workload import Floats
+from loratory.errors import InputError
+from loratory.scenarios.traces.source import Source
+from loratory.serving.workload import Floats
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}

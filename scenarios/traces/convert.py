@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from scenarios.traces.clean import clean
-from scenarios.traces.files import kind_of
-from scenarios.traces.format import ReadOptions
-from scenarios.traces.known import read_trace
-from scenarios.traces.table import UNSET, Labels, TraceTable
-from serving.errors import InputError
-from serving.workload import Ints
+from loratory.errors import InputError
+from loratory.scenarios.traces.clean import clean
+from loratory.scenarios.traces.files import kind_of
+from loratory.scenarios.traces.format import ReadOptions
+from loratory.scenarios.traces.known import read_trace
+from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
+from loratory.serving.workload import Ints
 
 _SUFFIXES = (".csv", ".jsonl", ".parquet")
 

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, cast
 
 import pandas as pd
 
-from serving.errors import InputError, several, shortened
-from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
+from loratory.errors import InputError, several, shortened
+from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet", ".pq")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios.traces.table import TraceTable
-from scenarios.workload import Columns
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.traces.table import TraceTable
+from loratory.scenarios.workload_spec import Columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios.fields import nearest
-from scenarios.traces import azure, azure_functions, bailian, burstgpt, generic, gentd, mooncake, servegen, vidur
-from scenarios.traces.files import column_names, require
-from scenarios.traces.format import Format, Head, ReadOptions
-from scenarios.traces.table import TraceTable
-from serving.errors import InputError, several, shortened
+from loratory.errors import InputError, several, shortened
+from loratory.scenarios.schema_lookup import nearest
+from loratory.scenarios.traces import (
+    azure,
+    azure_functions,
+    bailian,
+    burstgpt,
+    generic,
+    gentd,
+    mooncake,
+    servegen,
+    vidur,
+)
+from loratory.scenarios.traces.files import column_names, require
+from loratory.scenarios.traces.format import Format, Head, ReadOptions
+from loratory.scenarios.traces.table import TraceTable
 
 
 def formats() -> tuple[Format, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scenarios.fields import nearest
-from scenarios.workload import Columns
-from serving.errors import InputError, several, shortened
+from loratory.errors import InputError, several, shortened
+from loratory.scenarios.schema_lookup import nearest
+from loratory.scenarios.workload_spec import Columns
 
 USUAL: dict[str, tuple[str, ...]] = {
     "time": ("timestamp_s", "arrival_s", "arrival", "arrived_at", "timestamp_ms", "timestamp", "time", "arrival_time",

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.traces import servegen
-from scenarios.traces.blocks import repeated_share
-from scenarios.traces.clean import unsorted_rows, zero_rows
-from scenarios.traces.format import ReadOptions
-from scenarios.traces.known import format_of, read_trace
-from scenarios.traces.table import Labels, TraceTable
-from serving.errors import several, shortened
-from serving.workload import Floats, Ints
+from loratory.errors import several, shortened
+from loratory.scenarios.traces import servegen
+from loratory.scenarios.traces.blocks import repeated_share
+from loratory.scenarios.traces.clean import unsorted_rows, zero_rows
+from loratory.scenarios.traces.format import ReadOptions
+from loratory.scenarios.traces.known import format_of, read_trace
+from loratory.scenarios.traces.table import Labels, TraceTable
+from loratory.serving.workload import Floats, Ints
 
 _IDLE_WINDOW_S = 600.0
 _TOP = 10

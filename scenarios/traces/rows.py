@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios.traces.blocks import Blocks, block_tokens, blocks_of
-from scenarios.traces.clock import LATEST_S, UNITS, Clock, read_clock, unit_in_name
-from scenarios.traces.files import Columns, open_columns
-from scenarios.traces.format import ReadOptions
-from scenarios.traces.layout import LABELS, MODELS, Chosen, Layout, choose, folded
-from scenarios.traces.sessions import turns_of, without
-from scenarios.traces.source import Source, labels_of
-from scenarios.traces.table import UNSET, Labels, TraceTable
-from serving.errors import InputError, several, shortened
-from serving.workload import Floats, Ints
+from loratory.errors import InputError, several, shortened
+from loratory.scenarios.traces.blocks import Blocks, block_tokens, blocks_of
+from loratory.scenarios.traces.clock import LATEST_S, UNITS, Clock, read_clock, unit_in_name
+from loratory.scenarios.traces.files import Columns, open_columns
+from loratory.scenarios.traces.format import ReadOptions
+from loratory.scenarios.traces.layout import LABELS, MODELS, Chosen, Layout, choose, folded
+from loratory.scenarios.traces.sessions import turns_of, without
+from loratory.scenarios.traces.source import Source, labels_of
+from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
+from loratory.serving.workload import Floats, Ints
 
 _LONG_DELAY_S = 3600.0
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.traces.files import require
-from scenarios.traces.format import Format, Head, ReadOptions
-from scenarios.traces.source import MOST_TOKENS
-from scenarios.traces.table import Labels, TraceTable
-from serving.errors import InputError, shortened
-from serving.lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer, refuse_pointer
-from serving.workload import Floats, Ints
+from loratory.errors import InputError, shortened
+from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer, refuse_pointer
+from loratory.scenarios.traces.files import require
+from loratory.scenarios.traces.format import Format, Head, ReadOptions
+from loratory.scenarios.traces.source import MOST_TOKENS
+from loratory.scenarios.traces.table import Labels, TraceTable
+from loratory.serving.workload import Floats, Ints
 
 _MEMBER = re.compile(r"^(?:(?P<folder>.*)/)?chunk-(?P<client>\d+)-(?P<what>trace\.csv|dataset\.json)$")
 _DAY_S = 86_400.0

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scenarios.traces.table import Labels, TraceTable
-from serving.errors import InputError
-from serving.workload import Floats, Ints
+from loratory.errors import InputError
+from loratory.scenarios.traces.table import Labels, TraceTable
+from loratory.serving.workload import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

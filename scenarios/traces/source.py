@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scenarios.traces.dates import DATED, parse_dates
-from scenarios.traces.files import BLANK, Columns
-from scenarios.traces.table import Labels
-from serving.errors import InputError, shortened
-from serving.workload import Floats
+from loratory.errors import InputError, shortened
+from loratory.scenarios.traces.dates import DATED, parse_dates
+from loratory.scenarios.traces.files import BLANK, Columns
+from loratory.scenarios.traces.table import Labels
+from loratory.serving.workload import Floats
 
 _NO_NAME = ("", "null", "NULL", "None", "none", "nan", "NaN", "<NA>")
 MOST_TOKENS = 10_000_000

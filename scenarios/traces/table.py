@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scenarios.traces.blocks import Blocks
-from serving.workload import Floats, Ints
+from loratory.scenarios.traces.blocks import Blocks
+from loratory.serving.workload import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ The data are ``gpus.yaml`` and ``models.yaml`` beside this file; every entry nam
 
 from __future__ import annotations
 
-from sim.catalogue.gpu import GPU, gpu, gpu_names
-from sim.catalogue.loader import model, model_names
-from sim.catalogue.model import DTYPE_BYTES, LORA_MODULES, ModelSpec, dtype_bytes, resolve_targets
+from loratory.sim.catalogue.gpu import GPU, gpu, gpu_names
+from loratory.sim.catalogue.loader import model, model_names
+from loratory.sim.catalogue.model import DTYPE_BYTES, LORA_MODULES, ModelSpec, dtype_bytes, resolve_targets
 
 __all__ = [
     "DTYPE_BYTES",

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from serving.errors import InputError
-from sim.catalogue.names import unknown_name
+from loratory.errors import InputError
+from loratory.sim.catalogue.names import unknown_name
 
 _GIB = 1 << 30
 
@@ -43,7 +43,7 @@ class GPU:
 
 @functools.cache
 def _table() -> dict[str, GPU]:
-    text = resources.files("sim.catalogue").joinpath("gpus.yaml").read_text(encoding="utf-8")
+    text = resources.files("loratory.sim.catalogue").joinpath("gpus.yaml").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return {
         name: GPU(

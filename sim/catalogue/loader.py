@@ -10,18 +10,18 @@ from typing import Any
 
 import yaml
 
-from serving.decoder import DTYPES, FAMILIES, decoder
-from serving.errors import InputError
-from serving.model_file import read_object
-from sim.catalogue.model import ModelSpec
-from sim.catalogue.names import unknown_name
+from loratory.errors import InputError
+from loratory.models.config_file import read_object
+from loratory.models.decoder import DTYPES, FAMILIES, decoder
+from loratory.sim.catalogue.model import ModelSpec
+from loratory.sim.catalogue.names import unknown_name
 
 __all__ = ["FAMILIES", "from_config", "model", "model_names"]
 
 
 @functools.cache
 def _table() -> dict[str, ModelSpec]:
-    text = resources.files("sim.catalogue").joinpath("models.yaml").read_text(encoding="utf-8")
+    text = resources.files("loratory.sim.catalogue").joinpath("models.yaml").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return {name: from_config(row, name, row["source"]) for name, row in rows.items()}
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from serving.context_limit import ContextLimit
-from serving.errors import InputError
-from sim.catalogue.names import unknown_name
+from loratory.errors import InputError
+from loratory.models.context_limit import ContextLimit
+from loratory.sim.catalogue.names import unknown_name
 
 DTYPE_BYTES: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 """Bytes of one number, by dtype."""
@@ -197,6 +197,7 @@ class ModelSpec:
     def slot_bytes(
         self, max_rank: int, targets: str | Iterable[str] = "all-linear", tp: int = 1, dtype: str | None = None
     ) -> int:
-        """Bytes of one preallocated adapter slot on one GPU, linear modules only; `sim.cost.memory` adds the rest."""
+        """Bytes of one preallocated adapter slot on one GPU, linear modules only; `loratory.sim.cost.memory` adds the
+        rest."""
         width = sum(self.module_count(m) * sum(self.lora_shard(m, tp)) for m in resolve_targets(targets))
         return max_rank * width * dtype_bytes(dtype or self.dtype)

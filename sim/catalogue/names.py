@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from serving.errors import InputError, several, shortened
+from loratory.errors import InputError, several, shortened
 
 
 def unknown_name(what: str, name: object, known: Iterable[str], extra: str = "") -> InputError:

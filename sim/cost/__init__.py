@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.config import EngineConfig
-from sim.catalogue import GPU, ModelSpec
-from sim.catalogue.names import unknown_name
-from sim.cost.base import CostModel, DecodeLine
-from sim.cost.fit import evaluate, fit
-from sim.cost.linear import LinearCost, LinearOptions
-from sim.cost.memory import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
-from sim.cost.options import TransferOptions, parse
-from sim.cost.profile import Profile, ProfileCost, load_profile, profile_names
-from sim.cost.roofline import RooflineCost, RooflineOptions
-from sim.cost.transfer import TransferModel, cold_load_seconds
+from loratory.serving.config import EngineConfig
+from loratory.sim.catalogue import GPU, ModelSpec
+from loratory.sim.catalogue.names import unknown_name
+from loratory.sim.cost.base import CostModel, DecodeLine
+from loratory.sim.cost.fit import evaluate, fit
+from loratory.sim.cost.linear import LinearCost, LinearOptions
+from loratory.sim.cost.memory import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
+from loratory.sim.cost.options import TransferOptions, parse
+from loratory.sim.cost.profile import Profile, ProfileCost, load_profile, profile_names
+from loratory.sim.cost.roofline import RooflineCost, RooflineOptions
+from loratory.sim.cost.transfer import TransferModel, cold_load_seconds
 
 KINDS: tuple[str, ...] = ("roofline", "linear", "profile")
 """What ``cost: {kind: ...}`` may be in a scenario."""

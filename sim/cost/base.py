@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from serving.lora import Adapter
-from serving.plan import BatchShape
-from sim.cost.options import TransferOptions
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost.options import TransferOptions
 
 
 class DecodeLine(NamedTuple):
@@ -54,7 +54,7 @@ class CostModel(Protocol):
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
         """Seconds of the one hop that starts at ``tier``: remote to disk, disk to host, or host to GPU.
 
-        0 for ``gpu`` and ``loading``. `sim.cost.transfer.cold_load_seconds` adds the hops up.
+        0 for ``gpu`` and ``loading``. `loratory.sim.cost.transfer.cold_load_seconds` adds the hops up.
         """
         ...
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import InputError
-from serving.plan import BatchShape
-from sim.cost.nnls import nnls
-from sim.cost.profile import CAPPED, FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
+from loratory.errors import InputError
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost.nnls import nnls
+from loratory.sim.cost.profile import CAPPED, FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
 
 KNOTS: tuple[int, ...] = (16, 64, 256, 1024)
 """Token counts at which the default fit lets the cost of a token rise: from memory-bound to compute-bound GEMMs."""
@@ -40,8 +40,9 @@ def fit(
 
     Rows are weighted by 1/seconds, so a 10 % error counts alike in short and long steps. Every ``hold_out_every``-th
     sample is left out to measure ``held_out`` errors; the coefficients then come from all samples. 0 holds out none.
-    ``knots``: N of the ``tokens_above_N``; ``caps``: for fields in `sim.cost.profile.CAPPED`, N of ``FIELD_to_N``.
-    Raises `InputError` for fewer than `FEWEST` samples, a time that is not positive, or an unknown feature or field.
+    ``knots``: N of the ``tokens_above_N``; ``caps``: for fields in `loratory.sim.cost.profile.CAPPED`, N of
+    ``FIELD_to_N``. Raises `InputError` for fewer than `FEWEST` samples, a time that is not positive, or an unknown
+    feature or field.
     """
     rows = [(shape, float(seconds)) for shape, seconds in samples]
     if len(rows) < FEWEST:

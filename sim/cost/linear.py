@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.lora import Adapter
-from serving.plan import BatchShape
-from sim.cost.base import DecodeLine
-from sim.cost.options import TransferOptions, parse
-from sim.cost.transfer import TransferModel
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost.base import DecodeLine
+from loratory.sim.cost.options import TransferOptions, parse
+from loratory.sim.cost.transfer import TransferModel
 
 
 class LinearOptions(BaseModel):

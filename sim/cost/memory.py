@@ -15,13 +15,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.vllm import LORA_RANKS
-from sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu_names, resolve_targets
-from sim.catalogue import gpu as catalogue_gpu
-from sim.catalogue.model import HEAD, LORA_MODULES
-from sim.cost.allocator import CachingAllocator
+from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
+from loratory.serving.vllm_limits import LORA_RANKS
+from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu_names, resolve_targets
+from loratory.sim.catalogue import gpu as catalogue_gpu
+from loratory.sim.catalogue.model import HEAD, LORA_MODULES
+from loratory.sim.cost.allocator import CachingAllocator
 
 _MIB = 1 << 20
 _GIB = 1 << 30

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.errors import InputError
-from sim.catalogue.names import unknown_name
+from loratory.errors import InputError
+from loratory.sim.catalogue.names import unknown_name
 
 
 class TransferOptions(BaseModel):

@@ -14,14 +14,14 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.errors import InputError, several, shortened
-from serving.lfs import LFS_POINTER, lfs_text
-from serving.lora import Adapter
-from serving.plan import BatchShape
-from sim.catalogue.names import unknown_name
-from sim.cost.base import DecodeLine
-from sim.cost.options import TransferOptions, parse
-from sim.cost.transfer import TransferModel
+from loratory.errors import InputError, several, shortened
+from loratory.git_lfs import LFS_POINTER, lfs_text
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape
+from loratory.sim.catalogue.names import unknown_name
+from loratory.sim.cost.base import DecodeLine
+from loratory.sim.cost.options import TransferOptions, parse
+from loratory.sim.cost.transfer import TransferModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from math import sqrt
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.lora import Adapter
-from serving.plan import BatchShape
-from sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
-from sim.catalogue.model import HEAD
-from sim.cost.base import DecodeLine
-from sim.cost.options import TransferOptions, parse
-from sim.cost.transfer import TransferModel
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape
+from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
+from loratory.sim.catalogue.model import HEAD
+from loratory.sim.cost.base import DecodeLine
+from loratory.sim.cost.options import TransferOptions, parse
+from loratory.sim.cost.transfer import TransferModel
 
 CALIBRATED_GPUS: tuple[str, ...] = ("a100-40gb", "a100-80gb", "h100-64gb", "h100-80gb", "h200")
 """GPUs (by family) whose efficiencies were compared with published kernel times; see docs/cost-models.md."""

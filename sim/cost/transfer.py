@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.lora import Adapter
-from sim.cost.base import CostModel
-from sim.cost.options import TransferOptions
+from loratory.serving.lora import Adapter
+from loratory.sim.cost.base import CostModel
+from loratory.sim.cost.options import TransferOptions
 
 HOPS: tuple[str, ...] = ("remote", "disk", "host")
 """The tiers from which an adapter moves one step closer to the GPU, farthest first."""

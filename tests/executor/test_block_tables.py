@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.block_tables import BlockTables
+from loratory.executor.block_tables import BlockTables
 
 MOVES = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 60)), max_size=60)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import executor.memory
-import executor.random_checkpoint
-from executor.checkpoint import Checkpoint, read_config
-from executor.model import Model
-from executor.random_checkpoint import random_adapter, random_checkpoint, shape
-from serving.errors import InputError
+import loratory.executor.device_memory
+import loratory.executor.random_checkpoint
+from loratory.errors import InputError
+from loratory.executor.checkpoint import Checkpoint, read_config
+from loratory.executor.model import Model
+from loratory.executor.random_checkpoint import random_adapter, random_checkpoint, shape
 
 TINY = replace(shape("tiny-llama"), layers=1)
 
@@ -111,7 +111,7 @@ def test_a_missing_folder_a_bad_dtype_and_a_bad_device_are_named(tmp_path: Path)
 def test_a_sharded_checkpoint_equals_a_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = shape("tiny-qwen2")
     whole = Checkpoint.open(random_checkpoint(tmp_path / "whole", config))
-    monkeypatch.setattr(executor.random_checkpoint, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(loratory.executor.random_checkpoint, "SHARD_BYTES", 1000)
     folder = random_checkpoint(tmp_path / "sharded", config)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert files == [f"model-{index:05d}-of-00004.safetensors" for index in range(1, 5)]
@@ -165,7 +165,7 @@ def test_sliding_windows_limit_the_length(tmp_path: Path) -> None:
 
 def test_too_little_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model.load(random_checkpoint(tmp_path, TINY))
-    monkeypatch.setattr(executor.memory, "available_bytes", lambda device: 100_000)
+    monkeypatch.setattr(loratory.executor.device_memory, "available_bytes", lambda device: 100_000)
     with pytest.raises(InputError, match=r"out of memory on cpu: .* billion parameters .*: use a 16-bit dtype"):
         Model.load(tmp_path)
     with pytest.raises(InputError, match=r"out of memory on cpu: a KV cache of 1000 blocks .*: lower num_gpu_blocks"):
@@ -175,7 +175,7 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytes
 
 def test_a_failed_allocation_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model.load(random_checkpoint(tmp_path, TINY))
-    monkeypatch.setattr(executor.memory, "available_bytes", lambda device: None)
+    monkeypatch.setattr(loratory.executor.device_memory, "available_bytes", lambda device: None)
     with pytest.raises(InputError, match="lower num_gpu_blocks"):
         model.new_cache(2**50, 16)
 

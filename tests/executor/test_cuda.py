@@ -14,14 +14,14 @@ import pytest
 import torch
 from passes import Passes, relative_error
 
-from executor.model import Model
-from executor.ops import TorchOps
-from executor.random_checkpoint import RandomTensors, shape
-from executor.rope import tables
+from loratory.executor.model import Model
+from loratory.executor.ops import TorchOps
+from loratory.executor.random_checkpoint import RandomTensors, shape
+from loratory.executor.rope import tables
 
 triton = pytest.importorskip("triton")
-cuda = pytest.importorskip("executor.attention_cuda")
-fused = pytest.importorskip("executor.ops_cuda")
+cuda = pytest.importorskip("loratory.executor.attention.cuda")
+fused = pytest.importorskip("loratory.executor.ops_cuda")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -109,7 +109,8 @@ def test_fused_operations_equal_torchs(dtype: torch.dtype, limit: float) -> None
 COMPILE = """
 import torch, triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
-from executor import attention_cuda, ops_cuda
+from loratory.executor import ops_cuda
+from loratory.executor.attention import cuda as attention_cuda
 
 def build(kernel, types, **constants):
     signature = dict(zip(kernel.arg_names, types.split() + ["constexpr"] * len(constants), strict=True))

@@ -10,9 +10,9 @@ import torch
 from bench_machine import Oracle, Zoo, assert_nothing_leaked, prompt_of, run
 from lab import POLICIES, ToyCost, workload
 
-from executor.machine import Machine
-from executor.model import Model
-from serving.config import EngineConfig
+from loratory.executor.machine import Machine
+from loratory.executor.model import Model
+from loratory.serving.config import EngineConfig
 
 DEVICE = os.environ.get("LORATORY_TEST_DEVICE", "cpu")
 ROWS: list[dict[str, Any]] = [

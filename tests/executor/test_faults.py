@@ -15,19 +15,19 @@ from bench_machine import JumpingClock, Ran, Zoo, assert_nothing_leaked, run
 from lab import POLICIES, ToyCost, workload
 from safetensors.torch import load_file, save_file
 
-import executor.memory
-from executor.executor import Executor
-from executor.generation import Generation
-from executor.lora import LoRASlots
-from executor.machine import Machine, lora_shapes
-from executor.model import Model
-from executor.sampling import SamplingParams
-from serving.adapter_cache import AdapterCache
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.intake import Intake
-from serving.request import Request
-from serving.validation import BaseShapes, InvalidAdapter, Limits, describe
+import loratory.executor.device_memory
+from loratory.adapters.fetch import Intake
+from loratory.adapters.files.validation import BaseShapes, InvalidAdapter, Limits, describe
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.errors import InputError
+from loratory.executor.executor import Executor
+from loratory.executor.generation import Generation
+from loratory.executor.lora import LoRASlots
+from loratory.executor.machine import Machine, lora_shapes
+from loratory.executor.model import Model
+from loratory.executor.sampling import SamplingParams
+from loratory.serving.config import EngineConfig
+from loratory.serving.request import Request
 
 ROWS: list[dict[str, Any]] = [
     {"at": 0.05 * i, "adapter": (1, 2, None, 3, 2)[i % 5], "prompt": 4 + i, "out": 6, "cap": 6} for i in range(15)
@@ -262,7 +262,7 @@ def test_a_plain_function_as_sink_hears_every_event(llama: Zoo) -> None:
 
 def test_slots_take_exactly_what_the_memory_model_says(llama: Zoo) -> None:
     """max_loras * max_lora_rank * (in + out) summed over target modules and layers, * item size."""
-    from sim.catalogue import model, resolve_targets
+    from loratory.sim.catalogue import model, resolve_targets
 
     spec = model(llama.folder / "model")
     for targets in (("q_proj", "v_proj"), ("down_proj",), resolve_targets("all-linear")):
@@ -275,16 +275,16 @@ def test_more_slots_than_memory_holds_are_refused_with_both_sizes(llama: Zoo, mo
     """All together, before any is allocated: the system promises memory it has not, and ends who uses it."""
     shapes = lora_shapes(Model.load(llama.folder / "model"))
     needed = 3 * 8 * shapes.numbers_per_rank * torch.bfloat16.itemsize
-    monkeypatch.setattr(executor.memory, "available_bytes", lambda device: needed)
+    monkeypatch.setattr(loratory.executor.device_memory, "available_bytes", lambda device: needed)
     assert LoRASlots(shapes, 3, 8, torch.bfloat16).bytes == needed
-    monkeypatch.setattr(executor.memory, "available_bytes", lambda device: needed - 1)
+    monkeypatch.setattr(loratory.executor.device_memory, "available_bytes", lambda device: needed - 1)
     sizes = r"needs [\d.]+ GB and [\d.]+ GB are available: lower engine\.max_loras or engine\.max_lora_rank"
     with pytest.raises(InputError, match=f"memory of 3 adapter slots of rank 8 {sizes}"):
         LoRASlots(shapes, 3, 8, torch.bfloat16)
 
 
 def test_an_adapter_for_another_model_or_of_too_high_a_rank_is_not_accepted(llama: Zoo) -> None:
-    from executor.random_checkpoint import hugging_face_config, shape
+    from loratory.executor.random_checkpoint import hugging_face_config, shape
 
     folder = llama.files["a1"].folder
     other = BaseShapes.from_config(hugging_face_config(shape("llama-56m")))

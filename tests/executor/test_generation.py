@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from lab import POLICIES, ToyCost, examples
 from transformers import AutoTokenizer
 
-from executor.generation import Generation, Stop
-from serving.config import EngineConfig
-from serving.request import Request
+from loratory.executor.generation import Generation, Stop
+from loratory.serving.config import EngineConfig
+from loratory.serving.request import Request
 
 CONFIG = EngineConfig(max_loras=1, max_lora_rank=8, num_gpu_blocks=64, block_size=4, max_num_seqs=4)
 

@@ -12,13 +12,13 @@ from bench_machine import Oracle, Zoo, assert_nothing_leaked, prompt_of, run
 from lab import POLICIES, ToyCost, workload
 from safetensors.torch import load_file, save_file
 
-from executor.lora import LoRASlots
-from executor.machine import Machine, lora_shapes
-from executor.model import Model
-from serving.adapter_cache import AdapterCache
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.intake import Intake
+from loratory.adapters.fetch import Intake
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.errors import InputError
+from loratory.executor.lora import LoRASlots
+from loratory.executor.machine import Machine, lora_shapes
+from loratory.executor.model import Model
+from loratory.serving.config import EngineConfig
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"rank": 5, "target_modules": ("q_proj", "lm_head")},
@@ -71,7 +71,7 @@ def test_the_base_models_head_beside_the_adapters_is_passed_over(tmp_path: Path)
 
 
 def test_slots_of_a_head_are_what_the_memory_model_says(llama: Zoo) -> None:
-    from sim.catalogue import model
+    from loratory.sim.catalogue import model
 
     spec = model(llama.folder / "model")
     for targets in (("lm_head",), ("q_proj", "lm_head")):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import executor.linear
-from executor.linear import ColumnMajor, Linear, Packed, PackedSingle, RowMajor, linear
+import loratory.executor.linear
+from loratory.executor.linear import ColumnMajor, Linear, Packed, PackedSingle, RowMajor, linear
 
 _SIZES = st.one_of(st.integers(1, 100), st.sampled_from([512, 1024, 1408]))
 _ROWS = st.one_of(st.integers(1, 300), st.sampled_from([1000, 2048, 5000]))
@@ -80,7 +80,7 @@ def test_an_mkl_that_serves_only_the_rows_packed_for_is_found_out(monkeypatch: p
 
     assert PackedSingle(weight, bias).serves_any_rows(weight)
     monkeypatch.setattr(PackedSingle, "__call__", wrong)
-    monkeypatch.setattr(executor.linear, "_SERVING", set())
+    monkeypatch.setattr(loratory.executor.linear, "_SERVING", set())
     layer = linear(weight, bias)
     assert isinstance(layer, ColumnMajor)
     _check(layer, weight, bias, 5)

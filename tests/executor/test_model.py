@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from passes import Passes, relative_error
 from torch import Tensor
 
-from executor.attention import CPUAttention, faster_decode
-from executor.checkpoint import read_config
-from executor.config import ModelConfig
-from executor.decode import Decode, Heads, length_groups
-from executor.decode_gathered import GatheredDecode
-from executor.decode_in_place import InPlaceDecode
-from executor.model import Model
-from executor.random_checkpoint import RandomTensors, random_checkpoint, shape
+from loratory.executor.attention.cpu import CPUAttention, faster_decode
+from loratory.executor.attention.decode import Decode, Heads, length_groups
+from loratory.executor.attention.decode_gathered import GatheredDecode
+from loratory.executor.attention.decode_in_place import InPlaceDecode
+from loratory.executor.checkpoint import read_config
+from loratory.executor.model import Model
+from loratory.executor.model_config import ModelConfig
+from loratory.executor.random_checkpoint import RandomTensors, random_checkpoint, shape
 
 LLAMA = shape("tiny-llama")
 ROPE: dict[str, dict[str, Any]] = {

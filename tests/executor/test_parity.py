@@ -10,11 +10,11 @@ import pytest
 from bench_machine import Zoo, run
 from lab import POLICIES, ToyCost, workload
 
-from reports.recorder import Recorder
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.recording import Recording
-from sim.replay import replay
+from loratory.reports.recorder import Recorder
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.run_recording import Recording
+from loratory.sim.recorded_times import replay
 
 ROWS: list[dict[str, Any]] = [
     {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from executor.checkpoint import read_config
-from loratory.execute import model_config
-from serving.errors import InputError
-from sim.catalogue import model
+from loratory.errors import InputError
+from loratory.executor.checkpoint import read_config
+from loratory.experiment.execute import model_config
+from loratory.sim.catalogue import model
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2",
@@ -92,7 +92,7 @@ def test_a_file_beside_the_config_is_seen_by_both(name: str, tmp_path: Path) -> 
 
 
 def test_a_pointer_of_git_lfs_is_recognised_by_both(tmp_path: Path) -> None:
-    from executor.checkpoint import Checkpoint
+    from loratory.executor.checkpoint import Checkpoint
 
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
     (tmp_path / "config.json").write_text(pointer)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import executor.sampling
-from executor.sampling import SamplingParams, sample, uniform
-from serving.errors import InputError
+import loratory.executor.sampling
+from loratory.errors import InputError
+from loratory.executor.sampling import SamplingParams, sample, uniform
 
 PARAMS = st.builds(
     SamplingParams,
@@ -80,7 +80,7 @@ def test_a_full_sort_and_the_largest_candidates_agree(monkeypatch: pytest.Monkey
     scores = logits(20)
     wanted = sample(scores, params, [0] * 20).tokens
     for count in (3, 49):
-        monkeypatch.setattr(executor.sampling, "_CANDIDATES", count)
+        monkeypatch.setattr(loratory.executor.sampling, "_CANDIDATES", count)
         assert torch.equal(sample(scores, params, [0] * 20).tokens, wanted)
 
 

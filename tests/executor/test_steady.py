@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.steady import coarse, steady, window
+from loratory.executor.onednn_rows import coarse, steady, window
 
 CPU = torch.device("cpu")
 MOST = 4096

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from executor.tiers import AdapterTiers
-from serving.errors import InputError
-from serving.lora import Adapter, LoRARequest
-from serving.plan import AdapterLoad
+from loratory.errors import InputError
+from loratory.executor.tiers import AdapterTiers
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.plan import AdapterLoad
 
 
 class Shelf:

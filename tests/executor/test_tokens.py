@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import POLICIES, ToyCost, examples, workload
 
-from executor.batch import Batch, Chunk
-from executor.block_tables import BlockTables
-from executor.lora import CPULoRA, LoRASlots
-from executor.machine import lora_shapes
-from serving.config import EngineConfig
+from loratory.executor.batch import Batch, Chunk
+from loratory.executor.block_tables import BlockTables
+from loratory.executor.lora import CPULoRA, LoRASlots
+from loratory.executor.machine import lora_shapes
+from loratory.serving.config import EngineConfig
 
 NAMES = (None, "a1", "a2", "a3", "a4", "a5")
 

@@ -18,9 +18,9 @@ from adapters_on_disk import BASE, CONFIG, WEIGHTS, config, tensors, write
 from command import Command, command_line
 from servers import Server, adapter
 
-from serving.lora_modules import parse_lora_modules
-from serving.manifest import parse_manifest
-from serving.registry import Registry
+from loratory.adapters.registry.manifest import parse_manifest
+from loratory.adapters.registry.registry import Registry
+from loratory.adapters.registry.vllm_lora_modules import parse_lora_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -439,7 +439,7 @@ def test_the_same_commands_on_postgresql(home: Path, loratory: Command, postgres
 
 
 def test_an_installed_command_needs_no_torch_for_all_this(home: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None\nfrom loratory.cli import main; main()"
+    code = "import sys; sys.modules['torch'] = None\nfrom loratory.cli.main import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for arguments in (("add", "sql", "adapters/sql"), ("verify",), ("list", "--json")):
         command = [sys.executable, "-c", code, "adapters", *arguments]

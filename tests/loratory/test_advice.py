@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from loratory.build import build
-from loratory.ceiling import ceiling
-from loratory.run import run_scenario
-from scenarios.build import build_workload
-from scenarios.load import load_text
-from scenarios.schema import Scenario
+from loratory.experiment.decode_ceiling import ceiling
+from loratory.experiment.resolve import build
+from loratory.experiment.run import run_scenario
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_text
+from loratory.scenarios.schema import Scenario
 
 BASE = """\
 name: advice

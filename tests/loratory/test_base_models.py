@@ -9,16 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from loratory.adapters_transfer import read_list
-from loratory.build import Built, build
-from loratory.execute import execute_scenario
-from loratory.notes import length_notes
-from loratory.run import run_scenario
-from loratory.setup import setup
-from scenarios.build import build_workload
-from scenarios.load import load_scenario
-from serving.errors import LONGEST_MESSAGE, InputError
-from serving.plan import BatchShape
+from loratory.cli.adapters_transfer import read_list
+from loratory.errors import LONGEST_MESSAGE, InputError
+from loratory.experiment.execute import execute_scenario
+from loratory.experiment.model_notes import length_notes
+from loratory.experiment.resolve import Built, build
+from loratory.experiment.run import run_scenario
+from loratory.experiment.run_description import setup
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_scenario
+from loratory.serving.plan import BatchShape
 
 CASES = Path(__file__).parents[1] / "cases"
 

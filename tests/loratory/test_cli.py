@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loratory import __version__
-from loratory.cli import app
+from loratory.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURE = ROOT.parent / "shared" / "data" / "AzureLLMInferenceTrace_code.csv"
@@ -52,7 +52,7 @@ seeds: [0, 1]
 
 
 def loratory(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loratory.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "loratory", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=300, check=False)
 
 
@@ -143,7 +143,7 @@ policies: ["{policy}"]
 def test_a_policy_file_the_package_has_never_seen(small: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "from serving.policy import want\n"
+        "from loratory.policy import want\n"
         "class Newest:\n"
         "    '''Newest first.'''\n"
         "    def __init__(self, depth: int = 10):\n"
@@ -164,7 +164,7 @@ def test_a_policy_file_the_package_has_never_seen(small: Path, tmp_path: Path) -
         ("raise KeyError('lost')\n        yield", "KeyError"),
         ("yield 'nonsense'", "no action"),
         ("return []", "not a generator"),
-        ("from serving.policy import Load\n        while True: yield Load('nobody')", "actions in one call"),
+        ("from loratory.policy import Load\n        while True: yield Load('nobody')", "actions in one call"),
     ],
 )
 def test_a_broken_policy_ends_the_run_with_a_clear_error(body: str, says: str, small: Path, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_the_simulator_runs_where_torch_cannot_be_imported(small: Path, tmp_path
     code = (
         "import sys; sys.modules['torch'] = None\n"
         f"sys.argv = ['loratory', 'run', {str(small)!r}, '--out', {str(tmp_path / 'out')!r}]\n"
-        "from loratory.cli import main; main()"
+        "from loratory.cli.main import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -301,7 +301,7 @@ def test_help_version_and_completion_are_where_one_looks_for_them(tmp_path: Path
     assert "--install-completion" in loratory("-h").stdout
     assert "did you mean 'run'" in refused("runn", "quickstart").lower()
     environment = {**os.environ, "_LORATORY_COMPLETE": "complete_bash", "COMP_WORDS": "loratory sc", "COMP_CWORD": "1"}
-    command = [sys.executable, "-c", "import sys; sys.argv = ['loratory']; from loratory.cli import main; main()"]
+    command = [sys.executable, "-c", "import sys; sys.argv = ['loratory']; from loratory.cli.main import main; main()"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.stdout.split() == ["scenarios"]
 
@@ -314,7 +314,7 @@ def test_a_run_tells_what_it_was_and_every_number_whole_in_80_columns(
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     environment |= {"COLUMNS": columns} if columns else {}
     policies = [f"--policy={name}" for name in ("fifo", "affinity", "deadline:abort=false,slack_s=1", "slora", "drain")]
-    command = [sys.executable, "-m", "loratory.cli", "run", str(small), *policies, "--set", "slo.ttft_p99_s=0.1"]
+    command = [sys.executable, "-m", "loratory", "run", str(small), *policies, "--set", "slo.ttft_p99_s=0.1"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out")],
         capture_output=True,
@@ -369,7 +369,7 @@ def test_nothing_is_cut_in_80_columns(small: Path, tmp_path: Path) -> None:
     assert loratory("run", small, "--out", b, *changes).returncode == 0
     environment = {**os.environ, "COLUMNS": "80"}
     for words in (("policies",), ("policies", "slora"), ("scenarios",), ("traces", "list"), ("compare", a, b)):
-        command = [sys.executable, "-m", "loratory.cli", *map(str, words)]
+        command = [sys.executable, "-m", "loratory", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
         assert done.returncode == 0 and "…" not in done.stdout, words
         table = [line for line in done.stdout.splitlines() if line.startswith(" ")]

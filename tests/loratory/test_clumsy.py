@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command import SMALL, Command, command_line
 
-from reports.folder import ResultFolder
-from serving.blame import unexpected
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.reports.folder import ResultFolder
+from loratory.serving.guest_errors import unexpected
 
 DEEP = "[" * 100_000
 LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
@@ -124,7 +124,7 @@ def test_what_nobody_foresaw_is_one_line_too(command: Command, monkeypatch: pyte
     def broken(*_: object, **__: object) -> None:
         raise KeyError("x" * 10_000)
 
-    monkeypatch.setattr("scenarios.load.load_scenario", broken)
+    monkeypatch.setattr("loratory.scenarios.load.load_scenario", broken)
     done = command("run", "small.yaml")
     (line,) = done.err.splitlines()
     assert done.code == 1 and len(line) <= 400 and "KeyError" in line and "test_clumsy.py:" in line

@@ -21,12 +21,14 @@ import yaml
 from command import Command, command_line
 from pages import PAGES, ROOT, Block, anchors, blocks, code_spans, links, prose, rows
 
-import policies
-import scenarios
-from loratory.cli import app
-from loratory.specs import policy_factory, policy_names
-from scenarios.reference import tables
-from sim.catalogue import gpu, model
+from loratory import policies, policy, scenarios
+from loratory.cli.main import app
+from loratory.experiment import policy_spec
+from loratory.experiment.policy_spec import policy_factory, policy_names
+from loratory.scenarios.reference import tables
+from loratory.serving import policy as serving_policy
+from loratory.serving import views
+from loratory.sim.catalogue import gpu, model
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -72,7 +74,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scenario.yaml").write_text(yaml.safe_dump(BASE))
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "mine.py").write_text(
-        "from policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n"
+        "from loratory.policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n"
     )
     (folder / "shortest_first.py").write_text(block_of("docs/policies.md", "# shortest_first.py"))
     (folder / "requests.csv").write_text("when,in,out,lora\n" + "".join(f"{n}000,9,5,a{n % 2}\n" for n in range(9)))
@@ -272,13 +274,13 @@ def test_python(page: Path, here: Path, loratory: Command, monkeypatch: pytest.M
 
 def prepared() -> dict[str, Any]:
     """What docs/reports.md's example takes for granted: an engine that serves a thousand requests."""
-    from policies.fifo import Fifo
-    from serving.config import EngineConfig
-    from serving.engine import Engine
-    from serving.lora import Adapter, LoRARequest
-    from serving.plan import StepResult
-    from serving.request import Request
-    from sim.cost import cost_model
+    from loratory.policies.fifo import Fifo
+    from loratory.serving.config import EngineConfig
+    from loratory.serving.engine import Engine
+    from loratory.serving.lora import Adapter, LoRARequest
+    from loratory.serving.plan import StepResult
+    from loratory.serving.request import Request
+    from loratory.sim.cost import cost_model
 
     config = EngineConfig(num_gpu_blocks=1000)
     cost = cost_model("roofline", model("llama-3.1-8b"), gpu("h100-80gb"), config, {})
@@ -304,7 +306,7 @@ def test_the_entry_point_of_a_policy(here: Path) -> None:
     project = tomllib.loads(block.text)["project"]
     (target,) = project["entry-points"]["loratory.policies"].values()
     assert target.split(":")[1] in (here / "shortest_first.py").read_text()
-    assert "loratory.policies" in (ROOT / "loratory" / "specs.py").read_text()
+    assert "loratory.policies" in Path(policy_spec.__file__).read_text(encoding="utf-8")
 
 
 def test_decisions_are_as_the_page_shows_them(here: Path, loratory: Command) -> None:
@@ -333,7 +335,9 @@ def test_links_resolve(page: Path) -> None:
 
 @pytest.mark.parametrize("page", NAMED)
 def test_files_that_are_named_exist(page: Path) -> None:
-    folders = "loratory|reports|sim|executor|scenarios|policies|serving|tests|bench|docs"
+    folders = (
+        r"loratory|reports|sim|executor|scenarios|adapters(?=/[\w/]*\.py)|models|policies|serving|tests|bench|docs"
+    )
     for path in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./{{}},*-]*\w)", prose(page)):
         choices = re.search(r"\{([\w,]+)\}", path)
         for choice in choices[1].split(",") if choices else [""]:
@@ -343,13 +347,27 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "head", "folder"),
-    [("architecture.md", "file", "serving"), ("executor.md", "file", "executor")],
+    [
+        ("architecture.md", "file", "serving"),
+        ("architecture.md", "file", "adapters"),
+        ("architecture.md", "file", "models"),
+        ("executor.md", "file", "executor"),
+    ],
 )
 def test_files_of_tables_exist(page: str, head: str, folder: str) -> None:
-    cells = [cells[0] for cells in rows(DOCS / page, head)]
-    assert cells
-    for name in (name for cell in cells for name in re.findall(r"`([^`]+)`", cell)):
+    """A table under a heading ``## serving/: ...`` is of that folder, and complete; another table has what it has."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    complete = f"## {folder}/" in text
+    part = text.partition(f"## {folder}/")[2].partition("\n## ")[0] if complete else text
+    table = part.partition(f"| {head} |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert names
+    for name in names:
         assert list((ROOT / folder).glob(name)), f"{page}: {folder}/{name}"
+    if complete:
+        files = {str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob("*.py")}
+        assert {name for name in files if not name.endswith("__init__.py")} == set(names)
 
 
 def test_modules_that_are_named_exist() -> None:
@@ -369,25 +387,22 @@ def test_policies() -> None:
 
 
 def test_actions_and_what_a_policy_sees() -> None:
-    import serving.policy
-    import serving.views
-
     page = DOCS / "policies.md"
     for cells in rows(page, "action"):
         for name in re.findall(r"`(\w+)\(", cells[0]):
-            assert hasattr(serving.policy, name), name
+            assert hasattr(policy, name), name
     text = prose(page).split("### What a policy sees")[1].split("### ")[0]
     view, request = re.findall(r"`(view\.now.*?)`\.|A request shows `(.*?)`", text, re.DOTALL)
     for name in re.findall(r"\w+(?=[`,(]|$)", view[0].replace("view.", "")):
-        assert name in ("adapter", "tenant") or hasattr(serving.views.View, name), name
+        assert name in ("adapter", "tenant") or hasattr(views.View, name), name
     for name in request[1].replace("\n", " ").split(", "):
-        assert hasattr(serving.views.RequestView, name.strip()), name
+        assert hasattr(views.RequestView, name.strip()), name
     for name in re.findall(r"`(\w+)", text.split("Optional members:")[1].split(": see")[0]):
-        assert re.search(rf"\b{name}\b", Path(serving.policy.__file__).read_text(encoding="utf-8")), name
+        assert re.search(rf"\b{name}\b", Path(serving_policy.__file__).read_text(encoding="utf-8")), name
 
 
 def test_the_catalogue_is_what_the_page_lists() -> None:
-    from sim.catalogue import gpu_names, model_names
+    from loratory.sim.catalogue import gpu_names, model_names
 
     text = prose(DOCS / "cost-models.md").split("## Catalogue")[1].split("## ")[0]
     gpus, models = re.search(r"GPUs: `([^`]+)`", text), re.search(r"Models: (.*?), or the path", text, re.DOTALL)
@@ -440,7 +455,7 @@ def reference() -> dict[str, str]:
 
 def test_packages_that_are_imported_here_are_those_of_this_checkout() -> None:
     for package in (policies, scenarios):
-        assert Path(package.__path__[0]).parent == ROOT, sys.path
+        assert Path(package.__path__[0]).resolve().parent == ROOT, sys.path
 
 
 def test_what_the_readme_says_of_its_table_follows_from_it() -> None:

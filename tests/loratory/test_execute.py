@@ -13,22 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor import profiler
-from executor.profiler import LEAST_PHASES
-from executor.random_checkpoint import hugging_face_config, random_checkpoint, shape
-from loratory.calibrate import Plan, calibrate
-from loratory.cli import main
-from loratory.replay import replay_folder
-from policies.fifo import Fifo
-from reports.agreement import agreement
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.events import Stepped
-from serving.plan import BatchShape
-from serving.recording import Recording
-from serving.request import Request
-from sim.catalogue import model
-from sim.cost import load_profile
+from loratory.cli.main import main
+from loratory.errors import InputError
+from loratory.executor import profiler
+from loratory.executor.profiler import LEAST_PHASES
+from loratory.executor.random_checkpoint import hugging_face_config, random_checkpoint, shape
+from loratory.experiment.calibrate import Plan, calibrate
+from loratory.experiment.replay import replay_folder
+from loratory.policies.fifo import Fifo
+from loratory.reports.agreement import agreement
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Stepped
+from loratory.serving.plan import BatchShape
+from loratory.serving.request import Request
+from loratory.serving.run_recording import Recording
+from loratory.sim.catalogue import model
+from loratory.sim.cost import load_profile
 
 SCENARIO = """
 name: tiny
@@ -80,7 +80,7 @@ def test_a_signal_in_the_middle_of_a_run_is_one_line_and_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     (tmp_path / "mine.py").write_text(
-        "import os, signal\nfrom serving.policy import want\nclass Mine:\n    calls = 0\n"
+        "import os, signal\nfrom loratory.policy import want\nclass Mine:\n    calls = 0\n"
         "    def schedule(self, view):\n        self.calls += 1\n        try:\n"
         f"            if self.calls == 5: os.kill(os.getpid(), signal.{name})\n"
         "        except BaseException: pass\n"
@@ -97,8 +97,8 @@ def test_a_signal_in_the_middle_of_a_run_is_one_line_and_leaves_nothing(
 @pytest.fixture(scope="module")
 def measured(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scenario's result folder, run on the executor."""
-    from loratory.execute import execute_scenario
-    from scenarios.load import load_scenario
+    from loratory.experiment.execute import execute_scenario
+    from loratory.scenarios.load import load_scenario
 
     threads = torch.get_num_threads()
     out = tmp_path_factory.mktemp("measured") / "out"

@@ -13,12 +13,12 @@ import pytest
 from calls import double
 from command import SMALL, Command, command_line
 
-from loratory.interruption import interruptible
-from loratory.run import run_scenario
-from loratory.workers import WorkerDiedError, shared
-from reports.folder import ResultFolder, writing
-from scenarios.load import load_text
-from serving.errors import InputError, Interruption, LoratoryError
+from loratory.errors import InputError, Interruption, LoratoryError
+from loratory.experiment.interruption import interruptible
+from loratory.experiment.run import run_scenario
+from loratory.experiment.workers import WorkerDiedError, shared
+from loratory.reports.folder import ResultFolder, writing
+from loratory.scenarios.load import load_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FORCED = """\
@@ -55,7 +55,7 @@ def test_a_policy_that_catches_everything_takes_only_itself_down(tmp_path: Path)
     (tmp_path / "small.yaml").write_text(SMALL)
     (tmp_path / "mine.py").write_text(FORCED)
     arguments = ["loratory", "run", "small.yaml", "-p", "mine.py:Stubborn", "--policy-timeout", "0.2", "--out", "out"]
-    code = f"import sys; sys.argv = {arguments}\nfrom loratory.cli import main\nmain()"
+    code = f"import sys; sys.argv = {arguments}\nfrom loratory.cli.main import main\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1 and "did not come back within 0.2 s" in one_line(done.stderr)
     assert left(tmp_path) == [] and not (tmp_path / "out").exists()
@@ -100,7 +100,7 @@ def test_a_signal_while_modules_are_imported_is_one_line_too(name: str) -> None:
 import os, signal, sys
 class Hook:
     def find_spec(self, module, path=None, target=None):
-        if module == "loratory.interruption": os.kill(os.getpid(), signal.{name})
+        if module == "loratory.experiment.interruption": os.kill(os.getpid(), signal.{name})
 sys.meta_path.insert(0, Hook())
 import runpy
 runpy.run_module("loratory", run_name="__main__")
@@ -149,7 +149,7 @@ def test_a_result_that_a_dead_run_had_moved_aside_is_put_back(tmp_path: Path) ->
 def test_a_full_disk_is_one_line(command: Command, tmp_path: Path) -> None:
     """A limit on the size of files does what a full disk does, wherever the run is writing."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2); "
-    limited += "from loratory.cli import main; main()"
+    limited += "from loratory.cli.main import main; main()"
     for most in ("0", "3000"):
         done = subprocess.run(
             [sys.executable, "-c", limited, most, "run", "small.yaml", "--out", "out"],
@@ -170,9 +170,9 @@ def test_what_fails_in_writing_names_the_result_not_the_folder_being_filled(tmp_
 
 
 def test_what_a_policy_prints_is_no_result(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reports.folder.render", lambda *_, **__: "")
+    monkeypatch.setattr("loratory.reports.folder.render", lambda *_, **__: "")
     (tmp_path / "mine.py").write_text(
-        "from serving.policy import want\nclass Mine:\n    def schedule(self, view):\n        print('hello')\n"
+        "from loratory.policy import want\nclass Mine:\n    def schedule(self, view):\n        print('hello')\n"
         "        for request in list(view.waiting): yield from want(view, request)\n"
     )
     done = command("run", "small.yaml", "-p", "mine.py:Mine", "--out", "out", "--json")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from command import SMALL
 
-from loratory.onlooker import in_policy
-from loratory.run import run_scenario
-from loratory.workers import WorkerDiedError
-from scenarios.load import load_text
+from loratory.experiment.policy_guard_process import in_policy
+from loratory.experiment.run import run_scenario
+from loratory.experiment.workers import WorkerDiedError
+from loratory.scenarios.load import load_text
 
 STUCK = """\
 import itertools
@@ -28,15 +28,15 @@ class Deep(InSchedule):
 """
 OF_OURS = """\
 import hashlib, sys
-from loratory.specs import policy_factory
-from loratory.watch import PolicyWatch
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.policy_watch import PolicyWatch
 with PolicyWatch("mine.py:InSchedule", 0.1):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
 print("alive", flush=True)
 policy_factory("mine.py:Deep", 0.1)
 """
 KNOWN = {
-    "entries": [["/x/serving/actions.py", "consult"]],
+    "entries": [["/x/serving/policy_runner.py", "consult"]],
     "ours": ["/x/serving/"],
     "passing": ["/x/serving/reserved.py"],
 }
@@ -56,7 +56,7 @@ LINE = r"policy .*mine\.py:InSchedule did not come back within 0\.2 s; it was at
 def test_a_call_into_c_that_never_returns_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["loratory", "run", "small.yaml", "-p", "mine.py:InSchedule"]
     arguments += ["--policy-timeout", "0.2", "--out", "made/out"]
-    done = python(f"import sys; sys.argv = {arguments}\nfrom loratory.cli import main\nmain()", tmp_path)
+    done = python(f"import sys; sys.argv = {arguments}\nfrom loratory.cli.main import main\nmain()", tmp_path)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and re.match("loratory: " + LINE, line) and len(line) <= 400
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "small.yaml"]
@@ -89,7 +89,9 @@ def test_a_policy_that_takes_all_memory_is_one_line_and_leaves_nothing(kept: str
         f"class Keeps:\n    kept = []\n    def schedule(self, view):\n        while True: self.kept.append({kept})\n"
         "        yield\n"
     )
-    limited = f"import resource, sys, loratory.run; from loratory.cli import main; sys.argv = {arguments}\n"
+    limited = (
+        f"import resource, sys, loratory.experiment.run; from loratory.cli.main import main; sys.argv = {arguments}\n"
+    )
     limited += "most = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 600_000_000\n"
     done = python(f"{limited}resource.setrlimit(resource.RLIMIT_AS, (most, most))\nmain()", tmp_path)
     (line,) = done.stderr.splitlines()
@@ -109,13 +111,13 @@ def stack(*frames: str) -> str:
 @pytest.mark.parametrize(
     ("text", "guilty"),
     [
-        (stack("/lib/re.py match", "/q.py schedule", "/x/serving/actions.py consult"), True),
-        (stack("/q.py schedule", "/x/serving/reserved.py schedule", "/x/serving/actions.py consult"), True),
-        (stack("/lib/np.py sort", "/x/serving/ledger.py admit", "/x/serving/actions.py consult"), False),
-        (stack("/lib/np.py sort", "/x/serving/actions.py consult"), True),
+        (stack("/lib/re.py match", "/q.py schedule", "/x/serving/policy_runner.py consult"), True),
+        (stack("/q.py schedule", "/x/serving/reserved.py schedule", "/x/serving/policy_runner.py consult"), True),
+        (stack("/lib/np.py sort", "/x/serving/ledger.py admit", "/x/serving/policy_runner.py consult"), False),
+        (stack("/lib/np.py sort", "/x/serving/policy_runner.py consult"), True),
         (stack("/lib/np.py sort", "/x/serving/engine.py plan"), False),
         (stack(*["/q.py deep"] * 100) + "  ...\n", True),
-        (stack("/x/serving/actions.py consult"), False),
+        (stack("/x/serving/policy_runner.py consult"), False),
         ("", False),
     ],
 )

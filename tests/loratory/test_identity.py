@@ -13,11 +13,11 @@ import yaml
 from command import Command, command_line
 from servers import Server
 
-from executor.machine import Machine
-from executor.random_checkpoint import hugging_face_config, random_adapter, shape
-from serving.adapter_cache import AdapterCache
-from serving.intake import Intake
-from serving.registry import Registry
+from loratory.adapters.fetch import Intake
+from loratory.adapters.registry.registry import Registry
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.executor.machine import Machine
+from loratory.executor.random_checkpoint import hugging_face_config, random_adapter, shape
 
 SCENARIO = """
 name: identity
@@ -135,8 +135,8 @@ def test_a_result_runs_again_only_with_the_weights_it_was_made_with(home: Path, 
 
 def test_the_registry_may_move_on_between_reading_and_running(home: Path, loratory: Command) -> None:
     """A default promoted afterwards changes nothing: the scenario holds the version it was given."""
-    from loratory.execute import execute_scenario
-    from scenarios.load import load_scenario
+    from loratory.experiment.execute import execute_scenario
+    from loratory.scenarios.load import load_scenario
 
     (home / "s.yaml").write_text(SCENARIO.replace("ADAPTERS", "{registry: r.db, names: [sql, chat]}"))
     loaded = load_scenario(home / "s.yaml")
@@ -237,10 +237,10 @@ def test_a_machine_takes_no_adapter_whose_digest_is_not_its_files(home: Path) ->
     from bench_machine import Zoo
     from lab import POLICIES, ToyCost
 
-    from executor.clock import RealClock
-    from serving.config import EngineConfig
-    from serving.errors import RefusedAdapter
-    from serving.lora import Adapter
+    from loratory.errors import RefusedAdapter
+    from loratory.executor.clock import RealClock
+    from loratory.serving.config import EngineConfig
+    from loratory.serving.lora import Adapter
 
     zoo = Zoo.make(home / "zoo", "llama", ({"rank": 4}, {"rank": 4}))
     machine = zoo.machine(EngineConfig(max_loras=2, max_lora_rank=8, num_gpu_blocks=20, block_size=4))

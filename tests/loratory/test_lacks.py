@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from loratory.build import build
-from loratory.lacks import lacking, unread, untimed
-from loratory.run import run_scenario
-from loratory.specs import policy_factory, policy_names
-from scenarios.build import build_workload
-from scenarios.load import load_scenario, load_text
-from serving.workload import Workload
+from loratory.experiment.mismatches import lacking, unread, untimed
+from loratory.experiment.policy_spec import policy_factory, policy_names
+from loratory.experiment.resolve import build
+from loratory.experiment.run import run_scenario
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_scenario, load_text
+from loratory.serving.workload import Workload
 
 SLOTS = Path(__file__).parents[1] / "cases" / "slots-cost-no-time" / "scenario.yaml"
 
@@ -97,7 +97,7 @@ LINEAR += "prefill_per_token_s: 0.0001"
     ],
 )
 def test_slots_that_cost_no_time_are_told_of(cost: str, adapters: int, says: str | None) -> None:
-    from sim.cost import profile_names
+    from loratory.sim.cost import profile_names
 
     cost = cost.replace("m-cpu", profile_names()[0])
     scenario = load_scenario(SLOTS, [f"cost={cost}", f"adapters={{count: {adapters}, ranks: 16}}"])

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import policies
-from loratory.specs import describe, policy_factory, policy_names
-from serving.errors import InputError
-from serving.policy import SCORERS
+import loratory.policies
+from loratory.errors import InputError
+from loratory.experiment.policy_spec import describe, policy_factory, policy_names
+from loratory.policy import SCORERS
 
 
 def test_every_policy_file_is_known_by_its_name_and_describes_itself() -> None:
-    names = [module.name for module in pkgutil.iter_modules(policies.__path__)]
+    names = [module.name for module in pkgutil.iter_modules(loratory.policies.__path__)]
     assert set(names) <= set(policy_names())
     for name in names:
         described = describe(name)
@@ -44,14 +44,14 @@ def test_the_eviction_scorers_are_the_engines() -> None:
 
 
 def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:
-    assert type(policy_factory("policies.fifo:Fifo:strict=true")()).__name__ == "Fifo"
+    assert type(policy_factory("loratory.policies.fifo:Fifo:strict=true")()).__name__ == "Fifo"
     file = tmp_path / "mine.py"
     file.write_text(
         "class Mine:\n    def __init__(self, n: int = 1): self.n = n\n    def schedule(self, view): yield\n"
     )
     policy: typing.Any = policy_factory(f"{file}:Mine:n=7")()
     assert policy.n == 7
-    assert inspect.getmodule(type(policy)) is not import_module("policies.fifo")
+    assert inspect.getmodule(type(policy)) is not import_module("loratory.policies.fifo")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:
         ("rotation:cycle_s=0", "above 0"),
         ("no_such_module:Policy", "no module"),
         ("missing.py:Policy", "no file"),
-        ("policies.fifo:Nothing", "the file has Fifo"),
+        ("loratory.policies.fifo:Nothing", "the file has Fifo"),
     ],
 )
 def test_bad_specs_are_refused_with_the_remedy(spec: str, says: str) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from loratory import terminal
+from loratory.cli import terminal
 
 
 def test_progress_in_a_pipe_is_a_line_every_ten_seconds(

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from lab import ToyCost, World, adapter, run, workload
 
-from loratory.specs import guest, policy_factory
-from loratory.watch import PolicyWatch
-from serving.config import EngineConfig
-from serving.errors import InputError, Interruption, PolicyError
-from serving.policy import Schedule, View, want
+from loratory.errors import InputError, Interruption, PolicyError
+from loratory.experiment.policy_spec import guest, policy_factory
+from loratory.experiment.policy_watch import PolicyWatch
+from loratory.policy import Schedule, View, want
+from loratory.serving.config import EngineConfig
 
 SOON_S = 0.1
 HERE = Path(__file__).name
@@ -133,7 +133,7 @@ def test_code_that_does_not_come_back_is_stopped_and_its_line_named(policy: type
 
 
 def test_behind_a_reservation_too() -> None:
-    from serving.reserved import Reserved
+    from loratory.serving.reserved import Reserved
 
     assert HERE in fault(lambda: Reserved(SpinsInSchedule()))
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
 
-from serving.config import EngineConfig
-from serving.errors import PolicyError
-from serving.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+from loratory.errors import PolicyError
+from loratory.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+from loratory.serving.config import EngineConfig
 
 
 def crowd(**settings: object) -> World:

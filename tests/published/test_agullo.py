@@ -22,9 +22,9 @@ from loratory.reproduce.agullo import (
 from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Reproduction
 from loratory.reproduce.fit import agullo, sharegpt
-from scenarios.catalogue import published_folder
-from scenarios.cost import LinearCost
-from scenarios.load import load_scenario
+from loratory.scenarios.cost_spec import LinearCost
+from loratory.scenarios.library_index import published_folder
+from loratory.scenarios.load import load_scenario
 
 LIMITS = {
     "KV cache tokens, largest relative error of a cell": 0.02,

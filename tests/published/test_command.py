@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from loratory.cli.reproduce import reproduce_command
+from loratory.errors import InputError
 from loratory.reproduce import REPRODUCTIONS
-from loratory.reproduce.command import reproduce_command
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
 from loratory.reproduce.page import block, with_block
 from loratory.reproduce.plot import plot
 from loratory.reproduce.render import figures_grids, headline, markdown, metrics_grid, number
-from serving.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,7 +103,7 @@ def test_blocks_of_a_page_are_replaced_in_place() -> None:
 
 def test_a_failing_check_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for checks, code in (((KEPT, EXPLAINED), 0), ((MISSED,), 1)):
-        monkeypatch.setattr("loratory.reproduce.command.reproduce", lambda name, checks=checks: made_up(*checks))
+        monkeypatch.setattr("loratory.cli.reproduce.reproduce", lambda name, checks=checks: made_up(*checks))
         assert reproduce_command(["roofline"], None, None, None, False, False) == code
         printed = capsys.readouterr()
         assert printed.out.count("rate 2 [a|b]") == 1 and ("checks fail in made-up" in printed.err) == bool(code)
@@ -111,7 +111,7 @@ def test_a_failing_check_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def loratory(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loratory.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "loratory", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
 
 

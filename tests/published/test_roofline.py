@@ -8,8 +8,8 @@ from loratory.reproduce import Reproduction, reproduce
 from loratory.reproduce.fit.roofline import fit, main, used
 from loratory.reproduce.kernel_times import Figure, figures
 from loratory.reproduce.roofline import DECODE, LINEAR, PREFILL, UNSEEN
-from sim.catalogue import gpu, model
-from sim.cost import RooflineCost, RooflineOptions
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import RooflineCost, RooflineOptions
 
 
 @pytest.fixture(scope="module")

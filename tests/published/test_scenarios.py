@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.catalogue import LibraryEntry, library, published
-from scenarios.load import dump, load_scenario, load_text
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.library_index import LibraryEntry, library, published
+from loratory.scenarios.load import dump, load_scenario, load_text
 
 
 @pytest.fixture(params=published(), ids=lambda entry: entry.name)

@@ -9,10 +9,10 @@ import pytest
 from loratory.reproduce import Reproduction, reproduce
 from loratory.reproduce.fit.punica import fitted
 from loratory.reproduce.shapes import first_scheduled, popularities
-from scenarios.load import load_scenario
-from serving.plan import BatchShape
-from sim.catalogue import gpu, model
-from sim.cost.roofline import RooflineCost, RooflineOptions
+from loratory.scenarios.load import load_scenario
+from loratory.serving.plan import BatchShape
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost.roofline import RooflineCost, RooflineOptions
 
 
 @pytest.fixture(scope="module")

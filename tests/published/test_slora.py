@@ -9,8 +9,8 @@ from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Reproduction
 from loratory.reproduce.fit import slora as fit
 from loratory.reproduce.slora import FITTED, SCENARIOS, figures, published, reproduce
-from scenarios.build import build_adapters
-from scenarios.load import load_scenario
+from loratory.scenarios.build import build_adapters
+from loratory.scenarios.load import load_scenario
 
 LIMITS = {
     "S1, unified and separate memory: mean error of throughput": 0.01,
@@ -85,7 +85,7 @@ def test_setting_s2_is_a_change_of_keys() -> None:
 
 def test_an_adapter_takes_four_tokens_of_the_pool_for_a_unit_of_rank() -> None:
     """q, k, v and o, as in S-LoRA's router; the KV tokens of the pool are what is left."""
-    from loratory.build import build
+    from loratory.experiment.resolve import build
 
     built = build(load_scenario("published/slora-a100"))
     for adapter in built.adapters[:3]:

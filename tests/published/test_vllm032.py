@@ -9,8 +9,8 @@ from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.fit.vllm032 import fitted, measured_steps
 from loratory.reproduce.vllm032 import composition, step_ending_at
 from loratory.reproduce.vllm032_runs import RUNS, RunName, recorded, replayed
-from scenarios.load import load_scenario
-from sim.cost.profile import load_profile
+from loratory.scenarios.load import load_scenario
+from loratory.sim.cost.profile import load_profile
 
 
 @pytest.fixture(scope="module")

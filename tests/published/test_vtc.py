@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loratory.build import build
+from loratory.experiment.resolve import build
+from loratory.reports.tenant_service import Demand
 from loratory.reproduce import Reproduction, reproduce
 from loratory.reproduce.vtc import BOUND, FCFS, PUBLISHED, VTC, accumulated_gap, simulated
-from reports.fairness import Demand
-from scenarios.build import build_workload
-from scenarios.load import load_scenario
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_scenario
 
 NAMES = [figures.scenario for figures in PUBLISHED]
 

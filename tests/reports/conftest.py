@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports import Recorder, Records, RunInfo, RunReport, summarise
-from serving.events import Admitted, Arrived, Decided, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Stepped
-from serving.plan import BatchShape
-from serving.policy import OK, REFUSED, Admit, Evict, Load, RequestView
-from serving.request import Request
-from serving.sequence import Sequence
+from loratory.reports import Recorder, Records, RunInfo, RunReport, summarise
+from loratory.serving.events import (
+    Admitted,
+    Arrived,
+    Decided,
+    Ended,
+    Event,
+    Evicted,
+    Loaded,
+    LoadStarted,
+    Preempted,
+    Stepped,
+)
+from loratory.serving.plan import BatchShape
+from loratory.serving.policy import OK, REFUSED, Admit, Evict, Load, RequestView
+from loratory.serving.request import Request
+from loratory.serving.sequence import Sequence
 
 
 def sequence(request: Request, generated: int = 0, allowed: int | None = None) -> Sequence:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports import compare, summary_of
-from reports.agreement import UNDECIDED, agreement
-from reports.stats import student_t
-from reports.summary import to_json
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.reports import compare, summary_of
+from loratory.reports.agreement import UNDECIDED, agreement
+from loratory.reports.stats import student_t
+from loratory.reports.summary import to_json
 
 
 def _write(folder: Path, runs: list[Any], scenario: str = "", version: str = "Loratory 1") -> Path:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.fifo import Fifo
-from reports import Recorder, RunInfo, summarise
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.lora import Adapter, LoRARequest
-from serving.plan import BatchShape, StepResult
-from serving.request import Request
+from loratory.policies.fifo import Fifo
+from loratory.reports import Recorder, RunInfo, summarise
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.plan import BatchShape, StepResult
+from loratory.serving.request import Request
 
 CONFIG = EngineConfig(max_num_seqs=8, max_num_batched_tokens=256, num_gpu_blocks=60, max_loras=2, max_cpu_loras=5)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.fairness import Demand, _grid, jain, service_curve, service_gap, service_of
+from loratory.reports.tenant_service import Demand, _grid, jain, service_curve, service_gap, service_of
 
 TIME = st.integers(0, 40).map(lambda n: n / 4)
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from reports import ResultFolder
-from reports.folder import safe_name
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.reports import ResultFolder
+from loratory.reports.folder import safe_name
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Drawing takes most of the time and is tested elsewhere."""
     if request.node.name != "test_equal_runs_differ_only_in_run_info":
-        monkeypatch.setattr("reports.folder.render", lambda *_: "<!DOCTYPE html>")
+        monkeypatch.setattr("loratory.reports.folder.render", lambda *_: "<!DOCTYPE html>")
 
 
 def _fill(target: Path, report: Any, make_stream: Any, seed: int = 0) -> dict[str, Any]:

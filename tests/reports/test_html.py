@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reports.figures import draw
-from reports.html import render
+from loratory.reports.figures import draw
+from loratory.reports.html import render
 
 FIGURES = ["slo", "cdf_ttft", "cdf_tpot", "cdf_e2e", "rank", "waits", "over_time", "service", "gap", "cache"]
 VOID = {"meta", "img", "link", "br", "hr", "input"}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reports import Recorder, RunInfo, summarise
-from reports.measured import Measured
-from reports.metrics import inter_token
-from serving.errors import InputError
-from serving.events import Stepped
-from serving.plan import BatchShape
+from loratory.errors import InputError
+from loratory.reports import Recorder, RunInfo, summarise
+from loratory.reports.metrics import inter_token
+from loratory.reports.run_columns import Measured
+from loratory.serving.events import Stepped
+from loratory.serving.plan import BatchShape
 
 COMMON = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

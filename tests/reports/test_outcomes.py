@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import ToyCost, World, adapter, run, workload
 
-from reports.info import RunInfo
-from reports.outcomes import grouped, outcome_notes, unserved_runs
-from reports.recorder import Recorder
-from reports.summary import summarise
-from reports.verdicts import verdicts
-from serving.config import EngineConfig
-from serving.events import Decided
-from serving.policy import Admit, Load, Schedule, View, want
-from sim.cluster import simulate
+from loratory.policy import Admit, Load, Schedule, View, want
+from loratory.reports.outcomes import grouped, outcome_notes, unserved_runs
+from loratory.reports.recorder import Recorder
+from loratory.reports.run_info import RunInfo
+from loratory.reports.summary import summarise
+from loratory.reports.verdicts import verdicts
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Decided
+from loratory.sim.cluster import simulate
 
 
 class AdmitsOnly:

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.stats import PERCENTILES, clean, cleaned, describe, describe_weighted, grouped_percentiles, student_t
+from loratory.reports.stats import (
+    PERCENTILES,
+    clean,
+    cleaned,
+    describe,
+    describe_weighted,
+    grouped_percentiles,
+    student_t,
+)
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports import over_seeds, scalars, summary_of
-from reports.stats import student_t
-from reports.summary import to_json
+from loratory.reports import over_seeds, scalars, summary_of
+from loratory.reports.stats import student_t
+from loratory.reports.summary import to_json
 
 RUN_KEYS = {
     "scenario", "policy", "backend", "seed", "requests", "duration_s", "throughput", "ttft_s", "tpot_s", "itl_s",

@@ -6,8 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
-from reports import Recorder, RunInfo, summarise
-from reports.timeline import timeline_json
+from loratory.reports import Recorder, RunInfo, summarise
+from loratory.reports.timeline import timeline_json
 
 
 def _events(*reports: Any) -> list[dict[str, Any]]:

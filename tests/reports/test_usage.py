@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from reports import RunInfo, summarise
-from serving.events import Ended, Event, Loaded, LoadStarted, Stepped
-from serving.plan import BatchShape
-from serving.request import Request
+from loratory.reports import RunInfo, summarise
+from loratory.serving.events import Ended, Event, Loaded, LoadStarted, Stepped
+from loratory.serving.plan import BatchShape
+from loratory.serving.request import Request
 
 INFO = RunInfo(
     "made up",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reports import Verdict, verdicts
-from reports.groups import groups
-from reports.words import change, count, percent, seconds
+from loratory.reports import Verdict, verdicts
+from loratory.reports.groups import groups
+from loratory.reports.number_text import change, count, percent, seconds
 
 
 def _of(topic: str, found: list[Verdict]) -> list[Verdict]:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import RunInfo, summarise
-from reports.verdicts import verdicts
-from reports.warmup import BATCH, FEWEST, WarmUp, detect, mser, number_in_system, settled, warmup_notes
-from scenarios.load import load_scenario
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.reports import RunInfo, summarise
+from loratory.reports.verdicts import verdicts
+from loratory.reports.warmup import BATCH, FEWEST, WarmUp, detect, mser, number_in_system, settled, warmup_notes
+from loratory.scenarios.load import load_scenario
 
 SEEDS = range(40)
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.schema import Scenario
-from serving.lora import Adapter
-from serving.workload import Workload
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.schema import Scenario
+from loratory.serving.lora import Adapter
+from loratory.serving.workload import Workload
 
 BASE: dict[str, Any] = {
     "name": "t",

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarios.arrivals import Arrivals
-from scenarios.draws import Draws
-from scenarios.lengths import Lengths, Seconds, draw_pairs
-from scenarios.popularity import Popularity, zipf_weights
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.lengths import Lengths, Seconds, draw_pairs
+from loratory.scenarios.popularity import Popularity, zipf_weights
+from loratory.scenarios.rng import Draws
 
 MANY = 200_000
 

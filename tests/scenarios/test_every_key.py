@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loratory.build import build
-from loratory.run import run_scenario
-from loratory.specs import policy_factory
-from scenarios.build import build_workload
-from scenarios.load import load_text
-from scenarios.reference import sections
-from scenarios.schema import Scenario
-from serving.description import AdapterDescription, LoRAModule
-from serving.errors import InputError
-from serving.record import Registration
-from serving.registry import Registry
-from serving.workload import Workload
-from sim.cluster import simulate
-from sim.routers import router
+from loratory.adapters.files.description import AdapterDescription, LoRAModule
+from loratory.adapters.record import Registration
+from loratory.adapters.registry.registry import Registry
+from loratory.errors import InputError
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.resolve import build
+from loratory.experiment.run import run_scenario
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_text
+from loratory.scenarios.reference import sections
+from loratory.scenarios.schema import Scenario
+from loratory.serving.workload import Workload
+from loratory.sim.cluster import simulate
+from loratory.sim.routers import router
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 BASE = """

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenarios.catalogue import library
-from scenarios.load import load_text
-from scenarios.schema import Scenario
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.library_index import library
+from loratory.scenarios.load import load_text
+from loratory.scenarios.schema import Scenario
 
 LIBRARY = [yaml.safe_load(entry.path.read_text()) for entry in library()]
 WORDS = ["uniform", "poisson", "fixed", "zipf", "adapter-000", "", "x", "8", "1e3", "none", "exact", "-1", "~", "list"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.catalogue import LibraryEntry, library
-from scenarios.load import dump, load_scenario, load_text
-from scenarios.reference import sections, tables
-from scenarios.traces import formats
-from sim.catalogue import gpu, model
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.library_index import LibraryEntry, library
+from loratory.scenarios.load import dump, load_scenario, load_text
+from loratory.scenarios.reference import sections, tables
+from loratory.scenarios.traces import formats
+from loratory.sim.catalogue import gpu, model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def test_every_router_and_both_memories_have_a_scenario() -> None:
 
 def test_the_reference_of_keys_is_the_schema() -> None:
     page = (ROOT / "docs" / "scenarios.md").read_text()
-    assert tables() in page, "run: python -m scenarios.reference docs/scenarios.md"
+    assert tables() in page, "run: python -m loratory.scenarios.reference docs/scenarios.md"
     assert len(sections()) > 20
 
 

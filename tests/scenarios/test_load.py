@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scenarios.load import apply_overrides, dump, find, json_schema, load_scenario, load_text
-from scenarios.schema import Scenario
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.load import apply_overrides, dump, find, json_schema, load_scenario, load_text
+from loratory.scenarios.schema import Scenario
 
 GOOD = """\
 name: x

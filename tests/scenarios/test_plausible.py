@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.catalogue import library, published
-from scenarios.load import load_scenario, load_text
-from scenarios.plausible import MOST_REQUESTS, expected_requests
-from scenarios.samples import read_samples
-from scenarios.traces.files import too_large
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.library_index import library, published
+from loratory.scenarios.load import load_scenario, load_text
+from loratory.scenarios.samples import read_samples
+from loratory.scenarios.size_limits import MOST_REQUESTS, expected_requests
+from loratory.scenarios.traces.files import too_large
 
 BASE = """\
 name: x

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import load_text
-from scenarios.traces import check, clean, read_trace
-from scenarios.traces.servegen import expected_requests, read_clients
-from serving.workload import Workload
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import load_text
+from loratory.scenarios.traces import check, clean, read_trace
+from loratory.scenarios.traces.servegen import expected_requests, read_clients
+from loratory.serving.workload import Workload
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

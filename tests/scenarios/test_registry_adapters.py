@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 import pytest
 from adapters_on_disk import tensors, write
 
-from loratory.build import build
-from loratory.run import run_scenario
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import dump, load_scenario
-from scenarios.schema import Scenario
-from serving.adapter_cache import AdapterCache
-from serving.errors import InputError
-from serving.intake import Intake
-from serving.registry import Registry
+from loratory.adapters.fetch import Intake
+from loratory.adapters.registry.registry import Registry
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.errors import InputError
+from loratory.experiment.resolve import build
+from loratory.experiment.run import run_scenario
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import dump, load_scenario
+from loratory.scenarios.schema import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """\

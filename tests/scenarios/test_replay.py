@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import load_text
-from serving.errors import InputError
-from serving.workload import Workload
+from loratory.errors import InputError
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import load_text
+from loratory.serving.workload import Workload
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import dump, load_text
-from scenarios.schema import Scenario
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import dump, load_text
+from loratory.scenarios.schema import Scenario
 
 positive = st.floats(min_value=1e-3, max_value=1e6)
 count = st.integers(1, 5000)

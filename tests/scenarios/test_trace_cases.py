@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import load_scenario
-from scenarios.traces import ReadOptions, check, convert, read_trace
-from scenarios.traces.clock import unit_in_name
-from scenarios.workload import Columns
-from serving.errors import InputError
-from serving.workload import Workload
+from loratory.errors import InputError
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import load_scenario
+from loratory.scenarios.traces import ReadOptions, check, convert, read_trace
+from loratory.scenarios.traces.clock import unit_in_name
+from loratory.scenarios.workload_spec import Columns
+from loratory.serving.workload import Workload
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 

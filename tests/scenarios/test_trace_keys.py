@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import load_text
-from scenarios.traces import formats
-from scenarios.workload import Columns, WorkloadSpec
-from serving.errors import InputError
-from serving.workload import Workload
+from loratory.errors import InputError
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import load_text
+from loratory.scenarios.traces import formats
+from loratory.scenarios.workload_spec import Columns, WorkloadSpec
+from loratory.serving.workload import Workload
 
 MORE = "adapter,client,tenant,cached_tokens,session_id,delay,priority,n1,n2,n3,label"
 HASHES = {"hash_ids": lambda i: [1, i % 3, i], "more_ids": lambda i: [1, 1, 1]}

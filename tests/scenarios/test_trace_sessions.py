@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarios.traces import ReadOptions, TraceTable, clean, read_trace
-from scenarios.traces.sessions import earliest_s, previous_rows, turns_of, without
-from scenarios.traces.source import labels_of
-from scenarios.workload import Columns
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.traces import ReadOptions, TraceTable, clean, read_trace
+from loratory.scenarios.traces.sessions import earliest_s, previous_rows, turns_of, without
+from loratory.scenarios.traces.source import labels_of
+from loratory.scenarios.workload_spec import Columns
 
 NAN = float("nan")
 

@@ -13,11 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarios.traces import Labels, ReadOptions, TraceTable, check, clean, convert, detect, formats, read_trace
-from scenarios.traces.blocks import cached_tokens
-from scenarios.traces.report import fit_zipf
-from scenarios.workload import Columns
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.scenarios.traces import (
+    Labels,
+    ReadOptions,
+    TraceTable,
+    check,
+    clean,
+    convert,
+    detect,
+    formats,
+    read_trace,
+)
+from loratory.scenarios.traces.blocks import cached_tokens
+from loratory.scenarios.traces.report import fit_zipf
+from loratory.scenarios.workload_spec import Columns
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from scenarios.build import build_adapters, build_workload
-from scenarios.load import load_text
-from serving.errors import InputError
-from serving.workload import Workload
+from loratory.errors import InputError
+from loratory.scenarios.build import build_adapters, build_workload
+from loratory.scenarios.load import load_text
+from loratory.serving.workload import Workload
 
 ROWS = [
     {"session_id": "a", "timestamp": 0, "input_length": 10, "output_length": 5},

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from lab import examples
 from servers import CONFIG, WEIGHTS, Fault, Memory, Server, contents, other, put, total
 
-from serving.adapter_cache import AdapterCache
-from serving.errors import InputError
-from serving.remotes.download import Download
-from serving.remotes.remote import Limits, SourceError
-from serving.sources import fetch, parse_source
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.download import Download
+from loratory.adapters.sources.remote import Limits, SourceError
+from loratory.adapters.sources.source import fetch, parse_source
+from loratory.errors import InputError
 
 QUICK = Limits(attempts=2, retry_wait_s=0)
 
@@ -170,7 +170,7 @@ def test_a_download_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_disk_that_mean_no_room() -> None:
-    from serving.remotes.download import NO_ROOM
+    from loratory.adapters.sources.download import NO_ROOM
 
     assert {errno.ENOSPC, errno.EDQUOT} < NO_ROOM
 

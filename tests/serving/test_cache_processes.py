@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 from servers import CONFIG, WEIGHTS, Fault, Memory, Server, adapter, contents, other, put, total
 
-from serving.adapter_cache import AdapterCache
-from serving.remotes.remote import Limits, RemoteFile, Reply, SourceError
-from serving.sources import fetch, parse_source
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import Limits, RemoteFile, Reply, SourceError
+from loratory.adapters.sources.source import fetch, parse_source
 
 ROOT = Path(__file__).parents[2]
 QUICK = Limits(attempts=2, retry_wait_s=0)
 
 CHILD = """
 import hashlib, sys
-from serving.adapter_cache import AdapterCache
-from serving.remotes.remote import Limits
-from serving.sources import fetch, parse_source
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import Limits
+from loratory.adapters.sources.source import fetch, parse_source
 
 root, limit, *sources = sys.argv[1:]
 cache = AdapterCache(root, int(limit), limits=Limits(retry_wait_s=0))
@@ -236,9 +236,9 @@ def test_a_download_killed_in_the_middle_goes_on_at_the_next_byte(tmp_path: Path
 def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
     code = """
 import resource, sys
-from serving.adapter_cache import AdapterCache
-from serving.remotes.remote import Limits
-from serving.sources import fetch, parse_source
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import Limits
+from loratory.adapters.sources.source import fetch, parse_source
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 try:
     fetch(parse_source(sys.argv[2]), AdapterCache(sys.argv[1]))

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.context_limit import context_limit
-from serving.decoder import Decoder, decoder
-from serving.errors import LONGEST_MESSAGE, InputError
-from serving.model_file import read_object
-from serving.quantisation import quantised
+from loratory.errors import LONGEST_MESSAGE, InputError
+from loratory.models.config_file import read_object
+from loratory.models.context_limit import context_limit
+from loratory.models.decoder import Decoder, decoder
+from loratory.models.quantisation import quantised
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lab import World, examples, worlds
 from roster import POLICIES
 
-from serving.plan import StepResult
+from loratory.serving.plan import StepResult
 
 
 def _drive(world: World, policy: str, seed: int) -> CheckedEngine:

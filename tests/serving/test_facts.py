@@ -8,13 +8,13 @@ import pytest
 from lab import Run, ToyCost, World, adapter, run, workload
 from roster import POLICIES
 
-from policies.fifo import Fifo
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.errors import InputError
-from serving.integrity import check
-from serving.plan import StepResult
-from serving.request import Request
+from loratory.errors import InputError
+from loratory.policies.fifo import Fifo
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.integrity import check
+from loratory.serving.plan import StepResult
+from loratory.serving.request import Request
 
 STEP = 0.125
 

@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import InputError
-from serving.ids import MAX_ID, HashIds, IdClaim, IdStrategy, SemanticId, SemanticIds, id_strategies, id_strategy
+from loratory.adapters.ids import (
+    MAX_ID,
+    HashIds,
+    IdClaim,
+    IdStrategy,
+    SemanticId,
+    SemanticIds,
+    id_strategies,
+    id_strategy,
+)
+from loratory.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TEXT = st.text(min_size=1, max_size=8)
@@ -96,7 +105,8 @@ def test_source_and_digest_are_hashed_apart(one: list[str], other: list[str]) ->
 
 @pytest.mark.parametrize("seed", ["0", "1", "4242"])
 def test_hashed_ids_are_the_same_in_any_process(seed: str) -> None:
-    code = "from serving.ids import HashIds; print(*[HashIds.candidate(f's3://b/{i}', 'sha256:é') for i in range(50)])"
+    code = "print(*[HashIds.candidate(f's3://b/{i}', 'sha256:é') for i in range(50)])"
+    code = f"from loratory.adapters.ids import HashIds; {code}"
     environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == [str(HashIds.candidate(f"s3://b/{i}", "sha256:é")) for i in range(50)]

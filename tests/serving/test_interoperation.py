@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import InputError
-from serving.lora import LoRARequest
+from loratory.errors import InputError
+from loratory.serving.lora import LoRARequest
 
 
 class Struct:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lab import MORE, ToyCost, adapter, configs
 
-from serving.integrity import check
-from serving.ledger import Ledger
-from serving.policy import Outcome
-from serving.request import Request
+from loratory.serving.integrity import check
+from loratory.serving.ledger import Ledger
+from loratory.serving.policy import Outcome
+from loratory.serving.request import Request
 
 WHY = {None, "slots", "kv", "seqs", "budget", "adapter", "pinned", "in_use", "unknown"}
 NAMES = ["a1", "a2", "a3", "a4", "a5", "nobody"]

@@ -14,14 +14,14 @@ from adapters_on_disk import tensors, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.adapter_cache import AdapterCache
-from serving.errors import InputError
-from serving.importing import import_manifest, manifest_of_modules
-from serving.intake import Intake
-from serving.lora_modules import ModulePath, format_lora_modules, module_of, parse_lora_modules
-from serving.manifest import Entry, Facts, Manifest, dump_manifest, manifest_of, parse_manifest
-from serving.registry import Registry
-from serving.registry_check import problems
+from loratory.adapters.fetch import Intake
+from loratory.adapters.registry.check import problems
+from loratory.adapters.registry.import_manifest import import_manifest, manifest_of_modules
+from loratory.adapters.registry.manifest import Entry, Facts, Manifest, dump_manifest, manifest_of, parse_manifest
+from loratory.adapters.registry.registry import Registry
+from loratory.adapters.registry.vllm_lora_modules import ModulePath, format_lora_modules, module_of, parse_lora_modules
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.errors import InputError
 
 CONTENTS = 3
 """Different adapters on disk; names and versions share them, as they may."""

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from adapters_on_disk import BASE, CONFIG, PREFIX, tensors, write
 
-from serving.base_shapes import BaseShapes
-from serving.description import AdapterDescription
-from serving.errors import InvalidAdapter
-from serving.validation import Limits, describe
+from loratory.adapters.files.base_shapes import BaseShapes
+from loratory.adapters.files.description import AdapterDescription
+from loratory.adapters.files.validation import Limits, describe
+from loratory.errors import InvalidAdapter
 
 CASES = Path(__file__).parents[1] / "cases"
 LIMITS = Limits(base=BASE)

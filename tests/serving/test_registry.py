@@ -16,13 +16,13 @@ import pytest
 from registrar import description
 from sqlalchemy import create_engine, text
 
-from serving.description import AdapterDescription, LoRAModule
-from serving.errors import InputError
-from serving.ids import MAX_ID, IdBook, IdClaim
-from serving.lora import LoRARequest
-from serving.record import AdapterRecord, Change, Registration, split_ref
-from serving.registry import IdMeaning, Registry
-from serving.registry_check import problems
+from loratory.adapters.files.description import AdapterDescription, LoRAModule
+from loratory.adapters.ids import MAX_ID, IdBook, IdClaim
+from loratory.adapters.record import AdapterRecord, Change, Registration, split_ref
+from loratory.adapters.registry.check import problems
+from loratory.adapters.registry.registry import IdMeaning, Registry
+from loratory.errors import InputError
+from loratory.serving.lora import LoRARequest
 
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)

@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from registrar import description
 from schemas import own_schema
 
-from serving.errors import InputError
-from serving.record import Registration
-from serving.registry import Registry
-from serving.registry_check import problems
+from loratory.adapters.record import Registration
+from loratory.adapters.registry.check import problems
+from loratory.adapters.registry.registry import Registry
+from loratory.errors import InputError
 
 NAMES = st.sampled_from(["a", "b", "ab"])
 CONTENTS = st.sampled_from([("/1", "x"), ("/1", "y"), ("/2", "x"), ("/3", "z")])

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from registrar import description
 
-from serving.registry import Registry
-from serving.registry_check import problems
+from loratory.adapters.registry.check import problems
+from loratory.adapters.registry.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 8

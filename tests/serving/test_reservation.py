@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import InputError
-from serving.reservation import Reservation
+from loratory.errors import InputError
+from loratory.serving.reservation import Reservation
 
 
 @dataclass

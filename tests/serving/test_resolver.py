@@ -15,15 +15,15 @@ from adapters_on_disk import WEIGHTS, tensors, write
 from corrupt import CORRUPTIONS
 from servers import GoogleServer, HubServer, Server, adapter
 
-from serving.adapter_cache import AdapterCache
-from serving.discovery import scan
-from serving.errors import InputError, RefusedAdapter
-from serving.ids import HashIds
-from serving.intake import Intake
-from serving.lora import LoRARequest
-from serving.registry import Registry
-from serving.resolver import LoRAResolver, RegistryResolver, ResolverChain, SourceResolver, VLLMResolver
-from serving.validation import Limits
+from loratory.adapters.fetch import Intake
+from loratory.adapters.files.validation import Limits
+from loratory.adapters.ids import HashIds
+from loratory.adapters.registry.registry import Registry
+from loratory.adapters.registry.scan import scan
+from loratory.adapters.resolver import LoRAResolver, RegistryResolver, ResolverChain, SourceResolver, VLLMResolver
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.errors import InputError, RefusedAdapter
+from loratory.serving.lora import LoRARequest
 
 BASE = "some/llama"
 SHAPED = Limits(max_lora_rank=16, base=SHAPES)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import CONFIG, WEIGHTS, adapter
 
-from serving.adapter_cache import AdapterCache
-from serving.errors import InputError
-from serving.remotes.remote import SourceError
-from serving.sources import Source, fetch, list_source, parse_source
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import SourceError
+from loratory.adapters.sources.source import Source, fetch, list_source, parse_source
+from loratory.errors import InputError
 
 
 @pytest.fixture

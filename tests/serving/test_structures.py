@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import ToyCost, examples
 
-from serving.host import HostCache
-from serving.kv import KVPool
-from serving.lanes import Lanes
-from serving.plan import BatchShape
-from serving.queue import QueueView, WaitQueue
-from sim.segment import Segment
+from loratory.serving.host_cache import HostCache
+from loratory.serving.kv_pool import KVPool
+from loratory.serving.lanes import Lanes
+from loratory.serving.plan import BatchShape
+from loratory.serving.wait_queue import QueueView, WaitQueue
+from loratory.sim.segment import Segment
 
 # -- WaitQueue -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import World, examples, run, worlds
 
-from serving.policy import Evict, Load, Preempt, RequestView, Schedule, View, want
+from loratory.policy import Evict, Load, Preempt, RequestView, Schedule, View, want
 
 
 def scan(view: View, within: str, only: Any, without: Any) -> list[str]:

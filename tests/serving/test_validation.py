@@ -17,10 +17,10 @@ from adapters_on_disk import A0, B0, BASE, CONFIG, PREFIX, Q0, WEIGHTS, data, he
 from adapters_on_disk import write as write_adapter
 from corrupt import CORRUPTIONS, Corruption
 
-import serving.weight_scan
-from serving.base_shapes import PARENTS
-from serving.errors import InputError, InvalidAdapter
-from serving.validation import BaseShapes, Limits, describe
+import loratory.adapters.files.weight_scan
+from loratory.adapters.files.base_shapes import PARENTS
+from loratory.adapters.files.validation import BaseShapes, Limits, describe
+from loratory.errors import InputError, InvalidAdapter
 
 LIMITS = Limits(16, base=BASE, target_modules=frozenset(PARENTS) - {"o_proj"})
 
@@ -146,7 +146,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     folder = write_adapter(tmp_path)
     size = (folder / WEIGHTS).stat().st_size
-    finite = serving.weight_scan._finite
+    finite = loratory.adapters.files.weight_scan._finite
     calls = []
 
     def meddle(chunk: memoryview, dtype: str) -> bool:
@@ -158,7 +158,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
                 os.truncate(folder / WEIGHTS, size + (8 if change == "longer" else -8))
         return finite(chunk, dtype)
 
-    monkeypatch.setattr(serving.weight_scan, "_finite", meddle)
+    monkeypatch.setattr(loratory.adapters.files.weight_scan, "_finite", meddle)
     with pytest.raises(InvalidAdapter, match="while it was read: copy it whole"):
         describe(folder, LIMITS)
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples
 
-from serving.base_shapes import PARENTS
-from serving.description import AdapterDescription
-from serving.errors import InvalidAdapter
-from serving.peft_patterns import Patterns
-from serving.validation import Limits, describe
+from loratory.adapters.files.base_shapes import PARENTS
+from loratory.adapters.files.description import AdapterDescription
+from loratory.adapters.files.peft_patterns import Patterns
+from loratory.adapters.files.validation import Limits, describe
+from loratory.errors import InvalidAdapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:Possible (nested|set):FutureWarning")
 

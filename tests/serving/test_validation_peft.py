@@ -26,9 +26,9 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 from peft.tuners.lora import config as lora_config  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from serving.errors import InvalidAdapter  # noqa: E402
-from serving.peft_fields import HANDLED, IGNORED, REFUSED  # noqa: E402
-from serving.validation import BaseShapes, Limits, describe  # noqa: E402
+from loratory.adapters.files.peft_fields import HANDLED, IGNORED, REFUSED  # noqa: E402
+from loratory.adapters.files.validation import BaseShapes, Limits, describe  # noqa: E402
+from loratory.errors import InvalidAdapter  # noqa: E402
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIG = transformers.LlamaConfig(

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from lab import ToyCost, adapter, examples
 from pydantic import ValidationError
 
-from serving.config import EngineConfig
-from serving.errors import InputError, LoratoryError, PolicyError
-from serving.ledger import Ledger
-from serving.lora import Adapter, LoRARequest
-from serving.request import Request
-from serving.workload import RequestMaker, Workload
+from loratory.errors import InputError, LoratoryError, PolicyError
+from loratory.serving.config import EngineConfig
+from loratory.serving.ledger import Ledger
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.request import Request
+from loratory.serving.workload import RequestMaker, Workload
 
 FIELDS = st.tuples(
     st.sampled_from(["a", "b"]), st.integers(1, 2), st.sampled_from(["p", "q"]), st.sampled_from([None, "m"])

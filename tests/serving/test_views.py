@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from lab import ToyCost, World, adapter, run, workload
 
-from serving.config import EngineConfig
-from serving.policy import Schedule, View, want
+from loratory.policy import Schedule, View, want
+from loratory.serving.config import EngineConfig
 
 SECRET = 7919
 """The true output length of every request here; nothing else is this number."""

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from lab import Run, ToyCost, World, adapter, examples, run, workload, worlds
 from roster import POLICIES
 
-from loratory.build import build
-from loratory.run import run_scenario
-from reports import Recorder
-from reports.stats import student_t
-from reports.tables import floats
-from scenarios.build import build_workload
-from scenarios.load import load_text
-from scenarios.schema import Scenario
-from serving.config import EngineConfig
-from serving.events import Arrived, Ended, Stepped
-from sim.analytic import che_hit_rate, distinct_adapters, md1_wait_s, mean_in_system, zipf
-from sim.cluster import simulate
+from loratory.experiment.resolve import build
+from loratory.experiment.run import run_scenario
+from loratory.reports import Recorder
+from loratory.reports.stats import student_t
+from loratory.reports.tables import floats
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_text
+from loratory.scenarios.schema import Scenario
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Arrived, Ended, Stepped
+from loratory.sim.analytic import che_hit_rate, distinct_adapters, md1_wait_s, mean_in_system, zipf
+from loratory.sim.cluster import simulate
 
 TEXT = """\
 name: twin

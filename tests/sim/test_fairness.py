@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from lab import ToyCost, World, adapter, examples, run, workload
 from roster import POLICIES
 
-from policies.affine_deficit import AffineDeficit
-from policies.affinity import Affinity
-from policies.deficit import Deficit
-from policies.drain import Drain
-from policies.fair_share import FairShare
-from policies.fifo import Fifo
-from policies.rotation import Rotation
-from serving.config import EngineConfig
-from serving.policy import Limits, Reservation
-from serving.reserved import Reserved
+from loratory.policies.affine_deficit import AffineDeficit
+from loratory.policies.affinity import Affinity
+from loratory.policies.deficit import Deficit
+from loratory.policies.drain import Drain
+from loratory.policies.fair_share import FairShare
+from loratory.policies.fifo import Fifo
+from loratory.policies.rotation import Rotation
+from loratory.serving.config import EngineConfig
+from loratory.serving.policy import Limits, Reservation
+from loratory.serving.reserved import Reserved
 
 INPUT, OUTPUT = 1.0, 2.0
 

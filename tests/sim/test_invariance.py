@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
 from roster import POLICIES, TIMED
 
-from policies.affine_deficit import AffineDeficit
-from policies.deficit import Deficit
-from policies.fair_share import FairShare
-from policies.fifo import Fifo
-from policies.priority import Priority
-from serving.config import EngineConfig
-from serving.lora import LoRARequest
+from loratory.policies.affine_deficit import AffineDeficit
+from loratory.policies.deficit import Deficit
+from loratory.policies.fair_share import FairShare
+from loratory.policies.fifo import Fifo
+from loratory.policies.priority import Priority
+from loratory.serving.config import EngineConfig
+from loratory.serving.lora import LoRARequest
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ import sys
 sys.path[:0] = ["tests/support"]
 from lab import World, ToyCost, adapter, run, workload
 from roster import POLICIES
-from serving.config import EngineConfig
+from loratory.serving.config import EngineConfig
 import random
 draw = random.Random(5)
 adapters = tuple(adapter(n, rank=draw.choice([4, 8]), tier=draw.choice(["host", "disk"])) for n in range(1, 9))

@@ -8,12 +8,12 @@ import pytest
 from lab import ToyCost, adapter, workload
 from roster import POLICIES
 
-from serving.config import EngineConfig
-from serving.engine import Engine
-from serving.events import Decided, Loaded, Stepped
-from serving.recording import RecordedLoad, RecordedStep, Recording
-from sim.cluster import simulate
-from sim.replay import replay
+from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
+from loratory.serving.events import Decided, Loaded, Stepped
+from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
+from loratory.sim.cluster import simulate
+from loratory.sim.recorded_times import replay
 
 ADAPTERS = tuple(adapter(name, rank) for name, rank in ((1, 8), (2, 16), (3, 8)))
 ROWS: list[dict[str, Any]] = [

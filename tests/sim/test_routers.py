@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import ToyCost, World, adapter, examples, run, workload
 
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.ledger import Ledger
-from serving.request import Request
-from sim.routers import ROUTERS, LeastLoaded, LoraAffinity, Rendezvous, RoundRobin, router
+from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
+from loratory.serving.ledger import Ledger
+from loratory.serving.request import Request
+from loratory.sim.routers import ROUTERS, LeastLoaded, LoraAffinity, Rendezvous, RoundRobin, router
 
 TIERS = ["gpu", "loading", "host", "disk"]
 

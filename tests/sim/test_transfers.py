@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import ToyCost, World, adapter, examples, run, workload
 
-from loratory.run import run_scenario
-from scenarios.load import load_scenario
-from serving.config import EngineConfig
-from sim.environment import ExactEnvironment
-from sim.transfers import SharedLink
+from loratory.experiment.run import run_scenario
+from loratory.scenarios.load import load_scenario
+from loratory.serving.config import EngineConfig
+from loratory.sim.environment import ExactEnvironment
+from loratory.sim.transfers import SharedLink
 
 CASE = Path(__file__).parents[1] / "cases" / "remote-loads-one-at-a-time" / "scenario.yaml"
 

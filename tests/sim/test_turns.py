@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from lab import ToyCost, World, assert_laws, examples, run, workload, worlds
 from roster import POLICIES
 
-from loratory.run import run_scenario
-from scenarios.load import load_scenario
-from serving.config import EngineConfig
-from serving.errors import InputError
-from serving.policy import Reject, want
-from serving.workload import RequestMaker
+from loratory.errors import InputError
+from loratory.experiment.run import run_scenario
+from loratory.policy import Reject, want
+from loratory.scenarios.load import load_scenario
+from loratory.serving.config import EngineConfig
+from loratory.serving.workload import RequestMaker
 
 CASES = Path(__file__).parents[1] / "cases"
 CONFIG = EngineConfig(num_gpu_blocks=99, max_num_seqs=4)

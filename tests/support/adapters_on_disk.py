@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.base_shapes import PARENTS, BaseShapes
+from loratory.adapters.files.base_shapes import PARENTS, BaseShapes
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from executor.config import ModelConfig
-from executor.drive import Outcome, drive
-from executor.executor import Executor
-from executor.generation import Generation
-from executor.machine import Machine
-from executor.model import Model
-from executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
-from serving.adapter_cache import AdapterCache
-from serving.config import EngineConfig
-from serving.events import Ended
-from serving.intake import Intake
-from serving.lora import Adapter, LoRARequest
-from serving.policy import Policy
-from serving.request import Request
-from serving.validation import BaseShapes, Limits
-from serving.verified import Verified
-from serving.workload import Workload
+from loratory.adapters.fetch import Intake
+from loratory.adapters.files.validation import BaseShapes, Limits
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.verified import Verified
+from loratory.executor.drive import Outcome, drive
+from loratory.executor.executor import Executor
+from loratory.executor.generation import Generation
+from loratory.executor.machine import Machine
+from loratory.executor.model import Model
+from loratory.executor.model_config import ModelConfig
+from loratory.executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Ended
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.policy import Policy
+from loratory.serving.request import Request
+from loratory.serving.workload import Workload
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VARIANTS: tuple[Mapping[str, Any], ...] = (
@@ -49,12 +49,12 @@ class JumpingClock:
         self._tick_s = tick_s
 
     def now(self) -> float:
-        """See `executor.clock.Clock.now`."""
+        """See `loratory.executor.clock.Clock.now`."""
         self._now += self._tick_s
         return self._now
 
     def wait(self, until: float, woken: Flag) -> None:
-        """See `executor.clock.Clock.wait`."""
+        """See `loratory.executor.clock.Clock.wait`."""
         if until == float("inf"):
             assert woken.wait(60), "nothing happened for a minute"
         else:

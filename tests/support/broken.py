@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serving.policy import Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+from loratory.policy import Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, View, Wake, want
 
 
 class AdmitsEverything:

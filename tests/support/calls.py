@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from serving.errors import InputError
+from loratory.errors import InputError
 
 
 def double(number: int) -> int:

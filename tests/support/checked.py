@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import sim.cluster
-from serving.engine import Engine
-from serving.events import Ended
-from serving.integrity import check
-from serving.plan import StepPlan, StepResult
+import loratory.sim.cluster
+from loratory.serving.engine import Engine
+from loratory.serving.events import Ended
+from loratory.serving.integrity import check
+from loratory.serving.plan import StepPlan, StepResult
 
 
 class CheckedEngine(Engine):
@@ -106,9 +106,9 @@ class CheckedEngine(Engine):
 @contextmanager
 def checked() -> Iterator[list[CheckedEngine]]:
     """Within, `simulate` builds checked engines and lists them here."""
-    before, CheckedEngine.made = sim.cluster.Engine, []
-    sim.cluster.Engine = CheckedEngine  # type: ignore[misc]
+    before, CheckedEngine.made = loratory.sim.cluster.Engine, []
+    loratory.sim.cluster.Engine = CheckedEngine  # type: ignore[misc]
     try:
         yield CheckedEngine.made
     finally:
-        sim.cluster.Engine = before  # type: ignore[misc]
+        loratory.sim.cluster.Engine = before  # type: ignore[misc]

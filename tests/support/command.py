@@ -42,7 +42,7 @@ Command = Callable[..., Done]
 
 def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """A function that runs the command line with the arguments it is given."""
-    from loratory.cli import main
+    from loratory.cli.main import main
 
     monkeypatch.delenv("COLUMNS", raising=False)  # in a pipe without it, no sentence is wrapped
 

@@ -225,7 +225,7 @@ def policy(rng: random.Random) -> Case:
         "yield Wake(at=float('nan'))", "yield from self.schedule(view)", "raise KeyboardInterrupt\n        yield", "next(iter(view.waiting)).prompt_tokens = 1\n        yield",
         "while True:\n            yield Load('adapter-000')", "x = [0] * 10**11\n        yield",
     ))  # fmt: skip
-    text = f"from serving.policy import *\nfrom serving.policy import Admit, Load, Wake\n\n\nclass P:\n    '''P.'''\n\n    def schedule(self, view):\n        {body}\n"
+    text = f"from loratory.policy import *\nfrom loratory.policy import Admit, Load, Wake\n\n\nclass P:\n    '''P.'''\n\n    def schedule(self, view):\n        {body}\n"
     return Case(
         ("run", "s.yaml", "--policy", "bad.py:P"),
         {"bad.py": text.encode(), "s.yaml": dumped(BASE)},

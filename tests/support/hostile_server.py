@@ -17,19 +17,19 @@ from contextlib import suppress
 from pathlib import Path
 
 WARM = (
-    "loratory.cli",
-    "loratory.build",
-    "loratory.run",
-    "loratory.specs",
-    "loratory.replay",
-    "reports.compare",
-    "reports.agreement",
-    "reports.folder",
-    "scenarios.build",
-    "scenarios.traces",
-    "scenarios.traces.report",
-    "serving.registry",
-    "sim.cluster",
+    "loratory.cli.main",
+    "loratory.experiment.resolve",
+    "loratory.experiment.run",
+    "loratory.experiment.policy_spec",
+    "loratory.experiment.replay",
+    "loratory.reports.compare",
+    "loratory.reports.agreement",
+    "loratory.reports.folder",
+    "loratory.scenarios.build",
+    "loratory.scenarios.traces",
+    "loratory.scenarios.traces.report",
+    "loratory.adapters.registry.registry",
+    "loratory.sim.cluster",
     "pandas",
     "pyarrow.parquet",
 )
@@ -85,7 +85,7 @@ def run(argv: list[str], folder: Path, said: dict[str, Path]) -> None:
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         sys.argv = ["loratory", *argv]
-        from loratory.cli import main as command
+        from loratory.cli.main import main as command
 
         command()
     except SystemExit as ended:

@@ -11,8 +11,8 @@ import lora_worlds
 import peft_files
 import torch
 
-from executor.lora import LINEAR_MODULES, LoRAShapes, LoRASlots
-from executor.lora.cuda import CUDALoRA, Launch
+from loratory.executor.lora import LINEAR_MODULES, LoRAShapes, LoRASlots
+from loratory.executor.lora.cuda import CUDALoRA, Launch
 
 MIXED = [2, -1, 0, 2, 1, -1, 2, 0, 2]
 SMALL = Launch(block_m=16, block_r=16, block_k=16, block_n=16, splits=2)

@@ -15,20 +15,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from roster import POLICIES
 
-import sim.cluster
-import sim.replica
-from serving.config import EngineConfig
-from serving.events import Admitted, Arrived, Ended, Evicted, Stepped
-from serving.integrity import check
-from serving.lora import Adapter, LoRARequest
-from serving.plan import BatchShape
-from serving.policy import Policy, RequestViews
-from serving.workload import Workload
-from sim.cost.base import DecodeLine
-from sim.cost.options import TransferOptions
-from sim.routers import router as make_router
+import loratory.sim.cluster
+import loratory.sim.replica
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Admitted, Arrived, Ended, Evicted, Stepped
+from loratory.serving.integrity import check
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.plan import BatchShape
+from loratory.serving.policy import Policy, RequestViews
+from loratory.serving.workload import Workload
+from loratory.sim.cost.base import DecodeLine
+from loratory.sim.cost.options import TransferOptions
+from loratory.sim.routers import router as make_router
 
-sim.replica.STALL_PLANS = 3000  # what stalls does so for ever; wait less for it here
+loratory.sim.replica.STALL_PLANS = 3000  # what stalls does so for ever; wait less for it here
 FINAL = ("completed", "rejected", "aborted", "failed")
 MORE = int(os.environ.get("MORE", "1"))
 """Multiplies every number of examples: MORE=20 HYPOTHESIS_PROFILE=deep for a night of fuzzing."""
@@ -324,11 +324,11 @@ def run(world: World, policy: Callable[[], Policy] | str, *, check_books: bool =
         **options,
     }
     if not check_books:
-        outcome = sim.cluster.simulate(world.workload, **arguments)
+        outcome = loratory.sim.cluster.simulate(world.workload, **arguments)
         return Run(world, events, flat, outcome, engines)
     with checked() as made_engines:
         engines = made_engines
-        outcome = sim.cluster.simulate(world.workload, **arguments)
+        outcome = loratory.sim.cluster.simulate(world.workload, **arguments)
     return Run(world, events, flat, outcome, list(made_engines))
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.lora import TARGETS, HostAdapter, LoRAShapes, LoRASlots
+from loratory.executor.lora import TARGETS, HostAdapter, LoRAShapes, LoRASlots
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

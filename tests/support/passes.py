@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from executor.batch import Batch, Chunk, LoRA
-from executor.block_tables import BlockTables
-from executor.kv_cache import KVCache
-from executor.model import Model
+from loratory.executor.batch import Batch, Chunk, LoRA
+from loratory.executor.block_tables import BlockTables
+from loratory.executor.kv_cache import KVCache
+from loratory.executor.model import Model
 
 
 @dataclass

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from executor.lora.shapes import HEAD, LINEAR_MODULES, LoRAShapes
-from serving.description import AdapterDescription, LoRAModule
-from serving.digest import begin_digest, digest_text
-from serving.safetensors_header import read_header
-from serving.sources import Source
-from serving.verified import Verified
+from loratory.adapters.files.description import AdapterDescription, LoRAModule
+from loratory.adapters.files.digest import begin_digest, digest_text
+from loratory.adapters.files.safetensors_header import read_header
+from loratory.adapters.sources.source import Source
+from loratory.adapters.verified import Verified
+from loratory.executor.lora.shapes import HEAD, LINEAR_MODULES, LoRAShapes
 
 _BLOCK = {module: "self_attn" if module[0] in "qkvo" else "mlp" for module in LINEAR_MODULES}
 

@@ -7,10 +7,10 @@ import random
 import sys
 from itertools import count
 
-from serving.description import AdapterDescription
-from serving.errors import InputError
-from serving.record import Registration
-from serving.registry import Registry
+from loratory.adapters.files.description import AdapterDescription
+from loratory.adapters.record import Registration
+from loratory.adapters.registry.registry import Registry
+from loratory.errors import InputError
 
 
 def description(content: str) -> AdapterDescription:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from policies.affine_deficit import AffineDeficit
-from policies.affinity import Affinity
-from policies.deadline import Deadline
-from policies.deficit import Deficit
-from policies.drain import Drain
-from policies.fair_share import FairShare
-from policies.fifo import Fifo
-from policies.priority import Priority
-from policies.rotation import Rotation
-from policies.slora import SLora
-from serving.policy import Policy, Reservation
-from serving.reserved import Reserved
+from loratory.policies.affine_deficit import AffineDeficit
+from loratory.policies.affinity import Affinity
+from loratory.policies.deadline import Deadline
+from loratory.policies.deficit import Deficit
+from loratory.policies.drain import Drain
+from loratory.policies.fair_share import FairShare
+from loratory.policies.fifo import Fifo
+from loratory.policies.priority import Priority
+from loratory.policies.rotation import Rotation
+from loratory.policies.slora import SLora
+from loratory.serving.policy import Policy, Reservation
+from loratory.serving.reserved import Reserved
 
 
 def _with(policy: Any, **attributes: Any) -> Any:

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from serving.remotes.remote import Checksum, Listing, RemoteFile, Reply
+from loratory.adapters.sources.remote import Checksum, Listing, RemoteFile, Reply
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

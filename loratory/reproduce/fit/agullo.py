@@ -19,18 +19,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loratory.build import build
+from loratory.experiment.resolve import build
+from loratory.policies.fifo import Fifo
 from loratory.reproduce.agullo import FIT_CELLS, SCENARIO, Cell, changes, published_cells
 from loratory.reproduce.cases import over
-from policies.fifo import Fifo
-from scenarios.build import build_workload
-from scenarios.load import load_scenario
-from serving.config import EngineConfig
-from serving.events import Event, Stepped
-from sim.catalogue import gpu, model
-from sim.cluster import simulate
-from sim.cost import RooflineCost
-from sim.cost.nnls import nnls
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import load_scenario
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import Event, Stepped
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cluster import simulate
+from loratory.sim.cost import RooflineCost
+from loratory.sim.cost.nnls import nnls
 
 LOAD_MS = (7.772, 6.384)
 """Host-to-GPU load of a rank-8 and a rank-16 adapter into slots of rank 16, ms: Agullo et al., predictor_loading.py."""

@@ -7,8 +7,8 @@ Each constant is solved from the figures that show it alone, GPU by GPU, and ave
     attention  slope of the decode step from batch 1 to 32, other kernels taken out, A100 and H100
     overhead   what is left of the decode step at batch 1, by architecture
 
-The efficiencies in `sim.cost.roofline` are these, rounded. The linear layers at 512 tokens were looked at to choose the
-root of the sum of squares over the plain maximum. Everything else is a prediction.
+The efficiencies in `loratory.sim.cost.roofline` are these, rounded. The linear layers at 512 tokens were looked at to
+choose the root of the sum of squares over the plain maximum. Everything else is a prediction.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 from dataclasses import dataclass
 
 from loratory.reproduce.kernel_times import Figure, figures
-from sim.catalogue import gpu, model
-from sim.cost import RooflineCost, RooflineOptions
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import RooflineCost, RooflineOptions
 
 _ARCHITECTURE = {"a100-80gb": "Ampere", "h100-80gb": "Hopper", "h200": "Hopper"}
 _SLOPE_TO = 32

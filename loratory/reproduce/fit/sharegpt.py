@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.workload import Floats, Ints
+from loratory.serving.workload import Floats, Ints
 
 MEAN_PROMPT = 53_946_690 / 241_920
 MEAN_OUTPUT = 47_536_914 / 241_920

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from loratory.reproduce.slora import Figures, Run, published, simulate
-from scenarios.catalogue import published_folder
-from serving.workload import Floats
-from sim.catalogue import gpu, model
+from loratory.scenarios.library_index import published_folder
+from loratory.serving.workload import Floats
+from loratory.sim.catalogue import gpu, model
 
 LOAD_PER_RANK_S = 0.56e-3
 """S-LoRA on an A10G, host to GPU: seconds by rank, as published with its rows."""

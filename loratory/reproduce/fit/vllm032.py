@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from loratory.reproduce.vllm032_runs import RecordedRun, recorded, replayed
-from serving.plan import BatchShape
-from sim.cost.fit import fit
-from sim.cost.nnls import nnls
-from sim.cost.profile import FEATURES, LoadTime, Profile, feature_values
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost.fit import fit
+from loratory.sim.cost.nnls import nnls
+from loratory.sim.cost.profile import FEATURES, LoadTime, Profile, feature_values
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.lora import FormCosts, LoRAShapes, LoRASlots
-from executor.lora.choice import choose
-from executor.lora.load import FORMS, Load, Widths, Work, runs_of
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.lora import FormCosts, LoRAShapes, LoRASlots
+from loratory.executor.lora.choice import choose
+from loratory.executor.lora.load import FORMS, Load, Widths, Work, runs_of
 
 MODEL = LoRAShapes(512, 8, 4, 64, 1376, 8)
 

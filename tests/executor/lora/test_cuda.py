@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.lora.tiles import Tiles
+from loratory.executor.lora.tiles import Tiles
 
 ROOT = Path(__file__).parents[3]
 

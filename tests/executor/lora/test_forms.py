@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.lora import CPULoRA, LoRAShapes, LoRASlots
-from executor.lora.forms import grouped_rank
-from executor.lora.load import FORMS
-from serving.errors import InputError
+from loratory.errors import InputError
+from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
+from loratory.executor.lora.forms import grouped_rank
+from loratory.executor.lora.load import FORMS
 
 ALL = (*FORMS, "runs", None)
 _INTEGER = {4: torch.int32, 2: torch.int16}

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.lora import LINEAR_MODULES, CPULoRA, HostAdapter, LoRAShapes, LoRASlots
-from serving.description import AdapterDescription
-from serving.errors import InputError
+from loratory.adapters.files.description import AdapterDescription
+from loratory.errors import InputError
+from loratory.executor.lora import LINEAR_MODULES, CPULoRA, HostAdapter, LoRAShapes, LoRASlots
 
 MODEL = LoRAShapes(16, 4, 2, 4, 24, 2)
 

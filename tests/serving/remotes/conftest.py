@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.adapter_cache import AdapterCache
-from serving.remotes.remote import Limits
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import Limits
 
 QUICK = Limits(silence_s=20, attempts=2, retry_wait_s=0)
 

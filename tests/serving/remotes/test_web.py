@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from servers import CONFIG, WEIGHTS, Fault, Server, adapter, contents, put
 
-from serving.adapter_cache import AdapterCache
-from serving.remotes.remote import Limits, SourceError
-from serving.sources import fetch, list_source, parse_source
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import Limits, SourceError
+from loratory.adapters.sources.source import fetch, list_source, parse_source
 
 QUICK = Limits(silence_s=20, attempts=2, retry_wait_s=0)
 

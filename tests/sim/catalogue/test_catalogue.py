@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import InputError
-from sim.catalogue import DTYPE_BYTES, LORA_MODULES, gpu, gpu_names, model, model_names, resolve_targets
+from loratory.errors import InputError
+from loratory.sim.catalogue import DTYPE_BYTES, LORA_MODULES, gpu, gpu_names, model, model_names, resolve_targets
 
 PUBLISHED_PARAMETERS = {
     "llama-2-7b": 6_738_415_616,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from serving.config import EngineConfig
-from serving.errors import InputError
-from sim.catalogue import gpu, model
-from sim.cost import CostModel, cost_model
+from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import CostModel, cost_model
 
 
 def build(kind: str, options: dict[str, object] | None = None) -> CostModel:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.plan import BatchShape
-from sim.catalogue import gpu, model
-from sim.cost import CostModel, LinearCost, LinearOptions, Profile, ProfileCost, RooflineCost, RooflineOptions
+from loratory.serving.plan import BatchShape
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import CostModel, LinearCost, LinearOptions, Profile, ProfileCost, RooflineCost, RooflineOptions
 
 SLORA = LinearOptions(
     decode_base_s=16.3e-3,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serving.lora import Adapter, LoRARequest
-from serving.plan import BatchShape
-from sim.cost import LinearCost, LinearOptions
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost import LinearCost, LinearOptions
 
 A10G = {
     "decode_base_s": 16.30e-3,

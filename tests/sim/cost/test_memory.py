@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.config import EngineConfig
-from serving.errors import InputError
-from sim.catalogue import gpu, model
-from sim.cost import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
-from sim.cost.allocator import CachingAllocator
+from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
+from loratory.sim.cost.allocator import CachingAllocator
 
 MIB = 1 << 20
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "published" / "agullo_h100_vllm085_kv_tokens.csv"

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import InputError
-from serving.lora import Adapter, LoRARequest
-from serving.plan import BatchShape
-from sim.cost import Profile, ProfileCost, evaluate, fit, load_profile
-from sim.cost.nnls import nnls
-from sim.cost.profile import LoadTime
+from loratory.errors import InputError
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost import Profile, ProfileCost, evaluate, fit, load_profile
+from loratory.sim.cost.nnls import nnls
+from loratory.sim.cost.profile import LoadTime
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "published"
 

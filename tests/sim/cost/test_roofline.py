@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from serving.errors import InputError
-from serving.lora import Adapter, LoRARequest
-from serving.plan import BatchShape
-from sim.catalogue import gpu, model
-from sim.cost import RooflineCost, cold_load_seconds
+from loratory.errors import InputError
+from loratory.serving.lora import Adapter, LoRARequest
+from loratory.serving.plan import BatchShape
+from loratory.sim.catalogue import gpu, model
+from loratory.sim.cost import RooflineCost, cold_load_seconds
 
 
 def decode(batch: int, context: int = 1024) -> BatchShape:

@@ -1,0 +1,1 @@
+"""adapters: what an adapter is and where it comes from: ids, files, sources, registry."""

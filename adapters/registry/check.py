@@ -1,0 +1,49 @@
+"""problems: what is wrong in a registry's tables, recomputed from its history."""
+
+from __future__ import annotations
+
+from loratory.adapters.ids import MAX_ID
+from loratory.adapters.record import Change
+from loratory.adapters.registry.registry import Registry
+
+
+def problems(registry: Registry) -> list[str]:
+    """One sentence a problem; an empty list says that history, records, defaults and ids agree with each other.
+
+    Reads the tables one after another, so registrations under way at the same time can show as problems.
+    """
+    found = [*registry.damage()]
+    records = registry.list(removed=True)
+    by_name: dict[str, dict[int, bool]] = {}
+    for record in records:
+        by_name.setdefault(record.name, {})[record.version] = record.removed
+        if not 1 <= record.lora_int_id <= MAX_ID:
+            found.append(f"{record.ref} has the id {record.lora_int_id}, out of range")
+    if len({record.lora_int_id for record in records}) < len(records):
+        found.append("an id belongs to two adapters")
+    stored = registry.name_rows()
+    if set(stored) != set(by_name):
+        found.append(f"names without versions, or versions without a name: {sorted(set(stored) ^ set(by_name))}")
+    changes: dict[str, list[Change]] = {}
+    for change in registry.changes():
+        changes.setdefault(change.name, []).append(change)
+    for name, versions in by_name.items():
+        given, default = stored.get(name, (0, None))
+        if sorted(versions) != list(range(1, given + 1)):
+            found.append(f"{name} has versions {sorted(versions)} and says it has had {given}")
+        replayed = _replay(changes.get(name, []))
+        if replayed != (versions, default):
+            found.append(f"{name} is {(versions, default)} and its history makes it {replayed}")
+        if (default is None) != all(versions.values()) or (default is not None and versions.get(default, True)):
+            found.append(f"{name} has the default {default} among {versions} (True: removed)")
+    return found
+
+
+def _replay(changes: list[Change]) -> tuple[dict[int, bool], int | None]:
+    versions: dict[int, bool] = {}
+    default: int | None = None
+    for change in changes:
+        if change.action in ("add", "remove"):
+            versions[change.version] = change.action == "remove"
+        default = change.default
+    return versions, default

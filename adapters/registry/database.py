@@ -1,0 +1,212 @@
+"""Database: where a registry's tables are. SQLite in a file or in memory, or PostgreSQL by URL; reads and writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from time import sleep
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.pool import QueuePool
+
+from loratory.errors import InputError
+from loratory.git_lfs import refuse_pointer
+
+BUSY_S = 60
+"""How long a write waits for another process's write before it gives up."""
+
+_ADVISORY_KEY = 0x6C6F7261
+"""PostgreSQL's advisory lock under which tables are created: ``CREATE TABLE IF NOT EXISTS`` alone is not atomic."""
+
+
+class Database:
+    """Connections to one database; opened at the first use, from any thread, in any process.
+
+    ``where``: a path, ``sqlite:///path``, ``:memory:`` or ``sqlite://`` (gone when closed), ``postgresql://...`` or
+    ``postgresql+psycopg://...``. Every failure of the database is an `InputError` of one sentence.
+    """
+
+    def __init__(self, where: str | os.PathLike[str]) -> None:
+        self.url = _url(where)
+        self.shown = self.url.render_as_string(hide_password=True)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.path: Path | None = None
+        if self.is_sqlite:
+            self.path = None if self.url.database in (None, "", ":memory:") else Path(str(self.url.database))
+            self.shown = str(self.path) if self.path else ":memory:"
+        self._engine: Engine | None = None
+        self._making = Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """SQLAlchemy's engine, made when first asked for; it connects to nothing by itself."""
+        if self._engine is None:
+            with self._making:
+                if self._engine is None:
+                    self._engine = self._sqlite_engine() if self.is_sqlite else self._postgres_engine()
+        return self._engine
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for one SELECT, which needs no transaction around it."""
+        with self._explained(), self.engine.connect() as connection:
+            yield connection if self.is_sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection in a transaction that commits when the block ends, and rolls back when it raises.
+
+        SQLite: BEGIN IMMEDIATE, so the only writer there is. PostgreSQL: READ COMMITTED; who locks the registry's row
+        first is the only writer too.
+        """
+        with self._explained(), self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_S}s'")
+            yield connection
+            connection.commit()
+
+    def use_wal(self) -> None:
+        """Puts a SQLite file in WAL mode, which stays with the file: readers and the writer do not block each other.
+
+        Where it cannot be had (a file system without shared memory), SQLite's rollback journal is as safe.
+        """
+        if not self.path:
+            return
+        for _ in range(100):
+            try:
+                with self.engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                return
+            except DBAPIError as error:
+                # SQLite does not wait here, as it does elsewhere, for another process that has the file in use.
+                if "locked" not in str(error.orig):
+                    raise InputError(self._sentence(error)) from error
+            sleep(0.05)
+
+    def create(self, tables: MetaData, connection: Connection) -> None:
+        """Creates the tables that lack, in the caller's writing transaction; one process at a time does so."""
+        if not self.is_sqlite:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY})
+        tables.create_all(connection)
+
+    def table_names(self) -> set[str]:
+        """The tables there are (in PostgreSQL: in the schema that new ones would go to). Creates no SQLite file."""
+        if self.path and not self.path.exists():
+            return set()
+        with self.reading() as connection:
+            if not self.is_sqlite:
+                encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+                if encoding != "UTF8":
+                    raise InputError(
+                        f"database {self.shown} has the encoding {encoding}, which loses names: create it with "
+                        "ENCODING 'UTF8'"
+                    )
+            return set(inspect(connection).get_table_names())
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong in its file, and rows that refer to none; PostgreSQL has no such check."""
+        if not self.is_sqlite:
+            return []
+        with self.reading() as connection:
+            checked = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+            orphans = [f"{row[0]} row {row[1]}" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
+        return [f"SQLite: {line}" for line in checked if line != "ok"] + [f"{row} refers to no row" for row in orphans]
+
+    def close(self) -> None:
+        """Closes the connections; a later use opens new ones."""
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def _sqlite_engine(self) -> Engine:
+        folder = self.path.parent if self.path else None
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"registry {self.shown}: there is no folder {str(folder)!r}, so create it first")
+        # One connection that every thread takes in turn is what keeps a database in memory one database.
+        pool: dict[str, Any] = {} if self.path else {"pool_size": 1, "max_overflow": 0, "pool_timeout": BUSY_S}
+        arguments = {"timeout": BUSY_S, "check_same_thread": False}
+        engine = create_engine(self.url, poolclass=QueuePool, connect_args=arguments, **pool)
+
+        @event.listens_for(engine, "connect")
+        def _connected(connection: Any, _: Any) -> None:
+            # Python's driver must begin no transactions of its own: `writing` says when, and of which kind.
+            connection.isolation_level = None
+            connection.execute("PRAGMA foreign_keys = ON")
+            # A commit that a power cut could take back would give its ids to other adapters afterwards.
+            connection.execute("PRAGMA synchronous = FULL")
+
+        return engine
+
+    def _postgres_engine(self) -> Engine:
+        try:
+            import_module("psycopg")
+        except ImportError:
+            raise InputError(
+                f'registry {self.shown} needs the PostgreSQL driver: run pip install "loratory[postgres]" first'
+            ) from None
+        arguments = {} if "connect_timeout" in self.url.query else {"connect_timeout": 10}
+        return create_engine(self.url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=arguments)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            raise InputError(self._sentence(error)) from error
+
+    def _sentence(self, error: DBAPIError) -> str:
+        # The driver's text goes on with hints and the statement: its first line says what is wrong.
+        reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+        if self.is_sqlite:
+            if self.path is not None and "not a database" in reason:
+                refuse_pointer(self.path, "registry ")
+            for sign, meaning in (
+                ("not a database", "is not a SQLite file: give the path of a registry, or of a file to be made"),
+                ("malformed", "is damaged: restore it from a backup, or save what `sqlite3 FILE .recover` finds"),
+                ("locked", f"was being written to for {BUSY_S} s by another process: try again when it has ended"),
+                ("readonly", "cannot be written to: give yourself the right to write the file and its folder"),
+                ("unable to open", "cannot be opened: it must be a file that you may write, in such a folder"),
+                ("is full", "has no room left: free space on its disk"),
+            ):
+                if sign in reason:
+                    return f"registry {self.shown} {meaning}"
+            return f"registry {self.shown} cannot be used ({reason}): check the file and its folder"
+        if getattr(error.orig, "sqlstate", None) == "55P03":
+            return f"registry {self.shown} was being written to for {BUSY_S} s by another process: try again later"
+        if error.connection_invalidated or not getattr(error.orig, "sqlstate", None):
+            return (
+                f"registry {self.shown} cannot be reached ({reason}): check that the PostgreSQL server runs "
+                "and the URL is right"
+            )
+        return f"registry {self.shown} refused ({reason}): mend the URL, or the user's rights on that database"
+
+
+def _url(where: str | os.PathLike[str]) -> URL:
+    spelled = os.fspath(where)
+    if not spelled or "\0" in spelled:
+        raise InputError(f"{spelled!r} is no place for a registry: give a file, or a postgresql:// URL")
+    if "://" not in spelled:
+        return URL.create("sqlite", database=spelled)
+    try:
+        url = make_url(spelled)
+        if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+            return url.set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):
+        raise InputError("the registry's URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE") from None
+    if url.drivername == "sqlite" and not url.host:
+        return url
+    raise InputError(
+        f"a registry cannot be at {url.render_as_string(hide_password=True)!r}: give a file, sqlite:///FILE, or "
+        "postgresql://USER@HOST:PORT/DATABASE"
+    )

@@ -1,0 +1,97 @@
+"""scan: registers the adapters below a folder or prefix; a bad one is reported, and the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from loratory.adapters.fetch import Intake, absolute
+from loratory.adapters.record import AdapterRecord, Registration
+from loratory.adapters.sources.source import Source, list_source
+from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.adapters.registry.registry import Registry
+
+Outcome = Literal["added", "known", "valid", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What became of one source: ``record`` when it is in the registry now, ``why`` when it was refused.
+
+    ``known``: it was registered before. ``valid``: it could be, and nobody asked for that (``registry=None``).
+    """
+
+    name: str
+    source: str
+    outcome: Outcome
+    record: AdapterRecord | None = None
+    why: str = ""
+
+
+def scan(
+    prefix: str,
+    registry: Registry | None,
+    intake: Intake,
+    *,
+    tenant: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    new_version: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Finding, ...]:
+    """Registers every valid adapter at or below ``prefix`` (see `list_source`), in one transaction at the end.
+
+    An adapter is called after its path below the prefix (`adapter_names`); ``new_version`` allows names that have
+    other content already. Without a registry, says only what would be accepted. Raises `InputError` for a prefix that
+    cannot be listed, and for a registry that cannot be written to; a bad adapter is a finding.
+    """
+    sources = list_source(prefix if "://" in prefix else str(absolute(prefix)))
+    names = adapter_names(prefix, sources)
+    findings: list[Finding] = []
+    wishes: dict[int, Registration] = {}
+    for place, (name, source) in enumerate(zip(names, sources, strict=True)):
+        finding = Finding(name, str(source), "valid")
+        try:
+            wishes[place] = intake.registration(
+                name, str(source), tenant=tenant, labels=labels, new_version=new_version
+            )
+        except InputError as error:
+            finding = replace(finding, outcome="refused", why=str(error))
+        findings.append(finding)
+        if progress is not None:
+            progress(name, place + 1, len(sources))
+    if registry is not None and wishes:
+        _register(registry, wishes, findings)
+    return tuple(findings)
+
+
+def adapter_names(prefix: str, sources: list[Source]) -> list[str]:
+    """What adapters found below a prefix are called: the path below it, or its own last part for what is at it.
+
+    >>> from loratory.adapters.sources.source import parse_source
+    >>> adapter_names("s3://acme/lora", [parse_source("s3://acme/lora/sql/v2"), parse_source("s3://acme/lora")])
+    ['sql/v2', 'lora']
+    """
+    root = prefix.rstrip("/") if "://" in prefix else str(absolute(prefix))
+    names = []
+    for source in sources:
+        text = str(source).rstrip("/")
+        below = text.removeprefix(root).strip("/") if text.startswith(root) else text
+        names.append(below or text.rpartition("/")[2])
+    return names
+
+
+def _register(registry: Registry, wishes: Mapping[int, Registration], findings: list[Finding]) -> None:
+    known = {(record.name, record.source, record.digest): record for record in registry.list()}
+    with registry.writing() as writer:
+        for place, wish in wishes.items():
+            there = known.get((wish.name, wish.source, wish.description.digest))
+            if there is not None and wish.tenant in (None, there.tenant):
+                findings[place] = replace(findings[place], outcome="known", record=there)
+                continue
+            try:
+                findings[place] = replace(findings[place], outcome="added", record=writer.add(wish))
+            except InputError as error:
+                findings[place] = replace(findings[place], outcome="refused", why=str(error))

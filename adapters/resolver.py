@@ -1,0 +1,238 @@
+"""LoRAResolver, who turns the adapter name of a request into an adapter on this machine; from a registry or a folder.
+
+The interface is vLLM's (vllm/lora/resolver.py): None means "no adapter of mine", so that the next resolver is asked.
+Whatever goes wrong with an adapter is a `RefusedAdapter`: it ends the one request, and no engine sees the adapter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loratory.adapters.fetch import Intake, absolute
+from loratory.adapters.files.validation import Limits
+from loratory.adapters.ids import HashIds
+from loratory.adapters.record import split_ref
+from loratory.adapters.sources.cache import AdapterCache
+from loratory.adapters.sources.remote import CONFIG
+from loratory.adapters.sources.source import Source, list_source, parse_source
+from loratory.adapters.verified import Fetched, Verified
+from loratory.errors import InputError, LoratoryError, RefusedAdapter, UnknownAdapter
+from loratory.serving.lora import LoRARequest
+
+if TYPE_CHECKING:
+    from loratory.adapters.registry.registry import Registry
+
+
+class LoRAResolver(Protocol):
+    """Finds adapters by the names that requests use."""
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """The adapter with ``lora_path`` a local folder that was validated; None when the name is not known here.
+
+        ``base_model_name`` is what the engine calls its model. Raises `RefusedAdapter`, and nothing else.
+        """
+
+
+class RegistryResolver:
+    """Adapters of a registry, by ``name`` or ``name@version``, with the registry's ids.
+
+    What it hands out has the digest that was registered. An adapter for another base model than the engine's is
+    refused; ``base_models`` are further names the engine's model goes by. Folders stay leased in the cache until
+    `forget`, since an engine reads an adapter's files again whenever it loads it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        cache: AdapterCache,
+        limits: Limits | None = None,
+        base_models: Collection[str] = (),
+    ) -> None:
+        self._registry = registry
+        self._base_models = frozenset(base_models)
+        self._leases = _Leases(Intake(cache, limits))
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """`LoRAResolver.resolve_lora`; the look-up and the download are done in a thread."""
+        return await _guarded(lora_name, lambda: self._resolve(base_model_name, lora_name))
+
+    def forget(self, lora_name: str) -> None:
+        """Lets the cache evict an adapter, named as `LoRARequest.lora_name` names it; the engine has unloaded it."""
+        self._leases.drop(lora_name)
+
+    def _resolve(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        try:
+            split_ref(lora_name)
+        except InputError:
+            # What no registry can hold is another resolver's, or nobody's.
+            return None
+        try:
+            record = self._registry.resolve(lora_name)
+        except UnknownAdapter:
+            return None
+        _check_base(record.ref, record.base_model, base_model_name, self._base_models)
+        found = self._leases.intake.fetch_record(record)
+        self._leases.keep(record.ref, found)
+        return record.lora_request(str(found.folder))
+
+
+class SourceResolver:
+    """Adapters below a local folder or an ``hf://``, ``s3://`` or ``gs://`` prefix, by their path below it.
+
+    Ids are `HashIds` of source and digest: the same in every process, and another when the content changes. Sources are
+    looked for at each call, so an adapter that is put there later is found.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        cache: AdapterCache,
+        limits: Limits | None = None,
+        base_models: Collection[str] = (),
+    ) -> None:
+        self._local = "://" not in prefix
+        self._prefix = str(absolute(prefix)) if self._local else prefix.rstrip("/")
+        if self._prefix.startswith(("http://", "https://")):
+            raise InputError(f"{prefix} cannot be listed, as web servers cannot: register its adapters one by one")
+        self._base_models = frozenset(base_models)
+        self._leases = _Leases(Intake(cache, limits))
+        self._ids: dict[int, tuple[str, str]] = {}
+        self._mutex = Lock()
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """`LoRAResolver.resolve_lora`; listing and download are done in a thread."""
+        return await _guarded(lora_name, lambda: self._resolve(base_model_name, lora_name))
+
+    def forget(self, lora_name: str) -> None:
+        """Lets the cache evict an adapter; the engine has unloaded it."""
+        self._leases.drop(lora_name)
+
+    def _resolve(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        source = self._find(lora_name)
+        if source is None:
+            return None
+        found = self._leases.intake.fetch(source)
+        base_model = found.description.base_model
+        try:
+            _check_base(lora_name, base_model, base_model_name, self._base_models)
+        except RefusedAdapter:
+            self._leases.intake.release(found)
+            raise
+        self._leases.keep(lora_name, found)
+        number = self._id(str(source), found.description.digest)
+        return LoRARequest(lora_name, number, str(found.folder), base_model)
+
+    def _find(self, lora_name: str) -> Source | None:
+        """The source a name means; None for what is not below the prefix, such as a path or a link out of it."""
+        if any(part.startswith(".") or not _PART.fullmatch(part) for part in lora_name.split("/")):
+            return None
+        if self._local:
+            folder = Path(self._prefix, lora_name)
+            inside = folder.resolve().is_relative_to(Path(self._prefix).resolve())
+            return parse_source(str(folder)) if inside and (folder / CONFIG).is_file() else None
+        return next((each for each in list_source(self._prefix) if self._named(each) == lora_name), None)
+
+    def _named(self, source: Source) -> str:
+        return str(source).removeprefix(self._prefix).strip("/")
+
+    def _id(self, source: str, digest: str) -> int:
+        """The id of lowest round that no other adapter of this resolver has."""
+        with self._mutex:
+            tried = 0
+            while self._ids.setdefault(number := HashIds.candidate(source, digest, tried), (source, digest)) != (
+                source,
+                digest,
+            ):
+                tried += 1
+            return number
+
+
+class ResolverChain:
+    """Asks resolvers in turn until one knows the name, and refuses an id that already means another adapter."""
+
+    def __init__(self, *resolvers: LoRAResolver) -> None:
+        self._resolvers = resolvers
+        self._meanings: dict[int, str] = {}
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """`LoRAResolver.resolve_lora`. A resolver that refuses is the last one asked: its word counts."""
+        for resolver in self._resolvers:
+            found = await resolver.resolve_lora(base_model_name, lora_name)
+            if found is None:
+                continue
+            meaning = self._meanings.setdefault(found.lora_int_id, found.lora_name)
+            if meaning != found.lora_name:
+                raise RefusedAdapter(
+                    f"adapter {lora_name!r} has the lora_int_id {found.lora_int_id}, which is adapter {meaning!r} "
+                    "here: register it, so that it gets an id of its own"
+                )
+            return found
+        return None
+
+
+class VLLMResolver:
+    """A resolver as vLLM's registry of resolvers wants it: it gives vLLM's ``LoRARequest``, imported when first needed.
+
+    ``kind`` is that class, or one like it.
+    """
+
+    def __init__(self, resolver: LoRAResolver, kind: type[Any] | None = None) -> None:
+        self._resolver = resolver
+        self._kind = kind
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
+        """`LoRAResolver.resolve_lora` with the result turned into vLLM's object."""
+        found = await self._resolver.resolve_lora(base_model_name, lora_name)
+        return None if found is None else found.to_vllm(self._kind)
+
+
+_PART = re.compile(r"[^\x00-\x1f\x7f\\]+")
+
+
+class _Leases:
+    """The folders handed out, one for each adapter, however often it was asked for."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.intake = intake
+        self._kept: dict[str, Fetched | Verified] = {}
+        self._mutex = Lock()
+
+    def keep(self, name: str, found: Fetched | Verified) -> None:
+        with self._mutex:
+            former, self._kept[name] = self._kept.get(name), found
+        if former is not None:
+            self.intake.release(former)
+
+    def drop(self, name: str) -> None:
+        with self._mutex:
+            former = self._kept.pop(name, None)
+        if former is not None:
+            self.intake.release(former)
+
+
+async def _guarded(lora_name: str, work: Callable[[], LoRARequest | None]) -> LoRARequest | None:
+    """``work`` in a thread; whatever it raises is the refusal of this one name."""
+    try:
+        return await asyncio.to_thread(work)
+    except RefusedAdapter:
+        raise
+    except LoratoryError as error:
+        raise RefusedAdapter(f"adapter {lora_name!r} is refused: {error}") from error
+    except Exception as error:
+        raise RefusedAdapter(
+            f"adapter {lora_name!r} is refused, {type(error).__name__} came up ({error}): see the log, and report it"
+        ) from error
+
+
+def _check_base(name: str, wanted: str | None, served: str, aliases: frozenset[str]) -> None:
+    if wanted is None or not served or wanted == served or wanted in aliases:
+        return
+    raise RefusedAdapter(
+        f"adapter {name!r} is for the base model {wanted!r}, and this engine serves {served!r}: route the request to "
+        "one that serves it, or give the resolver that name in base_models"
+    )

@@ -1,0 +1,1 @@
+"""executor.attention: attention over the paged KV cache, on the CPU and on CUDA."""

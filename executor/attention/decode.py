@@ -1,0 +1,90 @@
+"""Decode: attention of decoding sequences on a CPU, one query a sequence, and what its two ways share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loratory.executor.batch import Batch
+from loratory.executor.kv_cache import KVCache
+
+
+class Decode(Protocol):
+    """Attention of a batch's decoding sequences, its first rows: ``begin`` once a batch, ``run`` once a layer."""
+
+    def begin(self, batch: Batch, cache: KVCache) -> None:
+        """Lay out the work that is the same in all layers. The batch has at least one decoding sequence."""
+
+    def run(self, q: Tensor, out: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Into ``out`` from ``q``, both (decodes, heads * head_dim), and a layer's pages as `KVCache` has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """``heads`` query heads of ``head_dim`` numbers; as many of them as ``shared`` have one key-value head."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def shared(self) -> int:
+        """Query heads on one key-value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied with."""
+        return 1.0 / math.sqrt(self.head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """The decoding sequences by length, longest first. ``order`` says which they are in the batch; None: as there.
+
+    ``tables``: (sequences, blocks); a page past a sequence's end is one of its own. What another sequence wrote must
+    not reach it, not even multiplied by 0, which leaves NaN. ``column``: ``lengths`` as (sequences, 1).
+    """
+
+    lengths: list[int]
+    column: Tensor
+    order: Tensor | None
+    tables: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, size: int) -> Ordered:
+        """Of a batch's decoding sequences, in blocks of ``size`` tokens."""
+        count = batch.decodes
+        lengths = sorted(batch.kv_lengths[:count], reverse=True)
+        tables, column, order = batch.block_tables[:count], torch.tensor(batch.kv_lengths[:count]).unsqueeze(1), None
+        if tuple(lengths) != batch.kv_lengths[:count]:
+            order = column.squeeze(1).argsort(descending=True, stable=True)
+            tables, column = tables.index_select(0, order), column.index_select(0, order)
+        tables = torch.where(torch.arange(tables.shape[1]) * size < column, tables, tables[:, :1])
+        return cls(lengths, column, order, tables)
+
+    def past(self, begin: int, end: int, longest: int) -> Tensor:
+        """(end - begin, longest): which tokens are past the end of their sequence."""
+        return torch.arange(longest) >= self.column[begin:end]
+
+
+def length_groups(lengths: Sequence[int], page: int, cost_tokens: int, most_tokens: int) -> list[tuple[int, int]]:
+    """(begin, end) of groups of descending ``lengths``, each padded to the pages of its first.
+
+    A group ends before its padding exceeds ``cost_tokens``, or its padded size ``most_tokens``; it has at least one.
+    """
+    groups: list[tuple[int, int]] = []
+    begin = padding = 0
+    for index, length in enumerate(lengths):
+        longest = -(-lengths[begin] // page) * page
+        padding += longest - length
+        if index > begin and (padding > cost_tokens or (index - begin + 1) * longest > most_tokens):
+            groups.append((begin, index))
+            begin, padding = index, -(-length // page) * page - length
+    groups.append((begin, len(lengths)))
+    return groups

@@ -1,0 +1,1 @@
+"""loratory.cli: the command line."""

@@ -1,0 +1,384 @@
+"""adapters_cli: the commands ``loratory adapters ...``: the registry, from the first adapter to export."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from loratory.cli.adapters_options import (
+    DEFAULT_CACHE_SIZE,
+    DEFAULT_MAX_RANK,
+    REGISTRY_VARIABLE,
+    CacheFolder,
+    CacheSize,
+    Ids,
+    Labels,
+    MaxRank,
+    Model,
+    NewVersion,
+    RegistryPlace,
+    Tenant,
+    intake,
+    labels_of,
+    reading,
+    writing,
+)
+from loratory.cli.terminal import Json, dump, progress, say, show, width
+from loratory.errors import InputError
+
+app = typer.Typer(
+    help="Register adapters under names and immutable ids, check them, and resolve them.", rich_markup_mode=None
+)
+Ref = Annotated[str, typer.Argument(help="NAME (its default version) or NAME@VERSION")]
+Name = Annotated[str, typer.Argument(help="an adapter's name")]
+DAMAGED = 1
+_WIDE = 120
+"""Columns from which on a terminal has room for all that adapters list can show."""
+
+
+@app.callback(invoke_without_command=True)
+def _adapters(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_adapters(registry=os.environ.get(REGISTRY_VARIABLE))
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="what requests will call it")],
+    source: Annotated[str, typer.Argument(help="a folder, hf://, s3://, gs:// or https://")],
+    tenant: Tenant = None,
+    label: Labels = None,
+    lora_int_id: Annotated[int | None, typer.Option("--id", help="its lora_int_id, where clients give ids")] = None,
+    new_version: NewVersion = False,
+    ids: Ids = None,
+    registry: RegistryPlace = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    model: Model = None,
+    max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
+    as_json: Json = False,
+) -> None:
+    """Fetch an adapter, validate it, and register it; nothing is registered when anything is refused."""
+    from loratory.cli.adapters_tables import as_json as values
+    from loratory.cli.adapters_tables import line
+
+    labels = labels_of(label)
+    with intake(cache, cache_size, model, max_lora_rank) as way:
+        wish = way.registration(
+            name, source, tenant=tenant, labels=labels, lora_int_id=lora_int_id, new_version=new_version
+        )
+    with writing(registry, ids) as book:
+        before = {record.ref for record in book.list(prefix=name)} if book.exists else set()
+        (record,) = book.add_many([wish])
+        default = book.defaults()[name]
+    added = record.ref not in before
+    if as_json:
+        dump({"added": added, **values(record, default == record.version)})
+        return
+    print(f"{'registered' if added else 'already registered:'} {record.ref}: {line(record)}")
+    if default != record.version:
+        say(f"note: {name} still resolves to {name}@{default}: loratory adapters promote {name} {record.version}")
+
+
+@app.command("list")
+def list_adapters(
+    prefix: Annotated[str, typer.Argument(help="only names that begin with it")] = "",
+    tenant: Tenant = None,
+    label: Labels = None,
+    base_model: Annotated[str | None, typer.Option("--base-model", help="only adapters for it")] = None,
+    removed: Annotated[bool, typer.Option("--removed", help="tombstones, too")] = False,
+    registry: RegistryPlace = None,
+    as_json: Json = False,
+) -> None:
+    """List the versions of all adapters; an asterisk marks what a name resolves to."""
+    from loratory.cli.adapters_tables import as_json as values
+    from loratory.cli.adapters_tables import records_table
+
+    with reading(registry) as book:
+        found = book.list(prefix=prefix, tenant=tenant, base_model=base_model, labels=labels_of(label), removed=removed)
+        defaults = book.defaults()
+    if as_json:
+        dump([values(record, defaults.get(record.name) == record.version) for record in found])
+    elif found:
+        narrow = sys.stdout.isatty() and width() < _WIDE
+        show(records_table(found, defaults, narrow), whole=True)
+        if narrow:
+            say("adapters show NAME has base model, tenant and labels, too; so has a wider terminal, a pipe, or --json")
+    else:
+        print("no adapter fits: loratory adapters add NAME SOURCE registers one")
+
+
+@app.command("show")
+def show_adapter(
+    ref: Annotated[str | None, typer.Argument(help="NAME (its default version) or NAME@VERSION")] = None,
+    lora_int_id: Annotated[int | None, typer.Option("--id", help="or the lora_int_id, be it of a removed one")] = None,
+    registry: RegistryPlace = None,
+    as_json: Json = False,
+) -> None:
+    """Show every fact of one version, and which other versions its name has."""
+    from loratory.cli.adapters_tables import as_json as values
+    from loratory.cli.adapters_tables import facts_table
+
+    if (ref is None) == (lora_int_id is None):
+        raise InputError("give either NAME[@VERSION] or --id N, to say which adapter to show")
+    with reading(registry) as book:
+        record = book.by_id(lora_int_id) if lora_int_id is not None else book.resolve(str(ref))
+        default = book.defaults().get(record.name)
+        versions = [each for each in book.list(prefix=record.name, removed=True) if each.name == record.name]
+        meaning: dict[str, Any] = {}
+        if book.ids == "semantic":
+            said = book.decode(record.lora_int_id)
+            meaning = {"task": said.task, "domain": said.domain, "version": said.version}
+    if as_json:
+        others = [each.ref for each in versions if not each.removed]
+        decoded = {"decoded_id": meaning} if meaning else {}
+        dump({**values(record, default == record.version), **decoded, "versions": others})
+        return
+    show(facts_table(record, default), whole=True)
+    if meaning:
+        print(f"the id says: task {meaning['task']}, domain {meaning['domain']}, version {meaning['version']}")
+    marks = [f"@{each.version}" + (" (removed)" if each.removed else "") for each in versions]
+    print(f"versions: {', '.join(marks)}")
+
+
+@app.command("resolve")
+def resolve(
+    ref: Ref,
+    fetch: Annotated[bool, typer.Option("--fetch/--no-fetch", help="without it, lora_path is the source")] = True,
+    registry: RegistryPlace = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    model: Model = None,
+    max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
+    as_json: Json = False,
+) -> None:
+    """Print what an engine is to load: name, id, and the local folder, once its digest is what was registered."""
+    with reading(registry) as book:
+        record = book.resolve(ref)
+    path = None
+    if fetch:
+        with intake(cache, cache_size, model, max_lora_rank) as way:
+            path = str(way.fetch_record(record).folder)
+    request = record.lora_request(path)
+    if as_json:
+        dump({key: getattr(request, key) for key in ("lora_name", "lora_int_id", "lora_path", "base_model_name")})
+    else:
+        print(f"{request.lora_name}\t{request.lora_int_id}\t{request.lora_path}")
+
+
+@app.command("promote")
+def promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="what NAME is to resolve to")],
+    registry: RegistryPlace = None,
+    as_json: Json = False,
+) -> None:
+    """Make a name resolve to another version, in every engine at once."""
+    from loratory.cli.adapters_tables import as_json as values
+
+    with reading(registry) as book:
+        record = book.promote(name, version)
+    if as_json:
+        dump(values(record, True))
+    else:
+        print(f"{name} resolves to {record.ref} (id {record.lora_int_id})")
+
+
+@app.command("rollback")
+def rollback(name: Name, registry: RegistryPlace = None, as_json: Json = False) -> None:
+    """Undo the last promote of a name."""
+    from loratory.cli.adapters_tables import as_json as values
+
+    with reading(registry) as book:
+        record = book.rollback(name)
+    if as_json:
+        dump(values(record, True))
+    else:
+        print(f"{name} resolves to {record.ref} (id {record.lora_int_id}) again")
+
+
+@app.command("remove")
+def remove(ref: Ref, registry: RegistryPlace = None, as_json: Json = False) -> None:
+    """Remove a version, or a name with all its versions; their ids are never given again."""
+    from loratory.cli.adapters_tables import as_json as values
+
+    with reading(registry) as book:
+        gone = book.remove(ref)
+    if as_json:
+        dump([values(record, False) for record in gone])
+    else:
+        ids = ", ".join(str(record.lora_int_id) for record in gone)
+        print(f"removed {', '.join(record.ref for record in gone)}; never given again: id {ids}")
+
+
+@app.command("history")
+def history(name: Name, registry: RegistryPlace = None, as_json: Json = False) -> None:
+    """Show what was done to a name, oldest first."""
+    from loratory.cli.adapters_tables import change_json, history_table
+
+    with reading(registry) as book:
+        changes = book.history(name)
+    if as_json:
+        dump([change_json(change) for change in changes])
+    else:
+        show(history_table(changes), whole=True)
+
+
+@app.command("verify")
+def verify(
+    ref: Annotated[str | None, typer.Argument(help="NAME or NAME@VERSION; without it, all")] = None,
+    registry: RegistryPlace = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    model: Model = None,
+    max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
+    as_json: Json = False,
+) -> int:
+    """Fetch adapters again and compare them with their records, and check the registry itself. Exit code 1: damage."""
+    from loratory.adapters.registry.check import problems
+
+    with reading(registry) as book:
+        wrong = problems(book)
+        records = [book.resolve(ref)] if ref is not None else list(book.list())
+    damaged: dict[str, str] = {}
+    with (
+        intake(cache, cache_size, model, max_lora_rank) as way,
+        progress("verifying") as tell,
+    ):
+        for place, record in enumerate(records):
+            try:
+                way.release(way.fetch_record(record, revalidate=True))
+            except InputError as error:
+                damaged[record.ref] = str(error)
+            tell(record.ref, place + 1, len(records))
+    if as_json:
+        checked = [{"ref": r.ref, "ok": r.ref not in damaged, "why": damaged.get(r.ref)} for r in records]
+        dump({"registry": wrong, "adapters": checked})
+    else:
+        for text in wrong:
+            print(f"registry: {text}")
+        for text in damaged.values():
+            print(text)
+        print(f"{len(records) - len(damaged)} of {len(records)} adapters are what was registered; ", end="")
+        print(f"the registry has {len(wrong)} problems" if wrong else "the registry agrees with its history")
+    return DAMAGED if wrong or damaged else 0
+
+
+@app.command("scan")
+def scan_prefix(
+    prefix: Annotated[str, typer.Argument(help="a folder, hf://ORG, hf://ORG/REPO, s3://... or gs://...")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="register nothing")] = False,
+    tenant: Tenant = None,
+    label: Labels = None,
+    new_version: NewVersion = False,
+    ids: Ids = None,
+    registry: RegistryPlace = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    model: Model = None,
+    max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
+    as_json: Json = False,
+) -> int:
+    """Register every valid adapter below a prefix, by its path there. Exit code 1: some were refused."""
+    from loratory.adapters.registry.scan import scan
+    from loratory.cli.adapters_tables import finding_json, findings_table
+
+    labels = labels_of(label)
+    with (
+        intake(cache, cache_size, model, max_lora_rank) as way,
+        writing(registry, ids) as book,
+        progress("scanning") as tell,
+    ):
+        target = None if dry_run else book
+        found = scan(prefix, target, way, tenant=tenant, labels=labels, new_version=new_version, progress=tell)
+    counts = {kind: sum(each.outcome == kind for each in found) for kind in ("added", "known", "valid", "refused")}
+    if as_json:
+        dump([finding_json(each) for each in found])
+    elif found:
+        show(findings_table(found), whole=True)
+        print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    else:
+        print(f"no adapter is at or below {prefix}: a folder with an adapter_config.json is one")
+    return DAMAGED if counts["refused"] else 0
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[
+        list[str] | None,
+        typer.Argument(help="a YAML manifest, or a text with vLLM's --lora-modules", show_default=False),
+    ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--lora-modules", help="name=path or JSON items, as many as vLLM takes; may be repeated"),
+    ] = None,
+    new_version: NewVersion = False,
+    ids: Ids = None,
+    registry: RegistryPlace = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    model: Model = None,
+    max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
+    as_json: Json = False,
+) -> None:
+    """Register all adapters of a list, or none of them."""
+    from loratory.adapters.registry.import_manifest import import_manifest
+    from loratory.cli.adapters_tables import as_json as values
+    from loratory.cli.adapters_tables import line
+    from loratory.cli.adapters_transfer import read_list
+
+    listed = read_list(file or [], modules or [])
+    with (
+        intake(cache, cache_size, model, max_lora_rank) as way,
+        writing(registry) as plain,
+        progress("importing") as tell,
+    ):
+        strategy = ids or (None if plain.exists else listed.manifest.ids)
+        with writing(registry, strategy) as book:
+            done = import_manifest(listed.manifest, book, way, new_version=new_version, progress=tell)
+            notes = (*done.notes, *listed.notes(book))
+            defaults = book.defaults()
+    if as_json:
+        shown = [values(record, defaults.get(record.name) == record.version) for record in done.records]
+        dump({"added": shown, "known": done.known, "notes": list(notes)})
+        return
+    for record in done.records:
+        print(f"registered {record.ref}: {line(record)}")
+    print(f"{len(done.records)} added, {done.known} known")
+    for note in notes:
+        say(f"note: {note}")
+
+
+@app.command("export")
+def export(
+    form: Annotated[Literal["yaml", "vllm"], typer.Option("--format", help="yaml: a manifest of all; vllm")] = "yaml",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a file, instead of the terminal")] = None,
+    local: Annotated[bool, typer.Option("--local", help="vllm: fetch all, and name their folders here")] = False,
+    registry: RegistryPlace = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    as_json: Json = False,
+) -> None:
+    """Write the registry as a manifest, or its default versions as vLLM's --lora-modules."""
+    from loratory.adapters.registry.manifest import dump_manifest, manifest_of
+    from loratory.adapters.registry.vllm_lora_modules import module_of
+    from loratory.cli.adapters_transfer import modules_text, write_text
+
+    if form == "yaml":
+        if local or as_json:
+            raise InputError("--local and --json go with --format vllm only: leave them out, or choose it")
+        with reading(registry) as book:
+            write_text(dump_manifest(manifest_of(book)), out)
+        return
+    with reading(registry) as book:
+        records = [book.resolve(name) for name in book.names()]
+    found = []
+    with intake(cache, cache_size, None, 2**31 - 1) as way, progress("fetching") as tell:
+        for place, record in enumerate(records):
+            found.append(module_of(record, str(way.fetch_record(record).folder) if local else None))
+            tell(record.ref, place + 1, len(records))
+    write_text(modules_text(found, as_json), out)

@@ -1,0 +1,140 @@
+"""Options of ``loratory adapters``: where the registry and the cache are, and what an adapter may be."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.adapters.fetch import Intake
+    from loratory.adapters.files.base_shapes import BaseShapes
+    from loratory.adapters.registry.registry import Registry
+
+REGISTRY_VARIABLE = "LORATORY_REGISTRY"
+CACHE_VARIABLE = "LORATORY_CACHE"
+RegistryPlace = Annotated[
+    str | None,
+    typer.Option("--registry", envvar=REGISTRY_VARIABLE, help="file or postgresql:// URL; by default your own file"),
+]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", envvar=CACHE_VARIABLE, help="folder of downloads; by default your own")
+]
+CacheSize = Annotated[
+    str, typer.Option("--cache-size", envvar="LORATORY_CACHE_SIZE", help="limit of the downloads, such as 20GiB")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="catalogue name or config.json: adapters must have its shapes")
+]
+MaxRank = Annotated[int, typer.Option("--max-lora-rank", min=1, help="largest rank that is accepted")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="whose it is")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="key=value; may be repeated")]
+Ids = Annotated[
+    str | None, typer.Option("--ids", help="id strategy of a new registry: sequential, hash, user or semantic")
+]
+NewVersion = Annotated[
+    bool, typer.Option("--new-version", help="a name that has other content already gets its next version")
+]
+
+DEFAULT_CACHE_SIZE = "64GiB"
+DEFAULT_MAX_RANK = 256
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+@contextmanager
+def reading(place: str | None) -> Iterator[Registry]:
+    """A registry that is there already."""
+    from loratory.adapters.registry.registry import Registry
+
+    with Registry(place or str(_data_folder() / "adapters.db"), create=False) as registry:
+        yield registry
+
+
+@contextmanager
+def writing(place: str | None, ids: str | None = None) -> Iterator[Registry]:
+    """A registry, made when something is first written to it; the folder of the default one, too."""
+    from loratory.adapters.registry.registry import Registry
+
+    if place is None:
+        folder = _data_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror}): give --registry FILE") from error
+        place = str(folder / "adapters.db")
+    registry = Registry(place, ids)
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+@contextmanager
+def intake(
+    cache: Path | None,
+    cache_size: str = DEFAULT_CACHE_SIZE,
+    model: str | None = None,
+    max_lora_rank: int = DEFAULT_MAX_RANK,
+) -> Iterator[Intake]:
+    """How adapters come in, with a cache (by default your own) that is closed at the end."""
+    from loratory.adapters.fetch import Intake
+    from loratory.adapters.files.validation import Limits
+    from loratory.adapters.sources.cache import AdapterCache
+
+    limits = Limits(max_lora_rank=max_lora_rank, base=None if model is None else base_shapes(model))
+    named = cache or os.environ.get(CACHE_VARIABLE)
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory" / "adapters"
+    folder = Path(named) if named else own
+    with AdapterCache(folder, size_bytes(cache_size)) as store:
+        yield Intake(store, limits)
+
+
+def base_shapes(model: str) -> BaseShapes:
+    """The shapes of a model of the catalogue, or of a Hugging Face ``config.json`` or the folder that holds one."""
+    from loratory.adapters.files.base_shapes import BaseShapes
+    from loratory.sim.catalogue import model as spec_of
+
+    try:
+        spec = spec_of(model)
+    except InputError as error:
+        raise InputError(f"--model: {error}") from error
+    return BaseShapes(
+        spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.family
+    )
+
+
+def size_bytes(text: str) -> int:
+    """Bytes that a size says: ``20GiB``, ``500 MB``, ``1000``.
+
+    >>> size_bytes("1.5 KiB")
+    1536
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match.group(2) not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
+        raise InputError(f"--cache-size {text!r} is no size above 0: write it like 20GiB or 500MB")
+    return size
+
+
+def labels_of(given: list[str] | None) -> Mapping[str, str]:
+    """The mapping that ``--label key=value`` options say."""
+    found: dict[str, str] = {}
+    for item in given or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--label {item!r} has no =: write it as key=value")
+        if key in found:
+            raise InputError(f"--label {key} is given twice: keep one")
+        found[key] = value
+    return found
+
+
+def _data_folder() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loratory"

@@ -1,0 +1,313 @@
+"""cli: the ``loratory`` command. Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 3 an SLO missed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from contextlib import redirect_stdout, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from loratory.cli.adapters import app as adapters_app
+from loratory.cli.profile import profile_command
+from loratory.cli.reproduce import reproduce_command
+from loratory.cli.scenarios import app as scenarios_app
+from loratory.cli.terminal import Json, complain, dump, progress, say, show, width
+from loratory.cli.traces import app as traces_app
+from loratory.errors import InputError, LoratoryError, several, shortened
+from loratory.experiment.interruption import interruptible
+from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
+from loratory.reports.number_text import listed
+from loratory.serving.guest_errors import unexpected
+
+app = typer.Typer(
+    help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("reproduce")(reproduce_command)
+app.command("profile")(profile_command)
+app.add_typer(adapters_app, name="adapters")
+app.add_typer(scenarios_app, name="scenarios")
+app.add_typer(traces_app, name="traces")
+
+MISSED_SLO = 3
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is one line on stderr, without a traceback."""
+    if not os.environ.get("LORATORY_TRACEBACK"):
+        warnings.simplefilter("ignore")  # numpy's, on values so large or small that a scenario had to lift the limits
+        sys.unraisablehook = lambda _: None  # a policy's generator that refuses to end would print a traceback
+    with interruptible("SIGTERM", "SIGHUP") as received:
+        code = _carry_out(received)
+    if received:
+        complain(f"interrupted by {signal.Signals(received[0]).name}; nothing was written")
+        code = 128 + received[0]
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _carry_out(received: list[int]) -> Any:
+    """Run the command; what it returns, or the exit code of what went wrong, which has been told by then."""
+    code: Any
+
+    def tell(text: str) -> None:
+        if not received:  # a signal is told once, whatever else comes of it
+            complain(text)
+
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except LoratoryError as error:
+        tell(str(error))
+        code = error.exit_code
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+        else:
+            tell(f"{error.format_message().rstrip('.')}; see loratory --help")
+        code = InputError.exit_code
+    except (KeyboardInterrupt, typer.Abort) as error:
+        tell("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "no more input")
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        _silence()
+        code = 1
+    except Exception as error:
+        if os.environ.get("LORATORY_TRACEBACK") and not received:
+            raise
+        if isinstance(error, OSError):
+            tell(f"{shortened(str(error), 200)}: free space, or check the path and its permissions")
+            code = InputError.exit_code
+            if error.filename is None:
+                _silence()
+        else:
+            tell(unexpected(error))
+            code = LoratoryError.exit_code
+    return code
+
+
+def _silence() -> None:
+    """Nothing more can be printed: let Python's last flush of stdout go nowhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from loratory import __version__
+
+        print(f"loratory {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _loratory(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself; ``--version`` is carried out by its callback."""
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="a scenario file, or the name of a library scenario")],
+    on: Annotated[str, typer.Option("--on", help="backend: sim, or executor to run it for real")] = "sim",
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="instead of the scenario's; may be repeated")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, such as engine.max_loras=8; may be repeated")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="result folder; by default results/NAME")] = None,
+    time_scale: Annotated[
+        float | None, typer.Option("--time-scale", help="on the executor: send requests so many times as fast")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="processes that share the runs")] = 1,
+    decisions: Annotated[bool, typer.Option(help="write decisions.jsonl")] = True,
+    policy_timeout: Annotated[
+        float, typer.Option("--policy-timeout", help="seconds a policy may take for one answer, and for its import")
+    ] = POLICY_TIMEOUT_S,
+    unbounded: Annotated[
+        bool, typer.Option("--unbounded", help="lift the limits on sizes that only a slip of the pen exceeds")
+    ] = False,
+    require_slo: Annotated[bool, typer.Option("--require-slo", help="exit 3 when a policy misses the SLO")] = False,
+    as_json: Json = False,
+) -> int:
+    """Run a scenario under its policies and write a report."""
+    if on not in ("sim", "executor"):
+        raise InputError(f"--on {on} is no backend: use sim or executor")
+    if on == "executor" and jobs > 1:
+        raise InputError("--jobs shares simulated runs among processes: leave it out with --on executor")
+    if time_scale is not None:
+        if on != "executor":
+            raise InputError("--time-scale is for --on executor: simulated time costs nothing")
+        override = [*(override or []), f"executor.time_scale={time_scale}"]
+    from loratory.experiment.resolve import build_file
+    from loratory.experiment.run import run_scenario
+    from loratory.reports.folder import check_target
+    from loratory.reports.outcomes import unserved_runs
+    from loratory.scenarios.load import load_scenario
+
+    given = [*(override or [])]
+    loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
+    if require_slo and not loaded.slo.targets():
+        raise InputError("--require-slo needs a slo section in the scenario: add one, such as slo: {ttft_p99_s: 2.0}")
+    build_file(scenario, loaded)
+    target = out or Path("results") / _slug(loaded.name)
+    check_target(target)
+    if on == "sim":
+        with progress("simulating") as tell, redirect_stdout(sys.stderr):  # what a policy prints is no result
+            summary = run_scenario(
+                loaded, target, jobs=jobs, decisions=decisions, progress=tell, policy_timeout_s=policy_timeout
+            )
+    else:
+        from loratory.experiment.execute import execute_scenario
+
+        with progress("running") as tell, redirect_stdout(sys.stderr):
+            summary = execute_scenario(
+                loaded, target, decisions=decisions, progress=tell, policy_timeout_s=policy_timeout
+            )
+    if as_json:
+        dump(summary)
+    else:
+        _tell_run(summary, loaded.description, target, require_slo)
+    empty = unserved_runs(summary["runs"])
+    missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is not True]
+    if empty is not None:
+        complain(empty)
+        return LoratoryError.exit_code
+    if require_slo and missed:
+        complain(f"the SLO was missed by {several(dict.fromkeys(missed))}")
+        return MISSED_SLO
+    return 0
+
+
+def _tell_run(summary: dict[str, Any], description: str, target: Path, required: bool) -> None:
+    from loratory.cli.tables import summary_tables
+    from loratory.reports.bottlenecks import advice_of
+    from loratory.reports.outcomes import outcome_notes
+    from loratory.reports.warmup import warmup_notes
+
+    runs, facts = summary["runs"], summary["setup"]
+    if description:
+        say(f"{runs[0]['scenario']}: {description}")
+    say(f"{facts['model']} on {facts['GPU']}: {facts['engine']}")
+    error = f"; known error: {facts['known error']}" if "known error" in facts else ""
+    say(f"cost model: {facts['cost model'].partition(' (')[0]}{error}")
+    for table in summary_tables(summary, width()):
+        show(table)
+    if len(facts["seeds"].partition(";")[0].split(",")) > 1:
+        say(f"Means over seeds {facts['seeds'].partition(';')[0]}; requests of all seeds together.")
+    for names, text in advice_of(runs):
+        whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
+        say(f"next{whose}: {text}")
+    for warning in dict.fromkeys(w for r in runs for w in r.get("warnings", ())):
+        say(f"note: {warning}")
+    for text in warmup_notes(runs):
+        say(f"note: {text}")
+    for _, text, _ in outcome_notes(runs):
+        say(f"note: {text}")
+    if not required and any(run["slo"]["met"] is False for run in runs):
+        say("note: the SLO was missed; with --require-slo the command exits 3 when it is")
+    print(f"report: {target / 'report.html'}")
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "scenario"
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="two or more result folders; the first is the reference")],
+    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="only these; may be repeated")] = None,
+    as_json: Json = False,
+) -> int:
+    """Put result folders side by side: settings that differ, differences and 95 % intervals over seeds.
+
+    A simulation followed by measurements of the same scenario is held to limits; exit code 1 when one is missed.
+    """
+    from loratory.reports.compare import compare as compare_folders
+
+    found = compare_folders(folders)
+    known = {difference.metric for difference in found.differences}
+    for name in metric or []:
+        if name not in known:
+            raise InputError(f"--metric {name!r} is in none of the summaries: choose from {', '.join(sorted(known))}")
+    agreed = None
+    if found.backends[0] == "sim" and set(found.backends[1:]) == {"executor"}:
+        from loratory.reports.agreement import agreement
+
+        agreed = agreement(folders[0], folders[1:])
+    if as_json:
+        dump(found.as_dict() | ({} if agreed is None else {"agreement": agreed.as_dict()}))
+    else:
+        from loratory.cli.comparison_text import tell_agreement, tell_comparison
+
+        tell_comparison(found, metric or ())
+        if agreed is not None:
+            tell_agreement(agreed)
+    if agreed is not None and not agreed.holds:
+        complain("the simulation misses a limit; see the rows marked NO")
+        return LoratoryError.exit_code
+    return 0
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="a result folder that loratory run --on executor has left")],
+    as_json: Json = False,
+) -> int:
+    """Replay recorded runs in simulation: every decision must come out the same."""
+    from loratory.experiment.replay import replay_folder
+
+    found = replay_folder(folder)
+    if as_json:
+        dump([asdict(run) for run in found])
+    else:
+        for run in found:
+            same = f"line {run.differs} differs: {run.recorded} / {run.again}" if run.differs else "all the same"
+            print(f"{run.policy}, seed {run.seed}: {run.steps} steps, {run.decisions} decisions, {same}")
+    return 1 if any(run.differs for run in found) else 0
+
+
+@app.command()
+def policies(
+    name: Annotated[str | None, typer.Argument(help="a policy to explain; without it, all are listed")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the scheduling policies, or explain one."""
+    from loratory.cli.tables import parameters_table, policies_table
+    from loratory.experiment.policy_spec import describe, policy_names
+
+    if name is None or name == "list":
+        found = [describe(each) for each in policy_names()]
+        if as_json:
+            dump([description.as_dict() for description in found])
+        else:
+            show(policies_table(found))
+            say("every policy also takes evict=lru|lfu|fifo|cost_aware and prefetch=N; explain one: policies NAME")
+        return
+    one = describe(name)
+    if as_json:
+        dump(one.as_dict() | {"text": one.text})
+        return
+    print(f"{one.name}\n")
+    say(one.text)
+    print()
+    say(f"source: {one.source or '-'}")
+    show(parameters_table(one))
+    print(f"example: loratory run quickstart --policy {one.name}")
+
+
+if __name__ == "__main__":
+    main()

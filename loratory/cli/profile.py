@@ -1,0 +1,121 @@
+"""profile_cli: ``loratory profile MODEL``, which measures this machine and writes a profile."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loratory.cli.terminal import Json, complain, dump, progress
+from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.sim.cost import Profile
+
+FAILED = 1
+"""Exit code: a profile was written, and is not fit for use."""
+
+
+def profile_command(
+    model: Annotated[str, typer.Argument(help="a checkpoint folder; with --random a catalogue name or config.json")],
+    random: Annotated[bool, typer.Option("--random", help="random weights in the model's shape")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "bfloat16",
+    max_loras: Annotated[int, typer.Option(min=0, help="adapter slots; 0 measures the base model alone")] = 8,
+    ranks: Annotated[str, typer.Option(help="ranks of the adapters measured, separated by commas")] = "8,16",
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="most requests that run at once")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="most tokens one step computes")] = 2048,
+    context: Annotated[int, typer.Option(min=8, help="longest prompt plus output, tokens")] = 512,
+    targets: Annotated[
+        str, typer.Option(help="target modules: all-linear, or names separated by commas")
+    ] = "all-linear",
+    phases: Annotated[int, typer.Option(min=10, help="most phases of batches to draw, each run three times")] = 48,
+    seconds: Annotated[float, typer.Option(min=1, help="how long it takes, about, from loading to writing")] = 240.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice")] = None,
+    name: Annotated[str | None, typer.Option(help="the profile's name; by default model, device and dtype")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; by default NAME.json")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the batches drawn")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Measure this machine: steps, adapter loads, and how far equal steps differ; write a profile for the simulator.
+
+    Exit code 1: the profile's error on steps that it was not fitted to is too large to use it.
+    """
+    began = time.perf_counter()
+    from loratory.experiment.calibrate import Plan, calibrate
+    from loratory.serving.config import EngineConfig
+    from loratory.sim.catalogue import model as find_model
+
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f'profile needs {error.name}: pip install "loratory[executor]"') from error
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    spec = find_model(model)
+    checkpoint = None if random else model
+    if not random and not Path(model).is_dir():
+        raise InputError(f"{model} is no checkpoint folder: give one, or --random for random weights in its shape")
+    parts = [_rank(part) for part in ranks.split(",")]
+    config = EngineConfig(
+        max_loras=max(1, max_loras),
+        max_lora_rank=max(parts),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
+    )
+    plan = Plan(
+        config,
+        parts if max_loras else (),
+        context,
+        dtype,
+        device,
+        targets if targets == "all-linear" else targets.split(","),
+        phases,
+        seconds,
+        seed,
+    )
+    called = name or f"{spec.name}-{device}-{dtype}"
+    target = out or Path(f"{called}.json")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is no folder: name one with --out")
+    if target.is_dir() or not os.access(target.parent, os.W_OK):  # said before minutes of measuring
+        raise InputError(f"{target} cannot be written: name a file with --out, in a folder you may write to")
+    with progress("measuring") as tell:
+        profile = calibrate(spec, checkpoint, plan, called, tell, began=began)
+    try:
+        profile.save(target)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}): name a file with --out") from error
+    if as_json:
+        dump(profile.model_dump())
+    else:
+        _tell(profile, target)
+    if doubts := profile.doubts():
+        complain(
+            f"{target} is not fit for use: {'; '.join(doubts)}: give more --seconds, or measure on a quieter machine"
+        )
+        return FAILED
+    return 0
+
+
+def _tell(profile: Profile, target: Path) -> None:
+    errors = profile.held_out
+    noise = "not known" if profile.noise is None else f"{profile.noise:.1%}"
+    print(f"{profile.samples} steps; noise between equal steps {noise}")
+    print(
+        f"{errors.samples} held-out steps: median error {errors.median:.1%}, P90 {errors.p90:.1%}, "
+        f"their sum {errors.total:+.1%}"
+    )
+    print(f"profile: {target}")
+    if profile.usable:
+        print(f"use it: cost: {{kind: profile, profile: {target}}}")
+
+
+def _rank(text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise InputError(f"--ranks: {text!r} is no rank: give whole numbers above 0, such as 8,16")
+    return int(text)

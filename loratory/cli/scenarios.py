@@ -1,0 +1,99 @@
+"""scenarios_cli: the commands ``loratory scenarios ...``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loratory.cli.terminal import Json, dump, say, show
+from loratory.errors import InputError, shortened
+
+app = typer.Typer(help="List, show, check and describe scenario files.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def _scenarios(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_scenarios()
+
+
+@app.command("list")
+def list_scenarios(as_json: Json = False) -> None:
+    """List the scenarios that come with Loratory: the library, and those that reproduce published measurements."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from loratory.scenarios.library_index import library, published
+
+    entries = (*library(), *published())
+    if as_json:
+        dump([{"name": entry.name, "description": entry.description} for entry in entries])
+        return
+    table = Table("scenario", "what it shows", box=SIMPLE_HEAD, pad_edge=False)
+    for entry in entries:
+        table.add_row(entry.name, entry.description)
+    show(table)
+
+
+@app.command("show")
+def show_scenario(name: Annotated[str, typer.Argument(help="a library scenario's name, or a file")]) -> None:
+    """Print a scenario file, to copy and change."""
+    from loratory.scenarios.load import find
+
+    path = find(name)
+    try:
+        print(path.read_text(encoding="utf-8"), end="")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shortened(name, 150)}: is not text: give a scenario in YAML") from error
+
+
+@app.command("check")
+def check_scenario(
+    file: Annotated[str, typer.Argument(help="a scenario file")],
+    override: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated")] = None,
+    unbounded: Annotated[
+        bool, typer.Option("--unbounded", help="lift the limits on sizes that only a slip of the pen exceeds")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
+    from loratory.experiment.model_notes import length_notes
+    from loratory.experiment.policy_spec import policy_factory
+    from loratory.experiment.resolve import build_file
+    from loratory.scenarios.build import build_workload
+    from loratory.scenarios.load import load_scenario
+    from loratory.sim.routers import router
+
+    loaded = load_scenario(file, overrides=override or [], unbounded=unbounded)
+    for spec in loaded.policies:
+        policy_factory(spec)
+    router(loaded.cluster.router)
+    built = build_file(file, loaded)
+    workload = build_workload(loaded, loaded.seeds[0], built.adapters)
+    notes = [*workload.notes, *built.notes, *length_notes(built.engine, workload)]
+    facts = {
+        "scenario": loaded.name,
+        "requests": len(workload),
+        "adapters": len(built.adapters),
+        "runs": len(loaded.policies) * len(loaded.seeds),
+        "kv_tokens": built.engine.require_blocks() * built.engine.block_size,
+        "notes": notes,
+    }
+    if as_json:
+        dump(facts)
+        return
+    say(
+        f"{file} is valid: {facts['requests']} requests (seed {loaded.seeds[0]}), {facts['adapters']} adapters, "
+        f"{facts['runs']} runs, KV cache of {facts['kv_tokens']} tokens a replica"
+    )
+    for note in notes:
+        say(f"note: {note}")
+
+
+@app.command("schema")
+def scenario_schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    from loratory.scenarios.load import json_schema
+
+    dump(json_schema())

@@ -1,0 +1,122 @@
+"""Tables: what the command line shows of summaries, policies and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from loratory.experiment.policy_spec import Description
+
+MEASURES: tuple[tuple[str, str, str], ...] = (
+    ("requests/s", "throughput.requests_per_s", "{:,.2f}"),
+    ("output tokens/s", "throughput.output_tokens_per_s", "{:,.0f}"),
+    ("  per GPU", "throughput.output_tokens_per_s_per_gpu", "{:,.0f}"),
+    ("  of the ceiling", "throughput.ceiling_share", "{:.1%}"),
+    ("TTFT p50, s", "ttft_s.p50", "{:.3f}"),
+    ("TTFT p99, s", "ttft_s.p99", "{:.3f}"),
+    ("TPOT p99, ms", "tpot_s.p99", "{:.1f}"),
+    ("E2E mean, s", "e2e_s.mean", "{:.2f}"),
+    ("hit rate", "adapters.hit_rate", "{:.1%}"),
+    ("adapter loads", "adapters.loads", "{:,.0f}"),
+    ("Jain's index", "fairness.jain", "{:.3f}"),
+)
+"""(label, metric, form) of the rows of `summary_tables`; means over the seeds."""
+
+_LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
+_SCALE = {"tpot_s.p99": 1000.0}
+_WIDEST_NAME = 24
+
+
+def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]:
+    """A row a measure, a column a policy: as many tables as it takes for every number to be whole in these columns."""
+    measures = [m for m in MEASURES if any(m[1] in policy["metrics"] for policy in summary["policies"])]
+    labels = ["SLO", "within every limit", "requests completed", "limited by", *(m[0] for m in measures)]
+    every = [[policy["policy"], *_cells(policy, summary["runs"], measures)] for policy in summary["policies"]]
+    if all(cells[1] == "-" for cells in every):
+        labels, every = labels[2:], [[cells[0], *cells[3:]] for cells in every]
+    left = max(map(len, labels))
+    blocks: list[list[list[str]]] = []
+    free = 0
+    for cells in every:
+        if not blocks or _width(cells) > free:
+            blocks.append([])
+            free = columns - left - 2
+        blocks[-1].append(cells)
+        free -= _width(cells)
+    return [_block(labels, block) for block in blocks]
+
+
+def _width(cells: list[str]) -> int:
+    """Columns of a policy, whose name is its first cell and may be folded, with the space before it."""
+    return 3 + max(*map(len, cells[1:]), min(len(cells[0]), _WIDEST_NAME))
+
+
+def _block(labels: list[str], policies: list[list[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for cells in policies:
+        table.add_column(Text(cells[0]), justify="right", overflow="fold", width=_width(cells) - 3)
+    for label, *row in zip(labels, *(cells[1:] for cells in policies), strict=True):
+        table.add_row(label, *row)
+    return table
+
+
+def _cells(policy: Mapping[str, Any], every: Sequence[Mapping[str, Any]], measures: list[Any]) -> list[str]:
+    """SLO, share within it, completed, what limits, then the measures of one policy."""
+    runs = [run for run in every if run["policy"] == policy["policy"]]
+    done = sum(run["requests"]["completed"] for run in runs)
+    sent = sum(run["requests"]["submitted"] for run in runs)
+    missed = sum(run["slo"]["met"] is False for run in runs)
+    slo = "-" if runs[0]["slo"]["met"] is None else "met" if not missed else "missed"
+    if 0 < missed < len(runs):
+        slo += f" ({missed} of {len(runs)} seeds)"
+    limits = [run["bottleneck"] for run in runs]
+    limit = max(dict.fromkeys(limits), key=limits.count)
+    share = _cell(policy["metrics"].get("slo.attainment"), "", "{:.1%}")
+    cells = [_cell(policy["metrics"].get(path), path, form) for _, path, form in measures]
+    return [
+        slo,
+        share,
+        f"all {done:,}" if done == sent else f"{done:,} of {sent:,}",
+        _LIMITS.get(limit, limit),
+        *cells,
+    ]
+
+
+def _cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
+    if metric is None or metric.get("mean") is None:
+        return "-"
+    text = form.format(metric["mean"] * _SCALE.get(path, 1.0))
+    return "99.9%" if text == "100.0%" and metric["mean"] < 1 else text
+
+
+def policies_table(descriptions: list[Description]) -> Table:
+    """One row a policy: name, what it does, parameters with defaults, source."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("what it does")
+    table.add_column("parameters", overflow="fold", min_width=24)
+    table.add_column("source", style="dim", overflow="fold")
+    common = {"evict", "prefetch"}
+    for d in descriptions:
+        own = [f"{p.name}={_default(p.default)}" for p in d.parameters if p.name not in common]
+        table.add_row(d.name, d.summary, ", ".join(own) or "-", d.source)
+    return table
+
+
+def parameters_table(description: Description) -> Table:
+    """One row a parameter."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("parameter", "type", "default", "meaning"):
+        table.add_column(head)
+    for p in description.parameters:
+        table.add_row(p.name, p.type, _default(p.default), p.description)
+    return table
+
+
+def _default(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,117 @@
+"""Terminal: how commands print tables, JSON, complaints and progress; in a pipe without colour or a bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from shutil import get_terminal_size
+from textwrap import fill
+from typing import Annotated, Any
+
+import typer
+
+from loratory.errors import LONGEST_MESSAGE, shortened
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+_WIDEST = 10_000
+"""Columns that a line in a pipe may have."""
+
+_EVERY_S = 10.0
+"""Seconds between two lines of progress in a pipe, at least."""
+
+
+def complain(text: str) -> None:
+    """One line on stderr, of at most `LONGEST_MESSAGE` characters."""
+    print("loratory: " + shortened(text, LONGEST_MESSAGE - len("loratory: ")), file=sys.stderr)
+
+
+def width() -> int:
+    """Columns to print in: the terminal's, or in a pipe what COLUMNS says, 80 without."""
+    return max(40, get_terminal_size((80, 24)).columns)
+
+
+def say(text: str) -> None:
+    """A sentence: wrapped between words in a terminal or as COLUMNS says, on one line in a pipe without COLUMNS."""
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    indent = "  " if text.startswith(("note", "next")) else ""
+    print(
+        fill(text, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        if narrow
+        else text
+    )
+
+
+def show(thing: Any, whole: bool = False) -> None:
+    """Something rich can print; in a pipe at least 160 columns wide, and if ``whole`` so wide that no path is cut.
+
+    Where the variable COLUMNS is set, tables are as wide as it says.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    if not console.is_terminal and (whole or "COLUMNS" not in os.environ):
+        wide = Console(width=_WIDEST)
+        needed = Measurement.get(wide, wide.options, thing).maximum if whole else 0
+        console = Console(width=max(console.width, 160, needed))
+    console.print(thing)
+
+
+def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, tight: bool = False) -> Any:
+    """A table of texts; all but the first ``left`` columns are numbers, set right, and never folded.
+
+    ``tight``: one space between columns instead of three.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0) if tight else (0, 1))
+    for place, head in enumerate(heads):
+        numbers = place >= left
+        least = min(max(map(len, (head, *(row[0] for row in cells)))), width() // 2) if place == 0 else None
+        justify: Any = "right" if numbers else "left"
+        table.add_column(Text(head), justify=justify, no_wrap=numbers, overflow="fold", min_width=least)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def dump(value: Any) -> None:
+    """JSON on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+@contextmanager
+def progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Call what comes with (what, done, total): a bar on stderr, or where that is no terminal a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines(verb)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, completed=done, total=total, description=what)
+
+
+def _lines(verb: str) -> Callable[[str, int, int], None]:
+    """Progress in a pipe: one line on stderr every `_EVERY_S`, the first after as long."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY_S and done < total:
+            last = now
+            print(f"{verb}: {done} of {total} ({what})", file=sys.stderr, flush=True)
+
+    return tell

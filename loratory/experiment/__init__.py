@@ -1,0 +1,1 @@
+"""loratory.experiment: from a scenario to a result folder, on either backend."""

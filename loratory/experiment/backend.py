@@ -1,0 +1,80 @@
+"""Backend: what runs one policy and seed of a scenario; the simulator is one, the executor another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
+from loratory.experiment.resolve import Built
+from loratory.reports.recorder import Recorder
+from loratory.scenarios.schema import Scenario
+from loratory.serving.workload import Workload
+from loratory.sim.cluster import simulate
+from loratory.sim.routers import router
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run: picklable, so that it can be done in another process."""
+
+    scenario: Scenario
+    policy: str
+    seed: int
+    folder: Path | None
+    decisions: bool
+    timeline_events: int
+    policy_timeout_s: float = POLICY_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a run ended: at ``end_s`` seconds, ``submitted`` requests after its start; ``notes`` go into the report.
+
+    ``refusals`` counts what the ledger refused the policy, by action and word of refusal.
+    """
+
+    end_s: float
+    submitted: int
+    notes: tuple[str, ...] = ()
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """``name`` is what summaries call it, ``about`` what run_info.json says of it."""
+
+    name: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Device, versions and the like; nothing that a result depends on in simulation."""
+
+    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> Ran:
+        """Run a workload to its end; every event goes to the recorder's sinks."""
+
+
+class Simulation:
+    """The discrete-event backend."""
+
+    name = "sim"
+    about: dict[str, Any] = {}
+
+    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> Ran:
+        """See `Backend`."""
+        scenario = task.scenario
+        outcome = simulate(
+            workload,
+            adapters=built.adapters,
+            config=built.engine,
+            policy=policy_factory(task.policy),
+            cost=built.cost,
+            replicas=scenario.cluster.replicas,
+            router=router(scenario.cluster.router),
+            sink=recorder.sink,
+            kv_bytes_per_token=built.kv_bytes_per_token,
+            cutoff_s=scenario.workload.cutoff_s,
+        )
+        return Ran(outcome.end_s, outcome.submitted, refusals=outcome.refusals)

@@ -1,0 +1,318 @@
+"""Policy specs: ``fifo``, ``fair_share:by=tenant``, ``my_module:MyPolicy``, ``path/file.py:MyPolicy:quantum=4``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from importlib.metadata import entry_points
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import loratory.policies
+from loratory.errors import InputError, PolicyError, several, shortened
+from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
+from loratory.git_lfs import refuse_pointer
+from loratory.serving.guest_errors import is_order, raised
+from loratory.serving.policy import SCORERS, Policy
+from loratory.serving.reserved import Reserved
+
+ENTRY_POINTS = "loratory.policies"
+T = TypeVar("T")
+_COMMON = {
+    "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
+    "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
+    "reserve": (bool, False, "admit only what fits until it ends, and look only as often as LightLLM's router does"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A policy's parameter: its name, type as text, default, and what it means."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What ``loratory policies`` says of one policy."""
+
+    name: str
+    summary: str
+    text: str
+    source: str
+    parameters: tuple[Parameter, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        parameters = [asdict(parameter) for parameter in self.parameters]
+        return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
+
+
+def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> Callable[[], Policy]:
+    """Parse a spec; each call of the result makes a fresh policy with the spec's parameters.
+
+    Raises `InputError` for an unknown policy, file, class or parameter, a value of the wrong type, and a policy that
+    raises when it is imported or made; `PolicyError` for one that exits or takes longer than ``timeout_s`` then.
+    """
+    with PolicyWatch(spec, timeout_s):
+        return _factory(spec)
+
+
+def _factory(spec: str) -> Callable[[], Policy]:
+    found, given = _find(spec)
+    parameters = _read_parameters(spec, found, given)
+    common = {key: parameters.pop(key) for key in _COMMON if key in parameters and key not in _own(found)}
+
+    def make() -> Policy:
+        policy: Any = guest(spec, "its __init__()", found, **parameters)
+        try:
+            for key, value in {**common, "spec": spec}.items():
+                setattr(policy, key, value)
+        except AttributeError:
+            if common:
+                raise InputError(
+                    f"policy {_shown(spec)} has no room for {several(common)}: do not use __slots__"
+                ) from None
+        return Reserved(policy) if common.get("reserve") else typing.cast(Policy, policy)
+
+    make()
+    return make
+
+
+def guest(spec: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """What a policy's own code returns, outside of a run; ``subject`` says which code that is.
+
+    Raises `InputError` when it raises, and `PolicyError` when it exits or does not come back in time.
+    """
+    try:
+        return call(*arguments, **named)
+    except InputError:
+        raise
+    except BaseException as error:
+        if is_order(error):
+            raise
+        kind = InputError if isinstance(error, Exception) else PolicyError
+        raise kind(shortened(f"policy {_shown(spec)}: {raised(error, subject)}")) from error
+
+
+def _shown(spec: str) -> str:
+    return repr(shortened(spec, 100))
+
+
+def describe(spec: str) -> Description:
+    """What a policy does, its parameters and its source, from its docstring and signature."""
+    with PolicyWatch(spec):
+        found, _ = _find(spec)
+    text = inspect.cleandoc(found.__doc__ or "No description.")
+    body, _, listed = text.partition("\nParameters:\n")
+    meanings = _meanings(listed)
+    parameters = [
+        Parameter(name, _type_text(kind), default, meanings.get(name, ""))
+        for name, (kind, default) in _own(found).items()
+    ]
+    own = {parameter.name for parameter in parameters}
+    parameters += [Parameter(n, _type_text(k), d, t) for n, (k, d, t) in _COMMON.items() if n not in own]
+    prose = " ".join(body.split())
+    headline = (sys.modules[found.__module__].__doc__ or "").partition("\n")[0]
+    subject, _, summary = headline.partition(": ")
+    if subject != spec or not summary:
+        summary = prose.split(". ")[0].rstrip(".") + "."
+    return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
+
+
+def settings_of(spec: str) -> dict[str, Any]:
+    """Every parameter of a policy with the value it has under this spec, its own first.
+
+    >>> settings_of("fifo:strict=true")
+    {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
+    """
+    found, given = _find(spec)
+    own = {name: default for name, (_, default) in _own(found).items()}
+    common = {name: default for name, (_, default, _) in _COMMON.items()}
+    return {**own, **{k: v for k, v in common.items() if k not in own}, **_read_parameters(spec, found, given)}
+
+
+def policy_names() -> list[str]:
+    """Names of the policies that come with Loratory and of those other packages offer as entry points."""
+    own = [module.name for module in pkgutil.iter_modules(loratory.policies.__path__)]
+    return sorted({*own, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def _find(spec: str) -> tuple[type, str]:
+    """The class a spec names, and the text of its parameters."""
+    head, _, rest = spec.partition(":")
+    own = [module.name for module in pkgutil.iter_modules(loratory.policies.__path__)]
+    if head.endswith(".py") or (head not in own and rest and "=" not in rest.partition(":")[0]):
+        name, _, given = rest.partition(":")
+        if not name:
+            raise InputError(f"policy {_shown(spec)} names no class: write {shortened(head, 100)}:ClassName")
+        return _class_of(_module(head, spec), name, spec), given
+    if head in own:
+        module = importlib.import_module(f"loratory.policies.{head}")
+        classes = (value for value in vars(module).values() if inspect.isclass(value))
+        return next(c for c in classes if c.__module__ == module.__name__ and hasattr(c, "schedule")), rest
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == head:
+            return typing.cast(type, guest(spec, f"the import of {point.value}", point.load)), rest
+    near = get_close_matches(head, policy_names(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {several(policy_names(), 12)}"
+    raise InputError(f"policy {_shown(head)} is unknown; {hint} (a policy of your own is path/file.py:ClassName)")
+
+
+def _module(head: str, spec: str) -> types.ModuleType:
+    if not head.endswith(".py"):
+        if not all(part.isidentifier() for part in head.split(".")):
+            raise InputError(f"policy {_shown(spec)}: {_shown(head)} is no module's name: check it, or give a .py file")
+        try:
+            return guest(spec, f"the import of {shortened(head, 100)}", importlib.import_module, head)
+        except InputError as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and cause.name == head.partition(".")[0]:
+                text = f"there is no module {_shown(head)}: check it, or give a .py file"
+                raise InputError(f"policy {_shown(spec)}: {text}") from None
+            raise
+    path = _file_of(head, spec)
+    name = f"loratory_policy_{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    guest(spec, "its import", found.loader.exec_module, module)
+    return module
+
+
+def _file_of(head: str, spec: str) -> Path:
+    try:
+        path = Path(head).expanduser().resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = shortened(str(getattr(error, "strerror", None) or error), 100)
+        raise InputError(f"policy {_shown(spec)}: the file cannot be read ({reason}): check its path") from error
+    if not there:
+        raise InputError(
+            f"policy {_shown(spec)}: there is no file {shortened(head, 100)}: give the path of a Python file"
+        )
+    refuse_pointer(path, f"policy {_shown(spec)}: ")
+    return path
+
+
+def _class_of(module: types.ModuleType, name: str, spec: str) -> type:
+    found = getattr(module, name, None)
+    if not inspect.isclass(found) or not hasattr(found, "schedule"):
+        known = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, "schedule")]
+        raise InputError(
+            f"policy {_shown(spec)}: {_shown(name)} is no class with a schedule method; the file has "
+            f"{several(known) or 'none'}"
+        )
+    return found
+
+
+def _own(found: type) -> dict[str, tuple[Any, Any]]:
+    """The parameters of a policy's constructor: (type, default)."""
+    if found.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    try:
+        hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
+    except Exception:
+        hints = {}
+    return {
+        name: (hints.get(name, str), None if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in _signature(found).items()
+    }
+
+
+def _signature(found: type) -> dict[str, inspect.Parameter]:
+    """The parameters of a policy's constructor that a spec can name."""
+    if found.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    signature = inspect.signature(found.__init__)  # type: ignore[misc]
+    return {
+        name: parameter
+        for name, parameter in list(signature.parameters.items())[1:]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
+    known = {**{n: k for n, (k, _, _) in _COMMON.items()}, **{n: k for n, (k, _) in _own(found).items()}}
+    values: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in given.split(","))):
+        name, equals, text = part.partition("=")
+        name = name.strip()
+        if not equals:
+            raise InputError(
+                f"policy {_shown(spec)}: {_shown(part)} is no parameter: write name=value, separated by commas"
+            )
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {several(known, 12)}"
+            raise InputError(f"policy {_shown(spec)} has no parameter {_shown(name)}; {hint}")
+        if name in values:
+            raise InputError(f"policy {_shown(spec)} gives {name!r} twice: keep one")
+        values[name] = _convert(spec, name, known[name], text.strip())
+    if values.get("prefetch", 0) < 0:
+        raise InputError(f"policy {_shown(spec)}: prefetch is {values['prefetch']}: it is at least 0")
+    for name, parameter in _signature(found).items():
+        if parameter.default is parameter.empty and name not in values:
+            raise InputError(f"policy {_shown(spec)} needs {name}: write {name}=VALUE behind its name and a colon")
+    return values
+
+
+def _convert(spec: str, name: str, kind: Any, text: str) -> Any:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if text in options:
+            return text
+        raise InputError(
+            f"policy {_shown(spec)}: {name} is {_shown(text)}: choose one of {', '.join(map(str, options))}"
+        )
+    if types.NoneType in options and text.lower() in ("none", "null"):
+        return None
+    kinds = [option for option in options if option is not types.NoneType] or [kind]
+    for option in kinds:
+        try:
+            if option is bool:
+                return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+            if option is float and not isfinite(float(text)):
+                break
+            if option in (int, float):
+                return option(text)
+        except (ValueError, KeyError):
+            continue
+        return text
+    raise InputError(f"policy {_shown(spec)}: {name} is {_shown(text)}: it should be {_type_text(kind)}, and finite")
+
+
+def _type_text(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    if kind is bool:
+        return "true | false"
+    return {int: "whole number", float: "number", str: "text"}.get(kind, str(getattr(kind, "__name__", kind)))
+
+
+def _meanings(listed: str) -> dict[str, str]:
+    """``name: meaning`` lines of a docstring's Parameters section; continuation lines are indented further."""
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in listed.splitlines():
+        stripped = line.strip()
+        if line.startswith("    ") and not line.startswith("     ") and ":" in stripped:
+            name, _, text = stripped.partition(":")
+            meanings[name] = text.strip()
+        elif stripped and name:
+            meanings[name] += " " + stripped
+    return meanings

@@ -1,0 +1,90 @@
+"""replay: the recorded runs of a result folder through fresh engines; both must decide alike, line by line."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from loratory.errors import InputError, shortened
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.policy_watch import PolicyWatch
+from loratory.experiment.resolve import build
+from loratory.git_lfs import refuse_pointer
+from loratory.reports.recorder import Recorder
+from loratory.scenarios.load import load_text
+from loratory.serving.engine import Engine
+from loratory.serving.run_recording import Recording
+from loratory.sim.recorded_times import replay
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One run again: lines of decisions compared, the first that ``differs`` (from 1; None: none), its two texts."""
+
+    policy: str
+    seed: int
+    steps: int
+    decisions: int
+    differs: int | None
+    recorded: str = ""
+    again: str = ""
+
+
+def replay_folder(folder: Path) -> list[Replayed]:
+    """Replay every recorded run of a result folder.
+
+    Raises `InputError` when the folder holds no result, or none that was recorded (runs on the executor are).
+    """
+    for name in ("scenario.yaml", "run_info.json"):
+        refuse_pointer(folder / name)
+    try:
+        scenario_yaml = (folder / "scenario.yaml").read_text(encoding="utf-8")
+        folders = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))["folders"]
+        folders = {str(policy): str(name) for policy, name in folders.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{shortened(str(folder), 150)} is no result folder: give one that loratory run --on executor has left"
+        ) from error
+    scenario = load_text(scenario_yaml, str(folder / "scenario.yaml"), folder, unbounded=True)
+    built = build(scenario)
+    found: list[Replayed] = []
+    for policy, name in folders.items():
+        for seed in scenario.seeds:
+            run = folder / name / str(seed)
+            if not (run / "recording.jsonl").exists():
+                continue
+            recording = Recording.read(run / "recording.jsonl")
+            make = policy_factory(policy)
+            with tempfile.TemporaryDirectory(prefix="loratory-replay-") as scratch:
+                with Recorder(Path(scratch)) as recorder:
+                    engine = Engine(
+                        built.engine,
+                        built.adapters,
+                        make(),
+                        built.cost,
+                        built.kv_bytes_per_token,
+                        recorder.sink(0),
+                    )
+                    with PolicyWatch(policy):
+                        steps = len(replay(engine, recording))
+                    end_s = recording.steps[-1].end_s if steps else 0.0
+                    engine.end_all(end_s, "failed", lambda _: "not ended by the recording")
+                found.append(_compare(policy, seed, steps, run, Path(scratch)))
+    if not found:
+        raise InputError(f"{folder} holds no recording.jsonl: only runs with --on executor are recorded")
+    return found
+
+
+def _compare(policy: str, seed: int, steps: int, recorded: Path, again: Path) -> Replayed:
+    lines = 0
+    try:
+        with open(recorded / "decisions.jsonl") as first, open(again / "decisions.jsonl") as second:
+            for lines, (one, two) in enumerate(zip_longest(first, second, fillvalue=""), 1):
+                if one != two:
+                    return Replayed(policy, seed, steps, lines, lines, one.rstrip(), two.rstrip())
+    except OSError as error:
+        raise InputError(f"{recorded} has no decisions.jsonl: run again without --no-decisions") from error
+    return Replayed(policy, seed, steps, lines, None)

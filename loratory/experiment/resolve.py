@@ -1,0 +1,166 @@
+"""build: from a scenario to what a backend needs: engine settings, cost model, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from loratory.errors import InputError
+from loratory.experiment.memory_remedies import Remedies
+from loratory.experiment.model_notes import model_notes
+from loratory.scenarios.build import build_adapters
+from loratory.scenarios.cost_spec import RooflineCost, Tiers
+from loratory.scenarios.registry_adapters import other_base
+from loratory.scenarios.schema import Cluster, Scenario
+from loratory.serving.config import EngineConfig
+from loratory.serving.lora import Adapter
+from loratory.serving.vllm_limits import vllm_notes
+from loratory.sim.catalogue import ModelSpec, dtype_bytes, gpu, model, resolve_targets
+from loratory.sim.cost import CostModel, MemoryOptions, MemoryPlan, cost_model, kv_blocks, oversized
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A scenario's fixed parts. ``engine`` names its KV blocks; ``memory`` is None where the scenario named them.
+
+    ``dtype`` is what the weights of linear layers are in, ``kv_cache_dtype`` what the KV cache is in.
+    ``notes`` are what its reader should know, one sentence each.
+    """
+
+    engine: EngineConfig
+    model: ModelSpec
+    cost: CostModel
+    adapters: tuple[Adapter, ...]
+    kv_bytes_per_token: int
+    memory: MemoryPlan | None
+    dtype: str
+    kv_cache_dtype: str
+    notes: tuple[str, ...] = ()
+
+
+def build(scenario: Scenario) -> Built:
+    """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters."""
+    spec = _at("model", lambda: model(scenario.model))
+    card = _at("gpu", lambda: gpu(scenario.gpu))
+    engine = _limited(scenario.engine, spec)
+    targets = scenario.adapters.target_modules
+    _at("adapters.target_modules", lambda: resolve_targets(targets))
+    used = targets if scenario.adapters.known_count != 0 else ()
+    options = _memory_options(scenario)
+    if options.dtype is not None:
+        _at(
+            "cost.dtype" if scenario.memory.dtype is None else "memory.dtype",
+            lambda: card.flops_for(str(options.dtype)),
+        )
+    wide = spec.wide_dtype(options.dtype)
+    cache = options.kv_cache_dtype or wide
+    kv_bytes = spec.kv_bytes_per_token(dtype=cache)
+    adapters = build_adapters(scenario, lambda rank: spec.adapter_bytes(rank, targets, wide), dtype_bytes(wide))
+    memory = excess = None
+    if engine.num_gpu_blocks is not None:
+        excess = _at("engine", lambda: oversized(spec, card, engine, used, options))
+    else:
+        runs = Remedies(scenario, engine, adapters).runs
+        memory = _at("engine", lambda: kv_blocks(spec, card, engine, used, options, runs))
+    sized = engine if memory is None else engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks})
+    cost: CostModel = cost_model(scenario.cost.kind, spec, card, sized, _cost_options(scenario))
+    if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
+        cost = HostLinkCost(cost, scenario.tiers)
+    notes = (
+        excess,
+        other_base(scenario.adapters.records or (), (spec.name, spec.source)),
+        spec.context.note if scenario.engine.max_model_len is None else None,
+        *model_notes(scenario, spec),
+        *vllm_notes(engine, bool(used)),
+        _router_note(scenario.cluster),
+    )
+    said = tuple(note for note in notes if note)
+    return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, said)
+
+
+def _router_note(cluster: Cluster) -> str | None:
+    if cluster.replicas > 1 or cluster.router == Cluster.model_fields["router"].default:
+        return None
+    return f"cluster.router ({cluster.router}) chooses nothing, because there is one replica"
+
+
+def _memory_options(scenario: Scenario) -> MemoryOptions:
+    """What the memory model is told; ``cost.dtype`` says what weights are in, for time and memory alike."""
+    given = scenario.memory.model_dump(exclude_none=True)
+    if isinstance(scenario.cost, RooflineCost) and scenario.cost.dtype is not None:
+        given["dtype"] = scenario.cost.dtype
+    return MemoryOptions.model_validate(given)
+
+
+def _cost_options(scenario: Scenario) -> dict[str, object]:
+    options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
+    if scenario.cost.kind == "roofline":
+        options["target_modules"] = scenario.adapters.target_modules
+        if scenario.memory.kv_cache_dtype is not None:
+            options["kv_cache_dtype"] = scenario.memory.kv_cache_dtype
+    options["transfers"] = _below_gpu(scenario.tiers)
+    return options
+
+
+def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """The engine's settings with the model's context limit where they name none. Raises `InputError` beyond it."""
+    longest, most = engine.max_model_len, spec.context.most
+    if longest is not None and longest > most:
+        why = " (its sliding window)" if most == spec.context.window else ""
+        raise InputError(
+            f"engine.max_model_len is {longest}, but {spec.name} takes at most {most} tokens{why}: lower it to {most}, "
+            "or leave it out"
+        )
+    return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})
+
+
+def build_file(reference: str, scenario: Scenario) -> Built:
+    """`build`; what is wrong is said with the name of the scenario's file in front."""
+    return _at(reference, lambda: build(scenario))
+
+
+def _below_gpu(tiers: Tiers) -> dict[str, float]:
+    given = {
+        "disk_fixed_s": tiers.disk_latency_s,
+        "disk_bytes_per_s": tiers.disk_bandwidth_bytes_s,
+        "remote_fixed_s": tiers.remote_latency_s,
+        "remote_bytes_per_s": tiers.remote_bandwidth_bytes_s,
+        "remote_concurrency": tiers.remote_concurrency,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+class HostLinkCost:
+    """A cost model whose host-to-GPU loads take what the scenario's ``tiers`` section says."""
+
+    def __init__(self, cost: CostModel, tiers: Tiers) -> None:
+        self._cost = cost
+        self._latency_s = tiers.host_latency_s or 0.0
+        self._bandwidth = tiers.host_bandwidth_bytes_s
+        self.name = cost.name
+        self.source = f"{cost.source}; host link of the scenario"
+        self.known_error = cost.known_error
+        self.warnings = cost.warnings
+        self.below = cost.below
+        self.step_seconds = cost.step_seconds
+        self.decode_line = cost.decode_line
+        self.explain = cost.explain
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """Seconds of the hop that starts at ``tier``."""
+        if tier != "host":
+            return self._cost.load_seconds(adapter, tier)
+        if self._bandwidth is None:
+            return self._latency_s + self._cost.load_seconds(adapter, tier)
+        return self._latency_s + adapter.bytes / self._bandwidth
+
+
+def _at(key: str, make: Callable[[], T]) -> T:
+    """``make()``, with the scenario key in front of what it complains about."""
+    try:
+        return make()
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error

@@ -1,0 +1,215 @@
+"""run: a scenario under each of its policies and seeds, on one backend, into one result folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from loratory.errors import InputError, PolicyError, shortened
+from loratory.experiment.advice import advise
+from loratory.experiment.backend import Backend, Ran, Simulation, Task
+from loratory.experiment.decode_ceiling import ceiling
+from loratory.experiment.interruption import interruptible
+from loratory.experiment.mismatches import lacking, unread, untimed
+from loratory.experiment.policy_guard import Leavings
+from loratory.experiment.policy_spec import guest, policy_factory
+from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
+from loratory.experiment.resolve import Built, build
+from loratory.experiment.run_description import setup
+from loratory.experiment.workers import shared
+from loratory.reports.folder import ResultFolder, writing
+from loratory.reports.recorder import Recorder
+from loratory.reports.run_info import RunInfo
+from loratory.reports.summary import RunReport, summarise, summary_of
+from loratory.scenarios.build import build_workload
+from loratory.scenarios.load import dump
+from loratory.scenarios.schema import Scenario
+from loratory.serving.policy import Limits
+from loratory.serving.workload import Workload
+from loratory.sim.routers import router
+
+TIMELINE_EVENTS = 20_000
+"""About how many trace events timeline.json keeps, shared among the runs."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def run_scenario(
+    scenario: Scenario,
+    out: Path | None = None,
+    *,
+    jobs: int = 1,
+    decisions: bool = True,
+    progress: Progress | None = None,
+    backend: Backend | None = None,
+    policy_timeout_s: float = POLICY_TIMEOUT_S,
+) -> dict[str, Any]:
+    """Run every policy and seed of a scenario, in simulation by default; returns the summary (docs/reports.md).
+
+    With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share simulated runs; the
+    results do not depend on it. ``progress(policy, done, total)`` is called after each run. Raises `InputError` for a
+    scenario that cannot run and a folder that cannot be written, `PolicyError` when a policy fails, exits, or takes
+    longer than ``policy_timeout_s`` for one answer (see `loratory.experiment.policy_watch`), and `KeyboardInterrupt`
+    on Ctrl-C; in each case nothing is left over.
+    """
+    built = build(scenario)
+    backend = backend or Simulation()
+    for spec in scenario.policies:
+        policy_factory(spec, policy_timeout_s)
+    router(scenario.cluster.router)
+    with ExitStack() as stack:
+        stack.enter_context(interruptible())
+        folder = stack.enter_context(ResultFolder(out)) if out is not None else None
+        runs = [(policy, seed) for policy in scenario.policies for seed in scenario.seeds]
+        tasks = [
+            Task(
+                scenario,
+                policy,
+                seed,
+                None if folder is None else folder.run_folder(policy, seed),
+                decisions,
+                0 if folder is None or seed != scenario.seeds[0] else TIMELINE_EVENTS // len(scenario.policies),
+                policy_timeout_s,
+            )
+            for policy, seed in runs
+        ]
+        reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress, folder)
+        facts = setup(scenario, built, None if backend.name == "sim" else backend.about)
+        if folder is None:
+            return summary_of([report.run for report in reports], facts)
+        return folder.write(
+            reports,
+            title=scenario.name,
+            description=scenario.description,
+            setup=facts,
+            scenario_yaml=dump(scenario),
+            run_info={
+                "memory": None if built.memory is None else built.memory.items(),
+                "cost": built.cost.source,
+                "adapters": [{"adapter": name, **said} for name, said in identities(built).items()],
+                **backend.about,
+            },
+        )
+
+
+def _run_all(
+    tasks: Sequence[Task],
+    built: Built,
+    backend: Backend,
+    jobs: int,
+    progress: Progress | None,
+    folder: ResultFolder | None,
+) -> list[RunReport]:
+    tell = progress or (lambda policy, done, total: None)
+    reports: dict[int, RunReport] = {}
+    if jobs <= 1:
+        workloads: dict[int, Workload] = {}
+        leavings = () if folder is None else folder.leavings
+        for place, task in enumerate(tasks):
+            if task.seed not in workloads:
+                workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
+            reports[place] = _run_one(task, built, workloads[task.seed], backend, leavings)
+            tell(task.policy, len(reports), len(tasks))
+    else:
+        for place, report in shared(_run_alone, tasks, jobs, _name_of):
+            reports[place] = report
+            tell(tasks[place].policy, len(reports), len(tasks))
+    return [reports[place] for place in range(len(tasks))]
+
+
+def _name_of(task: Task) -> str:
+    return f"policy {shortened(task.policy, 100)}, seed {task.seed}"
+
+
+def _run_alone(task: Task) -> RunReport:
+    built = build(task.scenario)
+    return _run_one(task, built, build_workload(task.scenario, task.seed, built.adapters), Simulation())
+
+
+def _run_one(task: Task, built: Built, workload: Workload, backend: Backend, leavings: Leavings = ()) -> RunReport:
+    """One policy and seed: run, record, measure. ``leavings`` are removed should the policy take the process down."""
+    if not len(workload):
+        raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
+    with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
+        with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
+            ran = backend.run(task, built, workload, recorder)
+            bound = _bound(task, built, workload)
+        info = _info(task, built, workload, backend, ran, bound)
+        report = summarise(recorder.close(), info, task.timeline_events)
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
+        report.run["advice"] = advise(task.scenario, built, workload, report.run)
+    return report
+
+
+def _bound(task: Task, built: Built, workload: Workload) -> float | None:
+    """The service gap the policy promises, weighted tokens."""
+    engine = built.engine
+    policy: Any = policy_factory(task.policy)()
+    if task.scenario.cluster.replicas > 1 or not hasattr(policy, "bound"):
+        return None
+    limits = Limits(
+        int(workload.prompt_tokens.max()),
+        int(workload.max_tokens.max()),
+        engine.require_blocks() * engine.block_size,
+        engine.max_num_seqs,
+        engine.max_num_batched_tokens,
+    )
+    bound = guest(task.policy, "its bound()", policy.bound, limits)
+    if bound is None:
+        return None
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not isfinite(bound):
+        what = f"its bound() returned {shortened(repr(bound), 60)}: return a finite number of weighted tokens, or None"
+        raise PolicyError(shortened(f"policy {shortened(task.policy, 100)}: {what}"))
+    return float(bound)
+
+
+def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: Ran, bound: float | None) -> RunInfo:
+    scenario, engine = task.scenario, built.engine
+    return RunInfo(
+        scenario=scenario.name,
+        policy=task.policy,
+        backend=backend.name,
+        seed=task.seed,
+        replicas=scenario.cluster.replicas,
+        submitted=ran.submitted,
+        duration_s=ran.end_s,
+        warmup_s=scenario.warmup_s,
+        slo=_limits_of(scenario),
+        bound=bound,
+        warnings=(
+            *workload.notes,
+            *built.notes,
+            *built.cost.warnings,
+            *lacking(task.policy, workload),
+            *unread(scenario.policies, workload),
+            *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
+            *ran.notes,
+        ),
+        oracle=scenario.workload.max_tokens == "exact",
+        max_loras=engine.max_loras,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        num_gpu_blocks=engine.num_gpu_blocks,
+        max_model_len=engine.max_model_len,
+        refusals=ran.refusals,
+        block_size=engine.block_size,
+        gpus=scenario.cluster.replicas * engine.tensor_parallel_size,
+        ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
+        identities=identities(built),
+    )
+
+
+def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
+    """What each adapter that exists stands for, by its name; those a scenario makes up are left out."""
+    return {
+        adapter.name: {"lora_int_id": adapter.lora.lora_int_id, "version": adapter.version, "digest": adapter.digest}
+        for adapter in built.adapters
+        if adapter.digest is not None or adapter.version is not None
+    }
+
+
+def _limits_of(scenario: Scenario) -> Mapping[str, float]:
+    return scenario.slo.model_dump(exclude_none=True)

@@ -1,0 +1,140 @@
+"""setup: what a run simulates, in words: the first block of a report, and the first lines in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from loratory.errors import several, shortened
+from loratory.experiment.policy_spec import settings_of
+from loratory.experiment.resolve import Built
+from loratory.scenarios.schema import Scenario
+from loratory.serving.config import EngineConfig
+
+_ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+"""Engine settings that are named even where they are the default; others are where they are not."""
+
+_COMMON = {"evict": "lru", "prefetch": 0, "reserve": False}
+"""Parameters every policy takes, with their defaults: named where they differ."""
+
+
+def setup(scenario: Scenario, built: Built, machine: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Facts by label, in the order to show them, from the resolved scenario: equal scenarios give equal texts.
+
+    ``machine``: what the executor says of itself where it ran there; None for a simulation.
+    """
+    facts = {
+        "model": _model(built),
+        "GPU": hardware(scenario),
+        "engine": engine_words(built.engine),
+        "adapters": _adapters(scenario, built),
+        "workload": _workload(scenario),
+        "cost model": _cost(scenario, built),
+        "known error": shortened(built.cost.known_error, 400),
+        "memory": phrase(scenario.memory.model_dump(exclude_none=True)),
+        "storage tiers": phrase(scenario.tiers.model_dump(exclude_none=True, exclude_defaults=True)),
+        "policies": "; ".join(policy_words(spec) for spec in scenario.policies),
+        "SLO": phrase(scenario.slo.model_dump(exclude_none=True)) or "none",
+        "seeds": ", ".join(map(str, scenario.seeds)) + f"; warmup_s {phrase(scenario.warmup_s)}",
+        "version": f"Loratory {version('loratory')}",
+    }
+    if machine is not None:
+        named = f"{machine['device_name']} ({machine['device']}), {machine['dtype']}"
+        facts["GPU"] = f"the executor on {named}, {machine['threads']} threads, torch {machine['torch']}"
+        facts["cost model"] = "none: measured"
+        facts["known error"] = facts["storage tiers"] = ""
+    return {label: text for label, text in facts.items() if text}
+
+
+def _model(built: Built) -> str:
+    """``llama-3.1-8b, fp8``, with what the KV cache is in where that is not the model's own dtype."""
+    cache = f", KV cache {built.kv_cache_dtype}" if built.kv_cache_dtype != built.model.dtype else ""
+    return f"{built.model.name}, {built.dtype}{cache}"
+
+
+def hardware(scenario: Scenario) -> str:
+    """``4 replicas of 2 x a100-80gb, router lora_affinity``."""
+    cluster, each = scenario.cluster, f"{scenario.engine.tensor_parallel_size} x {scenario.gpu}"
+    return each if cluster.replicas == 1 else f"{cluster.replicas} replicas of {each}, router {cluster.router}"
+
+
+def engine_words(engine: EngineConfig) -> str:
+    """The settings of an engine that matter, under the names they have in a scenario."""
+    parts = []
+    for name, field in EngineConfig.model_fields.items():
+        value = getattr(engine, name)
+        if name in ("num_gpu_blocks", "block_size", "tensor_parallel_size") or value is None:
+            continue
+        if name in _ALWAYS or value != field.default:
+            parts.append(f"{name} {phrase(value)}")
+    blocks = engine.require_blocks()
+    parts.append(f"KV cache of {blocks:,} blocks of {engine.block_size} tokens ({blocks * engine.block_size:,})")
+    return ", ".join(parts)
+
+
+def policy_words(spec: str) -> str:
+    """A policy's name with every parameter of its own, and those all policies take where they are set."""
+    settings = {name: value for name, value in settings_of(spec).items() if _COMMON.get(name, ...) != value}
+    head, _, rest = spec.partition(":")
+    first = rest.partition(":")[0]
+    if first and "=" not in first:
+        head = f"{Path(head).name}:{first}"
+    own = ", ".join(f"{name}={_default(value)}" for name, value in settings.items())
+    return f"{shortened(head, 80)} ({own})" if own else shortened(head, 80)
+
+
+def phrase(value: Any) -> str:
+    """A setting as words: ``lognormal mean 512, cv 1`` for ``{lognormal: {mean: 512, cv: 1.0}}``."""
+    if isinstance(value, Mapping):
+        parts = []
+        for key, item in value.items():
+            text = phrase(item)
+            nested = isinstance(item, Mapping) and len(item) > 1 and len(value) > 1
+            parts.append(str(key) if item is True else f"{key} ({text})" if nested else f"{key} {text}".rstrip())
+        return ", ".join(parts)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return f"[{several([phrase(item) for item in value])}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,.10g}" if isinstance(value, int | float) else str(value)
+
+
+def _default(value: Any) -> str:
+    """A parameter's value as a policy's spec has it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _cost(scenario: Scenario, built: Built) -> str:
+    given = scenario.cost.model_dump(exclude_none=True, exclude_defaults=True, exclude={"kind", "profile", "source"})
+    own = "" if scenario.cost.kind == "linear" else phrase(given)
+    return shortened(built.cost.source, 200) + (f"; with {own}" if own else "")
+
+
+def _adapters(scenario: Scenario, built: Built) -> str:
+    spec = scenario.adapters
+    if not built.adapters:
+        return "none" if spec.known_count == 0 else "as the trace names them"
+    ranks = sorted({adapter.rank for adapter in built.adapters})
+    parts = [f"{len(built.adapters):,}{' of a registry' if spec.records is not None else ''}"]
+    parts.append(f"rank{'s' if len(ranks) > 1 else ''} {several([str(rank) for rank in ranks], 8)}")
+    shown = spec.model_dump(
+        exclude_none=True, exclude_defaults=True, exclude={"count", "names", "registry", "records", "ranks"}
+    )
+    return shortened(", ".join([*parts, phrase(shown)]).removesuffix(", "), 300)
+
+
+def _workload(scenario: Scenario) -> str:
+    shown = scenario.workload.model_dump(exclude_none=True, exclude_defaults=True)
+    if "trace" in shown:
+        shown["trace"] = Path(shown["trace"]).name
+    streams = shown.pop("streams", None)
+    text = phrase(shown)
+    if streams:
+        each = [f"({phrase(stream)})" for stream in streams]
+        text = "; ".join([text, f"{len(streams)} streams: {several(each, 6)}"])
+    tenants = phrase(scenario.tenants.model_dump(exclude_none=True, exclude_defaults=True))
+    return shortened(f"{text}; tenants: {tenants}" if tenants else text, 600)

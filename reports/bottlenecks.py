@@ -1,0 +1,185 @@
+"""Limits: sentences on what limited each policy, how much of the GPU it used, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loratory.reports.number_text import count, listed, percent, plural
+from loratory.reports.number_text import seconds as seconds_of
+from loratory.reports.outcomes import reason_of
+from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict
+
+NAMES: Mapping[str, str] = {
+    "slots": "adapter slots (max_loras)",
+    "seqs": "running requests (max_num_seqs)",
+    "kv_blocks": "KV blocks",
+    "tokens": "tokens a step (max_num_batched_tokens)",
+    "loads": "adapter loads",
+    "compute": "the GPU's compute",
+    "policy": "the policy itself",
+    "context": "the context limit (max_model_len)",
+    "rejected": "that requests were rejected",
+    "none": "nothing",
+}
+"""What `bottleneck` says, in words."""
+
+_HELD: Mapping[str, str] = {
+    "slots": "every one of the {limit} slots was held by an adapter in the batch or on its way",
+    "seqs": "{limit} requests were running",
+    "kv_blocks": "too few of the {limit} KV blocks were free for a prompt",
+    "tokens": "steps computed {limit} tokens",
+    "loads": "an adapter was on its way to the GPU",
+    "policy": "slots, KV blocks, running requests and tokens had room",
+}
+_UNITS = {"slots": "slots", "seqs": "running requests", "kv_blocks": "KV blocks", "tokens": "tokens a step"}
+_UNEVEN = 1.25
+_PARTS = {
+    "queue_s": "in the queue",
+    "load_wait_s": "waiting for its adapter",
+    "prefill_s": "prefill",
+    "decode_s": "decode",
+    "preempted_s": "preempted",
+}
+
+
+def advice_of(runs: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
+    """(policies, advice) of these runs (as in summary.json): advice on the same change is given once."""
+    found: dict[str, tuple[list[str], str]] = {}
+    for run in runs:
+        for text in run["advice"]:
+            names, _ = found.setdefault(text.partition(":")[0], ([], text))
+            if run["policy"] not in names:
+                names.append(run["policy"])
+    return list(found.values())
+
+
+def bottlenecks(policies: list[PolicyRuns]) -> list[Verdict]:
+    """What limits the policies, each limit once, with the figures of the policy whose requests wait most for it."""
+    mine: dict[str, list[PolicyRuns]] = {}
+    for policy in policies:
+        mine.setdefault(limit_of(policy.runs), []).append(policy)
+    found = []
+    for limit, those in mine.items():
+        worst = max(those, key=lambda p: p.get("waiting.share") or 0.0)
+        whose = "" if len(mine) == 1 else f" under {listed([p.name for p in those])}"
+        mood: Mood = "bad" if all(p.missed for p in those) else "note"
+        if limit == "none":
+            text = f"Nothing holds requests back{whose}: {_waits(worst)}. {_time(worst)} {_nearest(worst)}"
+        else:
+            text = f"The first limit{whose} is {NAMES[limit]}: {_evidence(worst, limit, len(those) > 1)}"
+        uneven = worst.get("engine.imbalance") or 1.0
+        if uneven >= _UNEVEN:
+            text += f" Replicas are uneven: the busiest has {uneven:.1f} times the mean load, so try another router."
+        found.append(Verdict("Bottleneck", mood, text))
+    return found
+
+
+def limit_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The bottleneck that most of a policy's runs have."""
+    limits = [str(run["bottleneck"]) for run in runs]
+    return max(dict.fromkeys(limits), key=limits.count)
+
+
+def utilisation(policies: list[PolicyRuns]) -> list[Verdict]:
+    """Tokens a second a GPU against the cost model's ceiling, for each policy, and what else was in use."""
+    known = [p for p in policies if p.get("throughput.output_tokens_per_s_per_gpu") is not None]
+    if not known:
+        return []
+    rates = [p.mean["throughput.output_tokens_per_s_per_gpu"] for p in known]
+    best = known[rates.index(max(rates))]
+    alike = max(rates) - min(rates) <= 0.01 * max(rates)
+    ceiling = best.get("throughput.ceiling_tokens_per_s_per_gpu")
+    full = f", and their share of the {count(ceiling)} that the cost model gives with a full batch"
+    of = "" if ceiling is None else full
+    names = ["" if len(known) == 1 else f"{p.name} " for p in known]
+    each = [f"{name}{count(rate)}{_share(p)}" for name, rate, p in zip(names, rates, known, strict=True)]
+    shown = f"{count(max(rates))}{_share(best)} under every policy" if alike and len(known) > 1 else listed(each)
+    whose = "" if alike else f" under {best.name}"
+    busy = percent(best.get("engine.busy_share"))
+    text = f"Output tokens/s per GPU{of}: {shown}. Steps ran {busy} of the time{whose}; in use at the median: "
+    text += f"{', '.join(_in_use(best))}."
+    return [Verdict("Utilisation", "note", text)]
+
+
+def advice(policies: list[PolicyRuns]) -> list[Verdict]:
+    """What to try next: a verdict for each change, with the policies it is for."""
+    found = []
+    for names, text in advice_of([run for p in policies for run in p.runs]):
+        whose = "" if len(names) == len(policies) else f" ({listed(names)})"
+        found.append(Verdict("Next", "note", f"{text.removesuffix('.')}{whose}."))
+    return found
+
+
+def _waits(policy: PolicyRuns) -> str:
+    return f"they wait for {percent(policy.get('waiting.share'))} of their time in the system"
+
+
+def _time(policy: PolicyRuns) -> str:
+    """What a completed request's time goes to, the two largest parts."""
+    parts = sorted(((policy.get(f"waits_s.{part}") or 0.0, name) for part, name in _PARTS.items()), reverse=True)
+    total = sum(seconds for seconds, _ in parts)
+    if not total:
+        return ""
+    shares = [f"{percent(seconds / total)} of it {name}" for seconds, name in parts[:2] if seconds]
+    return f"A request takes {seconds_of(total)} on average, {listed(shares)}."
+
+
+def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
+    """The figures behind a limit."""
+    of_whom = f" ({policy.name})" if named else ""
+    if limit in ("context", "rejected"):
+        lost = sum(run["rejected"]["count"] for run in policy.runs)
+        sent = sum(run["requests"]["submitted"] for run in policy.runs)
+        why = reason_of(policy.runs, "rejected")
+        return f"{count(lost)} of {plural(sent, 'request')} {'was' if lost == 1 else 'were'} rejected{of_whom}: {why}."
+    share, stall = policy.get("waiting.share") or 0.0, policy.get("adapters.stall_share") or 0.0
+    if limit == "compute":
+        return (
+            f"{count(policy.get('throughput.output_tokens_per_s_per_gpu'))} output tokens/s per GPU are "
+            f"{percent(policy.get('throughput.ceiling_share'))} of what the cost model gives with a full batch, and "
+            f"requests wait for {percent(share)} of their time{of_whom}."
+        )
+    if limit == "loads" and stall >= 0.01:
+        return f"steps stood still for them {percent(stall)} of the time{of_whom}."
+    by = policy.get(f"waiting.by.{limit}") or 0.0
+    held = _HELD[limit].format(limit=count(policy.get(f"usage.{limit}.limit")))
+    others = [text for text in _in_use(policy) if limit in _UNITS and not text.endswith(_UNITS[limit])]
+    beside = f" In use at the median: {', '.join(others)}." if others else ""
+    return f"requests wait for {percent(share)} of their time, in {percent(by)} of that {held}{of_whom}.{beside}"
+
+
+def _nearest(policy: PolicyRuns) -> str:
+    """The limit that was approached most."""
+    shares = {
+        name: (policy.get(f"usage.{name}.max") or 0.0) / limit
+        for name in _UNITS
+        if (limit := policy.get(f"usage.{name}.limit"))
+    }
+    reached = [f"{_UNITS[name]}" for name, share in shares.items() if share >= 1]
+    if reached:
+        return f"Used up at times: {listed(reached)}."
+    if not shares:
+        return ""
+    name = max(shares, key=lambda key: shares[key])
+    return (
+        f"Nearest to their limit come {_UNITS[name]}: at most {count(policy.get(f'usage.{name}.max'))} of "
+        f"{count(policy.get(f'usage.{name}.limit'))} in use."
+    )
+
+
+def _in_use(policy: PolicyRuns) -> list[str]:
+    """``8 of 8 slots`` for each resource, medians over step time, in the order of `_UNITS`."""
+    found = []
+    for name, unit in _UNITS.items():
+        limit = policy.get(f"usage.{name}.limit")
+        if name == "slots" and not policy.get("adapters.seen"):
+            continue
+        of = f" of {count(limit)}" if limit is not None else ""
+        found.append(f"{count(round(policy.get(f'usage.{name}.p50') or 0.0))}{of} {unit}")
+    return found
+
+
+def _share(policy: PolicyRuns) -> str:
+    share = policy.get("throughput.ceiling_share")
+    return "" if share is None else f" ({percent(share)})"

@@ -1,0 +1,153 @@
+"""Usage: how full the slots, KV blocks, seats and steps of a run were, and what its waiting requests waited for."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from loratory.reports.run_columns import Flags, Measured
+from loratory.reports.stats import Floats
+
+Limit = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
+
+LIMITS: tuple[Limit, ...] = ("seqs", "kv_blocks", "slots", "tokens", "loads", "policy")
+"""What a waiting request can be waiting for, in the order in which they are looked at; see `waiting`."""
+
+NEGLIGIBLE = 0.05
+"""Below this share of their time, requests are not said to wait."""
+
+STALLED = 0.25
+"""From this share of step time on, waiting for loads is what limits a run."""
+
+CEILING = 0.85
+"""From this share of the cost model's ceiling on, the GPU's compute is what limits a run."""
+
+
+class Steps:
+    """The steps of a run that ended after its warm-up, as columns; ``seconds`` is how much of each was after it."""
+
+    def __init__(self, run: Measured) -> None:
+        end = run.step("end")
+        self._run = run
+        self._late = end > run.warmup
+        self.seconds: Floats = (end - np.maximum(run.step("start"), run.warmup))[self._late]
+
+    def __getitem__(self, column: str) -> Floats:
+        values: Floats = self._run.step(column)[self._late]
+        return values
+
+
+def usage(run: Measured, steps: Steps) -> dict[str, Any]:
+    """The ``usage`` object: for each limit of one replica, what was in use, over step time and over all replicas."""
+    info = run.info
+    adapters = steps["distinct_adapters"]
+    held = steps["resident"] + steps["loading"]
+    tokens = steps["prefill_tokens"] + steps["decode_seqs"]
+    return {
+        "slots": _used(info.max_loras, adapters, steps.seconds) | {"held": int(held.max(initial=0))},
+        "kv_blocks": _used(info.num_gpu_blocks, steps["kv_blocks"], steps.seconds),
+        "seqs": _used(info.max_num_seqs, steps["running"], steps.seconds),
+        "tokens": _used(info.max_num_batched_tokens, tokens, steps.seconds),
+    }
+
+
+def waiting(run: Measured, steps: Steps) -> dict[str, Any]:
+    """The ``waiting`` object: request-seconds of waiting, as a share of all request-seconds, and by what was full.
+
+    A step counts for the first limit in `LIMITS` that left no room in it: as many running requests as ``max_num_seqs``;
+    fewer free KV blocks than a mean prompt needs; every slot held by an adapter in the batch or on its way; as many
+    tokens as ``max_num_batched_tokens``; an adapter on its way. If there was room, the policy let them wait.
+    """
+    waited = steps["waiting"] * steps.seconds
+    total, served = float(waited.sum()), float((steps["running"] * steps.seconds).sum())
+    left = waited
+    by: dict[str, float] = {}
+    for limit in LIMITS:
+        full = _full(run, steps, limit)
+        by[limit] = float(left[full].sum()) / total if total else 0.0
+        left = np.where(full, 0.0, left)
+    return {
+        "request_s": total,
+        "share": total / (total + served) if total + served else 0.0,
+        "by": by,
+    }
+
+
+def loading_share(run: Measured) -> float:
+    """Share of the measured time in which a load to the GPU was under way, mean over replicas."""
+    span = (run.duration - run.warmup) * run.info.replicas
+    busy = 0.0
+    for replica in range(run.info.replicas):
+        times, change = run.loads_under_way(replica)
+        inside = np.clip(np.append(times, run.duration), run.warmup, run.duration)
+        busy += float((np.diff(inside) * (np.cumsum(change) > 0)).sum()) if len(times) else 0.0
+    return busy / span if span > 0 else 0.0
+
+
+def imbalance(run: Measured, steps: Steps) -> float:
+    """Request-seconds, waiting and running, on the replica that has most, over the mean of all replicas; 1 is even."""
+    held = (steps["waiting"] + steps["running"]) * steps.seconds
+    mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)
+    mean = float(mine.mean())
+    return float(mine.max()) / mean if mean > 0 else 1.0
+
+
+def bottleneck(run: dict[str, Any]) -> str:
+    """What limits a run, from its ``run`` object: one of `LIMITS`, or of the four below.
+
+    ``none``: requests wait less than 5 % of their time, loads stall steps for less than 25 % of theirs, and every
+    request got its tokens. ``context``, ``rejected``: requests wait as little, and some were rejected, most of them
+    because they exceed ``max_model_len``, or for another reason. ``compute``: output tokens a second reach 85 % of the
+    cost model's ceiling.
+    """
+    by = run["waiting"]["by"]
+    if run["adapters"]["stall_share"] >= STALLED:
+        return "loads"
+    if run["waiting"]["share"] < NEGLIGIBLE and run["rejected"]["count"]:
+        return "context" if "max_model_len" in next(iter(run["rejected"]["why"]), "") else "rejected"
+    if run["waiting"]["share"] < NEGLIGIBLE and not run["never_served"]["count"]:
+        return "none"
+    ceiling = run["throughput"]["ceiling_share"]
+    if ceiling is not None and ceiling >= CEILING:
+        return "compute"
+    largest = max(by, key=lambda limit: by[limit])
+    return largest if by[largest] > 0 else "policy"
+
+
+def _used(limit: int | None, values: Floats, seconds: Floats) -> dict[str, Any]:
+    """``limit``, and of what was in use the median over step time and the maximum."""
+    if not len(values):
+        return {"limit": limit, "p50": 0, "max": 0}
+    share = np.cumsum(np.bincount(values.astype(np.int64), weights=seconds))
+    return {
+        "limit": limit,
+        "p50": int(np.searchsorted(share, share[-1] / 2)),
+        "max": int(values.max()),
+    }
+
+
+def _full(run: Measured, steps: Steps, limit: Limit) -> Flags:
+    """In which steps a limit left no room for a waiting request."""
+    info = run.info
+    if limit == "policy":
+        return np.ones(len(steps.seconds), bool)
+    if limit == "loads":
+        return np.asarray(steps["loading"] > 0)
+    most = {
+        "seqs": info.max_num_seqs,
+        "kv_blocks": info.num_gpu_blocks,
+        "slots": info.max_loras,
+        "tokens": info.max_num_batched_tokens,
+    }[limit]
+    if most is None:
+        return np.zeros(len(steps.seconds), bool)
+    if limit == "seqs":
+        return np.asarray(steps["running"] >= most)
+    if limit == "kv_blocks":
+        prompts = run.number("prompt_tokens")
+        wanted = float(prompts.mean()) / info.block_size if len(prompts) else 0.0
+        return np.asarray(most - steps["kv_blocks"] < max(1.0, wanted))
+    if limit == "slots":
+        return np.asarray(steps["distinct_adapters"] + steps["loading"] >= most)
+    return np.asarray(steps["prefill_tokens"] + steps["decode_seqs"] >= most)

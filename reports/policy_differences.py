@@ -1,0 +1,116 @@
+"""Sameness: whether policies differ in these runs by more than the noise, and why where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loratory.reports.number_text import change, listed, percent, plural
+from loratory.reports.stats import half_width
+from loratory.reports.summary import scalars
+from loratory.reports.verdict_types import PolicyRuns, Verdict
+
+SLIGHT = 0.01
+"""A relative difference below this is none, however many seeds confirm it."""
+
+COMPARED: Mapping[str, str] = {
+    "ttft_s.mean": "mean TTFT",
+    "ttft_s.p99": "TTFT p99",
+    "tpot_s.p99": "TPOT p99",
+    "e2e_s.mean": "mean end-to-end time",
+    "throughput.output_tokens_per_s": "output tokens/s",
+    "requests.completed": "requests completed",
+    "adapters.loads": "adapter loads",
+    "fairness.max_service_gap": "largest service gap",
+}
+"""What policies are compared by, with its name."""
+
+
+def sameness(policies: list[PolicyRuns]) -> list[Verdict]:
+    """Policies that do not differ from the first of them, fifo where it is there; none when all do."""
+    if len(policies) < 2:
+        return []
+    reference = next((p for p in policies if p.name == "fifo"), policies[0])
+    same: list[PolicyRuns] = []
+    unclear: list[str] = []
+    for policy in policies:
+        if policy is reference:
+            continue
+        found = differences(reference, policy)
+        if not any(clear for _, clear in found.values()):
+            same.append(policy)
+            metric = max(found, key=lambda name: abs(found[name][0]), default=None)
+            if metric is not None and abs(found[metric][0]) >= SLIGHT:
+                unclear.append(f"{COMPARED[metric]} {found[metric][0] * 100:+.1f} % under {policy.name}")
+    if not same:
+        return []
+    verb = "does" if len(same) == 1 else "do"
+    text = f"{listed([p.name for p in same])} {verb} not differ from {reference.name} here"
+    seeds = len(reference.runs)
+    text += f": all of {', '.join(COMPARED.values())} are within " + (
+        f"1 % or the noise between {plural(seeds, 'seed')}." if seeds > 1 else "1 % of each other (one seed)."
+    )
+    if unclear:
+        text += f" Within the noise, but not small: {listed(unclear)}; more seeds would tell."
+    return [Verdict("No difference", "note", f"{text} {_why(reference, same)}".strip())]
+
+
+def differences(reference: PolicyRuns, other: PolicyRuns) -> dict[str, tuple[float, bool]]:
+    """(relative difference, whether it is clear) for each compared metric both have; no service gaps below a request's.
+
+    Clear is a difference of 1 % or more whose 95 % interval, of the differences in equal seeds, leaves out 0; with one
+    seed, of 1 % or more.
+    """
+    before, after = ({run["seed"]: scalars(run) for run in p.runs} for p in (reference, other))
+    found = {}
+    for metric in COMPARED:
+        pairs = [
+            (before[seed][metric], after[seed][metric])
+            for seed in before
+            if seed in after and metric in before[seed] and metric in after[seed]
+        ]
+        if not pairs:
+            continue
+        if metric == "fairness.max_service_gap" and max(map(max, pairs)) < one_request(reference):
+            continue
+        base = sum(a for a, _ in pairs) / len(pairs)
+        gain = sum(b - a for a, b in pairs) / len(pairs)
+        relative = gain / abs(base) if base else (0.0 if gain == 0 else float("inf"))
+        half = half_width([b - a for a, b in pairs]) or 0.0
+        found[metric] = (relative, abs(relative) >= SLIGHT and abs(gain) > half)
+    return found
+
+
+def differ(reference: PolicyRuns, other: PolicyRuns, metric: str) -> bool:
+    """Whether two policies differ clearly in one of the compared metrics."""
+    found = differences(reference, other).get(metric)
+    return found is not None and found[1]
+
+
+def one_request(policy: PolicyRuns) -> float:
+    """Mean service of a completed request, weighted tokens: service gaps below it are no unfairness."""
+    rows = [row for run in policy.runs for row in run["per_tenant"]]
+    done = sum(row["completed"] for row in rows)
+    return sum(row["service"] for row in rows) / done if done else 0.0
+
+
+def costs(reference: PolicyRuns, other: PolicyRuns, metrics: Mapping[str, str]) -> list[str]:
+    """``mean TTFT +8.2 %`` for each metric both have."""
+    return [
+        f"{label} {change(value, base)}"
+        for metric, label in metrics.items()
+        if (value := other.get(metric)) is not None and (base := reference.get(metric)) is not None
+    ]
+
+
+def _why(reference: PolicyRuns, same: list[PolicyRuns]) -> str:
+    """Why a policy had nothing to decide, where that is so."""
+    every = [reference, *same]
+    share = max(p.get("waiting.share") or 0.0 for p in every)
+    if share == 0:
+        return "No request ever waited, so there was nothing to put in order."
+    slots = max((p.get("waiting.share") or 0.0) * (p.get("waiting.by.slots") or 0.0) for p in every)
+    if slots == 0:
+        return "No request ever waited for a slot."
+    if share < SLIGHT:
+        return f"Requests waited for {percent(share)} of their time at most, so their order hardly matters."
+    return ""

@@ -1,0 +1,53 @@
+"""RunInfo: what a report needs to know of a run beyond its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+IDENTITY = ("lora_int_id", "version", "digest")
+"""What `RunInfo.identities` say of an adapter: its id, its version in a registry, and the digest of its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One run: a policy, a seed, a backend. Times in seconds.
+
+    ``policy`` is the spec as the user gave it (``fifo:strict=true``). ``submitted``: requests the driver handed over
+    (None: as many as the records hold, which leaves conservation unchecked). ``start_s``: the time the run's clock
+    started at; ``duration_s``: from then to the end of the run (None: the last record). Requests that arrived in the
+    first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`loratory.reports.warmup`).
+    ``slo`` maps names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises,
+    weighted tokens, or None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the
+    policy was told true output lengths. ``max_loras`` to ``block_size`` are one replica's; ``gpus`` are those of all
+    replicas. ``refusals`` counts what the ledger refused the policy, by action and word of refusal.
+    ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch; None: not known.
+    ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and ``digest`` of
+    their content.
+    """
+
+    scenario: str
+    policy: str
+    backend: str = "sim"
+    seed: int = 0
+    replicas: int = 1
+    submitted: int | None = None
+    start_s: float = 0.0
+    duration_s: float | None = None
+    warmup_s: float | Literal["auto"] = 0.0
+    slo: Mapping[str, float] = field(default_factory=dict)
+    bound: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    oracle: bool = False
+    max_loras: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    num_gpu_blocks: int | None = None
+    max_model_len: int | None = None
+    block_size: int = 16
+    gpus: int = 1
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ceiling_tokens_per_s: float | None = None
+    identities: Mapping[str, Mapping[str, str | int | None]] = field(default_factory=dict)

@@ -1,0 +1,115 @@
+"""Fields: which keys a scenario may have at a key path, found from the pydantic models themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from loratory.errors import several
+from loratory.scenarios.schema import Scenario
+from loratory.scenarios.schema_types import OneOf
+
+
+def models_at(path: Sequence[str | int], raw: Any) -> list[type[BaseModel]]:
+    """The models that can stand at ``path``; where there are several, ``raw``'s ``kind`` chooses."""
+    models: list[type[BaseModel]] = [Scenario]
+    plain: list[Any] = []
+    here: Any = raw
+    for part in path:
+        here = _below(here, part)
+        annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
+        inside = [element for p in plain for element in _elements(p)]
+        plain = [a for a in (*annotations, *inside) if a is not None]
+        models = list(dict.fromkeys(m for a in plain for m in _models_in(a)))
+        kind = here.get("kind") if isinstance(here, dict) else None
+        if kind is not None and len(models) > 1:
+            models = [m for m in models if _kinds(m) == (kind,)] or models
+    return models
+
+
+def keys_at(path: Sequence[str | int], raw: Any) -> list[str] | None:
+    """The keys a mapping at ``path`` may have; None where any may stand (adapter names, ranks)."""
+    models = models_at(path, raw)
+    return list(dict.fromkeys(key for m in models for key in m.model_fields)) if models else None
+
+
+def is_one_of(path: Sequence[str | int], raw: Any) -> bool:
+    """Whether the mapping at ``path`` holds exactly one of its keys."""
+    models = models_at(path, raw)
+    return bool(models) and all(issubclass(m, OneOf) for m in models)
+
+
+ELSEWHERE = {
+    "transfers": "tiers, which says how adapters come from remote storage, disk and host",
+    "quantization": "cost.dtype to fp8, or leave it out",
+    "kv_cache_dtype": "memory.kv_cache_dtype",
+    "dtype": "cost.dtype",
+    "policy_timeout_s": "the option --policy-timeout of loratory run",
+}
+"""Keys that people look for in another section than the one that has them, such as in vLLM's engine arguments."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?``, where the key is instead, or the keys there are."""
+    known = list(known)
+    if word == "dtype" and "kind" in known:
+        return "set memory.dtype: the step times of this kind of cost hold for one dtype"
+    if word in ELSEWHERE:
+        return f"set {ELSEWHERE[word]}"
+    if "adapters" in known and (sections := _sections_with(word)):
+        return f"put it in {' or '.join(sections)}"
+    near = get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {several(known, 10)}"
+
+
+def _sections_with(word: str) -> list[str]:
+    """The sections of a scenario that have a key which somebody wrote at its top."""
+    sections = {name: list(_models_in(field.annotation)) for name, field in Scenario.model_fields.items()}
+    return [name for name, models in sections.items() if any(word in m.model_fields for m in models)]
+
+
+def description_at(path: Sequence[str | int], raw: Any) -> str | None:
+    """What the schema says of the key at ``path``."""
+    for model in models_at(path[:-1], raw):
+        found = model.model_fields.get(str(path[-1]))
+        if found is not None and found.description:
+            return found.description
+    return None
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models directly in an annotation: through unions, Annotated and Optional, not into lists or mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        return
+    origin = getattr(annotation, "__origin__", None)
+    if origin in (list, dict, tuple):
+        return
+    for arg in get_args(annotation):
+        yield from _models_in(arg)
+
+
+def _elements(annotation: Any) -> Iterator[Any]:
+    """What a list or mapping in an annotation holds, through unions and Annotated."""
+    origin, args = getattr(annotation, "__origin__", None), get_args(annotation)
+    if origin in (list, dict, tuple):
+        yield args[-1]
+        return
+    for arg in args:
+        yield from _elements(arg)
+
+
+def _below(here: Any, part: str | int) -> Any:
+    if isinstance(here, dict):
+        return here.get(part)
+    if isinstance(here, list) and isinstance(part, int) and part < len(here):
+        return here[part]
+    return None
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return () if kind is None else get_args(kind.annotation)

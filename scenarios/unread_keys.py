@@ -1,0 +1,104 @@
+"""Void: keys that another key of the same scenario would leave unread, which are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from loratory.scenarios.schema_types import wrong
+
+if TYPE_CHECKING:
+    from loratory.scenarios.schema import Scenario
+
+_Void = tuple[tuple[str, ...], bool, str]
+"""A key's path, whether something leaves it unread, and what does."""
+
+_OF_TRACES = (
+    "format", "columns", "time_unit", "rate_scale", "window", "adapter_from", "zero_tokens", "prefix_cache",
+    "block_tokens",
+)  # fmt: skip
+
+
+def refuse_void(scenario: Scenario) -> None:
+    """Raises the error of a validator for the first key that is given and would not be read."""
+    for path, unread, why in _rules(scenario):
+        if unread and _given(scenario, path):
+            raise wrong(why, *path)
+
+
+def _rules(scenario: Scenario) -> Iterator[_Void]:
+    workload = scenario.workload
+    trace = workload.trace is not None
+    for key in _OF_TRACES:
+        yield ("workload", key), not trace, "goes with a trace, and there is none: add trace, or leave it out"
+    if trace:
+        yield from _trace_rules(scenario)
+    streams = workload.streams or []
+    for here, there in (
+        ("workload.input_tokens", "input_tokens"),
+        ("workload.output_tokens", "output_tokens"),
+        ("workload.deadline_s", "deadline_s"),
+        ("adapters.popularity", "popularity"),
+        ("adapters.base_share", "base_share"),
+    ):
+        every = bool(streams) and all(getattr(stream, there) is not None for stream in streams)
+        yield tuple(here.split(".")), every, f"is not used, because every stream has its own {there}: leave it out"
+    vtc = workload.generator == "vtc"
+    for key in ("popularity", "base_share"):
+        yield (
+            ("adapters", key),
+            vtc,
+            "is not used by workload.generator: vtc, whose requests want the base model: leave it out",
+        )
+    none = scenario.adapters.known_count == 0
+    yield ("adapters", "base_share"), none, "is not used, because adapters.count is 0: leave it out"
+    limits = scenario.slo.targets()
+    yield (
+        ("slo", "attainment"),
+        not limits,
+        "is the share of requests inside the limits, and slo has no limit: add one, such as ttft_p99_s",
+    )
+
+
+def _trace_rules(scenario: Scenario) -> Iterator[_Void]:
+    workload = scenario.workload
+    arrivals, source = workload.arrivals is not None, workload.adapter_from
+    prompts, outputs = workload.input_tokens is not None, workload.output_tokens is not None
+    replaced = "is not used, because workload.{} replaces what the trace says: leave one out".format
+    yield ("workload", "rate_scale"), arrivals, replaced("arrivals")
+    yield ("workload", "columns", "time"), arrivals and workload.window is None, replaced("arrivals")
+    yield ("workload", "columns", "input"), prompts, replaced("input_tokens")
+    yield ("workload", "columns", "output"), outputs, replaced("output_tokens")
+    yield (
+        ("workload", "prefix_cache"),
+        prompts,
+        "counts blocks of the trace's prompts, which input_tokens replaces: leave one out",
+    )
+    yield (
+        ("workload", "block_tokens"),
+        not workload.prefix_cache,
+        "goes with prefix_cache: true: add that, or leave it out",
+    )
+    yield (
+        ("workload", "columns", "hash_ids"),
+        not workload.prefix_cache,
+        "goes with prefix_cache: true: add that, or leave it out",
+    )
+    yield ("workload", "columns", "cached"), workload.prefix_cache, "says what prefix_cache counts: leave one out"
+    chosen = f"is not used, because adapter_from is {source}{{}}: leave it out".format
+    yield ("workload", "columns", "adapter"), source not in ("auto", "column"), chosen("")
+    yield ("workload", "columns", "client"), source != "client", chosen("")
+    tenant = source == "tenant" or bool(scenario.tenants.map.trace)
+    yield ("workload", "columns", "tenant"), not tenant, chosen(" and tenants.map is not trace")
+
+
+def _given(scenario: Scenario, path: tuple[str, ...]) -> bool:
+    """Whether a key has another value than its default."""
+    here: Any = scenario
+    for key in path[:-1]:
+        here = getattr(here, key)
+    assert isinstance(here, BaseModel)
+    default = type(here).model_fields[path[-1]].get_default(call_default_factory=True)
+    return bool(getattr(here, path[-1]) != default)

@@ -1,0 +1,144 @@
+"""Explain: pydantic's complaints about a scenario as one line a person can act on."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from loratory.errors import InputError, shortened
+from loratory.scenarios.document import Document, Path, dotted
+from loratory.scenarios.schema_lookup import description_at, is_one_of, keys_at, nearest
+
+_LIMITS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+}
+
+
+def explain(error: ValidationError, document: Document) -> InputError:
+    """The first of the errors as ``file:line: key: what is wrong; remedy``, and how many more there are.
+
+    Unknown keys come first, because a mistyped key often makes another one look missing.
+    """
+    found = [(_path(item, document.raw), item) for item in error.errors(include_url=False)]
+    found.sort(key=lambda pair: (pair[1]["type"] != "extra_forbidden", _line(document.place(pair[0]))))
+    path, item = found[0]
+    text = _sentence(item, path, document.raw)
+    if item["type"] == "value_error":
+        path = _named_key(text, path, document)
+    more = len({dotted(p) for p, _ in found}) - 1
+    tail = f" (and {more} more problem{'s' * (more > 1)})" if more > 0 else ""
+    where = f"{shortened(document.place(path), 160)}: {shortened(dotted(path), 100)}"
+    return InputError(shortened(f"{where}: {text}{tail}".replace(": : ", ": ")))
+
+
+def _path(item: ErrorDetails, raw: Any) -> Path:
+    """The key path of an error: its location without the names of union branches and of implied keys."""
+    path: list[str | int] = []
+    here: Any = raw
+    loc = item["loc"]
+    for index, part in enumerate(loc):
+        last = index == len(loc) - 1
+        if isinstance(here, dict):
+            key = next((k for k in here if k == part or str(k) == str(part)), None)
+            if key is not None or (last and item["type"] in ("missing", "extra_forbidden")):
+                path.append(part if key is None else key)
+                here = here.get(key)
+        elif isinstance(here, list) and isinstance(part, int):
+            path.append(part)
+            here = here[part] if part < len(here) else None
+    return (*path, *item.get("ctx", {}).get("path", ()))
+
+
+def _named_key(text: str, path: Path, document: Document) -> Path:
+    """The key a message of `EngineConfig` begins with, where the file has it: its line is the one to change."""
+    below = (*path, text.split(" ", 1)[0])
+    return below if below in document.where else path
+
+
+def _line(place: str) -> tuple[int, str]:
+    number = place.rpartition(":")[2]
+    return (int(number), "") if number.isdigit() else (0, place)
+
+
+def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
+    kind, context, given = item["type"], item.get("ctx", {}), _shown(item["input"])
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(str(path[-1]), keys_at(path[:-1], raw) or [])}"
+    if kind == "missing":
+        if isinstance(path[-1], int):
+            return "has too few values: give [lo, hi]"
+        meaning = description_at(path, raw)
+        return "is missing: add it" + (f" ({meaning})" if meaning else "")
+    if kind in _LIMITS:
+        key, words = _LIMITS[kind]
+        limit = context[key]
+        return (
+            f"should be {words} {limit:g}, not {given}"
+            if isinstance(limit, float)
+            else f"should be {words} {limit}, not {given}"
+        )
+    if kind == "model_type" and is_one_of(path, raw):
+        keys = keys_at(path, raw) or []
+        return (
+            f"should be one of {', '.join(keys)}, such as {{{keys[0]}: ...}}, not {given}{_meant(item['input'], keys)}"
+        )
+    if kind in _WANTED:
+        return f"should be {_WANTED[kind]}, not {given}"
+    if kind == "literal_error":
+        choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        return f"should be one of {', '.join(choices)}, not {given}{_meant(item['input'], choices)}"
+    if kind == "union_tag_invalid":
+        choices = str(context["expected_tags"]).replace("'", "").split(", ")
+        tag = str(context["tag"])
+        return f"has kind {shortened(tag, 60)!r}, which is none of {', '.join(choices)}; {nearest(tag, choices)}"
+    if kind == "union_tag_not_found":
+        return "needs kind: roofline, linear or profile"
+    if kind in ("too_short", "string_too_short"):
+        return "is empty: give at least one" if kind == "too_short" else "is empty: write something"
+    if kind == "too_long":
+        return f"has more than {context.get('max_length')} values: remove some"
+    if kind == "invalid_key":
+        return "a key should be text: put it in quotes"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:] if kind not in ("wrong", "value_error") else message
+
+
+def _meant(given: Any, choices: list[str]) -> str:
+    near = get_close_matches(given, choices, n=1) if isinstance(given, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,228 @@
+"""WorkloadSpec: what requests come, drawn from distributions or read from a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.lengths import Lengths, Seconds
+from loratory.scenarios.popularity import Popularity
+from loratory.scenarios.schema_types import Count, FileRef, Index, Name, NotNegative, Positive, Section, Share, wrong
+
+TraceFormat = Literal[
+    "azure", "bailian", "mooncake", "burstgpt", "vidur", "servegen", "gentd", "azure_functions", "generic"
+]
+TimeUnit = Literal["s", "ms", "us", "ns"]
+
+
+def _word_or(other: str, *kind: type) -> Discriminator:
+    return Discriminator(lambda value: other if isinstance(value, kind) and not isinstance(value, bool) else "word")
+
+
+MaxTokens = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[Literal["cap", "exact"], Tag("word")], _word_or("number", int)
+]
+
+
+class Noise(Section):
+    """Predictions that are off by a lognormal factor of mean 1."""
+
+    noise: Positive = Field(description="coefficient of variation of prediction / truth")
+
+
+Predicted = Annotated[
+    Annotated[Noise, Tag("mapping")] | Annotated[Literal["none", "exact", "adapter_mean"], Tag("word")],
+    _word_or("mapping", dict, Noise),
+]
+
+
+class Columns(Section):
+    """Which column of a trace holds what, in place of its format's own; others are looked for by their usual names."""
+
+    time: Name | None = Field(None, description="arrival: a number in time_unit, or a date and time")
+    input: Name | None = Field(None, description="prompt tokens")
+    output: Name | None = Field(None, description="output tokens")
+    adapter: Name | None = Field(None, description="adapter; empty means the base model")
+    client: Name | None = Field(None, description="who sent it")
+    tenant: Name | None = Field(None, description="which tenant it belongs to")
+    cached: Name | None = Field(None, description="prompt tokens that a prefix cache holds")
+    session: Name | None = Field(None, description="conversation: its rows are turns, in the order of the file")
+    delay: Name | None = Field(None, description="from the end of the turn before to this one, unit as the times'")
+    priority: Name | None = Field(None, description="priority, a whole number, lower first")
+    hash_ids: Name | None = Field(None, description="ids of the prompt's blocks, with prefix_cache")
+
+
+class Slice(Section):
+    """A run of adapters, by position."""
+
+    start: Index = Field(0, description="position of the first, from 0")
+    count: Count = Field(description="how many")
+
+
+Subset = Annotated[
+    Annotated[Slice, Tag("mapping")] | Annotated[list[Name], Field(min_length=1), Tag("list")],
+    Discriminator(
+        lambda value: "list" if isinstance(value, list | tuple) else "mapping",
+        custom_error_type="subset",
+        custom_error_message="should be a list of adapter names or {start, count}",
+    ),
+]
+
+
+class Stream(Section):
+    """One part of a workload with arrivals of its own, such as a tenant's; a key left out is inherited."""
+
+    tenant: Name | None = Field(None, description="the tenant of its requests; by default what tenants.map says")
+    arrivals: Arrivals = Field(description="its arrivals; closed_loop is not possible here")
+    input_tokens: Lengths | None = Field(None, description="prompt lengths; by default the workload's")
+    output_tokens: Lengths | None = Field(None, description="output lengths; by default the workload's")
+    adapters: Subset | None = Field(None, description="adapters it uses: names or {start, count}; by default all")
+    popularity: Popularity | None = Field(None, description="over those adapters; by default adapters.popularity")
+    base_share: Share | None = Field(None, description="share of base-model requests; by default adapters.base_share")
+    start_s: NotNegative = Field(0.0, description="when it begins, s")
+    end_s: Positive | None = Field(None, description="when it ends, s; by default with the workload")
+    priority: int | None = Field(None, description="priority of its requests, lower first; by default the tenant's")
+    deadline_s: Seconds | None = Field(None, description="deadline after arrival, s; by default the workload's")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stream:
+        if self.end_s is not None and self.end_s <= self.start_s:
+            raise wrong(f"({self.end_s:g}) is not after start_s ({self.start_s:g})", "end_s")
+        if self.arrivals.closed_loop is not None:
+            raise wrong("cannot be closed_loop in a stream: use open arrivals", "arrivals")
+        return self
+
+
+class WorkloadSpec(Section):
+    """The stream of requests: arrivals and lengths, or a trace, or several streams."""
+
+    arrivals: Arrivals | None = Field(
+        None,
+        description="poisson, gamma, constant, on_off, diurnal or closed_loop; with a trace, replaces its times: where "
+        "later turns have delays, those at which sessions begin",
+    )
+    input_tokens: Lengths | None = Field(None, description="prompt lengths; with a trace, replace its own")
+    output_tokens: Lengths | None = Field(None, description="output lengths; with a trace, replace its own")
+    duration_s: Positive | None = Field(None, description="requests arrive in [0, duration_s), s")
+    requests: Count | None = Field(None, description="or: this many requests; with a trace, its first ones")
+    streams: Annotated[list[Stream], Field(min_length=1)] | None = Field(
+        None, description="sub-workloads, merged by time, each with its own tenant, arrivals, lengths and adapters"
+    )
+    generator: Literal["loratory", "slora", "vtc"] = Field(
+        "loratory",
+        description="slora, vtc: draw exactly as that system's benchmark does; the run's seed is its numpy seed (42)",
+    )
+    max_tokens: MaxTokens = Field(
+        "cap", description="what policies see: cap (the longest output, default), a number, or exact (ignore_eos)"
+    )
+    predicted_tokens: Predicted = Field(
+        "none", description="output length told to policies: none (default), exact, adapter_mean or {noise: cv}"
+    )
+    deadline_s: Seconds | None = Field(None, description="deadline after arrival, s: a number or a distribution")
+    cutoff_s: Positive | None = Field(None, description="the run is cut here, s; unfinished requests are aborted")
+    trace: FileRef | None = Field(None, description="a log to replay: a file, or a ServeGen folder or .tgz")
+    format: TraceFormat | None = Field(None, description="the trace's format; by default recognised")
+    columns: Columns = Field(default_factory=Columns, description="which column of the trace holds what")
+    time_unit: TimeUnit | None = Field(
+        None, description="unit of the trace's times and delays: s, ms, us or ns; by default its format's, or found out"
+    )
+    rate_scale: Positive = Field(1.0, description="the trace's rate is multiplied by this (its times are divided)")
+    window: tuple[NotNegative, Positive] | None = Field(
+        None, description="[t0, t1): replay this part of the trace, s from its start, before rate_scale"
+    )
+    adapter_from: Literal["auto", "column", "client", "tenant", "popularity"] = Field(
+        "auto", description="what makes a request's adapter; auto: the trace's adapter column, else popularity"
+    )
+    zero_tokens: Literal["drop", "clamp"] = Field(
+        "drop", description="rows without prompt or output tokens: drop them, or count 0 as 1"
+    )
+    prefix_cache: bool = Field(
+        False,
+        description="blocks (hash_ids) that a request of the same adapter had before count as cached, without a limit",
+    )
+    block_tokens: Count | None = Field(
+        None, description="tokens of a block of hash_ids; by default its format's, or found out from the prompts"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WorkloadSpec:
+        if self.trace is not None:
+            self._check_trace()
+            return self
+        if self.generator == "vtc" and not self._drawn_by_vtc():
+            raise wrong(
+                "vtc wants streams with fixed lengths, all poisson or all constant or on_off (with rate_off: 0 and "
+                "gaps: equal), and nothing else in them but a tenant",
+                "generator",
+            )
+        if self.streams is not None:
+            self._check_streams()
+            return self
+        if (self.duration_s is None) == (self.requests is None):
+            raise wrong("wants either duration_s or requests, to say when it ends")
+        for key in ("input_tokens", "output_tokens"):
+            if getattr(self, key) is None:
+                raise wrong("is missing: add it, for example {lognormal: {mean: 512, cv: 1.0}}", key)
+        if self.arrivals is not None and self.arrivals.closed_loop is not None and self.requests is None:
+            raise wrong("closed_loop wants a number of requests: replace duration_s by requests", "arrivals")
+        return self
+
+    def _check_trace(self) -> None:
+        for key in ("streams", "duration_s"):
+            if getattr(self, key) is not None and not (key == "duration_s" and self.arrivals is not None):
+                remedy = "use window" if key == "duration_s" else "leave one out"
+                raise wrong(f"cannot go with trace: {remedy}", key)
+        if self.arrivals is not None and self.arrivals.closed_loop is not None and self.duration_s is not None:
+            raise wrong("cannot go with closed_loop, which wants a number of requests: use requests", "duration_s")
+        if self.window is not None and self.window[1] <= self.window[0]:
+            raise wrong(f"ends at {self.window[1]:g} s, not after {self.window[0]:g} s: give [start, end]", "window")
+        if self.generator != "loratory":
+            raise wrong("cannot go with trace: leave one out", "generator")
+
+    def _check_streams(self) -> None:
+        if self.arrivals is not None:
+            raise wrong("cannot go with streams, which have their own: leave one out", "arrivals")
+        if self.requests is not None or self.duration_s is None:
+            raise wrong("streams want a duration_s, which says when they end", "streams")
+        if self.generator == "slora":
+            raise wrong("cannot go with streams: leave one out", "generator")
+        for index, stream in enumerate(self.streams or ()):
+            for key in ("input_tokens", "output_tokens"):
+                if getattr(self, key) is None and getattr(stream, key) is None:
+                    raise wrong("is missing: add it here, or to workload for every stream", "streams", index, key)
+            if stream.start_s >= self.duration_s:
+                raise wrong(f"is not before duration_s ({self.duration_s:g})", "streams", index, "start_s")
+
+    def _drawn_by_vtc(self) -> bool:
+        known = {"tenant", "arrivals", "input_tokens", "output_tokens"}
+        streams = self.streams or []
+        arrivals = [stream.arrivals for stream in streams]
+        even = [a.constant or (a.on_off and a.on_off.gaps == "equal" and not a.on_off.rate_off) for a in arrivals]
+        lengths = [(s.input_tokens or self.input_tokens, s.output_tokens or self.output_tokens) for s in streams]
+        return (
+            bool(streams)
+            and (all(even) or all(a.poisson for a in arrivals))
+            and all(given is not None and given.fixed for pair in lengths for given in pair)
+            and all(
+                getattr(s, k) == f.default for s in streams for k, f in Stream.model_fields.items() if k not in known
+            )
+        )
+
+
+def stream_positions(stream: Stream, names: tuple[str, ...]) -> Sequence[int]:
+    """The positions in ``names`` of the adapters a stream uses. `LookupError` names what is not there."""
+    if stream.adapters is None:
+        return range(len(names))
+    if isinstance(stream.adapters, Slice):
+        end = stream.adapters.start + stream.adapters.count
+        if end > len(names):
+            raise LookupError(f"adapters {stream.adapters.start} to {end - 1}")
+        return range(stream.adapters.start, end)
+    position = {name: index for index, name in enumerate(names)}
+    missing = next((name for name in stream.adapters if name not in position), None)
+    if missing is not None:
+        raise LookupError(repr(missing))
+    return [position[name] for name in stream.adapters]

@@ -1,0 +1,72 @@
+"""register: the adapters an engine is to know, refused where its configuration can never serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
+from loratory.serving.kv_pool import KVPool
+from loratory.serving.lora import Adapter
+from loratory.serving.sequence import Sequence
+from loratory.serving.usage import AdapterState
+from loratory.serving.views import AdapterView
+
+
+def register(
+    config: EngineConfig,
+    adapters: Iterable[Adapter],
+    kv: KVPool,
+    kv_bytes_per_token: int | None,
+    table: dict[int, Sequence],
+) -> list[AdapterState]:
+    """The state of each adapter, in order; ``table`` is the engine's of waiting requests.
+
+    Raises `InputError` for a name or id that repeats, a rank above ``max_lora_rank``, too many pinned adapters, and
+    ``memory: unified`` without ``kv_bytes_per_token`` (bytes of KV cache a token takes).
+    """
+    states: dict[str, AdapterState] = {}
+    ids: dict[int, str] = {}
+    for adapter in adapters:
+        name, other = adapter.name, ids.setdefault(adapter.lora.lora_int_id, adapter.name)
+        if name in states or other != name:
+            raise InputError(
+                f"adapter {name!r} repeats the name or the lora_int_id {adapter.lora.lora_int_id} of adapter "
+                f"{other!r}: both must be unique in an engine"
+            )
+        if adapter.rank > config.max_lora_rank:
+            raise InputError(
+                f"adapter {name!r} has rank {adapter.rank}, above engine.max_lora_rank "
+                f"{config.max_lora_rank}: raise max_lora_rank or leave the adapter out"
+            )
+        blocks = 0
+        if config.memory == "unified":
+            if not kv_bytes_per_token:
+                raise InputError("memory: unified needs the KV bytes of a token: give a model, or kv_bytes_per_token")
+            blocks = kv.blocks(-(-adapter.bytes // kv_bytes_per_token))
+        state = states[name] = AdapterState(adapter, blocks, table, kv.clock)
+        state.kv_tokens = blocks * kv.block_size
+        state.view = AdapterView(state)
+    pinned = sum(state.pinned for state in states.values())
+    if pinned > config.max_loras or (pinned == config.max_loras and len(states) > pinned):
+        raise InputError(
+            f"{pinned} adapters are pinned and engine.max_loras is {config.max_loras}: no slot is left for the other "
+            "adapters, so raise max_loras or pin fewer"
+        )
+    return list(states.values())
+
+
+def max_context(kv: KVPool, adapters: Collection[AdapterState]) -> int:
+    """Most tokens of context one request can have in the KV pool when it runs alone.
+
+    Raises `InputError` when the pool has no room beside its adapters.
+    """
+    largest = max((state.blocks for state in adapters), default=0)
+    pinned = sum(state.blocks for state in adapters if state.pinned)
+    room = (kv.total - largest - pinned) * kv.block_size
+    if room < 2:
+        raise InputError(
+            f"the KV pool of {kv.total} blocks has no room beside its adapters: raise num_gpu_blocks or "
+            "gpu_memory_utilization, or lower adapter ranks"
+        )
+    return room

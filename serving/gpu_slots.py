@@ -1,0 +1,177 @@
+"""GpuSlots: which adapters are on the GPU or on their way there, and which of them may go."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from loratory.serving.host_cache import HostCache
+from loratory.serving.kv_pool import KVPool
+from loratory.serving.plan import AdapterLoad
+from loratory.serving.policy import OK, REFUSED, Outcome
+from loratory.serving.views import AdapterView
+
+if TYPE_CHECKING:
+    from loratory.serving.sequence import Sequence
+    from loratory.serving.usage import AdapterState
+
+
+class GpuSlots:
+    """``total`` slots, each free, held by an adapter, or promised to a load in flight.
+
+    ``sync``: a load is usable in the step that starts it. ``adapters``: all that are known; ``running``: the engine's
+    running requests; both are shared, and read only.
+    """
+
+    __slots__ = (
+        "_adapters",
+        "_host",
+        "_kv",
+        "_running",
+        "idle",
+        "loading",
+        "loads",
+        "on_gpu",
+        "shown",
+        "sync",
+        "total",
+        "views",
+    )
+
+    def __init__(
+        self,
+        total: int,
+        sync: bool,
+        kv: KVPool,
+        host: HostCache,
+        adapters: dict[str, AdapterState],
+        running: dict[str, Sequence],
+    ) -> None:
+        self.total = total
+        self.sync = sync
+        self._kv = kv
+        self._host = host
+        self._adapters = adapters
+        self._running = running
+        self.on_gpu: dict[str, AdapterState] = {}
+        self.views: dict[str, AdapterView] = {}
+        self.shown = MappingProxyType(self.views)
+        self.idle: dict[str, AdapterState] = {}
+        """Of those on the GPU, the ones with no reference that are not pinned."""
+        self.loading: dict[str, AdapterState] = {}
+        self.loads: list[AdapterLoad] = []
+        """Loads to start with the step being planned."""
+
+    @property
+    def free(self) -> int:
+        """Slots neither held nor promised."""
+        return self.total - len(self.on_gpu) - len(self.loading)
+
+    def obtainable(self) -> bool:
+        """Whether a slot is free or held by an adapter that may go."""
+        if len(self.on_gpu) + len(self.loading) < self.total:
+            return True
+        busy = self._running or self.loading
+        for state in self.idle.values():  # noqa: SIM110 - a generator costs more than the usual single turn
+            if not (busy and state.fresh and state.queue.live):
+                return True
+        return False
+
+    def idle_views(self) -> list[AdapterView]:
+        """Adapters that may be evicted and were not just loaded for somebody who waits.
+
+        With nothing running and nothing on the way they all may: else a policy that insists on another adapter, having
+        changed its mind while this one was loading, would wait for ever.
+        """
+        if not self.idle:
+            return []
+        busy = self._running or self.loading
+        return [state.view for state in self.idle.values() if not (busy and state.fresh and state.queue.live)]
+
+    def load(self, name: str, now: float) -> Outcome:
+        """Bring an adapter to a free slot. It is usable at once with sync loading, else when the load is done."""
+        state = self._adapters.get(name)
+        if state is None:
+            return REFUSED["unknown"]
+        if state.tier in ("gpu", "loading"):
+            return REFUSED["adapter"]
+        if len(self.on_gpu) + len(self.loading) >= self.total:
+            return REFUSED["slots"]
+        if state.blocks > self._kv.free:
+            return REFUSED["kv"]
+        if not self._host.hold(state):
+            return REFUSED["in_use"]
+        assert state.spec is not None
+        self.loads.append(AdapterLoad(state.spec, state.tier, False))
+        self._kv.used += state.blocks
+        state.load_started = now
+        self.loading[name] = state
+        state.tier = "loading"
+        if self.sync:
+            self.arrive(state, now)
+        return OK
+
+    def arrive(self, state: AdapterState, now: float) -> None:
+        """A load to the GPU is done."""
+        name = state.name
+        assert name is not None
+        del self.loading[name]
+        self.on_gpu[name] = state
+        self.views[name] = state.view
+        state.tier = "gpu"
+        state.eta = None
+        state.fresh = True
+        state.prefetching = False
+        state.loaded_at = state.last_used = now
+        if not state.pinned:
+            self.idle[name] = state
+
+    def fail(self, state: AdapterState) -> None:
+        """A load came to nothing: the slot, the blocks and the place in host memory are free again.
+
+        With sync loading the adapter counted as being there; no running request may refer to it any more.
+        """
+        name = state.name
+        assert name is not None and not state.references
+        if state.tier in ("loading", "gpu"):
+            if self.loading.pop(name, None) is None:
+                del self.on_gpu[name]
+                del self.views[name]
+                self.idle.pop(name, None)
+            self._kv.used -= state.blocks
+            state.tier = "disk"
+        state.eta = None
+        self._host.drop(state)
+
+    def prefetch(self, name: str) -> Outcome:
+        """Bring an adapter from disk or farther to host memory."""
+        state = self._adapters.get(name)
+        if state is None:
+            return REFUSED["unknown"]
+        if state.tier not in ("disk", "remote") or state.prefetching:
+            return REFUSED["adapter"]
+        tier = state.tier
+        if not self._host.hold(state):
+            return REFUSED["in_use"]
+        assert state.spec is not None
+        state.prefetching = True
+        self.loads.append(AdapterLoad(state.spec, tier, True))
+        return OK
+
+    def evict(self, name: str) -> Outcome:
+        """Free the slot of an adapter nobody uses; it stays in host memory."""
+        state = self._adapters.get(name)
+        if state is None:
+            return REFUSED["unknown"]
+        if state.tier == "loading" or state.references:
+            return REFUSED["in_use"]
+        if state.tier != "gpu":
+            return REFUSED["adapter"]
+        if state.pinned:
+            return REFUSED["pinned"]
+        del self.on_gpu[name]
+        del self.views[name]
+        del self.idle[name]
+        self._kv.used -= state.blocks
+        self._host.rest(state)
+        return OK

@@ -1,0 +1,189 @@
+"""Actions: carries out what a policy yields, through the ledger, and says what became of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from loratory.serving.event_dispatch import Announcer
+from loratory.serving.events import Admitted, Decided, Ended, Evicted, Preempted
+from loratory.serving.ledger import Ledger
+from loratory.serving.policy import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, View, Wake
+from loratory.serving.request import Status
+from loratory.serving.sequence import Sequence
+
+_new = tuple.__new__
+"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
+
+
+class Actions:
+    """The policy's hands. ``ask`` turns true whenever something happened that the policy should be asked about."""
+
+    def __init__(self, ledger: Ledger, announcer: Announcer) -> None:
+        self.ledger = ledger
+        self.announcer = announcer
+        self.ask = True
+        self.idle_plans = 0
+        self.wake_times: list[float] = []
+        self.wake_clocks: list[int] = []
+        self.refused: Counter[tuple[type, str | None]] = Counter()
+        """How often the ledger refused an action of a type, by its word of refusal."""
+        self._victim: Callable[[View], Any] | None = getattr(announcer.policy, "victim", None)
+        self._tell_admitted = announcer.teller(Admitted)
+        self._tell_ended = announcer.teller(Ended)
+        self._tell_preempted = announcer.teller(Preempted)
+        self._tell_evicted = announcer.teller(Evicted)
+        self._tell_decided = announcer.teller(Decided)
+        self._apply: dict[type, Callable[[Any], Outcome]] = {
+            Admit: self._admit,
+            Load: lambda action: ledger.load(action.adapter),
+            Evict: lambda action: self.evict(action.adapter),
+            Preempt: lambda action: self.preempt(action.request, "policy"),
+            Reject: self._reject,
+            Prefetch: lambda action: ledger.prefetch(action.adapter),
+            Wake: self._wake,
+        }
+
+    def consult(self, schedule: Any) -> None:
+        """Carry out a policy's actions until it returns. Raises `PolicyError` when it raises or never stops."""
+        ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._tell_decided
+        refused = self.refused
+        now, admit, tell_admitted = ledger.now, ledger.admit, self._tell_admitted
+        try:
+            send = schedule.send
+        except AttributeError:
+            what = f"schedule() returned {type(schedule).__name__}, not a generator: yield actions in it"
+            raise announcer.error(ledger.now, what) from None
+        outcome: Any = None
+        taken = 0
+        limit = 1000
+        while True:
+            try:
+                action = send(outcome)
+            except StopIteration:
+                return
+            except BaseException as error:
+                announcer.blame(ledger.now, error)
+            kind = type(action)
+            try:
+                if kind is Admit and tell_admitted is None:
+                    outcome = admit(action[0], action[1])
+                elif kind in apply:
+                    outcome = apply[kind](action)
+                else:
+                    raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise announcer.error(ledger.now, f"a {kind.__name__} it yielded is malformed: {error}") from error
+            if outcome is not OK:
+                refused[kind, outcome[1]] += 1
+            if record is not None:
+                record(_new(Decided, (now, action, outcome)))
+            taken += 1
+            if taken > limit:
+                limit = 1000 + 10 * (len(ledger.sequences) + len(ledger.adapters))
+                if taken > limit:
+                    what = (
+                        f"it yielded {taken} actions in one call with {len(ledger.waiting)} requests waiting and "
+                        f"{len(ledger.running)} running, the last a {kind.__name__}: return when nothing more "
+                        "can be done"
+                    )
+                    raise announcer.error(ledger.now, what)
+
+    # -- what the engine does on its own -------------------------------------------------------------------------
+
+    def end(self, sequence: Sequence, status: Status, why: str) -> None:
+        """Give a request its final status."""
+        self.ledger.end(sequence, status, why)
+        self.idle_plans = 0
+        self.ask = True
+        if self._tell_ended is not None:
+            self._tell_ended(_new(Ended, (self.ledger.now, sequence.view, status, why, sequence)))
+        del sequence.view  # a cycle with its view would wait for the garbage collector
+
+    def end_by_id(self, request_id: str, status: Status, why: str) -> None:
+        """The same by id; unknown or ended requests are ignored."""
+        sequence = self.ledger.sequences.get(request_id)
+        if sequence is not None:
+            self.end(sequence, status, why)
+
+    def preempt(self, view: Any, why: str) -> Outcome:
+        """Preempt a running request."""
+        outcome = self.ledger.preempt(view)
+        if outcome.ok:
+            self.ask = True
+            if self._tell_preempted is not None:
+                self._tell_preempted(Preempted(self.ledger.now, self.ledger.sequences[view.request_id].view, why))
+        return outcome
+
+    def preempt_one(self, view: View) -> None:
+        """KV blocks are missing: preempt the request the policy names, or else the last one admitted (vLLM's rule)."""
+        if self._victim is not None:
+            try:
+                named = self._victim(view)
+            except BaseException as error:
+                self.announcer.blame(self.ledger.now, error, "its victim()")
+            if named is not None and self.preempt(named, "kv"):
+                return
+        last = next(reversed(self.ledger.running.values()))
+        self.preempt(last.view, "kv")
+
+    def evict(self, name: str) -> Outcome:
+        """Evict an adapter."""
+        outcome = self.ledger.evict(name)
+        if outcome.ok and self._tell_evicted is not None:
+            self._tell_evicted(Evicted(self.ledger.now, name))
+        return outcome
+
+    def evict_for_kv(self, view: View) -> bool:
+        """With unified memory, free the blocks of the idle adapter that scores lowest; False when there is none."""
+        ledger = self.ledger
+        if ledger.memory != "unified" or not ledger.idle:
+            return False
+        views = [state.view for state in ledger.idle.values()]
+        goes = min(views, key=lambda candidate: (ledger.scorer(candidate, view), candidate.lora_int_id))
+        assert goes.name is not None
+        return self.evict(goes.name).ok
+
+    def wake_up(self, now: float) -> None:
+        """The policy is to be asked when a time or a step count it named is reached."""
+        while self.wake_times and self.wake_times[0] <= now:
+            heappop(self.wake_times)
+            self.ask = True
+        while self.wake_clocks and self.wake_clocks[0] <= self.ledger.clock[0]:
+            heappop(self.wake_clocks)
+            self.ask = True
+
+    # -- what the policy yields ----------------------------------------------------------------------------------
+
+    def _admit(self, action: Admit) -> Outcome:
+        request, tokens = action
+        outcome = self.ledger.admit(request, tokens)
+        if self._tell_admitted is not None and outcome.ok:
+            sequence = self.ledger.sequences[request.request_id]
+            self._tell_admitted(Admitted(self.ledger.now, sequence.view, sequence.hit))
+        return outcome
+
+    def _reject(self, action: Reject) -> Outcome:
+        sequence = self.ledger.sequences.get(getattr(action.request, "request_id", ""))
+        if sequence is None or sequence.state != "waiting":
+            return REFUSED["unknown"]
+        if not isinstance(action.why, str):
+            raise TypeError(f"its why is of type {type(action.why).__name__}: give a text")
+        self.end(sequence, "rejected", action.why)
+        return OK
+
+    def _wake(self, action: Wake) -> Outcome:
+        at, steps = action.at, action.after_steps
+        if (at is None and steps is None) or (at is not None and not at > self.ledger.now):
+            return REFUSED["unknown"]
+        if steps is not None and steps < 1:
+            return REFUSED["unknown"]
+        if at is not None and at not in self.wake_times[:1]:
+            heappush(self.wake_times, float(at))
+        if steps is not None:
+            clock = self.ledger.clock[0] + int(steps)
+            if clock not in self.wake_clocks[:1]:
+                heappush(self.wake_clocks, clock)
+        return OK

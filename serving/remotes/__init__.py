@@ -1,1 +1,0 @@
-"""The places adapters are fetched from: the Hub, object stores, web servers."""

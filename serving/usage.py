@@ -1,0 +1,106 @@
+"""AdapterState and TenantState: what the ledger keeps of each adapter and each tenant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratory.serving.lora import Adapter, Tier
+from loratory.serving.wait_queue import QueueView, WaitQueue
+
+if TYPE_CHECKING:
+    from loratory.serving.policy import AdapterView, TenantView
+    from loratory.serving.sequence import Sequence
+
+
+class Usage:
+    """Service given to one tenant or adapter, in tokens, and who of it waits.
+
+    Output tokens grow with each decode step of each of its decoding requests; kept as an offset to the decode clock, so
+    a step costs nothing here.
+    """
+
+    __slots__ = ("admitted_tokens", "clock", "decoding", "output_offset", "queue", "queue_view", "running")
+
+    def __init__(self, table: dict[int, Sequence], clock: list[int]) -> None:
+        self.queue = WaitQueue(table)
+        self.queue_view = QueueView(self.queue)
+        self.running = 0
+        self.admitted_tokens = 0
+        self.clock = clock
+        self.decoding = 0
+        """Its decoding requests: each adds a token in every decode step."""
+        self.output_offset = 0
+        """Its output tokens less ``decoding`` times the decode clock."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens of all its requests so far."""
+        return self.output_offset + self.decoding * self.clock[0]
+
+    @property
+    def waiting(self) -> int:
+        """Its waiting requests."""
+        return self.queue.live
+
+
+class TenantState(Usage):
+    """One tenant: its service and its waiting requests."""
+
+    __slots__ = ("name", "view")
+
+    view: TenantView
+
+    def __init__(self, name: str, table: dict[int, Sequence], clock: list[int]) -> None:
+        super().__init__(table, clock)
+        self.name = name
+
+
+class AdapterState(Usage):
+    """One adapter: where it is, who uses it, its service and its waiting requests. ``spec`` is None for the base model.
+
+    ``references`` are running requests that use it; ``uses`` admissions; ``fresh`` true from a load to the first use;
+    ``blocks`` the KV blocks it takes while on the GPU (``memory: unified``); times are absolute seconds.
+    """
+
+    __slots__ = (
+        "blocks",
+        "bytes",
+        "eta",
+        "fresh",
+        "kv_tokens",
+        "last_used",
+        "load_started",
+        "loaded_at",
+        "lora_int_id",
+        "name",
+        "pinned",
+        "prefetching",
+        "rank",
+        "references",
+        "spec",
+        "tier",
+        "uses",
+        "view",
+    )
+
+    view: AdapterView
+
+    def __init__(self, spec: Adapter | None, blocks: int, table: dict[int, Sequence], clock: list[int]) -> None:
+        super().__init__(table, clock)
+        self.spec = spec
+        self.name = None if spec is None else spec.name
+        self.lora_int_id = 0 if spec is None else spec.lora.lora_int_id
+        self.rank = 0 if spec is None else spec.rank
+        self.bytes = 0 if spec is None else spec.bytes
+        self.pinned = spec is None or spec.pinned
+        self.tier: Tier = "gpu" if spec is None else spec.tier
+        self.prefetching = False
+        self.blocks = blocks
+        self.kv_tokens = 0
+        self.references = 0
+        self.uses = 0
+        self.fresh = False
+        self.eta: float | None = None
+        self.last_used = 0.0
+        self.load_started = 0.0
+        self.loaded_at = 0.0

@@ -1,0 +1,69 @@
+"""Replay: a recorded run through an engine, step by step, with the recorded times in place of a cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loratory.serving.engine import Engine
+from loratory.serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
+from loratory.serving.run_recording import Recording
+
+_EMPTY = BatchShape()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedStep:
+    """What the engine did at a recorded step.
+
+    ``shape`` is empty where it had nothing to compute. ``lora_prefill_tokens``: those of ``shape.prefill_tokens`` that
+    have an adapter. ``first`` and ``last``: requests that got their first or last token at its end. ``loads``: adapter
+    loads it started. ``waiting``: requests left in the queue.
+    """
+
+    shape: BatchShape = _EMPTY
+    lora_prefill_tokens: int = 0
+    first: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+    loads: tuple[AdapterLoad, ...] = ()
+    waiting: int = 0
+
+
+def replay(engine: Engine, recording: Recording) -> list[ReplayedStep]:
+    """Drive a fresh engine through a recording; the answer has one entry for each recorded step.
+
+    The engine decides what runs, the recording when: where both schedule alike, shapes, first and last tokens are those
+    of the real run, and the caller compares them. Requests the engine did not end are left in ``engine.unfinished``.
+    Raises `PolicyError` when the policy fails.
+    """
+    played: list[ReplayedStep] = []
+    requests, loads = list(reversed(recording.requests)), list(reversed(recording.loads))
+    for start_s, end_s, load_s, failed in recording.steps:
+        while requests and requests[-1].arrival <= start_s:
+            engine.submit(requests.pop())
+        while loads and loads[-1].done_s <= start_s:
+            load = loads.pop()
+            if load.failed is None:
+                engine.loaded(load.adapter, load.prefetch)
+            else:
+                engine.load_failed(load.adapter, load.failed, load.prefetch)
+        plan = engine.plan(start_s)
+        waiting = len(engine.view.waiting)
+        if plan is None:
+            played.append(ReplayedStep(waiting=waiting))
+            continue
+        engine.expect_loads(plan, start_s)
+        first, last = _tokens_given(plan, recording.output_tokens)
+        lora = sum(prefill.tokens for prefill in plan.prefills if prefill.sequence.adapter.rank)
+        played.append(ReplayedStep(plan.shape, lora, first, last, plan.loads, waiting))
+        engine.commit(plan, StepResult(1, last, load_s, failed), end_s)
+    return played
+
+
+def _tokens_given(plan: StepPlan, output_tokens: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The requests that get their first, and those that get their last token from a plan."""
+    begun = [prefill.sequence for prefill in plan.prefills if prefill.completes]
+    first = tuple(sequence.request_id for sequence in begun if sequence.first_token_at is None)
+    sampled = [*plan.decodes, *begun]  # in the order of a batch's rows, as the executor ends them
+    last = (s.request_id for s in sampled if s.generated + 1 >= output_tokens[s.request_id])
+    return first, tuple(last)
