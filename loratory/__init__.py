@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os.path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ _WHERE = {
     "load_scenario": "loratory.scenarios.load",
     "simulate": "loratory.sim.cluster",
 }
+
+
+if not os.path.isdir(os.path.join(os.path.dirname(__file__), "serving")):
+    raise ImportError(
+        "loratory/serving is not a folder: this checkout was made without symbolic links. Clone it again with "
+        "`git clone -c core.symlinks=true` (on Windows with developer mode on), or install a built wheel"
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -157,7 +157,7 @@ def render(
 
 
 def _resource(name: str) -> str:
-    return files("reports").joinpath(name).read_text(encoding="utf-8")
+    return files("loratory.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def _lead(reports: Sequence[RunReport]) -> str:

@@ -20,12 +20,12 @@ class LibraryEntry:
 
 def library_folder() -> Path:
     """The folder of the library's files."""
-    return Path(str(resources.files("scenarios").joinpath("library")))
+    return Path(str(resources.files("loratory.scenarios").joinpath("library")))
 
 
 def published_folder() -> Path:
     """The folder of the scenarios that reproduce published measurements, and of the figures they are held against."""
-    return Path(str(resources.files("scenarios").joinpath("published")))
+    return Path(str(resources.files("loratory.scenarios").joinpath("published")))
 
 
 def library() -> tuple[LibraryEntry, ...]:

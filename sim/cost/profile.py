@@ -176,7 +176,7 @@ def _cap(feature: str) -> tuple[str, int] | None:
 def profile_names() -> tuple[str, ...]:
     """Names of the profiles shipped in scenarios/profiles/."""
     try:
-        folder = resources.files("scenarios").joinpath("profiles")
+        folder = resources.files("loratory.scenarios").joinpath("profiles")
     except ModuleNotFoundError:
         return ()
     if not folder.is_dir():
@@ -201,7 +201,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         names = profile_names()
         if str(name_or_path) not in names:
             raise unknown_name("profile", str(name_or_path), names, " Or give the path of one `loratory profile` wrote")
-        folder = resources.files("scenarios").joinpath("profiles")
+        folder = resources.files("loratory.scenarios").joinpath("profiles")
         text = next(f.read_text("utf-8") for f in folder.iterdir() if Path(f.name).stem == str(name_or_path))
     try:
         data = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
