@@ -87,17 +87,18 @@ class Adapters(Section):
     """The adapters of a scenario. They are the same for every seed."""
 
     count: Index | None = Field(
-        None, description="how many; by default as many as names, rates or the trace have. 0: base model only"
+        None, description="number of adapters; by default that of names, rates or the trace. 0: base model only"
     )
     names: list[Name] | None = Field(
         None,
-        description="their names; by default adapter-000, adapter-001, ...; of a registry, which: name or name@version",
+        description="their names; by default adapter-000, adapter-001, ...; with registry, those to take, as name or "
+        "name@version",
     )
     registry: RegistrySpec | None = Field(
-        None, description="take them from this registry instead, with their ids, ranks and sizes"
+        None, description="a registry to take the adapters from, with their ids, ranks and sizes"
     )
     records: Annotated[list[Record], Field(min_length=1)] | None = Field(
-        None, description="or write them out; what a registry said, in the scenario.yaml a run leaves"
+        None, description="the adapters written out; the scenario.yaml of a run with a registry has them"
     )
     ranks: Ranks = Field(
         16, description="one LoRA rank, a list that repeats over the adapters, or {rank: share}, interleaved"
@@ -115,7 +116,7 @@ class Adapters(Section):
         description="modules the adapters change: all-linear (the layers' seven), or a list such as [q_proj, lm_head]",
     )
     pinned: NamesOrCount = Field(0, description="adapters loaded once and never evicted: the first n, or names")
-    initial_tier: RestingTier = Field("disk", description="where every adapter rests at the start")
+    initial_tier: RestingTier = Field("disk", description="tier of every adapter at the start")
 
     @model_validator(mode="after")
     def _real(self) -> Adapters:

@@ -32,7 +32,7 @@ class OnOff(Section):
 
 
 class Diurnal(Section):
-    """Poisson arrivals whose rate follows a cosine: lowest at the start unless ``peak_at_s`` says otherwise."""
+    """Poisson arrivals whose rate follows a cosine: lowest at the start unless ``peak_at_s`` moves the peak."""
 
     rate: Positive = Field(description="mean rate over a period, requests/s")
     peak: float = Field(1.8, ge=1, le=2, description="highest rate / mean rate; the lowest is (2 - peak) of the mean")

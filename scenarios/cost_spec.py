@@ -17,8 +17,8 @@ class RooflineCost(Section):
     kind: Literal["roofline"] = Field("roofline", description="from model shape and GPU datasheet")
     dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(
         None,
-        description="of weights and arithmetic, for time and memory; by default the model's. "
-        "fp8: the layers' linear weights, all else 16 bit",
+        description="dtype of weights and arithmetic, for time and memory; by default the model's. "
+        "fp8: linear weights of the layers, all else 16 bit",
     )
     memory_efficiency: _Efficiency | None = Field(
         None, description="share of memory bandwidth, weights and activations"
@@ -31,19 +31,19 @@ class RooflineCost(Section):
         None, description="share of memory bandwidth, decode attention"
     )
     link_efficiency: _Efficiency | None = Field(None, description="share of host link and peer link bandwidth")
-    step_overhead_s: NotNegative | None = Field(None, description="each step: what the GPU does not hide")
-    layer_overhead_s: NotNegative | None = Field(None, description="each layer: small kernels")
+    step_overhead_s: NotNegative | None = Field(None, description="per step: time that the GPU does not hide")
+    layer_overhead_s: NotNegative | None = Field(None, description="per layer: small kernels")
     host_layer_s: NotNegative | None = Field(
-        None, description="each layer: host time to launch its kernels; a step takes at least their sum"
+        None, description="per layer: host time to launch its kernels; a step takes at least their sum"
     )
     decode_attention_latency_s: NotNegative | None = Field(
-        None, description="each layer: least time of decode attention"
+        None, description="per layer: least time of decode attention"
     )
-    all_reduce_latency_s: NotNegative | None = Field(None, description="each all-reduce of tensor parallelism")
-    lora_kernel_s: NotNegative | None = Field(None, description="each LoRA kernel of a merged module")
-    lora_adapter_layer_s: NotNegative | None = Field(None, description="each layer and distinct adapter in the batch")
+    all_reduce_latency_s: NotNegative | None = Field(None, description="per all-reduce of tensor parallelism")
+    lora_kernel_s: NotNegative | None = Field(None, description="per LoRA kernel of a merged module")
+    lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
-    load_copy_s: NotNegative | None = Field(None, description="each tensor copied into a slot")
+    load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
 
 
 class LinearCost(Section):
@@ -53,27 +53,33 @@ class LinearCost(Section):
     """
 
     kind: Literal["linear"] = Field(description="published or fitted constants")
-    decode_base_s: NotNegative = Field(description="a decode step, whatever is in it")
-    decode_per_seq_s: NotNegative = Field(description="for each decoding sequence")
-    decode_per_kv_token_s: NotNegative = Field(description="for each KV token read")
+    decode_base_s: NotNegative = Field(description="per decode step, whatever its batch")
+    decode_per_seq_s: NotNegative = Field(description="per decoding sequence")
+    decode_per_kv_token_s: NotNegative = Field(description="per KV token read")
     decode_floor_s: NotNegative = Field(0.0, description="a decode step takes at least this")
     decode_gemm_floor_s: NotNegative = Field(
         0.0, description="base and sequences of a decode step take at least this; KV tokens come on top"
     )
-    prefill_base_s: NotNegative = Field(description="a step with prefill, whatever is in it")
-    prefill_per_token_s: NotNegative = Field(description="for each prompt token")
-    prefill_attention_s: NotNegative = Field(0.0, description="for each pair of a prompt token and a token it sees")
-    lora_step_s: NotNegative = Field(0.0, description="a step with any adapter in it")
-    per_adapter_s: NotNegative = Field(0.0, description="for each distinct adapter in a step")
-    per_rank_s: NotNegative = Field(0.0, description="times the sum of the ranks of the distinct adapters in a step")
-    lora_token_s: NotNegative = Field(0.0, description="for each token computed with an adapter")
-    lora_token_rank_s: NotNegative = Field(0.0, description="for each such token, times its adapter's rank")
-    slot_token_s: NotNegative = Field(
-        0.0, description="for each token in a step, times engine.max_loras: kernels that span all slots"
+    prefill_base_s: NotNegative = Field(description="per step with prefill, whatever its batch")
+    prefill_per_token_s: NotNegative = Field(description="per prompt token")
+    prefill_attention_s: NotNegative = Field(
+        0.0, description="per pair of a prompt token and a token that it attends to"
     )
-    load_base_s: NotNegative = Field(0.0, description="an adapter's way from host memory to the GPU")
-    load_per_rank_s: NotNegative = Field(0.0, description="times the adapter's rank")
-    load_per_byte_s: NotNegative = Field(0.0, description="times the adapter's size in bytes")
+    lora_step_s: NotNegative = Field(0.0, description="per step with any adapter in it")
+    per_adapter_s: NotNegative = Field(0.0, description="per distinct adapter in a step")
+    per_rank_s: NotNegative = Field(
+        0.0, description="per step, times the sum of the ranks of the distinct adapters in a step"
+    )
+    lora_token_s: NotNegative = Field(0.0, description="per token computed with an adapter")
+    lora_token_rank_s: NotNegative = Field(
+        0.0, description="per token computed with an adapter, times the adapter's rank"
+    )
+    slot_token_s: NotNegative = Field(
+        0.0, description="per token in a step, times engine.max_loras: kernels that span all slots"
+    )
+    load_base_s: NotNegative = Field(0.0, description="per load of an adapter from host memory to the GPU")
+    load_per_rank_s: NotNegative = Field(0.0, description="per load, times the adapter's rank")
+    load_per_byte_s: NotNegative = Field(0.0, description="per load, times the adapter's size in bytes")
     source: Name | None = Field(None, description="where the constants come from, for the report")
 
 
@@ -89,20 +95,20 @@ Cost = Annotated[RooflineCost | LinearCost | ProfileCost, Field(discriminator="k
 
 
 class Tiers(Section):
-    """What lies below the GPU. A transfer takes its latency plus the adapter's bytes over the bandwidth.
+    """The storage below the GPU. A transfer takes its latency plus the adapter's bytes over the bandwidth.
 
-    What is assumed by default is a local NVMe drive, and an object store behind a 10 Gbit/s network: set yours.
+    The defaults assume a local NVMe drive and an object store behind a 10 Gbit/s network: set your own.
     """
 
     host_bandwidth_bytes_s: Positive | None = Field(
-        None, description="host memory to GPU, bytes/s; by default what the cost model says"
+        None, description="host memory to GPU, bytes/s; by default the cost model's"
     )
     host_latency_s: NotNegative | None = Field(None, description="added to every host-to-GPU load, s; by default 0")
     disk_bandwidth_bytes_s: Positive | None = Field(
-        None, description="disk to host memory, bytes/s; by default what a profile measured, else 3.0e9"
+        None, description="disk to host memory, bytes/s; by default as a profile measured it, else 3.0e9"
     )
     disk_latency_s: NotNegative | None = Field(
-        None, description="to open and parse the files, s; by default what a profile measured, else 0.01"
+        None, description="to open and parse the files, s; by default as a profile measured it, else 0.01"
     )
     remote_bandwidth_bytes_s: Positive = Field(1.25e9, description="remote storage to disk, bytes/s")
     remote_latency_s: NotNegative = Field(0.2, description="before the first byte of a download, s")

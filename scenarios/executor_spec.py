@@ -18,4 +18,4 @@ class ExecutorSpec(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of weights, adapters, KV cache")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     threads: Count | None = Field(None, description="CPU threads; by default PyTorch's choice")
-    time_scale: Positive = Field(1.0, description="send requests so many times as fast as the workload says")
+    time_scale: Positive = Field(1.0, description="send requests this many times as fast as the workload does")

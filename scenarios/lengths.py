@@ -40,7 +40,7 @@ class Lognormal(Section):
 
 
 class Empirical(Section):
-    """Lengths somebody measured: drawn from a file, each row as likely as another."""
+    """Measured lengths, drawn from a file; every row is equally likely."""
 
     file: FileRef = Field(description="CSV, JSON, Parquet, or text with one number a line")
     column: Name | None = Field(None, description="column to read, where the file has several")

@@ -38,13 +38,15 @@ class Popularity(OneOf):
 
     shorthand: ClassVar = {str: "", list: "weights"}
 
-    uniform: bool | None = Field(None, description="all alike")
+    uniform: bool | None = Field(None, description="all adapters alike")
     zipf: NotNegative | None = Field(None, description="exponent s: the i-th adapter has weight 1 / i^s")
     power: Positive | None = Field(
         None,
         description="alpha: index floor(power(alpha) * count) as in S-LoRA; below 1 the first are the most popular",
     )
-    weights: Weights | None = Field(None, description="one weight an adapter, as a list or by name; not named is 0")
+    weights: Weights | None = Field(
+        None, description="one weight per adapter, as a list or by name; 0 where a name is missing"
+    )
     drift: Drift | None = Field(None, description="{zipf, period_s, step}: the ranking moves with time")
 
     @model_validator(mode="after")

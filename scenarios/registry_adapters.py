@@ -46,7 +46,7 @@ def _digest(value: str) -> str:
 
 
 class RegistrySpec(Section):
-    """A registry of `loratory adapters`. A text alone is its url."""
+    """A registry of `loratory adapters`. A plain text is its url."""
 
     url: Annotated[Name, AfterValidator(_place)] = Field(
         description="a registry's file, or postgresql://USER@HOST/DATABASE without a password"
@@ -81,7 +81,8 @@ class Record(Section):
     base_model: Name | None = Field(None, description="what it was trained on")
     version: Count | None = Field(None, description="which version of the name a registry has it as")
     digest: Annotated[Name, AfterValidator(_digest)] | None = Field(
-        None, description="sha256:... of its content: the executor serves no other; without it, what it reads first"
+        None,
+        description="sha256:... of its content: the executor serves no other; without it, the content it reads first",
     )
 
 

@@ -32,7 +32,7 @@ WarmUp = Annotated[NotNegative | Literal["auto"], BeforeValidator(_seconds_or_au
 
 
 class Cluster(Section):
-    """How many replicas, and who sends a request to which."""
+    """How many replicas there are, and how requests are sent to them."""
 
     replicas: Count = Field(1, description="engines, each on its own GPUs")
     router: Name = Field("round_robin", description="round_robin (default), least_loaded, lora_affinity or rendezvous")
@@ -56,7 +56,7 @@ class Scenario(Section):
         ["fifo"], description="scheduling policies to compare, such as fifo or fair_share:by=tenant"
     )
     cluster: Cluster = Field(default_factory=Cluster, description="replicas and router")
-    executor: ExecutorSpec = Field(default_factory=ExecutorSpec, description="how it runs with --on executor")
+    executor: ExecutorSpec = Field(default_factory=ExecutorSpec, description="settings for --on executor")
     slo: Slo = Field(default_factory=Slo, description="service levels, such as ttft_p99_s: 2.0")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
     warmup_s: WarmUp = Field(

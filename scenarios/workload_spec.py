@@ -75,7 +75,7 @@ Subset = Annotated[
 class Stream(Section):
     """One part of a workload with arrivals of its own, such as a tenant's; a key left out is inherited."""
 
-    tenant: Name | None = Field(None, description="the tenant of its requests; by default what tenants.map says")
+    tenant: Name | None = Field(None, description="the tenant of its requests; by default as in tenants.map")
     arrivals: Arrivals = Field(description="its arrivals; closed_loop is not possible here")
     input_tokens: Lengths | None = Field(None, description="prompt lengths; by default the workload's")
     output_tokens: Lengths | None = Field(None, description="output lengths; by default the workload's")
@@ -101,13 +101,15 @@ class WorkloadSpec(Section):
 
     arrivals: Arrivals | None = Field(
         None,
-        description="poisson, gamma, constant, on_off, diurnal or closed_loop; with a trace, replaces its times: where "
-        "later turns have delays, those at which sessions begin",
+        description="poisson, gamma, constant, on_off, diurnal or closed_loop; with a trace, replaces its "
+        "times, or, where later turns have delays, the times at which sessions begin",
     )
-    input_tokens: Lengths | None = Field(None, description="prompt lengths; with a trace, replace its own")
-    output_tokens: Lengths | None = Field(None, description="output lengths; with a trace, replace its own")
+    input_tokens: Lengths | None = Field(None, description="prompt lengths; with a trace, they replace its own")
+    output_tokens: Lengths | None = Field(None, description="output lengths; with a trace, they replace its own")
     duration_s: Positive | None = Field(None, description="requests arrive in [0, duration_s), s")
-    requests: Count | None = Field(None, description="or: this many requests; with a trace, its first ones")
+    requests: Count | None = Field(
+        None, description="number of requests, instead of duration_s; with a trace, its first rows"
+    )
     streams: Annotated[list[Stream], Field(min_length=1)] | None = Field(
         None, description="sub-workloads, merged by time, each with its own tenant, arrivals, lengths and adapters"
     )
@@ -116,35 +118,37 @@ class WorkloadSpec(Section):
         description="slora, vtc: draw exactly as that system's benchmark does; the run's seed is its numpy seed (42)",
     )
     max_tokens: MaxTokens = Field(
-        "cap", description="what policies see: cap (the longest output, default), a number, or exact (ignore_eos)"
+        "cap",
+        description="max_tokens that policies see: cap (the longest output, default), a number, or exact (ignore_eos)",
     )
     predicted_tokens: Predicted = Field(
-        "none", description="output length told to policies: none (default), exact, adapter_mean or {noise: cv}"
+        "none",
+        description="predicted output length that policies see: none (default), exact, adapter_mean or {noise: cv}",
     )
     deadline_s: Seconds | None = Field(None, description="deadline after arrival, s: a number or a distribution")
     cutoff_s: Positive | None = Field(None, description="the run is cut here, s; unfinished requests are aborted")
     trace: FileRef | None = Field(None, description="a log to replay: a file, or a ServeGen folder or .tgz")
-    format: TraceFormat | None = Field(None, description="the trace's format; by default recognised")
+    format: TraceFormat | None = Field(None, description="the trace's format; by default detected")
     columns: Columns = Field(default_factory=Columns, description="which column of the trace holds what")
     time_unit: TimeUnit | None = Field(
-        None, description="unit of the trace's times and delays: s, ms, us or ns; by default its format's, or found out"
+        None, description="unit of the trace's times and delays: s, ms, us or ns; by default its format's, or detected"
     )
     rate_scale: Positive = Field(1.0, description="the trace's rate is multiplied by this (its times are divided)")
     window: tuple[NotNegative, Positive] | None = Field(
         None, description="[t0, t1): replay this part of the trace, s from its start, before rate_scale"
     )
     adapter_from: Literal["auto", "column", "client", "tenant", "popularity"] = Field(
-        "auto", description="what makes a request's adapter; auto: the trace's adapter column, else popularity"
+        "auto", description="what determines a request's adapter; auto: the trace's adapter column, else popularity"
     )
     zero_tokens: Literal["drop", "clamp"] = Field(
         "drop", description="rows without prompt or output tokens: drop them, or count 0 as 1"
     )
     prefix_cache: bool = Field(
         False,
-        description="blocks (hash_ids) that a request of the same adapter had before count as cached, without a limit",
+        description="blocks (hash_ids) that an earlier request of the same adapter had count as cached, without limit",
     )
     block_tokens: Count | None = Field(
-        None, description="tokens of a block of hash_ids; by default its format's, or found out from the prompts"
+        None, description="tokens of a block of hash_ids; by default its format's, or detected from the prompts"
     )
 
     @model_validator(mode="after")

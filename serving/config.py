@@ -21,7 +21,7 @@ class EngineConfig(BaseModel):
     max_num_batched_tokens: int = Field(2048, ge=1, description="most tokens one step computes")
     max_num_seqs: int = Field(256, ge=1, description="most requests that run at once")
     block_size: int = Field(16, ge=1, description="tokens in one KV block")
-    num_gpu_blocks: int | None = Field(None, ge=1, description="KV blocks; by default the memory model says how many")
+    num_gpu_blocks: int | None = Field(None, ge=1, description="number of KV blocks; by default from the memory model")
     max_model_len: int | None = Field(
         None, ge=2, description="longest prompt plus output, tokens; by default the model's"
     )
@@ -41,7 +41,9 @@ class EngineConfig(BaseModel):
     batching: Literal["chunked", "separate"] = Field(
         "chunked", description="chunked: prefill and decode share a step (vLLM V1); separate: prefill has its own"
     )
-    eviction: Literal["lru", "lfu", "fifo", "cost_aware"] = Field("lru", description="which idle adapter goes first")
+    eviction: Literal["lru", "lfu", "fifo", "cost_aware"] = Field(
+        "lru", description="which idle adapter is evicted first"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:
