@@ -10,7 +10,6 @@ import os.path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    __version__: str
     from loratory.experiment.policy_spec import policy_factory, policy_names
     from loratory.experiment.run import run_scenario
     from loratory.reports.compare import compare
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from loratory.sim.cluster import simulate
 
 __all__ = ["__version__", "compare", "load_scenario", "policy_factory", "policy_names", "run_scenario", "simulate"]
+
+__version__ = "0.1.0"
 
 _WHERE = {
     "run_scenario": "loratory.experiment.run",
@@ -38,10 +39,6 @@ if not os.path.isdir(os.path.join(os.path.dirname(__file__), "serving")):
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used, so that ``loratory --help`` need not load pandas."""
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("loratory")
     if name not in _WHERE:
         raise AttributeError(f"module 'loratory' has no attribute {name!r}")
     from importlib import import_module

@@ -12,6 +12,7 @@ import venv
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,20 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(built: Built
 
 def test_the_wheel_of_the_sdist_is_the_same(built: Built) -> None:
     assert contents(built.wheel_of_sdist) == contents(built.wheel)
+
+
+def test_the_metadata_of_the_wheel(built: Built) -> None:
+    """PEP 639: a licence expression and the licence files themselves. No address of a host is given."""
+    info = f"loratory-{__version__}.dist-info"
+    with zipfile.ZipFile(built.wheel) as archive:
+        metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
+        for name in ("LICENSE", "NOTICE"):
+            assert archive.read(f"{info}/licenses/{name}") == (ROOT / name).read_bytes()
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
+    assert metadata["Project-URL"] is metadata["Home-page"] is metadata["Author-email"] is None
+    assert metadata["Requires-Python"] == ">=3.11"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="the executor needs torch")
+
 import torch
 from bench_machine import Oracle, Zoo
 

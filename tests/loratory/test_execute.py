@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="the executor needs torch")
+
 import torch
 
 from loratory.cli.main import main

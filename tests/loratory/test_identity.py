@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch", reason="the executor needs torch")
+
 import yaml
 from command import Command, command_line
 from servers import Server
