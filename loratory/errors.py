@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from itertools import islice
 
 LONGEST_MESSAGE = 400
@@ -24,6 +25,17 @@ def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
         return line
     tail = (most - 5) // 3
     return f"{line[: most - 5 - tail]} ... {line[-tail:]}"
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` where none is like it."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def error_line(text: str) -> str:
+    """An error as the command line prints it: ``loratory: text``, one line of at most `LONGEST_MESSAGE` characters."""
+    return "loratory: " + shortened(text, LONGEST_MESSAGE - len("loratory: "))
 
 
 class LoratoryError(Exception):

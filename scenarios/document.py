@@ -11,7 +11,7 @@ import yaml
 
 from loratory.errors import InputError, shortened
 from loratory.git_lfs import LFS_POINTER, lfs_text
-from loratory.scenarios.schema_lookup import is_one_of, keys_at, nearest
+from loratory.scenarios.schema_lookup import is_one_of, key_hint, keys_at
 
 Path = tuple[str | int, ...]
 _MOST_NODES = 200_000
@@ -173,7 +173,7 @@ def _put(raw: dict[str, Any], parts: list[str], value: Any, label: str) -> Path:
         else:
             if known is not None and part not in known:
                 raise InputError(
-                    f"{label}: {shortened(dotted((*path, part)), 100)}: unknown key; {nearest(part, known)}"
+                    f"{label}: {shortened(dotted((*path, part)), 100)}: unknown key; {key_hint(part, known)}"
                 )
             key = next((k for k in here if str(k) == part), part)
             if known is not None and is_one_of(path, raw):

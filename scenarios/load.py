@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from loratory.errors import InputError, several, shortened
+from loratory.errors import InputError, did_you_mean, several, shortened
 from loratory.scenarios.document import Document, apply_overrides, override, read_document
 from loratory.scenarios.library_index import library_folder, published_folder
 from loratory.scenarios.schema import Scenario
@@ -107,15 +106,11 @@ def find(reference: str | Path) -> Path:
     if os.path.isdir(path):
         raise InputError(f"{name}: is a folder: name the scenario file in it")
     if name.startswith("published/"):
-        near = get_close_matches(path.stem, sorted(p.stem for p in published_folder().glob("*.yaml")), n=1)
-        near = [f"published/{stem}" for stem in near]
+        known = sorted(f"published/{file.stem}" for file in published_folder().glob("*.yaml"))
+        word = f"published/{path.stem}"
     else:
-        near = get_close_matches(path.stem, known, n=1)
-    hint = (
-        f"did you mean the library's {near[0]!r}?"
-        if near
-        else f"the library has {several(known)}; list it with `loratory scenarios`"
-    )
+        word = path.stem
+    hint = did_you_mean(word, known, f"the library has {several(known)}; list it with `loratory scenarios`")
     raise InputError(f"{shortened(name, 200)}: no such scenario file; {hint}")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from loratory.errors import did_you_mean, several
 from loratory.scenarios.adapters_spec import Adapters
 from loratory.scenarios.cost_spec import Cost, RooflineCost, Tiers
 from loratory.scenarios.executor_spec import ExecutorSpec
@@ -15,7 +15,7 @@ from loratory.scenarios.popularity import Popularity
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from loratory.scenarios.slo import Slo
 from loratory.scenarios.tenants import Tenants
-from loratory.scenarios.unread_keys import refuse_void
+from loratory.scenarios.unread_keys import refuse_unread
 from loratory.scenarios.workload_spec import WorkloadSpec, stream_positions
 from loratory.serving.config import EngineConfig
 
@@ -80,7 +80,7 @@ class Scenario(Section):
         self._check_memory()
         self._check_arrivals()
         self._check_names()
-        refuse_void(self)
+        refuse_unread(self)
         for key, values in (("seeds", self.seeds), ("policies", self.policies)):
             if len(set(values)) != len(values):
                 raise wrong("repeats an entry: name each one once", key)
@@ -209,8 +209,5 @@ def _known(given: list[str], names: tuple[str, ...], noun: str, *path: str | int
     known = set(names)
     for name in given:
         if name not in known:
-            near = get_close_matches(name, names[:1000], n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
-            )
+            hint = did_you_mean(name, names[:1000], f"there are {several(names)}")
             raise wrong(f"names the {noun} {name!r}, which does not exist; {hint}", *path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from loratory.errors import several
+from loratory.errors import did_you_mean, several
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.schema_types import OneOf
 
@@ -52,7 +51,7 @@ ELSEWHERE = {
 """Keys that people look for in another section than the one that has them, such as in vLLM's engine arguments."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def key_hint(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, where the key is instead, or the keys there are."""
     known = list(known)
     if word == "dtype" and "kind" in known:
@@ -61,8 +60,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"set {ELSEWHERE[word]}"
     if "adapters" in known and (sections := _sections_with(word)):
         return f"put it in {' or '.join(sections)}"
-    near = get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {several(known, 10)}"
+    return did_you_mean(word, known, f"known keys: {several(known, 10)}")
 
 
 def _sections_with(word: str) -> list[str]:

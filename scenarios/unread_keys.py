@@ -1,19 +1,41 @@
-"""Void: keys that another key of the same scenario would leave unread, which are refused by name."""
+"""Unread keys: keys that another key of the same scenario leaves unread; each is refused by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from loratory.scenarios.adapters_spec import Adapters
 from loratory.scenarios.schema_types import wrong
+from loratory.scenarios.slo import Slo
+from loratory.scenarios.tenants import Tenants
+from loratory.scenarios.workload_spec import WorkloadSpec
 
-if TYPE_CHECKING:
-    from loratory.scenarios.schema import Scenario
-
-_Void = tuple[tuple[str, ...], bool, str]
+_Rule = tuple[tuple[str, ...], bool, str]
 """A key's path, whether something leaves it unread, and what does."""
+
+
+class Sections(Protocol):
+    """The sections of a `Scenario` whose keys can leave each other unread."""
+
+    @property
+    def workload(self) -> WorkloadSpec:
+        """What requests come."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """The LoRA adapters."""
+
+    @property
+    def tenants(self) -> Tenants:
+        """Whose requests they are."""
+
+    @property
+    def slo(self) -> Slo:
+        """The service levels."""
+
 
 _OF_TRACES = (
     "format", "columns", "time_unit", "rate_scale", "window", "adapter_from", "zero_tokens", "prefix_cache",
@@ -21,14 +43,14 @@ _OF_TRACES = (
 )  # fmt: skip
 
 
-def refuse_void(scenario: Scenario) -> None:
+def refuse_unread(scenario: Sections) -> None:
     """Raises the error of a validator for the first key that is given and would not be read."""
     for path, unread, why in _rules(scenario):
         if unread and _given(scenario, path):
             raise wrong(why, *path)
 
 
-def _rules(scenario: Scenario) -> Iterator[_Void]:
+def _rules(scenario: Sections) -> Iterator[_Rule]:
     workload = scenario.workload
     trace = workload.trace is not None
     for key in _OF_TRACES:
@@ -62,7 +84,7 @@ def _rules(scenario: Scenario) -> Iterator[_Void]:
     )
 
 
-def _trace_rules(scenario: Scenario) -> Iterator[_Void]:
+def _trace_rules(scenario: Sections) -> Iterator[_Rule]:
     workload = scenario.workload
     arrivals, source = workload.arrivals is not None, workload.adapter_from
     prompts, outputs = workload.input_tokens is not None, workload.output_tokens is not None
@@ -94,7 +116,7 @@ def _trace_rules(scenario: Scenario) -> Iterator[_Void]:
     yield ("workload", "columns", "tenant"), not tenant, chosen(" and tenants.map is not trace")
 
 
-def _given(scenario: Scenario, path: tuple[str, ...]) -> bool:
+def _given(scenario: Sections, path: tuple[str, ...]) -> bool:
     """Whether a key has another value than its default."""
     here: Any = scenario
     for key in path[:-1]:

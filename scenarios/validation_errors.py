@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loratory.errors import InputError, shortened
+from loratory.errors import InputError, did_you_mean, shortened
 from loratory.scenarios.document import Document, Path, dotted
-from loratory.scenarios.schema_lookup import description_at, is_one_of, keys_at, nearest
+from loratory.scenarios.schema_lookup import description_at, is_one_of, key_hint, keys_at
 
 _LIMITS = {
     "greater_than": ("gt", "above"),
@@ -86,7 +85,7 @@ def _line(place: str) -> tuple[int, str]:
 def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
     kind, context, given = item["type"], item.get("ctx", {}), _shown(item["input"])
     if kind == "extra_forbidden":
-        return f"unknown key; {nearest(str(path[-1]), keys_at(path[:-1], raw) or [])}"
+        return f"unknown key; {key_hint(str(path[-1]), keys_at(path[:-1], raw) or [])}"
     if kind == "missing":
         if isinstance(path[-1], int):
             return "has too few values: give [lo, hi]"
@@ -113,7 +112,8 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
     if kind == "union_tag_invalid":
         choices = str(context["expected_tags"]).replace("'", "").split(", ")
         tag = str(context["tag"])
-        return f"has kind {shortened(tag, 60)!r}, which is none of {', '.join(choices)}; {nearest(tag, choices)}"
+        hint = did_you_mean(tag, choices, "correct it")
+        return f"has kind {shortened(tag, 60)!r}, which is none of {', '.join(choices)}; {hint}"
     if kind == "union_tag_not_found":
         return "needs kind: roofline, linear or profile"
     if kind in ("too_short", "string_too_short"):
@@ -127,8 +127,8 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
 
 
 def _meant(given: Any, choices: list[str]) -> str:
-    near = get_close_matches(given, choices, n=1) if isinstance(given, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(given, choices, "") if isinstance(given, str) else ""
+    return f"; {hint}" if hint else ""
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,7 @@ from loratory.scenarios.arrivals import Arrivals
 from loratory.scenarios.lengths import Lengths, Seconds
 from loratory.scenarios.popularity import Popularity
 from loratory.scenarios.schema_types import Count, FileRef, Index, Name, NotNegative, Positive, Section, Share, wrong
+from loratory.scenarios.traces.columns import Columns
 
 TraceFormat = Literal[
     "azure", "bailian", "mooncake", "burstgpt", "vidur", "servegen", "gentd", "azure_functions", "generic"
@@ -37,22 +38,6 @@ Predicted = Annotated[
     Annotated[Noise, Tag("mapping")] | Annotated[Literal["none", "exact", "adapter_mean"], Tag("word")],
     _word_or("mapping", dict, Noise),
 ]
-
-
-class Columns(Section):
-    """Which column of a trace holds what, in place of its format's own; others are looked for by their usual names."""
-
-    time: Name | None = Field(None, description="arrival: a number in time_unit, or a date and time")
-    input: Name | None = Field(None, description="prompt tokens")
-    output: Name | None = Field(None, description="output tokens")
-    adapter: Name | None = Field(None, description="adapter; empty means the base model")
-    client: Name | None = Field(None, description="who sent it")
-    tenant: Name | None = Field(None, description="which tenant it belongs to")
-    cached: Name | None = Field(None, description="prompt tokens that a prefix cache holds")
-    session: Name | None = Field(None, description="conversation: its rows are turns, in the order of the file")
-    delay: Name | None = Field(None, description="from the end of the turn before to this one, unit as the times'")
-    priority: Name | None = Field(None, description="priority, a whole number, lower first")
-    hash_ids: Name | None = Field(None, description="ids of the prompt's blocks, with prefix_cache")
 
 
 class Slice(Section):

@@ -63,6 +63,17 @@ def test_a_file_imports_downward_only(path: Path) -> None:
         assert {name.split(".")[1] for name in _ours(path) - GROUND} <= MAY[room]
 
 
+def test_only_the_command_line_knows_the_command_line() -> None:
+    """Options, exit codes and terminal tables are in loratory/cli/: what a program imports needs none of them."""
+    for path in FILES:
+        name = str(path.relative_to(ROOT))
+        if name.startswith("loratory/cli/") or name == "loratory/__main__.py":
+            continue
+        tops = {module.partition(".")[0] for module in _imports(path)}
+        assert not tops & {"typer", "click", "rich"}, name
+        assert not {module for module in _ours(path) if module.startswith("loratory.cli")}, name
+
+
 def test_every_room_is_a_link_in_the_package() -> None:
     """One import name: `loratory.sim` is the folder sim, in a checkout, an editable install, a wheel."""
     links = {path.name: path.readlink() for path in (ROOT / "loratory").iterdir() if path.is_symlink()}
@@ -140,10 +151,10 @@ def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
     assert _callers("Verified") == {("adapters/fetch.py", "verified")}
     assert _callers(".verified") == {
         ("adapters/fetch.py", "fetch_record"),
-        ("loratory/experiment/execute.py", "adapter_files"),
+        ("loratory/experiment/machine.py", "adapter_files"),
     }
     assert _callers("adapter_files") == {
-        ("loratory/experiment/execute.py", "machine_for"),
+        ("loratory/experiment/machine.py", "machine_for"),
         ("loratory/experiment/calibrate.py", "calibrate"),
     }
     assert _callers("HostAdapter") == {("executor/lora/weights.py", "load")}
@@ -184,7 +195,7 @@ def test_rooms_that_run_adapters_read_none_past_the_intake() -> None:
             "loratory.adapters.files.validation",
             "safetensors",
         } or file in (
-            "loratory/experiment/execute.py",  # the limits
+            "loratory/experiment/machine.py",  # the limits
             "loratory/cli/adapters_options.py",  # the limits
             "executor/checkpoint.py",  # the base model
             "executor/random_checkpoint.py",  # writes

@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from loratory.cli.adapters_options import (
-    DEFAULT_CACHE_SIZE,
     DEFAULT_MAX_RANK,
-    REGISTRY_VARIABLE,
     CacheFolder,
     CacheSize,
     Ids,
@@ -29,6 +27,7 @@ from loratory.cli.adapters_options import (
 )
 from loratory.cli.terminal import Json, dump, progress, say, show, width
 from loratory.errors import InputError
+from loratory.user_files import DEFAULT_CACHE_SIZE, REGISTRY_VARIABLE
 
 app = typer.Typer(
     help="Register adapters under names and immutable ids, check them, and resolve them.", rich_markup_mode=None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratory.errors import InputError
+from loratory.user_files import (
+    CACHE_SIZE_VARIABLE,
+    CACHE_VARIABLE,
+    DEFAULT_CACHE_SIZE,
+    REGISTRY_VARIABLE,
+    adapter_cache,
+    user_registry,
+)
 
 if TYPE_CHECKING:
     from loratory.adapters.fetch import Intake
     from loratory.adapters.files.base_shapes import BaseShapes
     from loratory.adapters.registry.registry import Registry
 
-REGISTRY_VARIABLE = "LORATORY_REGISTRY"
-CACHE_VARIABLE = "LORATORY_CACHE"
 RegistryPlace = Annotated[
     str | None,
     typer.Option("--registry", envvar=REGISTRY_VARIABLE, help="file or postgresql:// URL; by default your own file"),
@@ -28,7 +32,7 @@ CacheFolder = Annotated[
     Path | None, typer.Option("--cache", envvar=CACHE_VARIABLE, help="folder of downloads; by default your own")
 ]
 CacheSize = Annotated[
-    str, typer.Option("--cache-size", envvar="LORATORY_CACHE_SIZE", help="limit of the downloads, such as 20GiB")
+    str, typer.Option("--cache-size", envvar=CACHE_SIZE_VARIABLE, help="limit of the downloads, such as 20GiB")
 ]
 Model = Annotated[
     str | None, typer.Option("--model", help="catalogue name or config.json: adapters must have its shapes")
@@ -43,10 +47,7 @@ NewVersion = Annotated[
     bool, typer.Option("--new-version", help="a name that has other content already gets its next version")
 ]
 
-DEFAULT_CACHE_SIZE = "64GiB"
 DEFAULT_MAX_RANK = 256
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def reading(place: str | None) -> Iterator[Registry]:
     """A registry that is there already."""
     from loratory.adapters.registry.registry import Registry
 
-    with Registry(place or str(_data_folder() / "adapters.db"), create=False) as registry:
+    with Registry(place or str(user_registry()), create=False) as registry:
         yield registry
 
 
@@ -64,12 +65,12 @@ def writing(place: str | None, ids: str | None = None) -> Iterator[Registry]:
     from loratory.adapters.registry.registry import Registry
 
     if place is None:
-        folder = _data_folder()
+        file = user_registry()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder} cannot be made ({error.strerror}): give --registry FILE") from error
-        place = str(folder / "adapters.db")
+            raise InputError(f"{file.parent} cannot be made ({error.strerror}): give --registry FILE") from error
+        place = str(file)
     registry = Registry(place, ids)
     try:
         yield registry
@@ -84,16 +85,12 @@ def intake(
     model: str | None = None,
     max_lora_rank: int = DEFAULT_MAX_RANK,
 ) -> Iterator[Intake]:
-    """How adapters come in, with a cache (by default your own) that is closed at the end."""
+    """What fetches and validates adapters, with a cache (by default the user's own) that is closed at the end."""
     from loratory.adapters.fetch import Intake
     from loratory.adapters.files.validation import Limits
-    from loratory.adapters.sources.cache import AdapterCache
 
     limits = Limits(max_lora_rank=max_lora_rank, base=None if model is None else base_shapes(model))
-    named = cache or os.environ.get(CACHE_VARIABLE)
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory" / "adapters"
-    folder = Path(named) if named else own
-    with AdapterCache(folder, size_bytes(cache_size)) as store:
+    with adapter_cache(cache, cache_size) as store:
         yield Intake(store, limits)
 
 
@@ -111,18 +108,6 @@ def base_shapes(model: str) -> BaseShapes:
     )
 
 
-def size_bytes(text: str) -> int:
-    """Bytes that a size says: ``20GiB``, ``500 MB``, ``1000``.
-
-    >>> size_bytes("1.5 KiB")
-    1536
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match.group(2) not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
-        raise InputError(f"--cache-size {text!r} is no size above 0: write it like 20GiB or 500MB")
-    return size
-
-
 def labels_of(given: list[str] | None) -> Mapping[str, str]:
     """The mapping that ``--label key=value`` options say."""
     found: dict[str, str] = {}
@@ -134,7 +119,3 @@ def labels_of(given: list[str] | None) -> Mapping[str, str]:
             raise InputError(f"--label {key} is given twice: keep one")
         found[key] = value
     return found
-
-
-def _data_folder() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loratory"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loratory.cli.terminal import Json, complain, dump, progress, show
-from loratory.errors import InputError
+from loratory.errors import InputError, did_you_mean
 from loratory.reproduce import REPRODUCTIONS, Reproduction, reproduce
 
 FAILED = 1
@@ -62,34 +61,36 @@ def reproduce_command(
 def _chosen(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in REPRODUCTIONS:
-            near = get_close_matches(name, REPRODUCTIONS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(REPRODUCTIONS)}"
-            raise InputError(f"{name}: nothing of that name can be reproduced; {hint}")
+            hint = did_you_mean(name, REPRODUCTIONS, f"choose from {', '.join(REPRODUCTIONS)}")
+            raise InputError(f"there is no reproduction {name!r}; {hint}")
     return list(dict.fromkeys(names)) or list(REPRODUCTIONS)
 
 
 def _list(chosen: Sequence[str], as_json: bool) -> None:
+    from loratory.cli.tables import grid_table
     from loratory.reproduce.render import Grid
 
     if as_json:
         dump([{"name": name, "description": REPRODUCTIONS[name]} for name in chosen])
     else:
-        show(Grid(["reproduction", "what it is"], [[name, REPRODUCTIONS[name]] for name in chosen], (0, 1)).table())
+        grid = Grid(["reproduction", "what it is"], [[name, REPRODUCTIONS[name]] for name in chosen], (0, 1))
+        show(grid_table(grid))
 
 
 def _tell(found: Sequence[Reproduction]) -> None:
+    from loratory.cli.tables import grid_table
     from loratory.reproduce.render import FIT_MARK, checks_grid, figures_grids, headline, metrics_grid
 
     for each in found:
         print(f"{each.title}\nsource: {each.source}\nfitted: {each.fitted}")
         for grid in figures_grids(each):
-            show(grid.table())
+            show(grid_table(grid))
         if any(row.use == "fit" for row in each.rows):
             print(f"{FIT_MARK} helped to set a constant; all others are predictions (test)")
         if each.rows:
-            show(metrics_grid(each).table())
+            show(grid_table(metrics_grid(each)))
         if each.checks:
-            show(checks_grid(each).table())
+            show(grid_table(checks_grid(each)))
         for check in each.checks:
             if check.note:
                 print(f"note: {check.what}: {check.note}")

@@ -58,7 +58,7 @@ def check_scenario(
     as_json: Json = False,
 ) -> None:
     """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
-    from loratory.experiment.model_notes import length_notes
+    from loratory.experiment.notes.model_notes import length_notes
     from loratory.experiment.policy_spec import policy_factory
     from loratory.experiment.resolve import build_file
     from loratory.scenarios.build import build_workload

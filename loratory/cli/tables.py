@@ -1,15 +1,18 @@
-"""Tables: what the command line shows of summaries, policies and traces."""
+"""Tables: what the command line shows of summaries, policies and reproductions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from loratory.experiment.policy_spec import Description
+
+if TYPE_CHECKING:
+    from loratory.reproduce.render import Grid
 
 MEASURES: tuple[tuple[str, str, str], ...] = (
     ("requests/s", "throughput.requests_per_s", "{:,.2f}"),
@@ -115,6 +118,16 @@ def parameters_table(description: Description) -> Table:
         table.add_column(head)
     for p in description.parameters:
         table.add_row(p.name, p.type, _default(p.default), p.description)
+    return table
+
+
+def grid_table(grid: Grid) -> Table:
+    """A grid of a reproduction; words are set left, numbers right."""
+    table = Table(title=grid.caption or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(grid.heads):
+        table.add_column(head, justify="left" if place in grid.words else "right")
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
     return table
 
 

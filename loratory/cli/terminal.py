@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loratory.errors import LONGEST_MESSAGE, shortened
+from loratory.errors import error_line
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
@@ -26,8 +26,8 @@ _EVERY_S = 10.0
 
 
 def complain(text: str) -> None:
-    """One line on stderr, of at most `LONGEST_MESSAGE` characters."""
-    print("loratory: " + shortened(text, LONGEST_MESSAGE - len("loratory: ")), file=sys.stderr)
+    """One line on stderr; see `loratory.errors.error_line`."""
+    print(error_line(text), file=sys.stderr)
 
 
 def width() -> int:

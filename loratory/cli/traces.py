@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratory.cli.terminal import Json, dump, say, show
-from loratory.errors import InputError, several
+from loratory.errors import InputError, did_you_mean, several
 
 if TYPE_CHECKING:
     from loratory.scenarios.traces import ReadOptions
@@ -99,10 +99,9 @@ def convert_trace(
 
 
 def _options(columns: list[str] | None, time_unit: str | None, block_tokens: int | None) -> ReadOptions:
-    from loratory.scenarios.schema_lookup import nearest
     from loratory.scenarios.traces import ReadOptions
     from loratory.scenarios.traces.clock import UNITS
-    from loratory.scenarios.workload_spec import Columns
+    from loratory.scenarios.traces.columns import Columns
 
     if time_unit is not None and time_unit not in UNITS:
         raise InputError(f"--time-unit is {time_unit!r}: it is one of {several(UNITS)}")
@@ -112,7 +111,8 @@ def _options(columns: list[str] | None, time_unit: str | None, block_tokens: int
         if not equals or not column:
             raise InputError(f"--columns has {pair!r}: write KEY=COLUMN, for example adapter=lora")
         if key not in Columns.model_fields:
-            raise InputError(f"--columns has the key {key!r}: {nearest(key, Columns.model_fields)}")
+            hint = did_you_mean(key, Columns.model_fields, f"known keys: {several(Columns.model_fields, 11)}")
+            raise InputError(f"--columns has the key {key!r}: {hint}")
         if key in named:
             raise InputError(f"--columns names {key} twice: keep one of them")
         named[key] = column

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loratory.cli.adapters_options import intake
 from loratory.errors import InputError
-from loratory.experiment.execute import SYNTHETIC, adapter_files, load_model
+from loratory.experiment.machine import SYNTHETIC, adapter_files, load_model
 from loratory.policies.fifo import Fifo
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter, LoRARequest
@@ -27,6 +26,7 @@ from loratory.sim.cost.fit import FEWEST
 from loratory.sim.cost.nnls import nnls
 from loratory.sim.cost.profile import LoadTime
 from loratory.sim.cost.roofline import RooflineCost
+from loratory.user_files import adapter_cache
 
 if TYPE_CHECKING:
     from loratory.executor.profiler import LoadSample, Measured
@@ -86,7 +86,7 @@ def calibrate(
     if plan.context > (most := model.config.max_positions):
         raise InputError(f"--context {plan.context} is beyond the {most} positions of the model: give at most {most}")
     targets = resolve_targets(plan.targets)
-    with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch, intake(None) as coming:
+    with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch, adapter_cache() as cache:
         ranks = [plan.ranks[i % len(plan.ranks)] for i in range(config.max_loras)] if plan.ranks else []
         adapters = tuple(
             Adapter(
@@ -96,7 +96,7 @@ def calibrate(
             )
             for index, rank in enumerate(ranks, 1)
         )
-        files = adapter_files(adapters, model, Path(scratch), targets, coming, config.max_lora_rank)
+        files = adapter_files(adapters, model, Path(scratch), targets, cache, config.max_lora_rank)
         machine = Machine(model, config, files, targets)
         loading = time.perf_counter() - began
         seconds = max(plan.seconds / 2, plan.seconds - loading)

@@ -16,8 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 import loratory.policies
-from loratory.cli.terminal import complain
-from loratory.errors import InputError, PolicyError, PolicyTimeout, shortened
+from loratory.errors import InputError, PolicyError, PolicyTimeout, error_line, shortened
 from loratory.experiment.policy_guard import Guard, Leavings, redirected_words
 from loratory.serving.guest_errors import place_of
 
@@ -225,8 +224,7 @@ class PolicyWatch:
         text = f"policy {shortened(self._policy, 100)} {what}; it also caught what was raised to stop it"
         words = redirected_words()
         if words is None:
-            complain(text)
-            sys.stderr.flush()
+            print(error_line(text), file=sys.stderr, flush=True)
         else:
             os.write(words, text.encode())
         self._exit(1)

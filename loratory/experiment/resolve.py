@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
-from loratory.experiment.model_notes import model_notes
+from loratory.experiment.notes.model_notes import model_notes
 from loratory.scenarios.build import build_adapters
 from loratory.scenarios.cost_spec import RooflineCost, Tiers
 from loratory.scenarios.registry_adapters import other_base

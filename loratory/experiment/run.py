@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import InputError, PolicyError, shortened
-from loratory.experiment.advice import advise
 from loratory.experiment.backend import Backend, Ran, Simulation, Task
-from loratory.experiment.decode_ceiling import ceiling
 from loratory.experiment.interruption import interruptible
-from loratory.experiment.mismatches import lacking, unread, untimed
+from loratory.experiment.notes.advice import advise
+from loratory.experiment.notes.decode_ceiling import ceiling
+from loratory.experiment.notes.mismatches import lacking, unread, untimed
+from loratory.experiment.notes.run_description import setup
 from loratory.experiment.policy_guard import Leavings
 from loratory.experiment.policy_spec import guest, policy_factory
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.experiment.resolve import Built, build
-from loratory.experiment.run_description import setup
 from loratory.experiment.workers import shared
 from loratory.reports.folder import ResultFolder, writing
 from loratory.reports.recorder import Recorder

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from loratory.reproduce.comparison import Check, Reproduction, Row
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _SIDE_BY_SIDE = 3
 """So many metrics of the same cases share a grid."""
@@ -34,19 +30,6 @@ class Grid:
         ruler = ["---" if place in self.words else "---:" for place in range(len(self.heads))]
         lines = [_cells(self.heads), f"|{'|'.join(ruler)}|", *(_cells(row) for row in self.rows)]
         return "\n".join(lines)
-
-    def table(self) -> Table:
-        """As a table of rich."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=self.caption or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for place, head in enumerate(self.heads):
-            table.add_column(head, justify="left" if place in self.words else "right")
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        return table
 
 
 def number(value: float | str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from loratory.errors import InputError
+from loratory.scenarios.traces.columns import Columns
 from loratory.scenarios.traces.table import TraceTable
-from loratory.scenarios.workload_spec import Columns
 
 
 @dataclass(frozen=True, slots=True)

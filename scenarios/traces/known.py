@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loratory.errors import InputError, several, shortened
-from loratory.scenarios.schema_lookup import nearest
+from loratory.errors import InputError, did_you_mean, several, shortened
 from loratory.scenarios.traces import (
     azure,
     azure_functions,
@@ -66,7 +65,9 @@ def format_named(name: str) -> Format:
     for entry in formats():
         if entry.name == name:
             return entry
-    raise InputError(f"trace format {name!r}: unknown; {nearest(name, [entry.name for entry in formats()])}")
+    names = [entry.name for entry in formats()]
+    hint = did_you_mean(name, names, f"choose one of {', '.join(names)}")
+    raise InputError(f"trace format {name!r} is unknown; {hint}")
 
 
 def format_of(path: Path, format: str | None, options: ReadOptions) -> Format:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loratory.errors import InputError, several, shortened
-from loratory.scenarios.schema_lookup import nearest
-from loratory.scenarios.workload_spec import Columns
+from loratory.errors import InputError, did_you_mean, several, shortened
+from loratory.scenarios.traces.columns import Columns
 
 USUAL: dict[str, tuple[str, ...]] = {
     "time": ("timestamp_s", "arrival_s", "arrival", "arrived_at", "timestamp_ms", "timestamp", "time", "arrival_time",
@@ -90,8 +89,8 @@ def choose(path: Path, names: Sequence[str], given: Columns, layout: Layout) -> 
     found = {key: name for key, name in given.model_dump().items() if name is not None}
     for key, name in found.items():
         if name not in names:
-            near = shortened(nearest(name, names).replace("known keys", "it has"), 200)
-            raise InputError(f"{path}: columns.{key} names {name!r}, which is no column of the file; {near}")
+            hint = shortened(did_you_mean(name, names, f"it has {several(names, 10)}"), 200)
+            raise InputError(f"{path}: columns.{key} names {name!r}, which is no column of the file; {hint}")
     if "delay" in found and "session" not in found and not _usual("session", names, ()):
         raise InputError(f"{path}: columns.delay says how long a turn waits: name the sessions with columns.session")
     found |= {key: name for key, name in layout.own.items() if key not in found and name in names}

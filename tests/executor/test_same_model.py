@@ -10,7 +10,7 @@ import pytest
 
 from loratory.errors import InputError
 from loratory.executor.checkpoint import read_config
-from loratory.experiment.execute import model_config
+from loratory.experiment.machine import model_config
 from loratory.sim.catalogue import model
 
 CONFIG: dict[str, Any] = {

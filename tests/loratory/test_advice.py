@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loratory.experiment.decode_ceiling import ceiling
+from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.resolve import build
 from loratory.experiment.run import run_scenario
 from loratory.scenarios.build import build_workload

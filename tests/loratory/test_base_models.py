@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from loratory.cli.adapters_transfer import read_list
 from loratory.errors import LONGEST_MESSAGE, InputError
 from loratory.experiment.execute import execute_scenario
-from loratory.experiment.model_notes import length_notes
+from loratory.experiment.notes.model_notes import length_notes
+from loratory.experiment.notes.run_description import setup
 from loratory.experiment.resolve import Built, build
 from loratory.experiment.run import run_scenario
-from loratory.experiment.run_description import setup
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import load_scenario
 from loratory.serving.plan import BatchShape

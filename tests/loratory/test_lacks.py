@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loratory.experiment.mismatches import lacking, unread, untimed
+from loratory.experiment.notes.mismatches import lacking, unread, untimed
 from loratory.experiment.policy_spec import policy_factory, policy_names
 from loratory.experiment.resolve import build
 from loratory.experiment.run import run_scenario

@@ -30,5 +30,5 @@ def test_names_do_not_clash_with_the_library() -> None:
 
 
 def test_a_near_name_is_offered() -> None:
-    with pytest.raises(InputError, match="did you mean the library's 'published/aiconfigurator'"):
+    with pytest.raises(InputError, match="did you mean 'published/aiconfigurator'"):
         load_scenario("published/aiconfigurater")

@@ -172,7 +172,7 @@ def test_the_first_problem_comes_with_the_number_of_others() -> None:
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such scenario file; did you mean the library's 'quickstart'"):
+    with pytest.raises(InputError, match="no such scenario file; did you mean 'quickstart'"):
         load_scenario("quickstrat")
     with pytest.raises(InputError, match="no such scenario file"):
         load_scenario(tmp_path / "none.yaml")

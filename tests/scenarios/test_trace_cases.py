@@ -18,7 +18,7 @@ from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_scenario
 from loratory.scenarios.traces import ReadOptions, check, convert, read_trace
 from loratory.scenarios.traces.clock import unit_in_name
-from loratory.scenarios.workload_spec import Columns
+from loratory.scenarios.traces.columns import Columns
 from loratory.serving.workload import Workload
 
 CASES = Path(__file__).resolve().parents[1] / "cases"

@@ -13,7 +13,8 @@ from loratory.errors import InputError
 from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_text
 from loratory.scenarios.traces import formats
-from loratory.scenarios.workload_spec import Columns, WorkloadSpec
+from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.workload_spec import WorkloadSpec
 from loratory.serving.workload import Workload
 
 MORE = "adapter,client,tenant,cached_tokens,session_id,delay,priority,n1,n2,n3,label"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from loratory.errors import InputError
 from loratory.scenarios.traces import ReadOptions, TraceTable, clean, read_trace
+from loratory.scenarios.traces.columns import Columns
 from loratory.scenarios.traces.sessions import earliest_s, previous_rows, turns_of, without
 from loratory.scenarios.traces.source import labels_of
-from loratory.scenarios.workload_spec import Columns
 
 NAN = float("nan")
 

@@ -26,8 +26,8 @@ from loratory.scenarios.traces import (
     read_trace,
 )
 from loratory.scenarios.traces.blocks import cached_tokens
+from loratory.scenarios.traces.columns import Columns
 from loratory.scenarios.traces.report import fit_zipf
-from loratory.scenarios.workload_spec import Columns
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"

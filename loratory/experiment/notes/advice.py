@@ -7,7 +7,7 @@ from math import ceil, isfinite
 from typing import Any
 
 from loratory.errors import InputError
-from loratory.experiment.decode_ceiling import ceiling
+from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.resolve import Built, build
 from loratory.scenarios.schema import Scenario
 from loratory.serving.workload import Workload

@@ -1,0 +1,115 @@
+"""machine: the executor's machine for a scenario: its model, and the verified files of its adapters."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratory.errors import InputError
+from loratory.experiment.resolve import Built
+from loratory.scenarios.schema import Scenario
+from loratory.serving.lora import Adapter
+from loratory.sim.catalogue import ModelSpec, resolve_targets
+from loratory.user_files import adapter_cache
+
+if TYPE_CHECKING:
+    from loratory.adapters.sources.cache import AdapterCache
+    from loratory.adapters.verified import Verified
+    from loratory.executor.machine import Machine
+    from loratory.executor.model import Model
+    from loratory.executor.model_config import ModelConfig
+
+SYNTHETIC = "synthetic://"
+"""What paths of adapters begin with that a scenario makes up: their weights are made up, too."""
+
+
+@contextmanager
+def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
+    """The machine a scenario wants: its checkpoint or random weights, its adapters' files or random ones."""
+    try:
+        import torch
+
+        from loratory.executor.machine import Machine
+    except ImportError as error:
+        raise InputError(f'the executor needs {error.name}: pip install "loratory[executor]"') from error
+
+    spec = scenario.executor
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    model = load_model(spec.checkpoint, built.model, spec.dtype, spec.device)
+    targets = resolve_targets(scenario.adapters.target_modules)
+    with tempfile.TemporaryDirectory(prefix="loratory-adapters-") as scratch, adapter_cache() as cache:
+        files = adapter_files(built.adapters, model, Path(scratch), targets, cache, built.engine.max_lora_rank)
+        yield Machine(model, built.engine, files, targets if files else None)
+
+
+def load_model(checkpoint: str | None, spec: ModelSpec, dtype: str, device: str) -> Model:
+    """A checkpoint's model, or random weights in the shape of ``spec``, made on the device and never written.
+
+    ``device`` ``auto`` is cuda where there is one. Raises `InputError` for a bad checkpoint or too little memory.
+    """
+    import torch
+
+    from loratory.executor.checkpoint import resolve_dtype
+    from loratory.executor.model import Model, resolve_device
+    from loratory.executor.random_checkpoint import RandomTensors
+
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if checkpoint is not None:
+        return Model.load(checkpoint, dtype, place)
+    config = model_config(spec)
+    kind, where = resolve_dtype(dtype, config), resolve_device(place)
+    return Model(config, RandomTensors(0, config.tied, kind, where), kind, where)
+
+
+def model_config(spec: ModelSpec) -> ModelConfig:
+    """A catalogue model's shape, as the executor names it."""
+    from loratory.executor.model_config import ModelConfig
+
+    return ModelConfig(
+        family=spec.family,
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate=spec.intermediate,
+        vocab=spec.vocab,
+        max_positions=spec.context.default,
+        tied=spec.tie_word_embeddings,
+        qkv_bias=spec.qkv_bias,
+        o_bias=spec.o_bias,
+        mlp_bias=spec.mlp_bias,
+        qk_norm=spec.qk_norm,
+    )
+
+
+def adapter_files(
+    adapters: Sequence[Adapter],
+    model: Model,
+    folder: Path,
+    targets: Sequence[str],
+    cache: AdapterCache,
+    max_lora_rank: int,
+) -> dict[str, Verified]:
+    """The files of each adapter: from its source, or random ones written into ``folder`` for synthetic adapters.
+
+    Raises `InputError` for an adapter whose content has not its digest, or that does not validate against the model.
+    """
+    from loratory.adapters.fetch import Intake
+    from loratory.adapters.files.validation import BaseShapes, Limits
+    from loratory.executor.random_checkpoint import hugging_face_config, random_adapter
+
+    base = BaseShapes.from_config(hugging_face_config(model.config))
+    checked = Intake(cache, Limits(max_lora_rank=max_lora_rank, base=base))
+    files: dict[str, Verified] = {}
+    for adapter in adapters:
+        path = adapter.lora.lora_path
+        if path.startswith(SYNTHETIC):
+            place, seed = folder / str(adapter.lora.lora_int_id), adapter.lora.lora_int_id
+            path = str(random_adapter(place, model.config, adapter.rank, target_modules=targets, seed=seed))
+        files[adapter.name] = checked.verified(adapter.ref, path, adapter.digest)
+    return files

@@ -1,0 +1,1 @@
+"""loratory.experiment.notes: what a report tells its reader beside the figures: the setting, doubts, advice."""
