@@ -1,4 +1,4 @@
-"""Agreement: how far a simulation is from measurements of the same scenario, beside the measurements' own noise."""
+"""Agreement: how far a simulation is from measurements of the same scenario, with the noise of the measurements."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Agreed:
     def holds(self) -> Verdict | None:
         """Whether the error is within its limit; None without a limit.
 
-        Where twice the noise exceeds the limit, an error within twice the noise decides nothing: a simulator that is
-        off by more than the limit could show it, and so could one without any error. A larger one is no noise.
+        Where twice the noise exceeds the limit, an error within twice the noise decides nothing: it can come from a
+        simulator that is off by more than the limit, and from one without any error. A larger error is not noise.
         """
         if self.limit is None or self.error is None:
             return None
@@ -73,12 +73,12 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether no metric with a limit is beyond it; see `undecided` for those that nobody can tell."""
+        """Whether no metric exceeds its limit; `undecided` counts those that cannot be decided."""
         return all(row.holds != "no" for row in self.rows)
 
     @property
     def undecided(self) -> int:
-        """How many metrics with a limit cannot be decided for noise."""
+        """Number of metrics with a limit for which the noise is too large to decide."""
         return sum(row.holds == UNDECIDED for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
