@@ -80,11 +80,11 @@ class NoCost:
     """Nobody asks what a step costs: the policy is fifo."""
 
     def step_seconds(self, shape: Any) -> float:
-        """See `loratory.serving.policy.CostView`."""
+        """See `loratory.serving.plan.CostView`."""
         return 0.0
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
-        """See `loratory.serving.policy.CostView`."""
+        """See `loratory.serving.plan.CostView`."""
         return 0.0
 
 

@@ -17,8 +17,8 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.events import EVENTS, Ended, Event, Evicted, Preempted, Sink
 from loratory.serving.lora import Adapter
-from loratory.serving.plan import StepPlan, StepResult
-from loratory.serving.policy import CostView, Policy
+from loratory.serving.plan import CostView, StepPlan, StepResult
+from loratory.serving.policy import Policy
 from loratory.serving.request import Request
 from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
 

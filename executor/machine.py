@@ -26,7 +26,8 @@ from loratory.executor.tiers import AdapterTiers
 from loratory.serving.config import EngineConfig
 from loratory.serving.events import Sink
 from loratory.serving.lora import Adapter
-from loratory.serving.policy import CostView, Policy
+from loratory.serving.plan import CostView
+from loratory.serving.policy import Policy
 
 
 class Machine:

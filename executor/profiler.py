@@ -15,8 +15,8 @@ from loratory.executor.generation import Generation
 from loratory.executor.machine import Machine
 from loratory.serving.events import Event, Stepped
 from loratory.serving.lora import Adapter
-from loratory.serving.plan import BatchShape
-from loratory.serving.policy import CostView, Policy
+from loratory.serving.plan import BatchShape, CostView
+from loratory.serving.policy import Policy
 from loratory.serving.request import Request
 
 LEAST_PHASES = 5

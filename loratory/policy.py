@@ -3,5 +3,60 @@
 See docs/policies.md for a tutorial and for every name.
 """
 
-from loratory.serving.policy import *  # noqa: F403 - the list is below
-from loratory.serving.policy import __all__ as __all__
+from loratory.errors import InputError
+from loratory.serving.actions import Action, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, Wake
+from loratory.serving.engine_view import View
+from loratory.serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
+from loratory.serving.eviction import SCORERS, Scorer
+from loratory.serving.fairness import Account, By, FairnessLimits, Rounds, Unit, Units
+from loratory.serving.lanes import Lanes
+from loratory.serving.plan import BatchShape, CostView
+from loratory.serving.policy import Decisive, Policy, look_ahead, want
+from loratory.serving.reservation import Reservation
+from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView
+from loratory.serving.wait_index import Within
+
+__all__ = [
+    "SCORERS",
+    "Account",
+    "Action",
+    "AdapterView",
+    "Admit",
+    "Admitted",
+    "Arrived",
+    "BatchShape",
+    "By",
+    "CostView",
+    "Decisive",
+    "Ended",
+    "Event",
+    "Evict",
+    "Evicted",
+    "FairnessLimits",
+    "InputError",
+    "Lanes",
+    "Load",
+    "LoadStarted",
+    "Loaded",
+    "Outcome",
+    "Policy",
+    "Preempt",
+    "Preempted",
+    "Prefetch",
+    "Reject",
+    "RequestView",
+    "RequestViews",
+    "Reservation",
+    "Rounds",
+    "Schedule",
+    "Scorer",
+    "Served",
+    "TenantView",
+    "Unit",
+    "Units",
+    "View",
+    "Wake",
+    "Within",
+    "look_ahead",
+    "want",
+]

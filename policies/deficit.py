@@ -8,8 +8,8 @@ from loratory.policy import (
     Decisive,
     Ended,
     Event,
+    FairnessLimits,
     InputError,
-    Limits,
     Preempted,
     Rounds,
     Schedule,
@@ -68,6 +68,6 @@ class Deficit:
             else:
                 return
 
-    def bound(self, limits: Limits) -> float | None:
+    def bound(self, limits: FairnessLimits) -> float | None:
         """2(U+Q)."""
         return self.rounds.bound(limits)

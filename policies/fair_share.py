@@ -12,8 +12,8 @@ from loratory.policy import (
     Decisive,
     Ended,
     Event,
+    FairnessLimits,
     InputError,
-    Limits,
     Preempted,
     RequestView,
     Schedule,
@@ -102,7 +102,7 @@ class FairShare:
         for unit in aside:
             self._enter(unit, self._counter(unit))
 
-    def bound(self, limits: Limits) -> float | None:
+    def bound(self, limits: FairnessLimits) -> float | None:
         """2U (theorem 4.4), where the policy keeps it."""
         if not self.strict or self.predict != "none":
             return None

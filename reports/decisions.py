@@ -10,8 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
+from loratory.serving.actions import Admit, Evict, Load, Preempt, Prefetch, Reject, Wake
 from loratory.serving.events import Decided
-from loratory.serving.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Wake
 
 _FLUSH_LINES = 256
 """Decisions kept until they are formatted together; few, so that they stay in the processor's cache."""

@@ -35,7 +35,7 @@ _REFUSED = {
     "in_use": "it is in use",
     "unknown": "there is no such request or adapter, or it is not in a state for that",
 }
-"""The ledger's words of refusal (`loratory.serving.policy.Outcome`), as a reader who does not know them reads them."""
+"""The ledger's words of refusal (`loratory.serving.actions.Outcome`), as a reader who does not know them reads them."""
 
 
 def outcomes(run: Measured) -> dict[str, dict[str, Any]]:

@@ -7,16 +7,20 @@ from heapq import heappop, heappush
 from typing import Any
 
 from loratory.errors import InputError
+from loratory.serving.actions import Schedule
 from loratory.serving.config import EngineConfig
+from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
 from loratory.serving.events import Arrived, Loaded, LoadStarted, Served, Sink, Stepped
+from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
-from loratory.serving.plan import BatchShape, Prefill, StepPlan, StepResult
-from loratory.serving.policy import SCORERS, CostView, Policy, RequestViews, Schedule, View, look_ahead
-from loratory.serving.policy_runner import Actions
+from loratory.serving.plan import BatchShape, CostView, Prefill, StepPlan, StepResult
+from loratory.serving.policy import Policy, look_ahead
+from loratory.serving.policy_runner import PolicyRunner
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
+from loratory.serving.views import RequestViews
 
 _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""
@@ -44,12 +48,11 @@ class Engine:
         kv_bytes_per_token: int | None = None,
         sink: Sink | None = None,
     ) -> None:
-        scorer = SCORERS.get(getattr(policy, "evict", None) or "")
-        self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token, scorer)
+        self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token)
         self.policy = policy
-        self.view = View(self.ledger)
+        self.view = View(self.ledger, SCORERS.get(getattr(policy, "evict", None) or "") or SCORERS[config.eviction])
         self._announcer = Announcer(sink, policy)
-        self._actions = Actions(self.ledger, self._announcer)
+        self._runner = PolicyRunner(self.ledger, self._announcer)
         self._prefetch = int(getattr(policy, "prefetch", 0) or 0)
         self._only_waiting = bool(getattr(policy, "only_waiting", False)) and not self._prefetch
         self._separate = config.batching == "separate"
@@ -82,7 +85,7 @@ class Engine:
 
     def abort(self, request_id: str, why: str = "aborted by the client") -> None:
         """A client went away. Unknown or ended requests are ignored."""
-        self._inbox.append(lambda: self._actions.end_by_id(request_id, "aborted", why))
+        self._inbox.append(lambda: self._runner.end_by_id(request_id, "aborted", why))
 
     def loaded(self, adapter: str, prefetch: bool = False) -> None:
         """An asynchronous load (or prefetch) is done."""
@@ -115,38 +118,38 @@ class Engine:
     @property
     def idle_plans(self) -> int:
         """Plans since a request last got a token or ended: a policy that stops progress makes it grow."""
-        return self._actions.idle_plans
+        return self._runner.idle_plans
 
     @property
     def refusals(self) -> dict[str, dict[str, int]]:
         """How often the ledger refused the policy so far: by action (``admit``), by word of refusal (``kv``)."""
         found: dict[str, dict[str, int]] = {}
-        for (kind, why), number in sorted(self._actions.refused.items(), key=lambda item: -item[1]):
+        for (kind, why), number in sorted(self._runner.refused.items(), key=lambda item: -item[1]):
             found.setdefault(kind.__name__.lower(), {})[str(why)] = number
         return found
 
     @property
     def wake_at(self) -> float | None:
         """The earliest second at which the policy asked to be called, or None."""
-        times = self._actions.wake_times
+        times = self._runner.wake_times
         return times[0] if times else None
 
     def end_all(self, now: float, status: Status, why: Callable[[Sequence], str]) -> None:
         """End every unfinished request: the run is over."""
         self._take_in(now)
         for sequence in list(self.ledger.sequences.values()):
-            self._actions.end(sequence, status, why(sequence))
+            self._runner.end(sequence, status, why(sequence))
 
     # -- plan ----------------------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
         """What to do from second ``now``: takes in what happened, asks the policy, returns the next step or None."""
-        ledger, actions = self.ledger, self._actions
+        ledger, runner = self.ledger, self._runner
         ledger.now = now
         if self._inbox:
             self._take_in(now)
-        if actions.wake_times or actions.wake_clocks:
-            actions.wake_up(now)
+        if runner.wake_times or runner.wake_clocks:
+            runner.wake_up(now)
         ledger.token_budget = self._budget
         kept = True
         if not self._separate:
@@ -157,13 +160,13 @@ class Engine:
                 kept = self._reserve_decode()
         if ledger.partial:
             kept = self._extend_partial() and kept
-        if actions.ask and kept:
-            actions.ask = False
+        if runner.ask and kept:
+            runner.ask = False
             if ledger.index.table or not self._only_waiting:
                 schedule = self._schedule()
-                actions.consult(_then(schedule, look_ahead(self.view, self._prefetch)) if self._prefetch else schedule)
+                runner.consult(_then(schedule, look_ahead(self.view, self._prefetch)) if self._prefetch else schedule)
         if self._separate and not ledger.prefills and not self._reserve_decode():
-            actions.ask = True
+            runner.ask = True
         return self._build()
 
     def _schedule(self) -> Schedule:
@@ -174,11 +177,11 @@ class Engine:
 
     def _take_in(self, now: float) -> None:
         """Arrivals, aborts and finished loads since the last plan."""
-        ledger, actions = self.ledger, self._actions
+        ledger, runner = self.ledger, self._runner
         ledger.now = now
         inbox, self._inbox = self._inbox, []
         self._arriving.clear()
-        actions.ask = True
+        runner.ask = True
         tell_arrived = self._tell_arrived
         for item in inbox:
             if isinstance(item, Request):
@@ -186,7 +189,7 @@ class Engine:
                 if tell_arrived is not None:
                     tell_arrived(_new(Arrived, (now, sequence.view)))
                 if refusal:
-                    actions.end(sequence, "rejected", refusal)
+                    runner.end(sequence, "rejected", refusal)
             else:
                 item()
 
@@ -195,8 +198,8 @@ class Engine:
         kv = self.ledger.kv
         kept = True
         while not kv.reserve():
-            if not self._actions.evict_for_kv(self.view):
-                self._actions.preempt_one(self.view)
+            if not self._runner.evict_for_kv(self.view):
+                self._runner.preempt_one(self.view)
                 kept = False
         self.ledger.token_budget -= kv.decoding
         return kept
@@ -207,39 +210,39 @@ class Engine:
         kept = True
         for sequence in list(ledger.partial.values()):
             while sequence.state == "running" and not ledger.extend(sequence):
-                if not self._actions.evict_for_kv(self.view):
-                    self._actions.preempt_one(self.view)
+                if not self._runner.evict_for_kv(self.view):
+                    self._runner.preempt_one(self.view)
                     kept = False
         return kept
 
     def _build(self) -> StepPlan | None:
         """The plan for what has been admitted, reserved and loaded."""
-        ledger, actions = self.ledger, self._actions
+        ledger, runner = self.ledger, self._runner
         kv = ledger.kv
         decodes = kv.decoding if kv.reserved else 0
         if not decodes:
             kv.reserved = 0
         loads = tuple(ledger.slots.loads) if ledger.slots.loads else ()
-        actions.idle_plans += 1
+        runner.idle_plans += 1
         repeat = 0
         prefills: tuple[Prefill, ...] = ()
         if ledger.prefills:
             prefills = tuple(ledger.prefills.values())
         elif decodes:
-            if not actions.ask and not (loads and ledger.sync_loading):
+            if not runner.ask and not (loads and ledger.sync_loading):
                 repeat = self._horizon() - 1
         elif not loads:
             return None
         shape = self._shape(prefills, decodes)
         running, resident, loading = len(ledger.running), len(ledger.on_gpu), len(ledger.loading)
         self._planned = (ledger.now, len(ledger.index.table), running, resident, loading, kv.used)
-        wake_at = actions.wake_times[0] if actions.wake_times else None
+        wake_at = runner.wake_times[0] if runner.wake_times else None
         decoding = ledger.decoding.values() if decodes else ()
         return _new(StepPlan, (prefills, decodes, decoding, loads, repeat, wake_at, shape, ledger.epoch))
 
     def _horizon(self) -> int:
         """Decode steps until a request reaches max_tokens, the policy wants to be asked, or KV blocks run out."""
-        ledger, finishes, wakes = self.ledger, self._finishes, self._actions.wake_clocks
+        ledger, finishes, wakes = self.ledger, self._finishes, self._runner.wake_clocks
         clock = ledger.clock[0]
         while True:
             at, _, sequence, admissions = finishes[0]
@@ -280,14 +283,14 @@ class Engine:
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Apply what a backend did with the last plan, which it finished at second ``now``."""
-        ledger, actions = self.ledger, self._actions
+        ledger, runner = self.ledger, self._runner
         steps, finished, load_s, failed = result
         ledger.now = now
         if plan.loads:
             self._loads_done(plan, load_s)
         if plan.decode_count:
             ledger.kv.advance(steps)
-            actions.idle_plans = 0
+            runner.idle_plans = 0
         tell = self._tell_stepped
         if tell is not None:
             at, waiting, running, resident, loading, used = self._planned
@@ -298,7 +301,7 @@ class Engine:
             self._served(plan, steps)
         ended: list[Sequence] = []
         if plan.prefills:
-            actions.ask = True
+            runner.ask = True
             self._prefilled(plan, load_s, ended, failed or ())
         if plan.decode_count:
             clock, finishes = ledger.clock[0], self._finishes
@@ -309,11 +312,11 @@ class Engine:
         if failed:
             ended = [sequence for sequence in ended if sequence.request_id not in failed]
             for request_id, why in failed.items():
-                actions.end_by_id(request_id, "failed", why)
+                runner.end_by_id(request_id, "failed", why)
         for sequence in ended:
-            actions.end(sequence, "completed", "length")
+            runner.end(sequence, "completed", "length")
         for request_id in finished:
-            actions.end_by_id(request_id, "completed", "stop")
+            runner.end_by_id(request_id, "completed", "stop")
 
     def _loads_done(self, plan: StepPlan, load_s: float) -> None:
         """Loads of this plan have started, and with sync loading those to the GPU are over."""
@@ -339,7 +342,7 @@ class Engine:
                 sequence.load_wait_s += load_s
             if not completes or (failed and sequence.request_id in failed):
                 continue
-            self._actions.idle_plans = 0
+            self._runner.idle_plans = 0
             ledger.begin_decode(sequence)
             if sequence.preempted_at is not None:
                 ledger.settle_preemption(sequence)
@@ -378,8 +381,9 @@ class Engine:
                 ledger.host.drop(state)
             return
         running = [sequence for sequence in ledger.running.values() if sequence.adapter is state]
-        for sequence in (*running, *state.queue.sequences()):
-            self._actions.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")
+        waiting = [ledger.index.table[queued.ticket] for queued in state.queue.sequences()]
+        for sequence in (*running, *waiting):
+            self._runner.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")
         ledger.slots.fail(state)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from loratory.errors import InputError
 from loratory.serving.config import EngineConfig
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.lora import Adapter
-from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState
 from loratory.serving.views import AdapterView
+from loratory.serving.wait_queue import Queued
 
 
 def register(
@@ -18,7 +18,7 @@ def register(
     adapters: Iterable[Adapter],
     kv: KVPool,
     kv_bytes_per_token: int | None,
-    table: dict[int, Sequence],
+    table: Mapping[int, Queued],
 ) -> list[AdapterState]:
     """The state of each adapter, in order; ``table`` is the engine's of waiting requests.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from loratory.serving.plan import BatchShape
-    from loratory.serving.policy import Action, Outcome, RequestView
-    from loratory.serving.request import Status
-    from loratory.serving.sequence import Sequence
+from loratory.serving.actions import Action, Outcome
+from loratory.serving.plan import BatchShape
+from loratory.serving.request import Status
+from loratory.serving.sequence import Sequence
+from loratory.serving.views import RequestView
 
 
 class Arrived(NamedTuple):

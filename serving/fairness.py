@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
+from loratory.serving.engine_view import View
 from loratory.serving.lanes import Lanes
-
-if TYPE_CHECKING:
-    from loratory.serving.policy import Limits
-    from loratory.serving.sequence import Sequence
-    from loratory.serving.usage import Usage
-    from loratory.serving.views import RequestView, View
+from loratory.serving.usage import Usage
+from loratory.serving.views import RequestView
+from loratory.serving.wait_queue import Queued
 
 Unit = str | None
 By = Literal["tenant", "adapter"]
+
+
+class FairnessLimits(NamedTuple):
+    """What a fairness bound depends on: longest prompt and output, tokens the KV pool holds, most running requests.
+
+    The gap is measured between the ``unit`` named, in service of these weights a token.
+    """
+
+    max_prompt_tokens: int
+    max_output_tokens: int
+    kv_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    unit: By = "tenant"
+    input_weight: float = 1.0
+    output_weight: float = 2.0
 
 
 class Account:
@@ -30,7 +44,7 @@ class Account:
         self.granted = 0.0
         self.turn = 0
         self.place: Literal["", "credit", "spent"] = ""
-        self.head: Sequence | None = None
+        self.head: Queued | None = None
         """The request it was sorted by."""
 
     def first(self) -> RequestView | None:
@@ -78,7 +92,7 @@ class Units:
         outputs = usage.output_offset + usage.decoding * usage.clock[0]  # `output_tokens`, without the call
         return (self.input_weight * usage.admitted_tokens + self.output_weight * outputs) / account.weight
 
-    def largest(self, limits: Limits) -> float | None:
+    def largest(self, limits: FairnessLimits) -> float | None:
         """U of the VTC paper: the most service by which one admission decision can be ahead of its counter.
 
         None when ``limits`` measures service of other units or with other weights.
@@ -174,7 +188,7 @@ class Rounds:
             self._sort(account, credit + granted)
         return True
 
-    def bound(self, limits: Limits) -> float | None:
+    def bound(self, limits: FairnessLimits) -> float | None:
         """2(U + quantum)."""
         largest = self.units.largest(limits)
         return None if largest is None else 2 * (largest + self.quantum)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
+from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.plan import AdapterLoad
-from loratory.serving.policy import OK, REFUSED, Outcome
+from loratory.serving.sequence import Sequence
+from loratory.serving.usage import AdapterState
 from loratory.serving.views import AdapterView
-
-if TYPE_CHECKING:
-    from loratory.serving.sequence import Sequence
-    from loratory.serving.usage import AdapterState
 
 
 class GpuSlots:

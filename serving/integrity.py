@@ -95,10 +95,11 @@ def _queues(ledger: Ledger, same: Same, holds: Holds) -> None:
 
     def queue(what: str, kept: WaitQueue, members: list[Sequence]) -> None:
         expected = [s.request_id for s in sorted(members, key=lambda s: s.ticket)]
-        same(f"queue of {what}", [s.request_id for s in kept.sequences()], expected)
+        same(f"queue of {what}", [s.request.request_id for s in kept.sequences()], expected)
         same(f"length of the queue of {what}", len(kept), len(expected))
         first = kept.first()
-        same(f"head of the queue of {what}", None if first is None else first.request_id, next(iter(expected), None))
+        head = None if first is None else first.request.request_id
+        same(f"head of the queue of {what}", head, next(iter(expected), None))
 
     queue("all", ledger.waiting, list(table.values()))
     states = [ledger.base, *ledger.adapters.values()]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from loratory.serving.sequence import Sequence
+from loratory.serving.sequence import Sequence
 
 
 class KVPool:

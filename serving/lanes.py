@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from loratory.serving.policy import View
+from loratory.serving.engine_view import View
 
 Item = TypeVar("Item", bound=Hashable)
 Order = tuple[float, ...]

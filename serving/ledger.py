@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from types import MappingProxyType
 
+from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_adapters import max_context, register
 from loratory.serving.gpu_slots import GpuSlots
@@ -12,8 +13,7 @@ from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.lora import Adapter
 from loratory.serving.lora_batch import LoraBatch
-from loratory.serving.plan import Prefill
-from loratory.serving.policy import OK, REFUSED, SCORERS, CostView, Outcome, Scorer
+from loratory.serving.plan import CostView, Prefill
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState, TenantState
@@ -60,7 +60,6 @@ class Ledger:
         "prefills",
         "running",
         "running_views",
-        "scorer",
         "sequences",
         "shown_adapters",
         "shown_tenants",
@@ -79,11 +78,9 @@ class Ledger:
         adapters: Iterable[Adapter],
         cost: CostView,
         kv_bytes_per_token: int | None = None,
-        scorer: Scorer | None = None,
     ) -> None:
         self.config = config
         self.cost = cost
-        self.scorer: Scorer = scorer or SCORERS[config.eviction]
         self.memory = config.memory
         self.max_loras = config.max_loras
         self.max_seqs = config.max_num_seqs
@@ -168,7 +165,7 @@ class Ledger:
     def unblocked(
         self, within: Within, only: Collection[str] | None, without: Collection[str]
     ) -> Iterator[RequestView]:
-        """See `loratory.serving.views.View.unblocked`."""
+        """See `loratory.serving.engine_view.View.unblocked`."""
         if self.token_budget <= 0 or len(self.running) >= self.max_seqs:
             return iter(())
         return self.index.unblocked(within, only, without)

@@ -1,14 +1,12 @@
-"""StepPlan, BatchShape and StepResult: what a backend is asked to run, what it costs by, and what it answers."""
+"""StepPlan, BatchShape, CostView, StepResult: what a backend is asked to run, what that costs, what it answers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from loratory.serving.lora import Adapter
-    from loratory.serving.policy import CostView
-    from loratory.serving.sequence import Sequence
+from loratory.serving.lora import Adapter
+from loratory.serving.sequence import Sequence
 
 
 class BatchShape(NamedTuple):
@@ -36,6 +34,16 @@ class BatchShape(NamedTuple):
     def tokens(self) -> int:
         """Tokens the step computes: the prefill chunks plus one for each decoding sequence."""
         return self.prefill_tokens + self.decode_seqs
+
+
+class CostView(Protocol):
+    """What a policy may ask of the cost model."""
+
+    def step_seconds(self, shape: BatchShape) -> float:
+        """Seconds a step of this shape takes."""
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """Seconds of the hop of an adapter that starts at ``tier``: remote to disk, disk to host, or host to GPU."""
 
 
 class Prefill(NamedTuple):

@@ -1,4 +1,4 @@
-"""Actions: carries out what a policy yields, through the ledger, and says what became of it."""
+"""PolicyRunner: asks a policy, carries out what it yields through the ledger, and answers with the outcome."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
+from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Wake
+from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
 from loratory.serving.events import Admitted, Decided, Ended, Evicted, Preempted
 from loratory.serving.ledger import Ledger
-from loratory.serving.policy import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, View, Wake
 from loratory.serving.request import Status
 from loratory.serving.sequence import Sequence
 
@@ -18,7 +19,7 @@ _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""
 
 
-class Actions:
+class PolicyRunner:
     """The policy's hands. ``ask`` turns true whenever something happened that the policy should be asked about."""
 
     def __init__(self, ledger: Ledger, announcer: Announcer) -> None:
@@ -142,7 +143,7 @@ class Actions:
         if ledger.memory != "unified" or not ledger.idle:
             return False
         views = [state.view for state in ledger.idle.values()]
-        goes = min(views, key=lambda candidate: (ledger.scorer(candidate, view), candidate.lora_int_id))
+        goes = min(views, key=lambda candidate: (view.scorer(candidate, view), candidate.lora_int_id))
         assert goes.name is not None
         return self.evict(goes.name).ok
 

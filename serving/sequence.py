@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from loratory.serving.request import Request, Status
-
-if TYPE_CHECKING:
-    from loratory.serving.policy import RequestView
-    from loratory.serving.usage import AdapterState, TenantState
+from loratory.serving.usage import AdapterState, TenantState
+from loratory.serving.views import RequestView
 
 
 class Sequence:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from loratory.serving.lora import Adapter, Tier
-from loratory.serving.wait_queue import QueueView, WaitQueue
-
-if TYPE_CHECKING:
-    from loratory.serving.policy import AdapterView, TenantView
-    from loratory.serving.sequence import Sequence
+from loratory.serving.views import AdapterView, TenantView
+from loratory.serving.wait_queue import Queued, QueueView, WaitQueue
 
 
 class Usage:
@@ -21,7 +18,7 @@ class Usage:
 
     __slots__ = ("admitted_tokens", "clock", "decoding", "output_offset", "queue", "queue_view", "running")
 
-    def __init__(self, table: dict[int, Sequence], clock: list[int]) -> None:
+    def __init__(self, table: Mapping[int, Queued], clock: list[int]) -> None:
         self.queue = WaitQueue(table)
         self.queue_view = QueueView(self.queue)
         self.running = 0
@@ -50,7 +47,7 @@ class TenantState(Usage):
 
     view: TenantView
 
-    def __init__(self, name: str, table: dict[int, Sequence], clock: list[int]) -> None:
+    def __init__(self, name: str, table: Mapping[int, Queued], clock: list[int]) -> None:
         super().__init__(table, clock)
         self.name = name
 
@@ -85,7 +82,7 @@ class AdapterState(Usage):
 
     view: AdapterView
 
-    def __init__(self, spec: Adapter | None, blocks: int, table: dict[int, Sequence], clock: list[int]) -> None:
+    def __init__(self, spec: Adapter | None, blocks: int, table: Mapping[int, Queued], clock: list[int]) -> None:
         super().__init__(table, clock)
         self.spec = spec
         self.name = None if spec is None else spec.name

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from loratory.serving.wait_queue import WaitQueue
-
-if TYPE_CHECKING:
-    from loratory.serving.policy import RequestView
-    from loratory.serving.sequence import Sequence
-    from loratory.serving.usage import AdapterState
+from loratory.serving.sequence import Sequence
+from loratory.serving.usage import AdapterState
+from loratory.serving.views import RequestView
+from loratory.serving.wait_queue import Queued, WaitQueue
 
 Within = Literal["batch", "gpu", "any"]
 """Whose turn counts: adapters that running requests use, adapters on the GPU, or also those that would be loaded."""
@@ -93,7 +91,7 @@ class WaitIndex:
         return None
 
     def unblocked(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
-        """See `loratory.serving.policy.View.unblocked`: a scan of a short queue, a merge of adapters' queues for a
+        """See `loratory.serving.engine_view.View.unblocked`: a scan of a short queue, a merge of adapters' queues for a
         long one."""
         if len(self.table) > SCAN:
             return self._merged(within, only, without)
@@ -128,7 +126,7 @@ class WaitIndex:
     def _merged(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """Merges the queues of the adapters on the GPU; others join in when their first request is next."""
         table, backlogged = self.table, self.backlogged
-        merge: list[tuple[int, AdapterState, Iterator[Sequence] | None]] = []
+        merge: list[tuple[int, AdapterState, Iterator[Queued] | None]] = []
         merging: set[str | None] = set(without)
         for adapter in self._ready() if only is None else self._backlogged_among(only):
             if adapter.name not in merging and (within != "batch" or adapter.references or not adapter.rank):
@@ -177,7 +175,7 @@ class WaitIndex:
 
     def heads(self, off_gpu: bool, loading: Iterable[AdapterState]) -> Iterator[RequestView]:
         """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""
-        queue: list[Sequence] = []
+        queue: list[Queued] = []
         if not off_gpu:
             ready = [a.queue.first() for a in (*self._ready(), *loading) if a.name in self.backlogged]
             queue = sorted((s for s in ready if s is not None), key=lambda s: -s.ticket)

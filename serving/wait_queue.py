@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from loratory.serving.policy import RequestView
-    from loratory.serving.sequence import Sequence
-
+from loratory.serving.request import Request
+from loratory.serving.views import RequestView
 
 _view_of = attrgetter("view")
+
+
+class Queued(Protocol):
+    """What a queue reads of a `loratory.serving.sequence.Sequence`, which itself knows the queues it is in."""
+
+    request: Request
+    view: RequestView
+    ticket: int
 
 
 class WaitQueue:
@@ -24,7 +30,7 @@ class WaitQueue:
 
     __slots__ = ("_start", "_table", "live", "tickets")
 
-    def __init__(self, table: dict[int, Sequence]) -> None:
+    def __init__(self, table: Mapping[int, Queued]) -> None:
         self._table = table
         self.tickets: list[int] = []
         self._start = 0
@@ -62,7 +68,7 @@ class WaitQueue:
             self.tickets = [ticket for ticket in self.tickets[self._start :] if ticket in table]
             self._start = 0
 
-    def first(self) -> Sequence | None:
+    def first(self) -> Queued | None:
         """The sequence in front, or None."""
         if not self.live:
             return None
@@ -72,7 +78,7 @@ class WaitQueue:
         self._start = start
         return sequence
 
-    def sequences(self) -> Iterator[Sequence]:
+    def sequences(self) -> Iterator[Queued]:
         """Who waits, front first."""
         if self.first() is None:  # which also moves past those who left from the front
             return

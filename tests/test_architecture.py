@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,66 @@ def test_only_the_command_line_knows_the_command_line() -> None:
         tops = {module.partition(".")[0] for module in _imports(path)}
         assert not tops & {"typer", "click", "rich"}, name
         assert not {module for module in _ours(path) if module.startswith("loratory.cli")}, name
+
+
+def _modules_imported(path: Path, modules: Collection[str]) -> set[str]:
+    """Those of ``modules`` that a file imports, under TYPE_CHECKING and inside functions as well."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names
+            if not names <= set(modules):  # not modules of a package alone, but what the module itself defines
+                found.add(node.module or "")
+    return found & set(modules)
+
+
+def _circles(imports: Mapping[str, set[str]]) -> set[frozenset[str]]:
+    """Sets of more than one module in which each imports each, directly or through others.
+
+    Tarjan's algorithm: ``low`` is the earliest module on the stack that a module leads back to; one that leads to none
+    before itself closes a set, which is all that lies above it on the stack.
+    """
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    circles: set[frozenset[str]] = set()
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for other in sorted(imports[module]):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[module] = min(low[module], low[other])
+        if low[module] == order[module]:
+            place = stack.index(module)
+            if len(stack) > place + 1:
+                circles.add(frozenset(stack[place:]))
+            del stack[place:]
+
+    for module in sorted(imports):
+        if module not in order:
+            visit(module)
+    return circles
+
+
+def test_circles_are_found() -> None:
+    imports = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": {"d"}, "f": {"a", "f"}, "g": set[str]()}
+    assert _circles(imports) == {frozenset("abc"), frozenset("de")}
+
+
+def test_no_import_circle_inside_a_room() -> None:
+    """Type-only imports count: a reader of one file of a circle has to read all of them."""
+    names: dict[str, Path] = {}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts if parts[0] == "loratory" else ("loratory", *parts)).removesuffix(".__init__")
+        names[name] = path
+    assert not _circles({name: _modules_imported(path, names) for name, path in names.items()})
 
 
 def test_every_room_is_a_link_in_the_package() -> None:

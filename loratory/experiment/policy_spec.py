@@ -22,9 +22,10 @@ import loratory.policies
 from loratory.errors import InputError, PolicyError, several, shortened
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.git_lfs import refuse_pointer
+from loratory.serving.eviction import SCORERS
 from loratory.serving.guest_errors import is_order, raised
-from loratory.serving.policy import SCORERS, Policy
-from loratory.serving.reserved import Reserved
+from loratory.serving.policy import Policy
+from loratory.serving.reservation import Reserved
 
 ENTRY_POINTS = "loratory.policies"
 T = TypeVar("T")

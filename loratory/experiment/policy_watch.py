@@ -34,14 +34,18 @@ _SPARE_BYTES = 16_000_000
 
 _OURS = frozenset({"loratory"})
 _ENTRIES = {
-    "loratory.serving.policy_runner": {"Actions.consult", "Actions.preempt_one", "Actions.__init__"},
+    "loratory.serving.policy_runner": {
+        "PolicyRunner.consult",
+        "PolicyRunner.preempt_one",
+        "PolicyRunner.__init__",
+    },
     "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell", "Announcer.__init__"},
     "loratory.serving.engine": {"Engine._schedule", "Engine.__init__"},
     "loratory.experiment.policy_spec": {"guest"},
 }
 """The functions that call a policy's code, by module."""
 
-_PASSING = "loratory.serving.reserved"
+_PASSING = "loratory.serving.reservation"
 """A module of ours whose generators pass the call on."""
 
 _Call = tuple[FrameType, FrameType, object]
@@ -246,7 +250,7 @@ def _policy_call(frame: FrameType | None) -> _Call | None:
     """The call of a policy's code that is in progress on a stack: who called, what is running, how many answers before.
 
     A function of `_ENTRIES` is on the stack, and right inside it code that is not ours. Generators of ours between the
-    two (`loratory.serving.reserved`) pass the call on.
+    two (`loratory.serving.reservation`) pass the call on.
     """
     inside: list[FrameType] = []
     while frame is not None:

@@ -27,7 +27,7 @@ from loratory.reports.summary import RunReport, summarise, summary_of
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import dump
 from loratory.scenarios.schema import Scenario
-from loratory.serving.policy import Limits
+from loratory.serving.fairness import FairnessLimits
 from loratory.serving.workload import Workload
 from loratory.sim.routers import router
 
@@ -150,7 +150,7 @@ def _bound(task: Task, built: Built, workload: Workload) -> float | None:
     policy: Any = policy_factory(task.policy)()
     if task.scenario.cluster.replicas > 1 or not hasattr(policy, "bound"):
         return None
-    limits = Limits(
+    limits = FairnessLimits(
         int(workload.prompt_tokens.max()),
         int(workload.max_tokens.max()),
         engine.require_blocks() * engine.block_size,

@@ -27,7 +27,6 @@ from loratory.experiment import policy_spec
 from loratory.experiment.policy_spec import policy_factory, policy_names
 from loratory.scenarios.reference import tables
 from loratory.serving import policy as serving_policy
-from loratory.serving import views
 from loratory.sim.catalogue import gpu, model
 
 README = ROOT / "README.md"
@@ -400,9 +399,9 @@ def test_actions_and_what_a_policy_sees() -> None:
     text = prose(page).split("### What a policy sees")[1].split("### ")[0]
     view, request = re.findall(r"`(view\.now.*?)`\.|A request shows `(.*?)`", text, re.DOTALL)
     for name in re.findall(r"\w+(?=[`,(]|$)", view[0].replace("view.", "")):
-        assert name in ("adapter", "tenant") or hasattr(views.View, name), name
+        assert name in ("adapter", "tenant") or hasattr(policy.View, name), name
     for name in request[1].replace("\n", " ").split(", "):
-        assert hasattr(views.RequestView, name.strip()), name
+        assert hasattr(policy.RequestView, name.strip()), name
     for name in re.findall(r"`(\w+)", text.split("Optional members:")[1].split(": see")[0]):
         assert re.search(rf"\b{name}\b", Path(serving_policy.__file__).read_text(encoding="utf-8")), name
 

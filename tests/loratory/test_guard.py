@@ -38,7 +38,7 @@ policy_factory("mine.py:Deep", 0.1)
 KNOWN = {
     "entries": [["/x/serving/policy_runner.py", "consult"]],
     "ours": ["/x/serving/"],
-    "passing": ["/x/serving/reserved.py"],
+    "passing": ["/x/serving/reservation.py"],
 }
 
 
@@ -112,7 +112,7 @@ def stack(*frames: str) -> str:
     ("text", "guilty"),
     [
         (stack("/lib/re.py match", "/q.py schedule", "/x/serving/policy_runner.py consult"), True),
-        (stack("/q.py schedule", "/x/serving/reserved.py schedule", "/x/serving/policy_runner.py consult"), True),
+        (stack("/q.py schedule", "/x/serving/reservation.py schedule", "/x/serving/policy_runner.py consult"), True),
         (stack("/lib/np.py sort", "/x/serving/ledger.py admit", "/x/serving/policy_runner.py consult"), False),
         (stack("/lib/np.py sort", "/x/serving/policy_runner.py consult"), True),
         (stack("/lib/np.py sort", "/x/serving/engine.py plan"), False),

@@ -133,7 +133,7 @@ def test_code_that_does_not_come_back_is_stopped_and_its_line_named(policy: type
 
 
 def test_behind_a_reservation_too() -> None:
-    from loratory.serving.reserved import Reserved
+    from loratory.serving.reservation import Reserved
 
     assert HERE in fault(lambda: Reserved(SpinsInSchedule()))
 

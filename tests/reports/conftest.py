@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from loratory.reports import Recorder, Records, RunInfo, RunReport, summarise
+from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load
 from loratory.serving.events import (
     Admitted,
     Arrived,
@@ -24,9 +25,9 @@ from loratory.serving.events import (
     Stepped,
 )
 from loratory.serving.plan import BatchShape
-from loratory.serving.policy import OK, REFUSED, Admit, Evict, Load, RequestView
 from loratory.serving.request import Request
 from loratory.serving.sequence import Sequence
+from loratory.serving.views import RequestView
 
 
 def sequence(request: Request, generated: int = 0, allowed: int | None = None) -> Sequence:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from loratory.reports import Recorder
 from loratory.reports.tables import BATCH_CHUNKS, CHUNK_ROWS
+from loratory.serving.actions import OK, REFUSED, Admit, Preempt, Prefetch, Reject, Wake
 from loratory.serving.events import Decided, Ended, Stepped
 from loratory.serving.plan import BatchShape
-from loratory.serving.policy import OK, REFUSED, Admit, Preempt, Prefetch, Reject, Wake
 from loratory.serving.request import Request
 
 COMMON = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

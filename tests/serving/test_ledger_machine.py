@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lab import MORE, ToyCost, adapter, configs
 
+from loratory.serving.actions import Outcome
 from loratory.serving.integrity import check
 from loratory.serving.ledger import Ledger
-from loratory.serving.policy import Outcome
 from loratory.serving.request import Request
 
 WHY = {None, "slots", "kv", "seqs", "budget", "adapter", "pinned", "in_use", "unknown"}

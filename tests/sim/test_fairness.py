@@ -20,8 +20,8 @@ from loratory.policies.fair_share import FairShare
 from loratory.policies.fifo import Fifo
 from loratory.policies.rotation import Rotation
 from loratory.serving.config import EngineConfig
-from loratory.serving.policy import Limits, Reservation
-from loratory.serving.reserved import Reserved
+from loratory.serving.fairness import FairnessLimits
+from loratory.serving.reservation import Reservation, Reserved
 
 INPUT, OUTPUT = 1.0, 2.0
 
@@ -89,10 +89,10 @@ CONFIGS = [
 ]
 
 
-def _limits(world: World) -> Limits:
+def _limits(world: World) -> FairnessLimits:
     work, config = world.workload, world.config
     assert config.num_gpu_blocks is not None
-    return Limits(
+    return FairnessLimits(
         int(work.prompt_tokens.max()),
         int(work.output_tokens.max()),
         config.num_gpu_blocks * config.block_size,

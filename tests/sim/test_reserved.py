@@ -15,8 +15,7 @@ from loratory.policies.fair_share import FairShare
 from loratory.policies.fifo import Fifo
 from loratory.policies.slora import SLora
 from loratory.serving.config import EngineConfig
-from loratory.serving.policy import Reservation
-from loratory.serving.reserved import Reserved
+from loratory.serving.reservation import Reservation, Reserved
 
 CONFIG = EngineConfig(
     max_num_seqs=50, num_gpu_blocks=160, block_size=1, max_num_batched_tokens=4096, batching="separate"

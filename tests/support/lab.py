@@ -22,7 +22,8 @@ from loratory.serving.events import Admitted, Arrived, Ended, Evicted, Stepped
 from loratory.serving.integrity import check
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import BatchShape
-from loratory.serving.policy import Policy, RequestViews
+from loratory.serving.policy import Policy
+from loratory.serving.views import RequestViews
 from loratory.serving.workload import Workload
 from loratory.sim.cost.base import DecodeLine
 from loratory.sim.cost.options import TransferOptions

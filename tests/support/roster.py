@@ -15,8 +15,8 @@ from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
 from loratory.policies.rotation import Rotation
 from loratory.policies.slora import SLora
-from loratory.serving.policy import Policy, Reservation
-from loratory.serving.reserved import Reserved
+from loratory.serving.policy import Policy
+from loratory.serving.reservation import Reservation, Reserved
 
 
 def _with(policy: Any, **attributes: Any) -> Any:
