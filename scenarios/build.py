@@ -11,15 +11,15 @@ from loratory.errors import InputError, several
 from loratory.scenarios.adapters_spec import default_names
 from loratory.scenarios.arrivals import Arrivals
 from loratory.scenarios.lengths import Seconds, draw_pairs
+from loratory.scenarios.merge import UNDECIDED, merge, own_tenants, positions
 from loratory.scenarios.popularity import Popularity, draw_adapters
-from loratory.scenarios.request_columns import Part, merge
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
-from loratory.scenarios.slora_workload import slora_part
+from loratory.scenarios.slora_workload import slora_workload
 from loratory.scenarios.tenants import Tenants
-from loratory.scenarios.trace_workload import trace_adapters, trace_part
+from loratory.scenarios.trace_workload import trace_adapters, trace_workload
 from loratory.scenarios.traces.table import UNSET, Labels
-from loratory.scenarios.vtc_workload import vtc_part
+from loratory.scenarios.vtc_workload import vtc_workload
 from loratory.scenarios.workload_spec import MaxTokens, Noise, Stream, stream_positions
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.request import BASE_TENANT
@@ -72,32 +72,21 @@ def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -
     Raises `InputError` for a trace that cannot be read or used.
     """
     names = tuple(adapter.name for adapter in adapters)
-    part = _part(scenario, seed, names)
+    drawn = _drawn(scenario, seed, names)
     spec = scenario.workload
-    output, limit, cut = _cap(part.output, spec.max_tokens)
-    notes = part.notes
-    if cut:
-        notes = (*notes, f"outputs cut at max_tokens ({spec.max_tokens}): {cut}")
+    output, limit, cut = _cap(drawn.output_tokens, spec.max_tokens)
     draws = Draws(seed)
-    tenant, tenant_names = _tenants(scenario.tenants, part, names, draws)
-    return Workload(
-        arrival=part.arrival,
-        adapter=part.adapter,
+    tenant, tenants = _tenants(scenario.tenants, drawn, draws)
+    return replace(
+        drawn,
         tenant=tenant,
-        prompt_tokens=part.prompt,
         output_tokens=output,
         max_tokens=limit,
-        adapters=names,
-        tenants=tenant_names,
-        tenant_weights=scenario.tenants.weight_of(tenant_names),
-        predicted_tokens=_predicted(scenario, output, part.adapter, draws),
-        cached_tokens=part.cached,
-        priority=_priority(scenario.tenants, part, tenant, tenant_names),
-        deadline=part.deadline,
-        concurrency=part.concurrency,
-        after=part.after,
-        delay_s=part.delay_s,
-        notes=notes,
+        tenants=tenants,
+        tenant_weights=scenario.tenants.weight_of(tenants),
+        predicted_tokens=_predicted(scenario, output, drawn.adapter, draws),
+        priority=_priority(scenario.tenants, drawn, tenant, tenants),
+        notes=(*drawn.notes, *([f"outputs cut at max_tokens ({spec.max_tokens}): {cut}"] if cut else [])),
     )
 
 
@@ -123,20 +112,22 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
     return (*traced, *(next(spare) for _ in range(len(traced), count or 0)))
 
 
-def _part(scenario: Scenario, seed: int, names: tuple[str, ...]) -> Part:
+def _drawn(scenario: Scenario, seed: int, names: tuple[str, ...]) -> Workload:
+    """The scenario's requests, before tenants, caps and predictions are decided; see `UNDECIDED`."""
     spec = scenario.workload
     if spec.trace is not None:
-        return trace_part(scenario, Draws(seed), names)
+        return trace_workload(scenario, Draws(seed), names)
     if spec.generator != "loratory":
-        part = slora_part(scenario, seed, len(names)) if spec.generator == "slora" else vtc_part(spec, seed)
-        deadline = _deadline(spec.deadline_s, Draws(seed), len(part))
-        return part if deadline is None else replace(part, deadline=deadline)
+        generated = (
+            slora_workload(scenario, seed, names) if spec.generator == "slora" else vtc_workload(spec, seed, names)
+        )
+        return replace(generated, deadline=_deadline(spec.deadline_s, Draws(seed), len(generated)))
     if spec.streams is not None:
         return merge([_stream(scenario, s, Draws(seed, i + 1), names) for i, s in enumerate(spec.streams)])
-    return _drawn(scenario, Draws(seed), names)
+    return _single(scenario, Draws(seed), names)
 
 
-def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part:
+def _single(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Workload:
     """Requests drawn from distributions; with per-adapter rates, their sum as one Poisson process."""
     spec, adapters = scenario.workload, scenario.adapters
     assert spec.input_tokens is not None and spec.output_tokens is not None
@@ -150,51 +141,61 @@ def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part:
     arrival = arrivals.draw(draws.rng("arrivals"), spec.requests, spec.duration_s)
     n = len(arrival)
     prompt, output = draw_pairs(spec.input_tokens, spec.output_tokens, draws, n)
-    return Part(
+    tenant, tenants = own_tenants(None, n)
+    return Workload(
         arrival=arrival,
         adapter=draw_adapters(draws, popularity, adapters.base_share, names, arrival),
-        prompt=prompt,
-        output=output,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        max_tokens=output,
+        adapters=names,
+        tenant=tenant,
+        tenants=tenants,
         deadline=_deadline(spec.deadline_s, draws, n),
         concurrency=None if arrivals.closed_loop is None else arrivals.closed_loop.concurrency,
     )
 
 
-def _stream(scenario: Scenario, stream: Stream, draws: Draws, names: tuple[str, ...]) -> Part:
+def _stream(scenario: Scenario, stream: Stream, draws: Draws, names: tuple[str, ...]) -> Workload:
     """The requests of one stream, over its own subset of the adapters."""
     spec = scenario.workload
     assert spec.duration_s is not None
     prompts, outputs = stream.input_tokens or spec.input_tokens, stream.output_tokens or spec.output_tokens
     assert prompts is not None and outputs is not None
-    positions = np.array([*stream_positions(stream, names)], dtype=np.int64)
-    own = tuple(names[i] for i in positions)
+    subset = np.array([*stream_positions(stream, names)], dtype=np.int64)
+    own = tuple(names[i] for i in subset)
     end = min(stream.end_s or spec.duration_s, spec.duration_s)
     arrival = stream.start_s + stream.arrivals.draw(draws.rng("arrivals"), None, end - stream.start_s)
     n = len(arrival)
     # The scenario's weights are for all adapters; a stream with a part of them takes what they say of its own.
-    popularity = stream.popularity or _narrowed(scenario.adapters.popularity, names, positions)
+    popularity = stream.popularity or _narrowed(scenario.adapters.popularity, names, subset)
     base_share = scenario.adapters.base_share if stream.base_share is None else stream.base_share
     local = draw_adapters(draws, popularity, base_share, own, arrival)
     prompt, output = draw_pairs(prompts, outputs, draws, n)
-    return Part(
+    labels = None if stream.tenant is None else Labels(np.zeros(n, dtype=np.int64), (stream.tenant,))
+    tenant, tenants = own_tenants(labels, n)
+    return Workload(
         arrival=arrival,
-        adapter=np.append(positions, -1)[local],
-        prompt=prompt,
-        output=output,
+        adapter=np.append(subset, -1)[local],
+        prompt_tokens=prompt,
+        output_tokens=output,
+        max_tokens=output,
+        adapters=names,
+        tenant=tenant,
+        tenants=tenants,
         deadline=_deadline(stream.deadline_s or spec.deadline_s, draws, n),
-        tenant=None if stream.tenant is None else Labels(np.zeros(n, dtype=np.int64), (stream.tenant,)),
         priority=None if stream.priority is None else np.full(n, stream.priority, dtype=np.int64),
     )
 
 
-def _narrowed(popularity: Popularity | None, names: tuple[str, ...], positions: Ints) -> Popularity:
+def _narrowed(popularity: Popularity | None, names: tuple[str, ...], subset: Ints) -> Popularity:
     if popularity is None:
         return Popularity(uniform=True)
     weights = popularity.weights
     if weights is None:
         return popularity
     whole = [weights.get(name, 0.0) for name in names] if isinstance(weights, dict) else weights
-    return Popularity(weights=[whole[i] for i in positions.tolist()])
+    return Popularity(weights=[whole[i] for i in subset.tolist()])
 
 
 def _deadline(spec: Seconds | None, draws: Draws, n: int) -> Floats | None:
@@ -210,35 +211,26 @@ def _cap(output: Ints, max_tokens: MaxTokens) -> tuple[Ints, Ints, int]:
     return np.minimum(output, limit), np.full(len(output), limit, dtype=np.int64), int((output > limit).sum())
 
 
-def _tenants(spec: Tenants, part: Part, names: tuple[str, ...], draws: Draws) -> tuple[Ints, tuple[str, ...]]:
+def _tenants(spec: Tenants, drawn: Workload, draws: Draws) -> tuple[Ints, tuple[str, ...]]:
     """Each request's tenant: its stream's or the trace's own, else by the map. "default" is listed only when used."""
     if spec.map.trace:
-        assert part.tenant is not None
-        mapped: Ints = np.full(len(part), 0, dtype=np.int64)
+        mapped: Ints = np.zeros(len(drawn), dtype=np.int64)
         tenants: tuple[str, ...] = (BASE_TENANT,)
     else:
-        tenants = spec.map.names(names) or (BASE_TENANT,)
-        mapped = spec.map.assign(part.adapter, names, draws.rng("tenant"))
-    if part.tenant is not None:
-        own = part.tenant
-        _refuse_unknown(spec, (*own.names, *tenants), names)
-        everyone = tuple(dict.fromkeys((*own.names, *tenants)))
-        position = {name: i for i, name in enumerate(everyone)}
-        by_map = np.array([position[name] for name in tenants], dtype=np.int64)[mapped]
-        by_own = np.array([*(position[name] for name in own.names), -1], dtype=np.int64)[own.codes]
-        mapped, tenants = np.where(own.codes >= 0, by_own, by_map), everyone
+        tenants = spec.map.names(drawn.adapters) or (BASE_TENANT,)
+        mapped = spec.map.assign(drawn.adapter, drawn.adapters, draws.rng("tenant"))
+    own = tuple(name for name in drawn.tenants if name != UNDECIDED)
+    _refuse_unknown(spec, (*own, *tenants), drawn.adapters)
+    if own:
+        every = tuple(dict.fromkeys((*own, *tenants)))
+        by_map, by_own = positions(tenants, every)[mapped], positions(drawn.tenants, every)[drawn.tenant]
+        mapped = np.where(by_own >= 0, by_own, by_map)
         # With streams of their own, tenants the map could have made but did not are left out.
         used = np.unique(mapped)
-        renumber = np.zeros(len(tenants), dtype=np.int64)
+        renumber = np.zeros(len(every), dtype=np.int64)
         renumber[used] = np.arange(len(used))
-        return renumber[mapped], tuple(tenants[i] for i in used.tolist()) or (BASE_TENANT,)
-    _refuse_unknown(spec, tenants, names)
-    if (
-        BASE_TENANT in tenants
-        and len(tenants) > 1
-        and tenants[-1] == BASE_TENANT
-        and not (mapped == len(tenants) - 1).any()
-    ):
+        return renumber[mapped], tuple(every[i] for i in used.tolist()) or (BASE_TENANT,)
+    if len(tenants) > 1 and tenants[-1] == BASE_TENANT and not (mapped == len(tenants) - 1).any():
         tenants = tenants[:-1]
     return mapped, tenants
 
@@ -260,16 +252,17 @@ def _refuse_unknown(spec: Tenants, tenants: Sequence[str], adapters: Sequence[st
             )
 
 
-def _priority(spec: Tenants, part: Part, tenant: Ints, names: tuple[str, ...]) -> Ints | None:
-    by_tenant = spec.priority_of(tenant, names)
-    if part.priority is None:
+def _priority(spec: Tenants, drawn: Workload, tenant: Ints, tenants: tuple[str, ...]) -> Ints | None:
+    """Each request's priority: its stream's or the trace's own, else its tenant's."""
+    by_tenant = spec.priority_of(tenant, tenants)
+    if drawn.priority is None:
         return by_tenant
-    if by_tenant is not None and not (part.priority == UNSET).any():
+    if by_tenant is not None and not (drawn.priority == UNSET).any():
         raise InputError(
             "tenants.priorities: is not used, because every request has a priority of its own: leave it out"
         )
-    fallback = np.zeros(len(part), dtype=np.int64) if by_tenant is None else by_tenant
-    return np.where(part.priority == UNSET, fallback, part.priority)
+    fallback = np.zeros(len(drawn), dtype=np.int64) if by_tenant is None else by_tenant
+    return np.where(drawn.priority == UNSET, fallback, drawn.priority)
 
 
 def _predicted(scenario: Scenario, output: Ints, adapter: Ints, draws: Draws) -> Ints | None:

@@ -1,4 +1,4 @@
-"""Slora: workloads drawn exactly as S-LoRA's benchmark draws them.
+"""slora_workload: requests drawn exactly as S-LoRA's benchmark draws them.
 
 Source: S-LoRA (MLSys 2024), benchmarks/trace.py, generate_requests: numpy's legacy generator, and in this order adapter
 indices, prompt lengths, output lengths, gaps, for int(rate * duration) requests.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from loratory.scenarios.request_columns import Part
+from loratory.scenarios.merge import own_tenants
 from loratory.scenarios.schema import Scenario
+from loratory.serving.workload import Workload
 
 
-def slora_part(scenario: Scenario, seed: int, adapters: int) -> Part:
-    """The requests S-LoRA's generator gives for ``seed`` (its default is 42) over ``adapters`` adapters.
+def slora_workload(scenario: Scenario, seed: int, adapters: tuple[str, ...]) -> Workload:
+    """The requests S-LoRA's generator gives for ``seed`` (its default is 42) over these adapters.
 
     A scenario's ``uniform: [lo, hi]`` includes hi, S-LoRA's ranges do not: its ``[8, 512]`` is ``[8, 511]`` here.
     Arrivals may run past ``duration_s``, as they do there. Without adapters it draws as for one, and all requests want
@@ -27,15 +28,20 @@ def slora_part(scenario: Scenario, seed: int, adapters: int) -> Part:
     assert workload.duration_s is not None
     legacy = np.random.RandomState(seed)
     n = int(gamma.rate * workload.duration_s)
-    adapter = (legacy.power(popularity.power, n) * adapters).astype(np.int64)
+    adapter = (legacy.power(popularity.power, n) * len(adapters)).astype(np.int64)
     lo, hi = workload.input_tokens.uniform
-    prompt = legacy.randint(lo, hi + 1, n)
+    prompt = legacy.randint(lo, hi + 1, n).astype(np.int64)
     lo, hi = workload.output_tokens.uniform
-    output = legacy.randint(lo, hi + 1, n)
+    output = legacy.randint(lo, hi + 1, n).astype(np.int64)
     gaps = legacy.gamma(1.0 / (gamma.cv * gamma.cv), gamma.cv * gamma.cv / gamma.rate, n)
-    return Part(
+    tenant, tenants = own_tenants(None, n)
+    return Workload(
         arrival=np.cumsum(gaps),
-        adapter=np.minimum(adapter, adapters - 1),  # which is -1, the base model, without adapters
-        prompt=prompt.astype(np.int64),
-        output=output.astype(np.int64),
+        adapter=np.minimum(adapter, len(adapters) - 1),  # which is -1, the base model, without adapters
+        prompt_tokens=prompt,
+        output_tokens=output,
+        max_tokens=output,
+        adapters=adapters,
+        tenant=tenant,
+        tenants=tenants,
     )

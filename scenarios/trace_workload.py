@@ -1,4 +1,4 @@
-"""Replay: a scenario's trace as a `Part`, and the adapters a trace names."""
+"""trace_workload: the requests of a scenario's trace, and the adapters that a trace names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from loratory.errors import InputError, shortened
+from loratory.scenarios.merge import own_tenants
 from loratory.scenarios.popularity import Popularity, draw_adapters
-from loratory.scenarios.request_columns import Part
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.session_turns import in_turn, recorded_note
@@ -19,7 +19,7 @@ from loratory.scenarios.traces.known import format_of, read_trace
 from loratory.scenarios.traces.servegen import read_clients
 from loratory.scenarios.traces.table import Labels, TraceTable
 from loratory.scenarios.workload_spec import WorkloadSpec
-from loratory.serving.workload import Floats, Ints
+from loratory.serving.workload import Floats, Ints, Workload
 
 
 def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
@@ -40,7 +40,7 @@ def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
     return None if labels is None else labels.names
 
 
-def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part:
+def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Workload:
     """The trace's requests; times, lengths and adapters are the scenario's where it gives them or the trace has none.
 
     Raises `InputError` when neither has them, or the trace names an adapter that is not in ``names``.
@@ -74,13 +74,13 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
     notes.extend(told)
     if labels is not None:
         notes.extend(_unused(scenario))
-    tenant = None
+    own = None
     if scenario.tenants.map.trace:
         if table.tenant is None:
             raise InputError(
                 f"{workload.trace}: has no tenant column: change tenants.map, or name it in columns.tenant"
             )
-        tenant = table.tenant
+        own = table.tenant
     elif table.tenant is not None and scenario.tenants.map.by_adapter and workload.adapter_from != "tenant":
         column = dict(table.columns)["tenant"]
         notes.append(f"the trace's tenants ({shortened(column, 40)}) are not used: tenants: {{map: trace}} takes them")
@@ -89,14 +89,18 @@ def trace_part(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Part
         priority = None
         notes.append("the trace's priority column is not used, because tenants.priorities says priorities")
     closed = workload.arrivals.closed_loop if workload.arrivals is not None else None
-    return Part(
+    tenant, tenants = own_tenants(own, n)
+    return Workload(
         arrival=arrival,
         adapter=adapter,
-        prompt=prompt,
-        output=output,
-        deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
-        cached=cached,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        max_tokens=output,
+        adapters=names,
         tenant=tenant,
+        tenants=tenants,
+        deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
+        cached_tokens=cached,
         priority=priority,
         concurrency=None if closed is None else closed.concurrency,
         after=after,

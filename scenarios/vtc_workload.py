@@ -1,4 +1,4 @@
-"""Vtc: clients' requests drawn exactly as VTC's benchmark draws them.
+"""vtc_workload: clients' requests drawn exactly as VTC's benchmark draws them.
 
 Source: VTC (OSDI 2024), fair_bench/trace.py of its artifact: numpy's legacy generator. Evenly spaced clients begin at a
 drawn fraction of a gap and come in order; Poisson clients are one Poisson process, each request's client drawn first.
@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from loratory.scenarios.request_columns import Part, merge
+from loratory.scenarios.merge import merge, own_tenants
 from loratory.scenarios.traces.table import Labels
 from loratory.scenarios.workload_spec import Stream, WorkloadSpec
-from loratory.serving.workload import Floats, Ints
+from loratory.serving.workload import Floats, Ints, Workload
 
 
-def vtc_part(workload: WorkloadSpec, seed: int) -> Part:
-    """The requests VTC's generator gives for ``seed`` (its default is 42), one client a stream.
+def vtc_workload(spec: WorkloadSpec, seed: int, adapters: tuple[str, ...]) -> Workload:
+    """The requests VTC's generator gives for ``seed`` (its default is 42), one client a stream, all for the base model.
 
     Clients are all evenly spaced (``constant``, or ``on_off`` with equal gaps), or all ``poisson``; lengths are fixed.
     int(rate * duration) requests are drawn, so the last may come after ``duration_s``, as there.
     """
-    assert workload.streams is not None and workload.duration_s is not None
+    assert spec.streams is not None and spec.duration_s is not None
     legacy = np.random.RandomState(seed)
-    streams = workload.streams
+    streams = spec.streams
     if any(stream.arrivals.poisson is None for stream in streams):
-        return merge([_client(workload, s, _even(s, workload.duration_s, legacy)) for s in streams])
+        return merge([_client(spec, s, _even(s, spec.duration_s, legacy), adapters) for s in streams])
     rates = np.array([stream.arrivals.poisson for stream in streams], float)
-    n = int(rates.sum() * workload.duration_s)
+    n = int(rates.sum() * spec.duration_s)
     client = np.searchsorted(np.cumsum(rates)[:-1] / rates.sum(), legacy.rand(n))
     arrival = np.cumsum(legacy.gamma(1.0, 1.0 / rates.sum(), n))
-    return merge([_client(workload, stream, arrival[client == i]) for i, stream in enumerate(streams)])
+    return merge([_client(spec, stream, arrival[client == i], adapters) for i, stream in enumerate(streams)])
 
 
 def _even(stream: Stream, duration_s: float, legacy: np.random.RandomState) -> Floats:
@@ -44,13 +44,23 @@ def _even(stream: Stream, duration_s: float, legacy: np.random.RandomState) -> F
     return times
 
 
-def _client(workload: WorkloadSpec, stream: Stream, arrival: Floats) -> Part:
-    prompts, outputs = stream.input_tokens or workload.input_tokens, stream.output_tokens or workload.output_tokens
+def _client(spec: WorkloadSpec, stream: Stream, arrival: Floats, adapters: tuple[str, ...]) -> Workload:
+    prompts, outputs = stream.input_tokens or spec.input_tokens, stream.output_tokens or spec.output_tokens
     assert prompts is not None and prompts.fixed is not None and outputs is not None and outputs.fixed is not None
     n = len(arrival)
 
     def every(value: int) -> Ints:
         return np.full(n, value, dtype=np.int64)
 
-    tenant = None if stream.tenant is None else Labels(every(0), (stream.tenant,))
-    return Part(arrival, every(-1), every(prompts.fixed), every(outputs.fixed), tenant=tenant)
+    labels = None if stream.tenant is None else Labels(every(0), (stream.tenant,))
+    tenant, tenants = own_tenants(labels, n)
+    return Workload(
+        arrival=arrival,
+        adapter=every(-1),
+        prompt_tokens=every(prompts.fixed),
+        output_tokens=every(outputs.fixed),
+        max_tokens=every(outputs.fixed),
+        adapters=adapters,
+        tenant=tenant,
+        tenants=tenants,
+    )
