@@ -25,7 +25,7 @@ from loratory.serving.sequence import Sequence as RequestSequence
 from loratory.serving.workload import RequestMaker, Workload
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import LATE, URGENT, ExactEnvironment, urge
-from loratory.sim.replica import Feed, Replica
+from loratory.sim.replica import STALL_PLANS, Feed, Replica
 from loratory.sim.routers import ReplicaView, RoundRobin, Router
 from loratory.sim.transfers import Transfers
 
@@ -203,18 +203,21 @@ def simulate(
     kv_bytes_per_token: int | None = None,
     cutoff_s: float | None = None,
     jump: bool = True,
+    stall_plans: int = STALL_PLANS,
+    engine: Callable[..., Engine] = Engine,
 ) -> Outcome:
     """Run a workload to its end, or to second ``cutoff_s``, where unfinished requests are aborted.
 
     ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
-    when nothing can happen any more end as failed. Raises `PolicyError` when the policy fails.
+    when nothing can happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
+    Raises `PolicyError` when the policy fails.
     """
     env = ExactEnvironment()
     cluster = _Cluster(env, workload, router or RoundRobin())
     for index in range(replicas):
         listener = cluster.listening(None if sink is None else sink(index))
-        engine = Engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
-        cluster.add(Replica(env, index, engine, cost, Transfers(env, cost), cluster.ended, jump))
+        made = engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
+        cluster.add(Replica(env, index, made, cost, Transfers(env, cost), cluster.ended, jump, stall_plans))
     if not len(workload):
         return Outcome(0.0, 0, False, 0)
     if replicas == 1 and (workload.concurrency is None or workload.after is not None):

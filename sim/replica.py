@@ -40,7 +40,8 @@ class Replica:
     """Runs an engine's plans in simulated time. It plays the model: it alone knows where each output ends.
 
     ``jump=False`` runs decode steps one at a time; times and decisions are the same, it only takes longer.
-    ``ended(n)`` is called when n requests of this replica have ended.
+    ``ended(n)`` is called when n requests of this replica have ended. ``stall_plans``: plans in a row without a token
+    or an ended request after which the run counts as stalled (`StalledError`).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Replica:
         transfers: Transfers,
         ended: Callable[[int], None],
         jump: bool = True,
+        stall_plans: int = STALL_PLANS,
     ) -> None:
         self.index = index
         self.engine = engine
@@ -60,6 +62,7 @@ class Replica:
         self._transfers = transfers
         self._ended = ended
         self._jump = jump
+        self._stall_plans = stall_plans
         self.feed = Feed()
         self._sync = engine.ledger.sync_loading
         self._clock = engine.ledger.clock
@@ -128,8 +131,8 @@ class Replica:
                 self._counted = ledger.ended
                 self._ended(ended)
             if plan is None or not plan.decode_count:
-                if engine.idle_plans > STALL_PLANS:
-                    raise StalledError(f"replica {self.index} made {STALL_PLANS} plans without serving a token")
+                if engine.idle_plans > self._stall_plans:
+                    raise StalledError(f"replica {self.index} made {self._stall_plans} plans without serving a token")
                 if plan is None:
                     yield from self._rest()
                     now = env.now

@@ -135,6 +135,13 @@ def test_no_import_circle_inside_a_room() -> None:
     assert not _circles({name: _modules_imported(path, names) for name, path in names.items()})
 
 
+def test_nothing_but_its_command_imports_what_is_for_tests() -> None:
+    """loratory.testing needs hypothesis, which is no dependency of a run."""
+    for path in FILES:
+        if "testing" not in path.parts and path.name != "check_policy.py":
+            assert not any(name.startswith("loratory.testing") for name in _imports(path)), path
+
+
 def test_every_room_is_a_link_in_the_package() -> None:
     """One import name: `loratory.sim` is the folder sim, in a checkout, an editable install, a wheel."""
     links = {path.name: path.readlink() for path in (ROOT / "loratory").iterdir() if path.is_symlink()}

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from bench_machine import Oracle, Zoo, assert_nothing_leaked, prompt_of, run
-from lab import POLICIES, ToyCost, workload
+from roster import POLICIES
 
 from loratory.executor.machine import Machine
 from loratory.executor.model import Model
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, workload
 
 DEVICE = os.environ.get("LORATORY_TEST_DEVICE", "cpu")
 ROWS: list[dict[str, Any]] = [

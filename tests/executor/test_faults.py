@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bench_machine import JumpingClock, Ran, Zoo, assert_nothing_leaked, run
-from lab import POLICIES, ToyCost, workload
+from roster import POLICIES
 from safetensors.torch import load_file, save_file
 
 import loratory.executor.device_memory
@@ -28,6 +28,7 @@ from loratory.executor.model import Model
 from loratory.executor.sampling import SamplingParams
 from loratory.serving.config import EngineConfig
 from loratory.serving.request import Request
+from loratory.testing import ToyCost, workload
 
 ROWS: list[dict[str, Any]] = [
     {"at": 0.05 * i, "adapter": (1, 2, None, 3, 2)[i % 5], "prompt": 4 + i, "out": 6, "cap": 6} for i in range(15)

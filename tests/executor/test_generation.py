@@ -5,12 +5,14 @@ from __future__ import annotations
 from bench_machine import JumpingClock, Zoo, prompt_of
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, ToyCost, examples
+from lab import examples
+from roster import POLICIES
 from transformers import AutoTokenizer
 
 from loratory.executor.generation import Generation, Stop
 from loratory.serving.config import EngineConfig
 from loratory.serving.request import Request
+from loratory.testing import ToyCost
 
 CONFIG = EngineConfig(max_loras=1, max_lora_rank=8, num_gpu_blocks=64, block_size=4, max_num_seqs=4)
 

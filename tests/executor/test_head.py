@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bench_machine import Oracle, Zoo, assert_nothing_leaked, prompt_of, run
-from lab import POLICIES, ToyCost, workload
+from roster import POLICIES
 from safetensors.torch import load_file, save_file
 
 from loratory.adapters.fetch import Intake
@@ -19,6 +19,7 @@ from loratory.executor.lora import LoRASlots
 from loratory.executor.machine import Machine, lora_shapes
 from loratory.executor.model import Model
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, workload
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"rank": 5, "target_modules": ("q_proj", "lm_head")},

@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from bench_machine import Zoo, run
-from lab import POLICIES, ToyCost, workload
+from roster import POLICIES
 
 from loratory.reports.recorder import Recorder
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.run_recording import Recording
 from loratory.sim.recorded_times import replay
+from loratory.testing import ToyCost, workload
 
 ROWS: list[dict[str, Any]] = [
     {

@@ -10,13 +10,15 @@ import torch
 from bench_machine import Oracle, Zoo, assert_nothing_leaked, prompt_of, run
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import POLICIES, ToyCost, examples, workload
+from lab import examples
+from roster import POLICIES
 
 from loratory.executor.batch import Batch, Chunk
 from loratory.executor.block_tables import BlockTables
 from loratory.executor.lora import CPULoRA, LoRASlots
 from loratory.executor.machine import lora_shapes
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, workload
 
 NAMES = (None, "a1", "a2", "a3", "a4", "a5")
 

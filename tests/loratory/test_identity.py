@@ -238,12 +238,13 @@ def test_a_copy_in_the_cache_is_held_to_the_digest_too(home: Path, loratory: Com
 
 def test_a_machine_takes_no_adapter_whose_digest_is_not_its_files(home: Path) -> None:
     from bench_machine import Zoo
-    from lab import POLICIES, ToyCost
+    from roster import POLICIES
 
     from loratory.errors import RefusedAdapter
     from loratory.executor.clock import RealClock
     from loratory.serving.config import EngineConfig
     from loratory.serving.lora import Adapter
+    from loratory.testing import ToyCost
 
     zoo = Zoo.make(home / "zoo", "llama", ({"rank": 4}, {"rank": 4}))
     machine = zoo.machine(EngineConfig(max_loras=2, max_lora_rank=8, num_gpu_blocks=20, block_size=4))

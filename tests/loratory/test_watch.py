@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import ToyCost, World, adapter, run, workload
+from lab import run
 
 from loratory.errors import InputError, Interruption, PolicyError
 from loratory.experiment.policy_spec import guest, policy_factory
 from loratory.experiment.policy_watch import PolicyWatch
 from loratory.policy import Schedule, View, want
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, World, adapter, workload
 
 SOON_S = 0.1
 HERE = Path(__file__).name

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from broken import ENDS_WELL, FAILS, MAY_STARVE, NEVER_SERVES, ODD, RaisesInVictim, YieldsOnRequest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from lab import examples, run
 
 from loratory.errors import PolicyError
 from loratory.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Schedule, View, Wake, want
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
+from loratory.testing.misbehaving import (
+    ENDS_WELL,
+    FAILS,
+    MAY_STARVE,
+    NEVER_SERVES,
+    ODD,
+    RaisesInVictim,
+    YieldsOnRequest,
+)
 
 
 def crowd(**settings: object) -> World:
@@ -36,7 +45,7 @@ MEMORY = pytest.mark.parametrize("memory", ["slots", "unified"])
 @MEMORY
 def test_the_ledger_keeps_it_in_order(name: str, loading: str, memory: str) -> None:
     result = run(crowd(adapter_loading=loading, memory=memory), ENDS_WELL[name])
-    assert_laws(result)
+    assert_run(result)
     statuses = {event.status for event in result.ended.values()}
     if name == "evicts-everything" and loading == "async":  # it may evict what has just come, for ever
         statuses.discard("failed")
@@ -50,7 +59,7 @@ def test_the_ledger_keeps_it_in_order(name: str, loading: str, memory: str) -> N
 @MEMORY
 def test_whoever_it_holds_up_is_reported(name: str, loading: str, memory: str) -> None:
     result = run(crowd(adapter_loading=loading, memory=memory), MAY_STARVE[name])
-    assert_laws(result)
+    assert_run(result)
     statuses = [event.status for event in result.ended.values()]
     assert set(statuses) <= {"completed", "failed"} and "completed" in statuses
     assert result.outcome.never_served == statuses.count("failed")
@@ -64,7 +73,7 @@ def test_odd_arguments_are_refused_or_the_policys_error(name: str, loading: str)
     except PolicyError as error:
         assert "YieldsOnRequest" in str(error)
     else:
-        assert_laws(result)
+        assert_run(result)
         assert {event.status for event in result.ended.values()} <= {"failed", "rejected"}
 
 
@@ -145,7 +154,7 @@ class Chaos:
 @examples(150)
 @given(world=worlds(most=14), seed=st.integers(0, 10**6), rejects=st.booleans())
 def test_chaos_breaks_nothing(world: World, seed: int, rejects: bool) -> None:
-    assert_laws(run(world, lambda: Chaos(seed, rejects), cutoff_s=20.0))
+    assert_run(run(world, lambda: Chaos(seed, rejects), cutoff_s=20.0))
 
 
 @examples(60)
@@ -184,4 +193,4 @@ def test_a_load_may_overtake_its_own_prefetch(loading: str) -> None:
     adapters = (adapter(1),)
     config = EngineConfig(max_num_batched_tokens=4, max_num_seqs=1, block_size=1, num_gpu_blocks=64)
     world = World(workload([{"adapter": 1, "out": 3}], adapters), adapters, config, ToyCost(load_s=0.013))
-    assert_laws(run(world.with_config(adapter_loading=loading), PrefetchesWhatItLoads))
+    assert_run(run(world.with_config(adapter_loading=loading), PrefetchesWhatItLoads))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, run, workload
+from lab import run
 
 from loratory.policy import Admit, Load, Schedule, View, want
 from loratory.reports.outcomes import grouped, outcome_notes, unserved_runs
@@ -18,6 +18,7 @@ from loratory.reports.verdicts import verdicts
 from loratory.serving.config import EngineConfig
 from loratory.serving.events import Decided
 from loratory.sim.cluster import simulate
+from loratory.testing import ToyCost, World, adapter, workload
 
 
 class AdmitsOnly:

@@ -6,13 +6,13 @@ import random
 from typing import Any
 
 import pytest
-from checked import CheckedEngine
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import World, examples, worlds
+from lab import examples
 from roster import POLICIES
 
 from loratory.serving.plan import StepResult
+from loratory.testing import CheckedEngine, World, worlds
 
 
 def _drive(world: World, policy: str, seed: int) -> CheckedEngine:

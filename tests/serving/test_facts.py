@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lab import Run, ToyCost, World, adapter, run, workload
+from lab import run
 from roster import POLICIES
 
 from loratory.errors import InputError
@@ -15,6 +15,7 @@ from loratory.serving.engine import Engine
 from loratory.serving.integrity import check
 from loratory.serving.plan import StepResult
 from loratory.serving.request import Request
+from loratory.testing import Run, ToyCost, World, adapter, workload
 
 STEP = 0.125
 

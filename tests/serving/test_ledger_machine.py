@@ -7,12 +7,13 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lab import MORE, ToyCost, adapter, configs
+from lab import MORE
 
 from loratory.serving.actions import Outcome
 from loratory.serving.integrity import check
 from loratory.serving.ledger import Ledger
 from loratory.serving.request import Request
+from loratory.testing import ToyCost, adapter, configs
 
 WHY = {None, "slots", "kv", "seqs", "budget", "adapter", "pinned", "in_use", "unknown"}
 NAMES = ["a1", "a2", "a3", "a4", "a5", "nobody"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, examples
+from lab import examples
 
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
@@ -18,6 +18,7 @@ from loratory.serving.lanes import Lanes
 from loratory.serving.plan import BatchShape
 from loratory.serving.wait_queue import QueueView, WaitQueue
 from loratory.sim.segment import Segment
+from loratory.testing import ToyCost
 
 # -- WaitQueue -------------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import World, examples, run, worlds
+from lab import examples, run
 
 from loratory.policy import Evict, Load, Preempt, RequestView, Schedule, View, want
+from loratory.testing import World, worlds
 
 
 def scan(view: View, within: str, only: Any, without: Any) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, adapter, examples
+from lab import examples
 from pydantic import ValidationError
 
 from loratory.errors import InputError, LoratoryError, PolicyError
@@ -17,6 +17,7 @@ from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.request import Request
 from loratory.serving.workload import RequestMaker, Workload
+from loratory.testing import ToyCost, adapter
 
 FIELDS = st.tuples(
     st.sampled_from(["a", "b"]), st.integers(1, 2), st.sampled_from(["p", "q"]), st.sampled_from([None, "m"])

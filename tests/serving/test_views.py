@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lab import ToyCost, World, adapter, run, workload
+from lab import run
 
 from loratory.policy import Schedule, View, want
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, World, adapter, workload
 
 SECRET = 7919
 """The true output length of every request here; nothing else is this number."""

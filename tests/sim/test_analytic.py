@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import Run, ToyCost, World, adapter, examples, run, workload, worlds
+from lab import examples, run
 from roster import POLICIES
 
 from loratory.experiment.resolve import build
@@ -25,6 +25,7 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.events import Arrived, Ended, Stepped
 from loratory.sim.analytic import che_hit_rate, distinct_adapters, md1_wait_s, mean_in_system, zipf
 from loratory.sim.cluster import simulate
+from loratory.testing import Run, ToyCost, World, adapter, workload, worlds
 
 TEXT = """\
 name: twin

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from lab import examples, run
 from roster import POLICIES
 
 from loratory.serving.config import EngineConfig
+from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
 
 
 @examples(60)
@@ -26,7 +27,7 @@ def test_whoever_arrived_before_the_cutoff_was_submitted(
     world: World, policy: str, replicas: int, cutoff_s: float, jump: bool
 ) -> None:
     result = run(world, policy, cutoff_s=cutoff_s, replicas=replicas, jump=jump)
-    assert_laws(result, everything_sent=False)
+    assert_run(result, everything_sent=False)
     outcome = result.outcome
     work = world.workload
     due = work.arrival.tolist()
@@ -51,7 +52,7 @@ def test_a_closed_loop_sends_each_request_once(replicas: int, concurrency: int) 
     rows = [{"prompt": 1, "out": 2}] * 10
     world = World(workload(rows, concurrency=concurrency), (), EngineConfig(num_gpu_blocks=9), ToyCost())
     result = run(world, "fifo", replicas=replicas)
-    assert_laws(result)
+    assert_run(result)
     assert result.outcome.submitted == 10
 
 
@@ -67,7 +68,7 @@ def test_all_may_arrive_at_once() -> None:
     world = World(workload(rows, adapters), adapters, EngineConfig(num_gpu_blocks=40, max_loras=2), ToyCost())
     for policy in POLICIES:
         result = run(world, policy)
-        assert_laws(result)
+        assert_run(result)
 
 
 def test_long_gaps_and_late_clocks_lose_no_time() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, examples, run, workload
+from lab import examples, run
 from roster import POLICIES
 
 from loratory.policies.affine_deficit import AffineDeficit
@@ -22,6 +22,7 @@ from loratory.policies.rotation import Rotation
 from loratory.serving.config import EngineConfig
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.reservation import Reservation, Reserved
+from loratory.testing import ToyCost, World, adapter, workload
 
 INPUT, OUTPUT = 1.0, 2.0
 

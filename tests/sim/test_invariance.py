@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, assert_laws, examples, run, workload, worlds
+from lab import examples, run
 from roster import POLICIES, TIMED
 
 from loratory.policies.affine_deficit import AffineDeficit
@@ -22,6 +22,7 @@ from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import LoRARequest
+from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 ROOT = Path(__file__).parents[2]
@@ -179,7 +180,8 @@ def test_strict_fifo_never_lets_anybody_overtake(world: World) -> None:
 HASHED = """
 import sys
 sys.path[:0] = ["tests/support"]
-from lab import World, ToyCost, adapter, run, workload
+from lab import run
+from loratory.testing import ToyCost, World, adapter, workload
 from roster import POLICIES
 from loratory.serving.config import EngineConfig
 import random
@@ -222,7 +224,7 @@ def test_replicas_conserve_requests_and_jump_as_they_step(
     router: str, replicas: int, world: World, policy: str
 ) -> None:
     jumped = run(world, policy, replicas=replicas, router=router)
-    assert_laws(jumped)
+    assert_run(jumped)
     stepped = run(world, policy, replicas=replicas, router=router, jump=False, check_books=False)
     assert jumped.decisions == stepped.decisions
     assert [sorted(e for e in f if e[0] == "Ended") for f in jumped.flat] == [
@@ -236,7 +238,7 @@ def test_replicas_conserve_requests_and_jump_as_they_step(
 def test_a_closed_loop_jumps_as_it_steps(concurrency: int, data: st.DataObject, policy: str, replicas: int) -> None:
     world = data.draw(worlds(concurrency=concurrency))
     jumped = run(world, policy, replicas=replicas)
-    assert_laws(jumped)
+    assert_run(jumped)
     stepped = run(world, policy, replicas=replicas, jump=False, check_books=False)
     assert jumped.decisions == stepped.decisions
     assert jumped.outcome == stepped.outcome

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import assert_clock, assert_laws, examples, run, worlds
+from lab import examples, run
 from roster import POLICIES, REJECTING
+
+from loratory.testing import assert_clock, assert_run, worlds
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
 
@@ -15,7 +17,7 @@ EVERY = pytest.mark.parametrize("policy", POLICIES)
 @examples(20)
 @given(world=worlds())
 def test_books_balance_and_requests_and_tokens_are_conserved(policy: str, world) -> None:  # type: ignore[no-untyped-def]
-    assert_laws(run(world, policy))
+    assert_run(run(world, policy))
 
 
 @EVERY

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lab import ToyCost, adapter, workload
 from roster import POLICIES
 
 from loratory.serving.config import EngineConfig
@@ -14,6 +13,7 @@ from loratory.serving.events import Decided, Loaded, Stepped
 from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
 from loratory.sim.cluster import simulate
 from loratory.sim.recorded_times import replay
+from loratory.testing import ToyCost, adapter, workload
 
 ADAPTERS = tuple(adapter(name, rank) for name, rank in ((1, 8), (2, 16), (3, 8)))
 ROWS: list[dict[str, Any]] = [

@@ -8,14 +8,15 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost as Cost
-from lab import World, examples, run, workload
+from lab import examples, run
 
 from loratory.policies.fair_share import FairShare
 from loratory.policies.fifo import Fifo
 from loratory.policies.slora import SLora
 from loratory.serving.config import EngineConfig
 from loratory.serving.reservation import Reservation, Reserved
+from loratory.testing import ToyCost as Cost
+from loratory.testing import World, workload
 
 CONFIG = EngineConfig(
     max_num_seqs=50, num_gpu_blocks=160, block_size=1, max_num_batched_tokens=4096, batching="separate"

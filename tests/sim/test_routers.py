@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, examples, run, workload
+from lab import examples, run
 
 from loratory.errors import InputError
 from loratory.serving.config import EngineConfig
 from loratory.serving.ledger import Ledger
 from loratory.serving.request import Request
 from loratory.sim.routers import ROUTERS, LeastLoaded, LoraAffinity, Rendezvous, RoundRobin, router
+from loratory.testing import ToyCost, World, adapter, workload
 
 TIERS = ["gpu", "loading", "host", "disk"]
 

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, adapter, examples, run, workload
+from lab import examples, run
 
 from loratory.experiment.run import run_scenario
 from loratory.scenarios.load import load_scenario
 from loratory.serving.config import EngineConfig
 from loratory.sim.environment import ExactEnvironment
 from loratory.sim.transfers import SharedLink
+from loratory.testing import ToyCost, World, adapter, workload
 
 CASE = Path(__file__).parents[1] / "cases" / "remote-loads-one-at-a-time" / "scenario.yaml"
 

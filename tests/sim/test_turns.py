@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ToyCost, World, assert_laws, examples, run, workload, worlds
+from lab import examples, run
 from roster import POLICIES
 
 from loratory.errors import InputError
@@ -20,6 +20,7 @@ from loratory.policy import Reject, want
 from loratory.scenarios.load import load_scenario
 from loratory.serving.config import EngineConfig
 from loratory.serving.workload import RequestMaker
+from loratory.testing import ToyCost, World, assert_run, workload, worlds
 
 CASES = Path(__file__).parents[1] / "cases"
 CONFIG = EngineConfig(num_gpu_blocks=99, max_num_seqs=4)
@@ -78,7 +79,7 @@ def test_a_turn_follows_whatever_became_of_the_one_before(replicas: int, delay: 
         {"prompt": 1, "out": 2, "after": 3, "delay": delay, "at": 4 * delay},
     ]
     result = run(_world(rows), _Refuses, replicas=replicas)
-    assert_laws(result)
+    assert_run(result)
     assert [result.ended[i].status for i in "01234"] == ["rejected", "rejected", "completed", "failed", "failed"]
     assert result.outcome.never_served == 2 and result.outcome.submitted == 5
 
@@ -105,7 +106,7 @@ def test_a_closed_loop_of_sessions_jumps_as_it_steps(
     """Each client plays one session after the other: never more sessions under way than clients."""
     world = data.draw(worlds(concurrency=clients, turns=True))
     jumped = run(world, policy, replicas=replicas)
-    assert_laws(jumped)
+    assert_run(jumped)
     stepped = run(world, policy, replicas=replicas, jump=False, check_books=False)
     assert jumped.decisions == stepped.decisions and jumped.outcome == stepped.outcome
     assert sorted(jumped.of("Ended")) == sorted(stepped.of("Ended"))

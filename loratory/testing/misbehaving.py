@@ -1,4 +1,4 @@
-"""Policies that misbehave, each in one way."""
+"""misbehaving: policies that misbehave, each in one way, for tests of an engine or of what checks policies."""
 
 from __future__ import annotations
 
