@@ -9,11 +9,11 @@ from typing import Any
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Sink
-from loratory.serving.integrity import IntegrityError, check
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
 from loratory.serving.policy import Policy
 from loratory.testing.broken_law import BrokenLaw
+from loratory.testing.integrity import IntegrityError, check
 
 
 class CheckedEngine(Engine):

@@ -8,9 +8,9 @@ from itertools import zip_longest
 from typing import Any
 
 from loratory.serving.events import Admitted, Arrived, Stepped
-from loratory.serving.integrity import IntegrityError, check
 from loratory.serving.policy import Policy
 from loratory.testing.broken_law import BrokenLaw, require
+from loratory.testing.integrity import IntegrityError, check
 from loratory.testing.run import Run, Values, run
 from loratory.testing.world import World
 

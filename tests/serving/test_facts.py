@@ -12,10 +12,10 @@ from loratory.errors import InputError
 from loratory.policies.fifo import Fifo
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
-from loratory.serving.integrity import check
 from loratory.serving.plan import StepResult
 from loratory.serving.request import Request
 from loratory.testing import Run, ToyCost, World, adapter, workload
+from loratory.testing.integrity import check
 
 STEP = 0.125
 

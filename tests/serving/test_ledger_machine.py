@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lab import MORE
 
 from loratory.serving.actions import Outcome
-from loratory.serving.integrity import check
 from loratory.serving.ledger import Ledger
 from loratory.serving.request import Request
 from loratory.testing import ToyCost, adapter, configs
+from loratory.testing.integrity import check
 
 WHY = {None, "slots", "kv", "seqs", "budget", "adapter", "pinned", "in_use", "unknown"}
 NAMES = ["a1", "a2", "a3", "a4", "a5", "nobody"]
