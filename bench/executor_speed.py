@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import BaseShapes, Limits
+from loratory.adapters.files.validation import Limits
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.verified import Verified
 from loratory.executor.clock import RealClock
@@ -37,7 +37,7 @@ from loratory.executor.drive import drive
 from loratory.executor.generation import Generation
 from loratory.executor.machine import Machine
 from loratory.executor.model import Model
-from loratory.executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
+from loratory.executor.random_checkpoint import model_config, random_adapter, random_checkpoint
 from loratory.policies.fifo import Fifo
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
@@ -95,7 +95,7 @@ def our_engine(
     model = Model.load(folder / "model", dtype)
     files: dict[str, Verified] = {}
     adapters: list[Adapter] = []
-    limits = Limits(base=BaseShapes.from_config(hugging_face_config(model.config)))
+    limits = Limits(base=model.config.shape)
     intake = Intake(AdapterCache(folder / "cache"), limits)
     for number in range(1, job.adapters + 1) if lora else ():
         place = folder / f"a{number}"
@@ -108,7 +108,7 @@ def our_engine(
         max_num_batched_tokens=job.batched, max_model_len=job.prompt + job.output,
     )  # fmt: skip
     machine = Machine(model, config, files)
-    prompts = job.prompts(model.config.vocab)
+    prompts = job.prompts(model.shape.vocab)
     chosen = [(job.adapter_of(i) or 0) - 1 if lora else -1 for i in range(job.requests)]
     full = np.full(job.requests, job.output)
     work = Workload(
@@ -168,7 +168,7 @@ def peft_engine(job: Job, folder: Path, dtype: str, lora: bool) -> Callable[[], 
 
     kind = getattr(torch, dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder / "model"), dtype=kind).eval()
-    vocab = model.config.vocab_size
+    vocab = model.shape.vocab_size
     given: dict[str, Any] = {}
     if lora:
         for number in range(1, job.adapters + 1):
@@ -227,7 +227,7 @@ def vllm_seconds(python: str, job: Job, folder: Path, dtype: str, lora: bool, ro
         "rounds": rounds,
         "longest": job.prompt + job.output + 16,
         "numbers": [job.adapter_of(i) for i in range(job.requests)],
-        "prompts": job.prompts(shape(job.model).vocab),
+        "prompts": job.prompts(model_config(job.model).shape.vocab),
     }
     (folder / "job.json").write_text(json.dumps(settings))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"VLLM_CPU_KVCACHE_SPACE": "2"}
@@ -291,9 +291,9 @@ def main() -> None:
     for dtype in given.dtypes:
         with tempfile.TemporaryDirectory(prefix="loratory-bench-") as scratch:
             folder = Path(scratch)
-            random_checkpoint(folder / "model", shape(job.model))
+            random_checkpoint(folder / "model", model_config(job.model))
             for number in range(1, job.adapters + 1):
-                random_adapter(folder / f"a{number}", shape(job.model), RANKS[number % 2], seed=number)
+                random_adapter(folder / f"a{number}", model_config(job.model), RANKS[number % 2], seed=number)
             runs = {
                 "executor, base only": our_engine(job, folder, dtype, False),
                 "executor, adapters": our_engine(job, folder, dtype, True),

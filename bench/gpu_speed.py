@@ -27,10 +27,11 @@ from loratory.executor.batch import Batch, Chunk, LoRA
 from loratory.executor.block_tables import BlockTables
 from loratory.executor.graphs import DecodeGraphs
 from loratory.executor.lora import CPULoRA, LoRASlots
+from loratory.executor.lora.shapes import LoRAShapes
 from loratory.executor.lora.weights import HostAdapter
-from loratory.executor.machine import cpu_name, lora_shapes
+from loratory.executor.machine import cpu_name
 from loratory.executor.model import Model
-from loratory.executor.random_checkpoint import RandomTensors, random_adapter, shape
+from loratory.executor.random_checkpoint import RandomTensors, model_config, random_adapter
 
 BLOCK = 16
 
@@ -39,16 +40,16 @@ class Bench:
     """A model with full adapter slots and a KV cache of random content."""
 
     def __init__(self, name: str, device: torch.device, slots: int, rank: int, seqs: int, context: int) -> None:
-        config = shape(name)
+        config = model_config(name)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.device = device
-        self.model = Model(config, RandomTensors(0, config.tied, dtype, device), dtype, device)
+        self.model = Model(config, RandomTensors(0, config.shape.tied, dtype, device), dtype, device)
         pages = -(-(context + 64) // BLOCK)
         self.kv = self.model.new_cache(seqs * pages + 1, BLOCK)
         for part in (*self.kv.keys, *self.kv.values):
             part.normal_(std=0.5)
         self.tables = BlockTables(seqs * pages, BLOCK, seqs)
-        shapes = lora_shapes(self.model)
+        shapes = LoRAShapes(self.model.shape)
         self.slots = LoRASlots(shapes, slots, rank, dtype, device)
         with tempfile.TemporaryDirectory() as scratch:
             folder = random_adapter(Path(scratch) / "a", config, rank)
@@ -73,7 +74,7 @@ class Bench:
         to = self.device
         slots = torch.full((seqs,), -1) if not adapters else torch.arange(seqs) % adapters
         batch = Batch(
-            token_ids=torch.randint(3, self.model.config.vocab, (seqs,)).to(to),
+            token_ids=torch.randint(3, self.model.shape.vocab, (seqs,)).to(to),
             positions=torch.full((seqs,), self.context).to(to),
             slots=slots.to(to),
             decodes=seqs,
@@ -90,7 +91,7 @@ class Bench:
         tables = BlockTables(self.kv.num_blocks - 1, BLOCK, 1)
         row = np.array([tables.grow("p", tokens)])
         batch = Batch(
-            token_ids=torch.randint(3, self.model.config.vocab, (tokens,)).to(to),
+            token_ids=torch.randint(3, self.model.shape.vocab, (tokens,)).to(to),
             positions=torch.arange(tokens).to(to),
             slots=torch.full((tokens,), 0 if adapter else -1).to(to),
             decodes=0,
@@ -107,9 +108,9 @@ class Bench:
 
     def bound_s(self, seqs: int, adapters: int, bandwidth: float, peak: float) -> float:
         """The least a decode step can take: weights, KV and distinct adapters read once, or the products computed."""
-        c, item = self.model.config, self.model.dtype.itemsize
-        weights = c.parameters - c.vocab * c.hidden * (1 if not c.tied else 0)
-        kv = seqs * self.context * c.kv_bytes_per_token(item)
+        c, item = self.model.shape, self.model.dtype.itemsize
+        weights = c.parameter_count - c.vocab * c.hidden * (1 if not c.tied else 0)
+        kv = seqs * self.context * 2 * c.layers * c.kv_width * item
         lora = min(adapters, seqs) * self.host.bytes
         return max((weights * item + kv + lora) / bandwidth, 2 * seqs * weights / peak)
 

@@ -28,8 +28,12 @@ import torch
 from loratory.executor.lora import CPULoRA, FormCosts, LoRAShapes, LoRASlots
 from loratory.executor.lora.choice import MEASURED, choose
 from loratory.executor.lora.load import FORMS, Load, Widths, Work, runs_of, segmented
+from loratory.models.shape import ModelShape
 
-MODELS = (LoRAShapes(512, 8, 4, 64, 1376, 2), LoRAShapes(1536, 12, 2, 128, 4096, 1))
+MODELS = (
+    LoRAShapes(ModelShape(512, 2, 8, 4, 64, 1376, 32000)),
+    LoRAShapes(ModelShape(1536, 1, 12, 2, 128, 4096, 32000)),
+)
 ROWS = (1, 8, 24, 64, 160, 512)
 SLOTS = (1, 4, 8, 32)
 RANKS = (8, 16, 64)
@@ -96,7 +100,7 @@ def measure(point: Point, dtype: torch.dtype, rounds: int) -> dict[str, float]:
     y = {name: torch.zeros(point.rows, s.group.out_features).to(dtype) for name, s in slots.groups.items()}
     for lora in forms.values():
         lora.begin(torch.tensor(slot_of))
-    steps = list(itertools.product(range(point.model.layers), slots.groups))
+    steps = list(itertools.product(range(point.model.model.layers), slots.groups))
     best = {form: np.full(len(steps), np.inf) for form in forms}
     for turn in range(rounds + 1):
         for form, lora in forms.items():

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
 from loratory.executor.lora.load import FORMS
+from loratory.models.shape import ModelShape
 
-MODEL = LoRAShapes(512, 8, 4, 64, 1376, 8)
+MODEL = LoRAShapes(ModelShape(512, 8, 8, 4, 64, 1376, 32000))
 ADAPTERS = 8
 
 
@@ -43,7 +44,7 @@ def measure(dtype: torch.dtype, slot_of: list[int], forms: Sequence[str], rounds
     groups = {name: stack.group for name, stack in slots.groups.items()}
     x = {name: torch.randn(rows, group.in_features).to(dtype) for name, group in groups.items()}
     y = {name: torch.randn(rows, group.out_features).to(dtype) for name, group in groups.items()}
-    steps = list(itertools.product(range(MODEL.layers), groups))
+    steps = list(itertools.product(range(MODEL.model.layers), groups))
     weights = {
         (layer, name): torch.randn(groups[name].out_features, groups[name].in_features).mul_(0.02).to(dtype)
         for layer, name in steps

@@ -83,7 +83,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not path.is_file():
         raise InputError(f"model folder {folder} holds no config.json: give a Hugging Face checkpoint folder")
     given = read_object(path)
-    shape = decoder(given, str(path), folder)
+    shape = decoder(given, str(path), folder).shape
     from transformers import CONFIG_MAPPING  # slow to import, and only a checkpoint's reader needs it
 
     known = {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}

@@ -18,11 +18,12 @@ from loratory.executor.block_tables import BlockTables
 from loratory.executor.clock import Clock
 from loratory.executor.executor import Executor, OnEnd, OnToken
 from loratory.executor.graphs import DecodeGraphs
-from loratory.executor.lora import LINEAR_MODULES, TARGETS, CPULoRA, LoRAShapes, LoRASlots
+from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
 from loratory.executor.lora.weights import HostAdapter
 from loratory.executor.model import Model
 from loratory.executor.runner import ModelRunner
 from loratory.executor.tiers import AdapterTiers
+from loratory.models.linear_layers import LINEAR_MODULES, TARGETS
 from loratory.serving.config import EngineConfig
 from loratory.serving.events import Sink
 from loratory.serving.lora import Adapter
@@ -65,11 +66,10 @@ class Machine:
         if model.device.type == "cuda":
             self._loads = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         self._slots: LoRASlots | None = None
-        shapes = lora_shapes(model)
         if target_modules is None:
             held = {name for file in files.values() for name in file.description.target_modules}
             target_modules = [name for name in TARGETS if name in held or name in LINEAR_MODULES]
-        self._shapes = shapes.targeting(target_modules)
+        self._shapes = LoRAShapes(model.shape, tuple(target_modules))
         if files:
             self._slots = LoRASlots(self._shapes, config.max_loras, config.max_lora_rank, model.dtype, model.device)
 
@@ -156,12 +156,6 @@ class Machine:
             "torch": torch.__version__,
             "lora_slot_bytes": self.slot_bytes,
         }
-
-
-def lora_shapes(model: Model) -> LoRAShapes:
-    """The widths of a model's linear layers."""
-    c = model.config
-    return LoRAShapes(c.hidden, c.heads, c.kv_heads, c.head_dim, c.intermediate, c.layers, vocab=c.vocab)
 
 
 def cpu_name() -> str:

@@ -16,15 +16,16 @@ from loratory.executor.checkpoint import Checkpoint, TensorSource, resolve_dtype
 from loratory.executor.device_memory import is_out_of_memory, require
 from loratory.executor.kv_cache import KVCache
 from loratory.executor.linear import Linear, linear
-from loratory.executor.model_config import PROJECTIONS, ModelConfig
+from loratory.executor.model_config import ModelConfig
 from loratory.executor.onednn_rows import steady
 from loratory.executor.ops import Ops, TorchOps
 from loratory.executor.rope import inverse_frequencies, tables
+from loratory.models.linear_layers import BLOCKS, FUSED
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The weights of one layer, projections fused as `loratory.executor.model_config.PROJECTIONS` says.
+    """The weights of one layer, projections fused as in `loratory.models.linear_layers.FUSED`.
 
     ``next_norm`` is the one that follows the layer: the next layer's first, or the model's last.
     """
@@ -49,13 +50,14 @@ class Model:
     def __init__(self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
         """Read all weights from ``source``. Raises `InputError` for a missing or misshapen tensor or no memory."""
         self.config = config
+        self.shape = shape = config.shape
         self.dtype = dtype
         self.device = device
-        what = f"a model of {config.parameters / 1e9:.2f} billion parameters in {str(dtype).removeprefix('torch.')}"
+        what = f"a model of {shape.parameter_count / 1e9:.2f} billion parameters in {str(dtype).removeprefix('torch.')}"
         remedy = "use a smaller model or a device with more memory"
         if dtype.itemsize > 2:
             remedy = "use a 16-bit dtype, a smaller model or a device with more memory"
-        require(config.parameters * dtype.itemsize, device, what, remedy)
+        require(shape.parameter_count * dtype.itemsize, device, what, remedy)
         try:
             with torch.inference_mode():
                 self._read(source)
@@ -63,7 +65,7 @@ class Model:
             if not is_out_of_memory(error):
                 raise
             raise InputError(f"out of memory on {device}: {what} does not fit: {remedy}") from None
-        frequencies, self._rope_scale = inverse_frequencies(config.rope, config.head_dim)
+        frequencies, self._rope_scale = inverse_frequencies(config.rope, shape.head_dim)
         self._frequencies = frequencies.to(device)
         self.attention: Attention
         self.ops: Ops
@@ -71,9 +73,9 @@ class Model:
             from loratory.executor.attention.cuda import CUDAAttention  # Triton is there only where CUDA is
             from loratory.executor.ops_cuda import TritonOps
 
-            self.attention, self.ops = CUDAAttention(config.heads, config.kv_heads, config.head_dim), TritonOps()
+            self.attention, self.ops = CUDAAttention(shape.heads, shape.kv_heads, shape.head_dim), TritonOps()
         else:
-            self.attention = CPUAttention(config.heads, config.kv_heads, config.head_dim, dtype)
+            self.attention = CPUAttention(shape.heads, shape.kv_heads, shape.head_dim, dtype)
             self.ops = TorchOps()
 
     @classmethod
@@ -88,8 +90,8 @@ class Model:
 
         ``lora`` adds each row's adapter to every projection; without it all rows are the base model's.
         """
-        config, attention, ops, eps = self.config, self.attention, self.ops, self.config.norm_eps
-        keys, values = config.q_width, config.q_width + config.kv_width
+        shape, attention, ops, eps = self.shape, self.attention, self.ops, self.config.norm_eps
+        keys, values = shape.q_width, shape.q_width + shape.kv_width
         if lora is not None:
             lora.begin(batch.slots)
         attention.begin(batch, kv)
@@ -107,10 +109,10 @@ class Model:
                 self._norm_heads(qkv, layer)
             ops.rotate_and_store(qkv[:count], cos, sin, rows, kv.keys[index], kv.values[index])
             h = attention.run(index, qkv[:, :keys], qkv[:, keys:values], qkv[:, values:], kv)
-            if index == config.layers - 1 and wanted < count:
+            if index == shape.layers - 1 and wanted < count:
                 # Keys and values are written: only the rows whose logits are wanted go on.
                 if not wanted:
-                    return h.new_empty((0, config.vocab), dtype=torch.float32)
+                    return h.new_empty((0, shape.vocab), dtype=torch.float32)
                 spare = steady(wanted, self.dtype, self.device) - wanted
                 going_on = functional.pad(batch.sample_rows, (0, spare)) if spare else batch.sample_rows
                 x, h = x.index_select(0, going_on), h.index_select(0, going_on)
@@ -137,24 +139,24 @@ class Model:
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A KV cache for this model. Raises `InputError` if the memory is not there."""
-        config = self.config
-        return KVCache(num_blocks, block_size, config.layers, config.kv_heads, config.head_dim, self.dtype, self.device)
+        shape = self.shape
+        return KVCache(num_blocks, block_size, shape.layers, shape.kv_heads, shape.head_dim, self.dtype, self.device)
 
     def _norm_heads(self, qkv: Tensor, layer: _Layer) -> None:
         """Normalise queries and keys head by head, in place."""
-        config = self.config
+        shape, eps = self.shape, self.config.norm_eps
         assert layer.q_norm is not None and layer.k_norm is not None
-        q = qkv[:, : config.q_width].view(qkv.shape[0], -1, config.head_dim)
-        k = qkv[:, config.q_width : config.q_width + config.kv_width].view(qkv.shape[0], -1, config.head_dim)
-        q.copy_(torch.rms_norm(q, (config.head_dim,), layer.q_norm, config.norm_eps))
-        k.copy_(torch.rms_norm(k, (config.head_dim,), layer.k_norm, config.norm_eps))
+        q = qkv[:, : shape.q_width].view(qkv.shape[0], -1, shape.head_dim)
+        k = qkv[:, shape.q_width : shape.q_width + shape.kv_width].view(qkv.shape[0], -1, shape.head_dim)
+        q.copy_(torch.rms_norm(q, (shape.head_dim,), layer.q_norm, eps))
+        k.copy_(torch.rms_norm(k, (shape.head_dim,), layer.k_norm, eps))
 
     def _read(self, source: TensorSource) -> None:
         def get(name: str, shape: tuple[int, ...]) -> Tensor:
             return source.get(name, shape).to(self.device, self.dtype)
 
         def fused(prefix: str, group: str, shapes: dict[str, tuple[int, ...]]) -> Linear:
-            modules = PROJECTIONS[group]
+            modules = [f"{BLOCKS[module]}.{module}" for module in FUSED[group]]
             weights = [get(f"{prefix}{name}.weight", shapes[f"{prefix}{name}.weight"]) for name in modules]
             biases = [
                 get(f"{prefix}{name}.bias", shapes[f"{prefix}{name}.bias"])
@@ -165,8 +167,8 @@ class Model:
             return linear(weight, torch.cat(biases) if biases else None)
 
         outer = self.config.outer_tensors()
-        every = [self.config.layer_tensors(index) for index in range(self.config.layers)]
-        self._first_norm = get("model.layers.0.input_layernorm.weight", (self.config.hidden,))
+        every = [self.config.layer_tensors(index) for index in range(self.shape.layers)]
+        self._first_norm = get("model.layers.0.input_layernorm.weight", (self.shape.hidden,))
         layers = []
         for index, shapes in enumerate(every):
             prefix = f"model.layers.{index}."
@@ -180,16 +182,16 @@ class Model:
                     q_norm=q_norm,
                     k_norm=k_norm,
                     o=fused(prefix, "o", shapes),
-                    post_norm=get(f"{prefix}post_attention_layernorm.weight", (self.config.hidden,)),
+                    post_norm=get(f"{prefix}post_attention_layernorm.weight", (self.shape.hidden,)),
                     gate_up=fused(prefix, "gate_up", shapes),
                     down=fused(prefix, "down", shapes),
-                    next_norm=get(following, (self.config.hidden,)),
+                    next_norm=get(following, (self.shape.hidden,)),
                 )
             )
         self._layers = tuple(layers)
         embedding, head = "model.embed_tokens.weight", "lm_head.weight"
         self._embedding = get(embedding, outer[embedding])
-        self._head = linear(self._embedding if self.config.tied else get(head, outer[head]))
+        self._head = linear(self._embedding if self.shape.tied else get(head, outer[head]))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -9,111 +9,52 @@ from typing import Any
 from loratory.errors import InputError
 from loratory.models.context_limit import rope_scaling
 from loratory.models.decoder import decoder
+from loratory.models.linear_layers import BLOCKS
+from loratory.models.shape import ModelShape
 
 ROPE_TYPES: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn")
 """RoPE scalings, as Hugging Face names them, that `loratory.executor.rope` computes."""
-
-PROJECTIONS: Mapping[str, tuple[str, ...]] = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-"""The fused projections of a layer and the checkpoint's modules in each, in order of their output rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder-only transformer of the Llama, Mistral, Qwen2 or Qwen3 family.
 
-    Sizes are in elements. ``max_positions``: tokens a sequence may have, prompt and output. ``rope``: the parameters
+    ``max_positions``: tokens a sequence may have, prompt and output. ``rope``: the parameters
     that Hugging Face calls ``rope_parameters`` (with ``rope_type`` and ``rope_theta``). ``dtype``: the one the
     checkpoint says it was saved in: float32, bfloat16 or float16. ``eos_token_ids``: tokens that end a sequence.
     """
 
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
+    shape: ModelShape
     max_positions: int
     norm_eps: float = 1e-6
-    tied: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
     rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     dtype: str = "bfloat16"
     eos_token_ids: tuple[int, ...] = ()
 
-    @property
-    def q_width(self) -> int:
-        """Columns of the query projection."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Columns of the key projection, and of the value projection."""
-        return self.kv_heads * self.head_dim
-
-    def linear(self, module: str) -> tuple[int, int, bool]:
-        """(out_features, in_features, has a bias) of a layer's module such as ``self_attn.q_proj``."""
-        kind = module.rpartition(".")[2]
-        if kind == "q_proj":
-            return self.q_width, self.hidden, self.qkv_bias
-        if kind in ("k_proj", "v_proj"):
-            return self.kv_width, self.hidden, self.qkv_bias
-        if kind == "o_proj":
-            return self.hidden, self.q_width, self.o_bias
-        if kind in ("gate_proj", "up_proj"):
-            return self.intermediate, self.hidden, self.mlp_bias
-        assert kind == "down_proj", module
-        return self.hidden, self.intermediate, self.mlp_bias
-
     def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The checkpoint's tensors of one layer, by name, with their shapes."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        prefix = f"model.layers.{layer}."
-        for modules in PROJECTIONS.values():
-            for module in modules:
-                out_features, in_features, bias = self.linear(module)
-                shapes[f"{prefix}{module}.weight"] = (out_features, in_features)
-                if bias:
-                    shapes[f"{prefix}{module}.bias"] = (out_features,)
+        shape, prefix = self.shape, f"model.layers.{layer}."
+        found: dict[str, tuple[int, ...]] = {}
+        for module, block in BLOCKS.items():
+            in_features, out_features = shape.widths(module)
+            found[f"{prefix}{block}.{module}.weight"] = (out_features, in_features)
+            if shape.has_bias(module):
+                found[f"{prefix}{block}.{module}.bias"] = (out_features,)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{norm}.weight"] = (self.hidden,)
-        if self.qk_norm:
+            found[f"{prefix}{norm}.weight"] = (shape.hidden,)
+        if shape.qk_norm:
             for norm in ("q_norm", "k_norm"):
-                shapes[f"{prefix}self_attn.{norm}.weight"] = (self.head_dim,)
-        return shapes
+                found[f"{prefix}self_attn.{norm}.weight"] = (shape.head_dim,)
+        return found
 
     def outer_tensors(self) -> dict[str, tuple[int, ...]]:
         """The checkpoint's tensors outside the layers, by name, with their shapes."""
-        shapes = {"model.embed_tokens.weight": (self.vocab, self.hidden), "model.norm.weight": (self.hidden,)}
-        if not self.tied:
-            shapes["lm_head.weight"] = (self.vocab, self.hidden)
-        return shapes
-
-    @property
-    def parameters(self) -> int:
-        """Numbers in all tensors of the checkpoint."""
-        per_layer = sum(_numbers(shape) for shape in self.layer_tensors(0).values())
-        return self.layers * per_layer + sum(_numbers(shape) for shape in self.outer_tensors().values())
-
-    def kv_bytes_per_token(self, item_bytes: int) -> int:
-        """Bytes of keys and values of one token over all layers."""
-        return 2 * self.layers * self.kv_width * item_bytes
-
-
-def _numbers(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+        embedding = (self.shape.vocab, self.shape.hidden)
+        found = {"model.embed_tokens.weight": embedding, "model.norm.weight": (self.shape.hidden,)}
+        if not self.shape.tied:
+            found["lm_head.weight"] = embedding
+        return found
 
 
 def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
@@ -127,21 +68,9 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
         raise InputError(f"{where}: hidden_act {act!r} is not supported: the executor runs silu")
     eos = config.get("eos_token_id")
     return ModelConfig(
-        family=found.family,
-        layers=found.layers,
-        hidden=found.hidden,
-        heads=found.heads,
-        kv_heads=found.kv_heads,
-        head_dim=found.head_dim,
-        intermediate=found.intermediate,
-        vocab=found.vocab,
+        shape=found.shape,
         max_positions=found.context.default,
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        tied=found.tied,
-        qkv_bias=found.qkv_bias,
-        o_bias=found.o_bias,
-        mlp_bias=found.mlp_bias,
-        qk_norm=found.qk_norm,
         rope=rope_parameters(config, where),
         dtype=found.dtype,
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),

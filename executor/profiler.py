@@ -219,7 +219,7 @@ def _run(
 
 
 def _submit(executor: Executor, machine: Machine, arrival: Arrival, now: float, rng: np.random.Generator) -> None:
-    tokens = rng.integers(0, machine.model.config.vocab, arrival.prompt_tokens).tolist()
+    tokens = rng.integers(0, machine.model.shape.vocab, arrival.prompt_tokens).tolist()
     name = f"{executor.engine.unfinished}-{now}-{rng.integers(1 << 30)}"
     request = Request(name, arrival.adapter, now, arrival.prompt_tokens, arrival.output_tokens)
     executor.submit(request, Generation(tokens, output_tokens=arrival.output_tokens))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loratory.errors import InputError
-from loratory.executor.model_config import PROJECTIONS, ModelConfig
+from loratory.executor.model_config import ModelConfig
+from loratory.models.linear_layers import BLOCKS, HEAD, LINEAR_MODULES
+from loratory.models.shape import ModelShape
 
 SHARD_BYTES = 2_000_000_000
 """A checkpoint larger than this is written as one file a layer."""
@@ -36,38 +39,35 @@ _LLAMA3 = {
 }
 
 
-def shapes() -> dict[str, ModelConfig]:
-    """Shapes a random checkpoint can be made in, by name.
+def model_configs() -> dict[str, ModelConfig]:
+    """Models that a random checkpoint can be made of, by name.
 
     ``llama-56m`` is scenarios/published/llama-56m/config.json; ``llama-3.1-8b`` is meta-llama/Llama-3.1-8B; the tiny
     ones show each family's differences.
     """
 
     def tiny(family: str, **changes: Any) -> ModelConfig:
-        sizes: dict[str, Any] = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16}
-        sizes |= {"intermediate": 112, "vocab": 320, "max_positions": 512, "dtype": "float32"}
-        return ModelConfig(**({"family": family, "eos_token_ids": (257,)} | sizes | changes))
+        shape = replace(ModelShape(64, 2, 4, 2, 16, 112, 320, family), **changes)
+        return ModelConfig(shape, max_positions=512, dtype="float32", eos_token_ids=(257,))
 
     return {
         "tiny-llama": tiny("llama"),
         "tiny-mistral": tiny("mistral", head_dim=32),
         "tiny-qwen2": tiny("qwen2", qkv_bias=True, tied=True),
         "tiny-qwen3": tiny("qwen3", qk_norm=True, tied=True, head_dim=32),
-        "llama-56m": ModelConfig(
-            "llama", 8, 512, 8, 4, 64, 1376, 32000, 2048, eos_token_ids=(2,), dtype="bfloat16"
-        ),
+        "llama-56m": ModelConfig(ModelShape(512, 8, 8, 4, 64, 1376, 32000), 2048, eos_token_ids=(2,)),
         "llama-3.1-8b": ModelConfig(
-            "llama", 32, 4096, 32, 8, 128, 14336, 128256, 131072, 1e-5, rope=_LLAMA3, eos_token_ids=(128001,)
+            ModelShape(4096, 32, 32, 8, 128, 14336, 128256), 131072, 1e-5, rope=_LLAMA3, eos_token_ids=(128001,)
         ),
-    }  # fmt: skip
+    }
 
 
-def shape(name: str) -> ModelConfig:
-    """One of `shapes`. Raises `InputError` for another name."""
-    known = shapes()
+def model_config(name: str, **sizes: Any) -> ModelConfig:
+    """One of `model_configs`, with these fields of its shape changed. Raises `InputError` for another name."""
+    known = model_configs()
     if name not in known:
-        raise InputError(f"no shape is called {name!r}: use one of {', '.join(known)}")
-    return known[name]
+        raise InputError(f"no model to make at random is called {name!r}: use one of {', '.join(known)}")
+    return replace(known[name], shape=replace(known[name].shape, **sizes))
 
 
 class RandomTensors:
@@ -104,30 +104,30 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
     rope = dict(config.rope)
     linear = rope["rope_type"] == "linear"
     keys: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[config.family]],
-        "model_type": config.family,
+        "architectures": [_ARCHITECTURES[config.shape.family]],
+        "model_type": config.shape.family,
         "hidden_act": "silu",
-        "hidden_size": config.hidden,
-        "intermediate_size": config.intermediate,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab,
+        "hidden_size": config.shape.hidden,
+        "intermediate_size": config.shape.intermediate,
+        "num_hidden_layers": config.shape.layers,
+        "num_attention_heads": config.shape.heads,
+        "num_key_value_heads": config.shape.kv_heads,
+        "head_dim": config.shape.head_dim,
+        "vocab_size": config.shape.vocab,
         "max_position_embeddings": int(config.max_positions / rope["factor"]) if linear else config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": rope.pop("rope_theta"),
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.shape.tied,
         "bos_token_id": None,
         "eos_token_id": list(config.eos_token_ids) if len(config.eos_token_ids) != 1 else config.eos_token_ids[0],
         "torch_dtype": config.dtype,
     }
-    if config.family in ("llama", "qwen3"):
-        keys["attention_bias"] = config.o_bias
-    if config.family == "llama":
-        keys["mlp_bias"] = config.mlp_bias
-    if config.family == "mistral":
+    if config.shape.family in ("llama", "qwen3"):
+        keys["attention_bias"] = config.shape.o_bias
+    if config.shape.family == "llama":
+        keys["mlp_bias"] = config.shape.mlp_bias
+    if config.shape.family == "mistral":
         keys["sliding_window"] = None
     return keys
 
@@ -143,10 +143,10 @@ def random_checkpoint(folder: str | Path, config: ModelConfig, seed: int = 0) ->
     eos = list(config.eos_token_ids)
     _write(folder / "generation_config.json", {"_from_model_config": True, "eos_token_id": eos})
     dtype: torch.dtype = getattr(torch, config.dtype)
-    source = RandomTensors(seed, config.tied, dtype)
-    parts = [config.layer_tensors(layer) for layer in range(config.layers)]
+    source = RandomTensors(seed, config.shape.tied, dtype)
+    parts = [config.layer_tensors(layer) for layer in range(config.shape.layers)]
     parts += [{name: size} for name, size in config.outer_tensors().items()]
-    total = config.parameters * dtype.itemsize
+    total = config.shape.parameter_count * dtype.itemsize
     if total <= SHARD_BYTES:
         parts = [{name: size for part in parts for name, size in part.items()}]
     weight_map = {}
@@ -166,7 +166,7 @@ def random_adapter(
     config: ModelConfig,
     rank: int,
     alpha: float | None = None,
-    target_modules: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    target_modules: Sequence[str] = LINEAR_MODULES,
     rslora: bool = False,
     rank_pattern: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -188,14 +188,14 @@ def random_adapter(
     source = RandomTensors(seed)
     tensors: dict[str, Tensor] = {}
     paths = [
-        (f"model.layers.{layer}.{module}", config.linear(module)[:2])
-        for layer in (range(config.layers) if chosen is None else chosen)
-        for module in (name for group in PROJECTIONS.values() for name in group)
-        if module.rpartition(".")[2] in target_modules
+        (f"model.layers.{layer}.{block}.{module}", config.shape.widths(module))
+        for layer in (range(config.shape.layers) if chosen is None else chosen)
+        for module, block in BLOCKS.items()
+        if module in target_modules
     ]
-    if "lm_head" in target_modules and chosen is None:
-        paths.append(("lm_head", (config.vocab, config.hidden)))
-    for path, (out_features, in_features) in paths:
+    if HEAD in target_modules and chosen is None:
+        paths.append((HEAD, config.shape.widths(HEAD)))
+    for path, (in_features, out_features) in paths:
         own = int(_pattern(ranks, path, rank))
         scaling = _pattern(alphas, path, alpha) / (own**0.5 if rslora else own)
         key = f"base_model.model.{path}"
@@ -237,10 +237,10 @@ def _tokenizer(folder: Path, config: ModelConfig) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = {token: f"<|eos{index or ''}|>" for index, token in enumerate(config.eos_token_ids)}
     names: Callable[[int], str] = lambda token: special.get(token, f"<{token}>")  # noqa: E731
-    free = [token for token in range(config.vocab) if token not in special]
+    free = [token for token in range(config.shape.vocab) if token not in special]
     vocabulary = dict(zip(alphabet, free, strict=False))
     taken = set(vocabulary.values())
-    vocabulary |= {names(token): token for token in range(config.vocab) if token not in taken}
+    vocabulary |= {names(token): token for token in range(config.shape.vocab) if token not in taken}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Decoder: the shape of a base model, from its Hugging Face config.json, or why it is none that Loratory knows."""
+"""Decoder: what the Hugging Face config.json of a base model describes, or why Loratory does not support it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import InputError, several, shortened
+from loratory.models.config_file import read_object
 from loratory.models.context_limit import ContextLimit, context_limit
 from loratory.models.quantisation import quantised
+from loratory.models.shape import ModelShape
 
 FAMILIES: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` values of a Hugging Face config whose models a `Decoder` describes exactly."""
@@ -48,59 +50,57 @@ _MOST = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A decoder-only transformer of one of `FAMILIES`. Sizes are in elements; names are those of Hugging Face configs.
+    """A decoder-only transformer of one of `FAMILIES`.
 
-    ``dtype`` is what the config says the weights are saved in (float32, float16 or bfloat16), bfloat16 where it says
-    nothing. ``context`` is how many tokens a request may have.
+    ``context``: how many tokens a request may have. ``dtype``: the one the weights are saved in (float32, float16 or
+    bfloat16), bfloat16 where the config names none.
     """
 
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    max_position_embeddings: int
+    shape: ModelShape
     context: ContextLimit
-    tied: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
     dtype: str
 
 
 def decoder(config: Mapping[str, Any], where: str, folder: Path | None = None) -> Decoder:
     """The `Decoder` that the keys of a ``config.json`` describe; ``folder`` holds the file, if there is one.
 
-    Keys left out have the defaults of transformers' configuration classes where those follow from others. ``where``
-    names the model or its file in errors. Raises `InputError` for what is not described exactly: other families, other
-    architectures, quantised weights, and sizes that make no sense.
+    ``where`` names the model or its file in errors. Raises `InputError` for what a `Decoder` does not describe exactly:
+    other families, other architectures, quantised weights, and sizes that make no sense.
     """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(
-            f"{where} is of type {_shown(family)}, which Loratory does not model: use one of {', '.join(FAMILIES)}"
-        )
+    _check_family(config, where)
     if (sign := quantised(config, folder)) is not None:
         raise InputError(
             f"{where} is quantised, as {sign} says; quantised weights are not supported: "
             "use the unquantised 16-bit checkpoint"
         )
     _refuse_others(config, where)
+    shape = shape_of(config, where)
+    _size(config, where, "max_position_embeddings")
+    return Decoder(shape, context_limit(config, where), _dtype(config, where))
 
-    def number(key: str, default: int | None = None, most: int = _MOST) -> int:
-        value = config.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            limit = f"from 1 to {most}" if isinstance(value, int) and value > most else "above 0"
-            raise InputError(f"{where}: {key} is {_shown(value)}; it must be a whole number {limit}")
-        return value
 
-    heads, hidden = number("num_attention_heads"), number("hidden_size")
-    kv_heads = number("num_key_value_heads", heads if family == "llama" or "num_key_value_heads" in config else None)
+def read_shape(path: Path | str) -> ModelShape:
+    """The shape in a Hugging Face ``config.json``, or in the one of a folder; also of a quantised checkpoint.
+
+    Raises `InputError` for a file that cannot be read, and as `shape_of`.
+    """
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    return shape_of(read_object(path), str(path))
+
+
+def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
+    """The shape that the keys of a ``config.json`` describe; ``where`` names the model or its file in errors.
+
+    Keys left out have the defaults of transformers' configuration classes where those follow from others:
+    ``num_key_value_heads`` is ``num_attention_heads`` (llama only), ``head_dim`` is hidden_size / num_attention_heads
+    (128 for qwen3). Raises `InputError` for another family, and for a size that is missing or makes no sense.
+    """
+    family = _check_family(config, where)
+    heads, hidden = _size(config, where, "num_attention_heads"), _size(config, where, "hidden_size")
+    # null stands for as many as there are attention heads.
+    same = heads if family == "llama" or "num_key_value_heads" in config else None
+    kv_heads = _size(config, where, "num_key_value_heads", same)
     if heads % kv_heads:
         raise InputError(
             f"{where}: {heads} attention heads do not share {kv_heads} KV heads evenly, because "
@@ -108,28 +108,43 @@ def decoder(config: Mapping[str, Any], where: str, folder: Path | None = None) -
         )
     if config.get("head_dim") is None and family != "qwen3" and hidden % heads:
         raise InputError(f"{where}: hidden_size {hidden} is no multiple of {heads} attention heads: add head_dim")
-    head_dim = number("head_dim", 128 if family == "qwen3" else hidden // heads)
+    head_dim = _size(config, where, "head_dim", 128 if family == "qwen3" else hidden // heads)
     if head_dim % 2:
         raise InputError(f"{where}: head_dim is {head_dim}; rotary embeddings need an even number")
     bias = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3")
-    return Decoder(
-        family=str(family),
-        layers=number("num_hidden_layers", most=_MOST_LAYERS),
+    return ModelShape(
         hidden=hidden,
+        layers=_size(config, where, "num_hidden_layers", most=_MOST_LAYERS),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate=number("intermediate_size"),
-        vocab=number("vocab_size"),
-        max_position_embeddings=number("max_position_embeddings"),
-        context=context_limit(config, where),
+        intermediate=_size(config, where, "intermediate_size"),
+        vocab=_size(config, where, "vocab_size"),
+        family=family,
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or bias,
         o_bias=bias,
         mlp_bias=bool(config.get("mlp_bias", False)) and family == "llama",
         qk_norm=family == "qwen3",
-        dtype=_dtype(config, where),
     )
+
+
+def _check_family(config: Mapping[str, Any], where: str) -> str:
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(
+            f"{where} has model_type {_shown(family)}, which Loratory does not model: use one of {', '.join(FAMILIES)}"
+        )
+    return str(family)
+
+
+def _size(config: Mapping[str, Any], where: str, key: str, default: int | None = None, most: int = _MOST) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+        limit = f"from 1 to {most}" if isinstance(value, int) and value > most else "above 0"
+        raise InputError(f"{where}: {key} is {_shown(value)}; it must be a whole number {limit}")
+    return value
 
 
 def _refuse_others(config: Mapping[str, Any], where: str) -> None:

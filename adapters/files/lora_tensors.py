@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from loratory.adapters.files.base_shapes import HEAD, PARENTS, BaseShapes
 from loratory.adapters.files.description import LoRAModule
 from loratory.adapters.files.module_paths import PREFIX, WRAPPERS, Place, bare, not_linear, place_of, read_as, why_none
 from loratory.adapters.files.peft_config import LoraSettings
@@ -15,6 +14,8 @@ from loratory.adapters.files.peft_patterns import Patterns
 from loratory.adapters.files.safetensors_header import Tensor
 from loratory.adapters.files.strict_json import shown
 from loratory.errors import InvalidAdapter
+from loratory.models.linear_layers import BLOCKS, HEAD
+from loratory.models.shape import ModelShape
 
 MAX_LAYERS = 1024
 """Layers an adapter may have when no base model says how many there are."""
@@ -29,12 +30,12 @@ _Pairs = Mapping[str, Mapping[str, Tensor]]
 def pair(
     tensors: Sequence[Tensor],
     settings: LoraSettings,
-    base: BaseShapes | None,
+    base: ModelShape | None,
     allowed: frozenset[str],
     config: str,
     weights: str,
 ) -> tuple[LoRAModule, ...]:
-    """The modules in order of layer and `PARENTS`. ``config`` and ``weights`` are the two files' names in messages.
+    """The modules in order of layer and `BLOCKS`. ``config`` and ``weights`` are the two files' names in messages.
 
     Modules may be below the name of a wrapper (`loratory.adapters.files.module_paths`): they are called as in a
     causal language model, and the configuration's patterns are matched with the names in the file. Without ``base``,
@@ -88,7 +89,7 @@ def _modules(
     places: Sequence[tuple[str, Place]],
     reading: _Reading,
     settings: LoraSettings,
-    base: BaseShapes | None,
+    base: ModelShape | None,
     layers: int,
     config: str,
     weights: str,
@@ -177,7 +178,7 @@ def _strange(key: str) -> str:
     return "only lora_A and lora_B of linear layers are served; save the adapter without other weights"
 
 
-def _place(path: str, base: BaseShapes | None, allowed: frozenset[str], weights: str) -> Place:
+def _place(path: str, base: ModelShape | None, allowed: frozenset[str], weights: str) -> Place:
     """Where a module is, in the model and among what is allowed."""
     place = place_of(path)
     if place is None:
@@ -198,7 +199,7 @@ def _place(path: str, base: BaseShapes | None, allowed: frozenset[str], weights:
     return place
 
 
-def _layers(places: Sequence[Place], settings: LoraSettings, base: BaseShapes | None, config: str) -> int:
+def _layers(places: Sequence[Place], settings: LoraSettings, base: ModelShape | None, config: str) -> int:
     last = (base.layers if base else MAX_LAYERS) - 1
     asked = max(settings.layers, default=0)
     if asked > last:
@@ -223,7 +224,7 @@ def _check_targets(
     A name in a list that means nothing in this model promises nothing: PEFT takes it as long as another one matches.
     """
     unused = set() if isinstance(settings.target_modules, str) else set(settings.target_modules)
-    paths = [(read_as(reading.layer or _LAYER, layer, name), layer) for layer in range(layers) for name in PARENTS]
+    paths = [(read_as(reading.layer or _LAYER, layer, name), layer) for layer in range(layers) for name in BLOCKS]
     for path, layer in (*paths, (reading.head or HEAD, None)):
         unused -= settings.names(path)
         if settings.targets(path, layer, patterns) != (path in held):
@@ -247,7 +248,7 @@ def _check_targets(
 
 
 def _check_shapes(
-    a: Tensor, b: Tensor, rank: int, name: str, base: BaseShapes | None, config: str, weights: str
+    a: Tensor, b: Tensor, rank: int, name: str, base: ModelShape | None, config: str, weights: str
 ) -> None:
     for tensor, axis, side in ((a, 0, "A"), (b, 1, "B")):
         if len(tensor.shape) != 2 or 0 in tensor.shape:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loratory.adapters.files.base_shapes import HEAD, PARENTS, TARGETS
+from loratory.models.linear_layers import BLOCKS, HEAD, TARGETS
 
 PREFIX = "base_model.model."
 """What PEFT puts before the path of a module in the base model."""
@@ -60,7 +60,7 @@ class Place:
     @property
     def path(self) -> str:
         """The layer's name in a causal language model: ``model.layers.0.self_attn.q_proj``."""
-        return HEAD if self.name == HEAD else f"model.layers.{self.layer}.{PARENTS[self.name]}.{self.name}"
+        return HEAD if self.name == HEAD else f"model.layers.{self.layer}.{BLOCKS[self.name]}.{self.name}"
 
     @property
     def order(self) -> tuple[bool, int, int]:
@@ -90,7 +90,7 @@ def place_of(path: str) -> Place | None:
         return Place(0, HEAD, tuple(dict.fromkeys((".".join(plain), ".".join(parts)))))
     if len(plain) < 4 or plain[-4] != "layers" or not _NUMBER.fullmatch(plain[-3]):
         return None
-    if PARENTS.get(plain[-1]) != plain[-2] or not _CONTAINERS.issuperset(plain[:-4]):
+    if BLOCKS.get(plain[-1]) != plain[-2] or not _CONTAINERS.issuperset(plain[:-4]):
         return None
     variable = dict(zip(plain[-3:], ("{layer}", "{parent}", "{name}"), strict=True))
     # What stands before the layer's number is the same for all; a container is never called like a layer.
@@ -102,7 +102,7 @@ def place_of(path: str) -> Place | None:
 
 def read_as(reading: str, layer: int, name: str) -> str:
     """The path of another layer by the same reading."""
-    return reading.replace("{layer}", str(layer)).replace("{parent}", PARENTS[name]).replace("{name}", name)
+    return reading.replace("{layer}", str(layer)).replace("{parent}", BLOCKS[name]).replace("{name}", name)
 
 
 def why_none(path: str) -> str:
@@ -111,7 +111,7 @@ def why_none(path: str) -> str:
     for names, reason in _OTHERS:
         if parts & names:
             return reason
-    return f"if it is one of {', '.join(PARENTS)} of a layer, rename the keys, otherwise {_ELSEWHERE}"
+    return f"if it is one of {', '.join(BLOCKS)} of a layer, rename the keys, otherwise {_ELSEWHERE}"
 
 
 def not_linear(layers: int) -> Iterable[str]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratory.adapters.files.base_shapes import TARGETS, BaseShapes
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.files.digest import begin_digest, digest_text
 from loratory.adapters.files.lora_tensors import frozen_head, pair
@@ -17,8 +16,10 @@ from loratory.adapters.files.safetensors_header import Tensor, read_header
 from loratory.adapters.files.strict_json import MAX_CONFIG_BYTES, parse_object
 from loratory.adapters.files.weight_scan import scan
 from loratory.errors import InputError, InvalidAdapter
+from loratory.models.linear_layers import TARGETS
+from loratory.models.shape import ModelShape
 
-__all__ = ["BaseShapes", "InvalidAdapter", "Limits", "describe"]
+__all__ = ["InvalidAdapter", "Limits", "ModelShape", "describe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Limits:
 
     max_lora_rank: int = 256
     max_file_bytes: int = 16 << 30
-    base: BaseShapes | None = None
+    base: ModelShape | None = None
     target_modules: frozenset[str] = frozenset(TARGETS)
 
     def __post_init__(self) -> None:

@@ -1,31 +1,20 @@
-"""LoRAShapes: the widths of a model's linear layers, in the five groups in which the model computes them."""
+"""LoRAShapes: the linear layers that adapters may target, in the five groups in which the model computes them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from loratory.errors import InputError
+from loratory.models.linear_layers import FUSED, HEAD, LINEAR_MODULES, TARGETS
+from loratory.models.shape import ModelShape
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
-    "head": ("lm_head",),
-}
-"""Fused projections: the outputs of a group's modules lie side by side, in this order. There is one output head."""
+GROUPS: dict[str, tuple[str, ...]] = {**FUSED, "head": (HEAD,)}
+"""Fused projections: the outputs of a group's modules lie side by side, in this order.
 
-HEAD = "lm_head"
-"""The output head: one module outside the layers, called as if it were in layer 0."""
-
-TARGETS: tuple[str, ...] = tuple(module for modules in GROUPS.values() for module in modules)
-"""What adapters may target, in the order in which the model runs it."""
-
-LINEAR_MODULES: tuple[str, ...] = tuple(module for module in TARGETS if module != HEAD)
-"""The linear layers of a Llama-like decoder layer: what PEFT calls ``all-linear``."""
+There is one output head, called as if it were in layer 0.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,91 +52,48 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LoRAShapes:
-    """Widths of a Llama-like model's layers, and which modules adapters may target (any subset of `TARGETS`).
+    """A model's shape, and which modules adapters may target (any of `loratory.models.linear_layers.TARGETS`).
 
-    Without ``vocab`` the output head is no target.
+    Raises `InputError` for an unknown target module, and for none.
 
-    >>> LoRAShapes(64, 4, 2, 16, 128, 2, ("q_proj", "down_proj")).numbers_per_rank
+    >>> LoRAShapes(ModelShape(64, 2, 4, 2, 16, 128, 320), ("q_proj", "down_proj")).numbers_per_rank
     640
     """
 
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    layers: int
+    model: ModelShape
     target_modules: tuple[str, ...] = LINEAR_MODULES
-    vocab: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} of the model is {getattr(self, name)}: it must be at least 1")
-        known = TARGETS if self.vocab else LINEAR_MODULES
-        unknown = sorted(set(self.target_modules) - set(known))
+        unknown = sorted(set(self.target_modules) - set(TARGETS))
         if unknown:
             raise InputError(
-                f"LoRA target module {unknown[0]!r} is no linear layer of the model: use {', '.join(known)}"
+                f"LoRA target module {unknown[0]!r} is no linear layer of the model: use {', '.join(TARGETS)}"
             )
         if not self.target_modules:
             raise InputError(f"no LoRA target module is given: use some of {', '.join(LINEAR_MODULES)}")
-
-    @classmethod
-    def of(cls, config: Any, target_modules: Iterable[str] = LINEAR_MODULES) -> LoRAShapes:
-        """From a configuration with Hugging Face's names (``hidden_size``, ``num_key_value_heads`` ...)."""
-        heads = config.num_attention_heads
-        return cls(
-            hidden=config.hidden_size,
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            intermediate=config.intermediate_size,
-            layers=config.num_hidden_layers,
-            target_modules=tuple(target_modules),
-        )
 
     def targeting(self, target_modules: Iterable[str]) -> LoRAShapes:
         """The same model with other target modules."""
         return dataclasses.replace(self, target_modules=tuple(target_modules))
 
-    def width(self, module: str) -> tuple[int, int]:
-        """(in, out) features of one of `TARGETS`."""
-        attention, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q_proj": (self.hidden, attention),
-            "k_proj": (self.hidden, kv),
-            "v_proj": (self.hidden, kv),
-            "o_proj": (attention, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-            HEAD: (self.hidden, self.vocab),
-        }[module]
-
-    def count(self, module: str) -> int:
-        """How many of one of `TARGETS` the model has."""
-        return 1 if module == HEAD else self.layers
-
     def groups(self) -> tuple[Group, ...]:
         """The groups with targeted modules, in the model's order."""
-        found = []
+        model, found = self.model, []
         for name, modules in GROUPS.items():
             parts: list[Part] = []
             offset = column = 0
             for module in modules:
-                width = self.width(module)[1]
+                width = model.widths(module)[1]
                 if module in self.target_modules:
                     parts.append(Part(module, offset, width, column))
                     column += width
                 offset += width
             if parts:
-                found.append(
-                    Group(name, self.width(modules[0])[0], offset, tuple(parts), layers=self.count(modules[0]))
-                )
+                in_features, layers = model.widths(modules[0])[0], model.count(modules[0])
+                found.append(Group(name, in_features, offset, tuple(parts), layers))
         return tuple(found)
 
     @property
     def numbers_per_rank(self) -> int:
         """Numbers one rank of an adapter on all target modules and layers has: the sum of in + out."""
-        return sum(self.count(module) * sum(self.width(module)) for module in set(self.target_modules))
+        return sum(self.model.count(module) * sum(self.model.widths(module)) for module in set(self.target_modules))

@@ -136,14 +136,14 @@ class HostAdapter:
         """The A of a stack, (layers, parts, rank, in), in ``buffer`` or a copy of it."""
         source = self.buffer if buffer is None else buffer
         modules = [module for module in GROUPS[stack.group] if module in shapes.target_modules]
-        size = (shapes.count(modules[0]), len(modules), stack.rank, shapes.width(modules[0])[0])
+        size = (shapes.model.count(modules[0]), len(modules), stack.rank, shapes.model.widths(modules[0])[0])
         return source[stack.a : stack.a + math.prod(size)].view(size)
 
     def stack_b(self, stack: Stack, shapes: LoRAShapes, buffer: Tensor | None = None) -> Tensor:
         """The B of a stack, (layers, rank, sum of out)."""
         source = self.buffer if buffer is None else buffer
-        out = sum(shapes.width(module)[1] for module in GROUPS[stack.group] if module in shapes.target_modules)
-        size = (shapes.count(GROUPS[stack.group][0]), stack.rank, out)
+        out = sum(shapes.model.widths(module)[1] for module in GROUPS[stack.group] if module in shapes.target_modules)
+        size = (shapes.model.count(GROUPS[stack.group][0]), stack.rank, out)
         return source[stack.b : stack.b + math.prod(size)].view(size)
 
     def module_ab(self, module: HostModule, buffer: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ class HostAdapter:
             if stack.group == group:
                 modules = [name for name in GROUPS[group] if name in shapes.target_modules]
                 part = modules.index(module.name)
-                column = sum(shapes.width(name)[1] for name in modules[:part])
+                column = sum(shapes.model.widths(name)[1] for name in modules[:part])
                 b = self.stack_b(stack, shapes)[module.layer, :, column : column + module.out_features]
                 return self.stack_a(stack, shapes)[module.layer, part], b
         found = next(one for one in self.modules if (one.name, one.layer) == (module.name, module.layer))
@@ -210,9 +210,9 @@ def _layout(
         targeted = [name for name in GROUPS[group] if name in shapes.target_modules]
         ranks = {module.rank for module in modules}
         rank = max(ranks)
-        count = shapes.count(targeted[0])
+        count = shapes.model.count(targeted[0])
         if len(ranks) == 1 and len(modules) == count * len(targeted):
-            width_in, width_out = modules[0].in_features, sum(shapes.width(name)[1] for name in targeted)
+            width_in, width_out = modules[0].in_features, sum(shapes.model.widths(name)[1] for name in targeted)
             stacks.append(Stack(group, rank, numbers, numbers + count * len(targeted) * rank * width_in))
             numbers = stacks[-1].b + count * rank * width_out
             continue
@@ -230,13 +230,13 @@ def _check(module: LoRAModule, shapes: LoRAShapes, path: Path) -> None:
             f"{path}: {module.path} has LoRA matrices, but the slots hold {', '.join(shapes.target_modules)} only: "
             f"add {module.name} to target_modules"
         )
-    if not 0 <= module.layer < shapes.count(module.name):
+    if not 0 <= module.layer < shapes.model.count(module.name):
         raise InputError(
-            f"{path}: {module.path} is in layer {module.layer}, but the model has {shapes.layers} layers: "
+            f"{path}: {module.path} is in layer {module.layer}, but the model has {shapes.model.layers} layers: "
             "use an adapter for this base model"
         )
-    if (module.in_features, module.out_features) != shapes.width(module.name):
-        theirs, ours = (module.in_features, module.out_features), shapes.width(module.name)
+    if (module.in_features, module.out_features) != shapes.model.widths(module.name):
+        theirs, ours = (module.in_features, module.out_features), shapes.model.widths(module.name)
         raise InputError(
             f"{path}: {module.path} is {theirs[0]} -> {theirs[1]} wide, but the model's is {ours[0]} -> {ours[1]}: "
             "use an adapter for this base model"

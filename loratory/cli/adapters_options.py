@@ -21,8 +21,8 @@ from loratory.user_files import (
 
 if TYPE_CHECKING:
     from loratory.adapters.fetch import Intake
-    from loratory.adapters.files.base_shapes import BaseShapes
     from loratory.adapters.registry.registry import Registry
+    from loratory.models.shape import ModelShape
 
 RegistryPlace = Annotated[
     str | None,
@@ -89,23 +89,19 @@ def intake(
     from loratory.adapters.fetch import Intake
     from loratory.adapters.files.validation import Limits
 
-    limits = Limits(max_lora_rank=max_lora_rank, base=None if model is None else base_shapes(model))
+    limits = Limits(max_lora_rank=max_lora_rank, base=None if model is None else base_shape(model))
     with adapter_cache(cache, cache_size) as store:
         yield Intake(store, limits)
 
 
-def base_shapes(model: str) -> BaseShapes:
-    """The shapes of a model of the catalogue, or of a Hugging Face ``config.json`` or the folder that holds one."""
-    from loratory.adapters.files.base_shapes import BaseShapes
+def base_shape(model: str) -> ModelShape:
+    """The shape of a model of the catalogue, or of a Hugging Face ``config.json`` or the folder that holds one."""
     from loratory.sim.catalogue import model as spec_of
 
     try:
-        spec = spec_of(model)
+        return spec_of(model).shape
     except InputError as error:
         raise InputError(f"--model: {error}") from error
-    return BaseShapes(
-        spec.hidden, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.vocab, spec.family
-    )
 
 
 def labels_of(given: list[str] | None) -> Mapping[str, str]:

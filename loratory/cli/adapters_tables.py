@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from loratory.adapters.files.base_shapes import HEAD, PARENTS
+from loratory.models.linear_layers import BLOCKS, HEAD
 
 if TYPE_CHECKING:
     from loratory.adapters.record import AdapterRecord, Change
@@ -121,7 +121,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 def modules(names: tuple[str, ...]) -> str:
     """Target modules in short: ``q k v o``, or ``all-linear``, and ``lm_head`` if that is one."""
     layer = [name.removesuffix("_proj") for name in names if name != HEAD]
-    short = ["all-linear"] if len(layer) == len(PARENTS) else layer
+    short = ["all-linear"] if len(layer) == len(BLOCKS) else layer
     return " ".join([*short, *([HEAD] if HEAD in names else [])])
 
 

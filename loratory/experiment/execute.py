@@ -83,7 +83,7 @@ class Execution:
         from loratory.executor.drive import drive
         from loratory.executor.generation import Generation
 
-        scenario, vocab = task.scenario, self._machine.model.config.vocab
+        scenario, vocab = task.scenario, self._machine.model.shape.vocab
         clock = RealClock()
         executor = self._machine.executor(
             built.adapters,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from loratory.adapters.verified import Verified
     from loratory.executor.machine import Machine
     from loratory.executor.model import Model
-    from loratory.executor.model_config import ModelConfig
 
 SYNTHETIC = "synthetic://"
 """What paths of adapters begin with that a scenario makes up: their weights are made up, too."""
@@ -55,36 +54,15 @@ def load_model(checkpoint: str | None, spec: ModelSpec, dtype: str, device: str)
 
     from loratory.executor.checkpoint import resolve_dtype
     from loratory.executor.model import Model, resolve_device
+    from loratory.executor.model_config import ModelConfig
     from loratory.executor.random_checkpoint import RandomTensors
 
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if checkpoint is not None:
         return Model.load(checkpoint, dtype, place)
-    config = model_config(spec)
+    config = ModelConfig(spec.shape, max_positions=spec.context.default)
     kind, where = resolve_dtype(dtype, config), resolve_device(place)
-    return Model(config, RandomTensors(0, config.tied, kind, where), kind, where)
-
-
-def model_config(spec: ModelSpec) -> ModelConfig:
-    """A catalogue model's shape, as the executor names it."""
-    from loratory.executor.model_config import ModelConfig
-
-    return ModelConfig(
-        family=spec.family,
-        layers=spec.layers,
-        hidden=spec.hidden,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        intermediate=spec.intermediate,
-        vocab=spec.vocab,
-        max_positions=spec.context.default,
-        tied=spec.tie_word_embeddings,
-        qkv_bias=spec.qkv_bias,
-        o_bias=spec.o_bias,
-        mlp_bias=spec.mlp_bias,
-        qk_norm=spec.qk_norm,
-    )
+    return Model(config, RandomTensors(0, spec.shape.tied, kind, where), kind, where)
 
 
 def adapter_files(
@@ -100,11 +78,10 @@ def adapter_files(
     Raises `InputError` for an adapter whose content has not its digest, or that does not validate against the model.
     """
     from loratory.adapters.fetch import Intake
-    from loratory.adapters.files.validation import BaseShapes, Limits
-    from loratory.executor.random_checkpoint import hugging_face_config, random_adapter
+    from loratory.adapters.files.validation import Limits
+    from loratory.executor.random_checkpoint import random_adapter
 
-    base = BaseShapes.from_config(hugging_face_config(model.config))
-    checked = Intake(cache, Limits(max_lora_rank=max_lora_rank, base=base))
+    checked = Intake(cache, Limits(max_lora_rank=max_lora_rank, base=model.shape))
     files: dict[str, Verified] = {}
     for adapter in adapters:
         path = adapter.lora.lora_path

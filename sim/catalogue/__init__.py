@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from loratory.sim.catalogue.gpu import GPU, gpu, gpu_names
 from loratory.sim.catalogue.loader import model, model_names
-from loratory.sim.catalogue.model import DTYPE_BYTES, LORA_MODULES, ModelSpec, dtype_bytes, resolve_targets
+from loratory.sim.catalogue.model import DTYPE_BYTES, ModelSpec, dtype_bytes, resolve_targets
 
 __all__ = [
     "DTYPE_BYTES",
     "GPU",
-    "LORA_MODULES",
     "ModelSpec",
     "dtype_bytes",
     "gpu",

@@ -16,18 +16,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from loratory.errors import InputError
+from loratory.models.linear_layers import FUSED, HEAD, LINEAR_MODULES
 from loratory.serving.config import EngineConfig
 from loratory.serving.vllm_limits import LORA_RANKS
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu_names, resolve_targets
 from loratory.sim.catalogue import gpu as catalogue_gpu
-from loratory.sim.catalogue.model import HEAD, LORA_MODULES
 from loratory.sim.cost.allocator import CachingAllocator
 
 _MIB = 1 << 20
 _GIB = 1 << 30
 _FP32 = 4
 _SAMPLER_COPIES = 3
-_MERGED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 _EMBEDDING_LORA_FAMILIES = frozenset({"llama", "mistral"})
 
 
@@ -185,7 +184,7 @@ def _fits(plan: MemoryPlan) -> bool:
 
 def _weights_bytes(model: ModelSpec, tp: int, dtype: str) -> int:
     """Weights on one GPU with the rotary cache (every position x head_dim, shared by all layers)."""
-    cache = model.context.most * model.head_dim * dtype_bytes(model.wide_dtype(dtype))
+    cache = model.context.most * model.shape.head_dim * dtype_bytes(model.wide_dtype(dtype))
     return model.weight_bytes(dtype, tp) + cache
 
 
@@ -205,15 +204,15 @@ def _lora_bytes(
     pool = CachingAllocator()
     with_embedding = opts.embedding_slots
     if with_embedding is None:
-        with_embedding = model.family in _EMBEDDING_LORA_FAMILIES
+        with_embedding = model.shape.family in _EMBEDDING_LORA_FAMILIES
     extra = opts.lora_extra_vocab if with_embedding else 0
-    rows = model.vocab + extra
+    rows = model.shape.vocab + extra
     if with_embedding:
-        for width in (rows * rank, model.hidden * rank, extra * model.hidden):
+        for width in (rows * rank, model.shape.hidden * rank, extra * model.shape.hidden):
             pool.allocate(slots * width * size)
-    wanted = LORA_MODULES if opts.slot_modules == "all" else targets
-    for _ in range(model.layers):
-        for group in _MERGED:
+    wanted = LINEAR_MODULES if opts.slot_modules == "all" else targets
+    for _ in range(model.shape.layers):
+        for group in FUSED.values():
             shards = [model.lora_shard(module, tp) for module in group if module in wanted]
             for width_in, _ in shards:
                 pool.allocate(slots * rank * width_in * size)
@@ -221,10 +220,10 @@ def _lora_bytes(
                 pool.allocate(slots * rank * width_out * size)
     if with_embedding or HEAD in targets:
         padded = -(-rows // 256) * 256
-        for width in (rank * model.hidden, rank * padded, extra * model.hidden):
+        for width in (rank * model.shape.hidden, rank * padded, extra * model.shape.hidden):
             pool.allocate(slots * width * size)
-    added_rows = extra * (slots / tp + (0 if model.tie_word_embeddings else 1 / tp))
-    return pool.reserved + math.ceil(added_rows * model.hidden * size)
+    added_rows = extra * (slots / tp + (0 if model.shape.tied else 1 / tp))
+    return pool.reserved + math.ceil(added_rows * model.shape.hidden * size)
 
 
 def _activation_bytes(model: ModelSpec, engine: EngineConfig, slots: int, dtype: str, opts: MemoryOptions) -> int:
@@ -237,14 +236,14 @@ def _activation_bytes(model: ModelSpec, engine: EngineConfig, slots: int, dtype:
     tp = engine.tensor_parallel_size
     tokens = engine.max_num_batched_tokens
     rows = min(engine.max_num_seqs, tokens)
-    residual = 2 * tokens * model.hidden * size
-    mlp = 3 * tokens * model.intermediate // tp * size
-    attention = tokens * (2 * model.q_size + 2 * model.kv_size) // tp * size
+    residual = 2 * tokens * model.shape.hidden * size
+    mlp = 3 * tokens * model.shape.intermediate // tp * size
+    attention = tokens * (2 * model.shape.q_width + 2 * model.shape.kv_width) // tp * size
     layer = residual + max(mlp, attention)
-    logits = rows * model.vocab * size
+    logits = rows * model.shape.vocab * size
     lora_logits = 2 * (slots + 1) * opts.lora_extra_vocab * rows * size if slots else 0
-    sampler = logits + _SAMPLER_COPIES * rows * model.vocab * _FP32
-    return max(layer, tokens * model.hidden * size + max(sampler, 2 * logits + lora_logits))
+    sampler = logits + _SAMPLER_COPIES * rows * model.shape.vocab * _FP32
+    return max(layer, tokens * model.shape.hidden * size + max(sampler, 2 * logits + lora_logits))
 
 
 def _out_of_memory(

@@ -7,10 +7,10 @@ from math import sqrt
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loratory.models.linear_layers import FUSED, HEAD
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
-from loratory.sim.catalogue.model import HEAD
 from loratory.sim.cost.base import DecodeLine
 from loratory.sim.cost.options import TransferOptions, parse
 from loratory.sim.cost.transfer import TransferModel
@@ -20,13 +20,6 @@ CALIBRATED_GPUS: tuple[str, ...] = ("a100-40gb", "a100-80gb", "h100-64gb", "h100
 
 _LAYER_OVERHEAD_S = {"a10g": 60e-6, "a100-40gb": 60e-6, "a100-80gb": 60e-6}
 _LAYER_OVERHEAD_DEFAULT_S = 8e-6
-_MERGED = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "mlp_in": ("gate_proj", "up_proj"),
-    "mlp_out": ("down_proj",),
-}
-
 
 _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""
@@ -103,7 +96,8 @@ class RooflineCost:
         per_linear_flop = 1.0 / (gpu.flops_for(dtype) * o.compute_efficiency)
         peak = gpu.flops_for(wide)
         per_flop = 1.0 / (peak * o.compute_efficiency)
-        layers = model.layers
+        shape = model.shape
+        layers, hidden, vocab = shape.layers, shape.hidden, shape.vocab
         targets = resolve_targets(o.target_modules)
         self.source = f"roofline of {model.name} ({model.source}) on {gpu.name} ({gpu.source})"
         self.known_error = _known_error(gpu.name, {dtype, o.kv_cache_dtype or wide} - {"fp16", "bf16"})
@@ -115,7 +109,7 @@ class RooflineCost:
             )
 
         gemms = []
-        for group in _MERGED.values():
+        for group in FUSED.values():
             shards = [_shard(model, module, tp) for module in group]
             weights = sum(i * o_ for i, o_ in shards)
             in_out = shards[0][0] + sum(o_ for _, o_ in shards)
@@ -131,15 +125,15 @@ class RooflineCost:
         """`linear_seconds` by tokens: a run asks for the same few batch sizes again and again."""
         self._heads: dict[int, float] = {}
         """Seconds of the output head by sampled positions, for the same reason."""
-        head = model.hidden * model.vocab / tp
-        head_io = (model.hidden + model.vocab / tp) * size * per_byte
+        head = hidden * vocab / tp
+        head_io = (hidden + vocab / tp) * size * per_byte
         self._head = (head * size * per_byte, head_io, 2.0 * head * per_flop)
 
-        q, kv, mlp = model.q_size / tp, model.kv_size_per_gpu(tp), model.intermediate / tp
-        elementwise = layers * (8 * model.hidden + 2 * q + 4 * kv + 3 * mlp) * size * per_byte
+        q, kv, mlp = shape.q_width / tp, model.kv_width_per_gpu(tp), shape.intermediate / tp
+        elementwise = layers * (8 * hidden + 2 * q + 4 * kv + 3 * mlp) * size * per_byte
         ring = 2.0 * (tp - 1) / tp / (gpu.peer_link_bytes_per_s * o.link_efficiency)
         self._elementwise_s = elementwise
-        self._all_reduce_token_s = 2 * layers * model.hidden * size * ring
+        self._all_reduce_token_s = 2 * layers * hidden * size * ring
         self._all_reduce_step_s = 2 * layers * o.all_reduce_latency_s if tp > 1 else 0.0
         layer_overhead = _LAYER_OVERHEAD_S.get(gpu.name, _LAYER_OVERHEAD_DEFAULT_S)
         self._overhead_s = o.step_overhead_s + layers * (
@@ -159,7 +153,7 @@ class RooflineCost:
         shards = [model.lora_shard(module, tp) for module in in_layers]
         width = sum(i + o_ for i, o_ in shards)
         head_width = sum(model.lora_shard(HEAD, tp)) if HEAD in targets else 0
-        groups = [[m for m in group if m in targets] for group in _MERGED.values()]
+        groups = [[m for m in group if m in targets] for group in FUSED.values()]
         launches = 2 * (layers * sum(1 for group in groups if group) + (HEAD in targets))
         read = sum(model.lora_shard(group[0], tp)[0] for group in groups if group)
         written = sum(o_ for _, o_ in shards)
@@ -168,10 +162,10 @@ class RooflineCost:
         self._lora_rank_s = (layers * width + head_width) * size * per_byte
         self._lora_token_s = layers * (read + 2 * written) * size * per_byte
         self._lora_token_rank_s = layers * 2.0 * width / (peak * o.lora_compute_efficiency)
-        self._lora_head_s = (model.hidden + 2 * model.vocab) * size * per_byte if head_width else 0.0
+        self._lora_head_s = (hidden + 2 * vocab) * size * per_byte if head_width else 0.0
         self._lora_head_rank_s = 2.0 * head_width / (peak * o.lora_compute_efficiency)
 
-        whole = layers * sum(sum(model.module_shape(module)) for module in in_layers) + head_width
+        whole = layers * sum(sum(model.shape.widths(module)) for module in in_layers) + head_width
         self.below = o.transfers
         self._transfers = TransferModel(
             self.below,
@@ -295,7 +289,7 @@ def _known_error(gpu: str, other_dtypes: set[str]) -> str:
 
 def _shard(model: ModelSpec, module: str, tp: int) -> tuple[float, float]:
     """(input, output) widths of a base weight on one GPU."""
-    width_in, width_out = model.module_shape(module)
+    width_in, width_out = model.shape.widths(module)
     if module in ("o_proj", "down_proj"):
         return width_in / tp, float(width_out)
-    return float(width_in), float(model.kv_size_per_gpu(tp)) if module in ("k_proj", "v_proj") else width_out / tp
+    return float(width_in), float(model.kv_width_per_gpu(tp)) if module in ("k_proj", "v_proj") else width_out / tp

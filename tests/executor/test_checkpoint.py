@@ -17,9 +17,9 @@ import loratory.executor.random_checkpoint
 from loratory.errors import InputError
 from loratory.executor.checkpoint import Checkpoint, read_config
 from loratory.executor.model import Model
-from loratory.executor.random_checkpoint import random_adapter, random_checkpoint, shape
+from loratory.executor.random_checkpoint import model_config, random_adapter, random_checkpoint
 
-TINY = replace(shape("tiny-llama"), layers=1)
+TINY = model_config("tiny-llama", layers=1)
 
 
 def change(**keys: Any) -> Callable[[Path], None]:
@@ -109,7 +109,7 @@ def test_a_missing_folder_a_bad_dtype_and_a_bad_device_are_named(tmp_path: Path)
 
 
 def test_a_sharded_checkpoint_equals_a_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = shape("tiny-qwen2")
+    config = model_config("tiny-qwen2")
     whole = Checkpoint.open(random_checkpoint(tmp_path / "whole", config))
     monkeypatch.setattr(loratory.executor.random_checkpoint, "SHARD_BYTES", 1000)
     folder = random_checkpoint(tmp_path / "sharded", config)
@@ -145,16 +145,16 @@ def test_a_generation_config_names_the_ends_of_a_sequence(tmp_path: Path) -> Non
 
 def test_the_published_56m_shape_is_the_named_one() -> None:
     folder = Path(__file__).parents[2] / "scenarios" / "published" / "llama-56m"
-    assert read_config(folder) == shape("llama-56m")
-    assert shape("llama-56m").parameters == 55_976_448
+    assert read_config(folder) == model_config("llama-56m")
+    assert model_config("llama-56m").shape.parameter_count == 55_976_448
 
 
 def test_sliding_windows_limit_the_length(tmp_path: Path) -> None:
-    random_checkpoint(tmp_path, replace(shape("tiny-mistral"), layers=1))
+    random_checkpoint(tmp_path, model_config("tiny-mistral", layers=1))
     assert read_config(tmp_path).max_positions == 512
     change(sliding_window=128)(tmp_path)
     assert read_config(tmp_path).max_positions == 128
-    random_checkpoint(tmp_path, replace(shape("tiny-qwen2"), layers=4))
+    random_checkpoint(tmp_path, model_config("tiny-qwen2", layers=4))
     change(sliding_window=128, use_sliding_window=False)(tmp_path)
     assert read_config(tmp_path).max_positions == 512
     change(sliding_window=128, use_sliding_window=True, max_window_layers=2)(tmp_path)
@@ -188,7 +188,7 @@ def test_the_tokenizer_reads_and_every_token_has_a_text(tmp_path: Path) -> None:
     assert max(tokens) < 256
     assert tokenizer.decode(tokens) == "SELECT 'ünïcode' \n🙂"
     assert tokenizer.eos_token_id == TINY.eos_token_ids[0]
-    assert len({tokenizer.decode([token]) for token in range(258, TINY.vocab)}) == TINY.vocab - 258
+    assert len({tokenizer.decode([token]) for token in range(258, TINY.shape.vocab)}) == TINY.shape.vocab - 258
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -16,7 +16,7 @@ from passes import Passes, relative_error
 
 from loratory.executor.model import Model
 from loratory.executor.ops import TorchOps
-from loratory.executor.random_checkpoint import RandomTensors, shape
+from loratory.executor.random_checkpoint import RandomTensors, model_config
 from loratory.executor.rope import tables
 
 triton = pytest.importorskip("triton")
@@ -62,13 +62,13 @@ def test_decode_equals_float64(
 
 
 def test_a_model_over_it_equals_the_model_over_the_cpus() -> None:
-    config = replace(shape("tiny-llama"), head_dim=20, hidden=60, rope=ROPE)
+    config = replace(model_config("tiny-llama", head_dim=20, hidden=60), rope=ROPE)
     logits = []
     weights = RandomTensors(1)
     for device in (torch.device("cpu"), DEVICE):
         model = Model(config, weights, torch.float32, device)
         if logits:
-            model.attention = cuda.CUDAAttention(config.heads, config.kv_heads, config.head_dim)
+            model.attention = cuda.CUDAAttention(model.shape.heads, model.shape.kv_heads, model.shape.head_dim)
             model.ops = fused.TritonOps()
         passes = Passes(model)
         found = [passes.run({}, {"a": range(9), "b": range(30, 45)})]

@@ -39,7 +39,7 @@ def test_float32_tokens_are_those_of_transformers_and_peft(zoo: Zoo, oracle: Ora
     ran = run(machine, zoo.adapters, workload(rows, zoo.adapters), POLICIES["fifo"](), ToyCost())
     for index, row in enumerate(rows):
         name = None if row["adapter"] is None else f"a{row['adapter']}"
-        prompt, tokens = prompt_of(index, row["prompt"], zoo.config.vocab), ran.tokens[str(index)]
+        prompt, tokens = prompt_of(index, row["prompt"], zoo.config.shape.vocab), ran.tokens[str(index)]
         assert len(tokens) == row["out"]
         for place, token in enumerate(tokens):
             logits = oracle.logits([*prompt, *tokens[:place]], name)[-1]
@@ -53,7 +53,7 @@ def test_bfloat16_tokens_are_among_the_best(zoo: Zoo, oracle: Oracle) -> None:
     ran = run(_machine(zoo, "bfloat16"), zoo.adapters, workload(rows, zoo.adapters), POLICIES["fifo"](), ToyCost())
     for index, row in enumerate(rows):
         name = None if row["adapter"] is None else f"a{row['adapter']}"
-        prompt, tokens = prompt_of(index, row["prompt"], zoo.config.vocab), ran.tokens[str(index)]
+        prompt, tokens = prompt_of(index, row["prompt"], zoo.config.shape.vocab), ran.tokens[str(index)]
         logits = oracle.logits([*prompt, *tokens], name)[len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
         short = (logits.max(-1).values - chosen) / logits.abs().max(-1).values

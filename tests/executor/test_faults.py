@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 
 import loratory.executor.device_memory
 from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import BaseShapes, InvalidAdapter, Limits, describe
+from loratory.adapters.files.validation import InvalidAdapter, Limits, describe
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.errors import InputError
 from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
 from loratory.executor.lora import LoRASlots
-from loratory.executor.machine import Machine, lora_shapes
+from loratory.executor.lora.shapes import LoRAShapes
+from loratory.executor.machine import Machine
 from loratory.executor.model import Model
 from loratory.executor.sampling import SamplingParams
 from loratory.serving.config import EngineConfig
@@ -268,13 +269,13 @@ def test_slots_take_exactly_what_the_memory_model_says(llama: Zoo) -> None:
     spec = model(llama.folder / "model")
     for targets in (("q_proj", "v_proj"), ("down_proj",), resolve_targets("all-linear")):
         machine = Machine(Model.load(llama.folder / "model"), _config(), {}, targets)
-        shapes = lora_shapes(machine.model).targeting(targets)
+        shapes = LoRAShapes(machine.model.shape).targeting(targets)
         assert LoRASlots(shapes, 3, 8, torch.bfloat16).bytes == 3 * spec.adapter_bytes(8, targets, "bf16")
 
 
 def test_more_slots_than_memory_holds_are_refused_with_both_sizes(llama: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """All together, before any is allocated: the system promises memory it has not, and ends who uses it."""
-    shapes = lora_shapes(Model.load(llama.folder / "model"))
+    shapes = LoRAShapes(Model.load(llama.folder / "model").shape)
     needed = 3 * 8 * shapes.numbers_per_rank * torch.bfloat16.itemsize
     monkeypatch.setattr(loratory.executor.device_memory, "available_bytes", lambda device: needed)
     assert LoRASlots(shapes, 3, 8, torch.bfloat16).bytes == needed
@@ -285,10 +286,10 @@ def test_more_slots_than_memory_holds_are_refused_with_both_sizes(llama: Zoo, mo
 
 
 def test_an_adapter_for_another_model_or_of_too_high_a_rank_is_not_accepted(llama: Zoo) -> None:
-    from loratory.executor.random_checkpoint import hugging_face_config, shape
+    from loratory.executor.random_checkpoint import model_config
 
     folder = llama.files["a1"].folder
-    other = BaseShapes.from_config(hugging_face_config(shape("llama-56m")))
+    other = model_config("llama-56m").shape
     with pytest.raises(InvalidAdapter, match="base model"):
         describe(folder, Limits(base=other))
     with pytest.raises(InvalidAdapter, match="max_lora_rank"):
@@ -301,7 +302,7 @@ def test_sampled_outputs_do_not_depend_on_who_shares_the_batch(llama: Zoo) -> No
     def generation(request: Request, output_tokens: int) -> Generation:
         index = int(request.request_id)
         sampling = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, seed=index)
-        prompt = [(7 * index + j) % llama.config.vocab for j in range(request.prompt_tokens)]
+        prompt = [(7 * index + j) % llama.config.shape.vocab for j in range(request.prompt_tokens)]
         return Generation(prompt, sampling, output_tokens)
 
     outputs = []

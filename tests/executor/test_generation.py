@@ -32,7 +32,7 @@ def _generate(zoo: Zoo, generation: Generation, max_tokens: int) -> tuple[list[i
 
 
 def test_max_tokens_a_stop_token_and_a_stop_string_end_an_output(llama: Zoo) -> None:
-    prompt = prompt_of(3, 12, llama.config.vocab)
+    prompt = prompt_of(3, 12, llama.config.shape.vocab)
     whole, why = _generate(llama, Generation(prompt), 20)
     assert len(whole) == 20 and why == "length"
     stop = whole[7]

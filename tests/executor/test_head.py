@@ -16,7 +16,8 @@ from loratory.adapters.fetch import Intake
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.errors import InputError
 from loratory.executor.lora import LoRASlots
-from loratory.executor.machine import Machine, lora_shapes
+from loratory.executor.lora.shapes import LoRAShapes
+from loratory.executor.machine import Machine
 from loratory.executor.model import Model
 from loratory.serving.config import EngineConfig
 from loratory.testing import ToyCost, workload
@@ -45,11 +46,11 @@ def test_tokens_are_those_of_transformers_and_peft(family: str, tmp_path: Path) 
         ran = run(zoo.machine(CONFIG, graphs=graphs), zoo.adapters, work, POLICIES["fifo"](), ToyCost())
         for index, row in enumerate(ROWS):
             name = None if row["adapter"] is None else f"a{row['adapter']}"
-            expected = oracle.tokens(prompt_of(index, row["prompt"], zoo.config.vocab), name, row["out"])
+            expected = oracle.tokens(prompt_of(index, row["prompt"], zoo.config.shape.vocab), name, row["out"])
             assert ran.ends[str(index)][0] == "completed"
             assert ran.tokens[str(index)] == expected, (index, name)
         assert_nothing_leaked(ran)
-    bare = oracle.tokens(prompt_of(1, 5, zoo.config.vocab), None, 5)
+    bare = oracle.tokens(prompt_of(1, 5, zoo.config.shape.vocab), None, 5)
     assert ran.tokens["1"] != bare, "an adapter on the head alone changes tokens"
 
 
@@ -57,7 +58,7 @@ def test_the_base_models_head_beside_the_adapters_is_passed_over(tmp_path: Path)
     """PEFT saves it as lm_head.base_layer.weight, in the base model's dtype; vLLM passes it over, too."""
     zoo = Zoo.make(tmp_path, "llama", VARIANTS[:1])
     path = zoo.files["a1"].folder / "adapter_model.safetensors"
-    head = torch.randn(zoo.config.vocab, zoo.config.hidden).to(torch.bfloat16)
+    head = torch.randn(zoo.config.shape.vocab, zoo.config.shape.hidden).to(torch.bfloat16)
     save_file({**load_file(path), "base_model.model.lm_head.base_layer.weight": head}, path)
     again = Intake(AdapterCache(tmp_path / "cache")).verified("a1", str(path.parent), None)
     assert again.description.dtype == "F32" and again.description.modules == zoo.files["a1"].description.modules
@@ -76,7 +77,7 @@ def test_slots_of_a_head_are_what_the_memory_model_says(llama: Zoo) -> None:
 
     spec = model(llama.folder / "model")
     for targets in (("lm_head",), ("q_proj", "lm_head")):
-        shapes = lora_shapes(Model.load(llama.folder / "model")).targeting(targets)
+        shapes = LoRAShapes(Model.load(llama.folder / "model").shape).targeting(targets)
         size = LoRASlots(shapes, 3, 8, torch.bfloat16).bytes
         assert size == 3 * spec.adapter_bytes(8, targets, "bf16") == 3 * spec.slot_bytes(8, targets, dtype="bf16")
 

@@ -22,9 +22,9 @@ from loratory.executor.attention.decode_in_place import InPlaceDecode
 from loratory.executor.checkpoint import read_config
 from loratory.executor.model import Model
 from loratory.executor.model_config import ModelConfig
-from loratory.executor.random_checkpoint import RandomTensors, random_checkpoint, shape
+from loratory.executor.random_checkpoint import RandomTensors, model_config, random_checkpoint
 
-LLAMA = shape("tiny-llama")
+LLAMA = model_config("tiny-llama")
 ROPE: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "factor": 2.0},
@@ -34,21 +34,21 @@ ROPE: dict[str, dict[str, Any]] = {
 }
 VARIANTS: dict[str, ModelConfig] = {
     "llama": LLAMA,
-    "llama-mha": replace(LLAMA, kv_heads=4),
-    "llama-mqa": replace(LLAMA, kv_heads=1),
-    "llama-biases": replace(LLAMA, qkv_bias=True, o_bias=True, mlp_bias=True),
-    "llama-tied-wide-heads": replace(LLAMA, tied=True, head_dim=24, norm_eps=1e-5),
+    "llama-mha": model_config("tiny-llama", kv_heads=4),
+    "llama-mqa": model_config("tiny-llama", kv_heads=1),
+    "llama-biases": model_config("tiny-llama", qkv_bias=True, o_bias=True, mlp_bias=True),
+    "llama-tied-wide-heads": replace(model_config("tiny-llama", tied=True, head_dim=24), norm_eps=1e-5),
     **{f"llama-{name}": replace(LLAMA, rope={"rope_theta": 5000.0} | rope) for name, rope in ROPE.items()},
-    "mistral": shape("tiny-mistral"),
-    "qwen2": shape("tiny-qwen2"),
-    "qwen3": shape("tiny-qwen3"),
-    "qwen3-biases": replace(shape("tiny-qwen3"), qkv_bias=True, o_bias=True, tied=False),
+    "mistral": model_config("tiny-mistral"),
+    "qwen2": model_config("tiny-qwen2"),
+    "qwen3": model_config("tiny-qwen3"),
+    "qwen3-biases": model_config("tiny-qwen3", qkv_bias=True, o_bias=True, tied=False),
 }
 PROMPT = [(37 * place + 11) % 256 for place in range(45)]
 
 
 def model_of(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Model:
-    return Model(config, RandomTensors(3, config.tied), dtype, torch.device("cpu"))
+    return Model(config, RandomTensors(3, config.shape.tied), dtype, torch.device("cpu"))
 
 
 @cache
@@ -94,8 +94,9 @@ def test_16_bit_logits_are_as_near_to_float32_as_transformers(name: str, dtype: 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_written_config_reads_back(name: str, tmp_path: Path) -> None:
-    random_checkpoint(tmp_path, replace(VARIANTS[name], layers=1, vocab=258))
-    assert read_config(tmp_path) == replace(VARIANTS[name], layers=1, vocab=258)
+    config = replace(VARIANTS[name], shape=replace(VARIANTS[name].shape, layers=1, vocab=258))
+    random_checkpoint(tmp_path, config)
+    assert read_config(tmp_path) == config
 
 
 def test_rope_parameters_of_transformers_5_read_as_those_of_4(tmp_path: Path) -> None:
@@ -223,8 +224,8 @@ def test_lora_is_asked_for_every_fused_projection_and_base_rows_stay() -> None:
     found = passes.run({}, prompts, {"a": 0}, lora)
     config = LLAMA
     widths = {"qkv": (64, 64 + 2 * 32), "o": (64, 64), "gate_up": (64, 2 * 112), "down": (112, 64)}
-    projections = [(layer, group, *widths[group]) for layer in range(config.layers) for group in widths]
-    assert lora.calls == [*projections, (0, "head", 64, config.vocab)]
+    projections = [(layer, group, *widths[group]) for layer in range(config.shape.layers) for group in widths]
+    assert lora.calls == [*projections, (0, "head", 64, config.shape.vocab)]
     assert relative_error(found["a"], alone("a")[:9]) > 0.05
     assert relative_error(found["b"], alone("b")[:5]) < 1e-5
 

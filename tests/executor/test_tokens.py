@@ -16,7 +16,7 @@ from roster import POLICIES
 from loratory.executor.batch import Batch, Chunk
 from loratory.executor.block_tables import BlockTables
 from loratory.executor.lora import CPULoRA, LoRASlots
-from loratory.executor.machine import lora_shapes
+from loratory.executor.lora.shapes import LoRAShapes
 from loratory.serving.config import EngineConfig
 from loratory.testing import ToyCost, workload
 
@@ -72,7 +72,7 @@ def test_tokens_are_those_of_transformers_and_peft(
         name = NAMES[row["adapter"] or 0]
         status, why = ran.ends[str(index)]
         assert status == "completed", why
-        expected = oracle.tokens(prompt_of(index, row["prompt"], zoo.config.vocab), name, row["out"])
+        expected = oracle.tokens(prompt_of(index, row["prompt"], zoo.config.shape.vocab), name, row["out"])
         assert ran.tokens[str(index)] == expected, (index, name)
     assert_nothing_leaked(ran)
 
@@ -133,7 +133,7 @@ def test_bfloat16_logits_are_near_the_float32_ones(zoo: Zoo, oracle: Oracle) -> 
     """
     peft = Oracle(zoo, torch.bfloat16)
     for name, found, expected in _logits(zoo, oracle, "bfloat16"):
-        same = peft.logits(prompt_of(5, 24, zoo.config.vocab), name)[10:]
+        same = peft.logits(prompt_of(5, 24, zoo.config.shape.vocab), name)[10:]
         error, theirs = (float((logits - expected).norm() / expected.norm()) for logits in (found, same))
         assert error < max(2e-2, 1.33 * theirs), (name, error, theirs)
 
@@ -141,11 +141,11 @@ def test_bfloat16_logits_are_near_the_float32_ones(zoo: Zoo, oracle: Oracle) -> 
 def _logits(zoo: Zoo, oracle: Oracle, dtype: str) -> Iterator[tuple[str | None, torch.Tensor, torch.Tensor]]:
     """For base and every adapter: its name, our logits of the second chunk of a prompt, and the oracle's."""
     machine = zoo.machine(EngineConfig(max_loras=5, max_lora_rank=8, num_gpu_blocks=32, block_size=4), dtype)
-    slots = LoRASlots(lora_shapes(machine.model), 5, 8, machine.model.dtype)
+    slots = LoRASlots(LoRAShapes(machine.model.shape), 5, 8, machine.model.dtype)
     for slot, name in enumerate(zoo.files):
         slots.write(slot, machine.read(name))
     lora, kv, tables = CPULoRA(slots), machine.model.new_cache(32, 4), BlockTables(32, 4)
-    prompt = prompt_of(5, 24, zoo.config.vocab)
+    prompt = prompt_of(5, 24, zoo.config.shape.vocab)
     for slot, name in enumerate((None, *zoo.files), -1):
         row = np.array([tables.grow("it", len(prompt))])
         for start, end in ((0, 10), (10, 24)):

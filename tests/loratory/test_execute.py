@@ -20,7 +20,7 @@ from loratory.cli.main import main
 from loratory.errors import InputError
 from loratory.executor import profiler
 from loratory.executor.profiler import LEAST_PHASES
-from loratory.executor.random_checkpoint import hugging_face_config, random_checkpoint, shape
+from loratory.executor.random_checkpoint import hugging_face_config, model_config, random_checkpoint
 from loratory.experiment.calibrate import Plan, calibrate
 from loratory.experiment.replay import replay_folder
 from loratory.policies.fifo import Fifo
@@ -69,7 +69,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scenario file with a tiny model's config beside it."""
     folder = tmp_path_factory.mktemp("scenario")
-    (folder / "config.json").write_text(json.dumps(hugging_face_config(shape("tiny-llama"))))
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(model_config("tiny-llama"))))
     path = folder / "tiny.yaml"
     path.write_text(SCENARIO.replace("MODEL", str(folder / "config.json")))
     return path
@@ -238,7 +238,7 @@ class Clock:
     def __init__(self, slowdown: float) -> None:
         self.at, self.slowdown = 0.0, slowdown
         self.model = self
-        self.config = self
+        self.shape = self
         self.vocab = 100
 
     def perf_counter(self) -> float:
@@ -270,7 +270,7 @@ class Clock:
 
 
 def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario: Path, tmp_path: Path) -> None:
-    checkpoint = random_checkpoint(tmp_path / "model", shape("tiny-llama"), seed=5)
+    checkpoint = random_checkpoint(tmp_path / "model", model_config("tiny-llama"), seed=5)
     code, _, err = quick(
         "run", str(scenario), "--on", "executor", "--policy", "fifo", "--set", f"executor.checkpoint={checkpoint}",
         "--set", "executor.threads=1", "--time-scale", "4", "--out", str(tmp_path / "out"),

@@ -20,7 +20,7 @@ from loratory.adapters.fetch import Intake
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.executor.machine import Machine
-from loratory.executor.random_checkpoint import hugging_face_config, random_adapter, shape
+from loratory.executor.random_checkpoint import hugging_face_config, model_config, random_adapter
 
 SCENARIO = """
 name: identity
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model's config, the adapters sql (two versions) and chat, and a registry of them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORATORY_CACHE", str(tmp_path / "cache"))
-    config = shape("tiny-llama")
+    config = model_config("tiny-llama")
     (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(config)))
     with Registry(tmp_path / "r.db") as registry, AdapterCache(tmp_path / "cache") as cache:
         for seed, folder in enumerate(("sql", "sql-next", "chat"), 1):
@@ -57,7 +57,7 @@ def loratory(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 def swap(home: Path, name: str) -> None:
     """Other weights of the same shape in the same file."""
-    other = random_adapter(home / "other" / name, shape("tiny-llama"), 4, seed=99)
+    other = random_adapter(home / "other" / name, model_config("tiny-llama"), 4, seed=99)
     shutil.copyfile(other / "adapter_model.safetensors", home / name / "adapter_model.safetensors")
 
 
@@ -90,7 +90,7 @@ def record(name: str, number: int, home: Path, **more: Any) -> dict[str, Any]:
 
 
 def widths() -> list[tuple[int, int]]:
-    c = shape("tiny-llama")
+    c = model_config("tiny-llama").shape
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     layer = [(c.hidden, q), (c.hidden, kv), (c.hidden, kv), (q, c.hidden)]
     layer += [(c.hidden, c.intermediate), (c.hidden, c.intermediate), (c.intermediate, c.hidden)]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from adapters_on_disk import BASE, CONFIG, PREFIX, tensors, write
 
-from loratory.adapters.files.base_shapes import BaseShapes
 from loratory.adapters.files.description import AdapterDescription
 from loratory.adapters.files.validation import Limits, describe
 from loratory.errors import InvalidAdapter
+from loratory.models.decoder import read_shape
 
 CASES = Path(__file__).parents[1] / "cases"
 LIMITS = Limits(base=BASE)
@@ -140,7 +140,7 @@ def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["adapter-target-matches-nothing", "adapter-vlm-prefix", "adapter-lm-head"])
 def test_adapters_that_others_serve_are_accepted(case: str) -> None:
     folder = CASES / case
-    found = describe(folder / "adapter", Limits(base=BaseShapes.from_config(folder / "config.json")))
+    found = describe(folder / "adapter", Limits(base=read_shape(folder)))
     modules = json.loads((folder / "adapter" / CONFIG).read_text())["target_modules"]
     assert found.rank == 8 and set(found.target_modules) == {name for name in modules if name[0] != "w"}
     assert len(found.modules) == 2 * len(found.target_modules) - (case == "adapter-lm-head")

@@ -18,11 +18,13 @@ from adapters_on_disk import write as write_adapter
 from corrupt import CORRUPTIONS, Corruption
 
 import loratory.adapters.files.weight_scan
-from loratory.adapters.files.base_shapes import PARENTS
-from loratory.adapters.files.validation import BaseShapes, Limits, describe
+from loratory.adapters.files.validation import Limits, describe
 from loratory.errors import InputError, InvalidAdapter
+from loratory.models.decoder import read_shape, shape_of
+from loratory.models.linear_layers import BLOCKS
+from loratory.models.shape import ModelShape
 
-LIMITS = Limits(16, base=BASE, target_modules=frozenset(PARENTS) - {"o_proj"})
+LIMITS = Limits(16, base=BASE, target_modules=frozenset(BLOCKS) - {"o_proj"})
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -259,11 +261,11 @@ def test_limits_and_shapes_name_what_is_wrong_with_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="target module 'c_attn'"):
         Limits(target_modules=frozenset({"c_attn"}))
     with pytest.raises(InputError, match="hidden is 0"):
-        BaseShapes(0, 1, 1, 1, 1, 1, 1)
+        ModelShape(0, 1, 1, 1, 1, 1, 1)
     with pytest.raises(InputError, match="must be a multiple"):
-        BaseShapes(8, 1, 3, 2, 1, 1, 1)
+        ModelShape(8, 1, 3, 2, 1, 1, 1)
     with pytest.raises(InputError, match="cannot be read"):
-        BaseShapes.from_config(tmp_path / "nowhere.json")
+        read_shape(tmp_path / "nowhere.json")
 
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
@@ -271,19 +273,19 @@ LLAMA |= {"intermediate_size": 128, "vocab_size": 100}
 
 
 def test_shapes_come_from_a_hugging_face_configuration(tmp_path: Path) -> None:
-    expected = BaseShapes(64, 3, 4, 4, 16, 128, 100)
-    assert BaseShapes.from_config(LLAMA) == expected
+    expected = ModelShape(64, 3, 4, 4, 16, 128, 100)
+    assert shape_of(LLAMA, "config.json") == expected
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    assert BaseShapes.from_config(tmp_path) == BaseShapes.from_config(str(tmp_path / "config.json")) == expected
-    qwen = BaseShapes.from_config(LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2})
+    assert read_shape(tmp_path) == read_shape(str(tmp_path / "config.json")) == expected
+    qwen = shape_of(LLAMA | {"model_type": "qwen3", "num_key_value_heads": 2}, "config.json")
     assert (qwen.widths("q_proj"), qwen.widths("v_proj"), qwen.widths("o_proj")) == ((64, 512), (64, 256), (512, 64))
     assert (qwen.widths("up_proj"), qwen.widths("down_proj")) == ((64, 128), (128, 64))
-    with pytest.raises(InputError, match="model_type is 'gpt2'"):
-        BaseShapes.from_config(LLAMA | {"model_type": "gpt2"})
+    with pytest.raises(InputError, match="model_type 'gpt2'"):
+        shape_of(LLAMA | {"model_type": "gpt2"}, "config.json")
     with pytest.raises(InputError, match="num_key_value_heads is None"):
-        BaseShapes.from_config(LLAMA | {"model_type": "mistral"})
+        shape_of(LLAMA | {"model_type": "mistral"}, "config.json")
     with pytest.raises(InputError, match="vocab_size is '100'"):
-        BaseShapes.from_config(LLAMA | {"vocab_size": "100"})
+        shape_of(LLAMA | {"vocab_size": "100"}, "config.json")
 
 
 def test_the_corpus_as_one_folder_leaves_the_valid_ones_alone(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples
 
-from loratory.adapters.files.base_shapes import PARENTS
 from loratory.adapters.files.description import AdapterDescription
 from loratory.adapters.files.peft_patterns import Patterns
 from loratory.adapters.files.validation import Limits, describe
 from loratory.errors import InvalidAdapter
+from loratory.models.linear_layers import BLOCKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Possible (nested|set):FutureWarning")
 
@@ -124,7 +124,7 @@ def test_mutated_configurations_give_a_description_or_a_refusal(fuzzed: Path, ch
     outcome(fuzzed, Limits())
 
 
-PATHS = [f"model.layers.{layer}.{parent}.{name}" for layer in (0, 11) for name, parent in PARENTS.items()]
+PATHS = [f"model.layers.{layer}.{parent}.{name}" for layer in (0, 11) for name, parent in BLOCKS.items()]
 PIECES = st.sampled_from(
     [
         "q_proj",

@@ -27,8 +27,9 @@ from peft.tuners.lora import config as lora_config  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from loratory.adapters.files.peft_fields import HANDLED, IGNORED, REFUSED  # noqa: E402
-from loratory.adapters.files.validation import BaseShapes, Limits, describe  # noqa: E402
+from loratory.adapters.files.validation import Limits, describe  # noqa: E402
 from loratory.errors import InvalidAdapter  # noqa: E402
+from loratory.models.decoder import shape_of  # noqa: E402
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIG = transformers.LlamaConfig(
@@ -56,7 +57,7 @@ def base() -> Iterator[Callable[[], Any]]:
 
 @pytest.fixture(scope="module")
 def limits() -> Limits:
-    return Limits(base=BaseShapes.from_config(CONFIG.to_dict()))
+    return Limits(base=shape_of(CONFIG.to_dict(), "config.json"))
 
 
 def build(model: Any, config: Any, folder: Path, **how: Any) -> Any:

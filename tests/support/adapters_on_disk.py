@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loratory.adapters.files.base_shapes import PARENTS, BaseShapes
+from loratory.models.linear_layers import BLOCKS
+from loratory.models.shape import ModelShape
 
 Tensors = dict[str, NDArray[Any]]
 
-BASE = BaseShapes(hidden=8, layers=2, heads=2, kv_heads=1, head_dim=4, intermediate=12, vocab=32)
+BASE = ModelShape(hidden=8, layers=2, heads=2, kv_heads=1, head_dim=4, intermediate=12, vocab=32)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -43,7 +44,7 @@ def tensors(names: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 2, layers
     for layer in range(layers):
         for name in names:
             width_in, width_out = BASE.widths(name)
-            path = f"{PREFIX}model.layers.{layer}.{PARENTS[name]}.{name}"
+            path = f"{PREFIX}model.layers.{layer}.{BLOCKS[name]}.{name}"
             found[f"{path}.lora_A.weight"] = rng.normal(size=(rank, width_in)).astype(np.float32)
             found[f"{path}.lora_B.weight"] = rng.normal(size=(width_out, rank)).astype(np.float32)
     return found

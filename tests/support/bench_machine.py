@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import BaseShapes, Limits
+from loratory.adapters.files.validation import Limits
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.verified import Verified
 from loratory.executor.drive import Outcome, drive
@@ -22,7 +22,7 @@ from loratory.executor.generation import Generation
 from loratory.executor.machine import Machine
 from loratory.executor.model import Model
 from loratory.executor.model_config import ModelConfig
-from loratory.executor.random_checkpoint import hugging_face_config, random_adapter, random_checkpoint, shape
+from loratory.executor.random_checkpoint import model_config, random_adapter, random_checkpoint
 from loratory.serving.config import EngineConfig
 from loratory.serving.events import Ended
 from loratory.serving.lora import Adapter, LoRARequest
@@ -73,9 +73,9 @@ class Zoo:
     @classmethod
     def make(cls, folder: Path, family: str, variants: Sequence[Mapping[str, Any]] = VARIANTS) -> Zoo:
         """Write it. ``family`` is one of the tiny shapes."""
-        config = shape(f"tiny-{family}")
+        config = model_config(f"tiny-{family}")
         random_checkpoint(folder / "model", config)
-        limits = Limits(base=BaseShapes.from_config(hugging_face_config(config)))
+        limits = Limits(base=config.shape)
         intake = Intake(AdapterCache(folder / "cache"), limits)
         adapters: list[Adapter] = []
         files: dict[str, Verified] = {}
@@ -167,7 +167,7 @@ def run(
         ends[request_id] = (event.status, event.why)
 
     def make(request: Request, output_tokens: int) -> Generation:
-        prompt = prompt_of(int(request.request_id), request.prompt_tokens, machine.model.config.vocab)
+        prompt = prompt_of(int(request.request_id), request.prompt_tokens, machine.model.shape.vocab)
         return Generation(prompt, output_tokens=output_tokens)
 
     executor = machine.executor(adapters, policy, cost, JumpingClock(), sink=sink, on_end=on_end, record=True)

@@ -11,8 +11,10 @@ import lora_worlds
 import peft_files
 import torch
 
-from loratory.executor.lora import LINEAR_MODULES, LoRAShapes, LoRASlots
+from loratory.executor.lora import LoRAShapes, LoRASlots
 from loratory.executor.lora.cuda import CUDALoRA, Launch
+from loratory.models.linear_layers import LINEAR_MODULES
+from loratory.models.shape import ModelShape
 
 MIXED = [2, -1, 0, 2, 1, -1, 2, 0, 2]
 SMALL = Launch(block_m=16, block_r=16, block_k=16, block_n=16, splits=2)
@@ -32,7 +34,7 @@ CASES = [
 def main(dtype: torch.dtype) -> int:
     """All cases; the number that held."""
     for number, (targets, max_rank, ranks, slot_of, launch) in enumerate(CASES):
-        model = LoRAShapes(20, 2, 1, 12, 36, 1, targets, vocab=50)
+        model = LoRAShapes(ModelShape(20, 1, 2, 1, 12, 36, 50), targets)
         world = lora_worlds.World(model, LoRASlots(model, 3, max_rank, dtype))
         for slot, rank in enumerate(ranks):
             if rank:

@@ -11,7 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loratory.executor.lora import TARGETS, HostAdapter, LoRAShapes, LoRASlots
+from loratory.executor.lora import HostAdapter, LoRAShapes, LoRASlots
+from loratory.models.linear_layers import TARGETS
+from loratory.models.shape import ModelShape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -78,23 +80,23 @@ def host(drawn: Drawn, shapes: LoRAShapes, dtype: torch.dtype, folder: Path) -> 
 def shapes(draw: st.DrawFn) -> LoRAShapes:
     """Small models, any target set; widths are odd at times, so that no form may count on alignment."""
     heads = draw(st.sampled_from([1, 2, 4]))
-    return LoRAShapes(
+    model = ModelShape(
         hidden=draw(st.sampled_from([8, 16, 20, 32])),
         heads=heads,
         kv_heads=draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0])),
         head_dim=draw(st.sampled_from([4, 8, 16])),
         intermediate=draw(st.sampled_from([9, 16, 48])),
         layers=draw(st.integers(1, 2)),
-        target_modules=tuple(draw(st.sets(st.sampled_from(TARGETS), min_size=1))),
         vocab=draw(st.sampled_from([24, 37])),
     )
+    return LoRAShapes(model, tuple(draw(st.sets(st.sampled_from(TARGETS), min_size=1))))
 
 
 @st.composite
 def adapters(draw: st.DrawFn, model: LoRAShapes, max_rank: int) -> Drawn:
     """An adapter on a subset of the target modules and layers: one rank for all, or a rank pattern."""
     rank = draw(st.integers(1, max_rank))
-    pairs = [(layer, module) for module in model.target_modules for layer in range(model.count(module))]
+    pairs = [(layer, module) for module in model.target_modules for layer in range(model.model.count(module))]
     kept = pairs if draw(st.booleans()) else draw(st.lists(st.sampled_from(pairs), min_size=1, unique=True))
     pattern = draw(st.booleans())
     ranks = {pair: draw(st.integers(1, rank)) if pattern else rank for pair in kept}

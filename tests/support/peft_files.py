@@ -17,16 +17,15 @@ from loratory.adapters.files.digest import begin_digest, digest_text
 from loratory.adapters.files.safetensors_header import read_header
 from loratory.adapters.sources.source import Source
 from loratory.adapters.verified import Verified
-from loratory.executor.lora.shapes import HEAD, LINEAR_MODULES, LoRAShapes
-
-_BLOCK = {module: "self_attn" if module[0] in "qkvo" else "mlp" for module in LINEAR_MODULES}
+from loratory.executor.lora.shapes import LoRAShapes
+from loratory.models.linear_layers import BLOCKS, HEAD
 
 
 def path_of(layer: int, module: str) -> str:
     """The name of a linear layer in the base model."""
     if module == HEAD:
         return HEAD
-    return f"model.layers.{layer}.{_BLOCK[module]}.{module}"
+    return f"model.layers.{layer}.{BLOCKS[module]}.{module}"
 
 
 def random_tensors(shapes: LoRAShapes, ranks: Mapping[tuple[int, str], int], seed: int) -> dict[str, Tensor]:
@@ -34,7 +33,7 @@ def random_tensors(shapes: LoRAShapes, ranks: Mapping[tuple[int, str], int], see
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for (layer, module), rank in ranks.items():
-        width_in, width_out = shapes.width(module)
+        width_in, width_out = shapes.model.widths(module)
         key = f"base_model.model.{path_of(layer, module)}"
         tensors[f"{key}.lora_A.weight"] = torch.randn(rank, width_in, generator=generator) / math.sqrt(width_in)
         tensors[f"{key}.lora_B.weight"] = torch.randn(width_out, rank, generator=generator)
@@ -47,7 +46,7 @@ def describe(
     """The description of an adapter with those ranks and scalings."""
     modules = []
     for (layer, module), rank in ranks.items():
-        key, (width_in, width_out) = f"base_model.model.{path_of(layer, module)}", shapes.width(module)
+        key, (width_in, width_out) = f"base_model.model.{path_of(layer, module)}", shapes.model.widths(module)
         modules.append(
             LoRAModule(
                 path=path_of(layer, module),

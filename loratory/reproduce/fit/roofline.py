@@ -70,7 +70,7 @@ def fit(without: str | None = None) -> Constants:
     left: dict[str, list[float]] = {}
     for card in decode:
         rest = known["decode", card, 1] - Figure("decode", card, 1, 0.0).predicted_s(bare)
-        left.setdefault(_ARCHITECTURE[card], []).append(rest / model("llama-3.1-8b").layers)
+        left.setdefault(_ARCHITECTURE[card], []).append(rest / model("llama-3.1-8b").shape.layers)
     return Constants(memory, compute, attention, {name: _mean(rests) for name, rests in left.items()})
 
 

@@ -99,7 +99,7 @@ def a100(small: Constants) -> Constants:
     seven, thirteen = model("llama-2-7b"), model("llama-2-13b")
     slower = gpu("a10g").memory_bytes_per_s / gpu("a100-80gb").memory_bytes_per_s
     bytes_ = thirteen.kv_bytes_per_token() / seven.kv_bytes_per_token()
-    layers = (thirteen.layers * thirteen.hidden**2) / (seven.layers * seven.hidden**2)
+    layers = (thirteen.shape.layers * thirteen.shape.hidden**2) / (seven.shape.layers * seven.shape.hidden**2)
     one, many, most = A100_LINEAR_7B_S.items()
     fixed = {
         "decode_base_s": one[1] * layers,

@@ -16,13 +16,14 @@ from loratory.errors import InputError
 from loratory.executor.lora import FormCosts, LoRAShapes, LoRASlots
 from loratory.executor.lora.choice import choose
 from loratory.executor.lora.load import FORMS, Load, Widths, Work, runs_of
+from loratory.models.shape import ModelShape
 
-MODEL = LoRAShapes(512, 8, 4, 64, 1376, 8)
+MODEL = LoRAShapes(ModelShape(512, 8, 8, 4, 64, 1376, 32000))
 
 
 def slots(max_loras: int, rank: int, dtype: torch.dtype) -> LoRASlots:
     """Slots that say they are full."""
-    made = LoRASlots(LoRAShapes(8, 1, 1, 8, 8, 1), max_loras, rank, dtype)
+    made = LoRASlots(LoRAShapes(ModelShape(8, 1, 1, 1, 8, 8, 32)), max_loras, rank, dtype)
     made.ranks[:] = [rank] * max_loras
     return made
 

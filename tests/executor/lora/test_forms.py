@@ -13,6 +13,7 @@ from loratory.errors import InputError
 from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
 from loratory.executor.lora.forms import grouped_rank
 from loratory.executor.lora.load import FORMS
+from loratory.models.shape import ModelShape
 
 ALL = (*FORMS, "runs", None)
 _INTEGER = {4: torch.int32, 2: torch.int16}
@@ -40,7 +41,7 @@ def run(form: str | None, world: lora_worlds.World, slot_of: list[int], seed: in
     lora = CPULoRA(world.slots, form)
     lora.begin(torch.tensor(slot_of))
     found = {}
-    for layer in range(world.shapes.layers):
+    for layer in range(world.shapes.model.layers):
         for name, (y, x) in inputs(world, len(slot_of), seed).items():
             if layer < world.slots.groups[name].group.layers:
                 lora.add(y, x, layer, name)
@@ -85,7 +86,7 @@ def test_a_base_row_keeps_every_bit(form: str | None, data: st.DataObject) -> No
 @pytest.mark.parametrize("form", ALL)
 @pytest.mark.parametrize("dtype", lora_worlds.DTYPES, ids=str)
 def test_an_adapter_that_overflows_spoils_its_own_rows_only(form: str | None, dtype: torch.dtype) -> None:
-    model = LoRAShapes(16, 2, 1, 8, 16, 1)
+    model = LoRAShapes(ModelShape(16, 1, 2, 1, 8, 16, 32))
     slots = LoRASlots(model, 3, 8, dtype)
     for stack in slots.groups.values():
         stack.a.normal_(generator=torch.Generator().manual_seed(1))
@@ -134,7 +135,7 @@ def test_a_plan_follows_batches_and_slots(data: st.DataObject) -> None:
 
 def test_columns_of_a_wider_tensor_are_written_in_place() -> None:
     """A model may hand in a slice: what lies beside it stays."""
-    model = LoRAShapes(16, 2, 1, 8, 16, 1, ("k_proj", "down_proj"))
+    model = LoRAShapes(ModelShape(16, 1, 2, 1, 8, 16, 32), ("k_proj", "down_proj"))
     slots = LoRASlots(model, 2, 4, torch.float32)
     for stack in slots.groups.values():
         stack.a.normal_(generator=torch.Generator().manual_seed(1))
@@ -153,4 +154,4 @@ def test_columns_of_a_wider_tensor_are_written_in_place() -> None:
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(InputError, match=r"no LoRA form 'fast': use one of masked, .*runs"):
-        CPULoRA(LoRASlots(LoRAShapes(8, 1, 1, 8, 8, 1), 1, 1, torch.float32), "fast")
+        CPULoRA(LoRASlots(LoRAShapes(ModelShape(8, 1, 1, 1, 8, 8, 32)), 1, 1, torch.float32), "fast")

@@ -17,16 +17,19 @@ from torch import Tensor
 
 from loratory.adapters.files.description import AdapterDescription
 from loratory.errors import InputError
-from loratory.executor.lora import LINEAR_MODULES, CPULoRA, HostAdapter, LoRAShapes, LoRASlots
+from loratory.executor.lora import CPULoRA, HostAdapter, LoRAShapes, LoRASlots
+from loratory.models.decoder import shape_of
+from loratory.models.linear_layers import LINEAR_MODULES
+from loratory.models.shape import ModelShape
 
-MODEL = LoRAShapes(16, 4, 2, 4, 24, 2)
+MODEL = LoRAShapes(ModelShape(16, 2, 4, 2, 4, 24, 32))
 
 
 @given(lora_worlds.shapes(), st.integers(1, 4), st.integers(1, 16), st.sampled_from(lora_worlds.DTYPES))
 def test_slots_take_exactly_what_the_memory_model_counts(
     model: LoRAShapes, max_loras: int, rank: int, dtype: torch.dtype
 ) -> None:
-    widths = sum(model.count(module) * sum(model.width(module)) for module in model.target_modules)
+    widths = sum(model.model.count(module) * sum(model.model.widths(module)) for module in model.target_modules)
     slots = LoRASlots(model, max_loras, rank, dtype)
     assert slots.bytes == max_loras * rank * widths * dtype.itemsize
     whole = LoRASlots(replace(model, target_modules=LINEAR_MODULES), 1, 1, dtype, target_modules=model.target_modules)
@@ -39,7 +42,7 @@ def test_a_host_adapter_has_exactly_its_numbers(data: st.DataObject) -> None:
     drawn, dtype = data.draw(lora_worlds.adapters(model, 6)), data.draw(st.sampled_from(lora_worlds.DTYPES))
     with tempfile.TemporaryDirectory() as folder:
         adapter = lora_worlds.host(drawn, model, dtype, Path(folder))
-    assert adapter.bytes == dtype.itemsize * sum(r * sum(model.width(m)) for (_, m), r in drawn.ranks.items())
+    assert adapter.bytes == dtype.itemsize * sum(r * sum(model.model.widths(m)) for (_, m), r in drawn.ranks.items())
     assert adapter.rank == max(drawn.ranks.values())
     assert adapter.buffer.is_contiguous() and bool(torch.isfinite(adapter.buffer).all())
 
@@ -60,7 +63,7 @@ def test_a_slot_holds_what_was_written_last_and_zeros(data: st.DataObject) -> No
 
 def one(rank: int = 4, seed: int = 0) -> tuple[AdapterDescription, dict[str, Tensor]]:
     """An adapter on everything."""
-    ranks = {(layer, module): rank for layer in range(MODEL.layers) for module in LINEAR_MODULES}
+    ranks = {(layer, module): rank for layer in range(MODEL.model.layers) for module in LINEAR_MODULES}
     described = peft_files.describe(MODEL, ranks, dict.fromkeys(ranks, 2.0))
     return described, peft_files.random_tensors(MODEL, ranks, seed)
 
@@ -100,8 +103,8 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     files = peft_files.verified(peft_files.write(tmp_path, tensors), described)
     for model, message in (
         (replace(MODEL, target_modules=("q_proj",)), "add k_proj to target_modules"),
-        (replace(MODEL, layers=1), "layer 1, but the model has 1 layers"),
-        (replace(MODEL, intermediate=32), "16 -> 24 wide, but the model's is 16 -> 32"),
+        (LoRAShapes(replace(MODEL.model, layers=1)), "layer 1, but the model has 1 layers"),
+        (LoRAShapes(replace(MODEL.model, intermediate=32)), "16 -> 24 wide, but the model's is 16 -> 32"),
     ):
         with pytest.raises(InputError, match=message):
             HostAdapter.load(files, model, torch.float32)
@@ -115,12 +118,14 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_bad_shapes_are_refused() -> None:
-    with pytest.raises(InputError, match="'lm_head' is no linear layer"):
-        replace(MODEL, target_modules=("lm_head",))
+    with pytest.raises(InputError, match="'c_attn' is no linear layer"):
+        replace(MODEL, target_modules=("c_attn",))
     with pytest.raises(InputError, match="no LoRA target module"):
         replace(MODEL, target_modules=())
-    with pytest.raises(InputError, match="layers of the model is 0"):
-        replace(MODEL, layers=0)
+    with pytest.raises(InputError, match="the base model's layers is 0"):
+        replace(MODEL.model, layers=0)
+    with pytest.raises(InputError, match="the base model's vocab is 0"):
+        replace(MODEL.model, vocab=0)
     with pytest.raises(InputError, match="max_loras is 0"):
         LoRASlots(MODEL, 0, 8, torch.float32)
 
@@ -152,7 +157,7 @@ def test_peft_computes_the_same(tmp_path: Path, options: dict[str, bool]) -> Non
     )
     model = peft.get_peft_model(transformers.LlamaForCausalLM(config), lora).eval()
     model.save_pretrained(str(tmp_path))
-    shapes = LoRAShapes.of(config)
+    shapes = LoRAShapes(shape_of(config.to_dict(), "config.json"))
     assert shapes == MODEL
     described = peft_files.describe_peft(tmp_path, shapes)
     slots = LoRASlots(shapes, 2, 8, torch.float32)
@@ -160,7 +165,7 @@ def test_peft_computes_the_same(tmp_path: Path, options: dict[str, bool]) -> Non
     cpu = CPULoRA(slots, "masked")
     cpu.begin(torch.tensor([1, -1, 1]))
     for name, stack in slots.groups.items():
-        for layer in range(shapes.layers):
+        for layer in range(shapes.model.layers):
             x = torch.randn(3, stack.group.in_features)
             block = model.base_model.model.model.layers[layer]
             owner = block.self_attn if name in ("qkv", "o") else block.mlp

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from loratory.errors import InputError
-from loratory.sim.catalogue import DTYPE_BYTES, LORA_MODULES, gpu, gpu_names, model, model_names, resolve_targets
+from loratory.models.linear_layers import LINEAR_MODULES
+from loratory.sim.catalogue import DTYPE_BYTES, gpu, gpu_names, model, model_names, resolve_targets
 
 PUBLISHED_PARAMETERS = {
     "llama-2-7b": 6_738_415_616,
@@ -28,12 +29,12 @@ PROMISED_GPUS = {"a10g", "l4", "l40s", "a100-40gb", "a100-80gb", "h100-80gb", "h
 def test_every_promised_name_is_there() -> None:
     assert set(gpu_names()) >= PROMISED_GPUS
     assert {*PUBLISHED_PARAMETERS, "llama-56m"} == set(model_names())
-    assert model("llama-56m").parameter_count == 55_976_448  # the model of scenarios/published/llama-56m
+    assert model("llama-56m").shape.parameter_count == 55_976_448  # the model of scenarios/published/llama-56m
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
 def test_parameter_counts(name: str) -> None:
-    assert model(name).parameter_count == PUBLISHED_PARAMETERS[name]
+    assert model(name).shape.parameter_count == PUBLISHED_PARAMETERS[name]
 
 
 def test_every_entry_names_its_source() -> None:
@@ -112,7 +113,7 @@ def test_unknown_names_get_the_nearest(call: object, message: str) -> None:
 
 
 def test_target_modules_are_canonical() -> None:
-    assert resolve_targets("all-linear") == LORA_MODULES
+    assert resolve_targets("all-linear") == LINEAR_MODULES
     assert resolve_targets(["v", "q_proj", "v_proj"]) == ("q_proj", "v_proj")
     assert resolve_targets([]) == ()
     assert resolve_targets(["lm_head", "v"]) == ("v_proj", "lm_head")
@@ -121,7 +122,7 @@ def test_target_modules_are_canonical() -> None:
 def test_an_output_head_is_one_module_whatever_the_layers() -> None:
     spec = model("llama-3.1-8b")
     head = spec.adapter_bytes(16, ["q", "lm_head"]) - spec.adapter_bytes(16, ["q"])
-    assert head == spec.adapter_bytes(16, ["lm_head"]) == 2 * 16 * (spec.hidden + spec.vocab)
+    assert head == spec.adapter_bytes(16, ["lm_head"]) == 2 * 16 * (spec.shape.hidden + spec.shape.vocab)
     assert spec.slot_bytes(16, ["lm_head"], tp=4) == head
 
 
@@ -147,14 +148,14 @@ def test_a_hugging_face_config_by_file_and_by_folder(tmp_path: Path) -> None:
     spec = model(folder)
     assert spec == model(str(folder / "config.json"))
     assert spec.name == "Qwen3-0.6B"
-    assert spec.parameter_count == 596_049_920  # Qwen/Qwen3-0.6B's safetensors, the tied head counted once
-    assert spec.q_size == 2048 != spec.hidden
+    assert spec.shape.parameter_count == 596_049_920  # Qwen/Qwen3-0.6B's safetensors, the tied head counted once
+    assert spec.shape.q_width == 2048 != spec.shape.hidden
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "is of type 'gpt2', which Loratory does not model: use one of llama"),
+        ({"model_type": "gpt2"}, "has model_type 'gpt2', which Loratory does not model: use one of llama"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_key_value_heads": 3}, "do not share 3 KV heads"),
