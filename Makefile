@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := results/quickstart
 JOBS ?= 2
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint docs slow clean
 
 demo: $(VENV)/.run
 	$(BIN)/loratory run quickstart --out $(OUT)
@@ -21,6 +21,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: build/site/index.html"
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -32,5 +36,9 @@ $(VENV)/.test: $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build results .pytest_cache .mypy_cache .ruff_cache

@@ -1,17 +1,31 @@
-"""One thread for PyTorch, and the tiny models of the executor's tests."""
+"""One thread for PyTorch, and tiny models. Without torch, every module of this folder is skipped."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-pytest.importorskip("torch", reason="the executor needs torch")
-
-import torch
-from bench_machine import Oracle, Zoo
+if find_spec("torch"):
+    import torch
+    from bench_machine import Oracle, Zoo
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class NeedsTorch(pytest.Module):
+    """A module whose tests need torch, where there is none: it is skipped before it is imported."""
+
+    def collect(self) -> NoReturn:
+        """Skips."""
+        pytest.skip("the executor needs torch", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Without torch, every module of this folder is skipped; otherwise pytest makes the module."""
+    return None if find_spec("torch") else NeedsTorch.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

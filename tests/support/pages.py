@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md")
+PAGES = (*(ROOT / page for page in TOP), *sorted((ROOT / "docs").glob("*.md")))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch", reason="the executor needs torch")
-
-import torch
-
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
