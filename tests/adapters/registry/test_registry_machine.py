@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from registrar import description
+from registry_process import description
 from schemas import own_schema
 
 from loratory.adapters.record import Registration

@@ -19,7 +19,7 @@ from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.sources.remote import Limits, RemoteFile, Reply, SourceError
 from loratory.adapters.sources.source import fetch, parse_source
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = Limits(attempts=2, retry_wait_s=0)
 
 CHILD = """

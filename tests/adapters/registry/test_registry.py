@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from registrar import description
+from registry_process import description
 from sqlalchemy import create_engine, text
 
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
@@ -24,7 +24,7 @@ from loratory.adapters.registry.registry import IdMeaning, Registry
 from loratory.errors import InputError
 from loratory.serving.lora import LoRARequest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 

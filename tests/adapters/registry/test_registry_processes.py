@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from registrar import description
+from registry_process import description
 
 from loratory.adapters.registry.check import problems
 from loratory.adapters.registry.registry import Registry
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORKERS = 8
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "tests" / "support" / "registrar.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "registry_process.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "random"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)

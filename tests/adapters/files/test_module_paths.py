@@ -18,7 +18,7 @@ from loratory.adapters.files.validation import Limits, describe
 from loratory.errors import InvalidAdapter
 from loratory.models.decoder import read_shape
 
-CASES = Path(__file__).parents[1] / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 LIMITS = Limits(base=BASE)
 PLAIN = f"{PREFIX}model.layers."
 
