@@ -23,6 +23,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
     "bench/README.md": "speed.md",
+    "examples/README.md": "examples.md",
 }
 """Pages of the tree outside docs/, by path, and what the site calls them."""
 
@@ -69,4 +70,4 @@ def _in_tree(file: File, target: str) -> str | None:
 
 def _copied(path: str) -> str:
     """Where the site has a file of code: as text, which a browser shows."""
-    return f"source/{path}" + ("" if path.endswith((".svg", ".png", ".txt")) else ".txt")
+    return f"source/{path}" + ("" if path.endswith((".svg", ".png", ".txt", ".ipynb")) else ".txt")

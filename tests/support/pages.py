@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md")
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "examples/README.md")
 PAGES = (*(ROOT / page for page in TOP), *sorted((ROOT / "docs").glob("*.md")))
 
 
