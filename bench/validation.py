@@ -116,9 +116,9 @@ def write(page: Path, profile: str, found: list[tuple[str, Agreement, float]]) -
         "",
         f"Machine: {machine.get('device_name')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
         f"torch {used.versions.get('torch')}, {machine.get('dtype')}.",
-        f"Profile `{used.name}` of {used.created}: {used.samples} steps, held-out error of a step "
-        f"{used.held_out.median:.1%} (median), of their sum {used.held_out.total:+.1%}; equal steps differ by "
-        f"{used.noise or 0:.1%} (median).",
+        f"Profile `{used.name}` of {used.created}: {used.samples} steps. Of its held-out steps, the median error is "
+        f"{used.held_out.median:.1%} and the error of their sum {used.held_out.total:+.1%}. Repeats of one step differ "
+        f"by {used.noise or 0:.1%} (median).",
     ]
     for name, agreed, load in found:
         heads, rows = agreed.table()

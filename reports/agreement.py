@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from loratory.errors import InputError
 from loratory.reports.compare import load_runs, number
@@ -23,9 +23,9 @@ LIMITS: Mapping[str, float] = {
 }
 """Relative errors a calibrated simulation is held to on a CPU; on a GPU half of each. Other metrics have none."""
 
-UNDECIDED = "not decidable (noise exceeds the limit)"
+UNDECIDED: Final = "not decidable (2 x noise > limit)"
 
-Verdict = Literal["yes", "no", "not decidable (noise exceeds the limit)"]
+Verdict = Literal["yes", "no", "not decidable (2 x noise > limit)"]
 
 ALSO: tuple[str, ...] = ("tpot_s.mean", "itl_s.mean", "queue_s.mean", "adapters.loads", "adapters.hit_rate")
 """Metrics shown without a limit."""
@@ -58,7 +58,7 @@ class Agreed:
             return None
         noise = 2 * (self.noise or 0.0)
         if noise > self.limit and abs(self.error) <= noise:
-            return "not decidable (noise exceeds the limit)"
+            return UNDECIDED
         return "yes" if abs(self.error) <= self.limit else "no"
 
 
