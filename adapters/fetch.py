@@ -1,4 +1,4 @@
-"""Intake: fetches and validates adapters; says what a registry is told, and whether one is what its record says."""
+"""AdapterFetcher: fetches an adapter from its source, validates it, and compares it with what was registered."""
 
 from __future__ import annotations
 
@@ -7,41 +7,44 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from loratory.adapters.files.validation import Limits, describe
+from loratory.adapters.files.validation import FileLimits, validate
 from loratory.adapters.record import AdapterRecord, Registration, check_name
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.source import Source, fetch, parse_source
-from loratory.adapters.verified import Fetched, Verified
+from loratory.adapters.sources.source import AdapterSource, fetch, parse_source
+from loratory.adapters.verified import FetchedAdapter, VerifiedAdapter
 from loratory.errors import InputError, InvalidAdapter, RefusedAdapter
 
 
-class Intake:
-    """The one way an adapter comes in: from its source through the cache past the limits. Safe for several threads."""
+class AdapterFetcher:
+    """Fetches adapters from their sources through a cache and validates them. Every adapter comes in through here.
 
-    def __init__(self, cache: AdapterCache, limits: Limits | None = None) -> None:
+    Safe for several threads.
+    """
+
+    def __init__(self, cache: AdapterCache, limits: FileLimits | None = None) -> None:
         self.cache = cache
-        self.limits = limits or Limits()
+        self.limits = limits or FileLimits()
 
-    def fetch(self, source: Source, *, revalidate: bool = True) -> Fetched:
-        """The source's adapter, fetched and validated. Raises `InputError`; then nothing stays leased.
+    def fetch(self, source: AdapterSource, *, revalidate: bool = True) -> FetchedAdapter:
+        """The source's adapter, fetched and validated. Nothing stays leased if it raises `InputError`.
 
         ``revalidate=False`` takes what the cache fetched last without asking the source whether it has changed. A copy
-        in the cache that rotted until it was no adapter any more is dropped and fetched again.
+        in the cache that has been damaged on disk is dropped and fetched again.
         """
         folder = fetch(source, self.cache, revalidate=revalidate)
         found = None
         try:
-            found = Fetched(source, folder, describe(folder, self.limits))
+            found = FetchedAdapter(source, folder, validate(folder, self.limits))
         except InvalidAdapter as error:
             if source.kind == "local" or not self.cache.verify(only=folder):
-                # Who reads it knows the source, not the folder of the cache it was fetched to.
+                # The user knows the source, not the folder of the cache that it was fetched to.
                 raise InvalidAdapter(str(error).replace(str(folder), str(source).rstrip("/"))) from None
         finally:
             if found is None:
                 self._release(source, folder)
         return found or self.fetch(source, revalidate=revalidate)
 
-    def release(self, fetched: Fetched | Verified) -> None:
+    def release(self, fetched: FetchedAdapter | VerifiedAdapter) -> None:
         """Lets the cache evict the folder again."""
         self._release(fetched.source, fetched.folder)
 
@@ -55,7 +58,7 @@ class Intake:
         lora_int_id: int | None = None,
         new_version: bool = False,
     ) -> Registration:
-        """What to tell a registry of the adapter at ``source``, once it has been fetched and found valid.
+        """The `Registration` of the adapter at ``source``, once it has been fetched and found valid.
 
         A local folder is registered by its absolute path, since a registry is read from any working folder.
         """
@@ -65,16 +68,16 @@ class Intake:
         text = str(found.source)
         return Registration(name, text, found.description, tenant, dict(labels or {}), lora_int_id, new_version)
 
-    def fetch_record(self, record: AdapterRecord, *, revalidate: bool = False) -> Verified:
+    def fetch_record(self, record: AdapterRecord, *, revalidate: bool = False) -> VerifiedAdapter:
         """The adapter of a record, if its content is the one that was registered: see `verified`."""
         return self.verified(record.ref, record.source, record.digest, revalidate=revalidate)
 
-    def verified(self, ref: str, source: str, digest: str | None, *, revalidate: bool = False) -> Verified:
-        """The adapter at ``source``, if its content has the ``digest``; leased like `fetch`. ``ref`` is its name.
+    def verified(self, ref: str, source: str, digest: str | None, *, revalidate: bool = False) -> VerifiedAdapter:
+        """The adapter at ``source``, if its content has the ``digest``; leased as by `fetch`. ``ref`` is its name.
 
         Without ``revalidate`` a copy in the cache that has the digest is enough, whatever the source holds by now. A
-        copy that rotted on disk is dropped and fetched again. Without a digest, the content that is read now is what
-        `Verified.digest` stands for from here on. Raises `RefusedAdapter`.
+        copy that has been damaged on disk is dropped and fetched again. Without a digest, `VerifiedAdapter.digest` is
+        that of the content read now. Raises `RefusedAdapter`.
         """
         try:
             found = self._found(absolute(source), digest, revalidate)
@@ -82,13 +85,13 @@ class Intake:
             raise RefusedAdapter(f"adapter {ref!r} is refused: {error}") from error
         try:
             held = found.description.digest if digest is None else digest
-            return Verified(ref, found.source, found.folder, found.description, held)
+            return VerifiedAdapter(ref, found.source, found.folder, found.description, held)
         except RefusedAdapter:
             self.release(found)
             raise
 
-    def _found(self, source: Source, digest: str | None, revalidate: bool) -> Fetched:
-        """The adapter at ``source``, with the ``digest`` if that can be had."""
+    def _found(self, source: AdapterSource, digest: str | None, revalidate: bool) -> FetchedAdapter:
+        """The adapter at ``source``, with the ``digest`` if cache or source has it."""
         if source.kind == "local":
             return self.fetch(source)
         if not revalidate and (found := self._cached(source, digest)):
@@ -99,7 +102,7 @@ class Intake:
             found = self.fetch(source)
         return found
 
-    def _cached(self, source: Source, digest: str | None) -> Fetched | None:
+    def _cached(self, source: AdapterSource, digest: str | None) -> FetchedAdapter | None:
         """The copy fetched last, if it has the ``digest``; without one, if it is what was downloaded."""
         try:
             found = self.fetch(source, revalidate=False)
@@ -110,12 +113,12 @@ class Intake:
         self.release(found)
         return None
 
-    def _release(self, source: Source, folder: Path) -> None:
+    def _release(self, source: AdapterSource, folder: Path) -> None:
         if source.kind != "local":
             self.cache.release(folder)
 
 
-def absolute(text: str) -> Source:
+def absolute(text: str) -> AdapterSource:
     """The source a text names, a local folder by its absolute path."""
     source = parse_source(os.path.expanduser(text) if isinstance(text, str) and text.startswith("~") else text)
     return replace(source, path=os.path.abspath(source.path)) if source.kind == "local" else source

@@ -29,27 +29,27 @@ class IdClaim:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-class IdBook(Protocol):
+class IssuedIds(Protocol):
     """What a strategy is told of the ids given so far; all of it belongs to the transaction that adds the adapter."""
 
     def owner(self, lora_int_id: int) -> str | None:
         """``name@version`` of the adapter, removed ones included, that has the id; None when it is free."""
 
     def next_id(self) -> int:
-        """The next number of the book's counter, which starts at 1 and never gives a number twice."""
+        """The next number of the issued's counter, which starts at 1 and never gives a number twice."""
 
     def code(self, kind: str, word: str) -> int:
         """The code of a word in the code book of a kind: the one it has, or the lowest that none has, from 0."""
 
 
 class IdStrategy(Protocol):
-    """Gives ids to adapters. Must depend on nothing but the claim and the book, so that any process decides alike."""
+    """Gives ids to adapters. Must depend on nothing but the claim and the issued, so that any process decides alike."""
 
     @property
     def name(self) -> str:
         """What a registry stores, and `id_strategy` finds it by."""
 
-    def assign(self, claim: IdClaim, book: IdBook) -> int:
+    def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
         """A free id in 1..MAX_ID. Raises `InputError` when there is none for this claim."""
 
 
@@ -59,11 +59,11 @@ class SequentialIds:
 
     name: str = "sequential"
 
-    def assign(self, claim: IdClaim, book: IdBook) -> int:
-        """The next number of the book's counter that is free."""
+    def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
+        """The next number of the issued's counter that is free."""
         _unasked(self.name, claim)
-        while (number := book.next_id()) <= MAX_ID:
-            if book.owner(number) is None:
+        while (number := issued.next_id()) <= MAX_ID:
+            if issued.owner(number) is None:
                 return number
         raise InputError(f"all ids up to {MAX_ID} are given: register further adapters in a new registry")
 
@@ -78,11 +78,11 @@ class HashIds:
 
     name: str = "hash"
 
-    def assign(self, claim: IdClaim, book: IdBook) -> int:
+    def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
         """The id of the lowest round that is free."""
         _unasked(self.name, claim)
         tried = 0
-        while book.owner(number := self.candidate(claim.source, claim.digest, tried)) is not None:
+        while issued.owner(number := self.candidate(claim.source, claim.digest, tried)) is not None:
             tried += 1
         return number
 
@@ -106,7 +106,7 @@ class UserIds:
 
     name: str = "user"
 
-    def assign(self, claim: IdClaim, book: IdBook) -> int:
+    def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
         """The id asked for. Raises `InputError` when none is asked for, it is out of range, or it is another's."""
         number = claim.lora_int_id
         if number is None:
@@ -118,7 +118,7 @@ class UserIds:
             raise InputError(
                 f"lora_int_id of adapter {claim.name!r} is {number!r}: give a whole number from 1 to {MAX_ID}"
             )
-        if (owner := book.owner(number)) is not None:
+        if (owner := issued.owner(number)) is not None:
             raise InputError(
                 f"lora_int_id {number} was given to adapter {owner!r} and is never given again: choose another for "
                 f"{claim.name!r}"
@@ -144,7 +144,7 @@ class SemanticIds:
 
     name: str = "semantic"
 
-    def assign(self, claim: IdClaim, book: IdBook) -> int:
+    def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
         """The id that says task, domain and version. Raises `InputError` when a label lacks, a field overflows, or
         another adapter has the same three."""
         _unasked(self.name, claim)
@@ -156,8 +156,8 @@ class SemanticIds:
                 )
             words.append(word)
         task, domain = words
-        number = self.encode(SemanticId(book.code("task", task), book.code("domain", domain), claim.version))
-        if (owner := book.owner(number)) is not None:
+        number = self.encode(SemanticId(issued.code("task", task), issued.code("domain", domain), claim.version))
+        if (owner := issued.owner(number)) is not None:
             raise InputError(
                 f"task {task!r}, domain {domain!r}, version {claim.version} is what the id of adapter {owner!r} says: "
                 f"give {claim.name!r} another task or domain"

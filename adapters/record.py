@@ -18,7 +18,7 @@ MAX_NAME = 200
 MAX_TEXT = 2000
 """Characters in a source, a label's value, or any other text a registry stores."""
 
-Action = Literal["add", "promote", "rollback", "remove"]
+ChangeAction = Literal["add", "promote", "rollback", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Change:
 
     at: datetime
     name: str
-    action: Action
+    action: ChangeAction
     version: int
     default: int | None
 

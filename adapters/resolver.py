@@ -13,14 +13,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loratory.adapters.fetch import Intake, absolute
-from loratory.adapters.files.validation import Limits
+from loratory.adapters.fetch import AdapterFetcher, absolute
+from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.ids import HashIds
 from loratory.adapters.record import split_ref
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.sources.remote import CONFIG
-from loratory.adapters.sources.source import Source, list_source, parse_source
-from loratory.adapters.verified import Fetched, Verified
+from loratory.adapters.sources.source import AdapterSource, list_source, parse_source
+from loratory.adapters.verified import FetchedAdapter, VerifiedAdapter
 from loratory.errors import InputError, LoratoryError, RefusedAdapter, UnknownAdapter
 from loratory.serving.lora import LoRARequest
 
@@ -50,12 +50,12 @@ class RegistryResolver:
         self,
         registry: Registry,
         cache: AdapterCache,
-        limits: Limits | None = None,
+        limits: FileLimits | None = None,
         base_models: Collection[str] = (),
     ) -> None:
         self._registry = registry
         self._base_models = frozenset(base_models)
-        self._leases = _Leases(Intake(cache, limits))
+        self._leases = _Leases(AdapterFetcher(cache, limits))
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """`LoRAResolver.resolve_lora`; the look-up and the download are done in a thread."""
@@ -76,7 +76,7 @@ class RegistryResolver:
         except UnknownAdapter:
             return None
         _check_base(record.ref, record.base_model, base_model_name, self._base_models)
-        found = self._leases.intake.fetch_record(record)
+        found = self._leases.fetcher.fetch_record(record)
         self._leases.keep(record.ref, found)
         return record.lora_request(str(found.folder))
 
@@ -92,7 +92,7 @@ class SourceResolver:
         self,
         prefix: str,
         cache: AdapterCache,
-        limits: Limits | None = None,
+        limits: FileLimits | None = None,
         base_models: Collection[str] = (),
     ) -> None:
         self._local = "://" not in prefix
@@ -100,7 +100,7 @@ class SourceResolver:
         if self._prefix.startswith(("http://", "https://")):
             raise InputError(f"{prefix} cannot be listed, as web servers cannot: register its adapters one by one")
         self._base_models = frozenset(base_models)
-        self._leases = _Leases(Intake(cache, limits))
+        self._leases = _Leases(AdapterFetcher(cache, limits))
         self._ids: dict[int, tuple[str, str]] = {}
         self._mutex = Lock()
 
@@ -116,18 +116,18 @@ class SourceResolver:
         source = self._find(lora_name)
         if source is None:
             return None
-        found = self._leases.intake.fetch(source)
+        found = self._leases.fetcher.fetch(source)
         base_model = found.description.base_model
         try:
             _check_base(lora_name, base_model, base_model_name, self._base_models)
         except RefusedAdapter:
-            self._leases.intake.release(found)
+            self._leases.fetcher.release(found)
             raise
         self._leases.keep(lora_name, found)
         number = self._id(str(source), found.description.digest)
         return LoRARequest(lora_name, number, str(found.folder), base_model)
 
-    def _find(self, lora_name: str) -> Source | None:
+    def _find(self, lora_name: str) -> AdapterSource | None:
         """The source a name means; None for what is not below the prefix, such as a path or a link out of it."""
         if any(part.startswith(".") or not _PART.fullmatch(part) for part in lora_name.split("/")):
             return None
@@ -137,7 +137,7 @@ class SourceResolver:
             return parse_source(str(folder)) if inside and (folder / CONFIG).is_file() else None
         return next((each for each in list_source(self._prefix) if self._named(each) == lora_name), None)
 
-    def _named(self, source: Source) -> str:
+    def _named(self, source: AdapterSource) -> str:
         return str(source).removeprefix(self._prefix).strip("/")
 
     def _id(self, source: str, digest: str) -> int:
@@ -197,22 +197,22 @@ _PART = re.compile(r"[^\x00-\x1f\x7f\\]+")
 class _Leases:
     """The folders handed out, one for each adapter, however often it was asked for."""
 
-    def __init__(self, intake: Intake) -> None:
-        self.intake = intake
-        self._kept: dict[str, Fetched | Verified] = {}
+    def __init__(self, fetcher: AdapterFetcher) -> None:
+        self.fetcher = fetcher
+        self._kept: dict[str, FetchedAdapter | VerifiedAdapter] = {}
         self._mutex = Lock()
 
-    def keep(self, name: str, found: Fetched | Verified) -> None:
+    def keep(self, name: str, found: FetchedAdapter | VerifiedAdapter) -> None:
         with self._mutex:
             former, self._kept[name] = self._kept.get(name), found
         if former is not None:
-            self.intake.release(former)
+            self.fetcher.release(former)
 
     def drop(self, name: str) -> None:
         with self._mutex:
             former = self._kept.pop(name, None)
         if former is not None:
-            self.intake.release(former)
+            self.fetcher.release(former)
 
 
 async def _guarded(lora_name: str, work: Callable[[], LoRARequest | None]) -> LoRARequest | None:

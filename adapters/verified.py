@@ -1,4 +1,4 @@
-"""Fetched, an adapter that is here and valid, and Verified, one whose content is what its id stands for."""
+"""FetchedAdapter, an adapter that is here and valid; VerifiedAdapter, one that has the content its id stands for."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratory.adapters.files.description import AdapterDescription
-from loratory.adapters.sources.source import Source
+from loratory.adapters.sources.source import AdapterSource
 from loratory.errors import RefusedAdapter, shortened
 
 _PLACE = 110
-"""Characters of a source that a refusal shows, which has two digests to show."""
+"""Characters of a source in a refusal, which must also hold two digests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """An adapter that is here and valid. ``folder`` is leased from the cache until `Intake.release` has it back."""
+class FetchedAdapter:
+    """An adapter that is here and valid. ``folder`` is leased from the cache until `AdapterFetcher.release`."""
 
-    source: Source
+    source: AdapterSource
     folder: Path
     description: AdapterDescription
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifiedAdapter:
     """A fetched adapter whose content has the ``digest`` that its id stands for; the only files an engine loads.
 
-    There is none with other content: making one raises `RefusedAdapter`. ``ref``: what the adapter is called in
-    messages. `Intake.verified` makes them; who reads the files afterwards compares again with `check`, since they may
-    be others by then.
+    There is none with other content: making one raises `RefusedAdapter`. ``ref``: the adapter's name in messages.
+    `AdapterFetcher.verified` makes them. Code that reads the files afterwards compares again with `check`, since they
+    may have been replaced by then.
     """
 
     ref: str
-    source: Source
+    source: AdapterSource
     folder: Path
     description: AdapterDescription
     digest: str

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import Limits
+from loratory.adapters.fetch import AdapterFetcher
+from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.verified import Verified
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.executor.clock import RealClock
 from loratory.executor.drive import drive
 from loratory.executor.generation import Generation
@@ -93,13 +93,13 @@ def our_engine(
 ) -> Callable[[], tuple[float, list[list[int]]]]:
     """A run of the executor: seconds, and each request's tokens."""
     model = Model.load(folder / "model", dtype)
-    files: dict[str, Verified] = {}
+    files: dict[str, VerifiedAdapter] = {}
     adapters: list[Adapter] = []
-    limits = Limits(base=model.config.shape)
-    intake = Intake(AdapterCache(folder / "cache"), limits)
+    limits = FileLimits(base=model.config.shape)
+    fetcher = AdapterFetcher(AdapterCache(folder / "cache"), limits)
     for number in range(1, job.adapters + 1) if lora else ():
         place = folder / f"a{number}"
-        files[f"a{number}"] = intake.verified(f"a{number}", str(place), None)
+        files[f"a{number}"] = fetcher.verified(f"a{number}", str(place), None)
         description = files[f"a{number}"].description
         adapters.append(Adapter(LoRARequest(f"a{number}", number, str(place)), description.rank, description.bytes))
     blocks = -(-(job.prompt + job.output) // 16) * job.requests

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loratory.adapters.fetch import Intake
+from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.executor.batch import Batch, Chunk, LoRA
 from loratory.executor.block_tables import BlockTables
@@ -53,7 +53,7 @@ class Bench:
         self.slots = LoRASlots(shapes, slots, rank, dtype, device)
         with tempfile.TemporaryDirectory() as scratch:
             folder = random_adapter(Path(scratch) / "a", config, rank)
-            files = Intake(AdapterCache(Path(scratch) / "cache")).verified("a", str(folder), None)
+            files = AdapterFetcher(AdapterCache(Path(scratch) / "cache")).verified("a", str(folder), None)
             self.host = HostAdapter.load(files, shapes, dtype, device)
         for slot in range(slots):
             self.slots.write(slot, self.host)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from loratory.adapters.verified import Verified
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.errors import InputError
 from loratory.executor.batch import LoRA
 from loratory.executor.block_tables import BlockTables
@@ -46,7 +46,7 @@ class Machine:
         self,
         model: Model,
         config: EngineConfig,
-        files: Mapping[str, Verified],
+        files: Mapping[str, VerifiedAdapter],
         target_modules: Iterable[str] | None = None,
         graphs: bool | None = None,
     ) -> None:

@@ -212,11 +212,11 @@ def _callers(name: str) -> set[tuple[str, str]]:
 
 
 def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
-    """Weights reach a slot as a `HostAdapter`, which is made of a `Verified` alone, which is made by comparing.
+    """Weights reach a slot as a `HostAdapter`, which is made of a `VerifiedAdapter` alone, which is made by comparing.
 
     Each step has one function: whoever adds another way has to add it here, and say how it compares.
     """
-    assert _callers("Verified") == {("adapters/fetch.py", "verified")}
+    assert _callers("VerifiedAdapter") == {("adapters/fetch.py", "verified")}
     assert _callers(".verified") == {
         ("adapters/fetch.py", "fetch_record"),
         ("loratory/experiment/machine.py", "adapter_files"),
@@ -232,26 +232,26 @@ def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
 
 
 def test_what_a_slot_is_loaded_from_cannot_be_of_other_content(tmp_path: Path) -> None:
-    """A `Verified` cannot be made of other content, even on purpose, and the annotations ask for nothing else."""
+    """A `VerifiedAdapter` cannot be made of other content, even on purpose, and slots accept nothing else."""
     from typing import get_type_hints
 
     from loratory.adapters.files.description import AdapterDescription
-    from loratory.adapters.sources.source import Source
-    from loratory.adapters.verified import Verified
+    from loratory.adapters.sources.source import AdapterSource
+    from loratory.adapters.verified import VerifiedAdapter
     from loratory.errors import RefusedAdapter
     from loratory.executor.lora import HostAdapter, LoRASlots
     from loratory.executor.machine import Machine
 
     holds = AdapterDescription(1, 1.0, False, ("q_proj",), None, "F32", 8, "sha256:" + "1" * 64, ())
     with pytest.raises(RefusedAdapter, match="was registered with the digest"):
-        Verified("sql@1", Source("local", "", "/sql"), tmp_path, holds, "sha256:" + "2" * 64)
-    assert get_type_hints(HostAdapter.load)["files"] is Verified
+        VerifiedAdapter("sql@1", AdapterSource("local", "", "/sql"), tmp_path, holds, "sha256:" + "2" * 64)
+    assert get_type_hints(HostAdapter.load)["files"] is VerifiedAdapter
     assert get_type_hints(LoRASlots.write)["adapter"] is HostAdapter
     assert get_type_hints(Machine.read)["return"] is get_type_hints(Machine.write)["adapter"] is HostAdapter
 
 
-def test_rooms_that_run_adapters_read_none_past_the_intake() -> None:
-    """`Intake.fetch` compares nothing: it is for registering. Nor do these rooms describe adapters themselves."""
+def test_rooms_that_run_adapters_read_none_past_the_fetcher() -> None:
+    """`AdapterFetcher.fetch` compares nothing: it is for registering. Nor do these rooms validate files themselves."""
     for path in FILES:
         room, file = path.relative_to(ROOT).parts[0], str(path.relative_to(ROOT))
         if room not in ("executor", "loratory"):
@@ -269,7 +269,7 @@ def test_rooms_that_run_adapters_read_none_past_the_intake() -> None:
             "executor/random_checkpoint.py",  # writes
         ), file
     assert not any(
-        alias.name == "describe"
+        alias.name == "validate"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and node.module == "loratory.adapters.files.validation"

@@ -7,13 +7,17 @@ import json
 from collections.abc import Sequence
 
 from loratory.adapters.files.description import LoRAModule
-from loratory.adapters.files.safetensors_header import Tensor
+from loratory.adapters.files.safetensors_header import TensorEntry
 
 _FORMAT = "loratory adapter 1"
 
 
 def begin_digest(
-    base_model: str | None, alpha: float, use_rslora: bool, modules: Sequence[LoRAModule], tensors: Sequence[Tensor]
+    base_model: str | None,
+    alpha: float,
+    use_rslora: bool,
+    modules: Sequence[LoRAModule],
+    tensors: Sequence[TensorEntry],
 ) -> hashlib._Hash:
     """A sha256 of all of a description that the weights' bytes do not decide; update it with those, in their order.
 

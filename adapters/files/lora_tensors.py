@@ -11,7 +11,7 @@ from loratory.adapters.files.module_paths import PREFIX, WRAPPERS, Place, bare, 
 from loratory.adapters.files.peft_config import LoraSettings
 from loratory.adapters.files.peft_fields import EXTRA_TENSORS
 from loratory.adapters.files.peft_patterns import Patterns
-from loratory.adapters.files.safetensors_header import Tensor
+from loratory.adapters.files.safetensors_header import TensorEntry
 from loratory.adapters.files.strict_json import shown
 from loratory.errors import InvalidAdapter
 from loratory.models.linear_layers import BLOCKS, HEAD
@@ -24,11 +24,11 @@ _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight", re.ASCII)
 _NAMED = re.compile(r".+\.lora_[AB]\.(\w+)\.weight")
 
 _LAYER = "model.layers.{layer}.{parent}.{name}"
-_Pairs = Mapping[str, Mapping[str, Tensor]]
+_Pairs = Mapping[str, Mapping[str, TensorEntry]]
 
 
 def pair(
-    tensors: Sequence[Tensor],
+    tensors: Sequence[TensorEntry],
     settings: LoraSettings,
     base: ModelShape | None,
     allowed: frozenset[str],
@@ -141,9 +141,9 @@ def frozen_head(key: str) -> bool:
     return key.endswith(f".{HEAD}.base_layer.weight")
 
 
-def _pairs(tensors: Sequence[Tensor], weights: str) -> _Pairs:
+def _pairs(tensors: Sequence[TensorEntry], weights: str) -> _Pairs:
     """Path of a module to its two tensors."""
-    pairs: dict[str, dict[str, Tensor]] = {}
+    pairs: dict[str, dict[str, TensorEntry]] = {}
     for tensor in tensors:
         match = _KEY.fullmatch(bare(tensor.key))
         if match is None:
@@ -248,7 +248,7 @@ def _check_targets(
 
 
 def _check_shapes(
-    a: Tensor, b: Tensor, rank: int, name: str, base: ModelShape | None, config: str, weights: str
+    a: TensorEntry, b: TensorEntry, rank: int, name: str, base: ModelShape | None, config: str, weights: str
 ) -> None:
     for tensor, axis, side in ((a, 0, "A"), (b, 1, "B")):
         if len(tensor.shape) != 2 or 0 in tensor.shape:

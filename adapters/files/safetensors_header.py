@@ -22,7 +22,7 @@ _AGAIN = "copy or save the file again"
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorEntry:
     """One tensor: its key, dtype, shape, and its bytes' first position and end, counted from the end of the header."""
 
     key: str
@@ -36,7 +36,7 @@ class Tensor:
 class Header:
     """All tensors in the order of their bytes, and where in the file those begin."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[TensorEntry, ...]
     data_start: int
 
 
@@ -92,7 +92,7 @@ def _check_metadata(metadata: object, where: str) -> None:
         raise InvalidAdapter(f"{where}: __metadata__ must map names to strings: {_AGAIN}")
 
 
-def _tensor(key: str, entry: object, where: str) -> Tensor:
+def _tensor(key: str, entry: object, where: str) -> TensorEntry:
     name = f"{where}: tensor {shown(key)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InvalidAdapter(f"{name} must have dtype, shape and data_offsets and nothing else: {_AGAIN}")
@@ -113,7 +113,7 @@ def _tensor(key: str, entry: object, where: str) -> Tensor:
             f"{name} has {offsets[1] - offsets[0]} bytes, and its shape {shown(shape)} in {dtype} "
             f"takes {count * DTYPE_BYTES[dtype]}: {_AGAIN}"
         )
-    return Tensor(key, dtype, tuple(shape), offsets[0], offsets[1])
+    return TensorEntry(key, dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _whole(numbers: object) -> TypeGuard[list[int]]:

@@ -1,4 +1,4 @@
-"""describe: decides whether an adapter's files can be trusted and served, and says what they hold."""
+"""validate: decides whether an adapter's files can be trusted and served, and says what they hold."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from loratory.adapters.files.digest import begin_digest, digest_text
 from loratory.adapters.files.lora_tensors import frozen_head, pair
 from loratory.adapters.files.open_files import CONFIG, WEIGHTS, check_folder, named, open_file, read_up_to
 from loratory.adapters.files.peft_config import read_settings
-from loratory.adapters.files.safetensors_header import Tensor, read_header
+from loratory.adapters.files.safetensors_header import TensorEntry, read_header
 from loratory.adapters.files.strict_json import MAX_CONFIG_BYTES, parse_object
 from loratory.adapters.files.weight_scan import scan
 from loratory.errors import InputError, InvalidAdapter
 from loratory.models.linear_layers import TARGETS
 from loratory.models.shape import ModelShape
 
-__all__ = ["InvalidAdapter", "Limits", "ModelShape", "describe"]
+__all__ = ["FileLimits", "InvalidAdapter", "ModelShape", "validate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FileLimits:
     """What an adapter may be. Without ``base``, shapes are checked against each other only.
 
     ``max_file_bytes`` is of the weight file. Raises `InputError` for a limit below 1 or a module no served model has.
@@ -44,8 +44,8 @@ class Limits:
             raise InputError(f"no served model has the target module {unknown[0]!r}: use some of {', '.join(TARGETS)}")
 
 
-def describe(
-    folder: str | os.PathLike[str], limits: Limits | None = None, *, root: str | os.PathLike[str] | None = None
+def validate(
+    folder: str | os.PathLike[str], limits: FileLimits | None = None, *, root: str | os.PathLike[str] | None = None
 ) -> AdapterDescription:
     """What the PEFT adapter in ``folder`` is, if it is whole, well formed and of a kind that is served.
 
@@ -54,7 +54,7 @@ def describe(
     default the folder, and for a snapshot in a Hugging Face cache its repository's folder there. Raises
     `InvalidAdapter`, with one sentence that says what is wrong and how to mend it.
     """
-    limits = limits or Limits()
+    limits = limits or FileLimits()
     folder = Path(folder)
     root = None if root is None else Path(root)
     check_folder(folder)
@@ -102,7 +102,7 @@ def describe(
     )
 
 
-def _check_rank(modules: Sequence[LoRAModule], limits: Limits, weights: str) -> None:
+def _check_rank(modules: Sequence[LoRAModule], limits: FileLimits, weights: str) -> None:
     for module in modules:
         if module.rank > limits.max_lora_rank:
             raise InvalidAdapter(
@@ -111,7 +111,7 @@ def _check_rank(modules: Sequence[LoRAModule], limits: Limits, weights: str) -> 
             )
 
 
-def _dtype(tensors: Sequence[Tensor], weights: str) -> str:
+def _dtype(tensors: Sequence[TensorEntry], weights: str) -> str:
     dtypes = sorted({tensor.dtype for tensor in tensors})
     if len(dtypes) > 1:
         raise InvalidAdapter(f"{weights} mixes the dtypes {' and '.join(dtypes)}: save all tensors in one of them")

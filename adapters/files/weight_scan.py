@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from loratory.adapters.files.safetensors_header import Tensor
+from loratory.adapters.files.safetensors_header import TensorEntry
 from loratory.errors import InvalidAdapter
 
 CHUNK_BYTES = 1 << 20
@@ -21,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 _Words = np.dtype[np.uint16] | np.dtype[np.uint32]
 
 
-def scan(file: BinaryIO, tensors: Sequence[Tensor], digest: hashlib._Hash, where: str) -> None:
+def scan(file: BinaryIO, tensors: Sequence[TensorEntry], digest: hashlib._Hash, where: str) -> None:
     """Update ``digest`` with the bytes of ``tensors``, which lie in ``file`` in this order from where it stands.
 
     Raises `InvalidAdapter` naming the first tensor that holds an infinity or a NaN, or if the file ends too early.
@@ -37,7 +37,7 @@ def scan(file: BinaryIO, tensors: Sequence[Tensor], digest: hashlib._Hash, where
                 )
 
 
-def read_tensor(file: BinaryIO, tensor: Tensor, size: int, where: str) -> Iterator[memoryview]:
+def read_tensor(file: BinaryIO, tensor: TensorEntry, size: int, where: str) -> Iterator[memoryview]:
     """The bytes of ``tensor``, at which ``file`` stands, in parts of ``size``, each good until the next is asked for.
 
     Raises `InvalidAdapter` if the file ends too early.
@@ -45,7 +45,7 @@ def read_tensor(file: BinaryIO, tensor: Tensor, size: int, where: str) -> Iterat
     return _chunks(file, tensor, memoryview(bytearray(min(size, tensor.end - tensor.start))), where)
 
 
-def _chunks(file: BinaryIO, tensor: Tensor, buffer: memoryview, where: str) -> Iterator[memoryview]:
+def _chunks(file: BinaryIO, tensor: TensorEntry, buffer: memoryview, where: str) -> Iterator[memoryview]:
     left = tensor.end - tensor.start
     while left:
         chunk = buffer[: min(left, len(buffer))]

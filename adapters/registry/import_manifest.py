@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
-from loratory.adapters.fetch import Intake
+from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.files.description import AdapterDescription
 from loratory.adapters.record import AdapterRecord, Registration
-from loratory.adapters.registry.manifest import Entry, Facts, Manifest
+from loratory.adapters.registry.manifest import Facts, Manifest, ManifestEntry
 from loratory.adapters.registry.vllm_lora_modules import ModulePath
 from loratory.errors import InputError
 
@@ -29,13 +29,13 @@ class Imported:
 
 def manifest_of_modules(modules: Iterable[ModulePath]) -> Manifest:
     """vLLM's list of modules as a manifest."""
-    return Manifest(tuple(Entry(module.name, module.source) for module in modules))
+    return Manifest(tuple(ManifestEntry(module.name, module.source) for module in modules))
 
 
 def import_manifest(
     manifest: Manifest,
     registry: Registry,
-    intake: Intake,
+    fetcher: AdapterFetcher,
     *,
     new_version: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -50,7 +50,7 @@ def import_manifest(
     entries = manifest.entries
     wishes: list[Registration] = []
     for place, entry in enumerate(entries):
-        wishes.append(_wish(entry, intake, new_version))
+        wishes.append(_wish(entry, fetcher, new_version))
         if progress is not None:
             progress(entry.ref, place + 1, len(entries))
     if registry.ids == "user":
@@ -95,7 +95,7 @@ class _Remembered(AdapterDescription):
         return cls(**kept, digest=digest, modules=(), numbers=facts.parameters)
 
 
-def _wish(entry: Entry, intake: Intake, new_version: bool) -> Registration:
+def _wish(entry: ManifestEntry, fetcher: AdapterFetcher, new_version: bool) -> Registration:
     again = new_version or entry.version is not None
     labels = dict(entry.labels)
     if entry.removed:
@@ -103,7 +103,7 @@ def _wish(entry: Entry, intake: Intake, new_version: bool) -> Registration:
         remembered = _Remembered.of(entry.facts, entry.digest)
         return Registration(entry.name, entry.source, remembered, entry.tenant, labels, new_version=again)
     try:
-        wish = intake.registration(entry.name, entry.source, tenant=entry.tenant, labels=labels, new_version=again)
+        wish = fetcher.registration(entry.name, entry.source, tenant=entry.tenant, labels=labels, new_version=again)
     except InputError as error:
         raise InputError(f"adapter {entry.ref!r} is refused, so nothing was imported: {error}") from error
     if entry.digest not in (None, wish.description.digest):
@@ -114,7 +114,7 @@ def _wish(entry: Entry, intake: Intake, new_version: bool) -> Registration:
     return wish
 
 
-def _add(writer: RegistryWriter, entry: Entry, wish: Registration) -> AdapterRecord:
+def _add(writer: RegistryWriter, entry: ManifestEntry, wish: Registration) -> AdapterRecord:
     record = writer.add(wish)
     if entry.version not in (None, record.version):
         raise InputError(
@@ -127,7 +127,7 @@ def _add(writer: RegistryWriter, entry: Entry, wish: Registration) -> AdapterRec
     return record
 
 
-def _same(entry: Entry, wish: Registration, record: AdapterRecord) -> None:
+def _same(entry: ManifestEntry, wish: Registration, record: AdapterRecord) -> None:
     """Raises `InputError` unless the version that is there is the one the manifest means."""
     here = (record.source, record.digest, record.removed)
     if here != (wish.source, wish.description.digest, entry.removed):

@@ -40,7 +40,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ManifestEntry:
     """One version of an adapter. ``removed``: a tombstone, there so that its version and id stay taken."""
 
     name: str
@@ -64,7 +64,7 @@ class Entry:
 class Manifest:
     """Entries in order of registration, and the id strategy of the registry they come from, if any."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ManifestEntry, ...]
     ids: str | None = None
 
 
@@ -80,7 +80,7 @@ def manifest_of(registry: Registry) -> Manifest:
             continue
         facts = Facts(**{each.name: getattr(record, each.name) for each in fields(Facts)}) if record.removed else None
         entries.append(
-            Entry(
+            ManifestEntry(
                 name=record.name,
                 source=record.source,
                 version=record.version,
@@ -129,10 +129,10 @@ def parse_manifest(text: str, where: str = "the manifest") -> Manifest:
     return Manifest(entries, ids)
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: ManifestEntry) -> dict[str, Any]:
     """An entry's values without those that are as if left out."""
     plain: dict[str, Any] = {}
-    for each in fields(Entry):
+    for each in fields(ManifestEntry):
         value = getattr(entry, each.name)
         if value in (None, False) or value == {}:
             continue
@@ -143,10 +143,10 @@ def _plain(entry: Entry) -> dict[str, Any]:
     return plain
 
 
-def _entry(value: Any, where: str) -> Entry:
+def _entry(value: Any, where: str) -> ManifestEntry:
     if not isinstance(value, dict):
         raise InputError(f"{where}: is no mapping: give {{name: ..., source: ...}}")
-    _keys(value, tuple(each.name for each in fields(Entry)), where)
+    _keys(value, tuple(each.name for each in fields(ManifestEntry)), where)
     for key in ("name", "source"):
         if not isinstance(value.get(key), str):
             raise InputError(f"{where}: {key} is {value.get(key)!r}: give a text")
@@ -164,7 +164,7 @@ def _entry(value: Any, where: str) -> Entry:
         if value.get(key) is not None and not isinstance(value[key], str):
             raise InputError(f"{where}: {key} is {value[key]!r}: give a text, in quotes if it looks like a number")
     facts = None if value.get("facts") is None else _facts(value["facts"], f"{where}: facts")
-    entry = Entry(**{**value, "labels": labels, "facts": facts})
+    entry = ManifestEntry(**{**value, "labels": labels, "facts": facts})
     try:
         check_name(entry.name)
         check_labels(f"adapter {entry.name!r}", labels)
@@ -201,7 +201,7 @@ def _keys(value: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
             raise InputError(f"{where}: unknown key {key!r}; {remedy}")
 
 
-def _check_order(entries: Iterable[Entry], where: str) -> None:
+def _check_order(entries: Iterable[ManifestEntry], where: str) -> None:
     """One default a name; versions, where they are given, in ascending order."""
     defaults: set[str] = set()
     last: dict[str, int] = {}

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from loratory.adapters.fetch import Intake, absolute
+from loratory.adapters.fetch import AdapterFetcher, absolute
 from loratory.adapters.record import AdapterRecord, Registration
-from loratory.adapters.sources.source import Source, list_source
+from loratory.adapters.sources.source import AdapterSource, list_source
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
     from loratory.adapters.registry.registry import Registry
 
-Outcome = Literal["added", "known", "valid", "refused"]
+ScanOutcome = Literal["added", "known", "valid", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Finding:
 
     name: str
     source: str
-    outcome: Outcome
+    outcome: ScanOutcome
     record: AdapterRecord | None = None
     why: str = ""
 
@@ -34,7 +34,7 @@ class Finding:
 def scan(
     prefix: str,
     registry: Registry | None,
-    intake: Intake,
+    fetcher: AdapterFetcher,
     *,
     tenant: str | None = None,
     labels: Mapping[str, str] | None = None,
@@ -54,7 +54,7 @@ def scan(
     for place, (name, source) in enumerate(zip(names, sources, strict=True)):
         finding = Finding(name, str(source), "valid")
         try:
-            wishes[place] = intake.registration(
+            wishes[place] = fetcher.registration(
                 name, str(source), tenant=tenant, labels=labels, new_version=new_version
             )
         except InputError as error:
@@ -67,7 +67,7 @@ def scan(
     return tuple(findings)
 
 
-def adapter_names(prefix: str, sources: list[Source]) -> list[str]:
+def adapter_names(prefix: str, sources: list[AdapterSource]) -> list[str]:
     """What adapters found below a prefix are called: the path below it, or its own last part for what is at it.
 
     >>> from loratory.adapters.sources.source import parse_source

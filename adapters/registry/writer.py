@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from loratory.adapters.ids import MAX_ID, IdClaim, IdStrategy
-from loratory.adapters.record import Action, AdapterRecord, Registration
+from loratory.adapters.record import AdapterRecord, ChangeAction, Registration
 from loratory.adapters.registry.rows import Statements, timestamp, to_record
 from loratory.errors import InputError
 
@@ -17,7 +17,7 @@ from loratory.errors import InputError
 class RegistryWriter:
     """What may be done inside `Database.writing`. It locks the registry's row first, so that writers take turns.
 
-    ``clock`` tells the time in UTC. It is also the `IdBook` of the registry's id strategy.
+    ``clock`` tells the time in UTC. It is also the `IssuedIds` of the registry's id strategy.
     """
 
     def __init__(
@@ -112,17 +112,17 @@ class RegistryWriter:
         return tuple(self._record(name, record.version) for record in gone)
 
     def owner(self, lora_int_id: int) -> str | None:
-        """`IdBook.owner`."""
+        """`IssuedIds.owner`."""
         row = self._connection.execute(self._sql.owner, {"number": lora_int_id}).first()
         return None if row is None else f"{row.name}@{row.version}"
 
     def next_id(self) -> int:
-        """`IdBook.next_id`."""
+        """`IssuedIds.next_id`."""
         self._last_id += 1
         return self._last_id
 
     def code(self, kind: str, word: str) -> int:
-        """`IdBook.code`."""
+        """`IssuedIds.code`."""
         codes = self._tables.codes
         found = self._connection.execute(
             select(codes.c.code).where(codes.c.kind == kind, codes.c.word == word)
@@ -192,12 +192,12 @@ class RegistryWriter:
             raise InputError(self._sql.no_version(self._connection, name, version))
         return to_record(row)
 
-    def _set_default(self, state: Row[Any], default: int, action: Action, version: int) -> None:
+    def _set_default(self, state: Row[Any], default: int, action: ChangeAction, version: int) -> None:
         values = {"of": state.name, "versions": state.versions, "default": default}
         self._connection.execute(self._sql.update_name, values)
         self._note(state.name, action, version, default)
 
-    def _note(self, name: str, action: Action, version: int, default: int | None) -> None:
+    def _note(self, name: str, action: ChangeAction, version: int, default: int | None) -> None:
         values = {"at": timestamp(self._now), "name": name, "action": action, "version": version}
         self._connection.execute(self._sql.insert_change, values | {"default_version": default})
 

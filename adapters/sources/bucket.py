@@ -13,9 +13,9 @@ from loratory.adapters.sources.remote import (
     CONFIG,
     ChangedError,
     Checksum,
-    Limits,
-    Listing,
+    DownloadLimits,
     RemoteFile,
+    RemoteListing,
     Reply,
     SourceError,
     TransientError,
@@ -30,7 +30,7 @@ BLOCK = 8 * 2**20
 Scheme = Literal["s3", "gs"]
 
 
-class Store(Protocol):
+class ObjectStore(Protocol):
     """An object store, as far as adapters need one."""
 
     def objects(self, prefix: str, delimiter: str) -> Iterator[RemoteFile]:
@@ -44,7 +44,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BucketRemote:
+class BucketSource:
     """The objects directly under a prefix of a bucket.
 
     Credentials and endpoint are the libraries': ``AWS_*``, ``AWS_ENDPOINT_URL``, ``~/.aws``;
@@ -55,14 +55,14 @@ class BucketRemote:
     scheme: Scheme
     bucket: str
     prefix: str
-    limits: Limits
+    limits: DownloadLimits
 
     @property
     def pinned(self) -> str | None:
         """None: an object may be written over."""
         return None
 
-    def listing(self) -> Listing:
+    def listing(self) -> RemoteListing:
         """The adapter's objects with size, ETag or generation, and the checksum the store declares."""
         start = f"{self.prefix}/" if self.prefix else ""
         with _in_words(self.label, self.scheme):
@@ -79,7 +79,7 @@ class BucketRemote:
                 file = found[name]
                 checksum = store.declared(file) or file.checksum
                 files.append(RemoteFile(name, file.locator, file.size, file.validator, file.resumable, checksum))
-        return Listing(tuple(files), " ".join(f"{file.validator}/{file.size}" for file in files))
+        return RemoteListing(tuple(files), " ".join(f"{file.validator}/{file.size}" for file in files))
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
         """Ranged reads from ``offset`` to the listed size, each only while the object is the listed one."""
@@ -93,7 +93,7 @@ class BucketRemote:
                 yield store.block(file, start, min(start + BLOCK, file.size))
 
 
-def adapters_of(label: str, scheme: Scheme, bucket: str, prefix: str, limits: Limits) -> list[str]:
+def adapters_of(label: str, scheme: Scheme, bucket: str, prefix: str, limits: DownloadLimits) -> list[str]:
     """The prefixes at and below ``prefix`` that hold an adapter, sorted, without a slash at the end."""
     with _in_words(label, scheme):
         store = _store(scheme, bucket, limits)
@@ -107,7 +107,7 @@ def adapters_of(label: str, scheme: Scheme, bucket: str, prefix: str, limits: Li
         return sorted(found)
 
 
-def _store(scheme: Scheme, bucket: str, limits: Limits) -> Store:
+def _store(scheme: Scheme, bucket: str, limits: DownloadLimits) -> ObjectStore:
     return S3Store.connect(bucket, limits) if scheme == "s3" else GoogleStore.connect(bucket, limits)
 
 
@@ -119,7 +119,7 @@ class S3Store:
     bucket: str
 
     @classmethod
-    def connect(cls, bucket: str, limits: Limits) -> S3Store:
+    def connect(cls, bucket: str, limits: DownloadLimits) -> S3Store:
         """A client of its own, so that the environment's credentials and endpoint are those of now."""
         try:
             import s3fs
@@ -198,7 +198,7 @@ class GoogleStore:
     bucket: str
 
     @classmethod
-    def connect(cls, bucket: str, limits: Limits) -> GoogleStore:
+    def connect(cls, bucket: str, limits: DownloadLimits) -> GoogleStore:
         """A client of its own. The plain file system class: its subclass for zonal buckets asks over gRPC first."""
         try:
             from gcsfs.core import GCSFileSystem

@@ -13,15 +13,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from loratory.adapters.sources.cache_store import Shelf, entry_digest, is_digest
-from loratory.adapters.sources.download import NO_ROOM, Download, Stored
-from loratory.adapters.sources.remote import ChangedError, Limits, Listing, Remote, SourceError, is_plain
+from loratory.adapters.sources.cache_store import CacheStore, entry_digest, is_digest
+from loratory.adapters.sources.download import NO_ROOM, Download, StoredFile
+from loratory.adapters.sources.remote import (
+    ChangedError,
+    DownloadLimits,
+    RemoteListing,
+    RemoteSource,
+    SourceError,
+    is_plain,
+)
 from loratory.errors import InputError
 from loratory.file_lock import FileLock
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class CachedVersion:
     """What one version of a source turned out to be: the digest of its entry, and its files' names and sizes."""
 
     entry: str
@@ -44,14 +51,14 @@ class AdapterCache:
         self,
         root: Path | str,
         max_bytes: int = 64 * 2**30,
-        limits: Limits | None = None,
+        limits: DownloadLimits | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         if max_bytes < 1:
             raise InputError(f"the adapter cache may hold {max_bytes} bytes: give it at least 1")
-        self.limits = limits or Limits()
+        self.limits = limits or DownloadLimits()
         self._max_bytes = max_bytes
-        self._shelf = Shelf(Path(root).expanduser(), clock)
+        self._store = CacheStore(Path(root).expanduser(), clock)
         self._leases: dict[str, tuple[FileLock, int]] = {}
         self._mutex = threading.Lock()
 
@@ -63,7 +70,7 @@ class AdapterCache:
     ) -> None:
         self.close()
 
-    def fetch(self, source: str, connect: Callable[[], Remote], *, revalidate: bool = True) -> Path:
+    def fetch(self, source: str, connect: Callable[[], RemoteSource], *, revalidate: bool = True) -> Path:
         """The folder with the adapter of a source, leased; downloaded unless this version is here already.
 
         ``connect`` gives the remote. It is asked for the current version first, except when the source's version cannot
@@ -71,13 +78,13 @@ class AdapterCache:
         source, others that ask for it wait and then find it. Raises `SourceError`.
         """
         try:
-            with FileLock.take(self._shelf.source_lock(source)):
+            with FileLock.take(self._store.source_lock(source)):
                 return self._fetch(source, connect, revalidate)
         except OSError as error:
             what = "has no room left on its disk: free space" if error.errno in NO_ROOM else f"cannot be used ({error})"
-            raise InputError(f"the adapter cache {self._shelf.root} {what}, or name another folder") from error
+            raise InputError(f"the adapter cache {self._store.root} {what}, or name another folder") from error
 
-    def _fetch(self, source: str, connect: Callable[[], Remote], revalidate: bool) -> Path:
+    def _fetch(self, source: str, connect: Callable[[], RemoteSource], revalidate: bool) -> Path:
         index = self._read_index(source)
         if not revalidate and (path := self._hit(index.get("latest"), index)):
             return path
@@ -91,15 +98,15 @@ class AdapterCache:
                     self._remember(source, listing.version, index)
                 return path
             stamp = [listing.version, *((file.name, file.size, file.validator) for file in listing.files)]
-            partial = self._shelf.partial(source, json.dumps(stamp))
+            partial = self._store.partial(source, json.dumps(stamp))
             try:
                 return self._download(source, remote, listing, partial, index)
             except ChangedError:
                 if attempt == self.limits.attempts:
                     raise
             except SourceError:
-                with self._shelf.lock():
-                    if self._shelf.used_bytes() > self._max_bytes:
+                with self._store.lock():
+                    if self._store.used_bytes() > self._max_bytes:
                         shutil.rmtree(partial)
                 raise
         raise AssertionError("the last attempt returns or raises")
@@ -109,46 +116,48 @@ class AdapterCache:
         record = index["versions"].get(version) if version is not None else None
         if record is None:
             return None
-        path = self._shelf.entry(record.entry)
+        path = self._store.entry(record.entry)
         self._lease(record.entry)
-        if self._shelf.is_whole(record.entry, record.sizes):
+        if self._store.is_whole(record.entry, record.sizes):
             with contextlib.suppress(FileNotFoundError):
-                self._shelf.touch(record.entry)
+                self._store.touch(record.entry)
                 return path
         self.release(path)
         return None
 
-    def _download(self, source: str, remote: Remote, listing: Listing, partial: Path, index: dict[str, Any]) -> Path:
+    def _download(
+        self, source: str, remote: RemoteSource, listing: RemoteListing, partial: Path, index: dict[str, Any]
+    ) -> Path:
         self._check_listing(source, listing)
-        with self._shelf.lock():
-            self._make_room(source, self._shelf.unknown_bytes(listing.files), partial)
+        with self._store.lock():
+            self._make_room(source, self._store.unknown_bytes(listing.files), partial)
         deadline = time.monotonic() + self.limits.total_s
-        stored: dict[str, Stored] = {}
+        stored: dict[str, StoredFile] = {}
         for file in listing.files:
             target = partial / file.name
-            self._shelf.copy_known(file, target)
+            self._store.copy_known(file, target)
             stored[file.name] = Download(source, remote, file, target, self.limits, deadline).run()
             if sum(part.size for part in stored.values()) > self.limits.max_source_bytes:
                 raise self._too_large(source)
         digest = entry_digest(stored)
         version = listing.version or f"unversioned {digest}"
-        index["versions"][version] = Record(digest, {name: part.size for name, part in stored.items()})
-        with self._shelf.lock():
+        index["versions"][version] = CachedVersion(digest, {name: part.size for name, part in stored.items()})
+        with self._store.lock():
             # What is evicted may be what these files share with another adapter: then more room is needed.
             needed = -1
-            while needed != (missing := self._shelf.missing_bytes(stored)):
+            while needed != (missing := self._store.missing_bytes(stored)):
                 needed = missing
                 self._make_room(source, needed, partial)
             self._lease(digest)
             try:
-                self._shelf.put(digest, stored, partial)
+                self._store.put(digest, stored, partial)
                 self._remember(source, version, index)
             except BaseException:
-                self.release(self._shelf.entry(digest))
+                self.release(self._store.entry(digest))
                 raise
-        return self._shelf.entry(digest)
+        return self._store.entry(digest)
 
-    def _check_listing(self, source: str, listing: Listing) -> None:
+    def _check_listing(self, source: str, listing: RemoteListing) -> None:
         for file in listing.files:
             if not is_plain(file.name):
                 raise SourceError(f"source {source} names a file {file.name!r}: rename it to a plain file name")
@@ -162,7 +171,7 @@ class AdapterCache:
         )
 
     def _make_room(self, source: str, needed: int, partial: Path) -> None:
-        free = self._shelf.make_room(self._max_bytes, needed, keep=partial)
+        free = self._store.make_room(self._max_bytes, needed, keep=partial)
         if free < needed:
             raise SourceError(
                 f"source {source} needs {needed} bytes and the adapter cache of {self._max_bytes} bytes can free only "
@@ -172,7 +181,7 @@ class AdapterCache:
     def _lease(self, digest: str) -> None:
         with self._mutex:
             held = self._leases.get(digest)
-            lock = held[0] if held else FileLock.take(self._shelf.entry_lock(digest), shared=True)
+            lock = held[0] if held else FileLock.take(self._store.entry_lock(digest), shared=True)
             self._leases[digest] = (lock, held[1] + 1 if held else 1)
 
     def release(self, path: Path) -> None:
@@ -195,12 +204,12 @@ class AdapterCache:
 
     def used_bytes(self) -> int:
         """Bytes of content and of partial downloads on disk."""
-        with self._shelf.lock():
-            return self._shelf.used_bytes()
+        with self._store.lock():
+            return self._store.used_bytes()
 
     def entries(self) -> list[Path]:
         """The adapters' folders here, least recently used first; not leased by being listed."""
-        return [self._shelf.entry(digest) for digest in self._shelf.by_use()]
+        return [self._store.entry(digest) for digest in self._store.by_use()]
 
     def verify(self, only: Path | None = None) -> list[Path]:
         """Reads all content again and drops every entry whose bytes are not those its name says; returns their folders.
@@ -210,13 +219,13 @@ class AdapterCache:
         same path. Reads everything, so it takes as long as the disk needs for `used_bytes`.
         """
         dropped = []
-        for digest in self._shelf.by_use() if only is None else [only.name]:
-            path = self._shelf.entry(digest)
+        for digest in self._store.by_use() if only is None else [only.name]:
+            path = self._store.entry(digest)
             self._lease(digest)
             try:
-                if path.exists() and not self._shelf.is_sound(digest):
-                    with self._shelf.lock():
-                        self._shelf.drop_corrupt(digest)
+                if path.exists() and not self._store.is_sound(digest):
+                    with self._store.lock():
+                        self._store.drop_corrupt(digest)
                     dropped.append(path)
             finally:
                 self.release(path)
@@ -224,8 +233,10 @@ class AdapterCache:
 
     def _read_index(self, source: str) -> dict[str, Any]:
         try:
-            data = json.loads(self._shelf.index(source).read_text(encoding="utf-8"))
-            versions = {key: Record(str(item["entry"]), dict(item["sizes"])) for key, item in data["versions"].items()}
+            data = json.loads(self._store.index(source).read_text(encoding="utf-8"))
+            versions = {
+                key: CachedVersion(str(item["entry"]), dict(item["sizes"])) for key, item in data["versions"].items()
+            }
             if all(is_digest(record.entry) for record in versions.values()):
                 return {"latest": data["latest"], "versions": versions}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -238,7 +249,7 @@ class AdapterCache:
         versions = {
             key: {"entry": record.entry, "sizes": record.sizes}
             for key, record in index["versions"].items()
-            if self._shelf.is_whole(record.entry, record.sizes)
+            if self._store.is_whole(record.entry, record.sizes)
         }
         text = json.dumps({"source": source, "latest": version, "versions": versions})
-        self._shelf.write(self._shelf.index(source), text.encode())
+        self._store.write(self._store.index(source), text.encode())

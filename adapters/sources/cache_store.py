@@ -1,4 +1,4 @@
-"""Shelf: the files of an adapter cache on disk, and the order in which they go."""
+"""CacheStore: the files of an adapter cache on disk, and the order in which they go."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from loratory.adapters.sources.download import Stored, digest_of
+from loratory.adapters.sources.download import StoredFile, digest_of
 from loratory.adapters.sources.remote import RemoteFile
 from loratory.errors import InputError
 from loratory.file_lock import FileLock
 
 
-def entry_digest(files: Mapping[str, Stored]) -> str:
+def entry_digest(files: Mapping[str, StoredFile]) -> str:
     """The name of an entry: sha256 over its files' names and sha256s, in hex."""
     lines = "".join(f"{name}\0{files[name].sha256}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -27,7 +27,7 @@ def is_digest(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
-class Shelf:
+class CacheStore:
     """Objects, entries and partial downloads below a root.
 
     An object with no entry linking to it is rubbish of a crash and goes at the next `make_room`. Methods that change
@@ -95,7 +95,7 @@ class Shelf:
         """The digests of all entries, least recently used first."""
         return [path.name for _, path in sorted(_stamped(self.root / "entries"))]
 
-    def missing_bytes(self, files: Mapping[str, Stored]) -> int:
+    def missing_bytes(self, files: Mapping[str, StoredFile]) -> int:
         """Bytes of these files that are not here as objects."""
         return sum({part.sha256: part.size for part in files.values() if not self._has(part)}.values())
 
@@ -107,9 +107,9 @@ class Shelf:
         checksum, size = file.checksum, file.size
         if checksum is None or checksum.algorithm != "sha256" or size is None:
             return False
-        return is_digest(checksum.hex) and self._has(Stored(checksum.hex, size))
+        return is_digest(checksum.hex) and self._has(StoredFile(checksum.hex, size))
 
-    def _has(self, part: Stored) -> bool:
+    def _has(self, part: StoredFile) -> bool:
         try:
             return self._object(part.sha256).stat().st_size == part.size
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class Shelf:
             if digest_of(known, checksum).agree:
                 shutil.copyfile(known, target)
 
-    def put(self, digest: str, files: Mapping[str, Stored], folder: Path) -> None:
+    def put(self, digest: str, files: Mapping[str, StoredFile], folder: Path) -> None:
         """Moves downloaded, synced files into place as an entry, marks it as used; ``folder``, their partial, goes.
 
         An object of the same name stays if its bytes are right, and so does an entry made of the very same objects: its
@@ -152,7 +152,7 @@ class Shelf:
         self.touch(digest)
         shutil.rmtree(folder.parent)
 
-    def _keep(self, part: Stored, fresh: Path) -> Path:
+    def _keep(self, part: StoredFile, fresh: Path) -> Path:
         """The object with these bytes, which are now at ``fresh``."""
         path = self._object(part.sha256)
         if not self._has(part) or digest_of(path).stored != part:

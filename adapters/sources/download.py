@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from loratory.adapters.sources.remote import Checksum, Limits, Remote, RemoteFile, SourceError, TransientError
+from loratory.adapters.sources.remote import (
+    Checksum,
+    DownloadLimits,
+    RemoteFile,
+    RemoteSource,
+    SourceError,
+    TransientError,
+)
 
 BLOCK = 2**20
 """Bytes hashed or copied at a time."""
@@ -21,7 +28,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredFile:
     """A file on disk: its sha256 in hex and its size in bytes."""
 
     sha256: str
@@ -49,9 +56,9 @@ class Digests:
             self._other.update(chunk)
 
     @property
-    def stored(self) -> Stored:
+    def stored(self) -> StoredFile:
         """What was fed so far."""
-        return Stored(self._sha256.hexdigest(), self.size)
+        return StoredFile(self._sha256.hexdigest(), self.size)
 
     @property
     def agree(self) -> bool:
@@ -80,10 +87,10 @@ class Download:
     def __init__(
         self,
         label: str,
-        remote: Remote,
+        remote: RemoteSource,
         file: RemoteFile,
         target: Path,
-        limits: Limits,
+        limits: DownloadLimits,
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,7 +102,7 @@ class Download:
         self._deadline = deadline
         self._clock = clock
 
-    def run(self) -> Stored:
+    def run(self) -> StoredFile:
         """Downloads until the file is whole, synced to disk and agrees with what its source declares.
 
         Raises `ChangedError` when the source's file changed, `SourceError` for every other failure; a partial file is
@@ -112,7 +119,7 @@ class Download:
                 f"{self._target.parent}, or put the cache elsewhere"
             ) from error
 
-    def _checked(self) -> Stored:
+    def _checked(self) -> StoredFile:
         resumed = self._file.resumable and self._target.exists()
         digests = self._fill()
         if not digests.agree and resumed:

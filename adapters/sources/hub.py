@@ -12,15 +12,15 @@ from typing import Any
 from loratory.adapters.sources.remote import (
     CONFIG,
     Checksum,
-    Limits,
-    Listing,
+    DownloadLimits,
     RemoteFile,
+    RemoteListing,
     Reply,
     SourceError,
     TransientError,
     choose,
 )
-from loratory.adapters.sources.web import Web, unreachable
+from loratory.adapters.sources.web import WebClient, unreachable
 from loratory.errors import InputError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -28,7 +28,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
-class HubRemote:
+class HubSource:
     """A folder of a model repository at a revision (None: its main branch).
 
     Endpoint and token are huggingface_hub's: ``HF_ENDPOINT``, ``HF_TOKEN`` or the token of ``hf auth login``. The bytes
@@ -39,14 +39,14 @@ class HubRemote:
     repo: str
     revision: str | None
     subfolder: str
-    limits: Limits
+    limits: DownloadLimits
 
     @property
     def pinned(self) -> str | None:
         """The commit, when the revision is one in full."""
         return self.revision if self.revision and COMMIT.fullmatch(self.revision) else None
 
-    def listing(self) -> Listing:
+    def listing(self) -> RemoteListing:
         """The adapter's files at the revision's commit, with sha256 (LFS) or git's blob id."""
         hub = _huggingface_hub()
         with _in_words(self.label):
@@ -62,7 +62,7 @@ class HubRemote:
                 if len(files) > self.limits.max_files:
                     break
         chosen = choose(self.label, files, self.limits)
-        return Listing(tuple(self._file(hub, api.endpoint, files[name], commit) for name in chosen), commit)
+        return RemoteListing(tuple(self._file(hub, api.endpoint, files[name], commit) for name in chosen), commit)
 
     def _file(self, hub: Any, endpoint: str, entry: Any, commit: str) -> RemoteFile:
         checksum = Checksum("sha256", entry.lfs.sha256) if entry.lfs else Checksum("git-sha1", entry.blob_id)
@@ -78,10 +78,10 @@ class HubRemote:
     def read(self, file: RemoteFile, offset: int) -> Reply:
         """GET of the file at the commit, which the Hub may redirect to its store."""
         headers = _huggingface_hub().utils.build_hf_headers(library_name="loratory")
-        return Web(self.label, self.limits).read(file, offset, headers)
+        return WebClient(self.label, self.limits).read(file, offset, headers)
 
 
-def adapters_of(label: str, repo: str, revision: str | None, subfolder: str, limits: Limits) -> list[str]:
+def adapters_of(label: str, repo: str, revision: str | None, subfolder: str, limits: DownloadLimits) -> list[str]:
     """The folders below ``subfolder`` of a repository that hold an adapter, sorted; ``""`` is the repository itself."""
     hub = _huggingface_hub()
     with _in_words(label):
@@ -90,7 +90,7 @@ def adapters_of(label: str, repo: str, revision: str | None, subfolder: str, lim
         return sorted(path.rpartition("/")[0] for path in paths if path.rpartition("/")[2] == CONFIG)
 
 
-def adapters_of_author(label: str, author: str, limits: Limits) -> list[tuple[str, str]]:
+def adapters_of_author(label: str, author: str, limits: DownloadLimits) -> list[tuple[str, str]]:
     """(repository, folder) of every adapter a user or an organisation has in its repositories, sorted."""
     hub = _huggingface_hub()
     with _in_words(label):
@@ -105,7 +105,7 @@ def adapters_of_author(label: str, author: str, limits: Limits) -> list[tuple[st
         return sorted(found)
 
 
-def _at_most(limits: Limits, label: str, paths: Iterator[str]) -> Iterator[str]:
+def _at_most(limits: DownloadLimits, label: str, paths: Iterator[str]) -> Iterator[str]:
     for count, path in enumerate(paths):
         if count >= limits.max_listed:
             raise SourceError(f"{label} lists more than {limits.max_listed} files: name a narrower prefix")

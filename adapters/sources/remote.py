@@ -1,4 +1,4 @@
-"""Remote: a place that holds one adapter's files, as the cache downloads them."""
+"""RemoteSource: a place that holds one adapter's files, as the cache downloads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ChangedError(SourceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DownloadLimits:
     """What one fetch may cost.
 
     ``max_source_bytes``: of one adapter's files together. ``max_files``: in one source's folder, before it is called no
@@ -72,7 +72,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class RemoteListing:
     """An adapter's files at its source and the version they make up; None when the source names no version."""
 
     files: tuple[RemoteFile, ...]
@@ -87,14 +87,14 @@ class Reply:
     chunks: Iterator[bytes]
 
 
-class Remote(Protocol):
+class RemoteSource(Protocol):
     """Where one adapter's files are. Every method raises `SourceError` in words that name the source."""
 
     @property
     def pinned(self) -> str | None:
         """The version this source can only ever have (a full commit id), known without asking; None otherwise."""
 
-    def listing(self) -> Listing:
+    def listing(self) -> RemoteListing:
         """The adapter's files as they are now."""
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
@@ -110,7 +110,7 @@ def is_plain(name: str) -> bool:
     return bool(name) and len(name) <= 255 and not name.startswith(".") and not set(name) & {"/", "\\", "\0", ":"}
 
 
-def choose(label: str, names: Iterable[str], limits: Limits) -> tuple[str, str]:
+def choose(label: str, names: Iterable[str], limits: DownloadLimits) -> tuple[str, str]:
     """The configuration and the weight file among the names of a folder's files; `SourceError` when they are not there.
 
     ``adapter_model.safetensors`` is preferred; failing that the folder must hold exactly one safetensors file.

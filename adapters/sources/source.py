@@ -1,4 +1,4 @@
-"""Source: where an adapter comes from, read from its text, fetched to a folder, listed below a prefix."""
+"""AdapterSource: where an adapter comes from, read from its text, fetched to a folder, listed below a prefix."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from loratory.adapters.files.open_files import link_root
 from loratory.adapters.sources import bucket, hub
-from loratory.adapters.sources.remote import CONFIG, Limits, Remote, SourceError, choose
-from loratory.adapters.sources.web import WebRemote
+from loratory.adapters.sources.remote import CONFIG, DownloadLimits, RemoteSource, SourceError, choose
+from loratory.adapters.sources.web import WebSource
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ FORMS = "a folder, hf://org/repo[@revision][/folder], s3://bucket/prefix, gs://b
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AdapterSource:
     """Where one adapter's files are.
 
     ``root``: the Hub repository (``org/repo``), the bucket, or the web server (``https://host``); empty for a local
@@ -32,7 +32,7 @@ class Source:
     the Hub's, or None for its main branch. ``str(source)`` is the text that gives it again.
 
     >>> parse_source("hf://acme/sql-lora@v2/final")
-    Source(kind='hub', root='acme/sql-lora', path='final', revision='v2')
+    AdapterSource(kind='hub', root='acme/sql-lora', path='final', revision='v2')
     """
 
     kind: Kind
@@ -52,11 +52,11 @@ class Source:
         return f"{self.kind}://{self.root}{tail}"
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> AdapterSource:
     """The source a text names; asks nobody whether it exists. Raises `InputError` with the form it should have."""
     scheme, rest = _split(text)
     if scheme == "":
-        return Source("local", "", os.path.normpath(text))
+        return AdapterSource("local", "", os.path.normpath(text))
     if scheme == "hf":
         return _parse_hub(text, rest)
     if scheme in ("s3", "gs"):
@@ -64,7 +64,7 @@ def parse_source(text: str) -> Source:
     return _parse_web(text)
 
 
-def fetch(source: Source, cache: AdapterCache, *, revalidate: bool = True) -> Path:
+def fetch(source: AdapterSource, cache: AdapterCache, *, revalidate: bool = True) -> Path:
     """A local folder with the source's ``adapter_config.json`` and safetensors file.
 
     A local source is used in place; any other is downloaded into the cache unless it is there, and stays there at least
@@ -76,41 +76,41 @@ def fetch(source: Source, cache: AdapterCache, *, revalidate: bool = True) -> Pa
     return cache.fetch(str(source), lambda: connect(source, cache.limits), revalidate=revalidate)
 
 
-def connect(source: Source, limits: Limits) -> Remote:
+def connect(source: AdapterSource, limits: DownloadLimits) -> RemoteSource:
     """The remote that holds a source's files; contacts nobody yet. The source must not be a local folder."""
     label = str(source)
     if source.kind == "hub":
-        return hub.HubRemote(label, source.root, source.revision, source.path, limits)
+        return hub.HubSource(label, source.root, source.revision, source.path, limits)
     if source.kind == "s3" or source.kind == "gs":
-        return bucket.BucketRemote(label, source.kind, source.root, source.path, limits)
+        return bucket.BucketSource(label, source.kind, source.root, source.path, limits)
     assert source.kind == "http", "a local folder is used in place"
-    return WebRemote(label, label, limits)
+    return WebSource(label, label, limits)
 
 
-def list_source(prefix: str, limits: Limits | None = None) -> list[Source]:
+def list_source(prefix: str, limits: DownloadLimits | None = None) -> list[AdapterSource]:
     """The adapters at and below a prefix, sorted: folders that hold an ``adapter_config.json``.
 
     The prefix is a local folder, ``s3://bucket[/prefix]``, ``gs://bucket[/prefix]``, ``hf://org`` or
     ``hf://org/repo[@revision][/folder]``. A web server has no listing, so ``https://`` is refused. Hidden local folders
     and symbolic links to folders are passed over.
     """
-    limits = limits or Limits()
+    limits = limits or DownloadLimits()
     scheme, rest = _split(prefix)
     author = rest.strip("/")
     if scheme == "hf" and "/" not in author:
         if not re.fullmatch(_NAME, author):
             raise _bad(prefix, "that is no user or organisation")
         found = hub.adapters_of_author(prefix, author, limits)
-        return [Source("hub", repo, folder) for repo, folder in found]
+        return [AdapterSource("hub", repo, folder) for repo, folder in found]
     source = parse_source(prefix)
     if source.kind == "local":
-        return [Source("local", "", str(path)) for path in _local_adapters(Path(source.path), limits)]
+        return [AdapterSource("local", "", str(path)) for path in _local_adapters(Path(source.path), limits)]
     if source.kind == "hub":
         folders = hub.adapters_of(prefix, source.root, source.revision, source.path, limits)
-        return [Source("hub", source.root, folder, source.revision) for folder in folders]
+        return [AdapterSource("hub", source.root, folder, source.revision) for folder in folders]
     if source.kind == "s3" or source.kind == "gs":
         folders = bucket.adapters_of(prefix, source.kind, source.root, source.path, limits)
-        return [Source(source.kind, source.root, folder) for folder in folders]
+        return [AdapterSource(source.kind, source.root, folder) for folder in folders]
     raise SourceError(f"a web server cannot be listed ({prefix}): name its adapters one by one, or in a manifest")
 
 
@@ -136,7 +136,7 @@ def _split(text: str) -> tuple[str, str]:
     return scheme, rest
 
 
-def _parse_hub(text: str, rest: str) -> Source:
+def _parse_hub(text: str, rest: str) -> AdapterSource:
     match = re.fullmatch(rf"({_NAME}/{_NAME})(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(/.*)?", rest)
     if match is None or "--" in match.group(1) or ".." in match.group(1):
         raise _bad(text, "the Hub's form is hf://org/repo[@revision][/folder]")
@@ -145,7 +145,7 @@ def _parse_hub(text: str, rest: str) -> Source:
         revision = urllib.parse.unquote(revision)
         if not re.fullmatch(r"[\w.+-]+(?:/[\w.+-]+)*", revision, re.ASCII) or ".." in revision:
             raise _bad(text, "a revision is a branch, tag or commit, its slashes written %2F")
-    return Source("hub", match.group(1), _folder(text, match.group(3) or ""), revision)
+    return AdapterSource("hub", match.group(1), _folder(text, match.group(3) or ""), revision)
 
 
 def _quoted(revision: str) -> str:
@@ -154,14 +154,14 @@ def _quoted(revision: str) -> str:
     return urllib.parse.quote(revision, safe="+")
 
 
-def _parse_bucket(text: str, scheme: Literal["s3", "gs"] | str, rest: str) -> Source:
+def _parse_bucket(text: str, scheme: Literal["s3", "gs"] | str, rest: str) -> AdapterSource:
     name, _, prefix = rest.partition("/")
     if not re.fullmatch(_BUCKET, name):
         raise _bad(text, "the bucket's name is not one")
-    return Source("s3" if scheme == "s3" else "gs", name, _folder(text, prefix))
+    return AdapterSource("s3" if scheme == "s3" else "gs", name, _folder(text, prefix))
 
 
-def _parse_web(text: str) -> Source:
+def _parse_web(text: str) -> AdapterSource:
     try:
         parts = urllib.parse.urlsplit(text)
         port = parts.port
@@ -179,7 +179,7 @@ def _parse_web(text: str) -> Source:
         path = urllib.parse.unquote(parts.path, errors="strict")
     except UnicodeDecodeError as error:
         raise _bad(text, "its path is not UTF-8") from error
-    return Source("http", f"{parts.scheme}://{parts.netloc.lower()}", _folder(text, path))
+    return AdapterSource("http", f"{parts.scheme}://{parts.netloc.lower()}", _folder(text, path))
 
 
 def _folder(text: str, path: str) -> str:
@@ -196,7 +196,7 @@ def _bad(text: str, why: str) -> InputError:
     return InputError(f"adapter source {text!r} cannot be used, {why}: give {FORMS}")
 
 
-def _local(folder: Path, limits: Limits) -> Path:
+def _local(folder: Path, limits: DownloadLimits) -> Path:
     """The folder itself, once it is known to hold an adapter's two files and no link that leads out of it."""
     label = str(folder)
     try:
@@ -220,7 +220,7 @@ def _local(folder: Path, limits: Limits) -> Path:
     return folder
 
 
-def _local_adapters(folder: Path, limits: Limits) -> list[Path]:
+def _local_adapters(folder: Path, limits: DownloadLimits) -> list[Path]:
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder: name the one below which the adapters are")
     found = []

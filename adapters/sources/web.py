@@ -1,4 +1,4 @@
-"""Web: files over HTTP(S), with ranges, and the folder of a web server as a remote."""
+"""WebClient: files over HTTP(S), with ranges, and the folder of a web server as a remote."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from loratory.adapters.sources.remote import (
     WEIGHTS,
     ChangedError,
     Checksum,
-    Limits,
-    Listing,
+    DownloadLimits,
     RemoteFile,
+    RemoteListing,
     Reply,
     SourceError,
     TransientError,
@@ -65,13 +65,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return request
 
 
-class Web:
+class WebClient:
     """HTTP requests within limits: one time-out for silence, checked redirects, failures in words.
 
     ``label`` names the source in errors. Proxies are taken from the environment (``HTTPS_PROXY`` and the others).
     """
 
-    def __init__(self, label: str, limits: Limits) -> None:
+    def __init__(self, label: str, limits: DownloadLimits) -> None:
         self._label = label
         self._limits = limits
         self._opener = urllib.request.OpenerDirector()
@@ -202,7 +202,7 @@ def unreachable(label: str, url: str, reason: object) -> SourceError:
 
 
 @dataclass(frozen=True, slots=True)
-class WebRemote:
+class WebSource:
     """A folder of a web server: ``base`` is its URL with a slash at the end.
 
     HTTP has no listing, so the adapter's two files are asked for by the names PEFT gives them. Credentials come from
@@ -211,16 +211,16 @@ class WebRemote:
 
     label: str
     base: str
-    limits: Limits
+    limits: DownloadLimits
 
     @property
     def pinned(self) -> str | None:
         """None: what a web server answers may change."""
         return None
 
-    def listing(self) -> Listing:
+    def listing(self) -> RemoteListing:
         """The two files with size and ETag (or date), from HEAD requests."""
-        web = Web(self.label, self.limits)
+        web = WebClient(self.label, self.limits)
         headers = self._headers()
         config = self._head(web, CONFIG, headers)
         if config is None:
@@ -238,13 +238,13 @@ class WebRemote:
         version = None
         if all(file.validator for file in files):
             version = " ".join(f"{file.validator}/{file.size}" for file in files)
-        return Listing(files, version)
+        return RemoteListing(files, version)
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
         """GET, with a range from ``offset`` on."""
-        return Web(self.label, self.limits).read(file, offset, self._headers())
+        return WebClient(self.label, self.limits).read(file, offset, self._headers())
 
-    def _head(self, web: Web, name: str, headers: Mapping[str, str]) -> RemoteFile | None:
+    def _head(self, web: WebClient, name: str, headers: Mapping[str, str]) -> RemoteFile | None:
         url = self.base + name
         try:
             try:

@@ -15,10 +15,9 @@ from torch import Tensor
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.files.digest import begin_digest, digest_text
 from loratory.adapters.files.open_files import open_file
-from loratory.adapters.files.safetensors_header import Header, read_header
-from loratory.adapters.files.safetensors_header import Tensor as Entry
+from loratory.adapters.files.safetensors_header import Header, TensorEntry, read_header
 from loratory.adapters.files.weight_scan import CHUNK_BYTES, read_tensor
-from loratory.adapters.verified import Verified
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.errors import InputError, InvalidAdapter
 from loratory.executor.lora.shapes import GROUPS, LoRAShapes
 
@@ -94,7 +93,7 @@ class HostAdapter:
 
     @classmethod
     def load(
-        cls, files: Verified, shapes: LoRAShapes, dtype: torch.dtype, device: torch.device | str = "cpu"
+        cls, files: VerifiedAdapter, shapes: LoRAShapes, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> HostAdapter:
         """Reads the adapter of ``files`` from its safetensors file, each byte once, and compares what it has read.
 
@@ -154,7 +153,7 @@ class HostAdapter:
         return a, b
 
     def _places(
-        self, description: AdapterDescription, shapes: LoRAShapes, entries: Mapping[str, Entry], path: Path
+        self, description: AdapterDescription, shapes: LoRAShapes, entries: Mapping[str, TensorEntry], path: Path
     ) -> dict[str, _Place]:
         """Where each tensor goes. Raises `InputError` for one that the file has not, or in another shape."""
         places: dict[str, _Place] = {}
@@ -243,7 +242,7 @@ def _check(module: LoRAModule, shapes: LoRAShapes, path: Path) -> None:
         )
 
 
-def _tensor(data: memoryview, entry: Entry) -> Tensor:
+def _tensor(data: memoryview, entry: TensorEntry) -> Tensor:
     """A tensor of an open file, over the bytes that were read."""
     return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).view(entry.shape)
 

@@ -20,7 +20,7 @@ from loratory.cli.adapters_options import (
     NewVersion,
     RegistryPlace,
     Tenant,
-    intake,
+    adapter_fetcher,
     labels_of,
     reading,
     writing,
@@ -66,8 +66,8 @@ def add(
     from loratory.cli.adapters_tables import line
 
     labels = labels_of(label)
-    with intake(cache, cache_size, model, max_lora_rank) as way:
-        wish = way.registration(
+    with adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher:
+        wish = fetcher.registration(
             name, source, tenant=tenant, labels=labels, lora_int_id=lora_int_id, new_version=new_version
         )
     with writing(registry, ids) as book:
@@ -160,8 +160,8 @@ def resolve(
         record = book.resolve(ref)
     path = None
     if fetch:
-        with intake(cache, cache_size, model, max_lora_rank) as way:
-            path = str(way.fetch_record(record).folder)
+        with adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher:
+            path = str(fetcher.fetch_record(record).folder)
     request = record.lora_request(path)
     if as_json:
         dump({key: getattr(request, key) for key in ("lora_name", "lora_int_id", "lora_path", "base_model_name")})
@@ -245,12 +245,12 @@ def verify(
         records = [book.resolve(ref)] if ref is not None else list(book.list())
     damaged: dict[str, str] = {}
     with (
-        intake(cache, cache_size, model, max_lora_rank) as way,
+        adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher,
         progress("verifying") as tell,
     ):
         for place, record in enumerate(records):
             try:
-                way.release(way.fetch_record(record, revalidate=True))
+                fetcher.release(fetcher.fetch_record(record, revalidate=True))
             except InputError as error:
                 damaged[record.ref] = str(error)
             tell(record.ref, place + 1, len(records))
@@ -288,12 +288,12 @@ def scan_prefix(
 
     labels = labels_of(label)
     with (
-        intake(cache, cache_size, model, max_lora_rank) as way,
+        adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher,
         writing(registry, ids) as book,
         progress("scanning") as tell,
     ):
         target = None if dry_run else book
-        found = scan(prefix, target, way, tenant=tenant, labels=labels, new_version=new_version, progress=tell)
+        found = scan(prefix, target, fetcher, tenant=tenant, labels=labels, new_version=new_version, progress=tell)
     counts = {kind: sum(each.outcome == kind for each in found) for kind in ("added", "known", "valid", "refused")}
     if as_json:
         dump([finding_json(each) for each in found])
@@ -332,13 +332,13 @@ def import_file(
 
     listed = read_list(file or [], modules or [])
     with (
-        intake(cache, cache_size, model, max_lora_rank) as way,
+        adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher,
         writing(registry) as plain,
         progress("importing") as tell,
     ):
         strategy = ids or (None if plain.exists else listed.manifest.ids)
         with writing(registry, strategy) as book:
-            done = import_manifest(listed.manifest, book, way, new_version=new_version, progress=tell)
+            done = import_manifest(listed.manifest, book, fetcher, new_version=new_version, progress=tell)
             notes = (*done.notes, *listed.notes(book))
             defaults = book.defaults()
     if as_json:
@@ -376,8 +376,8 @@ def export(
     with reading(registry) as book:
         records = [book.resolve(name) for name in book.names()]
     found = []
-    with intake(cache, cache_size, None, 2**31 - 1) as way, progress("fetching") as tell:
+    with adapter_fetcher(cache, cache_size, None, 2**31 - 1) as fetcher, progress("fetching") as tell:
         for place, record in enumerate(records):
-            found.append(module_of(record, str(way.fetch_record(record).folder) if local else None))
+            found.append(module_of(record, str(fetcher.fetch_record(record).folder) if local else None))
             tell(record.ref, place + 1, len(records))
     write_text(modules_text(found, as_json), out)

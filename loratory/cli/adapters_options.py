@@ -20,7 +20,7 @@ from loratory.user_files import (
 )
 
 if TYPE_CHECKING:
-    from loratory.adapters.fetch import Intake
+    from loratory.adapters.fetch import AdapterFetcher
     from loratory.adapters.registry.registry import Registry
     from loratory.models.shape import ModelShape
 
@@ -79,19 +79,19 @@ def writing(place: str | None, ids: str | None = None) -> Iterator[Registry]:
 
 
 @contextmanager
-def intake(
+def adapter_fetcher(
     cache: Path | None,
     cache_size: str = DEFAULT_CACHE_SIZE,
     model: str | None = None,
     max_lora_rank: int = DEFAULT_MAX_RANK,
-) -> Iterator[Intake]:
+) -> Iterator[AdapterFetcher]:
     """What fetches and validates adapters, with a cache (by default the user's own) that is closed at the end."""
-    from loratory.adapters.fetch import Intake
-    from loratory.adapters.files.validation import Limits
+    from loratory.adapters.fetch import AdapterFetcher
+    from loratory.adapters.files.validation import FileLimits
 
-    limits = Limits(max_lora_rank=max_lora_rank, base=None if model is None else base_shape(model))
+    limits = FileLimits(max_lora_rank=max_lora_rank, base=None if model is None else base_shape(model))
     with adapter_cache(cache, cache_size) as store:
-        yield Intake(store, limits)
+        yield AdapterFetcher(store, limits)
 
 
 def base_shape(model: str) -> ModelShape:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratory.adapters.registry.import_manifest import manifest_of_modules
-from loratory.adapters.registry.manifest import Entry, Manifest, parse_manifest
+from loratory.adapters.registry.manifest import Manifest, ManifestEntry, parse_manifest
 from loratory.adapters.registry.vllm_lora_modules import OPTION, ModulePath, format_lora_modules, parse_lora_modules
 from loratory.errors import InputError, shortened
 from loratory.git_lfs import LFS_POINTER, lfs_text
@@ -107,6 +107,6 @@ def write_text(text: str, out: Path | None) -> None:
         ) from None
 
 
-def _beside(file: Path, entry: Entry) -> Entry:
+def _beside(file: Path, entry: ManifestEntry) -> ManifestEntry:
     source = os.path.expanduser(entry.source)
     return entry if "://" in source or entry.removed else replace(entry, source=str(file.parent.absolute() / source))

@@ -21,7 +21,7 @@ from loratory.scenarios.schema import Scenario
 from loratory.serving.workload import Workload
 
 if TYPE_CHECKING:
-    from loratory.adapters.verified import Verified
+    from loratory.adapters.verified import VerifiedAdapter
     from loratory.executor.machine import Machine
 
 _NAMED = 3
@@ -120,7 +120,7 @@ def _scaled(seconds: float | None, scale: float) -> float | None:
     return None if seconds is None else seconds / scale
 
 
-def as_served(scenario: Scenario, files: Mapping[str, Verified]) -> tuple[Scenario, tuple[str, ...]]:
+def as_served(scenario: Scenario, files: Mapping[str, VerifiedAdapter]) -> tuple[Scenario, tuple[str, ...]]:
     """The scenario with the digest of what is served in every record, and notes on records that say otherwise."""
     records, notes, unknown = [], [], []
     for record in scenario.adapters.records or ():

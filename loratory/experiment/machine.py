@@ -17,7 +17,7 @@ from loratory.user_files import adapter_cache
 
 if TYPE_CHECKING:
     from loratory.adapters.sources.cache import AdapterCache
-    from loratory.adapters.verified import Verified
+    from loratory.adapters.verified import VerifiedAdapter
     from loratory.executor.machine import Machine
     from loratory.executor.model import Model
 
@@ -72,17 +72,17 @@ def adapter_files(
     targets: Sequence[str],
     cache: AdapterCache,
     max_lora_rank: int,
-) -> dict[str, Verified]:
+) -> dict[str, VerifiedAdapter]:
     """The files of each adapter: from its source, or random ones written into ``folder`` for synthetic adapters.
 
     Raises `InputError` for an adapter whose content has not its digest, or that does not validate against the model.
     """
-    from loratory.adapters.fetch import Intake
-    from loratory.adapters.files.validation import Limits
+    from loratory.adapters.fetch import AdapterFetcher
+    from loratory.adapters.files.validation import FileLimits
     from loratory.executor.random_checkpoint import random_adapter
 
-    checked = Intake(cache, Limits(max_lora_rank=max_lora_rank, base=model.shape))
-    files: dict[str, Verified] = {}
+    checked = AdapterFetcher(cache, FileLimits(max_lora_rank=max_lora_rank, base=model.shape))
+    files: dict[str, VerifiedAdapter] = {}
     for adapter in adapters:
         path = adapter.lora.lora_path
         if path.startswith(SYNTHETIC):

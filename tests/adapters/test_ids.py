@@ -29,7 +29,7 @@ TEXT = st.text(min_size=1, max_size=8)
 
 
 class Book:
-    """An IdBook in memory."""
+    """An IssuedIds in memory."""
 
     def __init__(self, taken: dict[int, str] | None = None) -> None:
         self.owners = dict(taken or {})

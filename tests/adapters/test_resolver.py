@@ -15,8 +15,8 @@ from adapters_on_disk import WEIGHTS, tensors, write
 from corrupt import CORRUPTIONS
 from servers import GoogleServer, HubServer, Server, adapter
 
-from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import Limits
+from loratory.adapters.fetch import AdapterFetcher
+from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.ids import HashIds
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.registry.scan import scan
@@ -26,7 +26,7 @@ from loratory.errors import InputError, RefusedAdapter
 from loratory.serving.lora import LoRARequest
 
 BASE = "some/llama"
-SHAPED = Limits(max_lora_rank=16, base=SHAPES)
+SHAPED = FileLimits(max_lora_rank=16, base=SHAPES)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_folder_of_every_corruption_yields_the_good_ones_and_a_sentence_for_ea
         else:
             shutil.rmtree(folder, ignore_errors=True)
     before = tree(root)
-    findings = {finding.name: finding for finding in scan(str(root), registry, Intake(cache, SHAPED))}
+    findings = {finding.name: finding for finding in scan(str(root), registry, AdapterFetcher(cache, SHAPED))}
     good = [f"good-{seed}" for seed in range(5)]
     assert [name for name in findings if findings[name].outcome == "added"] == good
     assert len(bad) >= 25 and len(findings) >= 5 + 25
@@ -128,32 +128,34 @@ def test_a_folder_of_every_corruption_yields_the_good_ones_and_a_sentence_for_ea
 def test_scanning_again_adds_nothing_and_sees_what_changed(
     tmp_path: Path, registry: Registry, cache: AdapterCache
 ) -> None:
-    way, root = Intake(cache), tmp_path / "adapters"
+    fetcher, root = AdapterFetcher(cache), tmp_path / "adapters"
     write(root / "a" / "deep", found=tensors(seed=1))
     write(root / "b", found=tensors(seed=2))
     told: list[tuple[str, int, int]] = []
-    first = scan(str(root), registry, way, tenant="acme", labels={"k": "v"}, progress=lambda *step: told.append(step))
+    first = scan(
+        str(root), registry, fetcher, tenant="acme", labels={"k": "v"}, progress=lambda *step: told.append(step)
+    )
     assert [(each.name, each.outcome) for each in first] == [("a/deep", "added"), ("b", "added")]
     assert told == [("a/deep", 1, 2), ("b", 2, 2)]
     assert registry.resolve("b").tenant == "acme" and dict(registry.resolve("b").labels) == {"k": "v"}
-    assert [each.outcome for each in scan(str(root), registry, way)] == ["known", "known"]
+    assert [each.outcome for each in scan(str(root), registry, fetcher)] == ["known", "known"]
     write(root / "b", found=tensors(seed=3))
-    changed = scan(str(root), registry, way)
+    changed = scan(str(root), registry, fetcher)
     assert [each.outcome for each in changed] == ["known", "refused"] and "new version b@2" in changed[1].why
-    newer = scan(str(root), registry, way, tenant="acme", new_version=True)
+    newer = scan(str(root), registry, fetcher, tenant="acme", new_version=True)
     assert newer[1].record is not None and newer[1].record.ref == "b@2"
     assert registry.resolve("b").version == 1
-    assert [each.outcome for each in scan(str(root), None, way)] == ["valid", "valid"]
-    at = scan(str(root / "b"), None, way)
+    assert [each.outcome for each in scan(str(root), None, fetcher)] == ["valid", "valid"]
+    at = scan(str(root / "b"), None, fetcher)
     assert [each.name for each in at] == ["b"]
 
 
 def test_a_prefix_that_cannot_be_listed_is_refused(tmp_path: Path, cache: AdapterCache) -> None:
     registry = Registry(tmp_path / "adapters.db")
     with pytest.raises(InputError, match="is not a folder"):
-        scan(str(tmp_path / "nowhere"), registry, Intake(cache))
+        scan(str(tmp_path / "nowhere"), registry, AdapterFetcher(cache))
     with pytest.raises(InputError, match="cannot be listed"):
-        scan("https://host/adapters/", registry, Intake(cache))
+        scan("https://host/adapters/", registry, AdapterFetcher(cache))
     assert not (tmp_path / "adapters.db").exists()
 
 
@@ -163,7 +165,7 @@ def test_a_hub_organisation_is_scanned_and_resolved_by_name(
     for seed, repo in enumerate(("acme/sql", "acme/chat", "other/math")):
         hub.push(repo, adapter(seed=seed))
     hub.push("acme/pickled", {"adapter_config.json": b"{}", "adapter_model.bin": b"x"})
-    findings = {each.name: each.outcome for each in scan("hf://acme", registry, Intake(cache))}
+    findings = {each.name: each.outcome for each in scan("hf://acme", registry, AdapterFetcher(cache))}
     assert findings == {"sql": "added", "chat": "added", "pickled": "refused"}
     resolver = SourceResolver("hf://acme", cache)
     request = asyncio.run(resolver.resolve_lora("acme/base", "sql"))
@@ -206,8 +208,8 @@ def test_another_content_gets_another_id_and_the_same_the_same(tmp_path: Path, c
 def test_the_registry_resolver_gives_what_was_registered_or_refuses(
     tmp_path: Path, registry: Registry, cache: AdapterCache
 ) -> None:
-    way, folder = Intake(cache), write(tmp_path / "sql")
-    record = registry.add_many([way.registration("sql", str(folder))])[0]
+    fetcher, folder = AdapterFetcher(cache), write(tmp_path / "sql")
+    record = registry.add_many([fetcher.registration("sql", str(folder))])[0]
     resolver = RegistryResolver(registry, cache)
     for name in ("sql", "sql@1"):
         assert found(resolver, name) == LoRARequest("sql@1", record.lora_int_id, str(folder), BASE)
@@ -217,7 +219,7 @@ def test_the_registry_resolver_gives_what_was_registered_or_refuses(
         ask(resolver, "sql", "x")
     assert ask(RegistryResolver(registry, cache, base_models=[BASE]), "sql", "x") is not None
     with pytest.raises(RefusedAdapter, match="more than max_lora_rank 1"):
-        ask(RegistryResolver(registry, cache, Limits(max_lora_rank=1)), "sql")
+        ask(RegistryResolver(registry, cache, FileLimits(max_lora_rank=1)), "sql")
     write(folder, found=tensors(seed=9))
     with pytest.raises(RefusedAdapter, match=r"was registered with the digest sha256:.*put back what was registered"):
         ask(resolver, "sql")
@@ -236,14 +238,14 @@ def test_a_copy_with_the_registered_digest_is_enough_whatever_the_source_holds_b
         web.files.update({f"/sql/{name}": data for name, data in adapter(seed=seed).items()})
 
     publish(1)
-    way = Intake(cache)
-    record = registry.add_many([way.registration("sql", f"{web.url}/sql")])[0]
+    fetcher = AdapterFetcher(cache)
+    record = registry.add_many([fetcher.registration("sql", f"{web.url}/sql")])[0]
     resolver = RegistryResolver(registry, cache)
     first = ask(resolver, "sql", "acme/base")
     publish(2)
     assert ask(resolver, "sql", "acme/base") == first
     with pytest.raises(RefusedAdapter, match="put back what was registered"):
-        way.fetch_record(record, revalidate=True)
+        fetcher.fetch_record(record, revalidate=True)
     with AdapterCache(tmp_path / "empty") as empty, pytest.raises(RefusedAdapter, match="put back"):
         ask(RegistryResolver(registry, empty), "sql", "acme/base")
 
@@ -254,7 +256,7 @@ def test_a_copy_that_rotted_on_disk_is_fetched_again(
 ) -> None:
     """To other numbers, or to what is no adapter any more: not a number."""
     web.files.update({f"/sql/{name}": data for name, data in adapter().items()})
-    registry.add_many([Intake(cache).registration("sql", f"{web.url}/sql")])
+    registry.add_many([AdapterFetcher(cache).registration("sql", f"{web.url}/sql")])
     resolver = RegistryResolver(registry, cache)
     request = ask(resolver, "sql", "acme/base")
     assert request is not None
@@ -273,9 +275,9 @@ def test_folders_stay_leased_until_they_are_forgotten(web: Server, registry: Reg
         web.files.update({f"/{seed}/{name}": data for name, data in files.items()})
         sizes[seed] = sum(map(len, files.values()))
     with AdapterCache(tmp_path / "small", max_bytes=sizes[0] + sizes[1] + 10) as cache:
-        way = Intake(cache)
+        fetcher = AdapterFetcher(cache)
         for seed in range(3):
-            registry.add_many([way.registration(f"a{seed}", f"{web.url}/{seed}")])
+            registry.add_many([fetcher.registration(f"a{seed}", f"{web.url}/{seed}")])
         resolver = RegistryResolver(registry, cache)
         for name in ("a0", "a0", "a1"):
             assert ask(resolver, name, "acme/base") is not None
@@ -306,11 +308,11 @@ def test_whatever_a_resolver_meets_is_a_refusal_of_one_request(
 def test_a_chain_asks_in_turn_and_a_refusal_is_the_last_word(
     tmp_path: Path, registry: Registry, cache: AdapterCache
 ) -> None:
-    way = Intake(cache)
+    fetcher = AdapterFetcher(cache)
     write(tmp_path / "one", found=tensors(seed=1))
     write(tmp_path / "loose" / "two", found=tensors(seed=2))
     write(tmp_path / "loose" / "one", found=tensors(seed=3))
-    registry.add_many([way.registration("one", str(tmp_path / "one"))])
+    registry.add_many([fetcher.registration("one", str(tmp_path / "one"))])
     chain = ResolverChain(RegistryResolver(registry, cache), SourceResolver(str(tmp_path / "loose"), cache))
     assert found(chain, "one").lora_path == str(tmp_path / "one")
     assert found(chain, "two").lora_path == str(tmp_path / "loose" / "two")

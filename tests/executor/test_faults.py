@@ -16,8 +16,8 @@ from roster import POLICIES
 from safetensors.torch import load_file, save_file
 
 import loratory.executor.device_memory
-from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import InvalidAdapter, Limits, describe
+from loratory.adapters.fetch import AdapterFetcher
+from loratory.adapters.files.validation import FileLimits, InvalidAdapter, validate
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.errors import InputError
 from loratory.executor.executor import Executor
@@ -53,7 +53,7 @@ def _copy(zoo: Zoo, folder: Path, change: Callable[[torch.Tensor], torch.Tensor]
     shutil.copytree(zoo.files["a2"].folder, place)
     if change is not None:
         _change(place, change)
-    found = Intake(AdapterCache(folder / "cache")).verified("a2", str(place), None)
+    found = AdapterFetcher(AdapterCache(folder / "cache")).verified("a2", str(place), None)
     return replace(zoo, files={**zoo.files, "a2": found})
 
 
@@ -146,7 +146,7 @@ def test_keys_below_the_name_of_a_wrapper_give_the_same_tokens(llama: Zoo, tmp_p
         prefix = ("language_model.model.", "_orig_mod.model.", "model.language_model.")[index % 3] + "layers."
         save_file({key.replace("model.layers.", prefix): value for key, value in load_file(path).items()}, path)
         text = (place / "adapter_config.json").read_text()
-        files[name] = Intake(AdapterCache(tmp_path / "cache")).verified(name, str(place), None)
+        files[name] = AdapterFetcher(AdapterCache(tmp_path / "cache")).verified(name, str(place), None)
         assert files[name].digest != found.digest and "language_model" not in text
     renamed = _run(replace(llama, files=files), _config())
     assert renamed.tokens == plain.tokens and len(set(plain.tokens.values())) > 5
@@ -291,9 +291,9 @@ def test_an_adapter_for_another_model_or_of_too_high_a_rank_is_not_accepted(llam
     folder = llama.files["a1"].folder
     other = model_config("llama-56m").shape
     with pytest.raises(InvalidAdapter, match="base model"):
-        describe(folder, Limits(base=other))
+        validate(folder, FileLimits(base=other))
     with pytest.raises(InvalidAdapter, match="max_lora_rank"):
-        describe(folder, Limits(max_lora_rank=2))
+        validate(folder, FileLimits(max_lora_rank=2))
 
 
 def test_sampled_outputs_do_not_depend_on_who_shares_the_batch(llama: Zoo) -> None:

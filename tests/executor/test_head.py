@@ -12,7 +12,7 @@ from bench_machine import Oracle, Zoo, assert_nothing_leaked, prompt_of, run
 from roster import POLICIES
 from safetensors.torch import load_file, save_file
 
-from loratory.adapters.fetch import Intake
+from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.errors import InputError
 from loratory.executor.lora import LoRASlots
@@ -60,7 +60,7 @@ def test_the_base_models_head_beside_the_adapters_is_passed_over(tmp_path: Path)
     path = zoo.files["a1"].folder / "adapter_model.safetensors"
     head = torch.randn(zoo.config.shape.vocab, zoo.config.shape.hidden).to(torch.bfloat16)
     save_file({**load_file(path), "base_model.model.lm_head.base_layer.weight": head}, path)
-    again = Intake(AdapterCache(tmp_path / "cache")).verified("a1", str(path.parent), None)
+    again = AdapterFetcher(AdapterCache(tmp_path / "cache")).verified("a1", str(path.parent), None)
     assert again.description.dtype == "F32" and again.description.modules == zoo.files["a1"].description.modules
     work = workload([{**row, "adapter": 1} for row in ROWS[:4]], zoo.adapters)
     plain = Zoo.make(tmp_path / "plain", "llama", VARIANTS[:1])

@@ -16,7 +16,7 @@ import yaml
 from command import Command, command_line
 from servers import Server
 
-from loratory.adapters.fetch import Intake
+from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.executor.machine import Machine
@@ -46,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for seed, folder in enumerate(("sql", "sql-next", "chat"), 1):
             place = random_adapter(tmp_path / folder, config, 4, seed=seed)
             name = folder.removesuffix("-next")
-            registry.add_many([Intake(cache).registration(name, str(place), new_version=name != folder)])
+            registry.add_many([AdapterFetcher(cache).registration(name, str(place), new_version=name != folder)])
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from adapters_on_disk import tensors, write
 
-from loratory.adapters.fetch import Intake
+from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.errors import InputError
@@ -38,13 +38,13 @@ RANKS = {"sql": 2, "chat": 3, "math": 5}
 def folder(tmp_path: Path) -> Path:
     """A registry, adapters.db, of sql (two versions), chat and math, of three ranks and two tenants."""
     with Registry(tmp_path / "adapters.db", "hash") as registry, AdapterCache(tmp_path / "cache") as cache:
-        way = Intake(cache)
+        fetcher = AdapterFetcher(cache)
 
         def add(name: str, rank: int, seed: int, **more: Any) -> None:
             names = ("q_proj", "v_proj", "down_proj")[: 2 + (name == "math")]
             fields = {"r": rank, "target_modules": list(names), "base_model_name_or_path": "meta-llama/Llama-3.1-8B"}
             source = write(tmp_path / f"{name}-{seed}", fields, tensors(names, rank=rank, seed=seed))
-            registry.add_many([way.registration(name, str(source), **more)])
+            registry.add_many([fetcher.registration(name, str(source), **more)])
 
         for seed, (name, rank) in enumerate(RANKS.items()):
             add(name, rank, seed, tenant="acme" if name == "sql" else "other", labels={"env": "prod"})
@@ -223,7 +223,7 @@ def test_postgresql_is_read_the_same(folder: Path, postgres_registry: str, monke
         Registry(postgres_registry) as registry,
         AdapterCache(folder / "cache") as cache,
     ):
-        registry.add_many([Intake(cache).registration("sql", str(folder / "sql-0"))])
+        registry.add_many([AdapterFetcher(cache).registration("sql", str(folder / "sql-0"))])
     parts = urlsplit(postgres_registry)
     monkeypatch.setenv("PGPASSWORD", str(parts.password))
     plain = postgres_registry.replace(f":{parts.password}@", "@")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from loratory.adapters.fetch import Intake
-from loratory.adapters.files.validation import Limits
+from loratory.adapters.fetch import AdapterFetcher
+from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.verified import Verified
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.executor.drive import Outcome, drive
 from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
@@ -68,21 +68,21 @@ class Zoo:
     folder: Path
     config: ModelConfig
     adapters: tuple[Adapter, ...]
-    files: Mapping[str, Verified]
+    files: Mapping[str, VerifiedAdapter]
 
     @classmethod
     def make(cls, folder: Path, family: str, variants: Sequence[Mapping[str, Any]] = VARIANTS) -> Zoo:
         """Write it. ``family`` is one of the tiny shapes."""
         config = model_config(f"tiny-{family}")
         random_checkpoint(folder / "model", config)
-        limits = Limits(base=config.shape)
-        intake = Intake(AdapterCache(folder / "cache"), limits)
+        limits = FileLimits(base=config.shape)
+        fetcher = AdapterFetcher(AdapterCache(folder / "cache"), limits)
         adapters: list[Adapter] = []
-        files: dict[str, Verified] = {}
+        files: dict[str, VerifiedAdapter] = {}
         for index, variant in enumerate(variants, 1):
             name = f"a{index}"
             place = random_adapter(folder / name, config, seed=index, **variant)
-            files[name] = intake.verified(name, str(place), None)
+            files[name] = fetcher.verified(name, str(place), None)
             rank = files[name].description.rank
             adapters.append(Adapter(LoRARequest(name, index, str(place)), rank, files[name].description.bytes))
         return cls(folder, config, tuple(adapters), files)

@@ -15,8 +15,8 @@ from torch import Tensor
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.files.digest import begin_digest, digest_text
 from loratory.adapters.files.safetensors_header import read_header
-from loratory.adapters.sources.source import Source
-from loratory.adapters.verified import Verified
+from loratory.adapters.sources.source import AdapterSource
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.executor.lora.shapes import LoRAShapes
 from loratory.models.linear_layers import BLOCKS, HEAD
 
@@ -81,8 +81,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     return folder
 
 
-def verified(folder: Path, described: AdapterDescription) -> Verified:
-    """What is in ``folder`` now, as an intake hands it out once it has compared it."""
+def verified(folder: Path, described: AdapterDescription) -> VerifiedAdapter:
+    """What is in ``folder`` now, as a fetcher hands it out once it has compared it."""
     path = folder / described.weights
     with path.open("rb") as file:
         header = read_header(file, path.stat().st_size, str(path))
@@ -91,7 +91,7 @@ def verified(folder: Path, described: AdapterDescription) -> Verified:
         )
         digest.update(file.read())
     described = replace(described, digest=digest_text(digest))
-    return Verified("a", Source("local", "", str(folder)), folder, described, described.digest)
+    return VerifiedAdapter("a", AdapterSource("local", "", str(folder)), folder, described, described.digest)
 
 
 def describe_peft(folder: Path, shapes: LoRAShapes) -> AdapterDescription:

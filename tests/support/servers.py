@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from loratory.adapters.sources.remote import Checksum, Listing, RemoteFile, Reply
+from loratory.adapters.sources.remote import Checksum, RemoteFile, RemoteListing, Reply
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -397,12 +397,12 @@ class Memory:
     def pinned(self) -> str | None:
         return None
 
-    def listing(self) -> Listing:
+    def listing(self) -> RemoteListing:
         files = []
         for name, data in self.files.items():
             checksum = Checksum("sha256", hashlib.sha256(data).hexdigest()) if self.declares else None
             files.append(RemoteFile(name, name, len(data) if self.sized else None, self.version, True, checksum))
-        return Listing(tuple(files), self.version)
+        return RemoteListing(tuple(files), self.version)
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
         self.reads.append((file.name, offset))

@@ -14,12 +14,12 @@ import pytest
 from adapters_on_disk import BASE, CONFIG, PREFIX, tensors, write
 
 from loratory.adapters.files.description import AdapterDescription
-from loratory.adapters.files.validation import Limits, describe
+from loratory.adapters.files.validation import FileLimits, validate
 from loratory.errors import InvalidAdapter
 from loratory.models.decoder import read_shape
 
 CASES = Path(__file__).parents[2] / "cases"
-LIMITS = Limits(base=BASE)
+LIMITS = FileLimits(base=BASE)
 PLAIN = f"{PREFIX}model.layers."
 
 
@@ -56,8 +56,8 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_wrappers_name_changes_nothing_but_the_keys(name: str, tmp_path: Path) -> None:
-    plain = describe(write(tmp_path / "plain"), LIMITS)
-    found = describe(written(tmp_path / "wrapped", WRAPPED[name]), LIMITS)
+    plain = validate(write(tmp_path / "plain"), LIMITS)
+    found = validate(written(tmp_path / "wrapped", WRAPPED[name]), LIMITS)
     assert without_keys(found) == without_keys(plain)
     assert found.modules[0].path == "model.layers.0.self_attn.q_proj"
     assert all(
@@ -70,19 +70,19 @@ def test_patterns_are_matched_with_the_names_of_the_wrapped_model(tmp_path: Path
     """As PEFT did when it made the adapter: there the paths began with language_model."""
     fields = {"alpha_pattern": {"^language_model.model.layers.1.self_attn.q_proj": 9}}
     fields["target_modules"] = r"language_model\.model\.layers\.\d+\.self_attn\.[qv]_proj"  # type: ignore[assignment]
-    found = describe(written(tmp_path, WRAPPED["LLaVA"], **fields), LIMITS)
+    found = validate(written(tmp_path, WRAPPED["LLaVA"], **fields), LIMITS)
     assert [module.scaling for module in found.modules] == [2, 2, 4.5, 2]
 
 
 def test_patterns_may_mean_the_compiled_or_the_plain_paths_but_not_both(tmp_path: Path) -> None:
     compiled = WRAPPED["compiled model"]
     for target in (r"model\.layers\.\d+\.self_attn\.[qv]_proj", r"_orig_mod\.model\.layers\.\d+\.self_attn\.[qv]_proj"):
-        assert len(describe(written(tmp_path / "one", compiled, target_modules=target), LIMITS).modules) == 4
+        assert len(validate(written(tmp_path / "one", compiled, target_modules=target), LIMITS).modules) == 4
     pattern = {"^model.layers.1.self_attn.q_proj": 9}
     with pytest.raises(
         InvalidAdapter, match="patterns that mean other modules with _orig_mod in the keys than without"
     ):
-        describe(written(tmp_path / "both", compiled, alpha_pattern=pattern), LIMITS)
+        validate(written(tmp_path / "both", compiled, alpha_pattern=pattern), LIMITS)
 
 
 REFUSED: dict[str, tuple[Callable[[str], str], str]] = {
@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[str], str], str]] = {
 def test_the_reason_is_the_true_one_and_nobody_is_told_to_retrain_for_a_name(name: str, tmp_path: Path) -> None:
     rename, says = REFUSED[name]
     with pytest.raises(InvalidAdapter, match=says) as caught:
-        describe(written(tmp_path, rename), LIMITS)
+        validate(written(tmp_path, rename), LIMITS)
     assert ("retrain" in str(caught.value)) == (name == "embedding")
     assert len(str(caught.value)) <= 400 + len(str(tmp_path)) and "\n" not in str(caught.value)
 
@@ -131,16 +131,16 @@ def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
     found = tensors()
     twice = {key.replace(PLAIN, f"{PREFIX}language_model.model.layers."): tensor for key, tensor in found.items()}
     with pytest.raises(InvalidAdapter, match=r"are one layer: keep one"):
-        describe(write(tmp_path / "prefix", found={**found, **twice}), LIMITS)
+        validate(write(tmp_path / "prefix", found={**found, **twice}), LIMITS)
     wrapped = {f"_orig_mod.{key}": tensor for key, tensor in found.items()}
     with pytest.raises(InvalidAdapter, match=r"lora_A of .* twice, as .* and as .*: keep one"):
-        describe(write(tmp_path / "wrapped", found={**found, **wrapped}), LIMITS)
+        validate(write(tmp_path / "wrapped", found={**found, **wrapped}), LIMITS)
 
 
 @pytest.mark.parametrize("case", ["adapter-target-matches-nothing", "adapter-vlm-prefix", "adapter-lm-head"])
 def test_adapters_that_others_serve_are_accepted(case: str) -> None:
     folder = CASES / case
-    found = describe(folder / "adapter", Limits(base=read_shape(folder)))
+    found = validate(folder / "adapter", FileLimits(base=read_shape(folder)))
     modules = json.loads((folder / "adapter" / CONFIG).read_text())["target_modules"]
     assert found.rank == 8 and set(found.target_modules) == {name for name in modules if name[0] != "w"}
     assert len(found.modules) == 2 * len(found.target_modules) - (case == "adapter-lm-head")
@@ -155,7 +155,7 @@ def with_head(head: str = "lm_head", rank: int = 2) -> dict[str, Any]:
 
 def test_an_output_head_is_of_no_layer_and_last(tmp_path: Path) -> None:
     fields = {"target_modules": ["q_proj", "v_proj", "lm_head"], "rank_pattern": {"^lm_head": 3}}
-    found = describe(write(tmp_path, fields, with_head(rank=3)), LIMITS)
+    found = validate(write(tmp_path, fields, with_head(rank=3)), LIMITS)
     assert found.rank == 3 and found.target_modules == ("lm_head", "q_proj", "v_proj")
     head = found.modules[-1]
     assert (head.path, head.name, head.layer, head.in_features, head.out_features) == ("lm_head", "lm_head", 0, 8, 32)
@@ -164,28 +164,28 @@ def test_an_output_head_is_of_no_layer_and_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["language_model.lm_head", "_orig_mod.lm_head", "lm_head._orig_mod", "module.lm_head"])
 def test_an_output_head_has_wrappers_too(head: str, tmp_path: Path) -> None:
     fields = {"target_modules": ["q_proj", "v_proj", "lm_head"]}
-    plain = describe(write(tmp_path / "plain", fields, with_head()), LIMITS)
-    assert without_keys(describe(write(tmp_path / "other", fields, with_head(head)), LIMITS)) == without_keys(plain)
+    plain = validate(write(tmp_path / "plain", fields, with_head()), LIMITS)
+    assert without_keys(validate(write(tmp_path / "other", fields, with_head(head)), LIMITS)) == without_keys(plain)
 
 
 def test_a_file_holds_the_head_that_its_configuration_promises(tmp_path: Path) -> None:
     both = ["q_proj", "v_proj", "lm_head"]
     with pytest.raises(InvalidAdapter, match="has no LoRA matrices of lm_head, which target_modules"):
-        describe(write(tmp_path, {"target_modules": both}), LIMITS)
+        validate(write(tmp_path, {"target_modules": both}), LIMITS)
     for fields in ({}, {"target_modules": both, "layers_to_transform": [0, 1]}, {"target_modules": "all-linear"}):
         with pytest.raises(
             InvalidAdapter, match=r"has LoRA matrices of lm_head, which target_modules|no LoRA matrices"
         ):
-            describe(write(tmp_path, fields, with_head()), LIMITS)
-    narrow = Limits(base=BASE, target_modules=frozenset({"q_proj", "v_proj"}))
+            validate(write(tmp_path, fields, with_head()), LIMITS)
+    narrow = FileLimits(base=BASE, target_modules=frozenset({"q_proj", "v_proj"}))
     with pytest.raises(InvalidAdapter, match="lm_head is not among the allowed modules"):
-        describe(write(tmp_path, {"target_modules": both}, with_head()), narrow)
-    other = Limits(base=replace(BASE, vocab=40))
+        validate(write(tmp_path, {"target_modules": both}, with_head()), narrow)
+    other = FileLimits(base=replace(BASE, vocab=40))
     with pytest.raises(InvalidAdapter, match="32 output features, and the base model's lm_head has 40"):
-        describe(write(tmp_path, {"target_modules": both}, with_head()), other)
+        validate(write(tmp_path, {"target_modules": both}, with_head()), other)
     whole = {**tensors(), f"{PREFIX}lm_head.base_layer.weight": np.ones((32, 8), np.float32)}
     with pytest.raises(InvalidAdapter, match=r"holds the tensor .*base_layer"):
-        describe(write(tmp_path, found=whole), LIMITS)
+        validate(write(tmp_path, found=whole), LIMITS)
 
 
 def test_an_adapter_of_a_wrapped_model_is_what_peft_made(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_adapter_of_a_wrapped_model_is_what_peft_made(tmp_path: Path) -> None
         folder = tmp_path / wrap.__name__.strip("<>")
         model = peft.get_peft_model(wrap(Wrapper()), copy.deepcopy(lora))
         model.save_pretrained(folder)
-        found = {module.path: module for module in describe(folder, LIMITS).modules}
+        found = {module.path: module for module in validate(folder, LIMITS).modules}
         weights = load_file(folder / "adapter_model.safetensors")
         layers = {
             "model.layers." + name.partition("model.layers.")[2]: layer

@@ -1,4 +1,4 @@
-"""describe: each kind of corrupted adapter is refused with one sentence, nothing else disturbed, in bounded memory."""
+"""validate: each kind of corrupted adapter is refused with one sentence, nothing else disturbed, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from adapters_on_disk import write as write_adapter
 from corrupt import CORRUPTIONS, Corruption
 
 import loratory.adapters.files.weight_scan
-from loratory.adapters.files.validation import Limits, describe
+from loratory.adapters.files.validation import FileLimits, validate
 from loratory.errors import InputError, InvalidAdapter
 from loratory.models.linear_layers import BLOCKS
 
-LIMITS = Limits(16, base=BASE, target_modules=frozenset(BLOCKS) - {"o_proj"})
+LIMITS = FileLimits(16, base=BASE, target_modules=frozenset(BLOCKS) - {"o_proj"})
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -36,8 +36,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_a_valid_adapter_is_described(tmp_path: Path) -> None:
     found = tensors()
-    description = describe(write_adapter(tmp_path), LIMITS)
-    assert description == describe(str(tmp_path), LIMITS)
+    description = validate(write_adapter(tmp_path), LIMITS)
+    assert description == validate(str(tmp_path), LIMITS)
     assert (description.rank, description.alpha, description.use_rslora) == (2, 4.0, False)
     assert description.target_modules == ("q_proj", "v_proj")
     assert (description.base_model, description.dtype, description.weights) == ("some/llama", "F32", WEIGHTS)
@@ -62,12 +62,12 @@ def test_names_of_corruptions_are_unique_and_many() -> None:
 def test_a_corrupted_adapter_is_refused_in_one_sentence_and_disturbs_nothing(
     corruption: Corruption, tmp_path: Path
 ) -> None:
-    neighbour = describe(write_adapter(tmp_path / "neighbour"), LIMITS)
+    neighbour = validate(write_adapter(tmp_path / "neighbour"), LIMITS)
     folder = write_adapter(tmp_path / "adapter")
     given_path = corruption.spoil(folder) or folder
     before = snapshot(tmp_path)
     with pytest.raises(InvalidAdapter) as refusal:
-        describe(given_path, LIMITS)
+        validate(given_path, LIMITS)
     text = str(refusal.value)
     assert re.search(corruption.says, text)
     assert "\n" not in text
@@ -77,7 +77,7 @@ def test_a_corrupted_adapter_is_refused_in_one_sentence_and_disturbs_nothing(
     assert ". " not in said and not said.endswith(".")
     assert len(said) < 600
     assert snapshot(tmp_path) == before
-    assert describe(tmp_path / "neighbour", LIMITS) == neighbour
+    assert validate(tmp_path / "neighbour", LIMITS) == neighbour
     assert not os.path.exists("/tmp/opened-a-pickle")
 
 
@@ -91,30 +91,30 @@ LEGACY = """{
 
 
 def test_a_configuration_of_an_early_peft_is_accepted(tmp_path: Path) -> None:
-    plain = describe(write_adapter(tmp_path, {"base_model_name_or_path": None}), LIMITS)
+    plain = validate(write_adapter(tmp_path, {"base_model_name_or_path": None}), LIMITS)
     (tmp_path / CONFIG).write_text(LEGACY)
-    assert describe(tmp_path, LIMITS) == plain
+    assert validate(tmp_path, LIMITS) == plain
 
 
 def test_a_pickle_beside_the_weights_is_not_opened(tmp_path: Path) -> None:
-    before = describe(write_adapter(tmp_path), LIMITS)
+    before = validate(write_adapter(tmp_path), LIMITS)
     os.mkfifo(tmp_path / "adapter_model.bin")  # to open it would block
-    assert describe(tmp_path, LIMITS) == before
+    assert validate(tmp_path, LIMITS) == before
 
 
 def test_a_link_is_followed_inside_the_root_only(tmp_path: Path) -> None:
-    plain = describe(write_adapter(tmp_path / "blobs"), LIMITS)
+    plain = validate(write_adapter(tmp_path / "blobs"), LIMITS)
     folder = tmp_path / "snapshots" / "main"
     folder.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS):
         (folder / name).symlink_to(Path("..", "..", "blobs", name))
     with pytest.raises(InvalidAdapter, match="link that leaves"):
-        describe(folder, LIMITS)
-    assert describe(folder, LIMITS, root=tmp_path) == plain
+        validate(folder, LIMITS)
+    assert validate(folder, LIMITS, root=tmp_path) == plain
     inside = write_adapter(tmp_path / "inside")
     (inside / WEIGHTS).rename(inside / "v1.safetensors")
     (inside / WEIGHTS).symlink_to("v1.safetensors")
-    assert describe(inside, LIMITS) == plain
+    assert validate(inside, LIMITS) == plain
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, ""])
@@ -130,7 +130,7 @@ def test_what_may_not_be_read_is_refused(name: str, tmp_path: Path) -> None:
         if root:
             os.seteuid(65534)  # root may read everything
         with pytest.raises(InvalidAdapter, match="Permission denied"):
-            describe(folder, LIMITS)
+            validate(folder, LIMITS)
     finally:
         if root:
             os.seteuid(0)
@@ -159,7 +159,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     monkeypatch.setattr(loratory.adapters.files.weight_scan, "_finite", meddle)
     with pytest.raises(InvalidAdapter, match="while it was read: copy it whole"):
-        describe(folder, LIMITS)
+        validate(folder, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -184,19 +184,19 @@ def test_infinities_and_nans_are_told_by_their_bits(
     write_adapter(tmp_path)
     words = np.resize(np.array(finite, word), position // word.itemsize)
     (tmp_path / WEIGHTS).write_bytes(packed(entries, words.tobytes()))
-    assert describe(tmp_path, LIMITS).dtype == dtype
+    assert validate(tmp_path, LIMITS).dtype == dtype
     for value in bad:
         for place in (0, len(words) // 2, len(words) - 1):
             spoiled = words.copy()
             spoiled[place] = value
             (tmp_path / WEIGHTS).write_bytes(packed(entries, spoiled.tobytes()))
             with pytest.raises(InvalidAdapter, match="not finite"):
-                describe(tmp_path, LIMITS)
+                validate(tmp_path, LIMITS)
 
 
 def test_the_digest_tells_contents_apart_and_nothing_else(tmp_path: Path) -> None:
     def digest(name: str, fields: dict[str, Any] | None = None, seed: int = 0) -> str:
-        return describe(write_adapter(tmp_path / name, fields, tensors(seed=seed)), LIMITS).digest
+        return validate(write_adapter(tmp_path / name, fields, tensors(seed=seed)), LIMITS).digest
 
     first = digest("a")
     assert digest("b") == first
@@ -209,11 +209,11 @@ def test_the_digest_tells_contents_apart_and_nothing_else(tmp_path: Path) -> Non
 def test_the_digest_covers_every_byte_of_the_weights(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path)
     raw = (folder / WEIGHTS).read_bytes()
-    first = describe(folder, LIMITS).digest
+    first = validate(folder, LIMITS).digest
     start = len(raw) - len(data(tensors()))
     for place in range(start, len(raw), 7):
         (folder / WEIGHTS).write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
-        assert describe(folder, LIMITS).digest != first
+        assert validate(folder, LIMITS).digest != first
 
 
 def test_a_large_adapter_is_described_in_little_memory(tmp_path: Path) -> None:
@@ -228,14 +228,14 @@ def test_a_large_adapter_is_described_in_little_memory(tmp_path: Path) -> None:
     os.truncate(tmp_path / WEIGHTS, size)  # half a gigabyte of zeros that takes no room
     tracemalloc.start()
     try:
-        description = describe(tmp_path)
+        description = validate(tmp_path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert description.bytes == 512_000_000 == 4 * description.parameters
     assert peak < 8_000_000
     with pytest.raises(InvalidAdapter, match=f"has {size} bytes, more than max_file_bytes 1000: raise the limit"):
-        describe(tmp_path, Limits(max_file_bytes=1000))
+        validate(tmp_path, FileLimits(max_file_bytes=1000))
 
 
 def test_a_hostile_header_size_allocates_nothing(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_hostile_header_size_allocates_nothing(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidAdapter, match="claims a header of 400000000 bytes"):
-            describe(tmp_path)
+            validate(tmp_path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -254,14 +254,14 @@ def test_a_hostile_header_size_allocates_nothing(tmp_path: Path) -> None:
 
 def test_limits_name_what_is_wrong_with_them() -> None:
     with pytest.raises(InputError, match="max_lora_rank is 0"):
-        Limits(max_lora_rank=0)
+        FileLimits(max_lora_rank=0)
     with pytest.raises(InputError, match="target module 'c_attn'"):
-        Limits(target_modules=frozenset({"c_attn"}))
+        FileLimits(target_modules=frozenset({"c_attn"}))
 
 
 def test_the_corpus_as_one_folder_leaves_the_valid_ones_alone(tmp_path: Path) -> None:
     good = {
-        seed: describe(write_adapter(tmp_path / f"good-{seed}", found=tensors(seed=seed)), LIMITS) for seed in range(5)
+        seed: validate(write_adapter(tmp_path / f"good-{seed}", found=tensors(seed=seed)), LIMITS) for seed in range(5)
     }
     spoiled = []
     for number, corruption in enumerate(CORRUPTIONS):
@@ -270,7 +270,7 @@ def test_the_corpus_as_one_folder_leaves_the_valid_ones_alone(tmp_path: Path) ->
     state = hashlib.sha256(repr(snapshot(tmp_path)).encode()).hexdigest()
     for folder in spoiled:
         with pytest.raises(InvalidAdapter):
-            describe(folder, LIMITS)
-    assert {seed: describe(tmp_path / f"good-{seed}", LIMITS) for seed in good} == good
+            validate(folder, LIMITS)
+    assert {seed: validate(tmp_path / f"good-{seed}", LIMITS) for seed in good} == good
     assert hashlib.sha256(repr(snapshot(tmp_path)).encode()).hexdigest() == state
     assert PREFIX in good[0].modules[0].key_a

@@ -18,19 +18,19 @@ from lab import examples
 
 from loratory.adapters.files.description import AdapterDescription
 from loratory.adapters.files.peft_patterns import Patterns
-from loratory.adapters.files.validation import Limits, describe
+from loratory.adapters.files.validation import FileLimits, validate
 from loratory.errors import InvalidAdapter
 from loratory.models.linear_layers import BLOCKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Possible (nested|set):FutureWarning")
 
-LIMITS = Limits(16, base=BASE)
+LIMITS = FileLimits(16, base=BASE)
 
 
-def outcome(folder: Path, limits: Limits | None = None) -> AdapterDescription | str:
+def outcome(folder: Path, limits: FileLimits | None = None) -> AdapterDescription | str:
     """A description or a refusal; anything else is a failure of the test."""
     try:
-        return describe(folder, limits or LIMITS)
+        return validate(folder, limits or LIMITS)
     except InvalidAdapter as refusal:
         assert "\n" not in str(refusal)
         return str(refusal)
@@ -121,7 +121,7 @@ def test_mutated_configurations_give_a_description_or_a_refusal(fuzzed: Path, ch
     (fuzzed / CONFIG).write_text(json.dumps(config() | dict(changes)))
     (fuzzed / WEIGHTS).write_bytes(RAW)
     outcome(fuzzed)
-    outcome(fuzzed, Limits())
+    outcome(fuzzed, FileLimits())
 
 
 PATHS = [f"model.layers.{layer}.{parent}.{name}" for layer in (0, 11) for name, parent in BLOCKS.items()]
@@ -209,7 +209,7 @@ def test_hostile_files_are_refused_in_bounded_memory(name: str, tmp_path: Path) 
     if traced:
         tracemalloc.start()
     try:
-        found = outcome(tmp_path, Limits())
+        found = outcome(tmp_path, FileLimits())
         peak = tracemalloc.get_traced_memory()[1] if traced else 0
     finally:
         tracemalloc.stop()

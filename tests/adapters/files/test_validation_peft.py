@@ -27,7 +27,7 @@ from peft.tuners.lora import config as lora_config  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from loratory.adapters.files.peft_fields import HANDLED, IGNORED, REFUSED  # noqa: E402
-from loratory.adapters.files.validation import Limits, describe  # noqa: E402
+from loratory.adapters.files.validation import FileLimits, validate  # noqa: E402
 from loratory.errors import InvalidAdapter  # noqa: E402
 from loratory.models.decoder import shape_of  # noqa: E402
 
@@ -56,8 +56,8 @@ def base() -> Iterator[Callable[[], Any]]:
 
 
 @pytest.fixture(scope="module")
-def limits() -> Limits:
-    return Limits(base=shape_of(CONFIG.to_dict(), "config.json"))
+def limits() -> FileLimits:
+    return FileLimits(base=shape_of(CONFIG.to_dict(), "config.json"))
 
 
 def build(model: Any, config: Any, folder: Path, **how: Any) -> Any:
@@ -72,9 +72,9 @@ def build(model: Any, config: Any, folder: Path, **how: Any) -> Any:
     return wrapped
 
 
-def same_as_peft(model: Any, folder: Path, limits: Limits) -> None:
+def same_as_peft(model: Any, folder: Path, limits: FileLimits) -> None:
     """Every module's path, rank, scaling, widths, and its delta computed from the file's two tensors."""
-    description = describe(folder, limits)
+    description = validate(folder, limits)
     described = {module.path: module for module in description.modules}
     weights = load_file(folder / description.weights)
     layers = {
@@ -158,12 +158,12 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_an_accepted_variant_is_described_as_peft_computes_it(
-    name: str, tmp_path: Path, base: Callable[[], Any], limits: Limits
+    name: str, tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     fields = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | ACCEPTED[name]
     model = build(base(), peft.LoraConfig(**fields), tmp_path)
     same_as_peft(model, tmp_path, limits)
-    same_as_peft(model, tmp_path, Limits()) if "layers" not in name else None
+    same_as_peft(model, tmp_path, FileLimits()) if "layers" not in name else None
 
 
 REFUSED_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -196,14 +196,14 @@ REFUSED_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED_VARIANTS)
 def test_a_refused_variant_is_refused_by_name(
-    name: str, tmp_path: Path, base: Callable[[], Any], limits: Limits
+    name: str, tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     fields, says = REFUSED_VARIANTS[name]
     fields = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | fields
     build(base(), peft.LoraConfig(**fields), tmp_path)
-    for each in (limits, Limits()):
+    for each in (limits, FileLimits()):
         with pytest.raises(InvalidAdapter, match=says):
-            describe(tmp_path, each)
+            validate(tmp_path, each)
 
 
 CONFIGURED_ONLY: dict[str, tuple[dict[str, Any], str]] = {
@@ -218,25 +218,25 @@ CONFIGURED_ONLY: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", CONFIGURED_ONLY)
 def test_a_variant_the_tiny_model_cannot_have_is_refused_by_its_configuration(
-    name: str, tmp_path: Path, base: Callable[[], Any], limits: Limits
+    name: str, tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     fields, says = CONFIGURED_ONLY[name]
     common = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
     build(base(), peft.LoraConfig(**common), tmp_path)
-    describe(tmp_path, limits)
+    validate(tmp_path, limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft.LoraConfig(**common, **fields).save_pretrained(tmp_path)
     with pytest.raises(InvalidAdapter, match=says):
-        describe(tmp_path, limits)
+        validate(tmp_path, limits)
 
 
-def test_loftq_is_refused_by_its_configuration(tmp_path: Path, base: Callable[[], Any], limits: Limits) -> None:
+def test_loftq_is_refused_by_its_configuration(tmp_path: Path, base: Callable[[], Any], limits: FileLimits) -> None:
     # LoraConfig itself would need scipy for it
     build(base(), peft.LoraConfig(target_modules=["q_proj"]), tmp_path)
     edit(tmp_path, init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1})
     with pytest.raises(InvalidAdapter, match="'loftq', which changes the base weights"):
-        describe(tmp_path, limits)
+        validate(tmp_path, limits)
 
 
 HIDDEN = {
@@ -255,7 +255,7 @@ HIDDEN = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_weights_tell_a_variant_that_the_configuration_hides(
-    name: str, tmp_path: Path, base: Callable[[], Any], limits: Limits
+    name: str, tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     field, off, says = HIDDEN[name]
     fields = {"target_modules": ["q_proj", "v_proj"]} | REFUSED_VARIANTS[name][0]
@@ -266,13 +266,13 @@ def test_weights_tell_a_variant_that_the_configuration_hides(
     build(model, peft.LoraConfig(**fields), tmp_path)
     edit(tmp_path, **{field: off})
     with pytest.raises(InvalidAdapter, match=says):
-        describe(tmp_path, limits)
+        validate(tmp_path, limits)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_an_adapter_converted_back_to_the_original_base_is_accepted(
-    init: str, rslora: bool, tmp_path: Path, base: Callable[[], Any], limits: Limits
+    init: str, rslora: bool, tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     start, saved = tmp_path / "start", tmp_path / "saved"
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=init, r=3, use_rslora=rslora)
@@ -284,7 +284,7 @@ def test_an_adapter_converted_back_to_the_original_base_is_accepted(
         model.peft_config["default"].init_lora_weights = init
         scaling = model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"]
         model.save_pretrained(saved, path_initial_model_for_weight_conversion=str(start))
-    description = describe(saved, limits)
+    description = validate(saved, limits)
     assert description.rank == 6
     assert all(module.scaling == pytest.approx(scaling) for module in description.modules)
 
@@ -295,7 +295,7 @@ def edit(folder: Path, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_dtypes_are_those_of_the_file(dtype: str, tmp_path: Path, base: Callable[[], Any], limits: Limits) -> None:
+def test_dtypes_are_those_of_the_file(dtype: str, tmp_path: Path, base: Callable[[], Any], limits: FileLimits) -> None:
     from safetensors.torch import load_file as load
     from safetensors.torch import save_file as save
 
@@ -303,7 +303,7 @@ def test_dtypes_are_those_of_the_file(dtype: str, tmp_path: Path, base: Callable
     path = tmp_path / "adapter_model.safetensors"
     half = {key: tensor.to(getattr(torch, dtype)) for key, tensor in load(path).items()}
     save(half, path)
-    description = describe(tmp_path, limits)
+    description = validate(tmp_path, limits)
     assert description.dtype == {"float16": "F16", "bfloat16": "BF16"}[dtype]
     assert description.bytes == 2 * description.parameters
     key = description.modules[3].key_a
@@ -311,7 +311,7 @@ def test_dtypes_are_those_of_the_file(dtype: str, tmp_path: Path, base: Callable
         half[key][0, 0] = bad
         save(half, path)
         with pytest.raises(InvalidAdapter, match=re.escape(key) + " holds a number that is not finite"):
-            describe(tmp_path, limits)
+            validate(tmp_path, limits)
 
 
 TYPES: dict[str, dict[str, Any]] = {
@@ -334,7 +334,7 @@ NOT_BUILT = {"ADAMSS", "XLORA"}
     "kind", sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value != "LORA")
 )
 def test_every_other_peft_type_is_refused_by_name(
-    kind: str, tmp_path: Path, base: Callable[[], Any], limits: Limits
+    kind: str, tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     cls = next(cls for each, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if each.value == kind)
     known = {field.name for field in dataclasses.fields(cls)}
@@ -348,7 +348,7 @@ def test_every_other_peft_type_is_refused_by_name(
         else:
             build(base(), cls(**fields), tmp_path)
     with pytest.raises(InvalidAdapter, match=f"peft_type is '{kind}', and only LORA is served"):
-        describe(tmp_path, limits)
+        validate(tmp_path, limits)
 
 
 def test_every_field_of_the_installed_lora_config_is_decided() -> None:
@@ -359,22 +359,22 @@ def test_every_field_of_the_installed_lora_config_is_decided() -> None:
 
 
 def test_the_digest_forgets_how_peft_writes_a_set_and_its_version(
-    tmp_path: Path, base: Callable[[], Any], limits: Limits
+    tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     build(base(), peft.LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"]), tmp_path)
-    before = describe(tmp_path, limits)
+    before = validate(tmp_path, limits)
     edit(tmp_path, target_modules=["up_proj", "v_proj", "q_proj"], peft_version="99", inference_mode=False)
-    assert describe(tmp_path, limits) == before
+    assert validate(tmp_path, limits) == before
     edit(tmp_path, lora_alpha=9)
-    assert describe(tmp_path, limits).digest != before.digest
+    assert validate(tmp_path, limits).digest != before.digest
 
 
 def test_patterns_apply_in_the_order_of_the_file_as_when_peft_loads_it(
-    tmp_path: Path, base: Callable[[], Any], limits: Limits
+    tmp_path: Path, base: Callable[[], Any], limits: FileLimits
 ) -> None:
     # PEFT trains with the order of the dict and saves the keys sorted, after which it cannot load the adapter either
     build(base(), peft.LoraConfig(target_modules=["q_proj"], rank_pattern={"self_attn.q_proj": 3, ".*": 2}), tmp_path)
     with pytest.raises(InvalidAdapter, match=r"has rank 3 .* gives it 2 by r and rank_pattern"):
-        describe(tmp_path, limits)
+        validate(tmp_path, limits)
     with pytest.raises(RuntimeError, match="size mismatch"):
         peft.PeftModel.from_pretrained(base(), tmp_path)

@@ -14,10 +14,17 @@ from adapters_on_disk import tensors, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratory.adapters.fetch import Intake
+from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.registry.check import problems
 from loratory.adapters.registry.import_manifest import import_manifest, manifest_of_modules
-from loratory.adapters.registry.manifest import Entry, Facts, Manifest, dump_manifest, manifest_of, parse_manifest
+from loratory.adapters.registry.manifest import (
+    Facts,
+    Manifest,
+    ManifestEntry,
+    dump_manifest,
+    manifest_of,
+    parse_manifest,
+)
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.registry.vllm_lora_modules import ModulePath, format_lora_modules, module_of, parse_lora_modules
 from loratory.adapters.sources.cache import AdapterCache
@@ -37,9 +44,9 @@ def library() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def way(library: Path) -> Iterator[Intake]:
+def fetcher(library: Path) -> Iterator[AdapterFetcher]:
     with AdapterCache(library / "cache") as cache:
-        yield Intake(cache)
+        yield AdapterFetcher(cache)
 
 
 word = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S"), exclude_characters="@"), min_size=1)
@@ -52,13 +59,15 @@ step = st.one_of(
 )
 
 
-def apply(registry: Registry, way: Intake, library: Path, steps: list[Any], owner: str | None, task: str) -> None:
+def apply(
+    registry: Registry, fetcher: AdapterFetcher, library: Path, steps: list[Any], owner: str | None, task: str
+) -> None:
     """The steps that the registry takes; those it refuses are part of life."""
     for action, name, number in steps:
         try:
             if action == "add":
                 labels = {"task": f"{task}{number}", "domain": name}
-                wish = way.registration(
+                wish = fetcher.registration(
                     name, str(library / str(number)), tenant=owner, labels=labels, new_version=True,
                     lora_int_id=100 + len(registry.list(removed=True)) if registry.ids == "user" else None,
                 )  # fmt: skip
@@ -81,14 +90,14 @@ def apply(registry: Registry, way: Intake, library: Path, steps: list[Any], owne
 )
 @settings(max_examples=60)
 def test_an_export_into_an_empty_registry_gives_the_same_names_versions_defaults_and_ids(
-    library: Path, way: Intake, ids: str, steps: list[Any], owner: str | None, task: str
+    library: Path, fetcher: AdapterFetcher, ids: str, steps: list[Any], owner: str | None, task: str
 ) -> None:
     with Registry(":memory:", ids) as first, Registry(":memory:", ids) as second:
-        apply(first, way, library, steps, owner, task)
+        apply(first, fetcher, library, steps, owner, task)
         manifest = manifest_of(first)
         text = dump_manifest(manifest)
         assert parse_manifest(text) == manifest
-        done = import_manifest(parse_manifest(text), second, way)
+        done = import_manifest(parse_manifest(text), second, fetcher)
         assert done.notes == () and done.known == 0
         moving = ("created",)
         for one, two in zip(first.list(removed=True), second.list(removed=True), strict=True):
@@ -97,45 +106,47 @@ def test_an_export_into_an_empty_registry_gives_the_same_names_versions_defaults
         assert first.defaults() == second.defaults()
         assert problems(second) == []
         assert manifest_of(second) == manifest
-        again = import_manifest(manifest, second, way)
+        again = import_manifest(manifest, second, fetcher)
         assert again.records == () and again.known == len(manifest.entries)
         assert manifest_of(second) == manifest
 
 
-def test_a_manifest_written_by_hand_needs_names_and_sources_only(library: Path, way: Intake) -> None:
+def test_a_manifest_written_by_hand_needs_names_and_sources_only(library: Path, fetcher: AdapterFetcher) -> None:
     text = f"adapters:\n- {{name: sql, source: {library}/0}}\n- {{name: chat, source: {library}/1, tenant: acme}}\n"
     with Registry(":memory:") as registry:
-        done = import_manifest(parse_manifest(text), registry, way)
+        done = import_manifest(parse_manifest(text), registry, fetcher)
         assert [record.ref for record in done.records] == ["sql@1", "chat@1"]
         assert registry.resolve("chat").tenant == "acme"
 
 
-def test_all_or_nothing(library: Path, way: Intake) -> None:
-    good, bad = Entry("good", str(library / "0")), Entry("bad", str(library / "nowhere"))
+def test_all_or_nothing(library: Path, fetcher: AdapterFetcher) -> None:
+    good, bad = ManifestEntry("good", str(library / "0")), ManifestEntry("bad", str(library / "nowhere"))
     with Registry(":memory:") as registry:
         with pytest.raises(InputError, match=r"adapter 'bad' is refused, so nothing was imported: .*does not exist"):
-            import_manifest(Manifest((good, bad)), registry, way)
+            import_manifest(Manifest((good, bad)), registry, fetcher)
         with pytest.raises(InputError, match="has the digest sha256:00 in the manifest"):
-            import_manifest(Manifest((good, Entry("x", str(library / "1"), digest="sha256:00"))), registry, way)
+            import_manifest(
+                Manifest((good, ManifestEntry("x", str(library / "1"), digest="sha256:00"))), registry, fetcher
+            )
         with pytest.raises(InputError, match=r"'x@3' would be 'x@1' in this registry"):
-            import_manifest(Manifest((good, Entry("x", str(library / "1"), version=3))), registry, way)
+            import_manifest(Manifest((good, ManifestEntry("x", str(library / "1"), version=3))), registry, fetcher)
         assert len(registry) == 0
-        registry.add_many([way.registration("good", str(library / "0"))])
+        registry.add_many([fetcher.registration("good", str(library / "0"))])
         with pytest.raises(InputError, match=r"'good@1' of this registry has another source"):
-            import_manifest(Manifest((Entry("good", str(library / "1"), version=1),)), registry, way)
+            import_manifest(Manifest((ManifestEntry("good", str(library / "1"), version=1),)), registry, fetcher)
         with pytest.raises(InputError, match=r"registered with the source .* new version good@2"):
-            import_manifest(Manifest((Entry("good", str(library / "1")),)), registry, way)
+            import_manifest(Manifest((ManifestEntry("good", str(library / "1")),)), registry, fetcher)
         done = import_manifest(
-            Manifest((Entry("good", str(library / "1"), default=True),)), registry, way, new_version=True
+            Manifest((ManifestEntry("good", str(library / "1"), default=True),)), registry, fetcher, new_version=True
         )
         assert [record.ref for record in done.records] == ["good@2"]
         assert registry.resolve("good").version == 2
 
 
-def test_an_id_that_comes_out_otherwise_is_said(library: Path, way: Intake) -> None:
+def test_an_id_that_comes_out_otherwise_is_said(library: Path, fetcher: AdapterFetcher) -> None:
     with Registry(":memory:") as registry:
-        registry.add_many([way.registration("first", str(library / "0"))])
-        done = import_manifest(Manifest((Entry("sql", str(library / "1"), lora_int_id=1),)), registry, way)
+        registry.add_many([fetcher.registration("first", str(library / "0"))])
+        done = import_manifest(Manifest((ManifestEntry("sql", str(library / "1"), lora_int_id=1),)), registry, fetcher)
         assert done.notes == ("sql@1 has the id 2 here, and 1 there",)
 
 
@@ -246,11 +257,11 @@ def test_bad_modules_are_one_sentence(items: Any, says: str) -> None:
         parse_lora_modules(items)
 
 
-def test_modules_go_in_and_out_of_a_registry(library: Path, way: Intake) -> None:
+def test_modules_go_in_and_out_of_a_registry(library: Path, fetcher: AdapterFetcher) -> None:
     with Registry(":memory:") as registry:
-        import_manifest(manifest_of_modules([ModulePath("sql", str(library / "0"))]), registry, way)
+        import_manifest(manifest_of_modules([ModulePath("sql", str(library / "0"))]), registry, fetcher)
         assert module_of(registry.resolve("sql")) == ModulePath("sql", str(library / "0"), "some/llama")
-        facts = way.registration("x", str(library / "1")).description
+        facts = fetcher.registration("x", str(library / "1")).description
         assert module_of(registry.add("hub", "hf://o/r", facts)).path == "o/r"
         elsewhere = registry.add("s3", "s3://bucket/x", facts)
         with pytest.raises(InputError, match="export with --local"):

@@ -17,7 +17,7 @@ from registry_process import description
 from sqlalchemy import create_engine, text
 
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
-from loratory.adapters.ids import MAX_ID, IdBook, IdClaim
+from loratory.adapters.ids import MAX_ID, IdClaim, IssuedIds
 from loratory.adapters.record import AdapterRecord, Change, Registration, split_ref
 from loratory.adapters.registry.check import problems
 from loratory.adapters.registry.registry import IdMeaning, Registry
@@ -161,7 +161,7 @@ class AlwaysSeven:
 
     name = "seven"
 
-    def assign(self, claim: IdClaim, book: IdBook) -> int:
+    def assign(self, claim: IdClaim, book: IssuedIds) -> int:
         return MAX_ID + 7 if claim.name == "far" else 7
 
 

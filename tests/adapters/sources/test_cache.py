@@ -18,11 +18,11 @@ from servers import CONFIG, WEIGHTS, Fault, Memory, Server, contents, other, put
 
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.sources.download import Download
-from loratory.adapters.sources.remote import Limits, SourceError
+from loratory.adapters.sources.remote import DownloadLimits, SourceError
 from loratory.adapters.sources.source import fetch, parse_source
 from loratory.errors import InputError
 
-QUICK = Limits(attempts=2, retry_wait_s=0)
+QUICK = DownloadLimits(attempts=2, retry_wait_s=0)
 
 
 @pytest.fixture
@@ -162,7 +162,13 @@ def test_a_download_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     remote = Memory(files)
     ticks = itertools.count()
     download = Download(
-        "one", remote, remote.listing().files[0], tmp_path / "x", Limits(total_s=1), 1, lambda: next(ticks) * 2.0
+        "one",
+        remote,
+        remote.listing().files[0],
+        tmp_path / "x",
+        DownloadLimits(total_s=1),
+        1,
+        lambda: next(ticks) * 2.0,
     )
     with pytest.raises(SourceError, match="took longer than 1 s"):
         download.run()

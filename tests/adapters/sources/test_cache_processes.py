@@ -16,20 +16,20 @@ import pytest
 from servers import CONFIG, WEIGHTS, Fault, Memory, Server, adapter, contents, other, put, total
 
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import Limits, RemoteFile, Reply, SourceError
+from loratory.adapters.sources.remote import DownloadLimits, RemoteFile, Reply, SourceError
 from loratory.adapters.sources.source import fetch, parse_source
 
 ROOT = Path(__file__).parents[3]
-QUICK = Limits(attempts=2, retry_wait_s=0)
+QUICK = DownloadLimits(attempts=2, retry_wait_s=0)
 
 CHILD = """
 import hashlib, sys
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import Limits
+from loratory.adapters.sources.remote import DownloadLimits
 from loratory.adapters.sources.source import fetch, parse_source
 
 root, limit, *sources = sys.argv[1:]
-cache = AdapterCache(root, int(limit), limits=Limits(retry_wait_s=0))
+cache = AdapterCache(root, int(limit), limits=DownloadLimits(retry_wait_s=0))
 print("ready", flush=True)
 sys.stdin.readline()
 for source in sources:
@@ -237,7 +237,7 @@ def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import Limits
+from loratory.adapters.sources.remote import DownloadLimits
 from loratory.adapters.sources.source import fetch, parse_source
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 try:

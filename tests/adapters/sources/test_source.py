@@ -12,7 +12,7 @@ from servers import CONFIG, WEIGHTS, adapter
 
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.sources.remote import SourceError
-from loratory.adapters.sources.source import Source, fetch, list_source, parse_source
+from loratory.adapters.sources.source import AdapterSource, fetch, list_source, parse_source
 from loratory.errors import InputError
 
 
@@ -32,21 +32,21 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("adapters/sql", Source("local", "", "adapters/sql")),
-        ("./adapters//sql/", Source("local", "", "adapters/sql")),
-        ("/srv/sql", Source("local", "", "/srv/sql")),
-        ("hf://acme/sql", Source("hub", "acme/sql", "")),
-        ("hf://acme/sql@v2", Source("hub", "acme/sql", "", "v2")),
-        ("hf://acme/sql@refs/pr/3/final", Source("hub", "acme/sql", "final", "refs/pr/3")),
-        ("hf://acme/sql@feature%2Fx/a/b/", Source("hub", "acme/sql", "a/b", "feature/x")),
-        ("s3://bucket/loras/sql/", Source("s3", "bucket", "loras/sql")),
-        ("s3://bucket", Source("s3", "bucket", "")),
-        ("gs://bucket/sql v2 @1#x", Source("gs", "bucket", "sql v2 @1#x")),
-        ("https://Host.example:8443/a%20b/", Source("http", "https://host.example:8443", "a b")),
-        ("http://[::1]:80/", Source("http", "http://[::1]:80", "")),
+        ("adapters/sql", AdapterSource("local", "", "adapters/sql")),
+        ("./adapters//sql/", AdapterSource("local", "", "adapters/sql")),
+        ("/srv/sql", AdapterSource("local", "", "/srv/sql")),
+        ("hf://acme/sql", AdapterSource("hub", "acme/sql", "")),
+        ("hf://acme/sql@v2", AdapterSource("hub", "acme/sql", "", "v2")),
+        ("hf://acme/sql@refs/pr/3/final", AdapterSource("hub", "acme/sql", "final", "refs/pr/3")),
+        ("hf://acme/sql@feature%2Fx/a/b/", AdapterSource("hub", "acme/sql", "a/b", "feature/x")),
+        ("s3://bucket/loras/sql/", AdapterSource("s3", "bucket", "loras/sql")),
+        ("s3://bucket", AdapterSource("s3", "bucket", "")),
+        ("gs://bucket/sql v2 @1#x", AdapterSource("gs", "bucket", "sql v2 @1#x")),
+        ("https://Host.example:8443/a%20b/", AdapterSource("http", "https://host.example:8443", "a b")),
+        ("http://[::1]:80/", AdapterSource("http", "http://[::1]:80", "")),
     ],
 )
-def test_a_source_is_read_from_its_text_and_written_back(text: str, source: Source) -> None:
+def test_a_source_is_read_from_its_text_and_written_back(text: str, source: AdapterSource) -> None:
     assert parse_source(text) == source
     assert parse_source(str(source)) == source
 

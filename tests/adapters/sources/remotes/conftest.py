@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import Limits
+from loratory.adapters.sources.remote import DownloadLimits
 
-QUICK = Limits(silence_s=20, attempts=2, retry_wait_s=0)
+QUICK = DownloadLimits(silence_s=20, attempts=2, retry_wait_s=0)
 
 
 @pytest.fixture

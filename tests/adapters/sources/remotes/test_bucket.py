@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from servers import CONFIG, WEIGHTS, Fault, GoogleServer, adapter, contents, put
 
-from loratory.adapters.sources.bucket import BucketRemote
+from loratory.adapters.sources.bucket import BucketSource
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import ChangedError, Limits, SourceError
+from loratory.adapters.sources.remote import ChangedError, DownloadLimits, SourceError
 from loratory.adapters.sources.source import fetch, list_source, parse_source
 
-QUICK = Limits(silence_s=20, attempts=2, retry_wait_s=0)
+QUICK = DownloadLimits(silence_s=20, attempts=2, retry_wait_s=0)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_s3_is_listed_below_a_prefix(s3: Any) -> None:
 def test_s3_content_changed_behind_the_listing_is_noticed(s3: Any) -> None:
     for name, data in adapter().items():
         s3.put_object(Bucket="adapters", Key=f"sql/{name}", Body=data)
-    remote = BucketRemote("s3://adapters/sql", "s3", "adapters", "sql", QUICK)
+    remote = BucketSource("s3://adapters/sql", "s3", "adapters", "sql", QUICK)
     weights = remote.listing().files[1]
     assert b"".join(remote.read(weights, 100).chunks) == adapter()[WEIGHTS][100:]
     s3.put_object(Bucket="adapters", Key=f"sql/{WEIGHTS}", Body=b"another")
@@ -97,7 +97,7 @@ def test_the_checksum_s3_declares_is_the_one_checked(s3: Any) -> None:
     files = adapter()
     s3.put_object(Bucket="adapters", Key=f"sql/{CONFIG}", Body=files[CONFIG])
     s3.put_object(Bucket="adapters", Key=f"sql/{WEIGHTS}", Body=files[WEIGHTS], ChecksumAlgorithm="SHA256")
-    config, weights = BucketRemote("s3://adapters/sql", "s3", "adapters", "sql", QUICK).listing().files
+    config, weights = BucketSource("s3://adapters/sql", "s3", "adapters", "sql", QUICK).listing().files
     assert config.checksum is not None and config.checksum.hex == hashlib.md5(files[CONFIG]).hexdigest()
     assert weights.checksum is not None and weights.checksum.hex == hashlib.sha256(files[WEIGHTS]).hexdigest()
 

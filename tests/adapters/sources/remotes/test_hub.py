@@ -11,10 +11,10 @@ import pytest
 from servers import CONFIG, WEIGHTS, Fault, HubServer, adapter, contents
 
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import Limits, SourceError
+from loratory.adapters.sources.remote import DownloadLimits, SourceError
 from loratory.adapters.sources.source import fetch, list_source, parse_source
 
-QUICK = Limits(silence_s=20, attempts=2, retry_wait_s=0)
+QUICK = DownloadLimits(silence_s=20, attempts=2, retry_wait_s=0)
 
 
 @pytest.fixture

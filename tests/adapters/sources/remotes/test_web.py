@@ -12,10 +12,10 @@ import pytest
 from servers import CONFIG, WEIGHTS, Fault, Server, adapter, contents, put
 
 from loratory.adapters.sources.cache import AdapterCache
-from loratory.adapters.sources.remote import Limits, SourceError
+from loratory.adapters.sources.remote import DownloadLimits, SourceError
 from loratory.adapters.sources.source import fetch, list_source, parse_source
 
-QUICK = Limits(silence_s=20, attempts=2, retry_wait_s=0)
+QUICK = DownloadLimits(silence_s=20, attempts=2, retry_wait_s=0)
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_a_silent_server_an_absent_one_and_an_unknown_name_are_said(
 ) -> None:
     put(web, adapter())
     web.faults[f"/lora/{WEIGHTS}"] = [Fault(hold=10), Fault(hold=0)]
-    impatient = AdapterCache(tmp_path / "other", limits=Limits(silence_s=0.2, attempts=1, retry_wait_s=0))
+    impatient = AdapterCache(tmp_path / "other", limits=DownloadLimits(silence_s=0.2, attempts=1, retry_wait_s=0))
     with pytest.raises(SourceError, match=r"broke while|is silent"):
         fetch(parse_source(f"{web.url}/lora/"), impatient)
     with socket.socket() as free:
@@ -257,7 +257,7 @@ def test_a_silent_server_an_absent_one_and_an_unknown_name_are_said(
 
 def test_a_source_above_the_limit_is_refused(web: Server, tmp_path: Path) -> None:
     put(web, adapter())
-    small = AdapterCache(tmp_path / "small", limits=Limits(max_source_bytes=1000))
+    small = AdapterCache(tmp_path / "small", limits=DownloadLimits(max_source_bytes=1000))
     with pytest.raises(SourceError, match="larger than the 1000 bytes"):
         fetch(parse_source(f"{web.url}/lora/"), small)
     assert web.gets() == []
