@@ -182,20 +182,24 @@ def _limits(run: Measured, chosen: Flags) -> dict[str, int]:
 
 
 def _cause(run: Measured) -> str | None:
-    """What the policy probably does wrong, from what the ledger refused it."""
-    refused = run.info.refusals
-    admits, loads = Counter(refused.get("admit", {})), Counter(refused.get("load", {}))
-    tried = len(run.event_times("load"))
-    if admits["adapter"] and not tried and not loads:
+    """What the policy of a run probably does wrong."""
+    return probable_cause(run.info.refusals, len(run.event_times("load")), bool(np.isnan(run.number("admitted")).all()))
+
+
+def probable_cause(refusals: Mapping[str, Mapping[str, int]], loads: int, admitted_nobody: bool) -> str | None:
+    """What a policy that left requests waiting probably does wrong, from what the ledger refused it, if that tells.
+
+    ``refusals``: see `loratory.serving.engine.Engine.refusals`. ``loads``: adapter loads that began.
+    """
+    admits, failed = Counter(refusals.get("admit", {})), Counter(refusals.get("load", {}))
+    if admits["adapter"] and not loads and not failed:
         return f"{_times('admit', admits)}: the policy admits without loading: yield Load first, or use want"
-    if loads and loads.total() >= admits.total() - admits["adapter"]:
-        hint = ": yield Evict first, or use want" if loads.most_common(1)[0][0] == "slots" else ""
-        return _times("load", loads) + hint
+    if failed and failed.total() >= admits.total() - admits["adapter"]:
+        hint = ": yield Evict first, or use want" if failed.most_common(1)[0][0] == "slots" else ""
+        return _times("load", failed) + hint
     if admits:
         return _times("admit", admits)
-    if np.isnan(run.number("admitted")).all():
-        return "the policy admitted nobody: yield Admit, or use want"
-    return None
+    return "the policy admitted nobody: yield Admit, or use want" if admitted_nobody else None
 
 
 def _times(action: str, refusals: Counter[str]) -> str:

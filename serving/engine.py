@@ -186,10 +186,10 @@ class Engine:
         for item in inbox:
             if isinstance(item, Request):
                 sequence, refusal = ledger.submit(item)
-                if tell_arrived is not None:
-                    tell_arrived(_new(Arrived, (now, sequence.view)))
                 if refusal:
-                    runner.end(sequence, "rejected", refusal)
+                    runner.turn_away(sequence, refusal)
+                elif tell_arrived is not None:
+                    tell_arrived(_new(Arrived, (now, sequence.view)))
             else:
                 item()
 

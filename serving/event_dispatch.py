@@ -48,6 +48,10 @@ class Announcer:
 
         return tell
 
+    def sink(self, kind: type) -> Callable[[Any], None] | None:
+        """The sink's part of `teller`: for what is not the policy's to know."""
+        return self._sinks.get(kind)
+
     def error(self, now: float, what: str) -> PolicyError:
         """A `PolicyError` that names the policy and the second it failed at."""
         name = getattr(self.policy, "spec", type(self.policy).__name__)

@@ -10,7 +10,7 @@ from typing import Any
 from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Wake
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Admitted, Decided, Ended, Evicted, Preempted
+from loratory.serving.events import Admitted, Arrived, Decided, Ended, Evicted, Preempted
 from loratory.serving.ledger import Ledger
 from loratory.serving.request import Status
 from loratory.serving.sequence import Sequence
@@ -102,6 +102,17 @@ class PolicyRunner:
         if self._tell_ended is not None:
             self._tell_ended(_new(Ended, (self.ledger.now, sequence.view, status, why, sequence)))
         del sequence.view  # a cycle with its view would wait for the garbage collector
+
+    def turn_away(self, sequence: Sequence, why: str) -> None:
+        """Reject a request that can never run: the policy is not told of it, because it never waits."""
+        now, announcer = self.ledger.now, self.announcer
+        self.ledger.end(sequence, "rejected", why)
+        self.idle_plans = 0
+        if (tell := announcer.sink(Arrived)) is not None:
+            tell(Arrived(now, sequence.view))
+        if (tell := announcer.sink(Ended)) is not None:
+            tell(Ended(now, sequence.view, "rejected", why, sequence))
+        del sequence.view
 
     def end_by_id(self, request_id: str, status: Status, why: str) -> None:
         """The same by id; unknown or ended requests are ignored."""

@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from loratory.cli.adapters import app as adapters_app
+from loratory.cli.check_policy import check_policy_command
 from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
 from loratory.cli.scenarios import app as scenarios_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
+app.command("check-policy")(check_policy_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(traces_app, name="traces")

@@ -28,7 +28,8 @@ except ModuleNotFoundError:
 from loratory.serving.config import EngineConfig
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.checked_engine import CheckedEngine
-from loratory.testing.laws import LAWS, assert_clock, assert_laws, assert_run, assert_same
+from loratory.testing.edge_worlds import edge_worlds
+from loratory.testing.laws import LAWS, assert_clock, assert_laws, assert_run, assert_same, assert_serves
 from loratory.testing.random_worlds import configs, worlds
 from loratory.testing.run import Run, plain, run
 from loratory.testing.toy_cost import ToyCost
@@ -47,7 +48,9 @@ __all__ = [
     "assert_laws",
     "assert_run",
     "assert_same",
+    "assert_serves",
     "configs",
+    "edge_worlds",
     "plain",
     "run",
     "workload",

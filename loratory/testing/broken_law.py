@@ -7,9 +7,12 @@ class BrokenLaw(AssertionError):  # noqa: N818 - what it is
     """A run breaks a law. ``law`` is its name in `loratory.testing.LAWS`, ``found`` what shows it."""
 
     def __init__(self, law: str, found: str) -> None:
-        super().__init__(f"{law}: {found}")
+        super().__init__(law, found)  # both, as SimPy makes an exception again from its arguments
         self.law = law
         self.found = found
+
+    def __str__(self) -> str:
+        return f"{self.law}: {self.found}"
 
 
 def require(true: bool, law: str, found: str) -> None:

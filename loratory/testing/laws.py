@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
+from loratory.reports.outcomes import probable_cause
 from loratory.serving.events import Admitted, Arrived, Stepped
 from loratory.serving.policy import Policy
 from loratory.testing.broken_law import BrokenLaw, require
@@ -15,12 +16,12 @@ from loratory.testing.run import Run, Values, run
 from loratory.testing.world import World
 
 LAWS = {
-    "integrity": "a recount of the engine's books after each step agrees with them",
-    "limits": "no step exceeds a limit: tokens, requests, GPU slots, KV blocks, pins",
-    "conservation": "every request arrives once and ends once; no token is lost",
-    "outputs": "a completed request has exactly its output, and its times add up",
-    "time": "times only grow; nothing happens before its cause",
-    "jumps": "many steps at once and one step at a time give the same decisions",
+    "integrity": "the engine's books agree with a recount at each step",
+    "limits": "no step exceeds tokens, requests, slots, KV or pins",
+    "conservation": "every request ends once, and no token is lost",
+    "outputs": "outputs are complete, and their times add up",
+    "time": "nothing happens before its cause",
+    "jumps": "jumps and single steps give the same decisions",
     "determinism": "the same world gives the same run again",
 }
 """Every law by name, in one sentence."""
@@ -168,6 +169,18 @@ def _conserves_tokens(result: Run, place: int) -> None:
     for event in events:
         if isinstance(event, Arrived | Admitted) and event.request.arrival > event.now:
             raise BrokenLaw("time", f"{event} is before its arrival")
+
+
+def assert_serves(result: Run) -> None:
+    """No request was left waiting for ever: not a law, as a policy may choose to starve some."""
+    left = result.outcome.never_served
+    if not left:
+        return
+    loads = sum(kind == "LoadStarted" for flat in result.flat for kind, *_ in flat)
+    cause = probable_cause(result.outcome.refusals, loads, not result.of("Admitted"))
+    why = f"; {cause}" if cause else ""
+    sent = len(result.world.workload)
+    raise BrokenLaw("serves", f"{left} of {sent} requests were never served: the policy left them waiting{why}")
 
 
 def assert_clock(result: Run) -> None:

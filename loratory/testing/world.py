@@ -49,9 +49,13 @@ class World:
         return min(int(work.max_tokens[index]), limit - int(work.prompt_tokens[index]))
 
 
-def adapter(number: int, rank: int = 8, size: int = 40, **options: Any) -> Adapter:
+TENANTS = ("t0", "t1", "t2", "t3")
+"""Names of tenants, unless others are given."""
+
+
+def adapter(number: int, rank: int = 8, size: int = 40, name: str = "", **options: Any) -> Adapter:
     """Adapter ``a<number>`` of ``size`` bytes; ``options`` are those of `loratory.serving.lora.Adapter`."""
-    return Adapter(LoRARequest(f"a{number}", number, f"adapters/a{number}"), rank, size, **options)
+    return Adapter(LoRARequest(name or f"a{number}", number, f"adapters/a{number}"), rank, size, **options)
 
 
 def workload(rows: Sequence[Row], adapters: Sequence[Adapter] = (), **options: Any) -> Workload:
@@ -79,7 +83,7 @@ def workload(rows: Sequence[Row], adapters: Sequence[Adapter] = (), **options: A
         output_tokens=outputs,
         max_tokens=np.array([row.get("cap", row.get("out", 1)) for row in rows], dtype=np.int64),
         adapters=tuple(a.name for a in adapters),
-        tenants=options.pop("tenants", ("t0", "t1", "t2", "t3")),
+        tenants=options.pop("tenants", TENANTS),
         predicted_tokens=np.array([row.get("predicted", row.get("out", 1)) for row in rows], dtype=np.int64),
         cached_tokens=np.array([min(row.get("cached", 0), row.get("prompt", 1) - 1) for row in rows], dtype=np.int64),
         priority=column("priority", 0),
