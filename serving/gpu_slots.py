@@ -100,7 +100,7 @@ class GpuSlots:
             return REFUSED["in_use"]
         assert state.spec is not None
         self.loads.append(AdapterLoad(state.spec, state.tier, False))
-        self._kv.used += state.blocks
+        self._kv.take(state.blocks)
         state.load_started = now
         self.loading[name] = state
         state.tier = "loading"
@@ -135,7 +135,7 @@ class GpuSlots:
                 del self.on_gpu[name]
                 del self.views[name]
                 self.idle.pop(name, None)
-            self._kv.used -= state.blocks
+            self._kv.give(state.blocks)
             state.tier = "disk"
         state.eta = None
         self._host.drop(state)
@@ -169,6 +169,6 @@ class GpuSlots:
         del self.on_gpu[name]
         del self.views[name]
         del self.idle[name]
-        self._kv.used -= state.blocks
+        self._kv.give(state.blocks)
         self._host.rest(state)
         return OK

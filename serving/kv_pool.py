@@ -39,6 +39,14 @@ class KVPool:
         """Blocks that hold so many tokens."""
         return -(-tokens // self.block_size)
 
+    def take(self, blocks: int) -> None:
+        """Take blocks for a prefill or an adapter; the caller has seen that `free` has them."""
+        self.used += blocks
+
+    def give(self, blocks: int) -> None:
+        """Blocks that were taken are free again."""
+        self.used -= blocks
+
     def held(self, sequence: Sequence) -> int:
         """Blocks a running sequence holds now, its place in the step being planned included."""
         if sequence.decoding:

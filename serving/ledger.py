@@ -241,7 +241,7 @@ class Ledger:
                 self.batch.decoding -= 1
                 self.batch.decoding_ranks -= rank
         else:
-            kv.used -= sequence.blocks
+            kv.give(sequence.blocks)
             sequence.blocks = 0
             self.partial.pop(request_id, None)
             prefill = self.prefills.pop(request_id, None)
@@ -286,7 +286,7 @@ class Ledger:
         sequence.state = "running"
         sequence.blocks = blocks
         sequence.prefilled = end
-        kv.used += blocks
+        kv.take(blocks)
         self.token_budget -= chunk
         self.prefills[request_id] = tuple.__new__(Prefill, (sequence, start, chunk, end == sequence.target))
         self.running[request_id] = self.partial[request_id] = sequence
@@ -337,7 +337,7 @@ class Ledger:
         blocks = self.kv.blocks(sequence.prefilled + chunk)
         if blocks - sequence.blocks > self.kv.free:
             return False
-        self.kv.used += blocks - sequence.blocks
+        self.kv.take(blocks - sequence.blocks)
         sequence.blocks = blocks
         end = sequence.prefilled + chunk
         self.prefills[sequence.request_id] = Prefill(sequence, sequence.prefilled, chunk, end == sequence.target)

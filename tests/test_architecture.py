@@ -142,6 +142,17 @@ def test_nothing_but_its_command_imports_what_is_for_tests() -> None:
             assert not any(name.startswith("loratory.testing") for name in _imports(path)), path
 
 
+def test_the_kv_pool_alone_writes_how_many_blocks_are_used() -> None:
+    """Others `take` and `give`: so every block that is counted was counted in one file."""
+    writers = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "used" and isinstance(node.ctx, ast.Store)
+    }
+    assert writers == {"serving/kv_pool.py"}
+
+
 def test_every_room_is_a_link_in_the_package() -> None:
     """One import name: `loratory.sim` is the folder sim, in a checkout, an editable install, a wheel."""
     links = {path.name: path.readlink() for path in (ROOT / "loratory").iterdir() if path.is_symlink()}

@@ -193,7 +193,7 @@ def test_the_kv_pool_counts_as_a_walk_over_sequences(
 
     def join(length: int) -> None:
         sequence = SimpleNamespace(target=length, offset=0, decoding=True, blocks=0)
-        pool.used += pool.blocks(length)
+        pool.take(pool.blocks(length))
         pool.join(sequence)
         live.append(sequence)
 
