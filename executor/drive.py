@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 
 from loratory.errors import StalledError
@@ -12,24 +11,11 @@ from loratory.executor.generation import Generation
 from loratory.serving.arrivals import Arrivals
 from loratory.serving.events import Ended
 from loratory.serving.request import Request
-from loratory.serving.sequence import Sequence
+from loratory.serving.run_end import RunEnd, end_run
 from loratory.serving.workload import RequestMaker, Workload
 
 MakeGeneration = Callable[[Request, int], Generation]
 """From a request and its true output length to what is generated for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
-
-    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``.
-    """
-
-    end_s: float
-    never_served: int
-    cut_off: bool
-    submitted: int
 
 
 class _Clients:
@@ -49,12 +35,12 @@ class _Clients:
 
     @property
     def has_turns(self) -> bool:
-        """Whether requests follow the ends of others."""
+        """See `loratory.serving.run_end.Clients`."""
         return self._turns is not None
 
     @property
-    def left(self) -> int:
-        """Requests that have not been sent."""
+    def unsent(self) -> int:
+        """See `loratory.serving.run_end.Clients`."""
         return len(self._workload) - self.sent
 
     @property
@@ -73,7 +59,7 @@ class _Clients:
                 # what was due when the engine last planned, it could not see then: it takes it in now
                 self.send(index, at if at > self._last else now)
         elif concurrency is not None:
-            for _ in range(min(concurrency - self._executor.engine.unfinished, self.left)):
+            for _ in range(min(concurrency - self._executor.engine.unfinished, self.unsent)):
                 self.send(self.sent, now)
         else:
             while self._arrivals[self.sent] <= now:
@@ -87,15 +73,15 @@ class _Clients:
         request = request._replace(cached_tokens=0)
         self._executor.submit(request, self._make(request, output_tokens))
 
-    def give_up(self, end_s: float) -> float:
-        """Send the next ones though they will not be served, not before they are due; returns when that is."""
+    def send_next(self, now: float) -> float:
+        """See `loratory.serving.run_end.Clients`."""
         due = self.next_at
-        end_s = end_s if due == inf else max(end_s, due)
+        now = now if due == inf else max(now, due)
         if self._turns is None:
-            self.send(self.sent, end_s)
+            self.send(self.sent, now)
         else:
-            self.deliver(end_s)
-        return end_s
+            self.deliver(now)
+        return now
 
     def _ended(self, event: Ended) -> None:
         assert self._turns is not None
@@ -110,7 +96,7 @@ def drive(
     time_scale: float = 1.0,
     cutoff_s: float | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Outcome:
+) -> RunEnd:
     """Run a workload to its end, or to second ``cutoff_s`` of the executor's clock, where the rest is aborted.
 
     The executor's clock starts at 0. Requests that are left waiting when nothing can happen any more end as failed.
@@ -118,9 +104,9 @@ def drive(
     """
     clients = _Clients(workload, executor, make, time_scale)
     engine = executor.engine
-    stalled, cut_off = "", False
+    stall, cut_off = "", False
     try:
-        while clients.left or engine.unfinished:
+        while clients.unsent or engine.unfinished:
             now = executor.now()
             cut_off = cutoff_s is not None and now >= cutoff_s
             if cut_off:
@@ -132,33 +118,10 @@ def drive(
                 continue
             until = min(clients.next_at, engine.wake_at or inf, cutoff_s or inf)
             if until == inf and not executor.tiers.in_flight:
-                if not engine.unfinished and clients.left:
+                if not engine.unfinished and clients.unsent:
                     continue  # a closed loop: the last of them has just ended
                 break
             executor.rest(until)
     except StalledError as error:
-        stalled = str(error)
-    never = 0 if cut_off else engine.unfinished + clients.left
-    end_s = _end_left(clients, executor, cut_off, stalled) if clients.left or engine.unfinished else executor.now()
-    return Outcome(end_s, never, cut_off, clients.sent)
-
-
-def _end_left(clients: _Clients, executor: Executor, cut_off: bool, stalled: str) -> float:
-    """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served.
-
-    A turn that is never served arrives when the turn before it has been given up, and its delay is over.
-    """
-    end_s = executor.now()
-
-    def why(sequence: Sequence) -> str:
-        if cut_off:
-            return f"the run was cut off at {end_s:g} s"
-        return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
-
-    while not cut_off and clients.left and (not clients.has_turns or clients.next_at < inf):
-        end_s = clients.give_up(end_s)
-    executor.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
-    while not cut_off and clients.left:
-        end_s = clients.give_up(end_s)
-        executor.engine.end_all(end_s, "failed", why)
-    return end_s
+        stall = str(error)
+    return end_run(clients, [engine], executor.now(), cut_off=cut_off, stalled=stall)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 from threading import Event as Flag
 from typing import Any
 
-from loratory.errors import InputError, StalledError
+from loratory.errors import InputError
 from loratory.executor.clock import Clock
 from loratory.executor.generation import Generation
 from loratory.executor.runner import ModelRunner
 from loratory.executor.tiers import AdapterTiers
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
-from loratory.serving.events import EVENTS, Ended, Event, Evicted, Preempted, Sink
+from loratory.serving.events import Ended, EventHandlers, Evicted, Handler, Preempted, Sink, handlers_of
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
 from loratory.serving.policy import Policy
 from loratory.serving.request import Request
+from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
-
-STALL_PLANS = 10_000
-"""Plans in a row without a token or an ended request after which a run counts as stalled."""
 
 NOT_FINITE = "its logits are not finite: look for NaN or inf in the adapter's weights and in the checkpoint"
 
@@ -60,7 +58,7 @@ class Executor:
         clock: Clock,
         woken: Flag,
         *,
-        sink: Sink | None = None,
+        sink: Sink | Handler | None = None,
         on_token: OnToken | None = None,
         on_end: OnEnd | None = None,
         record: bool = False,
@@ -128,7 +126,7 @@ class Executor:
         self._tell_loads(now)
         plan = engine.plan(now)
         if engine.idle_plans > STALL_PLANS:
-            raise StalledError(f"the executor made {STALL_PLANS} plans without serving a token")
+            raise stall_error("the executor", STALL_PLANS)
         if plan is None:
             if tape is not None:
                 tape.steps.append(RecordedStep(now, now))
@@ -207,12 +205,9 @@ class Executor:
         if tape is not None:
             tape.loads += ended
 
-    def _listener(self, sink: Sink | None) -> Sink:
+    def _listener(self, sink: Sink | Handler | None) -> Sink:
         """The sink that frees KV blocks, with the caller's behind it."""
-        wants: dict[type, Callable[[Any], None]] = {}
-        if sink is not None:
-            asked = getattr(sink, "wants", EVENTS)
-            wants = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, sink)
+        wants = handlers_of(sink)
         chained = {kind: wants.get(kind) for kind in (Ended, Preempted, Evicted)}
 
         def on_ended(event: Ended) -> None:
@@ -236,16 +231,7 @@ class Executor:
             if (then := chained[Evicted]) is not None:
                 then(event)
 
-        handlers: dict[type, Callable[[Any], None]] = {**wants, Ended: on_ended, Preempted: on_preempted}
-        handlers[Evicted] = on_evicted
-
-        def listen(event: Event) -> None:
-            handler = handlers.get(type(event))
-            if handler is not None:
-                handler(event)
-
-        listen.wants = handlers  # type: ignore[attr-defined]
-        return listen
+        return EventHandlers({**wants, Ended: on_ended, Preempted: on_preempted, Evicted: on_evicted})
 
 
 def _users(plan: StepPlan, adapter: str) -> list[str]:

@@ -25,7 +25,7 @@ from loratory.executor.runner import ModelRunner
 from loratory.executor.tiers import AdapterTiers
 from loratory.models.linear_layers import LINEAR_MODULES, TARGETS
 from loratory.serving.config import EngineConfig
-from loratory.serving.events import Sink
+from loratory.serving.events import Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView
 from loratory.serving.policy import Policy
@@ -85,7 +85,7 @@ class Machine:
         cost: CostView,
         clock: Clock,
         *,
-        sink: Sink | None = None,
+        sink: Sink | Handler | None = None,
         on_token: OnToken | None = None,
         on_end: OnEnd | None = None,
         record: bool = False,

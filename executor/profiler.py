@@ -13,7 +13,7 @@ from loratory.executor.clock import RealClock
 from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
 from loratory.executor.machine import Machine
-from loratory.serving.events import Event, Stepped
+from loratory.serving.events import EventHandlers, Stepped
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView
 from loratory.serving.policy import Policy
@@ -187,11 +187,7 @@ def _run(
     """
     stepped: list[Stepped] = []
 
-    def sink(event: Event) -> None:
-        if isinstance(event, Stepped):
-            stepped.append(event)
-
-    sink.wants = {Stepped: sink}  # type: ignore[attr-defined]
+    sink = EventHandlers({Stepped: stepped.append})
     executor = machine.executor(adapters, policy, cost, RealClock(), sink=sink)
     found: list[tuple[BatchShape, float]] = []
     waiting = iter(arrivals)

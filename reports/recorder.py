@@ -24,7 +24,18 @@ from loratory.reports.tables import (
     TableBuffer,
     TableSource,
 )
-from loratory.serving.events import Decided, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Stepped
+from loratory.serving.events import (
+    Decided,
+    Ended,
+    EventHandlers,
+    Evicted,
+    Handler,
+    Loaded,
+    LoadStarted,
+    Preempted,
+    Sink,
+    Stepped,
+)
 
 _NAN = float("nan")
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
@@ -66,28 +77,16 @@ class Recorder:
         self._log = DecisionLog(folder / "decisions.jsonl") if folder is not None and decisions else None
         self._records: Records | None = None
 
-    def sink(self, replica: int = 0) -> Callable[[Event], None]:
-        """The function that takes the events of one replica's engine, in order.
-
-        Its attribute ``wants`` maps the event types it keeps to the functions that take them: an engine need not
-        make the others, and may call the functions itself.
-        """
-        handlers: dict[type, Callable[[Any], None]] = {
+    def sink(self, replica: int = 0) -> Sink:
+        """The sink for the events of one replica's engine; it wants those that go into the records."""
+        handlers: dict[type, Handler] = {
             Stepped: self._on_stepped(replica),
             Ended: self._on_ended(replica),
             **self._on_adapters(replica),
         }
         if self._log is not None:
             handlers[Decided] = self._log.writer(replica)
-        handler_of = handlers.get
-
-        def sink(event: Event) -> None:
-            handler = handler_of(type(event))
-            if handler is not None:
-                handler(event)
-
-        sink.wants = handlers  # type: ignore[attr-defined]
-        return sink
+        return EventHandlers(handlers)
 
     def close(self) -> Records:
         """Finish the files and return the records; further calls return the same."""

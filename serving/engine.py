@@ -11,7 +11,7 @@ from loratory.serving.actions import Schedule
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Arrived, Loaded, LoadStarted, Served, Sink, Stepped
+from loratory.serving.events import Arrived, Handler, Loaded, LoadStarted, Served, Sink, Stepped
 from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
@@ -34,7 +34,8 @@ class Engine:
         engine.commit(plan, result, now)
 
     Between the two a backend may call `submit`, `abort`, `loaded`, `load_failed`; they take effect at the next plan.
-    ``sink`` receives every event. Raises `PolicyError` from `plan` when the policy raises or never stops yielding.
+    ``sink`` receives every event, or those it ``wants``. Raises `PolicyError` from `plan` when the policy raises or
+    never stops yielding.
 
     A policy with a true attribute ``only_waiting`` is not asked while nobody waits.
     """
@@ -46,7 +47,7 @@ class Engine:
         policy: Policy,
         cost: CostView,
         kv_bytes_per_token: int | None = None,
-        sink: Sink | None = None,
+        sink: Sink | Handler | None = None,
     ) -> None:
         self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token)
         self.policy = policy
@@ -134,11 +135,11 @@ class Engine:
         times = self._runner.wake_times
         return times[0] if times else None
 
-    def end_all(self, now: float, status: Status, why: Callable[[Sequence], str]) -> None:
+    def end_all(self, now: float, status: Status, why: str) -> None:
         """End every unfinished request: the run is over."""
         self._take_in(now)
         for sequence in list(self.ledger.sequences.values()):
-            self._runner.end(sequence, status, why(sequence))
+            self._runner.end(sequence, status, why)
 
     # -- plan ----------------------------------------------------------------------------------------------------
 

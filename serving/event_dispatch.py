@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from loratory.errors import PolicyError, shortened
-from loratory.serving.events import EVENTS, Decided, Event, Sink, Stepped
+from loratory.serving.events import EVENTS, Decided, Event, EventHandlers, Handler, Sink, Stepped, handlers_of
 from loratory.serving.guest_errors import is_order, raised
 from loratory.serving.policy import Policy
 
@@ -14,22 +14,20 @@ from loratory.serving.policy import Policy
 class Announcer:
     """Events that nobody listens to need not be made.
 
-    A sink may name the types it wants in an attribute ``wants`` (where that is a mapping, to the functions that take
-    them), a policy in ``observes``; by default they get all. A policy never gets `Decided` and `Stepped`, which are for
-    records.
+    A sink names the types it wants in ``wants``, a policy in ``observes``; by default they get all. A policy never gets
+    `Decided` and `Stepped`, which are for records.
     """
 
     __slots__ = ("_for_policy", "_observe", "_sinks", "policy")
 
-    def __init__(self, sink: Sink | None, policy: Policy) -> None:
+    def __init__(self, sink: Sink | Handler | None, policy: Policy) -> None:
         self.policy = policy
         self._observe: Callable[[Event], None] | None = getattr(policy, "observe", None)
-        wants = getattr(sink, "wants", EVENTS) if sink is not None else ()
-        self._sinks: dict[type, Any] = dict(wants) if isinstance(wants, Mapping) else dict.fromkeys(wants, sink)
+        self._sinks = handlers_of(sink)
         observes = frozenset(getattr(policy, "observes", EVENTS)) if self._observe is not None else frozenset()
         self._for_policy = observes - {Decided, Stepped}
 
-    def teller(self, kind: type) -> Callable[[Any], None] | None:
+    def teller(self, kind: type) -> Handler | None:
         """The function that passes events of a type on, or None when nobody wants them.
 
         It raises `PolicyError` when the policy's ``observe`` raises.
@@ -48,7 +46,7 @@ class Announcer:
 
         return tell
 
-    def sink(self, kind: type) -> Callable[[Any], None] | None:
+    def sink(self, kind: type) -> Handler | None:
         """The sink's part of `teller`: for what is not the policy's to know."""
         return self._sinks.get(kind)
 
@@ -64,21 +62,14 @@ class Announcer:
         raise self.error(now, raised(error, subject)) from error
 
 
-def hearing(sink: Sink | None, kind: type, listener: Callable[[Any], None]) -> Sink:
+def hearing(sink: Sink | Handler | None, kind: type, listener: Handler) -> Sink:
     """A sink that hands events of one type to ``listener`` first, and every event to ``sink`` as it wants them."""
-    wants = getattr(sink, "wants", EVENTS) if sink is not None else ()
-    handlers: dict[type, Any] = dict(wants) if isinstance(wants, Mapping) else dict.fromkeys(wants, sink)
+    handlers = handlers_of(sink)
     then = handlers.get(kind)
 
-    def heard(event: Any) -> None:
+    def heard(event: Event) -> None:
         listener(event)
         if then is not None:
             then(event)
 
-    handlers[kind] = heard
-
-    def tell(event: Event) -> None:
-        handlers[type(event)](event)
-
-    tell.wants = handlers  # type: ignore[attr-defined]
-    return tell
+    return EventHandlers({**handlers, kind: heard})

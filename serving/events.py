@@ -1,9 +1,9 @@
-"""Typed events an engine emits: to the policy's ``observe``, and to the sink that keeps the records."""
+"""Typed events an engine emits, to the policy's ``observe`` and to a sink, and what a sink is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from loratory.serving.actions import Action, Outcome
 from loratory.serving.plan import BatchShape
@@ -111,10 +111,45 @@ class Evicted(NamedTuple):
 
 
 Event = Arrived | Decided | Admitted | Served | Stepped | Preempted | Ended | LoadStarted | Loaded | Evicted
-Sink = Callable[[Event], None]
-"""Receives every event of one engine, in order. It must not touch the engine."""
-
 EVENTS: frozenset[type] = frozenset(
     {Arrived, Decided, Admitted, Served, Stepped, Preempted, Ended, LoadStarted, Loaded, Evicted}
 )
 """All event types."""
+
+Handler = Callable[[Any], None]
+"""Receives events. It must not touch the engine."""
+
+
+class Sink(Protocol):
+    """Receives the events of one engine, in order: those whose types are in ``wants``.
+
+    ``wants`` maps each type to the function that takes its events: the engine calls that, and makes no other events.
+    """
+
+    wants: Mapping[type, Handler]
+
+    def __call__(self, event: Event, /) -> None:
+        """Pass an event to the function that takes its type, if there is one."""
+
+
+class EventHandlers:
+    """A sink made of one function for each event type that it wants."""
+
+    __slots__ = ("wants",)
+
+    def __init__(self, wants: Mapping[type, Handler]) -> None:
+        self.wants = wants
+
+    def __call__(self, event: Event, /) -> None:
+        """See `Sink`."""
+        handler = self.wants.get(type(event))
+        if handler is not None:
+            handler(event)
+
+
+def handlers_of(sink: Sink | Handler | None) -> dict[type, Handler]:
+    """Which function takes the events of which type; a sink without ``wants`` takes all."""
+    if sink is None:
+        return {}
+    wants: Mapping[type, Handler] | None = getattr(sink, "wants", None)
+    return dict.fromkeys(EVENTS, sink) if wants is None else dict(wants)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any
@@ -17,32 +17,17 @@ from loratory.serving.arrivals import Arrivals
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.event_dispatch import hearing
-from loratory.serving.events import Ended, Sink
+from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.policy import Policy
-from loratory.serving.sequence import Sequence as RequestSequence
+from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
 from loratory.serving.workload import RequestMaker, Workload
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import LATE, URGENT, ExactEnvironment, urge
-from loratory.sim.replica import STALL_PLANS, Feed, Replica
+from loratory.sim.replica import Feed, Replica
 from loratory.sim.routers import ReplicaView, RoundRobin, Router
 from loratory.sim.transfers import Transfers
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a simulation ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
-
-    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``. ``refusals``: see
-    `loratory.serving.engine.Engine.refusals`, over all replicas.
-    """
-
-    end_s: float
-    never_served: int
-    cut_off: bool
-    submitted: int
-    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -82,7 +67,7 @@ class _Cluster:
         self.replicas.append(replica)
         self.seen.append(_Seen(replica.index, replica))
 
-    def listening(self, sink: Sink | None) -> Sink | None:
+    def listening(self, sink: Sink | Handler | None) -> Sink | Handler | None:
         """A replica's sink; with turns, the ends of requests are heard here too."""
         return sink if self.turns is None else hearing(sink, Ended, self._ended.append)
 
@@ -92,6 +77,35 @@ class _Cluster:
         request, output_tokens = self.maker.make(index, arrival)
         place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
         self.replicas[place].submit(request, output_tokens, late)
+
+    @property
+    def unsent(self) -> int:
+        """See `loratory.serving.run_end.Clients`."""
+        return len(self.workload) - self.sent
+
+    @property
+    def has_turns(self) -> bool:
+        """See `loratory.serving.run_end.Clients`."""
+        return self.turns is not None
+
+    def send_next(self, now: float) -> float:
+        """See `loratory.serving.run_end.Clients`."""
+        if self.turns is not None:
+            self.heard()
+            now = max(now, self.turns.next_at)
+            self.deliver(now)
+            return now
+        if self.workload.concurrency is None:
+            now = max(now, float(self.workload.arrival[self.sent]))
+        self.send(self.sent, now)
+        return now
+
+    def cut(self, now: float) -> None:
+        """The run ends at second ``now``: take in what happened before it."""
+        for replica in self.replicas:
+            replica.cut(now)
+            replica.feed.deliver(now)
+        self.deliver(now)
 
     def feed_alone(self) -> None:
         """With one replica there is nothing to route: it fetches its arrivals itself, which spares an event each."""
@@ -131,7 +145,7 @@ class _Cluster:
         elif self.turns is not None:
             self._follow()
         elif self.workload.concurrency is not None:
-            for _ in range(min(count, len(self.workload) - self.sent)):
+            for _ in range(min(count, self.unsent)):
                 self.env.call_at(self.env.now, self._send_late, LATE)
 
     def heard(self) -> list[float]:
@@ -153,7 +167,7 @@ class _Cluster:
                 self.env.call_at(now, partial(self.deliver, now, True), LATE)
 
     def _send_late(self) -> None:
-        if self.sent < len(self.workload):  # replicas that end requests at the same second share what is left
+        if self.unsent:  # replicas that end requests at the same second share what is left
             self.send(self.sent, self.env.now, late=True)
 
 
@@ -199,13 +213,13 @@ def simulate(
     cost: CostModel,
     replicas: int = 1,
     router: Router | None = None,
-    sink: Callable[[int], Sink] | None = None,
+    sink: Callable[[int], Sink | Handler] | None = None,
     kv_bytes_per_token: int | None = None,
     cutoff_s: float | None = None,
     jump: bool = True,
     stall_plans: int = STALL_PLANS,
     engine: Callable[..., Engine] = Engine,
-) -> Outcome:
+) -> RunEnd:
     """Run a workload to its end, or to second ``cutoff_s``, where unfinished requests are aborted.
 
     ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
@@ -219,7 +233,7 @@ def simulate(
         made = engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
         cluster.add(Replica(env, index, made, cost, Transfers(env, cost), cluster.ended, jump, stall_plans))
     if not len(workload):
-        return Outcome(0.0, 0, False, 0)
+        return RunEnd(0.0, 0, False, 0)
     if replicas == 1 and (workload.concurrency is None or workload.after is not None):
         cluster.feed_alone()
     elif workload.after is not None:
@@ -232,30 +246,19 @@ def simulate(
     until = cluster.over
     if cutoff_s is not None:
         env.call_at(cutoff_s, partial(urge, until), URGENT)
-    stalled = ""
+    stall = ""
     try:
         with _rare_collections():
             env.run(until=until)
     except StalledError as error:
-        stalled = str(error)
+        stall = str(error)
     except RuntimeError:
         if env.peek() != inf:
             raise
     cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
-    never = 0 if cut_off else cluster.left
-    end_s = _end_left(cluster, cut_off, stalled) if cluster.left else env.now
-    return Outcome(end_s, never, cut_off, cluster.sent, _refusals(cluster))
-
-
-def _refusals(cluster: _Cluster) -> dict[str, dict[str, int]]:
-    """What the ledgers of all replicas refused."""
-    total: dict[str, dict[str, int]] = {}
-    for replica in cluster.replicas:
-        for action, words in replica.engine.refusals.items():
-            mine = total.setdefault(action, {})
-            for why, number in words.items():
-                mine[why] = mine.get(why, 0) + number
-    return total
+    if cut_off:
+        cluster.cut(env.now)
+    return end_run(cluster, [each.engine for each in cluster.replicas], env.now, cut_off=cut_off, stalled=stall)
 
 
 @contextmanager
@@ -267,38 +270,3 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def _end_left(cluster: _Cluster, cut_off: bool, stalled: str) -> float:
-    """End what is unfinished: aborted by the cutoff, before which the rest were not sent, or never served.
-
-    A turn that is never served arrives when the turn before it has been given up, and its delay is over. Returns the
-    second at which they end: now, or when the last of them has arrived.
-    """
-    end_s, workload, turns = cluster.env.now, cluster.workload, cluster.turns
-    while not cut_off and turns is None and cluster.sent < len(workload):
-        if workload.concurrency is None:
-            end_s = max(end_s, float(workload.arrival[cluster.sent]))
-        cluster.send(cluster.sent, end_s)
-
-    def why(sequence: RequestSequence) -> str:
-        if cut_off:
-            return f"the run was cut off at {end_s:g} s"
-        return "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
-
-    def end_all() -> None:
-        for replica in cluster.replicas:
-            replica.engine.end_all(end_s, "aborted" if cut_off else "failed", why)
-
-    if cut_off:
-        for replica in cluster.replicas:
-            replica.cut(end_s)
-            replica.feed.deliver(end_s)
-        cluster.deliver(end_s)
-    end_all()
-    while not cut_off and turns is not None and cluster.sent < len(workload):
-        cluster.heard()
-        end_s = max(end_s, turns.next_at)
-        cluster.deliver(end_s)
-        end_all()
-    return end_s

@@ -10,10 +10,10 @@ from typing import Any
 
 from simpy import AllOf, Event, Interrupt
 
-from loratory.errors import StalledError
 from loratory.serving.engine import Engine
 from loratory.serving.plan import AdapterLoad, StepPlan, StepResult
 from loratory.serving.request import Request
+from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.sequence import Sequence
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import ExactEnvironment, succeed
@@ -22,9 +22,6 @@ from loratory.sim.transfers import Transfers
 
 _new = tuple.__new__
 """Makes a named tuple from all its fields in order, in half the time of calling its class."""
-
-STALL_PLANS = 10_000
-"""Plans in a row without a token or an ended request after which a run counts as stalled."""
 
 
 class Feed:
@@ -132,7 +129,7 @@ class Replica:
                 self._ended(ended)
             if plan is None or not plan.decode_count:
                 if engine.idle_plans > self._stall_plans:
-                    raise StalledError(f"replica {self.index} made {self._stall_plans} plans without serving a token")
+                    raise stall_error(f"replica {self.index}", self._stall_plans)
                 if plan is None:
                     yield from self._rest()
                     now = env.now

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.experiment.resolve import Built
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.schema import Scenario
+from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 from loratory.sim.cluster import simulate
 from loratory.sim.routers import router
@@ -30,19 +30,6 @@ class Task:
     policy_timeout_s: float = POLICY_TIMEOUT_S
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How a run ended: at ``end_s`` seconds, ``submitted`` requests after its start; ``notes`` go into the report.
-
-    ``refusals`` counts what the ledger refused the policy, by action and word of refusal.
-    """
-
-    end_s: float
-    submitted: int
-    notes: tuple[str, ...] = ()
-    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-
 class Backend(Protocol):
     """``name`` is what summaries call it, ``about`` what run_info.json says of it."""
 
@@ -52,7 +39,7 @@ class Backend(Protocol):
     def about(self) -> dict[str, Any]:
         """Device, versions and the like; nothing that a result depends on in simulation."""
 
-    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> Ran:
+    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> RunEnd:
         """Run a workload to its end; every event goes to the recorder's sinks."""
 
 
@@ -62,10 +49,10 @@ class Simulation:
     name = "sim"
     about: dict[str, Any] = {}
 
-    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> Ran:
+    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> RunEnd:
         """See `Backend`."""
         scenario = task.scenario
-        outcome = simulate(
+        return simulate(
             workload,
             adapters=built.adapters,
             config=built.engine,
@@ -77,4 +64,3 @@ class Simulation:
             kv_bytes_per_token=built.kv_bytes_per_token,
             cutoff_s=scenario.workload.cutoff_s,
         )
-        return Ran(outcome.end_s, outcome.submitted, refusals=outcome.refusals)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loratory.errors import InputError
-from loratory.experiment.backend import Ran, Task
+from loratory.experiment.backend import Task
 from loratory.experiment.machine import machine_for
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
@@ -18,6 +19,7 @@ from loratory.experiment.run import Progress, run_scenario
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.cost_spec import RooflineCost
 from loratory.scenarios.schema import Scenario
+from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Execution:
         """What run_info.json says of it."""
         return self._machine.about()
 
-    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> Ran:
+    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> RunEnd:
         """See `loratory.experiment.backend.Backend`."""
         from loratory.executor.clock import RealClock
         from loratory.executor.drive import drive
@@ -101,7 +103,7 @@ class Execution:
         scale = scenario.executor.time_scale
         try:
             clock.start()
-            outcome = drive(
+            end = drive(
                 workload, executor, generation, time_scale=scale, cutoff_s=_scaled(scenario.workload.cutoff_s, scale)
             )
             if task.folder is not None:
@@ -113,7 +115,7 @@ class Execution:
             notes.append("the executor has no prefix cache: cached tokens computed")
         if scale != 1.0:
             notes.append(f"requests were sent {scale:g} times as fast as the workload says")
-        return Ran(outcome.end_s, outcome.submitted, tuple(notes), executor.engine.refusals)
+        return replace(end, notes=tuple(notes))
 
 
 def _scaled(seconds: float | None, scale: float) -> float | None:

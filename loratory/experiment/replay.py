@@ -71,7 +71,7 @@ def replay_folder(folder: Path) -> list[Replayed]:
                     with PolicyWatch(policy):
                         steps = len(replay(engine, recording))
                     end_s = recording.steps[-1].end_s if steps else 0.0
-                    engine.end_all(end_s, "failed", lambda _: "not ended by the recording")
+                    engine.end_all(end_s, "failed", "not ended by the recording")
                 found.append(_compare(policy, seed, steps, run, Path(scratch)))
     if not found:
         raise InputError(f"{folder} holds no recording.jsonl: only runs with --on executor are recorded")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import InputError, PolicyError, shortened
-from loratory.experiment.backend import Backend, Ran, Simulation, Task
+from loratory.experiment.backend import Backend, Simulation, Task
 from loratory.experiment.interruption import interruptible
 from loratory.experiment.notes.advice import advise
 from loratory.experiment.notes.decode_ceiling import ceiling
@@ -28,6 +28,7 @@ from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import dump
 from loratory.scenarios.schema import Scenario
 from loratory.serving.fairness import FairnessLimits
+from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 from loratory.sim.routers import router
 
@@ -135,9 +136,9 @@ def _run_one(task: Task, built: Built, workload: Workload, backend: Backend, lea
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
         with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
-            ran = backend.run(task, built, workload, recorder)
+            end = backend.run(task, built, workload, recorder)
             bound = _bound(task, built, workload)
-        info = _info(task, built, workload, backend, ran, bound)
+        info = _info(task, built, workload, backend, end, bound)
         report = summarise(recorder.close(), info, task.timeline_events)
     if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
@@ -166,7 +167,7 @@ def _bound(task: Task, built: Built, workload: Workload) -> float | None:
     return float(bound)
 
 
-def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: Ran, bound: float | None) -> RunInfo:
+def _info(task: Task, built: Built, workload: Workload, backend: Backend, end: RunEnd, bound: float | None) -> RunInfo:
     scenario, engine = task.scenario, built.engine
     return RunInfo(
         scenario=scenario.name,
@@ -174,8 +175,8 @@ def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: R
         backend=backend.name,
         seed=task.seed,
         replicas=scenario.cluster.replicas,
-        submitted=ran.submitted,
-        duration_s=ran.end_s,
+        submitted=end.submitted,
+        duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
         bound=bound,
@@ -186,7 +187,7 @@ def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: R
             *lacking(task.policy, workload),
             *unread(scenario.policies, workload),
             *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
-            *ran.notes,
+            *end.notes,
         ),
         oracle=scenario.workload.max_tokens == "exact",
         max_loras=engine.max_loras,
@@ -194,7 +195,7 @@ def _info(task: Task, built: Built, workload: Workload, backend: Backend, ran: R
         max_num_batched_tokens=engine.max_num_batched_tokens,
         num_gpu_blocks=engine.num_gpu_blocks,
         max_model_len=engine.max_model_len,
-        refusals=ran.refusals,
+        refusals=end.refusals,
         block_size=engine.block_size,
         gpus=scenario.cluster.replicas * engine.tensor_parallel_size,
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,

@@ -8,7 +8,8 @@ from typing import Any
 
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
-from loratory.serving.events import Ended, Sink
+from loratory.serving.event_dispatch import hearing
+from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
 from loratory.serving.policy import Policy
@@ -31,17 +32,14 @@ class CheckedEngine(Engine):
         policy: Policy,
         cost: CostView,
         kv_bytes_per_token: int | None = None,
-        sink: Sink | None = None,
+        sink: Sink | Handler | None = None,
     ) -> None:
         self.ended_sequences: list[Any] = []
 
-        def keep(event: Any) -> None:
-            if isinstance(event, Ended):
-                self.ended_sequences.append(event.sequence)
-            if sink is not None:
-                sink(event)
+        def keep(event: Ended) -> None:
+            self.ended_sequences.append(event.sequence)
 
-        super().__init__(config, adapters, policy, cost, kv_bytes_per_token, keep)
+        super().__init__(config, adapters, policy, cost, kv_bytes_per_token, hearing(sink, Ended, keep))
         self.prefill_tokens: Counter[str] = Counter()
         self.sampled: Counter[str] = Counter()
         self.service: list[tuple[float, dict[str, tuple[int, int]]]] = []

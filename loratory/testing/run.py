@@ -9,8 +9,9 @@ from typing import Any
 from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Event, Evicted
 from loratory.serving.policy import Policy
+from loratory.serving.run_end import RunEnd
 from loratory.serving.views import RequestViews
-from loratory.sim.cluster import Outcome, simulate
+from loratory.sim.cluster import simulate
 from loratory.sim.routers import Router
 from loratory.sim.routers import router as router_named
 from loratory.testing.broken_law import BrokenLaw
@@ -31,7 +32,7 @@ class Run:
     world: World
     events: list[list[Event]]
     flat: list[list[Values]]
-    outcome: Outcome
+    outcome: RunEnd
     engines: list[CheckedEngine]
     """None of a run whose books were not checked."""
 

@@ -51,7 +51,7 @@ def _drive(world: World, policy: str, seed: int) -> CheckedEngine:
         load_s = draw.choice([0.0, 0.3]) if sync and any(not load.prefetch for load in plan.loads) else 0.0
         engine.commit(plan, StepResult(steps, finished, load_s), now + load_s)
         now += load_s
-    engine.end_all(now, "failed", lambda sequence: "left over")
+    engine.end_all(now, "failed", "left over")
     return engine
 
 

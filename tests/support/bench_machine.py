@@ -16,7 +16,7 @@ from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.sources.cache import AdapterCache
 from loratory.adapters.verified import VerifiedAdapter
-from loratory.executor.drive import Outcome, drive
+from loratory.executor.drive import drive
 from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
 from loratory.executor.machine import Machine
@@ -28,6 +28,7 @@ from loratory.serving.events import Ended
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.policy import Policy
 from loratory.serving.request import Request
+from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -134,7 +135,7 @@ class Oracle:
 class Ran:
     """A run's outputs and ends, by request id."""
 
-    outcome: Outcome
+    outcome: RunEnd
     executor: Executor
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ends: dict[str, tuple[str, str]] = field(default_factory=dict)

@@ -1,0 +1,92 @@
+"""end_run: ends what a run has left over, in simulation and on the executor alike, and returns how the run ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loratory.errors import StalledError
+from loratory.serving.engine import Engine
+from loratory.serving.request import Status
+
+STALL_PLANS = 10_000
+"""Plans in a row without a token or an ended request after which a run counts as stalled."""
+
+
+def stall_error(what: str, plans: int) -> StalledError:
+    """The error of an engine whose ``idle_plans`` exceed ``plans``."""
+    return StalledError(f"{what} made {plans} plans without serving a token")
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
+
+    ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``. ``refusals``: see
+    `loratory.serving.engine.Engine.refusals`, over all engines. ``notes`` go into the report, one sentence each.
+    """
+
+    end_s: float
+    never_served: int
+    cut_off: bool
+    submitted: int
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Clients(Protocol):
+    """Those that send the requests of a workload, as far as the end of a run concerns them."""
+
+    sent: int
+    """Requests sent so far."""
+
+    @property
+    def unsent(self) -> int:
+        """Requests that have not been sent."""
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether requests follow the ends of others."""
+
+    def send_next(self, now: float) -> float:
+        """Send what is due next, not before second ``now``, though nothing will serve it; returns when that is."""
+
+
+def end_run(
+    clients: Clients, engines: Sequence[Engine], now: float, *, cut_off: bool = False, stalled: str = ""
+) -> RunEnd:
+    """Give every request that is left a final status, at second ``now`` or when it arrives, if that is later.
+
+    ``cut_off``: the run's time is over. What has arrived is aborted, and the rest never arrives. Otherwise nothing can
+    happen any more, or the policy ``stalled`` the run: what is left fails, and so does what arrives later.
+    """
+    left = clients.unsent + sum(engine.unfinished for engine in engines)
+    end_s = now
+    if left and cut_off:
+        _end_all(engines, now, "aborted", f"the run was cut off at {now:g} s")
+    elif left:
+        why = "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
+        while clients.unsent and not clients.has_turns:
+            end_s = clients.send_next(end_s)
+        _end_all(engines, end_s, "failed", why)
+        while clients.unsent:  # a turn arrives when the turn before it has been given up, and its delay is over
+            end_s = clients.send_next(end_s)
+            _end_all(engines, end_s, "failed", why)
+    return RunEnd(end_s, 0 if cut_off else left, cut_off, clients.sent, _refusals(engines))
+
+
+def _end_all(engines: Sequence[Engine], now: float, status: Status, why: str) -> None:
+    for engine in engines:
+        engine.end_all(now, status, why)
+
+
+def _refusals(engines: Sequence[Engine]) -> dict[str, dict[str, int]]:
+    """What the ledgers of all engines refused."""
+    total: dict[str, dict[str, int]] = {}
+    for engine in engines:
+        for action, words in engine.refusals.items():
+            mine = total.setdefault(action, {})
+            for why, number in words.items():
+                mine[why] = mine.get(why, 0) + number
+    return total
