@@ -16,9 +16,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--duration-s", type=float, default=60.0)
     given = parser.parse_args()
-    print(
-        f"{'max_loras':>9}  {'policy':<14} {'TTFT p50, s':>11} {'TTFT p99, s':>11} {'hit rate':>8} {'within SLO':>10}"
-    )
+    print("max_loras  policy         TTFT p50, s TTFT p99, s hit rate within SLO")
     for slots in given.slots:
         settings = [f"engine.max_loras={slots}", f"workload.duration_s={given.duration_s}", "seeds=[0]"]
         summary = run_scenario(load_scenario("quickstart", settings, policies=["fifo", "affine_deficit"]))

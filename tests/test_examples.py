@@ -27,19 +27,15 @@ def test_the_notebook_compares_three_policies_and_draws_them(tmp_path: Path) -> 
     notebook = nbformat.read(EXAMPLES / "compare_policies.ipynb", as_version=4)
     place = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
-    results = [
-        output["data"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.get("data") is not None
-    ]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    results = [output["data"] for output in outputs if output.get("data")]
     two, three = (data["text/plain"] for data in results if "text/html" in data)
     p99 = {line.split()[0]: [float(each) for each in line.split()[1:]] for line in three.splitlines()[2:]}
     assert all(line in three.replace(" ", "") for line in two.replace(" ", "").splitlines()[2:])
     fifo, fair, fewest = p99["fifo"], p99["fair_share"], p99["fewest_running.py:FewestRunning"]
     assert max(fair[1:]) < 6 < 20 < min(fifo) and fair[0] > 2 * fifo[0]
     assert max(fewest[1:]) < 0.6 * max(fifo[1:])
-    assert round(fewest[0] - fifo[0], -0) == 5 and 40 <= fair[0] - fifo[0] < 45
+    assert 4.5 < fewest[0] - fifo[0] < 5.5 and 40 < fair[0] - fifo[0] < 45
     assert any("image/png" in data for data in results)
 
 
@@ -48,8 +44,7 @@ def test_the_program_prints_a_row_for_each_size_and_policy(tmp_path: Path) -> No
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert [row[:2] for row in rows] == [
-        [slots, policy] for slots in ("4", "64") for policy in ("fifo", "affine_deficit")
-    ]
+    policies = ("fifo", "affine_deficit")
+    assert [row[:2] for row in rows] == [[slots, policy] for slots in ("4", "64") for policy in policies]
     hits = [float(row[4].rstrip("%")) for row in rows]
     assert max(hits[:2]) < min(hits[2:]), "more slots, more hits"
