@@ -10,7 +10,7 @@ HEAD_BYTES = 64
 """How much of a file `lfs_pointer` needs."""
 
 LFS_POINTER = "is a Git LFS pointer, not the file: run git lfs pull"
-"""What a message says after the file's name."""
+"""What a message has after the file's name."""
 
 _BEGINNINGS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 

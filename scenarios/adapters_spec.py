@@ -53,7 +53,7 @@ class RateGroup(Section):
     @model_validator(mode="after")
     def _one_size(self) -> RateGroup:
         if (self.count is None) == (self.share is None):
-            raise wrong("wants either count or share, to say how many adapters have this rate")
+            raise wrong("needs either count or share, for the number of adapters that have this rate")
         return self
 
 
@@ -120,25 +120,28 @@ class Adapters(Section):
 
     @model_validator(mode="after")
     def _real(self) -> Adapters:
-        """With a registry: the same scenario with what it said written out, so that nothing is looked up again."""
+        """With a registry: the same section with its records written out, so that nothing is looked up again."""
         if self.registry is None and self.records is None:
             return self
         key = "registry" if self.registry is not None else "records"
         for other in ("count", "records" if key == "registry" else "names"):
             if getattr(self, other) is not None:
-                raise wrong(f"cannot go with {key}, which says which adapters there are: leave one out", other)
+                raise wrong(f"cannot go with {key}, which lists the adapters: leave one out", other)
         spec, records = self.registry, self.records or []
         if spec is not None:
             if self.names is not None and (spec.tenant is not None or spec.labels):
-                raise wrong("cannot go with tenant or labels of the registry, which choose adapters, too", "names")
+                raise wrong(
+                    "cannot go with tenant or labels of the registry, which choose adapters as well: leave one out",
+                    "names",
+                )
             records = read_records(spec, self.names)
         for what in ("name", "lora_int_id"):
             values = [getattr(record, what) for record in records]
             if len(set(values)) != len(values):
-                raise wrong(f"has one {what} twice: every adapter has its own", "records")
+                raise wrong(f"has one {what} twice: give every adapter its own", "records")
         ranks = [record.rank for record in records]
         if "ranks" in self.model_fields_set and (key == "registry" or self.ranks != ranks):
-            raise wrong(f"cannot go with {key}, which says the rank of each adapter: leave it out", "ranks")
+            raise wrong(f"cannot go with {key}, which gives the rank of each adapter: leave it out", "ranks")
         real: dict[str, Any] = {"registry": None, "names": None, "records": records, "ranks": ranks}
         if "target_modules" not in self.model_fields_set:
             real["target_modules"] = sorted({name for record in records for name in record.target_modules})
@@ -149,26 +152,24 @@ class Adapters(Section):
         if self.names is not None:
             twice = {name for name in self.names if self.names.count(name) > 1} if len(self.names) < 10_000 else set()
             if twice or len(set(self.names)) != len(self.names):
-                raise wrong(f"repeats {min(twice, default='a name')!r}: adapter names are unique", "names")
+                raise wrong(f"repeats {min(twice, default='a name')!r}: name each adapter once", "names")
             if self.count is not None and self.count != len(self.names):
                 raise wrong(f"is {self.count}, but names lists {len(self.names)}: leave count out", "count")
         if self.rates is not None and self.popularity is not None:
-            raise wrong(
-                "cannot go with rates, which already say how popular each adapter is: leave one out", "popularity"
-            )
+            raise wrong("cannot go with rates, which make adapters more or less popular: leave one out", "popularity")
         if self.rates is not None and self.base_share >= 1:
             raise wrong("should be below 1 where rates are given", "base_share")
         if self.rates is not None and self.known_count is None:
-            raise wrong("give shares or one number, so the number of adapters is needed: add count", "rates")
+            raise wrong("has shares or one number, which need the number of adapters: add count", "rates")
         if isinstance(self.rates, list) and self.known_count is not None:
             counts = [group.count for group in self.rates if group.count is not None]
             if sum(counts) > self.known_count or (len(counts) == len(self.rates) and sum(counts) < self.known_count):
                 raise wrong(
-                    f"are for {sum(counts)} adapters, but there are {self.known_count}: make them agree", "rates"
+                    f"is for {sum(counts)} adapters, but there are {self.known_count}: make them agree", "rates"
                 )
             shares = sum(group.share for group in self.rates if group.share is not None)
             if shares and not 0.99 <= shares + sum(counts) / max(self.known_count, 1) <= 1.01:
-                raise wrong(f"have shares that add up to {shares:g}: make them 1", "rates")
+                raise wrong(f"has shares that add up to {shares:g}: make them add up to 1", "rates")
         return self
 
     @property

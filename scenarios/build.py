@@ -21,6 +21,7 @@ from loratory.scenarios.trace_workload import trace_adapters, trace_workload
 from loratory.scenarios.traces.table import UNSET, Labels
 from loratory.scenarios.vtc_workload import vtc_workload
 from loratory.scenarios.workload_spec import MaxTokens, Noise, Stream, stream_positions
+from loratory.serving.adapter_limits import host_problem, pinned_problem
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.request import BASE_TENANT
 from loratory.serving.workload import Floats, Ints, Workload
@@ -36,16 +37,12 @@ def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int], item
     spec = scenario.adapters
     names = _names(scenario)
     pinned = spec.pinned_names(names)
-    if len(pinned) >= scenario.engine.max_loras and len(names) > len(pinned):
-        raise InputError(
-            f"adapters.pinned: takes {len(pinned)} of the {scenario.engine.max_loras} slots and leaves none for the "
-            "other adapters: pin fewer, or raise engine.max_loras"
-        )
-    if spec.initial_tier == "host" and len(names) > scenario.engine.host_slots:
-        raise InputError(
-            f"adapters.initial_tier: is host, which holds {scenario.engine.host_slots} of the {len(names)} adapters: "
-            f"raise engine.max_cpu_loras to {len(names)}, or start on disk"
-        )
+    if problem := pinned_problem("adapters.pinned names", len(pinned), len(names), scenario.engine.max_loras):
+        raise InputError(problem)
+    if spec.initial_tier == "host":
+        problem = host_problem(len(names), scenario.engine.host_slots)
+        if problem is not None:
+            raise InputError(f"adapters.initial_tier {problem}")
     if spec.records is not None:
         return tuple(
             Adapter(
@@ -96,7 +93,7 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
     if traced is None:
         names = spec.known_names()
         if names is None:
-            raise InputError("adapters.count: is missing, and the trace names no adapters: say how many there are")
+            raise InputError("adapters.count is missing, and the trace names no adapters: say how many there are")
         return names
     own = spec.known_names()
     if own is not None and (spec.names is not None or spec.records is not None):
@@ -104,7 +101,7 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
     count = spec.known_count
     if count is not None and count < len(traced):
         raise InputError(
-            f"adapters.count: is {count}, but the trace names {len(traced)} adapters: leave count out, or use "
+            f"adapters.count is {count}, but the trace names {len(traced)} adapters: leave count out, or use "
             "workload.adapter_from: popularity"
         )
     taken = set(traced)
@@ -240,14 +237,12 @@ def _refuse_unknown(spec: Tenants, tenants: Sequence[str], adapters: Sequence[st
     unknown = spec.unknown((*tenants, BASE_TENANT))
     if unknown is not None:
         key, name = unknown
-        raise InputError(
-            f"tenants.{key}: names the tenant {name!r}, which does not exist; there are {several(tenants)}"
-        )
+        raise InputError(f"tenants.{key} names the tenant {name!r}, which does not exist; there are {several(tenants)}")
     for tenant, owned in (spec.map.owners or {}).items():
         stranger = next((name for name in owned if name not in adapters), None)
         if stranger is not None:
             raise InputError(
-                f"tenants.map.owners.{tenant}: names the adapter {stranger!r}, which does not exist; "
+                f"tenants.map.owners.{tenant} names the adapter {stranger!r}, which does not exist; "
                 f"there are {several(adapters)}"
             )
 
@@ -259,7 +254,7 @@ def _priority(spec: Tenants, drawn: Workload, tenant: Ints, tenants: tuple[str, 
         return by_tenant
     if by_tenant is not None and not (drawn.priority == UNSET).any():
         raise InputError(
-            "tenants.priorities: is not used, because every request has a priority of its own: leave it out"
+            "tenants.priorities is not used, because every request has a priority of its own: leave it out"
         )
     fallback = np.zeros(len(drawn), dtype=np.int64) if by_tenant is None else by_tenant
     return np.where(drawn.priority == UNSET, fallback, drawn.priority)

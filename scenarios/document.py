@@ -19,7 +19,7 @@ _MOST_NODES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a file says. ``where`` gives the place of each key path: ``my.yaml:7``, or ``--set engine.max_loras=8``."""
+    """The content of a file. ``where``: the place of each key path, ``my.yaml:7`` or ``--set engine.max_loras=8``."""
 
     source: str
     raw: dict[str, Any]
@@ -37,18 +37,18 @@ class Document:
 def read_document(text: str, source: str) -> Document:
     """Parse YAML text. Raises `InputError`, with the line, for what is not one mapping or repeats a key."""
     if lfs_text(text):
-        raise InputError(f"{source}: {LFS_POINTER}")
+        raise InputError(f"{source} {LFS_POINTER}")
     loader = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise InputError(
-                f"{source}: is empty: write a scenario, or copy one with 'loratory scenarios show quickstart'"
+                f"{source} is empty: write a scenario, or copy one with 'loratory scenarios show quickstart'"
             )
         if not isinstance(node, yaml.MappingNode):
             raise InputError(
-                f"{source}:{node.start_mark.line + 1}: should be a mapping of keys to values, like name: x"
+                f"{source}:{node.start_mark.line + 1}: the scenario should be a mapping of keys to values, like name: x"
             )
         reader = _Reader(loader, source)
         raw = reader.value(node, ())
@@ -56,11 +56,11 @@ def read_document(text: str, source: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f":{mark.line + 1}"
         problem = " ".join(str(error.problem or error.context or "it cannot be parsed").split())
-        raise InputError(f"{source}{line}: is not YAML ({problem}): correct the line") from error
+        raise InputError(f"{source}{line}: the line is not YAML ({problem}): correct it") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{source}: is not YAML ({' '.join(str(error).split())}): correct it") from error
+        raise InputError(f"{source} is not YAML ({' '.join(str(error).split())}): correct it") from error
     except RecursionError as error:
-        raise InputError(f"{source}: is nested too deeply: flatten it") from error
+        raise InputError(f"{source} is nested too deeply: flatten it") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -102,14 +102,14 @@ class _Reader:
                 sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 for source in sources:
                     if not isinstance(source, yaml.MappingNode):
-                        raise InputError(f"{self._at(key_node)}: << wants a mapping, such as *defaults")
+                        raise InputError(f"{self._at(key_node)}: << needs a mapping, such as *defaults")
                     merged = {**self._mapping(source, path), **merged}
                 continue
             key: str | int = self._plain(key_node)
             if not isinstance(key, str | int):
-                raise InputError(f"{self._at(key_node)}: a key should be a word or a whole number")
+                raise InputError(f"{self._at(key_node)}: a key should be a word or a whole number: quote it")
             if key in out:
-                raise InputError(f"{self._at(key_node)}: {dotted((*path, key))}: is given twice: keep one of them")
+                raise InputError(f"{self._at(key_node)}: {dotted((*path, key))} is given twice: keep one of them")
             below: Path = (*path, key)
             self.where[below] = self._at(key_node)
             out[key] = self.value(value_node, below)
@@ -121,7 +121,7 @@ class _Reader:
             return self._loader.construct_object(node, deep=True)
         except (ValueError, OverflowError) as error:
             text = shortened(str(error), 100)
-            raise InputError(f"{self._at(node)}: holds a value that cannot be read ({text}): correct it") from error
+            raise InputError(f"{self._at(node)}: the value cannot be read ({text}): correct it") from error
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self._source}:{node.start_mark.line + 1}"
@@ -143,11 +143,11 @@ def override(document: Document, settings: Sequence[str]) -> Document:
         label = shortened(f"--set {setting}", 160)
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"{label}: wants key=value, such as engine.max_loras=8")
+            raise InputError(f"{label} should be key=value, such as engine.max_loras=8")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-            raise InputError(f"{label}: the value is not YAML: quote it") from error
+            raise InputError(f"{label} has a value that is not YAML: quote it") from error
         path = _put(raw, key.strip().split("."), value, label)
         where = {known: place for known, place in where.items() if known[: len(path)] != path}
         for end in range(1, len(path)):
@@ -168,7 +168,7 @@ def _put(raw: dict[str, Any], parts: list[str], value: Any, label: str) -> Path:
         known = keys_at(path, raw)
         if isinstance(here, list):
             if not part.isdigit() or int(part) >= len(here):
-                raise InputError(f"{label}: {dotted(path)} is a list of {len(here)}: give a position from 0")
+                raise InputError(f"{label}: {dotted(path)} has {len(here)} items: give a position from 0")
             key: str | int = int(part)
         else:
             if known is not None and part not in known:

@@ -14,7 +14,7 @@ from loratory.scenarios.schema_types import Count, FileRef, Name, OneOf, Positiv
 from loratory.serving.workload import Floats, Ints
 
 _LARGEST_CV = 1e100
-"""Its square must be a number."""
+"""Its square must be finite."""
 
 
 class Lognormal(Section):
@@ -28,7 +28,7 @@ class Lognormal(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Lognormal:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise wrong(f"min ({self.min}) is above max ({self.max}): swap them")
+            raise wrong(f"has min {self.min} above max {self.max}: swap them")
         if self.cv > _LARGEST_CV:
             raise wrong(f"is {self.cv:g}, too large to compute with: lower it", "cv")
         return self
@@ -66,7 +66,7 @@ class Lengths(OneOf):
     @model_validator(mode="after")
     def _ordered(self) -> Lengths:
         if self.uniform is not None and self.uniform[0] > self.uniform[1]:
-            raise wrong(f"lo ({self.uniform[0]}) is above hi ({self.uniform[1]}): swap them", "uniform")
+            raise wrong(f"has lo {self.uniform[0]} above hi {self.uniform[1]}: swap them", "uniform")
         return self
 
     def draw(self, rng: np.random.Generator, n: int) -> Ints:
@@ -89,8 +89,8 @@ class Lengths(OneOf):
 def draw_pairs(prompt: Lengths, output: Lengths, draws: Draws, n: int) -> tuple[Ints, Ints]:
     """``n`` prompt and ``n`` output lengths, tokens: independent, unless both are ``empirical`` and name one file.
 
-    Then a request has both lengths of one row, so that what goes together in the file (long prompts with short
-    outputs, say) still does. Raises `InputError` when the columns of that file are not equally long.
+    Then a request has both lengths of one row, which keeps the correlation between them (long prompts with short
+    outputs, say). Raises `InputError` when the columns of that file are not equally long.
     """
     first, second = prompt.empirical, output.empirical
     if first is None or second is None or first.file != second.file:
@@ -98,8 +98,8 @@ def draw_pairs(prompt: Lengths, output: Lengths, draws: Draws, n: int) -> tuple[
     inputs, outputs = read_samples(first.file, first.column), read_samples(second.file, second.column)
     if len(inputs) != len(outputs):
         raise InputError(
-            f"{first.file}: has {len(inputs)} prompt and {len(outputs)} output lengths, which go in pairs: give one of "
-            "each in a row"
+            f"{first.file} has {len(inputs)} prompt and {len(outputs)} output lengths, which are drawn in pairs: "
+            "give both in each row"
         )
     rows = draws.rng("input").integers(0, len(inputs), size=n)
     return inputs[rows], outputs[rows]
@@ -117,7 +117,7 @@ class Seconds(OneOf):
     @model_validator(mode="after")
     def _ordered(self) -> Seconds:
         if self.uniform is not None and self.uniform[0] > self.uniform[1]:
-            raise wrong(f"lo ({self.uniform[0]}) is above hi ({self.uniform[1]}): swap them", "uniform")
+            raise wrong(f"has lo {self.uniform[0]} above hi {self.uniform[1]}: swap them", "uniform")
         return self
 
     def draw(self, rng: np.random.Generator, n: int) -> Floats:

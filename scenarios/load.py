@@ -45,14 +45,14 @@ def load_scenario(
         size = path.stat().st_size
         if size > _LARGEST_BYTES and not unbounded:
             raise InputError(
-                f"{shortened(str(reference), 150)}: has {size:,} bytes, more than any scenario: check the path, or "
+                f"{shortened(str(reference), 150)} has {size:,} bytes, more than any scenario: check the path, or "
                 "lift all limits with --unbounded (in Python: unbounded=True)"
             )
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{reference}: is not text: give a scenario in YAML") from error
+        raise InputError(f"{reference} is not text: give a scenario in YAML") from error
     except OSError as error:
-        raise InputError(f"{reference}: cannot be read ({error.strerror}): check the path") from error
+        raise InputError(f"{reference} cannot be read ({error.strerror}): check the path") from error
     source = path.name if path.parent == library_folder() else str(reference)
     return load_text(text, source, path.parent, overrides, policies, unbounded=unbounded)
 
@@ -66,7 +66,7 @@ def load_text(
     *,
     unbounded: bool = False,
 ) -> Scenario:
-    """The scenario that ``text`` says; ``source`` names it in errors, ``folder`` is where its files are.
+    """The scenario in ``text``; ``source`` names it in errors, ``folder`` is where its files are.
 
     Raises `InputError` like `load_scenario`.
     """
@@ -104,7 +104,7 @@ def find(reference: str | Path) -> Path:
     if name.startswith("published/") and published.is_file():
         return published
     if os.path.isdir(path):
-        raise InputError(f"{name}: is a folder: name the scenario file in it")
+        raise InputError(f"{name} is a folder: name the scenario file in it")
     if name.startswith("published/"):
         known = sorted(f"published/{file.stem}" for file in published_folder().glob("*.yaml"))
         word = f"published/{path.stem}"

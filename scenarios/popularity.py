@@ -56,7 +56,7 @@ class Popularity(OneOf):
         if self.weights is not None:
             values = self.weights if isinstance(self.weights, list) else list(self.weights.values())
             if not sum(values) > 0:
-                raise wrong("are all 0: give at least one adapter a weight above 0", "weights")
+                raise wrong("has no weight above 0: give at least one adapter one", "weights")
         return self
 
     def draw(self, rng: np.random.Generator, names: tuple[str, ...], arrival: Floats) -> Ints:
@@ -83,16 +83,16 @@ class Popularity(OneOf):
         if isinstance(self.weights, dict):
             unknown = [name for name in self.weights if name not in names]
             if unknown:
-                raise InputError(f"popularity.weights names {unknown[0]!r}, which is no adapter here")
+                raise InputError(f"popularity.weights names {unknown[0]!r}, which is no adapter here: correct it")
             weights = np.array([self.weights.get(name, 0.0) for name in names])
         else:
             weights = np.array(self.weights or [], dtype=np.float64)
             if len(weights) != len(names):
                 raise InputError(
-                    f"popularity.weights has {len(weights)} weights for {len(names)} adapters: give as many"
+                    f"popularity.weights has {len(weights)} weights for {len(names)} adapters: give one per adapter"
                 )
         if not weights.sum() > 0:
-            raise InputError("popularity.weights are 0 for every adapter here: give one a weight above 0")
+            raise InputError("popularity.weights has no weight above 0 for an adapter here: give one")
         return weights
 
 

@@ -26,9 +26,9 @@ def _place(value: str, info: ValidationInfo) -> str:
         parts = urlsplit(value)
         secret = parts.password is not None or "password" in parse_qs(parts.query, keep_blank_values=True)
     except ValueError:
-        secret = False  # what is wrong with it, who opens it will say
+        secret = False  # opening it reports what is wrong
     if secret:
-        raise wrong("holds a password, which results would show: take it out, and put it in ~/.pgpass or PGPASSWORD")
+        raise wrong("has a password, which results would show: put it in ~/.pgpass or PGPASSWORD instead")
     return value
 
 
@@ -109,15 +109,15 @@ def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]
         raise wrong(str(error), "registry" if refs is None else "names") from None
     if not found:
         fits = " that fits tenant and labels" if spec.tenant is not None or spec.labels else ""
-        raise wrong(f"{where} has no adapter{fits}: register some with loratory adapters add", "registry")
+        raise wrong(f"is {where}, which has no adapter{fits}: register some with loratory adapters add", "registry")
     owners: dict[int, str] = {}
     for name, each in found.items():
         if (other := owners.setdefault(each.lora_int_id, name)) != name:
-            raise wrong(f"{other!r} and {name!r} are one adapter, {each.ref}: name it once", "names")
+            raise wrong(f"has {other!r} and {name!r}, which are one adapter, {each.ref}: name it once", "names")
         if spec.base_model is not None and each.base_model != spec.base_model:
             raise wrong(
-                f"adapter {name!r} was trained on {each.base_model!r}, not {spec.base_model!r}: choose others by "
-                "tenant or labels, or mend base_model",
+                f"is {spec.base_model!r}, but adapter {name!r} was trained on {each.base_model!r}: correct it, or "
+                "choose other adapters by tenant or labels",
                 "base_model",
             )
     return [

@@ -25,20 +25,20 @@ def read_samples(file: str, column: str | None = None) -> Ints:
     path = Path(file)
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{file}: is no file that ends: give one with lengths")
+            raise InputError(f"{file} is not a regular file: name one with lengths")
         with path.open("rb") as opened:
             if lfs_pointer(opened.read(HEAD_BYTES)):
                 raise InputError(f"{file} {LFS_POINTER}")
         values = _READERS.get(path.suffix.lower(), _text)(path, column)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}): check the path") from error
+        raise InputError(f"{file} cannot be read ({error.strerror}): check the path") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         text = str(error).splitlines()[0]
-        raise InputError(f"{file}: holds something that is not a whole number ({text}): keep lengths only") from error
+        raise InputError(f"{file} holds something that is not a whole number ({text}): keep lengths only") from error
     if len(values) == 0:
-        raise InputError(f"{file}: holds no lengths: give at least one number")
+        raise InputError(f"{file} holds no lengths: give at least one number")
     if int(values.min()) < 1:
-        raise InputError(f"{file}: holds a length of {int(values.min())}: remove lengths below 1")
+        raise InputError(f"{file} holds a length of {int(values.min())}: remove lengths below 1")
     return values
 
 
@@ -54,7 +54,7 @@ def _json(path: Path, column: str | None) -> Ints:
         lengths = _whole([float(key) for key in data])
         times = _whole([float(count) for count in data.values()])
         if times.sum() > _MOST or (times < 0).any():
-            raise InputError(f"{path}: counts {float(times.sum()):g} lengths: give counts from 0, {_MOST:,} in all")
+            raise InputError(f"{path} counts {float(times.sum()):g} lengths: give counts from 0, {_MOST:,} in all")
         return np.repeat(lengths, times)
     return _whole([float(value) for value in data])
 
@@ -64,9 +64,9 @@ def _table(path: Path, column: str | None) -> Ints:
 
     frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
     if column is None and len(frame.columns) != 1:
-        raise InputError(f"{path}: has columns {', '.join(map(str, frame.columns))}: name one with 'column'")
+        raise InputError(f"{path} has columns {', '.join(map(str, frame.columns))}: name one with 'column'")
     if column is not None and column not in frame.columns:
-        raise InputError(f"{path}: has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+        raise InputError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
     return _whole(frame[column if column is not None else frame.columns[0]].astype(float).tolist())
 
 

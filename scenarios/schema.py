@@ -1,4 +1,4 @@
-"""Scenario: everything one experiment says, and the checks that need more than one of its sections."""
+"""Scenario: the description of one experiment, and the checks that need more than one of its sections."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from loratory.scenarios.slo import Slo
 from loratory.scenarios.tenants import Tenants
 from loratory.scenarios.unread_keys import refuse_unread
 from loratory.scenarios.workload_spec import WorkloadSpec, stream_positions
+from loratory.serving.adapter_limits import host_problem, pinned_problem, rank_problem
 from loratory.serving.config import EngineConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(no_bool)]
@@ -83,10 +84,10 @@ class Scenario(Section):
         refuse_unread(self)
         for key, values in (("seeds", self.seeds), ("policies", self.policies)):
             if len(set(values)) != len(values):
-                raise wrong("repeats an entry: name each one once", key)
+                raise wrong("repeats an entry: keep each one once", key)
         warmup_s, duration_s = self.warmup_s, self.workload.duration_s
         if duration_s is not None and warmup_s != "auto" and warmup_s >= duration_s:
-            raise wrong(f"({warmup_s:g}) leaves nothing of {duration_s:g} s: lower it", "warmup_s")
+            raise wrong(f"is {warmup_s:g}, which leaves nothing of the {duration_s:g} s: lower it", "warmup_s")
         return self
 
     def _check_adapters(self) -> None:
@@ -95,57 +96,47 @@ class Scenario(Section):
         if count == 0:
             unused = adapters.popularity is not None and self.workload.generator != "slora"
             if unused or adapters.rates is not None:
-                raise wrong("is 0, so nothing can be popular: raise it", "adapters", "count")
+                raise wrong("is 0, but popularity or rates need adapters: raise it", "adapters", "count")
             return
         if adapters.records is not None:
             highest = max(adapters.records, key=lambda record: record.rank)
-            if highest.rank > engine.max_lora_rank:
-                raise wrong(
-                    f"adapter {highest.name!r} has rank {highest.rank}, above engine.max_lora_rank "
-                    f"({engine.max_lora_rank}): set engine.max_lora_rank to {highest.rank}, or leave the adapter out",
-                    *("adapters", "registry" if "registry" in adapters.model_fields_set else "records"),
-                )
-        if adapters.max_rank() > engine.max_lora_rank:
-            raise wrong(
-                f"go up to {adapters.max_rank()}, above engine.max_lora_rank ({engine.max_lora_rank}): "
-                f"set engine.max_lora_rank to {adapters.max_rank()}",
-                *("adapters", "ranks"),
-            )
+            key = "registry" if "registry" in adapters.model_fields_set else "records"
+            subject = f"has an adapter, {highest.name!r}, of rank"
+            if problem := rank_problem(subject, highest.rank, engine.max_lora_rank):
+                raise wrong(problem, "adapters", key)
+        if problem := rank_problem("has", adapters.max_rank(), engine.max_lora_rank):
+            raise wrong(problem, "adapters", "ranks")
         pinned = adapters.pinned if isinstance(adapters.pinned, int) else len(adapters.pinned)
         if count is not None and pinned > count:
             raise wrong(f"is {pinned}, but there are {count} adapters: lower it", "adapters", "pinned")
-        if pinned > engine.max_loras or (pinned == engine.max_loras and (count is None or count > pinned)):
-            raise wrong(
-                f"takes {pinned} of the {engine.max_loras} slots and leaves none for the other adapters: "
-                "pin fewer, or raise engine.max_loras",
-                *("adapters", "pinned"),
-            )
-        if adapters.initial_tier == "host" and (count or 0) > engine.host_slots:
-            raise wrong(
-                f"is host, which holds {engine.host_slots} of the {count} adapters: raise engine.max_cpu_loras to "
-                f"{count}, or start on disk",
-                *("adapters", "initial_tier"),
-            )
+        if problem := pinned_problem("names", pinned, count, engine.max_loras):
+            raise wrong(problem, "adapters", "pinned")
+        if adapters.initial_tier == "host" and (problem := host_problem(count or 0, engine.host_slots)):
+            raise wrong(problem, "adapters", "initial_tier")
 
     def _check_memory(self) -> None:
         if self.cost.kind == "roofline" and self.memory.dtype is not None:
             raise wrong(
-                "goes with linear and profile costs: set cost.dtype instead, for time and memory", "memory", "dtype"
+                "is for linear and profile costs: set cost.dtype instead, for time and memory", "memory", "dtype"
             )
         slots = self.memory.slot_keys()
         if slots and self.engine.memory == "unified":
-            raise wrong("is about adapter slots, and engine.memory unified has none: remove it", "memory", slots[0])
+            raise wrong(
+                "is about adapter slots, but engine.memory is unified, which has none: remove it", "memory", slots[0]
+            )
 
     def _check_arrivals(self) -> None:
         workload, rates = self.workload, self.adapters.rates
         if rates is not None:
             for key in ("arrivals", "streams", "trace"):
                 if getattr(workload, key) is not None:
-                    raise wrong("cannot go with adapters.rates, which say how requests arrive", "workload", key)
+                    raise wrong(
+                        "cannot go with adapters.rates, which set how requests arrive: leave one out", "workload", key
+                    )
         elif workload.arrivals is None and workload.streams is None and workload.trace is None:
             raise wrong("is missing: add it, for example {poisson: 10}, or a trace", "workload", "arrivals")
         if self.adapters.known_count is None and workload.trace is None:
-            raise wrong("is missing: say how many adapters there are", "adapters", "count")
+            raise wrong("is missing: add the number of adapters", "adapters", "count")
         if workload.generator == "slora":
             popularity = self.adapters.popularity
             given = (
@@ -156,20 +147,23 @@ class Scenario(Section):
             lengths = (workload.input_tokens, workload.output_tokens)
             if not all(given) or self.adapters.base_share or any(d is None or d.uniform is None for d in lengths):
                 raise wrong(
-                    "slora wants gamma arrivals, power popularity, uniform lengths, duration_s and no base_share",
+                    "is slora, which needs gamma arrivals, power popularity, uniform lengths and duration_s, and no "
+                    "base_share",
                     *("workload", "generator"),
                 )
         closed = workload.arrivals is not None and workload.arrivals.closed_loop is not None
         if closed and self.adapters.popularity is not None and self.adapters.popularity.drift is not None:
             raise wrong(
-                "drift follows the clock, which a closed loop has not: use open arrivals", "adapters", "popularity"
+                "has drift, which follows the clock, but a closed loop does not: use open arrivals",
+                "adapters",
+                "popularity",
             )
 
     def _check_names(self) -> None:
         names = self.adapters.known_names()
         workload, tenants = self.workload, self.tenants
         if workload.trace is None and tenants.map.trace:
-            raise wrong("is trace, and there is no workload.trace: choose another map", "tenants", "map")
+            raise wrong("is trace, but there is no workload.trace: choose another map", "tenants", "map")
         if names is None or workload.trace is not None:
             return
         if isinstance(self.adapters.pinned, list):
@@ -185,7 +179,7 @@ class Scenario(Section):
                 positions = stream_positions(stream, names)
             except LookupError as error:
                 raise wrong(
-                    f"names {error.args[0]}, and there are {len(names)} adapters: correct it",
+                    f"names {error.args[0]}, but there are {len(names)} adapters: correct it",
                     *("workload", "streams", index, "adapters"),
                 ) from None
             own = tuple(names[i] for i in positions)
@@ -202,7 +196,9 @@ def _check_weights(popularity: Popularity | None, names: tuple[str, ...], *path:
     if isinstance(popularity.weights, dict):
         _known(list(popularity.weights), names, "adapter", *path, "weights")
     elif len(popularity.weights) != len(names):
-        raise wrong(f"has {len(popularity.weights)} weights for {len(names)} adapters: give as many", *path, "weights")
+        raise wrong(
+            f"has {len(popularity.weights)} weights for {len(names)} adapters: give one per adapter", *path, "weights"
+        )
 
 
 def _known(given: list[str], names: tuple[str, ...], noun: str, *path: str | int) -> None:

@@ -56,7 +56,7 @@ class OneOf(Section):
         if len(given) != 1:
             known = ", ".join(type(self).model_fields)
             raise PydanticCustomError(
-                "one_of", "{text}", {"text": f"wants exactly one of {known}; it has {' and '.join(given) or 'none'}"}
+                "one_of", "{text}", {"text": f"needs exactly one of {known}; it has {' and '.join(given) or 'none'}"}
             )
         return self
 
@@ -110,9 +110,9 @@ def _find(value: str, folders: tuple[Path, ...]) -> str:
         if os.path.isfile(found) or os.path.isdir(found):
             return found
         if os.path.exists(found):
-            raise wrong(f"{shortened(value, 150)!r} is a device or a pipe: give a file")
+            raise wrong(f"is {shortened(value, 150)!r}, which is a device or a pipe: name a file")
     places = " or ".join(str(folder) for folder in folders)
-    raise wrong(f"no file {value!r} in {places}: give its path relative to the scenario file, or an absolute one")
+    raise wrong(f"names no file {value!r} in {places}: give its path relative to the scenario file, or an absolute one")
 
 
 def _folders(info: ValidationInfo) -> tuple[Path, ...]:

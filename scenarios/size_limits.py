@@ -1,7 +1,8 @@
-"""plausible: the sizes a scenario may have before it is taken for a slip of the pen; `--unbounded` lifts them all.
+"""Size limits: the sizes beyond which a number is taken for a typing error; `--unbounded` lifts them all.
 
-A slip (a rate of ten million, a duration in nanoseconds) would otherwise take the machine's memory, or hours, without a
-word. The limits are far above what anybody simulates: benches here run a million requests and 100,000 adapters.
+A typing error (a rate of ten million, a duration in nanoseconds) would otherwise take the machine's memory, or hours,
+without a message. The limits are far above what people simulate: benchmarks here have a million requests and 100,000
+adapters.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ _COMPILED = tuple((re.compile(pattern), most) for pattern, most in _LIMITS)
 
 
 def check_keys(document: Document) -> None:
-    """Refuse a number that is beyond all plausibility, before anything is made as large as it says.
+    """Refuse an implausibly large number before anything of that size is made.
 
     Raises `InputError` with the place, the key, the value and the limit.
     """
@@ -97,17 +98,17 @@ def check_keys(document: Document) -> None:
     )
     if runs > MOST_RUNS:
         key: KeyPath = ("seeds",) if isinstance(seeds, list) and len(seeds) > 1 else ("policies",)
-        raise _implausible(document, key, f"asks for {runs:,} runs, and {MOST_RUNS:,} are the most expected")
+        raise _implausible(document, key, f"asks for {runs:,} runs, beyond {MOST_RUNS:,}, the most expected")
 
 
 def check_requests(scenario: Scenario, document: Document) -> None:
-    """Refuse a workload of more requests than anybody simulates. Raises `InputError` like `check_keys`."""
+    """Refuse a workload of more requests than people simulate. Raises `InputError` like `check_keys`."""
     path, requests = expected_requests(scenario)
     if requests > MOST_REQUESTS:
         duration_s = scenario.workload.duration_s or 0.0
         text = (
-            f"gives about {_number(requests)} requests in {duration_s:g} s (workload.duration_s), and "
-            f"{MOST_REQUESTS:,} are the most expected of a run"
+            f"gives about {_number(requests)} requests in {duration_s:g} s (workload.duration_s), beyond "
+            f"{MOST_REQUESTS:,}, the most expected of a run"
         )
         raise _implausible(document, path, text)
     trace = scenario.workload.trace
@@ -115,17 +116,17 @@ def check_requests(scenario: Scenario, document: Document) -> None:
         from loratory.scenarios.traces.files import too_large
 
         if beyond := too_large(Path(trace), MOST_REQUESTS, MOST_TRACE_BYTES):
-            text = f"{shortened(str(trace), 100)} has {beyond}, the most expected of a trace"
+            text = f"is {shortened(str(trace), 100)}, which has {beyond}, the most expected of a trace"
             raise _implausible(document, ("workload", "trace"), text, "cut")
     drift = scenario.adapters.popularity.drift if scenario.adapters.popularity is not None else None
     shifts = (scenario.workload.duration_s or 0.0) / drift.period_s if drift is not None else 0.0
     if shifts > MOST_REQUESTS:
-        text = f"makes {_number(shifts)} shifts of popularity, and {MOST_REQUESTS:,} are the most expected"
+        text = f"makes {_number(shifts)} shifts of popularity, beyond {MOST_REQUESTS:,}, the most expected"
         raise _implausible(document, ("adapters", "popularity", "drift", "period_s"), text)
 
 
 def expected_requests(scenario: Scenario) -> tuple[KeyPath, float]:
-    """About how many requests a run has, and the key that says so; 0 where a trace does."""
+    """About how many requests a run has, and the key that sets it; 0 where a trace does."""
     workload, rates = scenario.workload, scenario.adapters.rates
     if workload.trace is not None or workload.duration_s is None:
         return ("workload", "requests"), float(workload.requests or 0)
@@ -187,4 +188,4 @@ def _number(value: float) -> str:
 
 def _implausible(document: Document, path: KeyPath, text: str, remedy: str = "lower") -> InputError:
     where = f"{shortened(document.place(path), 120)}: {shortened(dotted(path), 80)}"
-    return InputError(shortened(f"{where}: {text}: {remedy} it, or {_LIFT}"))
+    return InputError(shortened(f"{where} {text}: {remedy} it, or {_LIFT}"))

@@ -77,9 +77,7 @@ def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> 
     own = None
     if scenario.tenants.map.trace:
         if table.tenant is None:
-            raise InputError(
-                f"{workload.trace}: has no tenant column: change tenants.map, or name it in columns.tenant"
-            )
+            raise InputError(f"{workload.trace} has no tenant column: change tenants.map, or name it in columns.tenant")
         own = table.tenant
     elif table.tenant is not None and scenario.tenants.map.by_adapter and workload.adapter_from != "tenant":
         column = dict(table.columns)["tenant"]
@@ -185,7 +183,7 @@ def _labels(scenario: Scenario, table: TraceTable) -> tuple[Labels | None, list[
     if found is None and source != "auto":
         noun = "adapter" if source == "column" else source
         raise InputError(
-            f"{workload.trace}: has no {noun} column, which workload.adapter_from: {source} needs: name it in "
+            f"{workload.trace} has no {noun} column, which workload.adapter_from: {source} needs: name it in "
             f"columns.{noun}, or use adapter_from: popularity"
         )
     base = scenario.model
@@ -203,7 +201,7 @@ def _positions(workload: WorkloadSpec, labels: Labels, names: tuple[str, ...]) -
     missing = [name for code, name in enumerate(labels.names) if code in used and name not in position]
     if missing:
         raise InputError(
-            f"{workload.trace}: uses the adapter {missing[0]!r}, which is not in the scenario: leave adapters.names "
+            f"{workload.trace} uses the adapter {missing[0]!r}, which is not in the scenario: leave adapters.names "
             "out, or use adapter_from: popularity"
         )
     table = np.array([*(position.get(name, -1) for name in labels.names), -1], dtype=np.int64)
@@ -220,7 +218,7 @@ def _timed(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[Tra
             arrival = workload.arrivals.draw(draws.rng("arrivals"), min(limit or len(table), len(table)), None)
         limit = len(arrival) if limit is None else min(limit, len(arrival))
     elif table.time_s is None:
-        raise InputError(f"{workload.trace}: has no times: add workload.arrivals, for example {{poisson: 10}}")
+        raise InputError(f"{workload.trace} has no times: add workload.arrivals, for example {{poisson: 10}}")
     else:
         arrival = table.time_s
     if limit is not None and limit < len(table):
@@ -234,7 +232,7 @@ def _tokens(workload: WorkloadSpec, key: str, own: Ints | None, n: int, draws: D
         return given.draw(draws.rng("input" if key == "input_tokens" else "output"), n)
     if own is None:
         raise InputError(
-            f"{workload.trace}: has no {key.replace('_', ' ')}: add workload.{key}, for example "
+            f"{workload.trace} has no {key.replace('_', ' ')}: add workload.{key}, for example "
             "{lognormal: {mean: 512, cv: 1.0}}"
         )
     return own

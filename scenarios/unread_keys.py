@@ -54,7 +54,7 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
     workload = scenario.workload
     trace = workload.trace is not None
     for key in _OF_TRACES:
-        yield ("workload", key), not trace, "goes with a trace, and there is none: add trace, or leave it out"
+        yield ("workload", key), not trace, "is for a trace, but there is none: add trace or leave it out"
     if trace:
         yield from _trace_rules(scenario)
     streams = workload.streams or []
@@ -80,7 +80,7 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
     yield (
         ("slo", "attainment"),
         not limits,
-        "is the share of requests inside the limits, and slo has no limit: add one, such as ttft_p99_s",
+        "is the share of requests within the limits of slo, but there is none: add one, such as ttft_p99_s",
     )
 
 
@@ -88,7 +88,7 @@ def _trace_rules(scenario: Sections) -> Iterator[_Rule]:
     workload = scenario.workload
     arrivals, source = workload.arrivals is not None, workload.adapter_from
     prompts, outputs = workload.input_tokens is not None, workload.output_tokens is not None
-    replaced = "is not used, because workload.{} replaces what the trace says: leave one out".format
+    replaced = "is not used, because workload.{} replaces the trace's own: leave one out".format
     yield ("workload", "rate_scale"), arrivals, replaced("arrivals")
     yield ("workload", "columns", "time"), arrivals and workload.window is None, replaced("arrivals")
     yield ("workload", "columns", "input"), prompts, replaced("input_tokens")
@@ -96,19 +96,23 @@ def _trace_rules(scenario: Sections) -> Iterator[_Rule]:
     yield (
         ("workload", "prefix_cache"),
         prompts,
-        "counts blocks of the trace's prompts, which input_tokens replaces: leave one out",
+        "is not possible, because input_tokens replaces the prompts whose blocks it counts: leave one out",
     )
     yield (
         ("workload", "block_tokens"),
         not workload.prefix_cache,
-        "goes with prefix_cache: true: add that, or leave it out",
+        "is not used without prefix_cache: true: add that or leave it out",
     )
     yield (
         ("workload", "columns", "hash_ids"),
         not workload.prefix_cache,
-        "goes with prefix_cache: true: add that, or leave it out",
+        "is not used without prefix_cache: true: add that or leave it out",
     )
-    yield ("workload", "columns", "cached"), workload.prefix_cache, "says what prefix_cache counts: leave one out"
+    yield (
+        ("workload", "columns", "cached"),
+        workload.prefix_cache,
+        "is not used, because prefix_cache counts cached tokens itself: leave one out",
+    )
     chosen = f"is not used, because adapter_from is {source}{{}}: leave it out".format
     yield ("workload", "columns", "adapter"), source not in ("auto", "column"), chosen("")
     yield ("workload", "columns", "client"), source != "client", chosen("")

@@ -1,4 +1,4 @@
-"""Explain: pydantic's complaints about a scenario as one line a person can act on."""
+"""Validation errors: pydantic's complaints about a scenario as one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -36,8 +36,20 @@ _WANTED = {
 }
 
 
+_VERBS = frozenset(
+    {"is", "are", "has", "have", "should", "cannot", "does", "names", "needs", "repeats", "sends", "ends"}
+)
+"""Words a text begins with whose subject is the key before it; another text comes after a colon."""
+
+
+_VERBS = frozenset(
+    {"is", "are", "has", "have", "should", "cannot", "does", "names", "needs", "repeats", "sends", "ends"}
+)
+"""Words a text begins with whose subject is the key before it; another text comes after a colon."""
+
+
 def explain(error: ValidationError, document: Document) -> InputError:
-    """The first of the errors as ``file:line: key: what is wrong; remedy``, and how many more there are.
+    """The first of the errors as ``file:line: key is wrong: remedy``, and how many more there are.
 
     Unknown keys come first, because a mistyped key often makes another one look missing.
     """
@@ -49,8 +61,9 @@ def explain(error: ValidationError, document: Document) -> InputError:
         path = _named_key(text, path, document)
     more = len({dotted(p) for p, _ in found}) - 1
     tail = f" (and {more} more problem{'s' * (more > 1)})" if more > 0 else ""
-    where = f"{shortened(document.place(path), 160)}: {shortened(dotted(path), 100)}"
-    return InputError(shortened(f"{where}: {text}{tail}".replace(": : ", ": ")))
+    place, key = shortened(document.place(path), 160), shortened(dotted(path), 100)
+    join = " " if text.partition(" ")[0] in _VERBS else ": "
+    return InputError(shortened(f"{place}: {key}{join if key else ''}{text}{tail}"))
 
 
 def _path(item: ErrorDetails, raw: Any) -> Path:
@@ -88,7 +101,7 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
         return f"unknown key; {key_hint(str(path[-1]), keys_at(path[:-1], raw) or [])}"
     if kind == "missing":
         if isinstance(path[-1], int):
-            return "has too few values: give [lo, hi]"
+            return "is missing: give [lo, hi]"
         meaning = description_at(path, raw)
         return "is missing: add it" + (f" ({meaning})" if meaning else "")
     if kind in _LIMITS:
@@ -121,7 +134,7 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
     if kind == "too_long":
         return f"has more than {context.get('max_length')} values: remove some"
     if kind == "invalid_key":
-        return "a key should be text: put it in quotes"
+        return "has a key that is not text: put it in quotes"
     message = str(item["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:] if kind not in ("wrong", "value_error") else message
 

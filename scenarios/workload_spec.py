@@ -75,7 +75,7 @@ class Stream(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Stream:
         if self.end_s is not None and self.end_s <= self.start_s:
-            raise wrong(f"({self.end_s:g}) is not after start_s ({self.start_s:g})", "end_s")
+            raise wrong(f"is {self.end_s:g}, but start_s is {self.start_s:g}: end the stream after it begins", "end_s")
         if self.arrivals.closed_loop is not None:
             raise wrong("cannot be closed_loop in a stream: use open arrivals", "arrivals")
         return self
@@ -143,20 +143,20 @@ class WorkloadSpec(Section):
             return self
         if self.generator == "vtc" and not self._drawn_by_vtc():
             raise wrong(
-                "vtc wants streams with fixed lengths, all poisson or all constant or on_off (with rate_off: 0 and "
-                "gaps: equal), and nothing else in them but a tenant",
+                "is vtc, which needs streams with fixed lengths, all poisson or all constant or on_off (with "
+                "rate_off: 0 and gaps: equal), and nothing else in them but a tenant",
                 "generator",
             )
         if self.streams is not None:
             self._check_streams()
             return self
         if (self.duration_s is None) == (self.requests is None):
-            raise wrong("wants either duration_s or requests, to say when it ends")
+            raise wrong("needs either duration_s or requests, to have an end")
         for key in ("input_tokens", "output_tokens"):
             if getattr(self, key) is None:
                 raise wrong("is missing: add it, for example {lognormal: {mean: 512, cv: 1.0}}", key)
         if self.arrivals is not None and self.arrivals.closed_loop is not None and self.requests is None:
-            raise wrong("closed_loop wants a number of requests: replace duration_s by requests", "arrivals")
+            raise wrong("is closed_loop, which needs a number of requests: replace duration_s by requests", "arrivals")
         return self
 
     def _check_trace(self) -> None:
@@ -165,9 +165,11 @@ class WorkloadSpec(Section):
                 remedy = "use window" if key == "duration_s" else "leave one out"
                 raise wrong(f"cannot go with trace: {remedy}", key)
         if self.arrivals is not None and self.arrivals.closed_loop is not None and self.duration_s is not None:
-            raise wrong("cannot go with closed_loop, which wants a number of requests: use requests", "duration_s")
+            raise wrong("cannot go with closed_loop, which needs a number of requests: use requests", "duration_s")
         if self.window is not None and self.window[1] <= self.window[0]:
-            raise wrong(f"ends at {self.window[1]:g} s, not after {self.window[0]:g} s: give [start, end]", "window")
+            raise wrong(
+                f"ends at {self.window[1]:g} s, but begins at {self.window[0]:g} s: give [start, end]", "window"
+            )
         if self.generator != "loratory":
             raise wrong("cannot go with trace: leave one out", "generator")
 
@@ -175,7 +177,7 @@ class WorkloadSpec(Section):
         if self.arrivals is not None:
             raise wrong("cannot go with streams, which have their own: leave one out", "arrivals")
         if self.requests is not None or self.duration_s is None:
-            raise wrong("streams want a duration_s, which says when they end", "streams")
+            raise wrong("needs workload.duration_s instead of requests, for the streams to have an end", "streams")
         if self.generator == "slora":
             raise wrong("cannot go with streams: leave one out", "generator")
         for index, stream in enumerate(self.streams or ()):
@@ -183,7 +185,10 @@ class WorkloadSpec(Section):
                 if getattr(self, key) is None and getattr(stream, key) is None:
                     raise wrong("is missing: add it here, or to workload for every stream", "streams", index, key)
             if stream.start_s >= self.duration_s:
-                raise wrong(f"is not before duration_s ({self.duration_s:g})", "streams", index, "start_s")
+                raise wrong(
+                    f"is {stream.start_s:g}, but the workload ends at {self.duration_s:g} s: lower it",
+                    *("streams", index, "start_s"),
+                )
 
     def _drawn_by_vtc(self) -> bool:
         known = {"tenant", "arrivals", "input_tokens", "output_tokens"}

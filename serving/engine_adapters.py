@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from loratory.errors import InputError
+from loratory.serving.adapter_limits import pinned_problem, rank_problem
 from loratory.serving.config import EngineConfig
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.lora import Adapter
@@ -34,11 +35,8 @@ def register(
                 f"adapter {name!r} repeats the name or the lora_int_id {adapter.lora.lora_int_id} of adapter "
                 f"{other!r}: both must be unique in an engine"
             )
-        if adapter.rank > config.max_lora_rank:
-            raise InputError(
-                f"adapter {name!r} has rank {adapter.rank}, above engine.max_lora_rank "
-                f"{config.max_lora_rank}: raise max_lora_rank or leave the adapter out"
-            )
+        if problem := rank_problem(f"adapter {name!r} has rank", adapter.rank, config.max_lora_rank):
+            raise InputError(problem)
         blocks = 0
         if config.memory == "unified":
             if not kv_bytes_per_token:
@@ -48,11 +46,8 @@ def register(
         state.kv_tokens = blocks * kv.block_size
         state.view = AdapterView(state)
     pinned = sum(state.pinned for state in states.values())
-    if pinned > config.max_loras or (pinned == config.max_loras and len(states) > pinned):
-        raise InputError(
-            f"{pinned} adapters are pinned and engine.max_loras is {config.max_loras}: no slot is left for the other "
-            "adapters, so raise max_loras or pin fewer"
-        )
+    if problem := pinned_problem("the engine is given pinned", pinned, len(states), config.max_loras):
+        raise InputError(problem)
     return list(states.values())
 
 

@@ -10,6 +10,7 @@ from loratory.errors import InputError
 from loratory.executor.device_memory import allocate, require
 from loratory.executor.lora.shapes import Group, LoRAShapes
 from loratory.executor.lora.weights import HostAdapter
+from loratory.serving.adapter_limits import rank_problem
 
 
 class GroupSlots:
@@ -76,11 +77,8 @@ class LoRASlots:
         for a rank above ``max_lora_rank``.
         """
         self._check(slot)
-        if adapter.rank > self.max_lora_rank:
-            raise InputError(
-                f"an adapter of rank {adapter.rank} does not fit slots of max_lora_rank {self.max_lora_rank}: "
-                f"raise max_lora_rank to {adapter.rank}"
-            )
+        if problem := rank_problem("the adapter has rank", adapter.rank, self.max_lora_rank):
+            raise InputError(problem)
         buffer = adapter.buffer.to(self.device, non_blocking=True)
         shapes, stacked = self.shapes, {stack.group: stack for stack in adapter.stacks}
         for name, group in self.groups.items():

@@ -55,9 +55,9 @@ def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{file}: is not text: give a YAML manifest, or vLLM's {OPTION}") from None
+        raise InputError(f"{file} is not text: give a YAML manifest, or vLLM's {OPTION}") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}): check the path") from None
+        raise InputError(f"{file} cannot be read ({error.strerror}): check the path") from None
     if lfs_text(text):
         raise InputError(f"{file} {LFS_POINTER}")
     if file.suffix in (".yaml", ".yml"):
@@ -68,7 +68,7 @@ def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
     except InputError as error:
         raise InputError(f"{file}: {error} (a manifest's name ends in .yaml)") from None
     if not modules:
-        raise InputError(f"{file}: lists no adapter: give name=path items (a manifest's name ends in .yaml)")
+        raise InputError(f"{file} lists no adapter: give name=path items (a manifest's name ends in .yaml)")
     return AdapterList(manifest_of_modules(modules), modules)
 
 

@@ -36,7 +36,7 @@ def reproduce_command(
     for name in chosen if docs is not None else ():
         with_block(page, name, "")
     if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file: name a folder")
+        raise InputError(f"--out {out} is a file: name a folder")
     found: list[Reproduction] = []
     with progress("reproducing") as tell:
         for number, name in enumerate(chosen):
@@ -131,7 +131,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--docs {path}: cannot be read as text: name a page with blocks to update") from error
+        raise InputError(f"--docs {path} cannot be read as text: name a page with blocks to update") from error
 
 
 def _save(path: Path, text: str) -> None:
@@ -139,4 +139,4 @@ def _save(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}): choose another place") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another place") from error

@@ -45,7 +45,7 @@ def show_scenario(name: Annotated[str, typer.Argument(help="a library scenario's
     try:
         print(path.read_text(encoding="utf-8"), end="")
     except UnicodeDecodeError as error:
-        raise InputError(f"{shortened(name, 150)}: is not text: give a scenario in YAML") from error
+        raise InputError(f"{shortened(name, 150)} is not text: give a scenario in YAML") from error
 
 
 @app.command("check")

@@ -40,7 +40,7 @@ def _from_counts(file: Columns, options: ReadOptions) -> TraceTable:
     counts = np.stack([source.tokens(name) for name in minutes], axis=1)
     per_cell = np.nan_to_num(counts).astype(np.int64)
     if per_cell.sum() > _MOST:
-        raise InputError(f"{file.path}: holds {per_cell.sum():,} invocations: keep fewer rows or minutes")
+        raise InputError(f"{file.path} holds {per_cell.sum():,} invocations: keep fewer rows or minutes")
     row, column = np.nonzero(per_cell)
     repeat = per_cell[row, column]
     start = (np.array(minutes, dtype=np.float64)[column] - 1.0) * 60.0

@@ -33,7 +33,7 @@ def convert(
     """
     target = Path(out)
     if target.suffix not in _SUFFIXES:
-        raise InputError(f"{out}: should end in {', '.join(_SUFFIXES)}, which says how to write it")
+        raise InputError(f"{out} should end in {', '.join(_SUFFIXES)}, which says how to write it")
     options = replace(options or ReadOptions(), blocks=True)
     table = clean(read_trace(path, format, options), window=options.window, rate_scale=options.rate_scale)
     frame = pd.DataFrame(_columns(table, kind_of(target)))
@@ -49,7 +49,7 @@ def convert(
     except OSError as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}): choose another place") from error
+        raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another place") from error
     return table
 
 

@@ -47,15 +47,15 @@ def require(path: Path) -> Path:
     if not path.exists():
         raise InputError(f"{path}: no such trace: check the path")
     if not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path}: is a device or a pipe, which need not end: give a file")
+        raise InputError(f"{path} is a device or a pipe, which need not end: give a file")
     if path.is_file():
         try:
             with path.open("rb") as handle:
                 pointer = lfs_pointer(handle.read(HEAD_BYTES))
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
+            raise InputError(f"{path} cannot be read ({error.strerror or error}): check the file") from None
         if pointer:
-            raise InputError(f"{path}: {LFS_POINTER}")
+            raise InputError(f"{path} {LFS_POINTER}")
     return path
 
 
@@ -152,7 +152,7 @@ def column_names(path: Path) -> tuple[str, ...]:
 def open_columns(path: Path, rows: int | None = None) -> Columns:
     """A file's columns; of JSON the first ``rows`` objects. Raises `InputError` when it cannot be read."""
     if require(path).is_dir():
-        raise InputError(f"{path}: is a folder, and only format servegen has those: give a file")
+        raise InputError(f"{path} is a folder, and only format servegen has those: give a file")
     try:
         with _opened(path) as handle:
             if kind_of(path) == "parquet":
@@ -260,7 +260,7 @@ class _RefusedError(ValueError):
 def _once(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise InputError(f"{path}: has several columns named {several(map(repr, twice))}: give each its own name")
+        raise InputError(f"{path} has several columns named {several(map(repr, twice))}: give each its own name")
     return names
 
 
@@ -270,6 +270,6 @@ def _empty(path: Path) -> InputError:
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
     if isinstance(error, EOFError | zlib.error | lzma.LZMAError):
-        return InputError(f"{path}: is cut short or damaged ({shortened(str(error), 120)}): copy it again")
+        return InputError(f"{path} is cut short or damaged ({shortened(str(error), 120)}): copy it again")
     why = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return InputError(f"{path}: cannot be read as {kind_of(path)} ({shortened(why, 200)}): check the file")
+    return InputError(f"{path} cannot be read as {kind_of(path)} ({shortened(why, 200)}): check the file")

@@ -52,11 +52,11 @@ def detect(path: Path, named: bool = False) -> Format:
     columns = f" (columns {several((shortened(name, 40) for name in head.columns), 8)})" if head.columns else ""
     if len(head.columns) == 1 and any(mark in head.columns[0] for mark in ";\t|"):
         raise InputError(
-            f"{path}: has one column, {shortened(head.columns[0], 60)!r}, as commas part a CSV's columns: save "
+            f"{path} has one column, {shortened(head.columns[0], 60)!r}, as commas part a CSV's columns: save "
             "it with commas"
         )
     raise InputError(
-        f"{path}: is no trace format that is known{columns}: say which with format, or name its columns with columns"
+        f"{path} is no trace format that is known{columns}: say which with format, or name its columns with columns"
     )
 
 

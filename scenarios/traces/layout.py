@@ -97,7 +97,7 @@ def choose(path: Path, names: Sequence[str], given: Columns, layout: Layout) -> 
     missing = next((key for key in layout.needs if key not in found), None)
     if missing is not None:
         raise InputError(
-            f"{path}: has no column {layout.own[missing]!r}, which {layout.format} needs (it has {several(names, 8)}): "
+            f"{path} has no column {layout.own[missing]!r}, which {layout.format} needs (it has {several(names, 8)}): "
             f"name another format, or the column in columns.{missing}"
         )
     beside, notes = set(), []

@@ -80,7 +80,7 @@ def read_clients(path: Path) -> tuple[Client, ...]:
         folders.add(match["folder"] or "")
         texts.setdefault(int(match["client"]), {})[match["what"]] = content
     if len(folders) > 1:
-        raise InputError(f"{path}: holds several models ({', '.join(sorted(folders))}): unpack it and name one folder")
+        raise InputError(f"{path} holds several models ({', '.join(sorted(folders))}): unpack it and name one folder")
     clients = tuple(_client(path, number, texts[number]) for number in sorted(texts) if "trace.csv" in texts[number])
     if not clients:
         raise InputError(f"{path}: the trace is empty: it has no chunk-N-trace.csv")
@@ -104,7 +104,7 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
                         raise InputError(f"{path}: {member.name} {LFS_POINTER}, and pack the folder again")
                     yield member.name, content.decode("utf-8")
     except (OSError, EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as ServeGen ({error}): give its folder or .tgz") from error
+        raise InputError(f"{path} cannot be read as ServeGen ({error}): give its folder or .tgz") from error
 
 
 def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
@@ -115,13 +115,13 @@ def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
             windows.append(Window(float(start), float(rate), float(cv), pattern, (float(first), float(second))))
         except ValueError:
             raise InputError(
-                f"{path}: chunk-{number}-trace.csv line {line}: is not start,rate,cv,pattern,arg1,arg2: correct it"
+                f"{path}: chunk-{number}-trace.csv line {line} is not start,rate,cv,pattern,arg1,arg2: correct it"
             ) from None
         wrong = _wrong(windows)
         if wrong is not None:
             raise InputError(f"{path}: chunk-{number}-trace.csv line {line}: {wrong}: correct it")
     if not windows:
-        raise InputError(f"{path}: chunk-{number}-trace.csv: is empty: give it windows, or leave it out")
+        raise InputError(f"{path}: chunk-{number}-trace.csv is empty: give it windows, or leave it out")
     try:
         raw: dict[str, Any] = json.loads(texts.get("dataset.json", "{}"))
         lengths = {float(key): {name: str(text) for name, text in value.items()} for key, value in raw.items()}
@@ -129,7 +129,7 @@ def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
             raise ValueError("a time of day is not finite")
     except (ValueError, AttributeError, RecursionError) as error:
         why = shortened(str(error), 120)
-        raise InputError(f"{path}: chunk-{number}-dataset.json: is not as ServeGen writes it ({why})") from error
+        raise InputError(f"{path}: chunk-{number}-dataset.json is not as ServeGen writes it ({why})") from error
     return Client(number, tuple(windows), lengths)
 
 

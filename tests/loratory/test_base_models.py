@@ -155,7 +155,7 @@ def test_every_memory_key_reaches_the_memory_model(setting: str, part: str) -> N
 def test_keys_about_slots_are_refused_where_there_are_none() -> None:
     for setting in ("slot_modules=all", "embedding_slots=true", "lora_extra_vocab=0"):
         key = setting.partition("=")[0]
-        with pytest.raises(InputError, match=rf"memory\.{key}: is about adapter slots, and engine\.memory unified"):
+        with pytest.raises(InputError, match=rf"memory\.{key} is about adapter slots, and engine\.memory unified"):
             weights("engine.memory=unified", f"memory.{setting}")
 
 

@@ -160,7 +160,7 @@ def test_records_by_hand_are_held_to_their_digest(home: Path, loratory: Command)
     code, err, _ = run(loratory, home, json.dumps({"records": bad, "target_modules": "all-linear"}))
     assert code == 2 and f"'sql' {SWAPPED}" in err and len(err) < 500
     code, err, _ = run(loratory, home, json.dumps({"records": [record("sql", 7, home, digest="sha256:12")]}))
-    assert code == 2 and "adapters.records.0.digest: should be sha256: and 64 hex digits" in err
+    assert code == 2 and "adapters.records.0.digest should be sha256: and 64 hex digits" in err
 
 
 def test_records_by_hand_without_a_digest_are_pinned_to_what_was_read(home: Path, loratory: Command) -> None:

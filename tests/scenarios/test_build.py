@@ -252,7 +252,7 @@ def test_the_slora_generator_draws_the_same_requests_for_the_base_model() -> Non
 
 
 def test_the_slora_generator_says_what_it_needs() -> None:
-    with pytest.raises(ValueError, match="slora wants gamma arrivals"):
+    with pytest.raises(ValueError, match="slora, which needs gamma arrivals"):
         scenario(workload={"generator": "slora"})
 
 
@@ -294,7 +294,7 @@ def test_the_vtc_generator_draws_poisson_clients_together() -> None:
     ],
 )
 def test_the_vtc_generator_says_what_it_needs(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="vtc wants streams"):
+    with pytest.raises(ValueError, match="vtc, which needs streams"):
         vtc({"constant": 1.0}, duration_s=10, **changes)
 
 

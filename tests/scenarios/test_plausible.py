@@ -30,29 +30,29 @@ policies: [fifo]
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("adapters.count=1000000000", r"adapters\.count: is 1,000,000,000, beyond 1,000,000"),
-        ("workload.arrivals=1.0e+7", r"workload\.arrivals: gives about 100,000,000 requests in 10 s"),
-        ("workload.arrivals={gamma: {rate: 1.0e+7, cv: 2}}", r"workload\.arrivals: gives about 100,000,000"),
+        ("adapters.count=1000000000", r"adapters\.count is 1,000,000,000, beyond 1,000,000"),
+        ("workload.arrivals=1.0e+7", r"workload\.arrivals gives about 100,000,000 requests in 10 s"),
+        ("workload.arrivals={gamma: {rate: 1.0e+7, cv: 2}}", r"workload\.arrivals gives about 100,000,000"),
         ("workload.arrivals={on_off: {on_s: 1, off_s: 3, rate_on: 1.0e+8}}", r"gives about 250,000,000 requests"),
-        ("workload.duration_s=1.0e+12", r"workload\.duration_s: is 1,000,000,000,000, beyond"),
-        ("workload.duration_s=1e12", r"workload\.duration_s: is 1,000,000,000,000, beyond"),
+        ("workload.duration_s=1.0e+12", r"workload\.duration_s is 1,000,000,000,000, beyond"),
+        ("workload.duration_s=1e12", r"workload\.duration_s is 1,000,000,000,000, beyond"),
         ("workload.duration_s=1.0e+9", r"gives about 4,000,000,000 requests"),
-        ("workload.input_tokens=1000000000000", r"workload\.input_tokens: is 1,000,000,000,000"),
-        ("workload.output_tokens={uniform: [1, 1000000000000]}", r"output_tokens\.uniform\.1: is"),
-        ("workload.input_tokens={lognormal: {mean: 100, cv: 1.0e+300}}", r"lognormal\.cv: is over 1e300, beyond 1,000"),
-        ("workload.input_tokens={lognormal: {mean: 1.0e+30, cv: 1}}", r"lognormal\.mean: is 1e\+30"),
-        ("workload.arrivals={gamma: {rate: 4, cv: 1.0e-300}}", r"gamma\.cv: is 1e-300, closer to 0"),
+        ("workload.input_tokens=1000000000000", r"workload\.input_tokens is 1,000,000,000,000"),
+        ("workload.output_tokens={uniform: [1, 1000000000000]}", r"output_tokens\.uniform\.1 is"),
+        ("workload.input_tokens={lognormal: {mean: 100, cv: 1.0e+300}}", r"lognormal\.cv is over 1e300, beyond 1,000"),
+        ("workload.input_tokens={lognormal: {mean: 1.0e+30, cv: 1}}", r"lognormal\.mean is 1e\+30"),
+        ("workload.arrivals={gamma: {rate: 4, cv: 1.0e-300}}", r"gamma\.cv is 1e-300, closer to 0"),
         ("workload.cutoff_s=1.0e+300", r"workload\.cutoff_s"),
-        (f"workload.requests={10**400}", r"workload\.requests: is over 1e300"),
+        (f"workload.requests={10**400}", r"workload\.requests is over 1e300"),
         ("engine.max_num_seqs=1000000000000", r"engine\.max_num_seqs"),
         ("engine.num_gpu_blocks=1000000000000", r"engine\.num_gpu_blocks"),
         ("cluster.replicas=1000000000", r"cluster\.replicas"),
         ("tenants.map={groups: 1000000000000}", r"tenants\.map\.groups"),
-        ("adapters.popularity={drift: {period_s: 1.0e-9}}", r"drift\.period_s: makes 10,000,000,000 shifts"),
+        ("adapters.popularity={drift: {period_s: 1.0e-9}}", r"drift\.period_s makes 10,000,000,000 shifts"),
         ("adapters.ranks=[8, 100000000]", r"adapters\.ranks\.1"),
         ("tiers.remote_latency_s=1.0e+300", r"tiers\.remote_latency_s"),
         ("tiers.disk_bandwidth_bytes_s=1.0e-300", r"tiers\.disk_bandwidth_bytes_s"),
-        (f"seeds={list(range(10_001))}", r"seeds: asks for 10,001 runs"),
+        (f"seeds={list(range(10_001))}", r"seeds asks for 10,001 runs"),
     ],
 )
 def test_a_slip_of_the_pen_is_refused_with_its_key_and_the_remedy(setting: str, says: str) -> None:
@@ -72,7 +72,9 @@ def test_a_trace_of_more_rows_than_anybody_replays_is_refused_unread(tmp_path: P
     text = BASE.replace("arrivals: 4, input_tokens: 100, output_tokens: 20, duration_s: 10", "trace: log.csv.gz")
     lines = [b"timestamp,input_tokens,output_tokens\n", *[b"1,2\n"] * MOST_REQUESTS]
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"".join(lines), 1))
-    with pytest.raises(InputError, match=r"workload\.trace: .*log\.csv\.gz has more than 10,000,000 rows.*--unbounded"):
+    with pytest.raises(
+        InputError, match=r"workload\.trace is .*log\.csv\.gz, which has more than 10,000,000 rows.*--unbounded"
+    ):
         load_text(text, folder=tmp_path)
     assert load_text(text, folder=tmp_path, unbounded=True)
     assert too_large(tmp_path / "log.csv.gz", MOST_REQUESTS + 1, 10**9) == ""
@@ -117,7 +119,7 @@ def test_a_device_is_no_file_of_lengths(tmp_path: Path) -> None:
     for path in ("/dev/zero", pipe):
         with pytest.raises(InputError, match="device or a pipe"):
             load_text(BASE, folder=tmp_path, overrides=[f"workload.input_tokens={{empirical: {path}}}"])
-        with pytest.raises(InputError, match="no file that ends"):
+        with pytest.raises(InputError, match="not a regular file"):
             read_samples(str(path))
 
 

@@ -154,7 +154,7 @@ def test_records_can_be_written_by_hand(folder: Path) -> None:
     assert "cannot go with records" in refusal(folder, f"{{records: [{one}], names: [a]}}")
     assert "cannot go with records" in refusal(folder, f"{{records: [{one}], ranks: 8}}")
     assert "cannot go with registry" in refusal(folder, f"{{records: [{one}], registry: adapters.db}}")
-    assert "lora_int_id: should be at least 1" in refusal(folder, f"{{records: [{one.replace(': 7', ': 0')}]}}")
+    assert "lora_int_id should be at least 1" in refusal(folder, f"{{records: [{one.replace(': 7', ': 0')}]}}")
     assert "is empty" in refusal(folder, "{records: []}")
 
 
@@ -167,14 +167,17 @@ def test_records_can_be_written_by_hand(folder: Path) -> None:
         ("{registry: {url: adapters.db, tenant: nobody}}", "has no adapter that fits tenant and labels"),
         ("{registry: {url: adapters.db, labels: {env: test}}}", "has no adapter that fits tenant and labels"),
         ("{registry: {url: adapters.db, tenat: acme}}", "adapters.registry.tenat: unknown key; did you mean 'tenant'?"),
-        ("{registry: {url: adapters.db, base_model: x}}", "was trained on 'meta-llama/Llama-3.1-8B', not 'x'"),
-        ("{registry: {tenant: acme}}", "adapters.registry.url: is missing"),
-        ("{registry: 3}", "adapters.registry: should be a mapping"),
-        ("{registry: 'postgresql://me:secret@db/x'}", "holds a password, which results would show"),
-        ("{registry: 'postgresql://db/x?password=secret'}", "holds a password"),
+        (
+            "{registry: {url: adapters.db, base_model: x}}",
+            "base_model is 'x', but adapter 'chat' was trained on 'meta-llama/Llama-3.1-8B'",
+        ),
+        ("{registry: {tenant: acme}}", "adapters.registry.url is missing"),
+        ("{registry: 3}", "adapters.registry should be a mapping"),
+        ("{registry: 'postgresql://me:secret@db/x'}", "has a password, which results would show"),
+        ("{registry: 'postgresql://db/x?password=secret'}", "has a password"),
         ("{registry: 'mysql://db/x'}", "a registry cannot be at"),
-        ("{registry: adapters.db, count: 3}", "adapters.count: cannot go with registry"),
-        ("{registry: adapters.db, ranks: 16}", "adapters.ranks: cannot go with registry"),
+        ("{registry: adapters.db, count: 3}", "adapters.count cannot go with registry"),
+        ("{registry: adapters.db, ranks: 16}", "adapters.ranks cannot go with registry"),
         ("{registry: adapters.db, names: [sqll]}", "adapters.names: no adapter is called 'sqll': did you mean 'sql'?"),
         ("{registry: adapters.db, names: [sql@9]}", "'sql@9' is not registered"),
         ("{registry: adapters.db, names: [sql, sql@1]}", "are one adapter, sql@1"),
@@ -193,8 +196,8 @@ def test_what_cannot_be_is_one_line(adapters: str, says: str, folder: Path) -> N
 
 def test_a_rank_above_the_engines_names_the_adapter(folder: Path) -> None:
     said = refusal(folder, "{registry: adapters.db}", "engine.max_lora_rank=4")
-    assert said.startswith(f"{folder / 's.yaml'}:5: adapters.registry: adapter 'math' has rank 5")
-    assert "set engine.max_lora_rank to 5" in said
+    assert said.startswith(f"{folder / 's.yaml'}:5: adapters.registry has an adapter, 'math', of rank 5")
+    assert "engine.max_lora_rank is 4: raise it to 5 or lower the rank" in said
     assert scenario(folder, "{registry: adapters.db, names: [sql, chat]}", "engine.max_lora_rank=4")
 
 

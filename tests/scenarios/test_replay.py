@@ -79,7 +79,7 @@ def test_a_sequence_takes_times_and_lengths_from_the_scenario(tmp_path: Path) ->
     [
         (GENTD, "input_tokens: 3", "ranks: 8", "has no times: add workload.arrivals"),
         (GENTD, "arrivals: 3", "ranks: 8", "has no input tokens: add workload.input_tokens"),
-        (AZURE, "format: azure", "ranks: 8", "adapters.count: is missing, and the trace names no adapters"),
+        (AZURE, "format: azure", "ranks: 8", "adapters.count is missing, and the trace names no adapters"),
         (AZURE, "adapter_from: column", "count: 3", "has no adapter column, which workload.adapter_from: column needs"),
         (AZURE, "window: [50, 60]", "count: 3", "the trace is empty: no row is left"),
         (LOG, "requests: 3", "count: 1", "is 1, but the trace names 2 adapters"),
@@ -97,10 +97,10 @@ def test_a_trace_that_does_not_fit_its_scenario(
 @pytest.mark.parametrize(
     ("workload", "says"),
     [
-        ("duration_s: 5", "workload.duration_s: cannot go with trace: use window"),
-        ("window: [5, 5]", "workload.window: ends at 5 s, not after 5 s"),
-        ("rate_scale: 0", "workload.rate_scale: should be above 0"),
-        ("streams: [{arrivals: 1}]", "workload.streams: cannot go with trace"),
+        ("duration_s: 5", "workload.duration_s cannot go with trace: use window"),
+        ("window: [5, 5]", "workload.window ends at 5 s, but begins at 5 s"),
+        ("rate_scale: 0", "workload.rate_scale should be above 0"),
+        ("streams: [{arrivals: 1}]", "workload.streams cannot go with trace"),
         ("format: azur", "did you mean 'azure'"),
     ],
 )

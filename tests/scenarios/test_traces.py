@@ -285,10 +285,10 @@ def test_servegen_reads_an_archive_like_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trace", "dataset", "says"),
     [
-        ("0,1,1\n", "{}", "chunk-0-trace.csv line 1: is not start,rate,cv"),
+        ("0,1,1\n", "{}", "chunk-0-trace.csv line 1 is not start,rate,cv"),
         ("0,-1,1,Gamma,1,1\n", "{}", "line 1: rate -1 is negative"),
         ("0,1,1,Pareto,1,1\n", "{}", "pattern 'Pareto'"),
-        ("0,1,1,Gamma,1,1\n", "[", "chunk-0-dataset.json: is not as ServeGen writes it"),
+        ("0,1,1,Gamma,1,1\n", "[", "chunk-0-dataset.json is not as ServeGen writes it"),
         (
             "0,1,1,Gamma,1,1\n",
             '{"0": {"input_tokens": "{1: x}", "output_tokens": "{1: 2}"}}',
@@ -301,8 +301,8 @@ def test_servegen_reads_an_archive_like_its_folder(tmp_path: Path) -> None:
         ("nan,1,1,Gamma,1,1\n", "{}", "line 1: start nan is not a number of seconds"),
         ("0,1,nan,Gamma,1,1\n", "{}", "line 1: cv nan is negative or not finite"),
         ("600,1,1,Gamma,1,1\n0,1,1,Gamma,1,1\n", "{}", "line 2: start 0 is not one window after 600"),
-        ("", "{}", "chunk-0-trace.csv: is empty"),
-        ("0,1,1,Gamma,1,1\n", '{"0": 7}', "chunk-0-dataset.json: is not as ServeGen writes it"),
+        ("", "{}", "chunk-0-trace.csv is empty"),
+        ("0,1,1,Gamma,1,1\n", '{"0": 7}', "chunk-0-dataset.json is not as ServeGen writes it"),
         (
             "0,1,1,Gamma,1,1\n",
             '{"0": {"input_tokens": "{-5: 1}", "output_tokens": "{1: 2}"}}',

@@ -110,7 +110,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             HostAdapter.load(files, model, torch.float32)
     slots = LoRASlots(MODEL, 2, 3, torch.float32)
     adapter = HostAdapter.load(files, MODEL, torch.float32)
-    with pytest.raises(InputError, match="rank 4 does not fit slots of max_lora_rank 3: raise max_lora_rank to 4"):
+    with pytest.raises(InputError, match=r"has rank 4, but engine\.max_lora_rank is 3: raise it to 4"):
         slots.write(0, adapter)
     assert slots.ranks == [0, 0] and slots.version == 0
     with pytest.raises(IndexError):
