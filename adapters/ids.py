@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Protocol
 
-from loratory.errors import InputError
+from loratory.errors import InputError, did_you_mean
 
 MAX_ID = 2**31 - 1
 """Ids are 1..MAX_ID: 0 is the base model's, and engines keep ids in signed 32-bit integers."""
@@ -207,8 +206,7 @@ def id_strategy(name: str) -> IdStrategy:
     known = id_strategies()
     if name in known:
         return known[name]
-    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+    remedy = did_you_mean(str(name), known, f"choose one of {', '.join(known)}")
     raise InputError(f"there is no id strategy {name!r}: {remedy}")
 
 

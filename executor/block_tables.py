@@ -45,12 +45,6 @@ class BlockTables:
         self._extend(row, -(-tokens // self.block_size))
         return row
 
-    def grow_rows(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        """`grow` for many sequences by their rows: the cost is that of those that need a block."""
-        need = -(-tokens // self.block_size)
-        for index in np.flatnonzero(need > self._held[rows]):
-            self._extend(int(rows[index]), int(need[index]))
-
     def free(self, request_id: str) -> None:
         """Take back all of a sequence's blocks, and its row; nothing if it has none."""
         row = self._rows.pop(request_id, None)

@@ -29,8 +29,14 @@ def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` where none is like it."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = nearest(word, known)
     return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def nearest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The names in ``known`` that ``word`` is most likely meant for, those that begin with it first."""
+    near = get_close_matches(word, list(known), n=most, cutoff=0.5)
+    return sorted(near, key=lambda name: not name.startswith(word))
 
 
 def error_line(text: str) -> str:

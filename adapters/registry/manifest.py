@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from loratory.adapters.ids import id_strategies
 from loratory.adapters.record import check_labels, check_name, check_text
-from loratory.errors import InputError
+from loratory.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from loratory.adapters.registry.registry import Registry
@@ -196,8 +195,7 @@ def _facts(value: Any, where: str) -> Facts:
 def _keys(value: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
     for key in value:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            remedy = did_you_mean(str(key), known, f"known keys: {', '.join(known)}")
             raise InputError(f"{where}: unknown key {key!r}; {remedy}")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, func, select
 
 from loratory.adapters.record import AdapterRecord, Change
 from loratory.adapters.registry.tables import Tables
+from loratory.errors import did_you_mean
 
 
 def timestamp(moment: datetime) -> str:
@@ -103,8 +103,7 @@ class Statements:
         below = select(column).where(column <= name).order_by(column.desc()).limit(300)
         above = select(column).where(column > name).order_by(column).limit(300)
         around = [row[0] for query in (below, above) for row in connection.execute(query)]
-        near = get_close_matches(name, around, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "register it first, or list the names there are"
+        remedy = did_you_mean(name, around, "register it first, or list the names there are")
         return f"no adapter is called {name!r}: {remedy}"
 
     def no_version(self, connection: Connection, name: str, version: int | None) -> str:

@@ -11,7 +11,6 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import entry_points
 from math import isfinite
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import loratory.policies
-from loratory.errors import InputError, PolicyError, several, shortened
+from loratory.errors import InputError, PolicyError, did_you_mean, several, shortened
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.git_lfs import refuse_pointer
 from loratory.serving.eviction import SCORERS
@@ -168,8 +167,7 @@ def _find(spec: str) -> tuple[type, str]:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == head:
             return typing.cast(type, guest(spec, f"the import of {point.value}", point.load)), rest
-    near = get_close_matches(head, policy_names(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {several(policy_names(), 12)}"
+    hint = did_you_mean(head, policy_names(), f"choose one of {several(policy_names(), 12)}")
     raise InputError(f"policy {_shown(head)} is unknown; {hint} (a policy of your own is path/file.py:ClassName)")
 
 
@@ -258,8 +256,7 @@ def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
                 f"policy {_shown(spec)}: {_shown(part)} is no parameter: write name=value, separated by commas"
             )
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {several(known, 12)}"
+            hint = did_you_mean(name, known, f"it takes {several(known, 12)}")
             raise InputError(f"policy {_shown(spec)} has no parameter {_shown(name)}; {hint}")
         if name in values:
             raise InputError(f"policy {_shown(spec)} gives {name!r} twice: keep one")

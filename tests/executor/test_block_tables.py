@@ -22,9 +22,6 @@ def test_every_block_has_one_owner(moves: list[tuple[str, int]], block_size: int
             tables.free(name)
             tokens.pop(name, None)
             held.pop(name, None)
-        elif name in tokens and count % 2:
-            tokens[name] = max(count, tokens[name])
-            tables.grow_rows(np.array([tables.row(name)]), np.array([count]))
         else:
             tokens[name] = max(count, tokens.get(name, 0))
             assert tables.grow(name, count) == tables.row(name)

@@ -58,7 +58,7 @@ def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:
     ("spec", "says"),
     [
         ("fifoo", "did you mean 'fifo'"),
-        ("fair_share:wieght=2", "it takes"),
+        ("fair_share:wieght=2", "did you mean 'input_weight'"),
         ("fair_share:outputweight=2", "did you mean 'output_weight'"),
         ("fair_share:by=planet", "choose one of tenant, adapter"),
         ("fifo:strict=maybe", "true | false"),
