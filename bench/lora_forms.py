@@ -27,7 +27,7 @@ import torch
 
 from loratory.executor.lora import CPULoRA, FormCosts, LoRAShapes, LoRASlots
 from loratory.executor.lora.choice import MEASURED, choose
-from loratory.executor.lora.load import FORMS, Load, Widths, Work, runs_of, segmented
+from loratory.executor.lora.work import FORMS, SlotRows, Widths, Work, runs_of, segmented
 from loratory.models.shape import ModelShape
 
 MODELS = (
@@ -86,7 +86,7 @@ def filled(point: Point, dtype: torch.dtype) -> LoRASlots:
 def works(slots: LoRASlots, slot_of: list[int]) -> dict[str, Work]:
     """What each form has to do, ``runs`` included."""
     runs, widths = runs_of(slot_of, slots.ranks), Widths.of(slots)
-    load = Load.of(runs)
+    load = SlotRows.of(runs)
     found = {form: load.work(form, slots, widths) for form in FORMS}
     found["runs"] = segmented(((slot, hi - lo) for lo, hi, slot in runs), 0, slots, widths)
     return {form: work for form, work in found.items() if work is not None and work.multiplies < MULTIPLIES_LIMIT}

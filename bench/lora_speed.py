@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
-from loratory.executor.lora.load import FORMS
+from loratory.executor.lora.work import FORMS
 from loratory.models.shape import ModelShape
 
 MODEL = LoRAShapes(ModelShape(512, 8, 8, 4, 64, 1376, 32000))

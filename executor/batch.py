@@ -24,7 +24,7 @@ class Batch:
     ``token_ids``, ``positions``: (T,) int64. ``slots``: (T,) int64, the LoRA slot of each row, -1 for the base model.
     ``block_tables``: (sequences, blocks) int64, one row a decoding sequence and then one a chunk, padded with 0; KV
     token p of a sequence lies in block ``table[p // block_size]`` at offset ``p % block_size``. ``kv_lengths``: for the
-    same sequences, tokens in the cache once this pass has written its own. ``sample_rows``: (S,) int64, rising, the
+    same sequences, tokens in the cache once this pass has written its own. ``sample_rows``: (S,) int64, ascending, the
     rows whose logits are wanted.
     """
 
@@ -51,7 +51,7 @@ class LoRA(Protocol):
     """
 
     def begin(self, slots: Tensor) -> None:
-        """The next rows have adapters as ``slots`` (T,) says (see `Batch.slots`): choose how to compute them."""
+        """Choose how to compute the next rows, whose LoRA slots are ``slots`` (T,); see `Batch.slots`."""
 
     def add(self, y: Tensor, x: Tensor, layer: int, group: str) -> None:
         """Add each row's adapter's delta to ``y`` (T, out) in place, from the layer's input ``x`` (T, in)."""

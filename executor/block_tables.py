@@ -12,7 +12,16 @@ class BlockTables:
     """Hands out the ids of ``num_blocks`` blocks of ``block_size`` tokens; the ledger decides how many a sequence has.
 
     A sequence keeps one row of an int64 table from its first `grow` to `free`. A batch takes the table's rows, so a
-    step costs what changed, not what runs. Handing out more blocks than there are is a bug of ours and an assertion.
+    step costs as much as has changed, however many sequences run. More blocks than there are is a bug of Loratory, and
+    an assertion.
+
+        _table    row 0 | 7  3  9  0  0 ...      _held [3, 0, 1]: row 0 has three blocks, row 1 is free
+                  row 1 | 0  0  0  0  0
+                  row 2 | 4  0  0  0  0
+        _free     [ 8 6 5 2 1 0 | 3 9 7 4 ]      a stack: ids before _top are free, those behind it stale
+                            _top ^
+
+    Blocks are taken from the top of the stack and put back there, so blocks that were used last are used next.
     """
 
     __slots__ = ("_free", "_free_rows", "_held", "_rows", "_table", "_top", "block_size", "num_blocks")
@@ -29,7 +38,7 @@ class BlockTables:
 
     @property
     def free_blocks(self) -> int:
-        """Blocks nobody holds."""
+        """Blocks that no sequence holds."""
         return self._top
 
     @property
@@ -77,10 +86,11 @@ class BlockTables:
         if count <= 0:
             return
         assert count <= self._top, f"{count} KV blocks wanted and {self._top} free: the ledger counts otherwise"
-        if blocks > self._table.shape[1]:
+        if blocks > self._table.shape[1]:  # at least double, so that a long sequence copies the table a few times only
             wider = np.zeros((self._table.shape[0], max(blocks, 2 * self._table.shape[1])), dtype=np.int64)
             wider[:, : self._table.shape[1]] = self._table
             self._table = wider
+        # Reversed, so that a sequence gets the ids in the order in which single blocks would be popped.
         self._top -= count
         self._table[row, held:blocks] = self._free[self._top : self._top + count][::-1]
         self._held[row] = blocks

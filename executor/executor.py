@@ -64,7 +64,9 @@ class Executor:
         record: bool = False,
     ) -> None:
         if config.memory != "slots":
-            raise InputError("engine.memory: unified is simulated only: set it to slots to run on the executor")
+            raise InputError(
+                "engine.memory is unified, which is only simulated: set it to slots to run on the executor"
+            )
         self.engine = Engine(config, adapters, policy, cost, sink=self._listener(sink))
         self.runner = runner
         self.tiers = tiers
@@ -79,7 +81,7 @@ class Executor:
         self._tape = _Tape() if record else None
 
     def listen(self, on_end: Callable[[Ended], None]) -> None:
-        """Tell also ``on_end`` of each request that reaches a final status."""
+        """Call ``on_end``, too, for each request that reaches a final status."""
         before = self._on_end
 
         def both(event: Ended, generation: Generation) -> None:
@@ -97,8 +99,8 @@ class Executor:
         """
         if len(generation.prompt) != request.prompt_tokens:
             raise InputError(
-                f"request {request.request_id!r} says {request.prompt_tokens} prompt tokens and has "
-                f"{len(generation.prompt)}: they must agree"
+                f"request {request.request_id!r} declares {request.prompt_tokens} prompt tokens, but its prompt has "
+                f"{len(generation.prompt)}: make them equal"
             )
         if request.cached_tokens:
             raise InputError(
@@ -155,7 +157,7 @@ class Executor:
         return Recording(tape.requests, outputs, tape.steps, tape.loads)
 
     def close(self) -> None:
-        """Wait for loads in flight and let go of adapters."""
+        """Wait for loads in flight and drop the adapters."""
         self.tiers.close()
 
     def _compute(self, plan: StepPlan, failed: dict[str, str], finished: list[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from loratory.executor.sampling import SamplingParams
 
 Decode = Callable[[Sequence[int]], str]
-"""A tokenizer's way back: token ids to text."""
+"""Turns token ids into text, as a tokenizer does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from loratory.executor.device_memory import is_out_of_memory, require
 from loratory.executor.kv_cache import KVCache
 from loratory.executor.linear import Linear, linear
 from loratory.executor.model_config import ModelConfig
-from loratory.executor.onednn_rows import steady
+from loratory.executor.onednn_rows import round_up
 from loratory.executor.ops import Ops, TorchOps
 from loratory.executor.rope import inverse_frequencies, tables
 from loratory.models.linear_layers import BLOCKS, FUSED
@@ -97,7 +97,7 @@ class Model:
         attention.begin(batch, kv)
         rows, count, wanted = kv.rows(batch), batch.rows, batch.sample_rows.shape[0]
         cos, sin = tables(batch.positions, self._frequencies, self._rope_scale, self.dtype)
-        padding = steady(count, self.dtype, self.device) - count
+        padding = round_up(count, self.dtype, self.device) - count
         tokens = functional.pad(batch.token_ids, (0, padding)) if padding else batch.token_ids
         x = self._embedding.index_select(0, tokens)
         h = ops.norm(x, self._first_norm, eps)
@@ -113,7 +113,7 @@ class Model:
                 # Keys and values are written: only the rows whose logits are wanted go on.
                 if not wanted:
                     return h.new_empty((0, shape.vocab), dtype=torch.float32)
-                spare = steady(wanted, self.dtype, self.device) - wanted
+                spare = round_up(wanted, self.dtype, self.device) - wanted
                 going_on = functional.pad(batch.sample_rows, (0, spare)) if spare else batch.sample_rows
                 x, h = x.index_select(0, going_on), h.index_select(0, going_on)
                 if lora is not None:

@@ -72,7 +72,7 @@ class LoadSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurements:
     """All samples, and the median relative difference between two runs of one step."""
 
     steps: tuple[StepSample, ...]
@@ -89,7 +89,7 @@ def measure(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     between: Callable[[int, int], None] | None = None,
-) -> Measured:
+) -> Measurements:
     """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
 
     A phase is a list of arrivals at step numbers, so all runs of it make the very same batches. All phases run once to
@@ -143,7 +143,7 @@ def measure(
             samples.append(StepSample(number, shape, (one + two) / 2, (one, two)))
         samples += [StepSample(number, shape, one, (one,)) for shape, one in first[len(again) :]]
     twice = [abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples if len(s.runs) > 1]
-    return Measured(tuple(samples), loads, median(twice) if twice else None)
+    return Measurements(tuple(samples), loads, median(twice) if twice else None)
 
 
 def draw_phase(rng: np.random.Generator, design: Design, names: Sequence[str], number: int) -> list[Arrival]:

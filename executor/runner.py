@@ -20,16 +20,16 @@ from loratory.serving.plan import StepPlan
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """What a step gave: the next token of each request that got one, and those whose logits were not finite."""
+    """A step's result: the next token of each request that got one, and the requests whose logits were not finite."""
 
     tokens: Mapping[str, int]
     broken: tuple[str, ...] = ()
 
 
 class ModelRunner:
-    """A model, its KV cache and its LoRA slots. It keeps no request's state but the KV blocks it has.
+    """A model, its KV cache and its LoRA slots. Of a request it keeps only the KV blocks.
 
-    ``slot_of(adapter)`` says in which LoRA slot an adapter is; ``graphs`` run the batches they cover.
+    ``slot_of(adapter)`` is the LoRA slot of an adapter; ``graphs`` run the batches they cover.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ModelRunner:
         self._graphs = graphs
         self.tables = tables
         self._unproven: set[str] = set()
-        """Requests whose keys and values may not be finite: no logits of theirs were seen since they were written."""
+        """Requests whose keys and values may not be finite: none of their logits were checked since the last write."""
 
     def run(self, plan: StepPlan, generations: Mapping[str, Generation], skip: Container[str] = ()) -> StepTokens:
-        """Compute a plan's prefill chunks and decode tokens in one forward pass, but for the requests to ``skip``."""
+        """Compute a plan's prefill chunks and decode tokens in one forward pass, except for those in ``skip``."""
         batch, ids, adapters = self._batch(plan, generations, skip)
         if batch is None:
             return StepTokens({})
@@ -76,8 +76,8 @@ class ModelRunner:
     def free(self, request_id: str) -> None:
         """Take back a request's KV blocks; nothing if it has none.
 
-        Blocks are handed on as they are, and attention multiplies what lies behind a sequence's end by 0. That leaves
-        NaN where it meets NaN, so what was not seen to be finite is wiped.
+        The next sequence gets the blocks as they are, and attention multiplies what lies behind a sequence's end by 0.
+        NaN times 0 is NaN, so blocks whose numbers were not found finite are set to zero.
         """
         if request_id in self._unproven:
             self._unproven.discard(request_id)

@@ -14,19 +14,28 @@ from torch.nn import functional
 from loratory.errors import InputError
 
 _CANDIDATES = 1024
-"""Largest scores looked at first for top-p on CPU; if a row's set reaches beyond them, all rows are sorted in full."""
+"""Largest scores that top-p considers first on a CPU; all rows are sorted in full if one row needs more."""
 
 _STRETCH = 256
-"""Tokens whose likelihoods are summed together before one among them is drawn."""
+"""Columns in a stretch. Both the largest score and a draw are found in two steps: the stretch, then the column in it.
+
+The vocabulary has 32,000 to 150,000 columns, and one sum or maximum a stretch is computed at the speed of memory, while
+a running sum or an argmax over all columns is not:
+
+    scores   [ stretch 0 | stretch 1 | stretch 2 | ... ]      150,000 columns
+    sums     [    0.20        0.05        0.60     ... ]      one number each
+    running  [    0.20        0.25        0.85     ... ]      a draw of 0.7 falls into stretch 2;
+                                                              the running sum inside it finds the column
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request's tokens are chosen, in vLLM's terms.
 
-    ``temperature`` 0 is greedy. ``top_p``: the smallest set of most likely tokens with this probability. ``top_k``: so
-    many most likely tokens; 0 or -1 for all. Tokens as likely as the last one kept are kept as well. ``seed``: the same
-    one gives the same output in any batch. Raises `InputError` for a value out of range.
+    ``temperature`` 0 is greedy. ``top_p``: keep the smallest set of most likely tokens with this probability.
+    ``top_k``: keep this many most likely tokens; 0 or -1 keeps all. Tokens as likely as the last one kept are kept as
+    well. ``seed``: the same one gives the same output in any batch. Raises `InputError` for a value out of range.
     """
 
     temperature: float = 0.0
@@ -45,7 +54,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """``tokens``: (S,) int64. ``broken``: (S,) bool, rows with NaN or infinity among the logits: no token of use."""
+    """``tokens``: (S,) int64. ``broken``: (S,) bool, rows with NaN or infinity in the logits; ignore their tokens."""
 
     tokens: Tensor
     broken: Tensor
@@ -83,8 +92,7 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """``logits.max(1)``: of equals the first, NaN above all.
 
-    On a CPU in two steps, the stretch of columns and the one within it: the largest number of a stretch is found at the
-    speed of memory, a place among all columns at an eighth of it.
+    On a CPU in two steps (`_STRETCH`): maxima are found at the speed of memory, a column among all at an eighth of it.
     """
     vocab = logits.shape[1]
     whole = vocab - vocab % _STRETCH
@@ -102,7 +110,7 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
 def _draw(weights: Tensor, places: Tensor) -> Tensor:
     """(S,) columns drawn in proportion to ``weights`` (S, vocab): where the running sum passes ``places`` (S, 1).
 
-    First the stretch of columns, then the one within it: the running sum of all columns would take far longer.
+    In two steps (`_STRETCH`). Running sums are in float64; ``below_one`` keeps a draw from passing the last column.
     """
     below_one, vocab = 1.0 - 2.0**-50, weights.shape[1]
     weights = functional.pad(weights, (0, -weights.shape[1] % _STRETCH)).view(len(weights), -1, _STRETCH)
@@ -133,7 +141,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _keep_top_k(scores: Tensor, top_k: Sequence[int]) -> None:
-    """Set what is below each row's k-th largest score to -inf."""
+    """Set scores below each row's k-th largest to -inf. One topk of the widest k serves all rows."""
     vocab = scores.shape[1]
     widest = max(k for k in top_k if k < vocab)
     last = torch.tensor([min(k, widest) - 1 for k in top_k], device=scores.device)
@@ -143,16 +151,27 @@ def _keep_top_k(scores: Tensor, top_k: Sequence[int]) -> None:
 
 
 def _keep_top_p(scores: Tensor, top_p: Tensor) -> None:
-    """Set what is less likely than the last of each row's top-p set to -inf."""
+    """Set scores below the last of each row's top-p set to -inf.
+
+    The set is a prefix of the row in descending order: the candidates whose predecessors together have less than
+    top_p. It is usually short, and a partial sort of `_CANDIDATES` takes a fraction of a full one. The candidates are
+    enough where their running sum reaches top_p; otherwise the row is sorted in full.
+
+        probability   0.5   0.3   0.1   0.05 ...      descending
+        before it     0     0.5   0.8   0.9           top_p = 0.85 keeps the first three
+
+    Probabilities are relative to the sum over the whole row (``total``), so a partial sort gives the same set.
+    """
     total = torch.logsumexp(scores, -1, keepdim=True)
-    ordered = before = torch.empty(0)
-    few = scores.device.type == "cpu" and scores.shape[1] > _CANDIDATES  # asking a GPU costs more than its sort
+    ordered = sums = torch.empty(0)
+    # A GPU sorts faster than the host can learn whether the candidates were enough.
+    few = scores.device.type == "cpu" and scores.shape[1] > _CANDIDATES
     if few:
         ordered = scores.topk(_CANDIDATES, -1).values
-        before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
-    if not few or not bool((before[:, -1] >= top_p).all()):
+        sums = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
+    if not few or not bool((sums[:, -1] >= top_p).all()):
         ordered = scores.sort(-1, descending=True).values
-        before = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
-    last = (before < top_p.unsqueeze(1)).sum(-1, keepdim=True).clamp_(max=ordered.shape[1] - 1)
+        sums = torch.exp(ordered - total).cumsum(-1, dtype=torch.float64)
+    last = (sums < top_p.unsqueeze(1)).sum(-1, keepdim=True).clamp_(max=ordered.shape[1] - 1)
     keep_all = (top_p >= 1.0).unsqueeze(1)
     scores.masked_fill_((scores < ordered.gather(1, last)) & ~keep_all, -torch.inf)

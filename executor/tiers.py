@@ -22,7 +22,7 @@ class Slots(Protocol[HostAdapter]):  # type: ignore[misc]  # a value goes in, no
 
 
 class AdapterTiers(Generic[HostAdapter]):
-    """The adapters in host memory and in slots; which they are is the ledger's business, the bytes are this one's.
+    """The adapters in host memory and in slots. The ledger decides which they are; this class moves the bytes.
 
     ``read(name)`` brings an adapter's weights from disk to host memory; ``slots`` has ``count`` places. There is one
     transfer at a time over each link, disk to host and host to slot, as in simulation. ``wake()`` is called, in another
@@ -43,7 +43,7 @@ class AdapterTiers(Generic[HostAdapter]):
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="adapter-slot")
         self._done: SimpleQueue[tuple[AdapterLoad, str | None]] = SimpleQueue()
         self.in_flight = 0
-        """Loads started in the background whose end `finished` has not told yet."""
+        """Loads started in the background that `finished` has not returned yet."""
 
     def slot(self, name: str) -> int:
         """The slot an adapter is in, or being loaded to."""
@@ -66,7 +66,7 @@ class AdapterTiers(Generic[HostAdapter]):
             self._free.append(slot)
 
     def follow(self, ledger: Ledger) -> None:
-        """Let go of the weights of adapters that have left host memory."""
+        """Drop the weights of adapters that have left host memory."""
         for name in [name for name in self._host if name not in ledger.host.held]:
             del self._host[name]
 
@@ -81,7 +81,7 @@ class AdapterTiers(Generic[HostAdapter]):
             raise InputError(reason(error)) from error
 
     def start(self, load: AdapterLoad) -> None:
-        """Load in the background; `finished` tells when it is over."""
+        """Load in the background; `finished` returns it once it is over."""
         name = load.adapter.name
         self.in_flight += 1
         reading = self._fetch(name)
@@ -110,7 +110,7 @@ class AdapterTiers(Generic[HostAdapter]):
             found.append((load, why))
 
     def close(self) -> None:
-        """Wait for loads in flight and let go of all weights."""
+        """Wait for loads in flight and drop all weights."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._host.clear()
@@ -123,7 +123,7 @@ class AdapterTiers(Generic[HostAdapter]):
         return slot
 
     def _fetch(self, name: str) -> Future[HostAdapter]:
-        """The weights in host memory: there, on their way, or asked for now."""
+        """The weights in host memory: present, in flight, or requested now."""
         reading = self._reading.get(name)
         if reading is not None:
             return reading
@@ -136,7 +136,7 @@ class AdapterTiers(Generic[HostAdapter]):
 
     def _host_copy(self, name: str) -> HostAdapter:
         reading = self._reading.get(name)
-        if reading is not None:  # its own prefetch is on the way
+        if reading is not None:  # its own prefetch is in flight
             return reading.result()
         if name not in self._host:
             self._host[name] = self._read(name)

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache: what a model asks of it, and the CPU's implementation."""
+"""Attention over the paged KV cache: the interface that a model calls, and `CPUAttention`, which implements it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loratory.executor.attention.decode import Decode, Heads
-from loratory.executor.attention.decode_gathered import Gathered, GatheredDecode
+from loratory.executor.attention.decode_gathered import GatheredDecode, PageBuffers
 from loratory.executor.attention.decode_in_place import MOST_SHARED, InPlaceDecode
 from loratory.executor.batch import Batch, Chunk
 from loratory.executor.kv_cache import KVCache
@@ -56,7 +56,7 @@ class CPUAttention:
     def __init__(self, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
         self.heads = Heads(heads, kv_heads, head_dim)
         self.decode = faster_decode(self.heads, dtype)
-        self._gathered = Gathered(self.heads, dtype)
+        self._gathered = PageBuffers(self.heads, dtype)
         self._count = 0
         self._fresh: list[_Fresh] = []
         self._later: list[_Later] = []
@@ -122,7 +122,7 @@ class CPUAttention:
 
 
 def faster_decode(heads: Heads, dtype: torch.dtype) -> Decode:
-    """The faster way for these heads in ``dtype`` (bench/decode_attention.py), where this PyTorch has it."""
+    """The faster `Decode` for these heads in ``dtype`` (bench/decode_attention.py) that this PyTorch supports."""
     if dtype == torch.float32 and heads.shared <= MOST_SHARED:
         with contextlib.suppress(RuntimeError):
             return InPlaceDecode(heads)

@@ -20,7 +20,7 @@ from loratory.executor.batch import Batch, Chunk
 from loratory.executor.kv_cache import KVCache
 
 SPLIT_TOKENS = 512
-"""Keys one program reads at least, so that a split is worth the pass that joins the splits."""
+"""Keys that one program reads at least, so that a split is worth the pass that joins the splits."""
 
 TARGET_PROGRAMS = 512
 """Programs that keep a large GPU busy (an H200 has 132 multiprocessors): more splits than this gain nothing."""
@@ -169,7 +169,7 @@ def decode_attention(
 
 
 def split(programs: int, pages: int, page: int) -> tuple[int, int]:
-    """(splits, pages in each) for so many programs without splitting, each over ``pages`` pages of ``page`` tokens."""
+    """(splits, pages in each) of ``programs`` programs that each read ``pages`` pages of ``page`` tokens."""
     most = max(1, pages * page // SPLIT_TOKENS)
     splits = max(1, min(most, TARGET_PROGRAMS // max(1, programs)))
     each = -(-pages // splits)

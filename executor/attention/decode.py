@@ -1,4 +1,9 @@
-"""Decode: attention of decoding sequences on a CPU, one query a sequence, and what its two ways share."""
+"""Decode: attention of decoding sequences on a CPU, one query a sequence; what its two implementations share.
+
+An engine keeps a sequence's keys and values in pages that lie anywhere in the cache. `GatheredDecode` copies them
+together first and then computes dense products; `InPlaceDecode` reads them where they are. Both take sequences of
+similar length together (`Ordered`, `length_groups`), so that little padding is computed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ class Decode(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """``heads`` query heads of ``head_dim`` numbers; as many of them as ``shared`` have one key-value head."""
+    """``heads`` query heads of ``head_dim`` numbers; ``shared`` of them use one key-value head."""
 
     heads: int
     kv_heads: int
@@ -45,10 +50,11 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """The decoding sequences by length, longest first. ``order`` says which they are in the batch; None: as there.
+    """The decoding sequences by length, longest first. ``order``: their places in the batch; None: the batch's order.
 
-    ``tables``: (sequences, blocks); a page past a sequence's end is one of its own. What another sequence wrote must
-    not reach it, not even multiplied by 0, which leaves NaN. ``column``: ``lengths`` as (sequences, 1).
+    ``tables``: (sequences, blocks); an entry past a sequence's end is replaced by its first block. Padding thus reads
+    the sequence's own numbers: another sequence's could be NaN, and NaN times 0 is NaN. ``column``: ``lengths`` as
+    (sequences, 1).
     """
 
     lengths: list[int]
@@ -69,7 +75,7 @@ class Ordered:
         return cls(lengths, column, order, tables)
 
     def past(self, begin: int, end: int, longest: int) -> Tensor:
-        """(end - begin, longest): which tokens are past the end of their sequence."""
+        """(end - begin, longest) bool: true where a token is past the end of its sequence."""
         return torch.arange(longest) >= self.column[begin:end]
 
 
@@ -77,6 +83,11 @@ def length_groups(lengths: Sequence[int], page: int, cost_tokens: int, most_toke
     """(begin, end) of groups of descending ``lengths``, each padded to the pages of its first.
 
     A group ends before its padding exceeds ``cost_tokens``, or its padded size ``most_tokens``; it has at least one.
+
+        lengths   900 880 860 | 310 300 | 40      x are tokens, . is padding
+                  xxxxxxxxx     xxx       x
+                  xxxxxxxx.     xx.
+                  xxxxxxxx.
     """
     groups: list[tuple[int, int]] = []
     begin = padding = 0

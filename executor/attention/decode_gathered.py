@@ -1,4 +1,4 @@
-"""GatheredDecode: attention of decoding sequences over keys and values gathered from their pages."""
+"""GatheredDecode: attention of decoding sequences over keys and values that are copied together from their pages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from loratory.executor.batch import Batch
 from loratory.executor.kv_cache import KVCache
 
 GROUP_COST_BYTES = 400_000
-"""Keys and values that are gathered and read in the time that one more group of decoding sequences takes."""
+"""Bytes of keys and values gathered and read in the time that one more group of decoding sequences takes."""
 
 GROUP_BYTES = 1_000_000
-"""Keys and values a core gathers at once, so that they are still in its second-level cache when they are read."""
+"""Bytes of keys and values a core gathers at once, so that its second-level cache still holds them when read."""
 
 
 class Pages(NamedTuple):
@@ -35,8 +35,8 @@ class Pages(NamedTuple):
         torch.index_select(values.view(-1, page), 0, blocks, out=self.flat_values)
 
 
-class Gathered:
-    """Two buffers, for keys and for values, that grow to what was asked for and are kept."""
+class PageBuffers:
+    """Two buffers, for keys and for values. They grow to the largest size reserved and are kept."""
 
     def __init__(self, heads: Heads, dtype: torch.dtype) -> None:
         self._heads = heads
@@ -47,13 +47,13 @@ class Gathered:
         self.token_bytes = 2 * self._width * dtype.itemsize
 
     def reserve(self, tokens: int) -> None:
-        """Make the buffers hold so many tokens."""
+        """Make the buffers hold at least ``tokens`` tokens."""
         if tokens > self._keys.shape[0]:
             self._keys = self._keys.new_empty(tokens, self._width)
             self._values = self._values.new_empty(tokens, self._width)
 
     def pages(self, sequences: int, pages: int, size: int) -> Pages:
-        """Room for ``pages`` pages of ``size`` tokens for each of some sequences."""
+        """Room for ``pages`` pages of ``size`` tokens for each of ``sequences`` sequences."""
         keys, values = self._keys[: sequences * pages * size], self._values[: sequences * pages * size]
         shape = (sequences, pages * size, self._heads.kv_heads, self._heads.head_dim)
         flat = keys.view(-1, size * self._width), values.view(-1, size * self._width)
@@ -83,7 +83,7 @@ class GatheredDecode:
         self.group_cost_bytes = GROUP_COST_BYTES
         self.group_bytes = GROUP_BYTES * torch.get_num_threads()
         self._heads = heads
-        self._gathered = Gathered(heads, dtype)
+        self._gathered = PageBuffers(heads, dtype)
         self._order: Tensor | None = None
         self._groups: list[_Group] = []
 

@@ -1,4 +1,18 @@
-"""InPlaceDecode: attention of decoding sequences that reads keys and values where they are."""
+"""InPlaceDecode: attention of decoding sequences that reads keys and values where they are.
+
+The idea: a layer's keys, as they lie in the cache, are one matrix with a row for each (token, key-value head). A query
+needs its product with the rows of its own sequence and head only. That is a product of two dense matrices of which a
+few elements are wanted: `torch.sparse.sampled_addmm` computes exactly those that a sparse pattern lists. The weighted
+sum of values is what an embedding layer does with the same list: `embedding_bag` adds up listed rows of a table.
+
+                      rows of the cache, two a block, one key-value head
+                        0 1   2 3   4 5   6 7
+      sequence A, 3     . .   x x   . .   x .      its table is [1, 3]
+      sequence B, 2     x x   . .   . .   . .      its table is [0]
+
+Each x is one score. A group's rows of the pattern have equal length: a shorter sequence lists its first token again,
+and a mask removes those scores before the softmax.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +28,20 @@ from loratory.executor.batch import Batch
 from loratory.executor.kv_cache import KVCache
 
 GROUP_COST_TOKENS = 8_000
-"""Tokens that a query head reads in place in the time that one more group takes."""
+"""Tokens that one query head reads in place in the time that one more group takes."""
 
 MOST_SHARED = 2
-"""Query heads on one key-value head up to which reading in place is the faster way (bench/decode_attention.py)."""
+"""Up to this many query heads on one key-value head, reading in place is faster (bench/decode_attention.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
     """Decoding sequences ``begin`` to ``end`` of the order chosen, and the rows of the cache that they read.
 
-    ``tokens``: for each sequence and query head the longest's number of rows, a row being one key-value head of one
-    token; ``ends``: where those of a head end; ``pattern``: the same as the columns of a sparse matrix with a row a
-    query head. ``mask`` (sequences, 1, tokens) is added to the scores, None where all have the same length.
+    A row of the cache is one key-value head of one token. ``tokens``: ``longest`` rows for each sequence and query
+    head, one after another; ``ends``: where each head's rows end; ``pattern``: a sparse matrix with one row a query
+    head that has ``tokens`` as its columns. ``mask`` (sequences, 1, tokens) is added to the scores; None where all
+    sequences have the same length.
     """
 
     begin: int
@@ -39,12 +54,11 @@ class _Listed:
 
 
 class InPlaceDecode:
-    """Keys and values are read where they are, by operators made for sparse matrices and for embeddings.
+    """Reads keys and values where they are, with operators made for sparse matrices and for embeddings.
 
-    The scores are a product of queries and all keys, sampled where a query's sequence has a token; the output is a
-    bag of values weighted by the probabilities. So the memory is read once and nothing is copied. Both work one query
-    head at a time: where many share a key-value head, a product over gathered keys is faster. float32 alone. Raises
-    `RuntimeError` where this PyTorch lacks the operators.
+    The memory is read once and nothing is copied. Both operators work one query head at a time: where many share a
+    key-value head, a product over gathered keys is faster. float32 only. Raises `RuntimeError` where this PyTorch lacks
+    the operators.
     """
 
     def __init__(self, heads: Heads) -> None:
@@ -52,6 +66,7 @@ class InPlaceDecode:
         self._heads = heads
         self._order: Tensor | None = None
         self._groups: list[_Listed] = []
+        # A product of one number, to learn now whether the operators are there, and to warn about them once.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             ends, token = torch.tensor([0, 1]), torch.tensor([0])
@@ -66,7 +81,7 @@ class InPlaceDecode:
         ordered = Ordered.of(batch, size)
         rows = cache.num_blocks * size * heads.kv_heads
         listed = max(ordered.lengths) * batch.decodes * heads.heads
-        kind = torch.int32 if max(rows, listed) < 2**31 else torch.int64
+        kind = torch.int32 if max(rows, listed) < 2**31 else torch.int64  # indices are read as often as keys
         starts = (ordered.tables * (size * heads.kv_heads)).to(kind)
         within = torch.arange(size, dtype=kind) * heads.kv_heads
         head = torch.arange(heads.kv_heads, dtype=kind).view(-1, 1, 1)
@@ -75,6 +90,7 @@ class InPlaceDecode:
         for begin, end in groups:
             longest, count = ordered.lengths[begin], (end - begin) * heads.heads
             pages = -(-longest // size)
+            # (sequences, longest): the row of each token's first key-value head; `head` then adds the head's own.
             tokens = (starts[begin:end, :pages].unsqueeze(2) + within).view(end - begin, -1)[:, :longest]
             mask = None
             if ordered.lengths[end - 1] < longest:

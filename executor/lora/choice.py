@@ -1,4 +1,4 @@
-"""Choice: which forms compute a batch, by costs measured on a machine of the kind (bench/lora_forms.py)."""
+"""choose: which forms compute a batch, by costs measured on such a machine (bench/lora_forms.py)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from loratory.errors import InputError
-from loratory.executor.lora.load import FORMS, Load, Run, Widths, Work, segmented
 from loratory.executor.lora.slots import LoRASlots
+from loratory.executor.lora.work import FORMS, Run, SlotRows, Widths, Work, segmented
 
 MEASURED = Path(__file__).with_name("forms-cpu.json")
-"""The costs shipped: machine, date and versions are in the file."""
+"""The costs that ship with Loratory: machine, date and versions are in the file."""
 
 _LONG_RUNS = (1, 16, 64)
 _FORMAT = "loratory-lora-forms-1"
@@ -48,20 +48,20 @@ class FormCosts:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenForms:
     """``runs`` are computed where they lie, segment by segment; the rows of ``rest`` by ``form``."""
 
     runs: tuple[Run, ...]
-    rest: Load | None
+    rest: SlotRows | None
     form: str
     seconds: float
 
 
-def choose(runs: Sequence[Run], slots: LoRASlots, widths: Widths, costs: FormCosts) -> Chosen:
+def choose(runs: Sequence[Run], slots: LoRASlots, widths: Widths, costs: FormCosts) -> ChosenForms:
     """The cheapest way found to compute ``runs``.
 
-    Long runs (prefill chunks) are best left where they are, and short ones (decoding rows) best taken together; where
-    the border lies is tried out, with every form for the short ones.
+    Long runs (prefill chunks) are best left where they are, and short ones (decoding rows) are best taken together.
+    Several borders between long and short are tried, with every form for the short ones.
     """
     longest = max(hi - lo for lo, hi, _ in runs)
     borders = [border for border in _LONG_RUNS if border <= longest]
@@ -69,7 +69,7 @@ def choose(runs: Sequence[Run], slots: LoRASlots, widths: Widths, costs: FormCos
     return min(options, key=lambda chosen: chosen.seconds)
 
 
-def _split(runs: Sequence[Run], border: int, slots: LoRASlots, widths: Widths, costs: FormCosts) -> Chosen:
+def _split(runs: Sequence[Run], border: int, slots: LoRASlots, widths: Widths, costs: FormCosts) -> ChosenForms:
     """Runs of at least ``border`` rows in place, the others by the form that is cheapest for them."""
     long = tuple(run for run in runs if run[1] - run[0] >= border)
     short = [run for run in runs if run[1] - run[0] < border]
@@ -77,8 +77,8 @@ def _split(runs: Sequence[Run], border: int, slots: LoRASlots, widths: Widths, c
     if long:
         seconds = costs.of("segmented", segmented(((slot, hi - lo) for lo, hi, slot in long), 0, slots, widths))
     if not short:
-        return Chosen(long, None, "segmented", seconds)
-    rest = Load.of(short)
+        return ChosenForms(long, None, "segmented", seconds)
+    rest = SlotRows.of(short)
     by_form = {form: costs.of(form, rest.work(form, slots, widths)) for form in FORMS}
     best = min(by_form, key=by_form.__getitem__)
-    return Chosen(long, rest, best, seconds + by_form[best])
+    return ChosenForms(long, rest, best, seconds + by_form[best])

@@ -7,9 +7,9 @@ from torch import Tensor
 from loratory.errors import InputError
 from loratory.executor.lora.choice import FormCosts, choose
 from loratory.executor.lora.forms import Form, Grouped, Masked, Padded, Segmented
-from loratory.executor.lora.load import FORMS, Load, Run, Widths, runs_of
 from loratory.executor.lora.slot_views import Views
 from loratory.executor.lora.slots import LoRASlots
+from loratory.executor.lora.work import FORMS, Run, SlotRows, Widths, runs_of
 
 
 class CPULoRA:
@@ -31,7 +31,7 @@ class CPULoRA:
 
     def begin(self, slots: Tensor) -> None:
         slot_of: list[int] = slots.tolist()
-        # Decoding batches often repeat: the same requests, one token on.
+        # Decoding batches often repeat: the same requests, one token later.
         if self._planned == (slot_of, self._slots.version):
             return
         runs = runs_of(slot_of, self._slots.ranks)
@@ -48,13 +48,13 @@ class CPULoRA:
         if self._form == "runs":
             return (Segmented.runs(self._slots, self._views, runs),)
         if self._form is not None:
-            return (self._build(self._form, Load.of(runs)),)
+            return (self._build(self._form, SlotRows.of(runs)),)
         assert self._costs is not None
         chosen = choose(runs, self._slots, self._widths, self._costs)
         in_place = (Segmented.runs(self._slots, self._views, chosen.runs),) if chosen.runs else ()
         return in_place if chosen.rest is None else (*in_place, self._build(chosen.form, chosen.rest))
 
-    def _build(self, form: str, load: Load) -> Form:
+    def _build(self, form: str, load: SlotRows) -> Form:
         slots, views, rows, slot_of = self._slots, self._views, load.rows, load.slot_of
         active = load.active(slots) if form.endswith("_active") else None
         if form.startswith("masked"):

@@ -1,6 +1,19 @@
-"""Forms: ways to add scaled B·A·x to the rows of a mixed batch on a CPU. They agree; their costs do not.
+"""Forms: ways to add scaled B·A·x to the rows of a mixed batch on a CPU. Results agree, costs differ.
 
-None gathers weights per token, and none changes a bit of a row without an adapter. Rows meet the matrices of other
+A batch has rows of several adapters, each with its own A and B. With rows of adapters p, q, p and none:
+
+    rows     p q p -
+
+    Masked     x (4 rows) · [A_p A_q] -> 4 x 2 blocks; zero what is not a row's own; · [B_p; B_q].
+               Two products whatever the number of adapters, but each row is multiplied with all of them.
+                    p: [ h 0 ]     q: [ 0 h ]     p: [ h 0 ]     -: [ 0 0 ]
+    Segmented  gather p's rows, multiply with A_p and B_p; then q's. No wasted work, two products an adapter.
+    Padded     [p p], [q .]: fill all adapters up to the longest and multiply as one batched product.
+    Grouped    Segmented, with the loop over adapters inside PyTorch.
+
+``choice`` picks one for each batch, and may keep long runs (prefill chunks) where they lie (`Segmented.runs`).
+
+No form gathers weights per token, and none changes a bit of a row without an adapter. Rows meet the matrices of other
 slots in `Masked` alone, which clears every bit of such an intermediate result before it meets B: not even an infinity
 passes from one adapter's rows to another's. A form is built once for a batch; `add` is called for each layer and group.
 """
@@ -16,9 +29,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from loratory.executor.lora.rows import Rows
-from loratory.executor.lora.slot_views import Gathered, Views, batched, dense
+from loratory.executor.lora.slot_views import GatheredOperands, Views, batched, dense
 from loratory.executor.lora.slots import LoRASlots
-from loratory.executor.onednn_rows import coarse, window
+from loratory.executor.onednn_rows import round_up_coarsely, window
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _ALIGNMENT_BYTES = 16
@@ -34,7 +47,7 @@ class Form(Protocol):
 class Masked:
     """Masked dense: one product with A of all slots, zero what is another slot's, one product a part with all B.
 
-    Work grows with rows times slots, but it is the fewest calls. With ``active`` only those slots take part, at the
+    Work grows with rows times slots, but it takes the fewest calls. With ``active`` only those slots take part, at the
     price of copying their matrices.
     """
 
@@ -47,12 +60,13 @@ class Masked:
         active: Sequence[int] | None = None,
     ) -> None:
         rank = max(slots.ranks[slot] for slot in set(slot_of))
-        self._operands = views.dense(rank) if active is None else Gathered(slots, active, rank, dense)
+        self._operands = views.dense(rank) if active is None else GatheredOperands(slots, active, rank, dense)
         self._rows = Rows.span(rows)
         self._bits = _BITS[slots.dtype]
         used = list(range(slots.max_loras)) if active is None else active
         owner = torch.full((self._rows.count,), -1, dtype=torch.int64)
         owner[self._rows.places(rows)] = torch.tensor(slot_of, dtype=torch.int64)
+        # A mask of bits, all ones where the slot is the row's own: x & 0 is 0 for NaN and infinity, x * 0 is not.
         own = owner[:, None] == torch.tensor(used, dtype=torch.int64)
         mask = own.to(self._bits).neg_().repeat(1, rank)
         self._columns = rank * len(used)
@@ -120,9 +134,8 @@ class Segmented:
 class Padded:
     """Padded: the rows of each slot filled up to the longest, in batched products over the slots.
 
-    Each part of y is gathered by itself: into anything but a whole tensor PyTorch adds one product after another.
-
-    ``active`` cuts the slots to those in use, at the price of copying their matrices.
+    Each part of y is gathered by itself: PyTorch batches products only into a whole tensor, and adds them one after
+    another into a slice. ``active`` cuts the slots to those in use, at the price of copying their matrices.
     """
 
     def __init__(
@@ -134,7 +147,7 @@ class Padded:
         active: Sequence[int] | None = None,
     ) -> None:
         by_slot = _by_slot(rows, slot_of)
-        longest = coarse(max(map(len, by_slot.values())), slots.dtype, slots.device)
+        longest = round_up_coarsely(max(map(len, by_slot.values())), slots.dtype, slots.device)
         used = list(range(slots.max_loras)) if active is None else active
         padded: list[int] = []
         places: list[int] = []
@@ -143,7 +156,7 @@ class Padded:
             places += range(position * longest, position * longest + len(own))
             padded += own + [rows[0]] * (longest - len(own))
         rank = max(slots.ranks[slot] for slot in by_slot)
-        self._operands = views.batched(rank) if active is None else Gathered(slots, active, rank, batched)
+        self._operands = views.batched(rank) if active is None else GatheredOperands(slots, active, rank, batched)
         self._count, self._longest = len(used), longest
         self._padded = torch.tensor(padded, dtype=torch.int64)
         self._places = torch.tensor(places, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Rows: which rows of a batch a form computes, as a view where they lie together and as a gather where not."""
+"""Rows: which rows of a batch a form computes, as a view where they are adjacent, otherwise as a copy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loratory.executor.onednn_rows import coarse, window
+from loratory.executor.onednn_rows import round_up_coarsely, window
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a batch in the order in which a form wants them: ``start`` to ``stop`` - 1, or those of ``index``.
+    """Rows of a batch in the order in which a form takes them: ``start`` to ``stop`` - 1, or those of ``index``.
 
-    ``kept``: rows between ``start`` and ``stop`` that must come out as they went in, bit for bit. (To add a zero is not
-    enough: it makes -0 a +0.)
+    ``kept``: rows between ``start`` and ``stop`` that must stay as they are, bit for bit. (Adding a zero is not enough:
+    it turns -0 into +0.)
     """
 
     start: int
@@ -26,7 +26,7 @@ class Rows:
 
     @classmethod
     def of(cls, rows: Sequence[int]) -> Rows:
-        """Exactly these rows; a view where they are consecutive and rising."""
+        """Exactly these rows; a view where they are consecutive and ascending."""
         start, count = rows[0], len(rows)
         if list(rows) == list(range(start, start + count)):
             return cls(start, start + count)
@@ -34,7 +34,7 @@ class Rows:
 
     @classmethod
     def span(cls, rows: Sequence[int]) -> Rows:
-        """Rising ``rows``, with those between them as ``kept`` where that copies less than gathering."""
+        """Ascending ``rows``, with those between them as ``kept`` where that copies less than gathering."""
         start, stop = rows[0], rows[-1] + 1
         if 2 * len(rows) < stop - start:
             return cls.of(rows)
@@ -57,13 +57,13 @@ class Rows:
         return batch if self.count == batch.shape[0] else batch.narrow(0, self.start, self.count)
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, int]:
-        """These rows of ``batch`` for a product, with others after or before them where `coarse` wants more rows.
+        """These rows of ``batch`` for a product, and where they begin.
 
-        And where they begin.
+        Other rows lie before or after them where `round_up_coarsely` asks for more rows than these.
         """
         if self.index is None:
             return window(batch, self.start, self.count)
-        more = coarse(self.count, batch.dtype, batch.device) - self.count
+        more = round_up_coarsely(self.count, batch.dtype, batch.device) - self.count
         index = torch.cat((self.index, self.index[:1].expand(more))) if more else self.index
         return batch.index_select(0, index), 0
 

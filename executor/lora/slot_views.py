@@ -1,4 +1,4 @@
-"""Views: slices of the slots' stacks as the CPU forms multiply with them, each cut once.
+"""Views: slices of the slots' stacks that the CPU forms multiply with, each cut once.
 
 Cutting a tensor costs about a microsecond in PyTorch, and a forward pass would do it hundreds of times.
 """
@@ -18,7 +18,7 @@ from loratory.executor.lora.slots import LoRASlots
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What one layer of a group is multiplied with.
+    """The matrices that one layer of a group is multiplied with.
 
     ``a``: one matrix (in, parts * K) where the stack allows it without a copy, or one (in, K) a part. ``b``: one
     (K, width) a part. `batched` puts a dimension of slots before these.
@@ -43,7 +43,7 @@ class Views:
 
     def __init__(self, slots: LoRASlots) -> None:
         self._slots = slots
-        self._cut: dict[Hashable, Sliced] = {}
+        self._cut: dict[Hashable, SlicedOperands] = {}
 
     def dense(self, rank: int) -> Operands:
         """All slots cut to ``rank``: K = rank * max_loras, the slot running fastest."""
@@ -59,11 +59,11 @@ class Views:
 
     def _once(self, key: Hashable, slots: slice, rank: int, cut: Cut) -> Operands:
         if key not in self._cut:
-            self._cut[key] = Sliced(self._slots, slots, rank, cut)
+            self._cut[key] = SlicedOperands(self._slots, slots, rank, cut)
         return self._cut[key]
 
 
-class Sliced:
+class SlicedOperands:
     """Operands cut from the stacks without a copy, all at once."""
 
     __slots__ = ("_layers",)
@@ -78,8 +78,8 @@ class Sliced:
         return self._layers[group][layer]
 
 
-class Gathered:
-    """Operands of some slots only, copied together when a layer asks for them."""
+class GatheredOperands:
+    """Operands of some slots only, copied when a layer asks for them."""
 
     __slots__ = ("_active", "_cut", "_rank", "_slots")
 

@@ -1,4 +1,4 @@
-"""Tiles: a batch's rows in groups of one slot each, found on the device without asking it anything."""
+"""Tiles: a batch's rows in groups of one slot each, computed on the device without synchronising with it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from loratory.sim.cost.roofline import RooflineCost
 from loratory.user_files import adapter_cache
 
 if TYPE_CHECKING:
-    from loratory.executor.profiler import LoadSample, Measured
+    from loratory.executor.profiler import LoadSample, Measurements
 
 KNOTS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Token counts at which the fit may let the cost of a token rise."""
@@ -109,7 +109,7 @@ def calibrate(
     return profile_of(measured, name, spec.name, about)
 
 
-def profile_of(measured: Measured, name: str, model: str, about: dict[str, str | int | float]) -> Profile:
+def profile_of(measured: Measurements, name: str, model: str, about: dict[str, str | int | float]) -> Profile:
     """Fit the samples: every fifth phase is held out to measure the errors, then all are used.
 
     Raises `InputError` for fewer steps than can be fitted and tested.

@@ -227,7 +227,7 @@ def test_a_run_that_is_cut_off_gives_everything_back(llama: Zoo) -> None:
 
 def test_requests_that_make_no_sense_are_refused_one_by_one(llama: Zoo) -> None:
     executor = llama.machine(_config()).executor(llama.adapters, POLICIES["fifo"](), ToyCost(), JumpingClock())
-    with pytest.raises(InputError, match="they must agree"):
+    with pytest.raises(InputError, match="make them equal"):
         executor.submit(Request("r", None, 0.0, 4, 4), Generation([1, 2, 3]))
     with pytest.raises(InputError, match="no prefix cache"):
         executor.submit(Request("r", None, 0.0, 3, 4, cached_tokens=1), Generation([1, 2, 3]))

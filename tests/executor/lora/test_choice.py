@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loratory.errors import InputError
 from loratory.executor.lora import FormCosts, LoRAShapes, LoRASlots
 from loratory.executor.lora.choice import choose
-from loratory.executor.lora.load import FORMS, Load, Widths, Work, runs_of
+from loratory.executor.lora.work import FORMS, SlotRows, Widths, Work, runs_of
 from loratory.models.shape import ModelShape
 
 MODEL = LoRAShapes(ModelShape(512, 8, 8, 4, 64, 1376, 32000))
@@ -66,7 +66,7 @@ def test_a_form_that_was_not_measured_or_cannot_run_is_not_chosen() -> None:
     made = slots(3, 5, torch.bfloat16)
     runs = runs_of([0, 1, 2, 0, 1, 2], made.ranks)
     free = FormCosts({"grouped": Work(0, 0, 0, 0), "padded": Work(1, 1, 1, 1)})
-    assert Load.of(runs).work("grouped", made, Widths.of(made)) is None
+    assert SlotRows.of(runs).work("grouped", made, Widths.of(made)) is None
     assert choose(runs, made, Widths.of(made), free).form == "padded"
 
 
@@ -83,7 +83,7 @@ def test_bad_cost_files_are_refused(tmp_path: Path) -> None:
 
 @given(st.sets(st.integers(0, 12), min_size=1), st.integers(13, 16))
 def test_an_active_form_takes_the_slots_in_use_in_numbers_that_come_back(used: set[int], max_loras: int) -> None:
-    load = Load.of([(row, row + 1, slot) for row, slot in enumerate(sorted(used))])
+    load = SlotRows.of([(row, row + 1, slot) for row, slot in enumerate(sorted(used))])
     taken = load.active(slots(max_loras, 2, torch.bfloat16))
     assert used <= set(taken) <= set(range(max_loras))
     assert taken == sorted(set(taken))

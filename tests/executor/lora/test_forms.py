@@ -12,7 +12,7 @@ from torch import Tensor
 from loratory.errors import InputError
 from loratory.executor.lora import CPULoRA, LoRAShapes, LoRASlots
 from loratory.executor.lora.forms import grouped_rank
-from loratory.executor.lora.load import FORMS
+from loratory.executor.lora.work import FORMS
 from loratory.models.shape import ModelShape
 
 ALL = (*FORMS, "runs", None)

@@ -1,4 +1,4 @@
-"""Load: how a batch's rows fall on slots, and what each form would have to do for them."""
+"""Work: what each form would have to compute and move for a batch, by how its rows fall on slots (`SlotRows`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Sums over layers and groups that work is counted in: of groups, targeted modules, x, y and a rank's matrices."""
+    """What `Work` is a multiple of, summed over layers: groups, targeted modules, widths of x and y, numbers a rank."""
 
     groups: int
     parts: int
@@ -50,15 +50,15 @@ class Widths:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """The rows with an adapter among some rows of a batch: ``rows`` rise, ``slot_of`` says whose each is."""
+class SlotRows:
+    """The rows with an adapter among some rows of a batch: ``rows`` ascend, ``slot_of`` has the slot of each."""
 
     rows: Sequence[int]
     slot_of: Sequence[int]
     counts: dict[int, int]
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> Load:
+    def of(cls, runs: Sequence[Run]) -> SlotRows:
         """The rows of ``runs``, in order."""
         rows: list[int] = []
         slot_of: list[int] = []
@@ -70,10 +70,9 @@ class Load:
         return cls(rows, slot_of, counts)
 
     def active(self, slots: LoRASlots) -> list[int]:
-        """The slots that an ``_active`` form takes: those in use, and others up to a number that comes back.
+        """The slots that an ``_active`` form takes: those in use, and others up to a number that recurs.
 
-        Every number of slots is a kind of product of its own, which costs time to meet (see
-        `loratory.executor.onednn_rows`).
+        oneDNN compiles a product anew for every number of slots (`loratory.executor.onednn_rows`).
         """
         others = [slot for slot in range(slots.max_loras) if slot not in self.counts]
         return sorted([*self.counts, *others[: _rounded(len(self.counts), slots) - len(self.counts)]])
@@ -105,12 +104,12 @@ class Load:
 
 
 def _rounded(active: int, slots: LoRASlots) -> int:
-    """How many slots an ``_active`` form takes for so many in use: the next power of two, or all there are."""
+    """How many slots an ``_active`` form takes where ``active`` are in use: the next power of two, at most all."""
     return min(1 << (active - 1).bit_length(), slots.max_loras)
 
 
 def segmented(segments: Iterable[tuple[int, int]], moved: float, slots: LoRASlots, widths: Widths) -> Work:
-    """Work of `Segmented` over (slot, rows) segments that moves so many numbers of rows."""
+    """Work of `Segmented` over (slot, rows) segments; ``moved`` numbers of rows are copied."""
     calls = multiplies = weights = 0
     for slot, rows in segments:
         rank = slots.ranks[slot]

@@ -1,4 +1,4 @@
-"""steady: padding is little, the numbers of rows are few, and a window holds the rows it was asked for."""
+"""round_up: padding is little, the numbers of rows are few, and a window holds the rows it was asked for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loratory.executor.onednn_rows import coarse, steady, window
+from loratory.executor.onednn_rows import round_up, round_up_coarsely, window
 
 CPU = torch.device("cpu")
 MOST = 4096
 
 
-@pytest.mark.parametrize(("rounded", "numbers", "waste"), [(steady, 70, 1.25), (coarse, 20, 1.5)])
+@pytest.mark.parametrize(("rounded", "numbers", "waste"), [(round_up, 70, 1.25), (round_up_coarsely, 20, 1.5)])
 def test_few_numbers_and_little_waste(rounded: object, numbers: int, waste: float) -> None:
     assert callable(rounded)
     found = [rounded(rows, torch.bfloat16, CPU) for rows in range(1, MOST + 1)]
@@ -23,7 +23,7 @@ def test_few_numbers_and_little_waste(rounded: object, numbers: int, waste: floa
     assert all(rounded(got, torch.bfloat16, CPU) == got for got in set(found))
 
 
-@pytest.mark.parametrize("rounded", [steady, coarse])
+@pytest.mark.parametrize("rounded", [round_up, round_up_coarsely])
 def test_float32_and_nothing_stay_as_they_are(rounded: object) -> None:
     assert callable(rounded)
     assert rounded(101, torch.float32, CPU) == 101
@@ -38,4 +38,4 @@ def test_a_window_holds_its_rows(rows: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, rows - start))
     view, begin = window(batch, start, count)
     assert torch.equal(view[begin : begin + count], batch[start : start + count])
-    assert view.shape[0] == min(coarse(count, batch.dtype, CPU), rows)
+    assert view.shape[0] == min(round_up_coarsely(count, batch.dtype, CPU), rows)
