@@ -1,8 +1,8 @@
-"""Device memory: what is free, and allocations that say which setting to lower when they fail.
+"""Device memory: how much is free, and allocations whose errors name the setting to lower.
 
-A forward pass over a large batch takes and gives back memory all the time, and the system hands it out page by page,
-each cleared. In pages of 2 MB (Linux, on a CPU) a run took half of the system's time it took before, 3 % of the whole.
-torch asks for them when it is told to, unless the environment says otherwise.
+A forward pass over a large batch allocates and frees memory all the time, and the system clears every page it gives.
+With pages of 2 MB (Linux, on a CPU) a run spends half as much time in the system, which saves 3 % of the whole. The
+environment variable ``THP_MEM_ALLOC_ENABLE`` makes torch ask for such pages; a value that is set already is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read when the first tensor
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on ``device``, None where the system does not say."""
+    """Bytes that can still be allocated on ``device``, None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -40,7 +40,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def require(bytes_: int, device: torch.device, what: str, remedy: str) -> None:
-    """Raise `InputError` if ``device`` cannot hold ``bytes_`` more; ``remedy`` says what to lower."""
+    """Raise `InputError` if ``device`` cannot hold ``bytes_`` more; ``remedy`` names what to lower."""
     free = available_bytes(device)
     if free is not None and bytes_ > free:
         raise InputError(

@@ -13,15 +13,15 @@ from loratory.executor.kv_cache import KVCache
 from loratory.executor.model import Model
 
 SIZES: tuple[int, ...] = (1, 2, 4, 8, *range(16, 257, 16), *range(288, 1025, 32))
-"""Batch sizes captured; vLLM's are much the same. A batch is padded to the next of them."""
+"""Batch sizes captured; vLLM's are similar. A batch is padded to the next of them."""
 
 
 class DecodeGraphs:
     """Runs batches of at most ``max_seqs`` decode rows through static buffers, with ``pages`` blocks a sequence.
 
     ``scratch`` is a block of the cache that no sequence has: padded rows write their keys there, as base-model rows of
-    one token, whose logits nobody reads. A size is captured when it is first wanted, with adapters or without. On a CPU
-    the same padded batches are computed without a graph.
+    one token, and their logits are dropped. A size is captured at its first use, with adapters or without. On a CPU the
+    same padded batches are computed without a graph.
     """
 
     def __init__(self, model: Model, kv: KVCache, lora: LoRA | None, max_seqs: int, pages: int, scratch: int) -> None:

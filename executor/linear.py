@@ -49,10 +49,10 @@ class ColumnMajor:
 class PackedSingle:
     """float32 weights in MKL's packed layout, at 16 to 128 rows 1.1 to 1.5 times as fast as column-major.
 
-    The layout is chosen for ``rows`` rows. torch's operator multiplies with it only when told that the input has as
-    many, and needs the unpacked weights else; MKL itself takes the number of rows in every call. So it is told what it
-    wants to hear, and no second copy of the weights is kept. MKL does not promise that this works:
-    `serves_any_rows` tries it.
+    The layout is chosen for ``rows`` rows. torch's operator takes the number of rows that the weights were packed for,
+    and falls back to the unpacked weights if the input has another; MKL itself takes the number of rows in every call.
+    So the operator is always given the input's own number, and no second copy of the weights is kept. MKL does not
+    promise that this works: `serves_any_rows` tries it.
     """
 
     __slots__ = ("_shape", "bias", "weight")

@@ -54,7 +54,7 @@ class Machine:
         if longest > most:
             given = "is not set" if config.max_model_len is None else f"is {longest}"
             raise InputError(
-                f"engine.max_model_len {given}, and the model has {most} positions: set it to at most {most}"
+                f"engine.max_model_len {given}, but the model has {most} positions: set it to at most {most}"
             )
         self.model = model
         self.graphs = graphs
@@ -144,7 +144,7 @@ class Machine:
         self._loads.synchronize()
 
     def about(self) -> dict[str, Any]:
-        """What a report says of it: device, dtype, threads, versions."""
+        """What a report shows of it: device, dtype, threads, versions."""
         device = self.model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
         return {
@@ -159,7 +159,7 @@ class Machine:
 
 
 def cpu_name() -> str:
-    """The CPU's name where the system tells it."""
+    """The CPU's name, from Linux's /proc/cpuinfo; elsewhere its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

@@ -110,7 +110,7 @@ class Model:
             ops.rotate_and_store(qkv[:count], cos, sin, rows, kv.keys[index], kv.values[index])
             h = attention.run(index, qkv[:, :keys], qkv[:, keys:values], qkv[:, values:], kv)
             if index == shape.layers - 1 and wanted < count:
-                # Keys and values are written: only the rows whose logits are wanted go on.
+                # Keys and values are written: from here on compute only the rows that are sampled.
                 if not wanted:
                     return h.new_empty((0, shape.vocab), dtype=torch.float32)
                 spare = round_up(wanted, self.dtype, self.device) - wanted

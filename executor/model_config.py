@@ -1,4 +1,4 @@
-"""ModelConfig: what the executor must know of a checkpoint's architecture."""
+"""ModelConfig: what the executor takes from a checkpoint's config.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModelConfig:
 
     ``max_positions``: tokens a sequence may have, prompt and output. ``rope``: the parameters
     that Hugging Face calls ``rope_parameters`` (with ``rope_type`` and ``rope_theta``). ``dtype``: the one the
-    checkpoint says it was saved in: float32, bfloat16 or float16. ``eos_token_ids``: tokens that end a sequence.
+    checkpoint was saved in: float32, bfloat16 or float16. ``eos_token_ids``: tokens that end a sequence.
     """
 
     shape: ModelShape
@@ -60,8 +60,8 @@ class ModelConfig:
 def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
     """A `ModelConfig` from the keys of a ``config.json`` completed with its family's defaults.
 
-    ``where`` names the file in errors. `loratory.models.decoder` says what is refused and how long a sequence may be,
-    for the simulator as well. Raises `InputError` for what the executor does not run.
+    ``where`` names the file in errors. `loratory.models.decoder` decides what is refused and how long a sequence may
+    be, for the simulator as well. Raises `InputError` for what the executor does not run.
     """
     found = decoder(config, where)
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):

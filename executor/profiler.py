@@ -53,7 +53,7 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One step: its shape, its seconds in the mean of its runs, and those of each: two, or one where time was up."""
+    """One step: its shape, the mean seconds of its runs, and those of each run: two, or one where time ran out."""
 
     phase: int
     shape: BatchShape
@@ -92,15 +92,13 @@ def measure(
 ) -> Measurements:
     """Time a machine. ``adapters`` (no more than it has slots) are used in turn; ``policy`` should be ``fifo``.
 
-    A phase is a list of arrivals at step numbers, so all runs of it make the very same batches. All phases run once to
-    warm up (kernels are compiled for shapes that come for the first time), then all once and all again, so that the
-    noise includes what changes on a machine in minutes. The first runs have a third of the seconds; a phase that takes
-    more than its share is cut off at a step, and later runs of it end there at the latest: earlier, or not even begin,
-    where the machine has become slower meanwhile.
+    A phase is a list of arrivals at step numbers, so all runs of it form the same batches. All phases run once to warm
+    up (kernels are compiled for new shapes), then all once and all again, so that the noise includes what changes on a
+    machine within minutes. The first runs get a third of the seconds; a phase that takes more than its share is cut off
+    at a step, and its later runs end there at the latest: earlier, or not at all, if the machine has become slower.
 
-    ``progress(what, done, total)`` is told percents. ``between(done, total)`` is called after each timed phase: what is
-    to share the profile's minutes, such as the runs it is to be compared with, has its place there; its time does not
-    count.
+    ``progress(what, done, total)`` receives percents. ``between(done, total)`` is called after each timed phase, and
+    its time does not count: runs that should share the profile's minutes, such as those it is compared with, go there.
     """
     rng = np.random.default_rng(seed)
     names = [adapter.name for adapter in adapters]

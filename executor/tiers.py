@@ -160,6 +160,6 @@ class AdapterTiers(Generic[HostAdapter]):
 
 
 def reason(error: BaseException) -> str:
-    """One line that says what went wrong."""
+    """What went wrong, on one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -1,1 +1,1 @@
-"""models: what a base model's files say: its shape, its context limit, whether it is quantised."""
+"""models: what a base model's files describe: its shape, its context limit, whether it is quantised."""

@@ -1,4 +1,4 @@
-"""read_object: the JSON object in one of a base model's files, such as config.json, or what is wrong with the file."""
+"""read_object: reads the JSON object in one of a base model's files, such as config.json."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MAX_BYTES = 64 << 20
 def read_object(path: Path) -> dict[str, Any]:
     """The object in ``path``: UTF-8 JSON, a byte order mark allowed, no key twice.
 
-    Raises `InputError` for a file that cannot be read, a Git LFS pointer, what is not JSON or no object. Numbers are
-    as Python's json module reads them, so one may be NaN: whoever uses it checks it.
+    Raises `InputError` for a file that cannot be read, a Git LFS pointer, and one that holds no JSON object. Numbers
+    are as Python's json module reads them, so one may be NaN: callers check those they use.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or shortened(str(error), 80)
-        raise InputError(f"{path} cannot be read ({why}): check the path and who may read it") from None
+        raise InputError(f"{path} cannot be read ({why}): check the path and its permissions") from None
     if lfs_pointer(data[:HEAD_BYTES]):
         raise InputError(f"{path} {LFS_POINTER}")
     if len(data) > MAX_BYTES:

@@ -1,4 +1,4 @@
-"""context_limit: how many tokens a request may have on a base model, by the rules vLLM derives it with."""
+"""context_limit: how many tokens a request may have on a base model, by vLLM's rules."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MOST = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class ContextLimit:
-    """Tokens of prompt and output. ``default``: where nobody says; ``most``: as many as anyone may ask for.
+    """Tokens of prompt and output together. ``default``: where no length is configured; ``most``: the largest allowed.
 
-    ``note`` is one sentence for whoever takes the default, where it is not what vLLM would take; else it is empty.
-    ``window`` is the sliding window where that is what limits it.
+    ``note``: one sentence to show with the default where vLLM would take another; otherwise empty. ``window``: the
+    sliding window, where that is the limit.
     """
 
     default: int
@@ -43,14 +43,15 @@ class ContextLimit:
 def context_limit(config: Mapping[str, Any], where: str) -> ContextLimit:
     """The limit of a model, from the keys of its config.json; ``where`` names it in errors.
 
-    vLLM's rule (vllm/config/model.py, ``_get_and_verify_max_len``): the smallest of the keys that hold a length,
-    ``model_max_length`` before them; yarn's original length times its factor; times the factor for other scalings but
-    llama3 and longrope, of which the latter starts with its original length.
+    vLLM's rule (vllm/config/model.py, ``_get_and_verify_max_len``): ``model_max_length``, otherwise the smallest of the
+    keys that hold a length. yarn multiplies its original length by its factor; other scalings multiply the length by
+    theirs, except llama3 and longrope. longrope's default is its original length.
 
-    Three limits are others here. Within a sliding window attention is what it is without one, and beyond it no model
-    here is right, so the window is the most. Dynamic scaling changes nothing up to the unscaled length, and beyond it
-    results depend on how prompts are cut into chunks, so that length is the default. Where yarn scales to less than
-    max_position_embeddings, those count. Raises `InputError` for a length, a factor or a type that makes no sense.
+    Three limits differ from vLLM's. The sliding window is the most: within it attention is the same as without one, and
+    beyond it Loratory models none. Under dynamic scaling the unscaled length is the default: up to it the scaling
+    changes nothing, and beyond it results depend on how prompts are cut into chunks. Where yarn scales to less than
+    max_position_embeddings, that is the limit. Raises `InputError` for a length, a factor or a type that makes no
+    sense.
     """
     lengths = [_length(config[key], key, where) for key in _KEYS if config.get(key) is not None]
     if config.get("model_max_length") is not None:

@@ -23,7 +23,7 @@ DTYPES: Mapping[str, str] = {
     "half": "fp16",
     "bfloat16": "bf16",
 }
-"""dtypes a config may name, and what the catalogue calls them."""
+"""The dtypes that a config may name, and their names in the catalogue."""
 
 _OTHER_MODELS = {
     "num_local_experts": "a mixture of experts",
@@ -42,7 +42,7 @@ _OTHER_MODELS = {
     "block_configs": "a model whose layers differ",
     "pruned_heads": "a model whose layers differ",
 }
-"""Keys that make something else of a config, whatever its model_type says."""
+"""Keys that show another architecture, whatever the model_type."""
 
 _MOST_LAYERS = 1000
 _MOST = 1 << 32

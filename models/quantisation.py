@@ -1,4 +1,4 @@
-"""quantised: whether a checkpoint says that it is quantised, in its config or beside it, and where it says so."""
+"""quantised: whether anything in a checkpoint's config, or beside it, shows that the checkpoint is quantised."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from loratory.git_lfs import refuse_pointer
 from loratory.models.config_file import read_object
 
 _WORDS = ("quant", "compression_config")
-"""What the names of keys contain that say it: ``quantization_config`` (transformers), ``compression_config``
+"""Parts of the names of keys that show it: ``quantization_config`` (transformers), ``compression_config``
 (compressed-tensors), ``quantization`` (MLX, TensorRT-LLM), ``quant_method``, ``quantize_config``,
 ``quantization_bit`` (ChatGLM) and others."""
 
 _FLAGS = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", "bits", "w_bit", "wbits", "weight_bits")
-"""Keys that say it by their value alone: bitsandbytes' switches, and the bits of a weight (16 and more are none)."""
+"""Keys whose value alone shows it: bitsandbytes' switches, and the bits of a weight (below 16)."""
 
 _METHODS = ("quant_method", "quant_algo", "quant_type", "kv_cache_quant_algo", "kv_cache_scheme")
 """Keys inside such a mapping that name the method. A mapping that has some of them, all empty, quantises nothing:
 TensorRT-LLM writes ``{"quant_algo": null, "kv_cache_quant_algo": null}`` for a model in 16 bit."""
 
 _NESTED = ("config", "language_model", "text", "llm")
-"""What the keys contain that hold another config."""
+"""Parts of the names of keys that hold another config."""
 
 _FILES = "*quant*.json"
 """Files beside config.json: ``hf_quant_config.json`` (NVIDIA ModelOpt), ``quantize_config.json`` (AutoGPTQ),
@@ -58,13 +58,13 @@ _MAX_RECIPE_BYTES = 1 << 20
 
 
 def quantised(config: Mapping[str, Any], folder: Path | None = None) -> str | None:
-    """What says that a checkpoint is quantised, such as ``quantization_config (gptq)``; None where nothing does.
+    """The first sign that a checkpoint is quantised, such as ``quantization_config (gptq)``; None where there is none.
 
-    ``config`` is its config.json, ``folder`` what holds it: files beside it are looked at too, and the names and
-    dtypes of its tensors where its weights are there. Weights that cannot be read say nothing; a file beside the config
-    that is called after quantisation says it by its name. Raises `InputError` for one that Git LFS has not fetched.
+    ``config`` is its config.json. With ``folder``, which holds it, the files beside it count as well: those named after
+    quantisation, and the names and dtypes of tensors. Weights that cannot be read are no sign; a file named after
+    quantisation that cannot be read is one. Raises `InputError` for such a file that Git LFS has not fetched.
 
-    Empty values (``null``, ``{}``, ``false``, ``"none"``) quantise nothing.
+    Empty values (``null``, ``{}``, ``false``, ``"none"``) are no sign.
     """
     return next(_signs(config, folder), None)
 
@@ -78,7 +78,7 @@ def _signs(config: Mapping[str, Any], folder: Path | None) -> Iterator[str]:
 
 
 def _in_mapping(values: Mapping[str, Any], path: str, depth: int = 0) -> Iterator[str]:
-    """Keys of ``values``, and of configs in it, that say it: a vision-language wrapper nests its text model's."""
+    """Signs among the keys of ``values``, and of configs in it: a vision-language wrapper nests its text model's."""
     for word, value in values.items():
         key = str(word)
         name = f"{path}{key}"
@@ -184,7 +184,7 @@ def _by_name(names: Iterable[str], file: str) -> Iterator[str]:
 
 
 def _header(path: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file, whatever is in it; empty for a file that has none."""
+    """The header of a safetensors file, unchecked; empty for a file without one."""
     try:
         with path.open("rb") as file:
             start = file.read(8)

@@ -1,4 +1,4 @@
-"""Environment: SimPy's, with events at an exact absolute time and arrivals before step boundaries of the same time."""
+"""ExactEnvironment: SimPy's, with events at exact absolute times and arrivals before step boundaries of a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ExactEnvironment(Environment):
     def reach(self, time: float) -> bool:
         """Set the clock to second ``time`` (not before now) if no event comes up to then; else False, wait `at` it.
 
-        What a process that waits would do, without the event: most steps of a replica meet nobody.
+        The effect is that of a process that waits, without its event: during most steps of a replica nothing else
+        happens.
         """
         queue = self._queue
         if queue and queue[0][0] <= time:

@@ -1,4 +1,4 @@
-"""Replay: a recorded run through an engine, step by step, with the recorded times in place of a cost model."""
+"""replay: a recorded run through an engine, step by step, with the recorded times in place of a cost model."""
 
 from __future__ import annotations
 

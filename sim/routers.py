@@ -1,4 +1,4 @@
-"""Routers: which replica a request goes to."""
+"""Router: decides which replica a request goes to; the routers there are."""
 
 from __future__ import annotations
 

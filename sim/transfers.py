@@ -1,4 +1,4 @@
-"""Transfers: the links an adapter travels: downloads that overlap, then disk and host link with one at a time each."""
+"""Transfers: the links that adapters share: downloads overlap; disk and host link carry one adapter at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from loratory.sim.environment import URGENT, ExactEnvironment, urge
 class SharedLink:
     """A link whose transfers in flight each get an equal share of it (processor sharing).
 
-    What TCP flows of equal round-trip time get of one bottleneck in the long run (Chiu and Jain 1989). ``served`` is
-    what a flow that never left would have got by now, in seconds of the whole link: a flow that joins at ``served``
-    with so many seconds of bytes is done when ``served`` has grown by them, whoever comes and goes meanwhile.
+    TCP flows of equal round-trip time share one bottleneck like this in the long run (Chiu and Jain 1989).
+
+    One number replaces the progress of every flow. ``served`` is what each flow would have received if it had been
+    there from the start, in seconds of the whole link. A flow that joins at ``served`` with bytes for s seconds is done
+    when ``served`` has grown by s, however many flows join and leave in between:
+
+        1 flow:   served grows by 1 a second
+        2 flows:  by 1/2 a second, and so on
     """
 
     def __init__(self, env: ExactEnvironment) -> None:
@@ -29,7 +34,7 @@ class SharedLink:
         self._changes = 0
 
     def carry(self, seconds: float) -> Event:
-        """An event that succeeds when so many seconds' worth of the whole link have come through it."""
+        """An event that succeeds when the link has carried what takes ``seconds`` of it alone."""
         now, flows = self._env.now, self._flows
         if flows:
             self._served += (now - self._at) / len(flows)
@@ -59,12 +64,12 @@ class SharedLink:
 
 
 class Transfers:
-    """One replica's way from remote storage to disk, from disk to host memory, and from host memory to the GPU.
+    """One replica's hops from remote storage to disk, from disk to host memory, and from host memory to the GPU.
 
-    The cost model says how long a hop takes; here adapters wait for one another. At most
+    The cost model gives the time of a hop; here adapters wait for one another. At most
     ``cost.below.remote_concurrency`` are fetched at once, first come, first served, each from its request to its last
-    byte in host memory. Their latencies overlap, their bytes share the network, the disk reads one at a time; so does
-    the host link. With one at a time nothing overlaps.
+    byte in host memory. Their latencies overlap, their bytes share the network, and disk and host link carry one
+    adapter at a time. With a concurrency of 1 nothing overlaps.
     """
 
     def __init__(self, env: ExactEnvironment, cost: CostModel) -> None:

@@ -44,7 +44,7 @@ class Tiles:
         tile = torch.arange(count, device=device)
         slot = torch.searchsorted(tiles_end, tile, right=True)
         known = slot.clamp(max=max_loras - 1)
-        # The tiles of a slot end where tiles_end says, so the last of them is the one that may have gaps.
+        # tiles_end has the end of each slot's tiles, so only the last of them can have gaps.
         first = rows_end[known] - counts[known]
         index = tile - tiles_end[known] + (counts[known] + block - 1) // block
         place = first[:, None] + index[:, None] * block + torch.arange(block, device=device)

@@ -97,8 +97,8 @@ class HostAdapter:
     ) -> HostAdapter:
         """Reads the adapter of ``files`` from its safetensors file, each byte once, and compares what it has read.
 
-        Whatever has become of the file since it was verified, no other content comes out of here: the digest is of the
-        bytes that went into the buffer. Raises `InputError` for a file that is missing or damaged, a tensor that is
+        The digest is of the bytes that went into the buffer, so a file that was replaced since it was verified is
+        refused. Raises `InputError` for a file that is missing or damaged, a tensor that is
         missing or of another shape, one with NaN or infinite values (also when they arise from the cast to ``dtype`` or
         the scaling), other content than was verified, and a module the slots have no room for.
         """
@@ -163,7 +163,7 @@ class HostAdapter:
             places[module.key_b] = _Place(b, module.scaling, transposed=True)
         for key, place in places.items():
             if key not in entries:
-                raise InputError(f"{path}: tensor {key} cannot be read (it is not there): save the adapter again")
+                raise InputError(f"{path}: tensor {key} is missing: save the adapter again")
             if entries[key].shape != place.shape:
                 raise InputError(
                     f"{path}: tensor {key} is {entries[key].shape}, not {place.shape}: save the adapter again"
@@ -171,7 +171,7 @@ class HostAdapter:
         return places
 
     def _broken(self, places: Mapping[str, _Place], file: BinaryIO, header: Header, path: Path) -> str:
-        """Which tensor has values that are not finite, and whether it has them in the file."""
+        """The sentence that names the tensor with values that are not finite, and whether the file holds them."""
         key = next(key for key, place in places.items() if not _finite(place.view))
         entry = next(entry for entry in header.tensors if entry.key == key)
         file.seek(header.data_start + entry.start)
@@ -248,5 +248,5 @@ def _tensor(data: memoryview, entry: TensorEntry) -> Tensor:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all values are finite: the least and the greatest say so, and NaN is both."""
+    """Whether all values are finite. Least and greatest suffice: a NaN is returned as both."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())

@@ -62,7 +62,7 @@ def _table() -> dict[str, GPU]:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Names the catalogue knows, in its order."""
+    """Names of the GPUs in the catalogue, in its order."""
     return tuple(_table())
 
 

@@ -1,4 +1,4 @@
-"""Model names and Hugging Face configs -> ModelSpec."""
+"""model: a ModelSpec by its name in the catalogue, or from a Hugging Face config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _table() -> dict[str, ModelSpec]:
 
 
 def model_names() -> tuple[str, ...]:
-    """Names the catalogue knows, in its order."""
+    """Names of the models in the catalogue, in its order."""
     return tuple(_table())
 
 

@@ -19,7 +19,7 @@ _ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Bytes of one number of ``dtype``; an `InputError` for a dtype nobody knows."""
+    """Bytes of one number of ``dtype``; an `InputError` for an unknown dtype."""
     if dtype not in DTYPE_BYTES:
         raise unknown_name("dtype", dtype, DTYPE_BYTES)
     return DTYPE_BYTES[dtype]
@@ -71,7 +71,7 @@ class ModelSpec:
         """dtype of what is not a linear layer's weight where those are in ``dtype``.
 
         fp8 is for the weights of the layers' linear modules alone: embedding, output head, norms, activations, adapters
-        and, unless told otherwise, the KV cache stay in 16 bit (vllm/model_executor/layers/quantization/fp8.py).
+        and, by default, the KV cache stay in 16 bit (vllm/model_executor/layers/quantization/fp8.py).
         """
         dtype = dtype or self.dtype
         if dtype_bytes(dtype) > 1:
@@ -81,7 +81,7 @@ class ModelSpec:
     def weight_bytes(self, dtype: str | None = None, tp: int = 1) -> int:
         """Weight bytes on one GPU: linear layers, embedding and head are split, norms and missing KV heads repeated.
 
-        ``dtype`` is that of the linear layers; `wide_dtype` says what the rest is in.
+        ``dtype`` is that of the linear layers; the rest is in `wide_dtype`.
         """
         self.check_tp(tp)
         dtype, shape = dtype or self.dtype, self.shape

@@ -8,7 +8,7 @@ from loratory.errors import InputError, nearest, several, shortened
 
 
 def unknown_name(what: str, name: object, known: Iterable[str], extra: str = "") -> InputError:
-    """An `InputError` that says ``what`` is unknown and offers the nearest of ``known``, or all of them."""
+    """An `InputError` that calls ``what`` unknown and offers the nearest of ``known``, or all of them."""
     options = list(known)
     name = shortened(str(name), 100)
     given = name.lower()

@@ -2,7 +2,7 @@
 
 * `cost_model(kind, model, gpu, engine, options)` builds one of `RooflineCost` (datasheet and stated efficiencies),
   `LinearCost` (published or fitted constants) and `ProfileCost` (fitted to measured steps). All are `CostModel`.
-* `kv_blocks(model, gpu, engine, target_modules)` sizes the KV pool as vLLM does, or says which setting to lower.
+* `kv_blocks(model, gpu, engine, target_modules)` sizes the KV pool as vLLM does, or names the settings to lower.
 * `fit(samples)` turns measured steps into a `Profile`; `cold_load_seconds` adds up an adapter's hops.
 
 docs/cost-models.md has the formulae, sources and accuracies.

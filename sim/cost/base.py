@@ -1,4 +1,4 @@
-"""CostModel, what every cost model offers, and DecodeLine, its promise for a batch that only decodes."""
+"""CostModel: the interface of every cost model; DecodeLine: its promise for a batch that only decodes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class DecodeLine(NamedTuple):
 
 
 class CostModel(Protocol):
-    """How long things take. Implementations are pure: equal shapes cost equal, and nothing here reads a clock.
+    """How long steps and loads take. Implementations are pure: equal shapes cost the same, and none reads a clock.
 
-    ``known_error`` says, in a sentence that every report shows, how far predictions are known to be off, and from what.
-    ``warnings`` collects, once each, sentences about predictions outside what the model was fitted on; reports show it.
-    ``below``: the hops that end in host memory, of which a simulation needs to know what overlaps.
+    ``known_error``: one sentence, shown in every report, on how far predictions are known to be off, and from what.
+    ``warnings`` collects sentences, each once, about predictions outside what the model was fitted on; reports show
+    them. ``below``: the hops that end in host memory; a simulation computes from it which of them overlap.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""fit: measured steps -> Profile."""
+"""fit: turns measured steps into a Profile, and evaluates one on steps it has not seen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loratory.sim.cost.nnls import nnls
 from loratory.sim.cost.profile import CAPPED, FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
 
 KNOTS: tuple[int, ...] = (16, 64, 256, 1024)
-"""Token counts at which the default fit lets the cost of a token rise: from memory-bound to compute-bound GEMMs."""
+"""Token counts where the default fit lets the cost of a token increase: from memory-bound to compute-bound GEMMs."""
 
 FEWEST = 8
 """Steps without which there is nothing to fit."""

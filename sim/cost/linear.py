@@ -14,7 +14,7 @@ from loratory.sim.cost.transfer import TransferModel
 
 
 class LinearOptions(BaseModel):
-    """The constants, in seconds (per what the name says). S-LoRA's appendix and VTC's profile are of this form."""
+    """The constants, in seconds per unit in the name. S-LoRA's appendix and VTC's profile are of this form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class LinearCost:
     the sum of decode and prefill parts. LoRA comes on top of the floor, because a floor is fitted without adapters.
 
     ``slots`` are the engine's ``max_loras``: LoRA kernels whose grid spans all slots (vLLM V1 0.8.5: thread blocks for
-    each slot and block of tokens, most of which find nothing to do) cost by them, whatever is in the batch.
+    each slot and block of tokens, most of them idle) cost in proportion to them, whatever is in the batch.
     """
 
     name = "linear"

@@ -1,4 +1,4 @@
-"""The memory model: GPU, model, adapter slots and dtype -> KV blocks, itemised, or an error that says what to lower.
+"""kv_blocks: how many KV blocks fit a GPU beside model and adapter slots, itemised, or which setting to lower.
 
 It follows vLLM V1's start-up (0.8.5; vllm/v1/worker/gpu_worker.py, ``determine_available_memory``): what the engine may
 use, less the weights, the preallocated adapter slots, the peak of a profiling step and what lies outside PyTorch, is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,7 +58,7 @@ class MemoryPlan:
     """Where one GPU's memory goes, in bytes, and the KV pool that is left.
 
     ``lora_bytes`` are the slots as the allocator reserves them plus the vocabulary rows they add; 0 when unified, where
-    adapters share the KV pool and `adapter_tokens` says how much of it one takes.
+    adapters share the KV pool and `adapter_tokens` is how much of it one takes.
     """
 
     total_bytes: int
@@ -111,14 +111,13 @@ def kv_blocks(
     """The memory plan of one GPU of a replica. ``target_modules`` empty means an engine without LoRA.
 
     Raises `InputError` when weights, slots and activations leave no KV cache, or less than one request of
-    ``max_model_len`` needs; the sentence says which setting to change and by how much. It offers only what
-    ``acceptable`` says can be run, for example no rank below that of the adapters.
+    ``max_model_len`` needs; the sentence names the settings to change and their values. It offers only engines for
+    which ``acceptable`` is true, for example no rank below that of the adapters.
     """
-    opts = options or MemoryOptions()
-    targets = resolve_targets(target_modules)
-    plan = _plan(model, gpu, engine, targets, opts)
+    question = _Question(model, gpu, engine, resolve_targets(target_modules), options or MemoryOptions())
+    plan = question.plan()
     if not _fits(plan):
-        raise InputError(_out_of_memory(plan, model, gpu, engine, targets, opts, acceptable))
+        raise InputError(_out_of_memory(plan, question, acceptable))
     return plan
 
 
@@ -129,11 +128,11 @@ def oversized(
     target_modules: str | Iterable[str] = "all-linear",
     options: MemoryOptions | None = None,
 ) -> str | None:
-    """What to know of a ``num_gpu_blocks`` that overrides `kv_blocks` and has no room on the GPU; None where it has.
+    """One sentence about a given ``num_gpu_blocks`` that exceeds the GPU's memory; None where it fits.
 
-    Parameters as of `kv_blocks`. Raises `InputError` for a model that ``tensor_parallel_size`` does not divide.
+    The parameters are those of `kv_blocks`. Raises `InputError` if ``tensor_parallel_size`` does not divide the model.
     """
-    plan = _plan(model, gpu, engine, resolve_targets(target_modules), options or MemoryOptions())
+    plan = _Question(model, gpu, engine, resolve_targets(target_modules), options or MemoryOptions()).plan()
     given = engine.require_blocks()
     blocks = given * plan.block_size * plan.kv_bytes_per_token
     if blocks <= plan.kv_bytes:
@@ -145,36 +144,45 @@ def oversized(
     )
 
 
-def _plan(
-    model: ModelSpec, gpu: GPU, engine: EngineConfig, targets: tuple[str, ...], opts: MemoryOptions
-) -> MemoryPlan:
-    """The plan whether or not it fits."""
-    tp = engine.tensor_parallel_size
-    model.check_tp(tp)
-    dtype = opts.dtype or model.dtype
-    usable = int(gpu.memory_bytes * engine.gpu_memory_utilization)
-    weights = _weights_bytes(model, tp, dtype)
-    slots = engine.max_loras if targets and engine.memory == "slots" else 0
-    wide = model.wide_dtype(dtype)
-    lora = _lora_bytes(model, slots, engine.max_lora_rank, targets, tp, wide, opts)
-    activations = _activation_bytes(model, engine, slots, wide, opts)
-    overhead = opts.overhead_bytes + opts.cuda_graph_bytes
-    per_token = model.kv_bytes_per_token(tp, opts.kv_cache_dtype or wide)
-    available = usable - weights - lora - activations - overhead
-    return MemoryPlan(
-        total_bytes=gpu.memory_bytes,
-        usable_bytes=usable,
-        weights_bytes=weights,
-        lora_bytes=lora,
-        activation_bytes=activations,
-        overhead_bytes=overhead,
-        kv_bytes=available,
-        kv_bytes_per_token=per_token,
-        block_size=engine.block_size,
-        num_gpu_blocks=max(0, available // (per_token * engine.block_size)),
-        slots=slots,
-        max_model_len=engine.max_model_len or model.context.default,
-    )
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a memory plan is made for."""
+
+    model: ModelSpec
+    gpu: GPU
+    engine: EngineConfig
+    targets: tuple[str, ...]
+    opts: MemoryOptions
+
+    def plan(self) -> MemoryPlan:
+        """The plan, whether or not it fits."""
+        model, gpu, engine, opts = self.model, self.gpu, self.engine, self.opts
+        tp = engine.tensor_parallel_size
+        model.check_tp(tp)
+        dtype = opts.dtype or model.dtype
+        usable = int(gpu.memory_bytes * engine.gpu_memory_utilization)
+        weights = _weights_bytes(model, tp, dtype)
+        slots = engine.max_loras if self.targets and engine.memory == "slots" else 0
+        wide = model.wide_dtype(dtype)
+        lora = _lora_bytes(model, slots, engine.max_lora_rank, self.targets, tp, wide, opts)
+        activations = _activation_bytes(model, engine, slots, wide, opts)
+        overhead = opts.overhead_bytes + opts.cuda_graph_bytes
+        per_token = model.kv_bytes_per_token(tp, opts.kv_cache_dtype or wide)
+        available = usable - weights - lora - activations - overhead
+        return MemoryPlan(
+            total_bytes=gpu.memory_bytes,
+            usable_bytes=usable,
+            weights_bytes=weights,
+            lora_bytes=lora,
+            activation_bytes=activations,
+            overhead_bytes=overhead,
+            kv_bytes=available,
+            kv_bytes_per_token=per_token,
+            block_size=engine.block_size,
+            num_gpu_blocks=max(0, available // (per_token * engine.block_size)),
+            slots=slots,
+            max_model_len=engine.max_model_len or model.context.default,
+        )
 
 
 def _fits(plan: MemoryPlan) -> bool:
@@ -246,21 +254,18 @@ def _activation_bytes(model: ModelSpec, engine: EngineConfig, slots: int, dtype:
     return max(layer, tokens * model.shape.hidden * size + max(sampler, 2 * logits + lora_logits))
 
 
-def _out_of_memory(
-    plan: MemoryPlan,
-    model: ModelSpec,
-    gpu: GPU,
-    engine: EngineConfig,
-    targets: tuple[str, ...],
-    opts: MemoryOptions,
-    acceptable: Callable[[EngineConfig], bool],
-) -> str:
-    """One sentence: what is short, and every single setting whose change alone would end it, with its value."""
+_REMEDIES = 3
+"""Settings that the sentence offers where a model does not fit; it has no room for all of them."""
+
+
+def _out_of_memory(plan: MemoryPlan, question: _Question, acceptable: Callable[[EngineConfig], bool]) -> str:
+    """One sentence: what does not fit, and each setting whose change alone would make room, with its value."""
+    engine = question.engine
 
     def fits(**change: int | float) -> bool:
         try:
             changed = EngineConfig.model_validate(engine.model_dump() | change)
-            return _fits(_plan(model, gpu, changed, targets, opts)) and acceptable(changed)
+            return _fits(replace(question, engine=changed).plan()) and acceptable(changed)
         except (InputError, ValueError):
             return False
 
@@ -288,34 +293,25 @@ def _out_of_memory(
     left = f"leave {_gib(plan.kv_bytes)} of" if plan.kv_bytes > 0 else f"take {_gib(-plan.kv_bytes)} more than"
     cache = _gib(plan.max_model_len * plan.kv_bytes_per_token)
     return (
-        f"{model.name} does not fit {gpu.name}: {', '.join(parts)} {left} the {_gib(plan.usable_bytes)} usable; "
+        f"{question.model.name} does not fit {question.gpu.name}: {', '.join(parts)} {left} the "
+        f"{_gib(plan.usable_bytes)} usable; "
         f"a request of max_model_len {plan.max_model_len} needs {cache}: "
-        f"{' or '.join(remedies[:_REMEDIES]) or _larger(model, gpu, engine, targets, opts, acceptable)}"
+        f"{' or '.join(remedies[:_REMEDIES]) or _larger(question, acceptable)}"
     )
 
 
-_REMEDIES = 3
-"""So many settings are offered where a model does not fit; the sentence has no room for all of them."""
-
-
-def _larger(
-    model: ModelSpec,
-    gpu: GPU,
-    engine: EngineConfig,
-    targets: tuple[str, ...],
-    opts: MemoryOptions,
-    acceptable: Callable[[EngineConfig], bool],
-) -> str:
-    """A GPU of the catalogue, or so many of one, that has room; where no setting alone helps."""
-    most = gpu.memory_bytes
+def _larger(question: _Question, acceptable: Callable[[EngineConfig], bool]) -> str:
+    """A GPU of the catalogue, or several of one, with enough memory; for where no single setting helps."""
+    engine, most = question.engine, question.gpu.memory_bytes
+    dtype = question.opts.dtype or question.model.dtype
     cards = sorted((catalogue_gpu(name) for name in gpu_names()), key=lambda card: card.memory_bytes)
     for factor in (1, 2, 4, 8):
         changed = engine.model_copy(update={"tensor_parallel_size": engine.tensor_parallel_size * factor})
         for card in cards:
-            if card.memory_bytes <= most or (opts.dtype or model.dtype) not in card.flops:
+            if card.memory_bytes <= most or dtype not in card.flops:
                 continue
             try:
-                found = _fits(_plan(model, card, changed, targets, opts)) and acceptable(changed)
+                found = _fits(replace(question, gpu=card, engine=changed).plan()) and acceptable(changed)
             except InputError:
                 break
             if found:

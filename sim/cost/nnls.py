@@ -1,4 +1,4 @@
-"""Non-negative least squares."""
+"""nnls: least squares with coefficients of at least 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scenario's ``cost:`` mapping -> a validated options model, or one sentence naming the key and the remedy."""
+"""parse: validates the options of a cost model; TransferOptions: those of the hops that every cost model has."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TransferOptions(BaseModel):
     """The hops that end in host memory.
 
     The defaults: remote is an object store behind a 10 Gbit/s network with 0.2 s to find and open the files; disk is a
-    local NVMe drive read at 3 GB/s with 10 ms to open and parse a safetensors file. They are assumptions; set yours.
-    15 downloads at once are what saturates 10 Gbit/s from S3, at 85 to 90 MB/s a request (AWS, Best Practices Design
+    local NVMe drive read at 3 GB/s with 10 ms to open and parse a safetensors file. They are assumptions: set your own.
+    15 downloads at once saturate 10 Gbit/s from S3, at 85 to 90 MB/s a request (AWS, Best Practices Design
     Patterns: Optimizing Amazon S3 Performance).
     """
 

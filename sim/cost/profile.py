@@ -47,7 +47,7 @@ class _Weights:
 FEATURES: tuple[str, ...] = tuple(field.name for field in fields(_Weights))
 """What a step's time is linear in. ``step``, ``prefill_step`` and ``lora_step`` are 1 where the step computes,
 prefills, has an adapter, else 0; the rest are `BatchShape` fields. Besides these, for any N, ``tokens_above_N`` is
-max(0, tokens - N), and ``FIELD_to_N``, for fields in `CAPPED`, is min(FIELD, N): what the first of them cost more."""
+max(0, tokens - N), and ``FIELD_to_N``, for fields in `CAPPED`, is min(FIELD, N): the first N may cost more."""
 
 CAPPED: tuple[str, ...] = ("tokens", "decode_seqs", "distinct_adapters", "lora_tokens")
 """Fields of a ``FIELD_to_N`` feature: costs that rise steeply at first."""
@@ -98,7 +98,7 @@ class Profile(BaseModel):
     ``coefficients`` are seconds per unit of a feature, none negative, so no prediction falls when a batch grows.
     ``ranges`` are the largest value of each shape field that was measured; beyond, the model warns once.
     ``noise`` is the median relative difference between repeats of one batch. ``load`` is an adapter's hop from host
-    memory to the GPU, ``disk`` the one before it, where it was measured. ``usable``: false where `doubts` said why not.
+    memory to the GPU, ``disk`` the one before it, where it was measured. ``usable``: false where `doubts` gave reasons.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -192,7 +192,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise InputError(f"profile {path} cannot be read ({error.strerror}): check who may read it") from None
+            raise InputError(f"profile {path} cannot be read ({error.strerror}): check its permissions") from None
         except UnicodeDecodeError:
             raise InputError(f"profile {path} is not text: give one that `loratory profile` wrote") from None
         if lfs_text(text):

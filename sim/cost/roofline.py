@@ -204,7 +204,7 @@ class RooflineCost:
     def _lora_seconds(self, adapters: int, ranks: int, tokens: int, token_ranks: int, sampled: int) -> float:
         head = 0.0
         if self._lora_head_s and tokens:
-            # Which of the sampled positions have an adapter no batch says: as many as can.
+            # A batch does not tell which sampled positions have an adapter: as many as possible are assumed.
             share = min(1.0, sampled / tokens)
             head = share * (self._lora_head_s * tokens + self._lora_head_rank_s * token_ranks)
         return head + (

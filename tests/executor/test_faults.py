@@ -246,7 +246,7 @@ def test_memory_that_is_not_there_is_said_with_the_setting_to_lower(llama: Zoo) 
 def test_sequences_beyond_the_models_positions_are_refused_before_a_run(llama: Zoo) -> None:
     """Past them RoPE scaling or a sliding window would give other tokens than the model's own."""
     most = llama.config.max_positions
-    with pytest.raises(InputError, match=f"is not set, and the model has {most} positions"):
+    with pytest.raises(InputError, match=f"is not set, but the model has {most} positions"):
         llama.machine(_config(num_gpu_blocks=most))
     with pytest.raises(InputError, match=f"max_model_len is {most + 1}, .* at most {most}"):
         llama.machine(_config(max_model_len=most + 1))
