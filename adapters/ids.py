@@ -1,4 +1,4 @@
-"""IdStrategy, how a new adapter gets its lora_int_id, and the four there are: sequential, hash, user, semantic."""
+"""IdStrategy: gives a new adapter its lora_int_id; there are four: sequential, hash, user, semantic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK_BITS, DOMAIN_BITS, VERSION_BITS = 10, 10, 11
 
 @dataclass(frozen=True, slots=True)
 class IdClaim:
-    """The adapter version that wants an id, as a strategy sees it. ``lora_int_id`` is what the client asked for."""
+    """An adapter version that needs an id, as a strategy sees it. ``lora_int_id``: the one the client asked for."""
 
     name: str
     version: int
@@ -29,24 +29,24 @@ class IdClaim:
 
 
 class IssuedIds(Protocol):
-    """What a strategy is told of the ids given so far; all of it belongs to the transaction that adds the adapter."""
+    """The ids given so far, as a strategy sees them; all of it is in the transaction that adds the adapter."""
 
     def owner(self, lora_int_id: int) -> str | None:
-        """``name@version`` of the adapter, removed ones included, that has the id; None when it is free."""
+        """``name@version`` of the adapter, removed or not, that has the id; None when the id is free."""
 
     def next_id(self) -> int:
-        """The next number of the issued's counter, which starts at 1 and never gives a number twice."""
+        """The next number of the registry's counter, which starts at 1 and never gives a number twice."""
 
     def code(self, kind: str, word: str) -> int:
-        """The code of a word in the code book of a kind: the one it has, or the lowest that none has, from 0."""
+        """The code of a word in the code book of a kind: its own, or else the lowest unused one, from 0."""
 
 
 class IdStrategy(Protocol):
-    """Gives ids to adapters. Must depend on nothing but the claim and the issued, so that any process decides alike."""
+    """Gives ids to adapters. Depends only on the claim and the ids issued, so that every process decides alike."""
 
     @property
     def name(self) -> str:
-        """What a registry stores, and `id_strategy` finds it by."""
+        """The name that a registry stores and `id_strategy` looks up."""
 
     def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
         """A free id in 1..MAX_ID. Raises `InputError` when there is none for this claim."""
@@ -59,7 +59,7 @@ class SequentialIds:
     name: str = "sequential"
 
     def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
-        """The next number of the issued's counter that is free."""
+        """The next number of the registry's counter that is free."""
         _unasked(self.name, claim)
         while (number := issued.next_id()) <= MAX_ID:
             if issued.owner(number) is None:
@@ -69,16 +69,16 @@ class SequentialIds:
 
 @dataclass(frozen=True, slots=True)
 class HashIds:
-    """An id from SHA-256 of source and digest: registries that never met agree on it.
+    """An id from SHA-256 of source and digest: separate registries agree on it.
 
-    Two adapters whose ids fall together (by the birthday bound, about one pair among 65,000) are told apart by hashing
-    again with a counter: the first registered keeps the id of round 0, and the registry stores what each got.
+    If two adapters get the same id (by the birthday bound, about one pair among 65,000), the second is hashed again
+    with a counter: the one registered first keeps the id of round 0, and the registry stores both ids.
     """
 
     name: str = "hash"
 
     def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
-        """The id of the lowest round that is free."""
+        """The id of the first round whose id is free."""
         _unasked(self.name, claim)
         tried = 0
         while issued.owner(number := self.candidate(claim.source, claim.digest, tried)) is not None:
@@ -101,21 +101,20 @@ class HashIds:
 
 @dataclass(frozen=True, slots=True)
 class UserIds:
-    """The id the client asks for: whoever routes among tenants keeps the numbers."""
+    """The id that the client asks for, for systems that manage the numbers themselves."""
 
     name: str = "user"
 
     def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
-        """The id asked for. Raises `InputError` when none is asked for, it is out of range, or it is another's."""
+        """The id asked for. Raises `InputError` when there is none, it is out of range, or another adapter has it."""
         number = claim.lora_int_id
         if number is None:
             raise InputError(
-                f"adapter {claim.name!r} comes without a lora_int_id, and this registry leaves ids to its clients: "
-                "give one"
+                f"adapter {claim.name!r} has no lora_int_id, but in this registry clients choose the ids: give one"
             )
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_ID:
             raise InputError(
-                f"lora_int_id of adapter {claim.name!r} is {number!r}: give a whole number from 1 to {MAX_ID}"
+                f"lora_int_id of adapter {claim.name!r} is {number!r}: it must be a whole number from 1 to {MAX_ID}"
             )
         if (owner := issued.owner(number)) is not None:
             raise InputError(
@@ -144,8 +143,10 @@ class SemanticIds:
     name: str = "semantic"
 
     def assign(self, claim: IdClaim, issued: IssuedIds) -> int:
-        """The id that says task, domain and version. Raises `InputError` when a label lacks, a field overflows, or
-        another adapter has the same three."""
+        """The id of task, domain and version.
+
+        Raises `InputError` when a label is missing, a field overflows, or another adapter has the same three.
+        """
         _unasked(self.name, claim)
         words = []
         for kind in ("task", "domain"):
@@ -158,7 +159,7 @@ class SemanticIds:
         number = self.encode(SemanticId(issued.code("task", task), issued.code("domain", domain), claim.version))
         if (owner := issued.owner(number)) is not None:
             raise InputError(
-                f"task {task!r}, domain {domain!r}, version {claim.version} is what the id of adapter {owner!r} says: "
+                f"task {task!r}, domain {domain!r}, version {claim.version} is the id of adapter {owner!r}: "
                 f"give {claim.name!r} another task or domain"
             )
         return number
@@ -178,7 +179,7 @@ class SemanticIds:
             if not low <= value < 2**bits:
                 raise InputError(
                     f"{word} {value} does not fit in the {bits} bits a semantic id has for it ({low} to "
-                    f"{2**bits - 1}): start a new registry, or one with another id strategy"
+                    f"{2**bits - 1}): create a new registry, or one with another id strategy"
                 )
         return (fields.task << DOMAIN_BITS | fields.domain) << VERSION_BITS | fields.version
 

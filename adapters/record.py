@@ -1,4 +1,4 @@
-"""AdapterRecord, what a registry knows of one version of an adapter; Registration, what it is told; Change, history."""
+"""AdapterRecord: one version of an adapter in a registry; Registration: a request to add one; Change: history."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from loratory.errors import InputError
 from loratory.serving.lora import LoRARequest
 
 MAX_NAME = 200
-"""Characters in a name, a tenant, or a label's key."""
+"""Characters that a name, a tenant, or a label's key may have."""
 
 MAX_TEXT = 2000
-"""Characters in a source, a label's value, or any other text a registry stores."""
+"""Characters that a source, a label's value, or any other stored text may have."""
 
 ChangeAction = Literal["add", "promote", "rollback", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """One version of a registered adapter. Nothing in it ever changes but ``removed``.
+    """One version of a registered adapter. Only ``removed`` ever changes.
 
     ``bytes`` and ``parameters`` are of the stored LoRA tensors, ``created`` is UTC; the other facts are those of
-    `AdapterDescription`. A removed record is a tombstone: it resolves no more, and keeps its id and version taken.
+    `AdapterDescription`. A removed record is a tombstone: it no longer resolves, and keeps its id and version taken.
     """
 
     name: str
@@ -49,23 +49,23 @@ class AdapterRecord:
 
     @property
     def ref(self) -> str:
-        """``name@version``: what names this version and no other, for ever."""
+        """``name@version``: means this version and no other, for ever."""
         return f"{self.name}@{self.version}"
 
     def lora_request(self, path: str | None = None) -> LoRARequest:
-        """The request's view of it. ``path``: where the files are here; the source when left out.
+        """The adapter as a request carries it. ``path``: its local folder; by default the source.
 
-        Its ``lora_name`` is `ref`, since an engine that serves two versions at once must not give two ids one name.
+        Its ``lora_name`` is `ref`, since an engine that serves two versions at once needs two names for two ids.
         """
         return LoRARequest(self.ref, self.lora_int_id, path or self.source, self.base_model)
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A wish to register an adapter: its name, where it comes from, what its files say, and whose it is.
+    """A request to register an adapter: name, source, description of its files, and tenant.
 
     ``new_version`` allows a name that has other content already. ``lora_int_id`` is for the ``user`` id strategy.
-    Raises `InputError` for texts a registry does not take.
+    Raises `InputError` for texts that a registry does not accept.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of a name's history: what was done to which version, and the default version after it (None: none)."""
+    """One entry of a name's history: what was done to which version, and the default version afterwards, if any."""
 
     at: datetime
     name: str
@@ -110,33 +110,33 @@ def split_ref(ref: str) -> tuple[str, int | None]:
     name, _, version = ref.rpartition("@")
     check_name(name)
     if not (version.isascii() and version.isdigit() and len(version) <= 9 and int(version)):
-        raise InputError(f"{ref!r} is no adapter version: write name@2, with a whole number of at least 1 after the @")
+        raise InputError(f"{ref!r} is not an adapter version: write name@2, with a whole number from 1 after the @")
     return name, int(version)
 
 
 def check_name(name: str) -> None:
-    """Raises `InputError` unless it can be an adapter's name: no ``@``, no control characters, not above 200 long."""
+    """Raises `InputError` unless it can be an adapter's name: up to 200 characters, no ``@``, no control characters."""
     check_text("an adapter's name", name, MAX_NAME)
     if "@" in name:
-        raise InputError(f"the name {name!r} has an @, which sets a version apart: leave it out")
+        raise InputError(f"the name {name!r} has an @, which separates a version from a name: leave it out")
 
 
 def check_labels(whose: str, labels: Mapping[str, str]) -> None:
-    """Raises `InputError` unless every key and value is a text a registry takes."""
+    """Raises `InputError` unless a registry accepts every key and value."""
     for key, value in labels.items():
         check_text(f"a label's key of {whose}", key, MAX_NAME)
         if not all(mark.isalnum() or mark in "-_./" for mark in key):
-            raise InputError(f"the label {key!r} of {whose} is no key: use letters, digits, and - _ . / in it")
+            raise InputError(f"the label {key!r} of {whose} is not a valid key: use letters, digits, and - _ . / only")
         check_text(f"the label {key!r} of {whose}", value, MAX_TEXT)
 
 
 def check_text(what: str, text: str, limit: int) -> None:
-    """Raises `InputError` for a text that is empty, too long, padded, or has control characters or lone surrogates."""
+    """Raises `InputError` for text that is empty, too long, padded, or has control characters or lone surrogates."""
     if not isinstance(text, str) or not text:
         raise InputError(f"{what} is {text!r}: give a text that is not empty")
     if len(text) > limit:
-        raise InputError(f"{what} has {len(text)} characters: at most {limit} are taken, so shorten it")
+        raise InputError(f"{what} has {len(text)} characters, but at most {limit} are allowed: shorten it")
     if text != text.strip():
-        raise InputError(f"{what} is {text!r}: take the blanks off its ends")
+        raise InputError(f"{what} is {text!r}: remove the blanks at its ends")
     if not text.isprintable() and any(unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") for mark in text):
-        raise InputError(f"{what} is {text!r}, with control characters in it: take them out")
+        raise InputError(f"{what} is {text!r}, which has control characters: remove them")

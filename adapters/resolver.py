@@ -1,7 +1,7 @@
-"""LoRAResolver, who turns the adapter name of a request into an adapter on this machine; from a registry or a folder.
+"""LoRAResolver: finds the adapter that a request names, and brings it to this machine, from a registry or a source.
 
-The interface is vLLM's (vllm/lora/resolver.py): None means "no adapter of mine", so that the next resolver is asked.
-Whatever goes wrong with an adapter is a `RefusedAdapter`: it ends the one request, and no engine sees the adapter.
+The interface is vLLM's (vllm/lora/resolver.py): None means that the name is unknown here, and the next resolver is
+asked. Any fault of an adapter is a `RefusedAdapter`, which ends the one request; no engine sees the adapter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LoRAResolver(Protocol):
     """Finds adapters by the names that requests use."""
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """The adapter with ``lora_path`` a local folder that was validated; None when the name is not known here.
+        """The adapter, whose ``lora_path`` is a validated local folder; None when the name is not known here.
 
         ``base_model_name`` is what the engine calls its model. Raises `RefusedAdapter`, and nothing else.
         """
@@ -41,9 +41,9 @@ class LoRAResolver(Protocol):
 class RegistryResolver:
     """Adapters of a registry, by ``name`` or ``name@version``, with the registry's ids.
 
-    What it hands out has the digest that was registered. An adapter for another base model than the engine's is
-    refused; ``base_models`` are further names the engine's model goes by. Folders stay leased in the cache until
-    `forget`, since an engine reads an adapter's files again whenever it loads it.
+    Every adapter it returns has the digest that was registered. An adapter for another base model than the engine's is
+    refused; ``base_models`` are further names of the engine's model. Folders stay leased in the cache until `forget`,
+    since an engine reads an adapter's files at every load.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RegistryResolver:
         self._leases = _Leases(AdapterFetcher(cache, limits))
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """`LoRAResolver.resolve_lora`; the look-up and the download are done in a thread."""
+        """`LoRAResolver.resolve_lora`; look-up and download run in a thread."""
         return await _guarded(lora_name, lambda: self._resolve(base_model_name, lora_name))
 
     def forget(self, lora_name: str) -> None:
@@ -69,7 +69,7 @@ class RegistryResolver:
         try:
             split_ref(lora_name)
         except InputError:
-            # What no registry can hold is another resolver's, or nobody's.
+            # No registry holds such a name; another resolver may.
             return None
         try:
             record = self._registry.resolve(lora_name)
@@ -82,10 +82,10 @@ class RegistryResolver:
 
 
 class SourceResolver:
-    """Adapters below a local folder or an ``hf://``, ``s3://`` or ``gs://`` prefix, by their path below it.
+    """Adapters below a local folder or an ``hf://``, ``s3://`` or ``gs://`` prefix, by their paths below it.
 
-    Ids are `HashIds` of source and digest: the same in every process, and another when the content changes. Sources are
-    looked for at each call, so an adapter that is put there later is found.
+    Ids are `HashIds` of source and digest: the same in every process, and new when the content changes. Each call lists
+    the sources again, so adapters that are added later are found.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SourceResolver:
         self._mutex = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """`LoRAResolver.resolve_lora`; listing and download are done in a thread."""
+        """`LoRAResolver.resolve_lora`; listing and download run in a thread."""
         return await _guarded(lora_name, lambda: self._resolve(base_model_name, lora_name))
 
     def forget(self, lora_name: str) -> None:
@@ -128,7 +128,7 @@ class SourceResolver:
         return LoRARequest(lora_name, number, str(found.folder), base_model)
 
     def _find(self, lora_name: str) -> AdapterSource | None:
-        """The source a name means; None for what is not below the prefix, such as a path or a link out of it."""
+        """The source that a name means; None for one not below the prefix, such as a path or a link out of it."""
         if any(part.startswith(".") or not _PART.fullmatch(part) for part in lora_name.split("/")):
             return None
         if self._local:
@@ -141,7 +141,7 @@ class SourceResolver:
         return str(source).removeprefix(self._prefix).strip("/")
 
     def _id(self, source: str, digest: str) -> int:
-        """The id of lowest round that no other adapter of this resolver has."""
+        """The id of the first round that no other adapter of this resolver has."""
         with self._mutex:
             tried = 0
             while self._ids.setdefault(number := HashIds.candidate(source, digest, tried), (source, digest)) != (
@@ -160,7 +160,7 @@ class ResolverChain:
         self._meanings: dict[int, str] = {}
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """`LoRAResolver.resolve_lora`. A resolver that refuses is the last one asked: its word counts."""
+        """`LoRAResolver.resolve_lora`. A refusal is final: no further resolver is asked."""
         for resolver in self._resolvers:
             found = await resolver.resolve_lora(base_model_name, lora_name)
             if found is None:
@@ -176,7 +176,7 @@ class ResolverChain:
 
 
 class VLLMResolver:
-    """A resolver as vLLM's registry of resolvers wants it: it gives vLLM's ``LoRARequest``, imported when first needed.
+    """A resolver for vLLM's registry of resolvers: it returns vLLM's ``LoRARequest``, imported when first needed.
 
     ``kind`` is that class, or one like it.
     """
@@ -195,7 +195,7 @@ _PART = re.compile(r"[^\x00-\x1f\x7f\\]+")
 
 
 class _Leases:
-    """The folders handed out, one for each adapter, however often it was asked for."""
+    """The folders returned so far, one for each adapter, however often it was asked for."""
 
     def __init__(self, fetcher: AdapterFetcher) -> None:
         self.fetcher = fetcher
@@ -225,7 +225,8 @@ async def _guarded(lora_name: str, work: Callable[[], LoRARequest | None]) -> Lo
         raise RefusedAdapter(f"adapter {lora_name!r} is refused: {error}") from error
     except Exception as error:
         raise RefusedAdapter(
-            f"adapter {lora_name!r} is refused, {type(error).__name__} came up ({error}): see the log, and report it"
+            f"adapter {lora_name!r} is refused because of an unexpected {type(error).__name__} ({error}): "
+            "see the log, and report it"
         ) from error
 
 
@@ -233,6 +234,6 @@ def _check_base(name: str, wanted: str | None, served: str, aliases: frozenset[s
     if wanted is None or not served or wanted == served or wanted in aliases:
         return
     raise RefusedAdapter(
-        f"adapter {name!r} is for the base model {wanted!r}, and this engine serves {served!r}: route the request to "
-        "one that serves it, or give the resolver that name in base_models"
+        f"adapter {name!r} is for the base model {wanted!r}, but this engine serves {served!r}: route the request to "
+        "an engine that serves it, or give the resolver that name in base_models"
     )

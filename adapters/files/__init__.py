@@ -1,1 +1,1 @@
-"""adapters.files: an adapter's files, opened, parsed and checked as files nobody vouches for."""
+"""adapters.files: an adapter's files, opened, parsed and checked as untrusted input."""

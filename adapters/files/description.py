@@ -1,4 +1,4 @@
-"""AdapterDescription: what an adapter's files say of it, read without loading its tensors."""
+"""AdapterDescription: an adapter as its files describe it, read without loading its tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AdapterDescription:
     ``rank``: the largest of its modules. ``alpha``: the configured ``lora_alpha`` (patterns show in the modules'
     scaling). ``target_modules``: names of linear layers, sorted. ``dtype``: of the stored tensors, as safetensors
     spells it (F32, BF16, F16). ``bytes``: of the stored LoRA tensors. ``digest``: ``sha256:`` and 64 hex digits over
-    configuration and weights. ``base_model``: what the adapter says it was trained on, or None. ``weights``: the weight
+    configuration and weights. ``base_model``: the one it names, or None. ``weights``: the weight
     file's name in the adapter's folder.
     """
 

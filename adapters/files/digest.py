@@ -1,4 +1,4 @@
-"""begin_digest: the start of an adapter's digest, over what its configuration means; its weights' bytes follow."""
+"""begin_digest: starts an adapter's digest with the meaning of its configuration; the bytes of its weights follow."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def begin_digest(
     modules: Sequence[LoRAModule],
     tensors: Sequence[TensorEntry],
 ) -> hashlib._Hash:
-    """A sha256 of all of a description that the weights' bytes do not decide; update it with those, in their order.
+    """A sha256 of the part of a description that the weights' bytes do not hold; update it with those bytes in order.
 
-    PEFT writes the same configuration in several ways (the order of a set, its own version): they have one digest.
+    PEFT writes one configuration in several ways (the order of a set, its own version); they give one digest.
     """
     content = {
         "format": _FORMAT,
@@ -35,5 +35,5 @@ def begin_digest(
 
 
 def digest_text(digest: hashlib._Hash) -> str:
-    """The digest as records have it."""
+    """The digest as records hold it: ``sha256:`` and hex."""
     return f"sha256:{digest.hexdigest()}"

@@ -1,4 +1,4 @@
-"""pair: the LoRA modules that a weight file's tensors make up, checked against configuration and base model."""
+"""pair: combines a weight file's tensors into LoRA modules, checked against configuration and base model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loratory.models.linear_layers import BLOCKS, HEAD
 from loratory.models.shape import ModelShape
 
 MAX_LAYERS = 1024
-"""Layers an adapter may have when no base model says how many there are."""
+"""Layers that an adapter may have where no base model is given."""
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight", re.ASCII)
 _NAMED = re.compile(r".+\.lora_[AB]\.(\w+)\.weight")
@@ -136,7 +136,7 @@ def _wrappers(pairs: _Pairs) -> str:
 def frozen_head(key: str) -> bool:
     """Whether a tensor is the base model's own output head, which PEFT saves beside LoRA on it, unchanged.
 
-    It is passed over, as vLLM does (vllm/lora/utils.py).
+    It is ignored, as by vLLM (vllm/lora/utils.py).
     """
     return key.endswith(f".{HEAD}.base_layer.weight")
 
@@ -179,7 +179,7 @@ def _strange(key: str) -> str:
 
 
 def _place(path: str, base: ModelShape | None, allowed: frozenset[str], weights: str) -> Place:
-    """Where a module is, in the model and among what is allowed."""
+    """Where a module is in the model. Raises `InvalidAdapter` for one that the model lacks or that is not allowed."""
     place = place_of(path)
     if place is None:
         raise InvalidAdapter(
@@ -219,9 +219,9 @@ def _check_targets(
     weights: str,
     patterns: Patterns,
 ) -> None:
-    """The file must hold the modules that the configuration promises: all of them and no others.
+    """Raises `InvalidAdapter` unless the file holds exactly the modules that the configuration targets.
 
-    A name in a list that means nothing in this model promises nothing: PEFT takes it as long as another one matches.
+    A name in a list that matches no module is accepted, as by PEFT, if another one matches.
     """
     unused = set() if isinstance(settings.target_modules, str) else set(settings.target_modules)
     paths = [(read_as(reading.layer or _LAYER, layer, name), layer) for layer in range(layers) for name in BLOCKS]

@@ -1,4 +1,4 @@
-"""Place: which linear layer of a served model a module's path in an adapter's file means, under whatever wrapper."""
+"""Place: the linear layer of a served model that a module's path in an adapter's file means, with any wrapper."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PREFIX = "base_model.model."
 """What PEFT puts before the path of a module in the base model."""
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of a path that torch.compile and torch.distributed put in: they name the module they stand before."""
+"""Parts of a path that torch.compile and torch.distributed insert before the module that they wrap."""
 
 _CONTAINERS = frozenset({"model", "module", "language_model", "text_model", "llm", "thinker"})
-"""What a language model's layers may be in: the model itself, DistributedDataParallel, a vision-language model."""
+"""Parts of a path that may come before a language model's layers: the model, DistributedDataParallel, a VLM."""
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _PART = re.compile(r"\w+", re.ASCII)
@@ -42,7 +42,7 @@ _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
         "it is the embedding, on which no LoRA is served: retrain without embed_tokens, or merge the adapter",
     ),
 )
-"""Parts of paths that say why a module is of no served model, with the remedy."""
+"""Parts of paths of modules that no served model has: why, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Place:
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Where it comes when a model runs."""
+        """Its place in the order in which a model runs its layers."""
         return self.name == HEAD, self.layer, TARGETS.index(self.name)
 
 
@@ -93,7 +93,7 @@ def place_of(path: str) -> Place | None:
     if BLOCKS.get(plain[-1]) != plain[-2] or not _CONTAINERS.issuperset(plain[:-4]):
         return None
     variable = dict(zip(plain[-3:], ("{layer}", "{parent}", "{name}"), strict=True))
-    # What stands before the layer's number is the same for all; a container is never called like a layer.
+    # Only what follows the last "layers" differs between modules; no container is named like a linear layer.
     number = len(parts) - 1 - parts[::-1].index("layers")
     raw = [*parts[: number + 1], *(variable.get(part, part) for part in parts[number + 1 :])]
     clean = [*plain[:-3], *variable.values()]
@@ -106,7 +106,7 @@ def read_as(reading: str, layer: int, name: str) -> str:
 
 
 def why_none(path: str) -> str:
-    """Why no served model has a module, and what to do."""
+    """Why no served model has this module, and the remedy."""
     parts = set(path.split("."))
     for names, reason in _OTHERS:
         if parts & names:
@@ -115,7 +115,7 @@ def why_none(path: str) -> str:
 
 
 def not_linear(layers: int) -> Iterable[str]:
-    """The paths of a served model's modules that are no linear layers: PEFT has no LoRA for them, or another one."""
+    """The paths of a served model's modules that are not linear layers: PEFT has another LoRA for them, or none."""
     yield from ("model", "model.embed_tokens", "model.norm", "model.rotary_emb", "model.layers")
     for layer in range(layers):
         path = f"model.layers.{layer}"

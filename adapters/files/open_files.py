@@ -1,4 +1,4 @@
-"""check_folder, open_file and read_up_to: reach an adapter's files without following anything out of its folder."""
+"""open_file: opens an adapter's files, following no link out of its folder; check_folder: what the folder holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-"""Names of files that Python's pickle module would run code from; they are never opened."""
+"""Suffixes of files that Python's pickle module would run code from; they are never opened."""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _LISTED = 1000
 
@@ -92,7 +92,7 @@ def open_file(folder: Path, name: str, root: Path | None = None) -> BinaryIO:
         mode = os.stat(real).st_mode
         if not stat.S_ISREG(mode):
             raise InvalidAdapter(f"{named(path)} is a {_kind(mode)}, not a file: put the file PEFT saved there")
-        # NONBLOCK and NOFOLLOW: whoever can write here may have put a pipe or a link in its place since the check
+        # NONBLOCK and NOFOLLOW: since the check, another process may have put a pipe or a link in its place.
         fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidAdapter(
@@ -101,7 +101,7 @@ def open_file(folder: Path, name: str, root: Path | None = None) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise InvalidAdapter(
-            f"{named(path)} was replaced while it was opened: register an adapter that nobody writes to"
+            f"{named(path)} was replaced while it was opened: register an adapter that no other process writes to"
         )
     return os.fdopen(fd, "rb", buffering=0)
 

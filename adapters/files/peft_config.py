@@ -1,4 +1,4 @@
-"""LoraSettings: what an adapter's configuration says, once every field of it has been accepted."""
+"""LoraSettings: an adapter's configuration, once every field of it has been accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loratory.adapters.files.strict_json import shown
 from loratory.errors import InvalidAdapter
 
 MAX_ENTRIES = 10_000
-"""Entries a list or pattern table may have."""
+"""Entries that a list or a table of patterns may have."""
 
 _ALL_LINEAR = "all-linear"
 
@@ -79,8 +79,8 @@ class LoraSettings:
 def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     """Settings from the object in ``adapter_config.json``, whose name in messages is ``where``.
 
-    Raises `InvalidAdapter` for a value PEFT would not have written, a variant of LoRA that is not served, and a
-    field this code does not know that is not off.
+    Raises `InvalidAdapter` for a value that PEFT would not have written, a variant of LoRA that is not served, and an
+    unknown field that is not off.
     """
     fields = _Fields(config, where)
     kind = config.get("peft_type")
@@ -194,13 +194,13 @@ class _Fields:
 
 
 def _suffixes(path: str) -> set[str]:
-    """What an entry of a list may be to mean ``path``: the path, or what follows one of its dots."""
+    """The entries of a list that mean ``path``: the path itself, and what follows each of its dots."""
     parts = path.split(".")
     return {".".join(parts[first:]) for first in range(len(parts))}
 
 
 def _check_init(value: object, where: str) -> None:
-    """Only initialisations after which the base model is what it was."""
+    """Raises `InvalidAdapter` for an initialisation that may have changed the base model."""
     if value is None or isinstance(value, bool):
         return
     name = value.lower() if isinstance(value, str) else ""

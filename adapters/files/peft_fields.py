@@ -1,4 +1,4 @@
-"""The fields of PEFT's LoraConfig (0.21) that this code ignores, and those it refuses by name, each with the reason."""
+"""The fields of PEFT's LoraConfig (0.21): those that are read, ignored, or refused, with the reason."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ REFUSED: Mapping[str, str] = {
 """Fields that are refused unless they are off, and why, with the remedy."""
 
 EMPTY_IS_OFF = frozenset({"layer_replication", "megatron_config", "modules_to_save", "target_parameters"})
-"""Refused fields that PEFT takes to be off when they are empty, not only when null or false."""
+"""Refused fields that count as off for PEFT also when they are empty, not only when null or false."""
 
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
-"""Ways of initialising that leave the base weights alone, so that the saved matrices are all there is."""
+"""Initialisations that leave the base weights unchanged, so that the saved matrices are the whole adapter."""
 
 MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Ways of initialising that change the base weights: the saved matrices are right only on the changed ones."""
+"""Initialisations that change the base weights: the saved matrices are right only on the changed ones."""
 
 _EMBEDDING = "LoRA on an embedding is not served; retrain without embed_tokens as a target, or merge the adapter"
 _WHOLE = (
@@ -94,4 +94,4 @@ EXTRA_TENSORS: Mapping[str, str] = {
     ".original_module": "whole modules are not served; retrain without modules_to_save, or merge the adapter",
     ".bias": "trained biases are not served; retrain with bias='none'",
 }
-"""Parts of tensors' keys that show what a configuration hides, tried in this order, and why they are refused."""
+"""Parts of tensors' keys that are refused, in the order in which they are tried, and why."""

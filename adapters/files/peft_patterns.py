@@ -1,4 +1,22 @@
-"""Patterns: PEFT's regular expressions, matched in bounded time because strangers wrote them."""
+"""Patterns: PEFT's regular expressions, matched in bounded time because an untrusted file supplies them.
+
+Python's ``re`` backtracks: ``(a+)+b`` on a long row of a's takes exponential time, and an adapter's configuration may
+hold any expression. Here an expression is instead run on all positions of the text at once. A set of positions is the
+bits of one integer, and every part of an expression maps the set where it may begin to the set where it may end:
+
+    text       q _ p r o j          pattern  [a-z]_p.*
+    position   0 1 2 3 4 5 6
+    begin      1 . . . . . .        a match begins at 0
+    [a-z]      . 1 . . . . .        a letter at 0: go on at 1
+    _          . . 1 . . . .
+    p          . . . 1 . . .
+    .*         . . . 1 1 1 1        each round adds the positions one further, until none is new
+                           ^        the end of the text is in the set: the whole text matches
+
+A literal is a mask and a shift; a choice is the union of its branches; a repetition runs until no position is new,
+which is at most once for each position. So time is polynomial, and the number of steps is bounded as well (`MAX_WORK`).
+The expression is parsed by Python's own parser (``re._parser``), so its syntax is Python's.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +29,20 @@ from loratory.adapters.files.strict_json import shown
 from loratory.errors import InvalidAdapter
 
 MAX_PATTERN = 4096
-"""Characters an expression may have."""
+"""Characters that an expression may have."""
 
 MAX_WORK = 2_000_000
-"""Steps all matching of one adapter may take, about a second; a 70B model with a rank for each module takes 160,000."""
+"""Steps that matching may take for one adapter, about a second; a 70B model with a rank a module takes 160,000."""
 
 _PLAIN = re.compile(r"\^?(?:[\w.-]|\\\.)+\Z", re.ASCII)
 _Node = tuple[Any, Any]
 
 
 class Patterns:
-    """Matches as Python's ``re`` does, but backtracks nowhere.
+    """Matches as Python's ``re`` does, without backtracking; the steps of all matches together are bounded.
 
-    An expression is evaluated on all positions of the text at once, as bits of one number, so that a nested repetition
-    takes polynomial steps, and their sum over this object's life is bounded. Back references, look-behind, inline flags
-    and atomic groups are refused. Texts are ASCII and without line breaks. Raises `InvalidAdapter`.
+    Back references, look-behind, inline flags and atomic groups are refused. Texts are ASCII, without line breaks.
+    Raises `InvalidAdapter`.
     """
 
     def __init__(self, where: str) -> None:
@@ -50,7 +67,7 @@ class Patterns:
         for key in keys:
             pattern = rf"(.*\.)?({key})$"
             if _PLAIN.match(key):
-                # neither a repetition nor a choice inside: re needs one attempt for each dot of the text
+                # Without a repetition or a choice inside, re makes one attempt for each dot of the text.
                 self._spend(1)
                 if len(key) - key.count("\\") - key.count("^") > len(text):
                     continue
@@ -64,10 +81,10 @@ class Patterns:
         return None
 
     def _ends(self, pattern: str, text: str) -> int:
-        """Positions, as bits, at which a match that begins at the text's beginning can end."""
+        """Positions, as bits, where a match that begins at the start of the text can end."""
         self._spend(len(text))
         if pattern not in self._parsed:
-            # a parsed character takes some hundred bytes
+            # A parsed character takes some hundred bytes of memory, so parsing counts as work.
             self._spend(32 * len(pattern))
             self._parsed[pattern] = self._parse(pattern)
         try:
@@ -148,7 +165,7 @@ class _Run:
         return (1 << len(self.text)) - 1
 
     def _repeat(self, least: int, most: int, body: list[_Node], starts: int) -> int:
-        # one round moves every position on or leaves it: after as many rounds as there are positions nothing changes
+        # A round moves each position on or leaves it, so nothing is new after as many rounds as there are positions.
         rounds = len(self.text) + 1
         for _ in range(min(least, rounds)):
             starts = self.sequence(body, starts)
@@ -161,6 +178,7 @@ class _Run:
         return ends
 
     def _look_ahead(self, body: list[_Node], starts: int, wanted: bool) -> int:
+        # One position at a time: from the ends of all together the starts that matched cannot be told apart.
         kept = 0
         for position in range(len(self.text) + 1):
             bit = 1 << position
@@ -178,7 +196,7 @@ class _Run:
         boundary = sum(1 << i for i in range(len(self.text) + 1) if word[i] != word[i + 1])
         if where == "AT_BOUNDARY":
             return boundary
-        # before Python 3.14 \B does not match in an empty text, and no module has an empty path
+        # Before Python 3.14 \B does not match an empty text, but no module has an empty path.
         return ~boundary & (self._inside | end)
 
     def _set(self, items: list[_Node]) -> int:

@@ -1,4 +1,4 @@
-"""Header: what a safetensors file says of its tensors, checked against the file's size before anything is allocated."""
+"""Header: the tensors that a safetensors file declares, checked against its size before anything is allocated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loratory.errors import InvalidAdapter
 from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 
 DTYPE_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of one number, by the dtypes an adapter may have, as safetensors spells them."""
+"""Bytes of one number in each dtype that an adapter may have, as safetensors spells it."""
 
 MAX_HEADER_BYTES = 2 << 20
 """A larger header is refused: 2 MiB describes some 15,000 tensors, and a large model's adapter has about 1,100."""

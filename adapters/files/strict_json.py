@@ -1,4 +1,4 @@
-"""parse_object: reads a JSON object from a file that nobody vouches for."""
+"""parse_object: parses a JSON object from an untrusted file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_CONFIG_BYTES = 1 << 20
 """A configuration larger than this is refused; PEFT's largest, with one rank pattern a module, takes some 100 kB."""
 
 MAX_DEPTH = 32
-"""Nesting a configuration may have; PEFT's has 3."""
+"""Levels of nesting that a configuration may have; PEFT's has 3."""
 
 _LINK = re.compile(rb"(?:\.\./)+[^\s{}]{1,1000}")
-"""What git leaves in the place of a link where it may make none: the path that the link leads to."""
+"""What git writes instead of a symbolic link where it may not create one: the path that the link leads to."""
 
 
 def parse_object(data: bytes, where: str, limit: int) -> dict[str, object]:
@@ -31,7 +31,7 @@ def parse_object(data: bytes, where: str, limit: int) -> dict[str, object]:
             "copy the folder again with its links, or with cp -L"
         )
     if len(data) > limit:
-        raise InvalidAdapter(f"{where} is larger than {limit} bytes: remove from it what PEFT did not write")
+        raise InvalidAdapter(f"{where} is larger than {limit} bytes: remove what PEFT did not write")
     if not data.strip():
         raise InvalidAdapter(f"{where} is empty: copy it again from where the adapter was saved")
     try:

@@ -1,4 +1,4 @@
-"""validate: decides whether an adapter's files can be trusted and served, and says what they hold."""
+"""validate: decides whether an adapter's files can be trusted and served, and describes them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ __all__ = ["FileLimits", "InvalidAdapter", "ModelShape", "validate"]
 
 @dataclass(frozen=True, slots=True)
 class FileLimits:
-    """What an adapter may be. Without ``base``, shapes are checked against each other only.
+    """What files are accepted. Without ``base``, shapes are checked only against each other.
 
-    ``max_file_bytes`` is of the weight file. Raises `InputError` for a limit below 1 or a module no served model has.
+    ``max_file_bytes`` is for the weight file. Raises `InputError` for a limit below 1 or a module that no served model
+    has.
     """
 
     max_lora_rank: int = 256
@@ -47,12 +48,12 @@ class FileLimits:
 def validate(
     folder: str | os.PathLike[str], limits: FileLimits | None = None, *, root: str | os.PathLike[str] | None = None
 ) -> AdapterDescription:
-    """What the PEFT adapter in ``folder`` is, if it is whole, well formed and of a kind that is served.
+    """The description of the PEFT adapter in ``folder``, if it is whole, well formed and of a kind that is served.
 
     Reads ``adapter_config.json`` and ``adapter_model.safetensors`` once, in a few MB of memory whatever their size
-    (below 64 MB if they were made to take much), and opens no other file. Links are followed inside ``root``, by
+    (below 64 MB even for files made to take more), and opens no other file. Links are followed inside ``root``, by
     default the folder, and for a snapshot in a Hugging Face cache its repository's folder there. Raises
-    `InvalidAdapter`, with one sentence that says what is wrong and how to mend it.
+    `InvalidAdapter`, with one sentence that names the fault and its remedy.
     """
     limits = limits or FileLimits()
     folder = Path(folder)
@@ -85,7 +86,7 @@ def validate(
             scan(file, header.tensors, digest, weights)
             after = os.fstat(file.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise InvalidAdapter(f"{weights} changed while it was read: copy it whole before registering it")
+                raise InvalidAdapter(f"{weights} changed while it was read: copy it completely before registering it")
     except OSError as error:
         raise InvalidAdapter(f"{weights} cannot be read ({error.strerror}): copy the adapter again") from None
     return AdapterDescription(

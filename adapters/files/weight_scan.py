@@ -1,6 +1,6 @@
 """scan: reads all weights once, in constant memory, for their digest and for numbers that are not finite.
 
-`read_tensor` gives the bytes of one tensor to others who read them.
+`read_tensor` reads the bytes of one tensor for other modules.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _fill(file: BinaryIO, chunk: memoryview, where: str) -> None:
     while filled < len(chunk):
         count = file.readinto(chunk[filled:])  # type: ignore[attr-defined]
         if not count:
-            raise InvalidAdapter(f"{where} became shorter while it was read: copy it whole before registering it")
+            raise InvalidAdapter(f"{where} became shorter while it was read: copy it completely before registering it")
         filled += count
 
 

@@ -1,4 +1,4 @@
-"""problems: what is wrong in a registry's tables, recomputed from its history."""
+"""problems: finds contradictions in a registry's tables by recomputing them from its history."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from loratory.adapters.registry.registry import Registry
 
 
 def problems(registry: Registry) -> list[str]:
-    """One sentence a problem; an empty list says that history, records, defaults and ids agree with each other.
+    """One sentence a problem; the list is empty where history, records, defaults and ids agree.
 
-    Reads the tables one after another, so registrations under way at the same time can show as problems.
+    Reads the tables one after another, so registrations at the same time can appear as problems.
     """
     found = [*registry.damage()]
     records = registry.list(removed=True)
@@ -30,10 +30,10 @@ def problems(registry: Registry) -> list[str]:
     for name, versions in by_name.items():
         given, default = stored.get(name, (0, None))
         if sorted(versions) != list(range(1, given + 1)):
-            found.append(f"{name} has versions {sorted(versions)} and says it has had {given}")
+            found.append(f"{name} has versions {sorted(versions)}, but its row counts {given}")
         replayed = _replay(changes.get(name, []))
         if replayed != (versions, default):
-            found.append(f"{name} is {(versions, default)} and its history makes it {replayed}")
+            found.append(f"{name} is {(versions, default)}, but its history gives {replayed}")
         if (default is None) != all(versions.values()) or (default is not None and versions.get(default, True)):
             found.append(f"{name} has the default {default} among {versions} (True: removed)")
     return found

@@ -1,4 +1,4 @@
-"""Database: where a registry's tables are. SQLite in a file or in memory, or PostgreSQL by URL; reads and writes."""
+"""Database: where a registry's tables are: SQLite in a file or in memory, or PostgreSQL by URL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loratory.errors import InputError
 from loratory.git_lfs import refuse_pointer
 
 BUSY_S = 60
-"""How long a write waits for another process's write before it gives up."""
+"""Seconds that a write waits for another process's write before it gives up."""
 
 _ADVISORY_KEY = 0x6C6F7261
 """PostgreSQL's advisory lock under which tables are created: ``CREATE TABLE IF NOT EXISTS`` alone is not atomic."""
@@ -46,7 +46,7 @@ class Database:
 
     @property
     def engine(self) -> Engine:
-        """SQLAlchemy's engine, made when first asked for; it connects to nothing by itself."""
+        """SQLAlchemy's engine, made at its first use; making it connects to nothing."""
         if self._engine is None:
             with self._making:
                 if self._engine is None:
@@ -63,8 +63,8 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """A connection in a transaction that commits when the block ends, and rolls back when it raises.
 
-        SQLite: BEGIN IMMEDIATE, so the only writer there is. PostgreSQL: READ COMMITTED; who locks the registry's row
-        first is the only writer too.
+        SQLite: BEGIN IMMEDIATE, which admits one writer. PostgreSQL: READ COMMITTED; the transaction that locks the
+        registry's row first is the only writer as well.
         """
         with self._explained(), self.engine.connect() as connection:
             if self.is_sqlite:
@@ -87,19 +87,19 @@ class Database:
                     connection.exec_driver_sql("PRAGMA journal_mode = WAL")
                 return
             except DBAPIError as error:
-                # SQLite does not wait here, as it does elsewhere, for another process that has the file in use.
+                # Unlike elsewhere, SQLite does not wait here for another process that uses the file.
                 if "locked" not in str(error.orig):
                     raise InputError(self._sentence(error)) from error
             sleep(0.05)
 
     def create(self, tables: MetaData, connection: Connection) -> None:
-        """Creates the tables that lack, in the caller's writing transaction; one process at a time does so."""
+        """Creates missing tables in the caller's writing transaction; one process at a time does so."""
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY})
         tables.create_all(connection)
 
     def table_names(self) -> set[str]:
-        """The tables there are (in PostgreSQL: in the schema that new ones would go to). Creates no SQLite file."""
+        """The names of existing tables (PostgreSQL: in the schema of new ones). Creates no SQLite file."""
         if self.path and not self.path.exists():
             return set()
         with self.reading() as connection:
@@ -113,7 +113,7 @@ class Database:
             return set(inspect(connection).get_table_names())
 
     def damage(self) -> list[str]:
-        """What SQLite finds wrong in its file, and rows that refer to none; PostgreSQL has no such check."""
+        """Faults that SQLite finds in its file, and rows that refer to no row; PostgreSQL has no such check."""
         if not self.is_sqlite:
             return []
         with self.reading() as connection:
@@ -131,17 +131,17 @@ class Database:
         folder = self.path.parent if self.path else None
         if folder is not None and not folder.is_dir():
             raise InputError(f"registry {self.shown}: there is no folder {str(folder)!r}, so create it first")
-        # One connection that every thread takes in turn is what keeps a database in memory one database.
+        # A database in memory belongs to its connection, so all threads take turns on one.
         pool: dict[str, Any] = {} if self.path else {"pool_size": 1, "max_overflow": 0, "pool_timeout": BUSY_S}
         arguments = {"timeout": BUSY_S, "check_same_thread": False}
         engine = create_engine(self.url, poolclass=QueuePool, connect_args=arguments, **pool)
 
         @event.listens_for(engine, "connect")
         def _connected(connection: Any, _: Any) -> None:
-            # Python's driver must begin no transactions of its own: `writing` says when, and of which kind.
+            # Python's driver must not begin transactions: `writing` does.
             connection.isolation_level = None
             connection.execute("PRAGMA foreign_keys = ON")
-            # A commit that a power cut could take back would give its ids to other adapters afterwards.
+            # If a power cut undid a commit, its ids would be given to other adapters afterwards.
             connection.execute("PRAGMA synchronous = FULL")
 
         return engine
@@ -166,13 +166,13 @@ class Database:
             raise InputError(self._sentence(error)) from error
 
     def _sentence(self, error: DBAPIError) -> str:
-        # The driver's text goes on with hints and the statement: its first line says what is wrong.
+        # The driver's text continues with hints and the statement; its first line names the fault.
         reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0].rstrip(".")
         if self.is_sqlite:
             if self.path is not None and "not a database" in reason:
                 refuse_pointer(self.path, "registry ")
             for sign, meaning in (
-                ("not a database", "is not a SQLite file: give the path of a registry, or of a file to be made"),
+                ("not a database", "is not a SQLite file: give the path of a registry, or of a new file"),
                 ("malformed", "is damaged: restore it from a backup, or save what `sqlite3 FILE .recover` finds"),
                 ("locked", f"was being written to for {BUSY_S} s by another process: try again when it has ended"),
                 ("readonly", "cannot be written to: give yourself the right to write the file and its folder"),
@@ -189,7 +189,7 @@ class Database:
                 f"registry {self.shown} cannot be reached ({reason}): check that the PostgreSQL server runs "
                 "and the URL is right"
             )
-        return f"registry {self.shown} refused ({reason}): mend the URL, or the user's rights on that database"
+        return f"registry {self.shown} refused ({reason}): correct the URL, or the user's rights on that database"
 
 
 def _url(where: str | os.PathLike[str]) -> URL:

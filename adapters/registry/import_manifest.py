@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The records that are new, how many entries were there already, and what came out otherwise than written."""
+    """New records, the number of entries that existed already, and notes on ids that differ from the manifest's."""
 
     records: tuple[AdapterRecord, ...]
     known: int
@@ -43,33 +43,38 @@ def import_manifest(
     """Fetches and validates every adapter, then registers all in one transaction, in the manifest's order.
 
     Into an empty registry with the same id strategy, a manifest of a whole registry gives the same names, versions,
-    defaults and ids; an id that comes out otherwise is a note (``user`` ids are taken as they are). What the registry
-    has already stays as it is. An entry without a version follows `Registry.add`, with ``new_version``. Raises
-    `InputError` for the first adapter that is refused, and for a version that is another adapter's here.
+    defaults and ids; an id that differs is a note (``user`` ids are taken from the manifest). Existing versions do not
+    change. An entry without a version follows `Registry.add`, with ``new_version``. Raises `InputError` for the first
+    adapter that is refused, and for a version that is another adapter in this registry.
     """
     entries = manifest.entries
-    wishes: list[Registration] = []
+    registrations: list[Registration] = []
     for place, entry in enumerate(entries):
-        wishes.append(_wish(entry, fetcher, new_version))
+        registrations.append(_registration(entry, fetcher, new_version))
         if progress is not None:
             progress(entry.ref, place + 1, len(entries))
     if registry.ids == "user":
-        wishes = [replace(wish, lora_int_id=entry.lora_int_id) for entry, wish in zip(entries, wishes, strict=True)]
+        registrations = [
+            replace(registration, lora_int_id=entry.lora_int_id)
+            for entry, registration in zip(entries, registrations, strict=True)
+        ]
     present = {(record.name, record.version): record for record in registry.list(removed=True)}
     added: list[AdapterRecord] = []
     defaults: list[AdapterRecord] = []
     notes: list[str] = []
     with registry.writing() as writer:
-        for entry, wish in zip(entries, wishes, strict=True):
+        for entry, registration in zip(entries, registrations, strict=True):
             record = present.get((entry.name, entry.version or 0))
             if record is None:
-                record = _add(writer, entry, wish)
+                record = _add(writer, entry, registration)
                 if (record.name, record.version) not in present:
                     added.append(record)
             else:
-                _same(entry, wish, record)
+                _same(entry, registration, record)
             if entry.lora_int_id not in (None, record.lora_int_id):
-                notes.append(f"{record.ref} has the id {record.lora_int_id} here, and {entry.lora_int_id} there")
+                notes.append(
+                    f"{record.ref} has the id {record.lora_int_id} here, but {entry.lora_int_id} in the manifest"
+                )
             if entry.default:
                 defaults.append(record)
         for record in defaults:
@@ -79,13 +84,13 @@ def import_manifest(
 
 @dataclass(frozen=True, slots=True)
 class _Remembered(AdapterDescription):
-    """The description of a removed adapter, from what a registry kept of it: nobody needs its files any more."""
+    """The description of a removed adapter, from what a registry kept of it; its files are not needed."""
 
     numbers: int = 0
 
     @property
     def parameters(self) -> int:
-        """As the registry remembers them."""
+        """As the registry kept it."""
         return self.numbers
 
     @classmethod
@@ -95,44 +100,52 @@ class _Remembered(AdapterDescription):
         return cls(**kept, digest=digest, modules=(), numbers=facts.parameters)
 
 
-def _wish(entry: ManifestEntry, fetcher: AdapterFetcher, new_version: bool) -> Registration:
+def _registration(entry: ManifestEntry, fetcher: AdapterFetcher, new_version: bool) -> Registration:
     again = new_version or entry.version is not None
     labels = dict(entry.labels)
     if entry.removed:
-        assert entry.facts is not None and entry.digest is not None, "parse_manifest sees to it"
+        assert entry.facts is not None and entry.digest is not None, "parse_manifest checks it"
         remembered = _Remembered.of(entry.facts, entry.digest)
         return Registration(entry.name, entry.source, remembered, entry.tenant, labels, new_version=again)
     try:
-        wish = fetcher.registration(entry.name, entry.source, tenant=entry.tenant, labels=labels, new_version=again)
+        registration = fetcher.registration(
+            entry.name, entry.source, tenant=entry.tenant, labels=labels, new_version=again
+        )
     except InputError as error:
         raise InputError(f"adapter {entry.ref!r} is refused, so nothing was imported: {error}") from error
-    if entry.digest not in (None, wish.description.digest):
+    if entry.digest not in (None, registration.description.digest):
         raise InputError(
-            f"adapter {entry.ref!r} has the digest {entry.digest} in the manifest, and {wish.source} holds "
-            f"{wish.description.digest}: put back what was exported, or take the digest out; nothing was imported"
+            f"adapter {entry.ref!r} has the digest {entry.digest} in the manifest, but {registration.source} holds "
+            f"{registration.description.digest}: restore what was exported, or remove the digest; nothing was imported"
         )
-    return wish
+    return registration
 
 
-def _add(writer: RegistryWriter, entry: ManifestEntry, wish: Registration) -> AdapterRecord:
-    record = writer.add(wish)
+def _add(writer: RegistryWriter, entry: ManifestEntry, registration: Registration) -> AdapterRecord:
+    record = writer.add(registration)
     if entry.version not in (None, record.version):
         raise InputError(
-            f"adapter {entry.ref!r} would be {record.ref!r} in this registry: import it into an empty one, or take the "
-            "version out of the manifest"
+            f"adapter {entry.ref!r} would be {record.ref!r} in this registry: import it into an empty one, or remove "
+            "the version from the manifest"
         )
     if entry.removed:
-        # At once, while no later version is there, for which it would have to make way as the default.
+        # Now, while it is the newest version: a default version cannot be removed while later ones exist.
         writer.remove(record.name, record.version)
     return record
 
 
-def _same(entry: ManifestEntry, wish: Registration, record: AdapterRecord) -> None:
-    """Raises `InputError` unless the version that is there is the one the manifest means."""
+def _same(entry: ManifestEntry, registration: Registration, record: AdapterRecord) -> None:
+    """Raises `InputError` unless the existing version is the one in the manifest."""
     here = (record.source, record.digest, record.removed)
-    if here != (wish.source, wish.description.digest, entry.removed):
-        differs = "source" if here[0] != wish.source else "digest" if here[1] != wish.description.digest else "state"
+    if here != (registration.source, registration.description.digest, entry.removed):
+        differs = (
+            "source"
+            if here[0] != registration.source
+            else "digest"
+            if here[1] != registration.description.digest
+            else "state"
+        )
         raise InputError(
             f"adapter {record.ref!r} of this registry has another {differs} than the manifest's: import it into an "
-            "empty registry, or take the version out of the manifest"
+            "empty registry, or remove the version from the manifest"
         )

@@ -1,4 +1,4 @@
-"""Manifest: a registry's adapters as a YAML text, in order of registration, to be read, edited and imported."""
+"""Manifest: a registry's adapters as YAML, in order of registration, to be read, edited and imported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """One version of an adapter. ``removed``: a tombstone, there so that its version and id stay taken."""
+    """One version of an adapter. ``removed``: a tombstone, which keeps its version and id taken."""
 
     name: str
     source: str
@@ -55,7 +55,7 @@ class ManifestEntry:
 
     @property
     def ref(self) -> str:
-        """What messages call it: ``name@version``, or the name."""
+        """Its name in messages: ``name@version``, or the name."""
         return self.name if self.version is None else f"{self.name}@{self.version}"
 
 
@@ -68,7 +68,7 @@ class Manifest:
 
 
 def manifest_of(registry: Registry) -> Manifest:
-    """All of a registry: every version there ever was, with tombstones, so that an import gives the same ids."""
+    """The whole registry: every version ever registered, with tombstones, so that an import gives the same ids."""
     records = {(record.name, record.version): record for record in registry.list(removed=True)}
     order = [(change.name, change.version) for change in registry.changes() if change.action == "add"]
     defaults = registry.defaults()
@@ -103,7 +103,7 @@ def dump_manifest(manifest: Manifest) -> str:
 
 
 def parse_manifest(text: str, where: str = "the manifest") -> Manifest:
-    """The manifest a YAML text says; ``where`` names it in errors. Raises `InputError`."""
+    """The manifest in a YAML text; ``where`` names it in errors. Raises `InputError`."""
     try:
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
@@ -116,7 +116,9 @@ def parse_manifest(text: str, where: str = "the manifest") -> Manifest:
         raise InputError(f"{where}: has no key adapters: give a list of {{name, source}} under it")
     _keys(content, ("loratory_adapters", "ids", "adapters"), where)
     if content.get("loratory_adapters", FORMAT) != FORMAT:
-        raise InputError(f"{where}: has format {content['loratory_adapters']!r}, and this Loratory knows {FORMAT}")
+        raise InputError(
+            f"{where}: has format {content['loratory_adapters']!r}, but this Loratory reads {FORMAT}: upgrade Loratory"
+        )
     ids = content.get("ids")
     if ids is not None and ids not in id_strategies():
         raise InputError(f"{where}: ids is {ids!r}: use one of {', '.join(id_strategies())}")
@@ -129,7 +131,7 @@ def parse_manifest(text: str, where: str = "the manifest") -> Manifest:
 
 
 def _plain(entry: ManifestEntry) -> dict[str, Any]:
-    """An entry's values without those that are as if left out."""
+    """An entry's values without those that equal the default."""
     plain: dict[str, Any] = {}
     for each in fields(ManifestEntry):
         value = getattr(entry, each.name)

@@ -1,4 +1,4 @@
-"""Registry: which adapter a name means. Names to immutable ids, versions and defaults, in SQLite or PostgreSQL."""
+"""Registry: maps names to adapters with permanent ids, versions and defaults, in SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from loratory.serving.lora import LoRARequest
 
 @dataclass(frozen=True, slots=True)
 class IdMeaning:
-    """What a semantic id says, in words."""
+    """The meaning of a semantic id, in words."""
 
     task: str
     domain: str
@@ -39,9 +39,9 @@ def _utc_now() -> datetime:
 class Registry:
     """A registry at ``where``: a file, ``sqlite:///FILE``, ``:memory:``, or ``postgresql://USER@HOST/DATABASE``.
 
-    Opened at the first use, and made if there is none (with ``create=False`` that is an error). ``ids`` names the
-    `IdStrategy` of a new registry (``sequential`` if left out) or is one; a registry keeps the strategy it began with.
-    ``clock`` gives the time written into records. Safe to share among threads, and among processes by ``where``.
+    Opened at the first use, and created if it does not exist (with ``create=False`` that is an error). ``ids`` is the
+    `IdStrategy` of a new registry or its name (by default ``sequential``); a registry keeps the strategy it began with.
+    ``clock`` gives the time written into records. Threads may share it; processes share it by ``where``.
 
     Every method raises `InputError`, one sentence with the remedy, for bad arguments and for a database that cannot be
     reached, read or written.
@@ -76,12 +76,12 @@ class Registry:
         self.close()
 
     def open(self) -> None:
-        """Connects, makes the tables if there are none, and checks the schema; every method does it when needed."""
+        """Connects, creates missing tables, and checks the schema; every method does it when needed."""
         if self._strategy is None:
             self._strategy = self._opened()
 
     def close(self) -> None:
-        """Closes the connections. A registry in memory is gone then."""
+        """Closes the connections. A registry in memory is lost."""
         self._strategy = None
         self._database.close()
 
@@ -99,7 +99,7 @@ class Registry:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a registry at its place; makes none."""
+        """Whether the registry exists; does not create it."""
         return self._sql.tables.registry.name in self._database.table_names()
 
     def add(
@@ -113,19 +113,19 @@ class Registry:
         lora_int_id: int | None = None,
         new_version: bool = False,
     ) -> AdapterRecord:
-        """Registers an adapter and gives it an id, or returns the record that the same content has under this name.
+        """Registers an adapter and gives it an id, or returns the record of the same content under this name.
 
         The same content is the same source and digest; tenant and id must then agree, and new labels change nothing.
         Raises `InputError` when the name has other content, unless ``new_version``: then it becomes the next version,
-        and the default only if the name has none. A removed adapter comes back as a new version, too.
+        and the default only if the name has none. A removed adapter, too, returns as a new version.
         """
-        wish = Registration(name, source, description, tenant, dict(labels or {}), lora_int_id, new_version)
-        return self.add_many([wish])[0]
+        registration = Registration(name, source, description, tenant, dict(labels or {}), lora_int_id, new_version)
+        return self.add_many([registration])[0]
 
-    def add_many(self, wishes: Iterable[Registration]) -> tuple[AdapterRecord, ...]:
+    def add_many(self, registrations: Iterable[Registration]) -> tuple[AdapterRecord, ...]:
         """`add` for each, in order, in one transaction: all are registered, or none."""
         with self._writing() as writer:
-            return tuple([writer.add(wish) for wish in wishes])
+            return tuple([writer.add(registration) for registration in registrations])
 
     def writing(self) -> AbstractContextManager[RegistryWriter]:
         """Several changes in one transaction: all of them are kept when the block ends, none when it raises."""
@@ -148,7 +148,7 @@ class Registry:
     def remove(self, ref: str) -> tuple[AdapterRecord, ...]:
         """Removes ``name@version``, or ``name`` with all versions; their ids and version numbers are never used again.
 
-        A default version is refused while others are left, since it is not for `remove` to say what is served instead.
+        A default version is refused while others remain, since `remove` does not choose what is served instead.
         """
         with self._writing() as writer:
             return writer.remove(*split_ref(ref))
@@ -176,7 +176,7 @@ class Registry:
         return self.resolve(ref).lora_request(path)
 
     def by_id(self, lora_int_id: int) -> AdapterRecord:
-        """The only record that ever had the id, be it removed by now."""
+        """The only record that ever had the id, even if it has been removed."""
         self.open()
         row = None
         if 1 <= lora_int_id <= MAX_ID:  # a database's integers end there
@@ -189,9 +189,11 @@ class Registry:
         return to_record(row)
 
     def decode(self, lora_int_id: int) -> IdMeaning:
-        """What a semantic id says, in the words of this registry's code books."""
+        """The meaning of a semantic id, in the words of this registry's code books."""
         if self.ids != SemanticIds().name:
-            raise InputError(f"registry {self.where} has {self.ids} ids, which say nothing: use a semantic one")
+            raise InputError(
+                f"registry {self.where} has {self.ids} ids, which have no meaning: use one with semantic ids"
+            )
         fields = SemanticIds.decode(lora_int_id)
         codes = self._sql.tables.codes
         with self._database.reading() as connection:
@@ -248,14 +250,14 @@ class Registry:
             return tuple([to_change(row) for row in connection.execute(self._sql.changes)])
 
     def name_rows(self) -> dict[str, tuple[int, int | None]]:
-        """Of every name there ever was: how many versions it has had, and its default version, None if all are gone."""
+        """For every name ever used: how many versions it has had, and its default version, None if all are removed."""
         self.open()
         with self._database.reading() as connection:
             rows = connection.execute(select(self._sql.tables.names))
             return {row.name: (row.versions, row.default_version) for row in rows}
 
     def damage(self) -> tuple[str, ...]:
-        """What the database itself finds wrong in its file; a PostgreSQL server answers for its own files."""
+        """Faults that the database finds in its own file; a PostgreSQL server checks its files itself."""
         self.open()
         return tuple(self._database.damage())
 
@@ -282,9 +284,9 @@ class Registry:
         present = database.table_names()
         if tables.registry.name not in present:
             if not self._create:
-                raise InputError(f"there is no registry at {self.where}: check the place, or register an adapter there")
+                raise InputError(f"there is no registry at {self.where}: check the path, or register an adapter there")
             if database.is_sqlite and present:
-                raise InputError(f"{self.where} is a database of something else: give another file")
+                raise InputError(f"{self.where} is a database without a registry: give another file")
             database.use_wal()
             with database.writing() as connection:
                 database.create(tables.all, connection)
@@ -296,13 +298,13 @@ class Registry:
             settings = connection.execute(self._sql.settings).one()
         if settings.schema_version != SCHEMA_VERSION:
             raise InputError(
-                f"registry {self.where} has schema {settings.schema_version}, and this Loratory knows "
+                f"registry {self.where} has schema {settings.schema_version}, but this Loratory reads "
                 f"{SCHEMA_VERSION}: upgrade Loratory"
             )
         if self._wanted and self._wanted.name != settings.strategy:
             raise InputError(
-                f"registry {self.where} gives {settings.strategy!r} ids since it was made, not {self._wanted.name!r}: "
-                "leave the strategy out, or make another registry"
+                f"registry {self.where} gives {settings.strategy!r} ids, not {self._wanted.name!r}: "
+                "leave the strategy out, or create another registry"
             )
         if self._wanted is None and settings.strategy not in id_strategies():
             raise InputError(

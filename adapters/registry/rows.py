@@ -1,4 +1,4 @@
-"""Statements: what a registry asks of its tables, each built once; and records from rows."""
+"""Statements: the queries of a registry, each built once; to_record and to_change turn rows into values."""
 
 from __future__ import annotations
 
@@ -98,16 +98,16 @@ class Statements:
         return query
 
     def unknown(self, connection: Connection, name: str) -> str:
-        """The sentence for a name that is not registered: with the nearest, of the 600 around it in order."""
+        """The error text for a name that is not registered, with the nearest of the 600 names around it."""
         column = self.tables.names.c.name
         below = select(column).where(column <= name).order_by(column.desc()).limit(300)
         above = select(column).where(column > name).order_by(column).limit(300)
         around = [row[0] for query in (below, above) for row in connection.execute(query)]
-        remedy = did_you_mean(name, around, "register it first, or list the names there are")
+        remedy = did_you_mean(name, around, "register it first, or list the names")
         return f"no adapter is called {name!r}: {remedy}"
 
     def no_version(self, connection: Connection, name: str, version: int | None) -> str:
-        """The sentence for a name or version that does not resolve."""
+        """The error text for a name or version that does not resolve."""
         records = [to_record(row) for row in connection.execute(self.versions, {"name": name})]
         if not records:
             return self.unknown(connection, name)

@@ -1,4 +1,4 @@
-"""scan: registers the adapters below a folder or prefix; a bad one is reported, and the others go on."""
+"""scan: registers the adapters below a folder or prefix; reports bad ones and continues with the rest."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ScanOutcome = Literal["added", "known", "valid", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of one source: ``record`` when it is in the registry now, ``why`` when it was refused.
+    """The result for one source: ``record`` when it is in the registry now, ``why`` when it was refused.
 
-    ``known``: it was registered before. ``valid``: it could be, and nobody asked for that (``registry=None``).
+    ``known``: it was registered before. ``valid``: it would be accepted, but no registry was given.
     """
 
     name: str
@@ -44,17 +44,17 @@ def scan(
     """Registers every valid adapter at or below ``prefix`` (see `list_source`), in one transaction at the end.
 
     An adapter is called after its path below the prefix (`adapter_names`); ``new_version`` allows names that have
-    other content already. Without a registry, says only what would be accepted. Raises `InputError` for a prefix that
-    cannot be listed, and for a registry that cannot be written to; a bad adapter is a finding.
+    other content already. Without a registry, only reports what would be accepted. Raises `InputError` for a prefix
+    that cannot be listed, and for a registry that cannot be written to; a bad adapter is a finding.
     """
     sources = list_source(prefix if "://" in prefix else str(absolute(prefix)))
     names = adapter_names(prefix, sources)
     findings: list[Finding] = []
-    wishes: dict[int, Registration] = {}
+    registrations: dict[int, Registration] = {}
     for place, (name, source) in enumerate(zip(names, sources, strict=True)):
         finding = Finding(name, str(source), "valid")
         try:
-            wishes[place] = fetcher.registration(
+            registrations[place] = fetcher.registration(
                 name, str(source), tenant=tenant, labels=labels, new_version=new_version
             )
         except InputError as error:
@@ -62,8 +62,8 @@ def scan(
         findings.append(finding)
         if progress is not None:
             progress(name, place + 1, len(sources))
-    if registry is not None and wishes:
-        _register(registry, wishes, findings)
+    if registry is not None and registrations:
+        _register(registry, registrations, findings)
     return tuple(findings)
 
 
@@ -83,15 +83,15 @@ def adapter_names(prefix: str, sources: list[AdapterSource]) -> list[str]:
     return names
 
 
-def _register(registry: Registry, wishes: Mapping[int, Registration], findings: list[Finding]) -> None:
+def _register(registry: Registry, registrations: Mapping[int, Registration], findings: list[Finding]) -> None:
     known = {(record.name, record.source, record.digest): record for record in registry.list()}
     with registry.writing() as writer:
-        for place, wish in wishes.items():
-            there = known.get((wish.name, wish.source, wish.description.digest))
-            if there is not None and wish.tenant in (None, there.tenant):
+        for place, registration in registrations.items():
+            there = known.get((registration.name, registration.source, registration.description.digest))
+            if there is not None and registration.tenant in (None, there.tenant):
                 findings[place] = replace(findings[place], outcome="known", record=there)
                 continue
             try:
-                findings[place] = replace(findings[place], outcome="added", record=writer.add(wish))
+                findings[place] = replace(findings[place], outcome="added", record=writer.add(registration))
             except InputError as error:
                 findings[place] = replace(findings[place], outcome="refused", why=str(error))

@@ -1,4 +1,4 @@
-"""The tables a registry is stored in, the same in SQLite and PostgreSQL."""
+"""Tables: the tables that store a registry, the same in SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sqlalchemy import (
 from loratory.adapters.ids import MAX_ID
 
 SCHEMA_VERSION = 1
-"""Raised when the tables change; a registry with a higher one was written by a newer Loratory."""
+"""Grows when the tables change; a registry with a higher number was written by a newer Loratory."""
 
 _Word = Text().with_variant(Text(collation="C"), "postgresql")
 """Text ordered by code points on both databases, whatever the server's locale."""

@@ -39,7 +39,7 @@ def parse_lora_modules(items: str | Iterable[str]) -> tuple[ModulePath, ...]:
     """The items of a command line (``--lora-modules`` in front or not), a shell fragment, or JSON text.
 
     A text is split as a shell does, with ``#`` comments; one that begins with ``{`` or ``[`` is JSON: an object, a list
-    of them, or one a line. Raises `InputError` for what vLLM would refuse, and for a name that comes twice.
+    of them, or one a line. Raises `InputError` for what vLLM would refuse, and for a repeated name.
 
     >>> parse_lora_modules(["sql=/models/sql", '{"name": "chat", "path": "acme/chat", "base_model_name": "llama"}'])[1]
     ModulePath(name='chat', path='acme/chat', base_model_name='llama')
@@ -135,7 +135,7 @@ def _module(value: Any, item: str) -> ModulePath:
 def _unique(modules: list[ModulePath]) -> tuple[ModulePath, ...]:
     names = [module.name for module in modules]
     if twice := [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []:
-        raise InputError(f"{OPTION}: the name {twice[0]!r} comes twice: adapters need names of their own")
+        raise InputError(f"{OPTION}: the name {twice[0]!r} is given twice: give each adapter its own name")
     return tuple(modules)
 
 

@@ -1,4 +1,4 @@
-"""RegistryWriter: one writing transaction of a registry. It adds, promotes, rolls back and removes; it gives ids."""
+"""RegistryWriter: one writing transaction of a registry, which adds, promotes, rolls back, removes and gives ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loratory.errors import InputError
 
 
 class RegistryWriter:
-    """What may be done inside `Database.writing`. It locks the registry's row first, so that writers take turns.
+    """The changes possible inside `Database.writing`. It locks the registry's row first, so that writers take turns.
 
     ``clock`` tells the time in UTC. It is also the `IssuedIds` of the registry's id strategy.
     """
@@ -31,27 +31,27 @@ class RegistryWriter:
         self._last_id = self._written_last_id = int(connection.execute(statements.lock).scalar_one())
 
     def finish(self) -> None:
-        """Writes the counter back; to be called once, last."""
+        """Stores the id counter; call it once, last."""
         if self._last_id != self._written_last_id:
             self._connection.execute(self._tables.registry.update().values(last_id=self._last_id))
 
-    def add(self, wish: Registration) -> AdapterRecord:
-        """Registers it, or returns the record it has already. Raises `InputError` as `Registry.add` says."""
-        name = wish.name
+    def add(self, registration: Registration) -> AdapterRecord:
+        """Registers an adapter, or returns its existing record. Raises `InputError` as `Registry.add` does."""
+        name = registration.name
         state = self._state(name)
         if state is not None:
-            content = {"name": name, "source": wish.source, "digest": wish.description.digest}
+            content = {"name": name, "source": registration.source, "digest": registration.description.digest}
             if row := self._connection.execute(self._sql.same_content, content).first():
-                return self._same(to_record(row), wish)
-            if not wish.new_version:
-                raise InputError(self._other_content(state, wish))
+                return self._same(to_record(row), registration)
+            if not registration.new_version:
+                raise InputError(self._other_content(state, registration))
         version = 1 if state is None else state.versions + 1
-        number = self._assign(wish, version)
-        facts = wish.description
+        number = self._assign(registration, version)
+        facts = registration.description
         record = AdapterRecord(
-            name, version, number, wish.source, facts.digest, facts.rank, tuple(facts.target_modules),
+            name, version, number, registration.source, facts.digest, facts.rank, tuple(facts.target_modules),
             float(facts.alpha), facts.use_rslora, facts.base_model, facts.dtype, facts.bytes, facts.parameters,
-            self._now, wish.tenant, dict(wish.labels),
+            self._now, registration.tenant, dict(registration.labels),
         )  # fmt: skip
         self._connection.execute(self._sql.insert_adapter, self._row(record))
         default = version if state is None or state.default_version is None else state.default_version
@@ -78,20 +78,20 @@ class RegistryWriter:
         state, defaults = self._known(name), self._tables.defaults
         for former in self._connection.execute(self._sql.former, {"name": name}).all():
             self._connection.execute(defaults.delete().where(defaults.c.name == name, defaults.c.depth == former.depth))
-            # Removal takes versions out of the stack, which can bring one to lie on itself.
+            # A removal takes versions out of the stack, so the top can equal the present default.
             if former.version != state.default_version:
                 self._set_default(state, former.version, "rollback", former.version)
                 return self._live(name, former.version)
         raise InputError(f"adapter {name!r} has no former default to roll back to: promote a version of it instead")
 
     def remove(self, name: str, version: int | None) -> tuple[AdapterRecord, ...]:
-        """Leaves a tombstone in place of a version, or of every version there is."""
+        """Replaces a version, or every version, by a tombstone."""
         state = self._known(name)
         live = [to_record(row) for row in self._connection.execute(self._sql.versions, {"name": name})]
         live = [record for record in live if not record.removed]
         gone = live if version is None else [self._live(name, version)]
         if not gone:
-            raise InputError(f"adapter {name!r} has been removed already: nothing is left to remove")
+            raise InputError(f"adapter {name!r} has been removed already: no version is left to remove")
         if len(gone) < len(live) and version == state.default_version:
             raise InputError(
                 f"{name}@{version} is what {name!r} resolves to: promote another version or roll back first, or remove "
@@ -133,42 +133,49 @@ class RegistryWriter:
             self._connection.execute(codes.insert(), {"kind": kind, "word": word, "code": found})
         return int(found)
 
-    def _assign(self, wish: Registration, version: int) -> int:
-        claim = IdClaim(wish.name, version, wish.source, wish.description.digest, wish.lora_int_id, dict(wish.labels))
+    def _assign(self, registration: Registration, version: int) -> int:
+        claim = IdClaim(
+            registration.name,
+            version,
+            registration.source,
+            registration.description.digest,
+            registration.lora_int_id,
+            dict(registration.labels),
+        )
         number = self._strategy.assign(claim, self)
-        # A strategy may be anybody's: whatever it says, one id must never mean two adapters.
+        # A strategy may come from the user: check that one id never means two adapters.
         if not 1 <= number <= MAX_ID or (owner := self.owner(number)) is not None:
             reason = f"is adapter {owner!r}" if 1 <= number <= MAX_ID else f"is not in 1 to {MAX_ID}"
             raise InputError(
-                f"id strategy {self._strategy.name!r} gave {claim.name!r} the id {number}, which {reason}: mend the "
+                f"id strategy {self._strategy.name!r} gave {claim.name!r} the id {number}, which {reason}: correct the "
                 "strategy"
             )
         return number
 
-    def _same(self, record: AdapterRecord, wish: Registration) -> AdapterRecord:
-        if wish.tenant != record.tenant:
+    def _same(self, record: AdapterRecord, registration: Registration) -> AdapterRecord:
+        if registration.tenant != record.tenant:
             raise InputError(
-                f"adapter {record.ref!r} belongs to tenant {record.tenant!r}, not {wish.tenant!r}: register it under "
-                "another name"
+                f"adapter {record.ref!r} belongs to tenant {record.tenant!r}, not {registration.tenant!r}: register it "
+                "under another name"
             )
-        if wish.lora_int_id not in (None, record.lora_int_id):
+        if registration.lora_int_id not in (None, record.lora_int_id):
             raise InputError(
-                f"adapter {record.ref!r} has the id {record.lora_int_id} for ever, not {wish.lora_int_id}: ask for "
-                "that one, or register it under another name"
+                f"adapter {record.ref!r} has the id {record.lora_int_id} for ever, not {registration.lora_int_id}: ask "
+                "for that one, or register it under another name"
             )
         return record
 
-    def _other_content(self, state: Row[Any], wish: Registration) -> str:
-        name = wish.name
+    def _other_content(self, state: Row[Any], registration: Registration) -> str:
+        name = registration.name
         if state.default_version is None:
             return (
                 f"adapter {name!r} was removed: register it as the new version "
                 f"{name}@{state.versions + 1} (--new-version; in Python new_version=True)"
             )
         current = self._record(name, state.default_version)
-        differs = "source" if current.source != wish.source else "digest"
+        differs = "source" if current.source != registration.source else "digest"
         was = current.source if differs == "source" else current.digest
-        now = wish.source if differs == "source" else wish.description.digest
+        now = registration.source if differs == "source" else registration.description.digest
         return (
             f"adapter {name!r} is registered with the {differs} {was!r}, not {now!r}: register it as the new version "
             f"{name}@{state.versions + 1} (--new-version; in Python new_version=True), or under another name"

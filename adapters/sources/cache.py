@@ -1,4 +1,18 @@
-"""AdapterCache: a folder of downloaded adapters, addressed by their content, shared by processes."""
+"""AdapterCache: a folder of downloaded adapters, addressed by their content, shared by processes.
+
+Three kinds of lock, all flock(2) on files below ``locks/``, so that they end with the process that holds them:
+
+    lock             held by                                     held while
+    source (one)     the process that downloads the source       it downloads; others wait, then find the entry
+    entry (shared)   each process that uses an adapter           its folder is in use: the lease
+    entry (alone)    the process that evicts it                  it evicts; a lease makes the attempt fail
+    store            the process that changes the files          it moves files into place, evicts, or counts bytes
+
+No two processes can wait for each other. Only an evicting process locks an entry alone or a source of others, always
+under the store's lock, and it attempts these locks and never waits for them. A killed process leaves behind a partial
+download, which the next one continues, or a staged folder or an object without an entry, which the next eviction
+deletes.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +43,19 @@ from loratory.file_lock import FileLock
 
 @dataclass(frozen=True, slots=True)
 class CachedVersion:
-    """What one version of a source turned out to be: the digest of its entry, and its files' names and sizes."""
+    """One version of a source in the cache: the digest of its entry, and its files' names and sizes."""
 
     entry: str
     sizes: dict[str, int]
 
 
 class AdapterCache:
-    """Adapters from elsewhere, each downloaded once whoever asks.
+    """Downloaded adapters, each downloaded once however many processes ask for it.
 
-    Content is kept by sha256; an index leads from (source, version) to content. What a cache object hands out is leased
+    Content is stored by sha256; an index maps (source, version) to content. A folder that `fetch` returns is leased
     until `release`, `close` or the end of the process: no other process evicts it. ``max_bytes`` bounds content and
-    abandoned partial downloads together; downloads under way come on top of it until they are finished. ``clock`` gives
-    nanoseconds and orders the least recently used. Safe for several threads and processes on one machine.
+    abandoned partial downloads together; downloads in progress are not counted until they are finished. ``clock``
+    returns nanoseconds and orders entries by their last use. Safe for several threads and processes on one machine.
 
     Layout: ``objects/`` files by sha256; ``entries/`` one folder an adapter, hard links to objects; ``index/`` one file
     a source; ``partial/`` unfinished downloads; ``locks/``.
@@ -55,7 +69,7 @@ class AdapterCache:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         if max_bytes < 1:
-            raise InputError(f"the adapter cache may hold {max_bytes} bytes: give it at least 1")
+            raise InputError(f"max_bytes of the adapter cache is {max_bytes}: it must be at least 1")
         self.limits = limits or DownloadLimits()
         self._max_bytes = max_bytes
         self._store = CacheStore(Path(root).expanduser(), clock)
@@ -71,11 +85,11 @@ class AdapterCache:
         self.close()
 
     def fetch(self, source: str, connect: Callable[[], RemoteSource], *, revalidate: bool = True) -> Path:
-        """The folder with the adapter of a source, leased; downloaded unless this version is here already.
+        """The folder with the adapter of a source, leased; downloaded unless this version is in the cache.
 
-        ``connect`` gives the remote. It is asked for the current version first, except when the source's version cannot
-        change, or with ``revalidate=False``, which takes the version fetched last. While one process downloads a
-        source, others that ask for it wait and then find it. Raises `SourceError`.
+        ``connect`` returns the remote source. It is asked for the current version first, except where the version
+        cannot change, or with ``revalidate=False``, which takes the version fetched last. While one process downloads a
+        source, others that ask for it wait, then use the result. Raises `SourceError`.
         """
         try:
             with FileLock.take(self._store.source_lock(source)):
@@ -112,7 +126,7 @@ class AdapterCache:
         raise AssertionError("the last attempt returns or raises")
 
     def _hit(self, version: str | None, index: dict[str, Any]) -> Path | None:
-        """The entry of a version, leased and marked as used, if it is here with files of the right sizes."""
+        """The entry of a version, leased and marked as used, if the cache has it with files of the right sizes."""
         record = index["versions"].get(version) if version is not None else None
         if record is None:
             return None
@@ -143,7 +157,7 @@ class AdapterCache:
         version = listing.version or f"unversioned {digest}"
         index["versions"][version] = CachedVersion(digest, {name: part.size for name, part in stored.items()})
         with self._store.lock():
-            # What is evicted may be what these files share with another adapter: then more room is needed.
+            # Eviction may remove an object that these files share with another adapter: then they need more room.
             needed = -1
             while needed != (missing := self._store.missing_bytes(stored)):
                 needed = missing
@@ -185,7 +199,7 @@ class AdapterCache:
             self._leases[digest] = (lock, held[1] + 1 if held else 1)
 
     def release(self, path: Path) -> None:
-        """Gives a folder that `fetch` returned back, once for each time it was returned; it may then be evicted."""
+        """Ends one lease of a folder that `fetch` returned. Once all are ended, the folder may be evicted."""
         with self._mutex:
             held = self._leases.pop(path.name, None)
             if held is None:
@@ -196,7 +210,7 @@ class AdapterCache:
                 held[0].release()
 
     def close(self) -> None:
-        """Releases every folder this object returned."""
+        """Ends all leases of this object."""
         with self._mutex:
             for lock, _ in self._leases.values():
                 lock.release()
@@ -208,15 +222,15 @@ class AdapterCache:
             return self._store.used_bytes()
 
     def entries(self) -> list[Path]:
-        """The adapters' folders here, least recently used first; not leased by being listed."""
+        """The folders of all adapters, least recently used first. They are not leased."""
         return [self._store.entry(digest) for digest in self._store.by_use()]
 
     def verify(self, only: Path | None = None) -> list[Path]:
-        """Reads all content again and drops every entry whose bytes are not those its name says; returns their folders.
+        """Reads all content again and drops entries whose bytes do not have the digest they are named by.
 
-        ``only``: the one entry to look at, a folder that `fetch` returned.
-        Dropped also when leased: wrong weights are worth less than none. The next `fetch` downloads them again to the
-        same path. Reads everything, so it takes as long as the disk needs for `used_bytes`.
+        Returns the folders of dropped entries. ``only``: the one entry to check, a folder that `fetch` returned.
+        Entries in use are dropped as well: no weights are better than wrong ones. The next `fetch` downloads them again
+        to the same path. Takes as long as the disk needs to read `used_bytes`.
         """
         dropped = []
         for digest in self._store.by_use() if only is None else [only.name]:
@@ -241,11 +255,11 @@ class AdapterCache:
                 return {"latest": data["latest"], "versions": versions}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        # No index, or a damaged one: the source is then fetched again.
+        # No index, or a damaged one: the source is fetched again.
         return {"latest": None, "versions": {}}
 
     def _remember(self, source: str, version: str | None, index: dict[str, Any]) -> None:
-        """Writes the index with this version as the latest; versions whose content has been evicted are left out."""
+        """Writes the index with this version as the latest, without versions whose content has been evicted."""
         versions = {
             key: {"entry": record.entry, "sizes": record.sizes}
             for key, record in index["versions"].items()

@@ -1,4 +1,22 @@
-"""CacheStore: the files of an adapter cache on disk, and the order in which they go."""
+"""CacheStore: the files of an adapter cache on disk, and which of them are evicted.
+
+    objects/ab/ab12...   one file for each content, named by its sha256
+    entries/9f30...      one folder for each adapter; its files are hard links to objects
+
+Adapters that share a file share the object, and a file system counts an inode's links, so no reference count has to be
+kept, or can be wrong after a crash. An object with one link, its own name, belongs to no adapter.
+
+Eviction frees the bytes of an object only when the last entry that links to it goes. `_evictable` therefore walks
+entries and abandoned downloads from the least recently used on, counts links down, and adds up what each would free:
+
+    needed: 30      entry  last use  files (links)     frees
+                    A      09:10     x 40 (2), y 1     1        B still has x
+                    B      09:20     x 40              40       enough: evict A and B, keep C
+                    C      09:45     z 70
+
+It walks once without changing anything: if all of it is not enough, nothing is evicted. An entry in use is skipped,
+since its exclusive lock cannot be had.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +48,8 @@ def is_digest(text: str) -> bool:
 class CacheStore:
     """Objects, entries and partial downloads below a root.
 
-    An object with no entry linking to it is rubbish of a crash and goes at the next `make_room`. Methods that change
-    the shelf are called with `lock` held; a crash between any two steps of theirs leaves a shelf that is read rightly.
+    An object that no entry links to was left by a crash; the next `make_room` deletes it. Methods that change files
+    are called with `lock` held. A crash between any two of their steps leaves a store that is read correctly.
     """
 
     def __init__(self, root: Path, clock: Callable[[], int]) -> None:
@@ -39,15 +57,15 @@ class CacheStore:
         self._clock = clock
 
     def lock(self) -> FileLock:
-        """The lock of the whole shelf."""
-        return FileLock.take(self.root / "locks" / "shelf")
+        """The lock of the whole store."""
+        return FileLock.take(self.root / "locks" / "store")
 
     def source_lock(self, source: str) -> Path:
-        """The lock file of a source: held by who downloads it."""
+        """The lock file of a source: held while it is downloaded."""
         return self.root / "locks" / "sources" / _key(source)
 
     def entry_lock(self, digest: str) -> Path:
-        """The lock file of an entry: shared by who uses it, exclusive for who evicts it."""
+        """The lock file of an entry: shared while it is used, exclusive while it is evicted."""
         return self.root / "locks" / "entries" / digest
 
     def index(self, source: str) -> Path:
@@ -55,7 +73,7 @@ class CacheStore:
         return self.root / "index" / f"{_key(source)}.json"
 
     def partial(self, source: str, listing: str) -> Path:
-        """The folder of a source's partial download, for this very listing of it; those for other listings go."""
+        """The folder of a source's partial download of this listing. Those of other listings are deleted."""
         folder = self.root / "partial" / _key(source)
         path = folder / _key(listing)
         path.mkdir(parents=True, exist_ok=True)
@@ -72,14 +90,14 @@ class CacheStore:
         return self.root / "objects" / sha256[:2] / sha256
 
     def is_whole(self, digest: str, sizes: Mapping[str, int]) -> bool:
-        """Whether an entry has its files, each of its size."""
+        """Whether an entry has all its files, each of the right size."""
         try:
             return all((self.entry(digest) / name).stat().st_size == size for name, size in sizes.items())
         except OSError:
             return False
 
     def is_sound(self, digest: str) -> bool:
-        """Whether an entry's bytes are those its name says; reads them all."""
+        """Whether an entry's bytes have the digest it is named by; reads them all."""
         try:
             files = {path.name: digest_of(path).stored for path in self.entry(digest).iterdir()}
         except OSError:
@@ -96,11 +114,11 @@ class CacheStore:
         return [path.name for _, path in sorted(_stamped(self.root / "entries"))]
 
     def missing_bytes(self, files: Mapping[str, StoredFile]) -> int:
-        """Bytes of these files that are not here as objects."""
+        """Bytes of these files that are not objects yet."""
         return sum({part.sha256: part.size for part in files.values() if not self._has(part)}.values())
 
     def unknown_bytes(self, files: Iterable[RemoteFile]) -> int:
-        """Bytes that listed files take at most: those of declared sizes, without what is known to be here already."""
+        """Bytes that listed files take at most: their declared sizes, without those that are objects already."""
         return sum(file.size or 0 for file in files if not self._known(file))
 
     def _known(self, file: RemoteFile) -> bool:
@@ -116,7 +134,7 @@ class CacheStore:
             return False
 
     def copy_known(self, file: RemoteFile, target: Path) -> None:
-        """Puts the bytes of a file that declares its sha256 at ``target`` when they are here already."""
+        """Copies the bytes of a file that declares its sha256 to ``target`` if they are an object already."""
         checksum = file.checksum
         if checksum is None or not file.resumable or not self._known(file):
             return
@@ -126,9 +144,9 @@ class CacheStore:
                 shutil.copyfile(known, target)
 
     def put(self, digest: str, files: Mapping[str, StoredFile], folder: Path) -> None:
-        """Moves downloaded, synced files into place as an entry, marks it as used; ``folder``, their partial, goes.
+        """Moves downloaded, synced files into place as an entry, marked as used; deletes ``folder``, which held them.
 
-        An object of the same name stays if its bytes are right, and so does an entry made of the very same objects: its
+        An object of the same name stays if its bytes are right, and so does an entry made of the same objects: its
         users keep their path.
         """
         kept = {name: self._keep(part, folder / name) for name, part in files.items()}
@@ -163,14 +181,14 @@ class CacheStore:
         return path
 
     def _staged(self, name: str) -> Path:
-        """A path in the folder of unfinished steps with nothing at it; what a crash left there goes."""
+        """An unused path in the folder of unfinished steps; what a crash left there is deleted."""
         path = self.root / "staged" / name
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def drop_corrupt(self, digest: str) -> None:
-        """Removes an entry, and of its objects those that are not what their name says."""
+        """Removes an entry, and those of its objects whose bytes do not have the sha256 they are named by."""
         objects = self._objects()
         for inode in self._remove(digest):
             path = objects.pop(inode, None)
@@ -178,7 +196,7 @@ class CacheStore:
                 path.unlink()
 
     def _remove(self, digest: str) -> list[int]:
-        """Takes an entry out of sight in one step, deletes it, and returns the inodes of its files."""
+        """Renames an entry away in one step, deletes it, and returns the inodes of its files."""
         folder = self.entry(digest)
         try:
             inodes = [path.stat().st_ino for path in folder.iterdir()]
@@ -200,8 +218,8 @@ class CacheStore:
     def make_room(self, limit: int, needed: int, keep: Path) -> int:
         """Evicts the least recently used until ``needed`` bytes fit below ``limit``; returns the bytes then free.
 
-        Entries in use and downloads under way stay. When all that may go is not enough, nothing goes. ``keep``, the
-        caller's own partial download, is not counted.
+        Entries in use and downloads in progress stay. If evicting everything else were not enough, nothing is evicted.
+        ``keep``, the caller's own partial download, is not counted.
         """
         shutil.rmtree(self.root / "staged", ignore_errors=True)
         objects = self._objects()
@@ -216,7 +234,7 @@ class CacheStore:
         return free
 
     def _evictable(self, wanted: int, keep: Path, links: dict[int, int]) -> Iterator[tuple[Path, int]]:
-        """What goes for ``wanted`` bytes and the bytes each frees, least recently used first, locked while yielded."""
+        """What to evict for ``wanted`` bytes, and what each frees, least recently used first; locked while yielded."""
         for _, path in sorted([*_stamped(self.root / "entries"), *_stamped(self.root / "partial")]):
             if wanted <= 0:
                 return
@@ -228,7 +246,7 @@ class CacheStore:
                     yield path, gain
 
     def _lock_of(self, path: Path) -> Path:
-        """The lock that whoever uses an entry or fills a partial download holds."""
+        """The lock that is held while an entry is used or a partial download is filled."""
         if path.parent.name == "entries":
             return self.entry_lock(path.name)
         return self.root / "locks" / "sources" / path.name
@@ -241,7 +259,7 @@ class CacheStore:
             shutil.rmtree(path)
 
     def _forget(self, objects: dict[int, Path], inode: int) -> None:
-        """Deletes an object that no entry links to any more."""
+        """Deletes an object that no entry links to."""
         path = objects.get(inode)
         if path is not None and path.stat().st_nlink == 1:
             path.unlink()
@@ -267,7 +285,7 @@ def _key(source: str) -> str:
 
 
 def _stamped(folder: Path) -> list[tuple[int, Path]]:
-    """(last use in ns, path) of what is in a folder, from which another process may take some meanwhile."""
+    """(last use in ns, path) of what is in a folder; other processes may delete some of it meanwhile."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for path in folder.iterdir():
@@ -281,7 +299,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
-    """The files at and below a folder, from which another process may take some meanwhile."""
+    """The files at and below a folder; other processes may delete some of them meanwhile."""
     for path, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
@@ -289,9 +307,9 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
 
 
 def _gain(folder: Path, links: dict[int, int]) -> int:
-    """Bytes that go with a folder: of files that are no objects, and of objects that no other entry links to.
+    """Bytes that deleting a folder frees: of files that are no objects, and of objects that no other entry links to.
 
-    ``links``: links that entries have to each object, less those of folders that go already; counted down here.
+    ``links``: for each object, the entries that link to it and are not to be deleted; counted down here.
     """
     gain = 0
     for found in _files(folder):
@@ -309,7 +327,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames and links in a folder last through a power cut."""
+    """Makes renames and links in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

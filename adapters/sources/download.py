@@ -1,4 +1,4 @@
-"""Download: one file from a remote to a path, resumed where it stopped, checked when it is whole."""
+"""Download: one file from a remote source to a path, resumed where it stopped, checked when it is complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK = 2**20
 """Bytes hashed or copied at a time."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What a file system answers when it cannot hold more: full, over quota, over the process's file size limit."""
+"""Errors of a file system that cannot hold more: full, over quota, over the process's file size limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class StoredFile:
 
 
 class Digests:
-    """The sha256 of bytes fed one after another, and beside it the digest that a source declared."""
+    """The sha256 of bytes fed one after another, and the digest that a source declared, computed beside it."""
 
     def __init__(self, checksum: Checksum | None, size: int | None) -> None:
         self.size = 0
@@ -57,7 +57,7 @@ class Digests:
 
     @property
     def stored(self) -> StoredFile:
-        """What was fed so far."""
+        """The file that the bytes fed so far make up."""
         return StoredFile(self._sha256.hexdigest(), self.size)
 
     @property
@@ -78,10 +78,10 @@ def digest_of(path: Path, checksum: Checksum | None = None) -> Digests:
 
 
 class Download:
-    """One file on its way from a remote to a path.
+    """One file, from a remote source to a path.
 
-    What is at ``target`` already is taken for the file's beginning when the file is resumable, and thrown away
-    otherwise. ``deadline`` is on ``clock`` (seconds). The limits bound bytes, silence, attempts and the whole time.
+    A file at ``target`` is taken as the beginning of a resumable file, and discarded otherwise. ``deadline`` is on
+    ``clock`` (seconds). The limits bound bytes, silence, attempts and the total time.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class Download:
         self._clock = clock
 
     def run(self) -> StoredFile:
-        """Downloads until the file is whole, synced to disk and agrees with what its source declares.
+        """Downloads until the file is complete, synced to disk and has the checksum that its source declares.
 
-        Raises `ChangedError` when the source's file changed, `SourceError` for every other failure; a partial file is
-        left for the next try except when the disk is full or the content was wrong.
+        Raises `ChangedError` when the source's file changed, `SourceError` for every other failure. A partial file
+        stays for the next attempt, except when the disk is full or the content was wrong.
         """
         try:
             return self._checked()
@@ -131,7 +131,7 @@ class Download:
             assert checksum is not None
             raise SourceError(
                 f"source {self._label}: {self._file.name} arrived with another {checksum.algorithm} than its source "
-                "declares: fetch it again, and if that does not help publish the file anew"
+                "declares: fetch it again; if that does not help, publish the file again"
             )
         return digests.stored
 
@@ -177,24 +177,24 @@ class Download:
             if digests.size + len(chunk) > most:
                 self._restart(stream)
                 raise SourceError(
-                    f"source {self._label}: {self._file.name} is longer than the {most} bytes it may have: mend the "
+                    f"source {self._label}: {self._file.name} is longer than the {most} bytes it may have: correct the "
                     "server's Content-Length, or raise the limit of bytes"
                 )
             stream.write(chunk)
-            # So that a killed process leaves every byte it has received.
+            # A killed process then leaves every byte that it has received.
             stream.flush()
             digests.feed(chunk)
             self._check_time()
         if self._file.size is not None and digests.size < self._file.size:
             raise TransientError(
                 f"source {self._label}: the connection ended after {digests.size} of {self._file.size} bytes of "
-                f"{self._file.name}: fetch again, it goes on from there if the server can"
+                f"{self._file.name}: fetch again, which continues from there if the server can"
             )
         return digests
 
     def _check_time(self) -> None:
         if self._clock() > self._deadline:
             raise SourceError(
-                f"source {self._label} took longer than {self._limits.total_s:g} s: fetch again to go on from there, "
-                "or raise the limit of time"
+                f"source {self._label} took longer than {self._limits.total_s:g} s: fetch again to continue, or "
+                "raise the limit of time"
             )

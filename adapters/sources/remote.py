@@ -1,4 +1,4 @@
-"""RemoteSource: a place that holds one adapter's files, as the cache downloads them."""
+"""RemoteSource: the interface of places that hold one adapter's files, which the cache downloads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class SourceError(InputError):
-    """A source cannot be fetched or listed; the text names the source, what is wrong and the remedy."""
+    """A source cannot be fetched or listed; the text names the source, the fault and the remedy."""
 
 
 class TransientError(SourceError):
-    """A failure that another attempt may mend: a cut connection, a time-out, an overloaded server."""
+    """A failure that another attempt may overcome: a cut connection, a time-out, an overloaded server."""
 
 
 class ChangedError(SourceError):
@@ -28,13 +28,13 @@ class ChangedError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """What one fetch may cost.
+    """What one fetch may take.
 
-    ``max_source_bytes``: of one adapter's files together. ``max_files``: in one source's folder, before it is called no
-    adapter. ``max_listed``: files looked at below a prefix. ``silence_s``: without a byte from the server, connecting
-    included. ``total_s``: for one adapter, retries included. ``attempts``: in a row that bring no byte, and times that
-    a source may change while it is downloaded. ``retry_wait_s``: before the second attempt, doubled before each further
-    one.
+    ``max_source_bytes``: bytes of one adapter's files together. ``max_files``: files in a folder that may be an
+    adapter's. ``max_listed``: files listed below a prefix. ``silence_s``: seconds without a byte from the server,
+    connecting included. ``total_s``: seconds for one adapter, retries included. ``attempts``: attempts in a row that
+    bring no byte, and times that a source may change during a download. ``retry_wait_s``: seconds before the second
+    attempt, doubled before each further one.
     """
 
     max_source_bytes: int = 16 * 2**30
@@ -58,9 +58,9 @@ class Checksum:
 class RemoteFile:
     """One file of an adapter at its source.
 
-    ``name``: a plain file name. ``locator``: where the remote reads it (a URL or a key). ``validator``: what changes
-    when the content does (an ETag, a generation), or None. ``resumable``: whether bytes of this very content can be
-    told apart from those of a later one, so that a partial download may go on.
+    ``name``: a plain file name. ``locator``: where the source reads it (a URL or a key). ``validator``: changes when
+    the content does (an ETag, a generation), or None. ``resumable``: whether this content can be told from a later one,
+    so that a partial download may continue.
     """
 
     name: str
@@ -81,28 +81,28 @@ class RemoteListing:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Bytes of a file from ``offset`` on; a server that cannot seek answers with offset 0 whatever was asked."""
+    """Bytes of a file from ``offset`` on; 0, whatever was asked for, from a server that cannot seek."""
 
     offset: int
     chunks: Iterator[bytes]
 
 
 class RemoteSource(Protocol):
-    """Where one adapter's files are. Every method raises `SourceError` in words that name the source."""
+    """Where one adapter's files are. Every method raises `SourceError`, whose text names the source."""
 
     @property
     def pinned(self) -> str | None:
-        """The version this source can only ever have (a full commit id), known without asking; None otherwise."""
+        """The only version this source can have (a full commit id), known without a request; None otherwise."""
 
     def listing(self) -> RemoteListing:
         """The adapter's files as they are now."""
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
-        """The bytes of a listed file, if possible from ``offset`` on; `ChangedError` when it is another by now."""
+        """The bytes of a listed file, if possible from ``offset`` on; `ChangedError` if it has changed since."""
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is a file's in its own folder: nothing that climbs, hides or cannot be written.
+    """Whether a name is that of a visible file in the folder itself, and can be created.
 
     >>> is_plain("adapter_config.json"), is_plain("../adapter_config.json")
     (True, False)
@@ -111,7 +111,7 @@ def is_plain(name: str) -> bool:
 
 
 def choose(label: str, names: Iterable[str], limits: DownloadLimits) -> tuple[str, str]:
-    """The configuration and the weight file among the names of a folder's files; `SourceError` when they are not there.
+    """The names of the configuration and the weight file in a folder; `SourceError` where one is missing.
 
     ``adapter_model.safetensors`` is preferred; failing that the folder must hold exactly one safetensors file.
     """
@@ -139,7 +139,7 @@ def choose(label: str, names: Iterable[str], limits: DownloadLimits) -> tuple[st
 
 
 def pickled(label: str, name: str) -> str:
-    """The sentence that refuses a source whose weights are a pickle."""
+    """The error text for a source whose weights are a pickle."""
     return (
         f"source {label} holds its weights only as a pickle, {name}, which can run code and is never opened: save it "
         "with save_pretrained(safe_serialization=True) and publish the safetensors file"

@@ -152,7 +152,7 @@ def test_the_1025th_task_is_refused() -> None:
 @pytest.mark.parametrize(
     ("strategy", "claim", "says"),
     [
-        ("user", IdClaim("a", 1, "s", "d"), "without a lora_int_id"),
+        ("user", IdClaim("a", 1, "s", "d"), "has no lora_int_id"),
         ("user", IdClaim("a", 1, "s", "d", 0), "from 1 to"),
         ("user", IdClaim("a", 1, "s", "d", 2**31), "from 1 to"),
         ("user", IdClaim("a", 1, "s", "d", True), "from 1 to"),
@@ -171,7 +171,7 @@ def test_what_cannot_get_an_id_is_told_why(strategy: str, claim: IdClaim, says: 
 def test_two_adapters_cannot_mean_the_same_semantically() -> None:
     book, labels = Book(), {"task": "sql", "domain": "law"}
     book.give(SemanticIds(), IdClaim("first", 1, "s", "d", labels=labels))
-    with pytest.raises(InputError, match=r"is what the id of adapter 'first@1' says"):
+    with pytest.raises(InputError, match=r"is the id of adapter 'first@1'"):
         book.give(SemanticIds(), IdClaim("second", 1, "s", "d", labels=labels))
     book.give(SemanticIds(), IdClaim("first", 2, "s", "d", labels=labels))
 

@@ -158,7 +158,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         return finite(chunk, dtype)
 
     monkeypatch.setattr(loratory.adapters.files.weight_scan, "_finite", meddle)
-    with pytest.raises(InvalidAdapter, match="while it was read: copy it whole"):
+    with pytest.raises(InvalidAdapter, match="while it was read: copy it completely"):
         validate(folder, LIMITS)
 
 

@@ -147,7 +147,7 @@ def test_an_id_that_comes_out_otherwise_is_said(library: Path, fetcher: AdapterF
     with Registry(":memory:") as registry:
         registry.add_many([fetcher.registration("first", str(library / "0"))])
         done = import_manifest(Manifest((ManifestEntry("sql", str(library / "1"), lora_int_id=1),)), registry, fetcher)
-        assert done.notes == ("sql@1 has the id 2 here, and 1 there",)
+        assert done.notes == ("sql@1 has the id 2 here, but 1 in the manifest",)
 
 
 FACTS = Facts(8, ("q_proj",), 16.0, False, None, "F32", 10, 5)
@@ -175,7 +175,7 @@ FACTS = Facts(8, ("q_proj",), 16.0, False, None, "F32", 10, 5)
         ("adapters: [{name: a, source: x, default: 1}]", "default is 1"),
         ("adapters: [{name: a, source: x, tenant: 1}]", "tenant is 1"),
         ("adapters: [{name: a, source: x, labels: {k: 1}}]", "labels is {'k': 1}"),
-        ("adapters: [{name: a, source: x, labels: {'k k': v}}]", "is no key"),
+        ("adapters: [{name: a, source: x, labels: {'k k': v}}]", "is not a valid key"),
         ("adapters: [{name: a, source: x, removed: true}]", "is removed, which needs"),
         ("adapters: [{name: a, source: x, facts: 3}]", "facts: is no mapping"),
         ("adapters: [{name: a, source: x, facts: {rank: x}}]", "facts: rank is 'x'"),
@@ -247,7 +247,7 @@ def test_the_forms_in_which_modules_come() -> None:
         ('{"name": "a", "path": "x", "base_model_name": 3}', "base_model_name that is no text"),
         ('{"name": "a", ', "is no JSON"),
         ("[3]", "is no {"),
-        ("a=x a=y", "'a' comes twice"),
+        ("a=x a=y", "'a' is given twice"),
         (["a,b=c"], "is neither"),
         (['{"name": "a", "path": "x"} {"name": "b", "path": "y"}'], "is neither"),
     ],

@@ -181,9 +181,9 @@ def test_a_registry_keeps_its_strategy(registry_url: str) -> None:
         pass
     with Registry(registry_url) as registry:
         assert registry.ids == "hash"
-        with pytest.raises(InputError, match="hash ids, which say nothing"):
+        with pytest.raises(InputError, match="hash ids, which have no meaning"):
             registry.decode(1)
-    with pytest.raises(InputError, match="gives 'hash' ids since it was made, not 'user'"):
+    with pytest.raises(InputError, match="gives 'hash' ids, not 'user'"):
         Registry(registry_url, "user").open()
 
 
@@ -254,7 +254,7 @@ def test_a_newer_schema_is_refused(registry_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE loratory_registry SET schema_version = 99"))
     engine.dispose()
-    with pytest.raises(InputError, match="has schema 99, and this Loratory knows 1: upgrade"):
+    with pytest.raises(InputError, match="has schema 99, but this Loratory reads 1: upgrade"):
         Registry(registry_url).resolve("a")
 
 
@@ -331,7 +331,7 @@ def test_places_that_hold_no_registry_are_refused(tmp_path: Path) -> None:
     for where, says in (
         (tmp_path / "text", "is not a SQLite file"),
         (tmp_path / "pointer.db", "pointer.db is a Git LFS pointer, not the file"),
-        (tmp_path / "other.db", "database of something else"),
+        (tmp_path / "other.db", "a database without a registry"),
         (tmp_path, "cannot be opened"),
         (tmp_path / "nowhere" / "r.db", "create it first"),
         ("", "no place for a registry"),

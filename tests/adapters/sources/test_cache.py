@@ -150,7 +150,7 @@ def test_an_abandoned_partial_download_makes_room(web: Server, tmp_path: Path) -
 
 
 def test_a_cache_of_no_bytes_and_one_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give it at least 1"):
+    with pytest.raises(InputError, match="must be at least 1"):
         AdapterCache(tmp_path, max_bytes=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="name another folder"):
