@@ -1,4 +1,4 @@
-"""register: the adapters an engine is to know, refused where its configuration can never serve them."""
+"""adapter_states: the adapters that an engine serves; refuses those that its configuration can never serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loratory.serving.views import AdapterView
 from loratory.serving.wait_queue import Queued
 
 
-def register(
+def adapter_states(
     config: EngineConfig,
     adapters: Iterable[Adapter],
     kv: KVPool,

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.config import EngineConfig
-from loratory.serving.engine_adapters import max_context, register
+from loratory.serving.engine_adapters import adapter_states, max_context
 from loratory.serving.gpu_slots import GpuSlots
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
@@ -117,7 +117,7 @@ class Ledger:
         self.epoch = 0
         self.ended = 0
         """Requests that were given a final status so far."""
-        for state in register(config, adapters, self.kv, kv_bytes_per_token, self.index.table):
+        for state in adapter_states(config, adapters, self.kv, kv_bytes_per_token, self.index.table):
             assert state.name is not None
             self.adapters[state.name] = state
             self.adapter_views[state.name] = state.view

@@ -1,4 +1,4 @@
-"""Bucket: adapters under prefixes of S3 and Google Cloud Storage buckets, through s3fs and gcsfs."""
+"""BucketSource: adapters under prefixes of S3 and Google Cloud Storage buckets, through s3fs and gcsfs."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ Scheme = Literal["s3", "gs"]
 
 
 class ObjectStore(Protocol):
-    """An object store, as far as adapters need one."""
+    """The part of an object store that adapters need."""
 
     def objects(self, prefix: str, delimiter: str) -> Iterator[RemoteFile]:
-        """The objects whose key starts with ``prefix``; with a delimiter, those with none of it after the prefix."""
+        """The objects whose keys start with ``prefix``; with a delimiter, only keys without it after the prefix."""
 
     def declared(self, file: RemoteFile) -> Checksum | None:
-        """The checksum the store declares for one object, where it takes a request of its own to learn it."""
+        """The checksum that the store declares for one object, if that takes a separate request."""
 
     def block(self, file: RemoteFile, start: int, end: int) -> bytes:
-        """Bytes ``start`` to ``end`` (exclusive) of the very object that was listed."""
+        """Bytes ``start`` to ``end`` (exclusive) of the object that was listed, not of a later one."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketSource:
     """The objects directly under a prefix of a bucket.
 
-    Credentials and endpoint are the libraries': ``AWS_*``, ``AWS_ENDPOINT_URL``, ``~/.aws``;
+    Credentials and endpoint are read by the libraries: ``AWS_*``, ``AWS_ENDPOINT_URL``, ``~/.aws``;
     ``GOOGLE_APPLICATION_CREDENTIALS``, ``STORAGE_EMULATOR_HOST``.
     """
 
@@ -59,11 +59,11 @@ class BucketSource:
 
     @property
     def pinned(self) -> str | None:
-        """None: an object may be written over."""
+        """None: an object may be overwritten."""
         return None
 
     def listing(self) -> RemoteListing:
-        """The adapter's objects with size, ETag or generation, and the checksum the store declares."""
+        """The adapter's objects with size, ETag or generation, and the checksum that the store declares."""
         start = f"{self.prefix}/" if self.prefix else ""
         with _in_words(self.label, self.scheme):
             store = _store(self.scheme, self.bucket, self.limits)
@@ -73,7 +73,7 @@ class BucketSource:
                 if len(found) > self.limits.max_files:
                     break
             if not found:
-                raise SourceError(f"source {self.label} holds nothing: correct the bucket or the prefix")
+                raise SourceError(f"source {self.label} holds no objects: correct the bucket or the prefix")
             files = []
             for name in choose(self.label, found, self.limits):
                 file = found[name]
@@ -82,7 +82,7 @@ class BucketSource:
         return RemoteListing(tuple(files), " ".join(f"{file.validator}/{file.size}" for file in files))
 
     def read(self, file: RemoteFile, offset: int) -> Reply:
-        """Ranged reads from ``offset`` to the listed size, each only while the object is the listed one."""
+        """Ranged reads from ``offset`` to the listed size; each fails if the object is no longer the listed one."""
         return Reply(offset, self._blocks(file, offset))
 
     def _blocks(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
@@ -120,7 +120,7 @@ class S3Store:
 
     @classmethod
     def connect(cls, bucket: str, limits: DownloadLimits) -> S3Store:
-        """A client of its own, so that the environment's credentials and endpoint are those of now."""
+        """A new client, so that it uses the environment's present credentials and endpoint."""
         try:
             import s3fs
         except ImportError as error:
@@ -155,7 +155,7 @@ class S3Store:
             more["ContinuationToken"] = page["NextContinuationToken"]
 
     def declared(self, file: RemoteFile) -> Checksum | None:
-        """The SHA-256 of the whole object where it was uploaded with one, else its MD5 where the ETag is that."""
+        """The SHA-256 of the whole object if it was uploaded with one, otherwise its MD5 if the ETag is that."""
         head = self.system.call_s3("head_object", Bucket=self.bucket, Key=file.locator, ChecksumMode="ENABLED")
         sha256 = head.get("ChecksumSHA256", "")
         if sha256 and "-" not in sha256 and head.get("ChecksumType") != "COMPOSITE":
@@ -186,7 +186,7 @@ class S3Store:
 
 
 def _is_encrypted(head: dict[str, Any]) -> bool:
-    """Whether the ETag is not an MD5 for encryption's sake (Amazon S3 API reference, Object: ETag)."""
+    """Whether encryption makes the ETag something else than an MD5 (Amazon S3 API reference, Object: ETag)."""
     return str(head.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in head
 
 
@@ -199,7 +199,7 @@ class GoogleStore:
 
     @classmethod
     def connect(cls, bucket: str, limits: DownloadLimits) -> GoogleStore:
-        """A client of its own. The plain file system class: its subclass for zonal buckets asks over gRPC first."""
+        """A new client, of the plain file system class: its subclass for zonal buckets asks over gRPC first."""
         try:
             from gcsfs.core import GCSFileSystem
         except ImportError as error:
@@ -229,7 +229,7 @@ class GoogleStore:
             more["pageToken"] = page["nextPageToken"]
 
     def declared(self, file: RemoteFile) -> Checksum | None:
-        """None: the listing has said it; a composed object has a CRC32C only, which is not checked."""
+        """None: the listing has it already; a composed object has a CRC32C only, which is not checked."""
         return None
 
     def block(self, file: RemoteFile, start: int, end: int) -> bytes:
@@ -246,9 +246,13 @@ class GoogleStore:
         return bytes(data)
 
 
+def _rejected(label: str, words: str) -> SourceError:
+    return SourceError(f"source {label}: the store rejects the request ({words}): correct the address or the endpoint")
+
+
 @contextmanager
 def _in_words(label: str, scheme: Scheme) -> Iterator[None]:
-    """Turns what s3fs, gcsfs and the libraries below them raise into sentences."""
+    """Turns the exceptions of s3fs, gcsfs and their libraries into `SourceError`s."""
     names = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}[scheme]
     try:
         yield
@@ -267,7 +271,7 @@ def _worded(label: str, names: str, error: Exception) -> Exception:
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     words = " ".join(str(error).split())[:200]
     if "PreconditionFailed" in words or "pre-conditions" in words:
-        return ChangedError(f"source {label} changed while it was fetched: fetch it again when nobody writes it")
+        return ChangedError(f"source {label} changed while it was fetched: fetch it again when no process writes it")
     if "NoSuchBucket" in words:
         return SourceError(f"source {label} does not exist: correct the bucket")
     if kinds & {"NoCredentialsError", "GoogleAuthError", "PartialCredentialsError"} or "Forbidden" in words:
@@ -275,11 +279,11 @@ def _worded(label: str, names: str, error: Exception) -> Exception:
     if kinds & {"IncompleteReadError", "ClientPayloadError", "ResponseStreamingError", "IncompleteRead"}:
         return TransientError(f"source {label}: the connection broke while it was read: fetch again")
     if kinds & {"FSTimeoutError", "TimeoutError", "ConnectTimeoutError", "ReadTimeoutError"}:
-        return TransientError(f"source {label}: the store is silent: try again later")
+        return TransientError(f"source {label}: the store does not answer: try again later")
     if kinds & {"EndpointConnectionError", "ClientError", "ConnectionError", "HTTPClientError", "RequestException"}:
         if "connect" in words.lower():
             return unreachable(label, label, ConnectionError(words))
-        return SourceError(f"source {label}: the store refuses ({words}): correct the address or the endpoint")
+        return _rejected(label, words)
     if isinstance(error, OSError) or modules & {"gcsfs", "botocore", "aiohttp", "google", "aiobotocore"}:
-        return SourceError(f"source {label}: the store refuses ({words}): correct the address or the endpoint")
+        return _rejected(label, words)
     return error

@@ -1,4 +1,4 @@
-"""Hub: adapters in model repositories of the Hugging Face Hub, through huggingface_hub."""
+"""HubSource: adapters in model repositories of the Hugging Face Hub, through huggingface_hub."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from loratory.adapters.sources.web import WebClient, unreachable
 from loratory.errors import InputError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-"""A full commit id: the only revision that never moves."""
+"""A full commit id: the only kind of revision that never moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
     """A folder of a model repository at a revision (None: its main branch).
 
-    Endpoint and token are huggingface_hub's: ``HF_ENDPOINT``, ``HF_TOKEN`` or the token of ``hf auth login``. The bytes
-    are read from the repository's resolve URLs at the commit, which lets a download resume into our own cache.
+    huggingface_hub reads endpoint and token: ``HF_ENDPOINT``, ``HF_TOKEN`` or the token of ``hf auth login``. The bytes
+    are read from the repository's resolve URLs at the commit, so that a download into Loratory's cache can resume.
     """
 
     label: str
@@ -43,7 +43,7 @@ class HubSource:
 
     @property
     def pinned(self) -> str | None:
-        """The commit, when the revision is one in full."""
+        """The commit, if the revision is a full commit id."""
         return self.revision if self.revision and COMMIT.fullmatch(self.revision) else None
 
     def listing(self) -> RemoteListing:
@@ -53,7 +53,7 @@ class HubSource:
             api = _api(hub)
             commit = api.model_info(self.repo, revision=self.revision, timeout=self.limits.silence_s).sha
             if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-                raise SourceError(f"source {self.label}: the Hub names no commit for it: check HF_ENDPOINT")
+                raise SourceError(f"source {self.label}: the Hub returns no commit for it: check HF_ENDPOINT")
             files = {}
             for entry in api.list_repo_tree(self.repo, path_in_repo=self.subfolder or None, revision=commit):
                 folder, _, name = entry.path.rpartition("/")
@@ -128,7 +128,9 @@ def _api(hub: Any) -> Any:
 
 @contextmanager
 def _in_words(label: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into sentences; its HTTP library differs by version, so by name and status."""
+    """Turns the exceptions of huggingface_hub into `SourceError`s; those of its HTTP library, which differs by
+    version, by name and status.
+    """
     from huggingface_hub import errors
 
     try:
@@ -143,12 +145,12 @@ def _in_words(label: str) -> Iterator[None]:
         raise SourceError(f"source {label}: no such revision: name a branch, tag or commit") from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
-            f"source {label}: the Hub knows no such repository: correct the name, or set HF_TOKEN if it is private"
+            f"source {label}: the Hub has no such repository: correct the name, or set HF_TOKEN if it is private"
         ) from error
     except errors.EntryNotFoundError as error:
         raise SourceError(f"source {label}: the repository has no such folder: correct the path") from error
     except errors.OfflineModeIsEnabled as error:
-        raise SourceError(f"source {label}: HF_HUB_OFFLINE forbids asking the Hub: unset it") from error
+        raise SourceError(f"source {label}: HF_HUB_OFFLINE forbids requests to the Hub: unset it") from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status in (401, 403):
@@ -158,7 +160,7 @@ def _in_words(label: str) -> Iterator[None]:
         kind = TransientError if status in (408, 429) or status >= 500 else SourceError
         raise kind(f"source {label}: the Hub answers {status}: try again later, or check HF_ENDPOINT") from error
     except errors.HFValidationError as error:
-        raise SourceError(f"source {label}: that is no name of a repository ({error}): write hf://org/repo") from error
+        raise SourceError(f"source {label}: that is not a repository's name ({error}): write hf://org/repo") from error
     except Exception as error:
         if not any("http" in kind.__module__ or "requests" in kind.__module__ for kind in type(error).__mro__):
             raise

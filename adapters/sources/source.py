@@ -1,4 +1,4 @@
-"""AdapterSource: where an adapter comes from, read from its text, fetched to a folder, listed below a prefix."""
+"""AdapterSource: where an adapter comes from: parsed from a text, fetched to a folder, listed below a prefix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AdapterSource:
 
     ``root``: the Hub repository (``org/repo``), the bucket, or the web server (``https://host``); empty for a local
     folder. ``path``: the folder in it, without slashes at its ends; for a local folder the whole path. ``revision``:
-    the Hub's, or None for its main branch. ``str(source)`` is the text that gives it again.
+    the Hub's, or None for its main branch. ``parse_source(str(source))`` gives an equal one.
 
     >>> parse_source("hf://acme/sql-lora@v2/final")
     AdapterSource(kind='hub', root='acme/sql-lora', path='final', revision='v2')
@@ -53,7 +53,7 @@ class AdapterSource:
 
 
 def parse_source(text: str) -> AdapterSource:
-    """The source a text names; asks nobody whether it exists. Raises `InputError` with the form it should have."""
+    """The source that a text names, whether or not it exists. Raises `InputError`, which shows the expected form."""
     scheme, rest = _split(text)
     if scheme == "":
         return AdapterSource("local", "", os.path.normpath(text))
@@ -67,9 +67,9 @@ def parse_source(text: str) -> AdapterSource:
 def fetch(source: AdapterSource, cache: AdapterCache, *, revalidate: bool = True) -> Path:
     """A local folder with the source's ``adapter_config.json`` and safetensors file.
 
-    A local source is used in place; any other is downloaded into the cache unless it is there, and stays there at least
-    until ``cache.release(path)``. ``revalidate=False`` takes what was fetched last without asking the source. Pickle
-    files are never downloaded. Raises `SourceError` (an `InputError`).
+    A local source is used in place; any other is downloaded into the cache unless it is there already, and stays at
+    least until ``cache.release(path)``. ``revalidate=False`` takes the version fetched last without a request to the
+    source. Pickle files are never downloaded. Raises `SourceError` (an `InputError`).
     """
     if source.kind == "local":
         return _local(Path(source.path), cache.limits)
@@ -77,7 +77,7 @@ def fetch(source: AdapterSource, cache: AdapterCache, *, revalidate: bool = True
 
 
 def connect(source: AdapterSource, limits: DownloadLimits) -> RemoteSource:
-    """The remote that holds a source's files; contacts nobody yet. The source must not be a local folder."""
+    """The `RemoteSource` of a source; makes no request yet. The source must not be a local folder."""
     label = str(source)
     if source.kind == "hub":
         return hub.HubSource(label, source.root, source.revision, source.path, limits)
@@ -92,14 +92,14 @@ def list_source(prefix: str, limits: DownloadLimits | None = None) -> list[Adapt
 
     The prefix is a local folder, ``s3://bucket[/prefix]``, ``gs://bucket[/prefix]``, ``hf://org`` or
     ``hf://org/repo[@revision][/folder]``. A web server has no listing, so ``https://`` is refused. Hidden local folders
-    and symbolic links to folders are passed over.
+    and symbolic links to folders are ignored.
     """
     limits = limits or DownloadLimits()
     scheme, rest = _split(prefix)
     author = rest.strip("/")
     if scheme == "hf" and "/" not in author:
         if not re.fullmatch(_NAME, author):
-            raise _bad(prefix, "that is no user or organisation")
+            raise _bad(prefix, "that is not the name of a user or an organisation")
         found = hub.adapters_of_author(prefix, author, limits)
         return [AdapterSource("hub", repo, folder) for repo, folder in found]
     source = parse_source(prefix)
@@ -157,7 +157,7 @@ def _quoted(revision: str) -> str:
 def _parse_bucket(text: str, scheme: Literal["s3", "gs"] | str, rest: str) -> AdapterSource:
     name, _, prefix = rest.partition("/")
     if not re.fullmatch(_BUCKET, name):
-        raise _bad(text, "the bucket's name is not one")
+        raise _bad(text, "the bucket's name is not valid")
     return AdapterSource("s3" if scheme == "s3" else "gs", name, _folder(text, prefix))
 
 
@@ -168,7 +168,7 @@ def _parse_web(text: str) -> AdapterSource:
     except ValueError as error:
         raise _bad(text, str(error)) from error
     if parts.username is not None or parts.password is not None:
-        raise InputError("an adapter source must not hold a password: write the address without it, and it in ~/.netrc")
+        raise InputError("an adapter source must not hold a password: put the password into ~/.netrc")
     if parts.query or parts.fragment or text.endswith(("?", "#")):
         raise _bad(text, "a query or fragment cannot name a folder")
     if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9._:-]+", parts.hostname) or port == 0:
@@ -197,7 +197,7 @@ def _bad(text: str, why: str) -> InputError:
 
 
 def _local(folder: Path, limits: DownloadLimits) -> Path:
-    """The folder itself, once it is known to hold an adapter's two files and no link that leads out of it."""
+    """The folder itself, if it holds an adapter's two files and no link that leads out of it."""
     label = str(folder)
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
@@ -222,7 +222,7 @@ def _local(folder: Path, limits: DownloadLimits) -> Path:
 
 def _local_adapters(folder: Path, limits: DownloadLimits) -> list[Path]:
     if not folder.is_dir():
-        raise SourceError(f"{folder} is not a folder: name the one below which the adapters are")
+        raise SourceError(f"{folder} is not a folder: name the folder that holds the adapters")
     found = []
     seen = 0
     for path, folders, files in os.walk(folder, followlinks=False):

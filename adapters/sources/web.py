@@ -1,4 +1,4 @@
-"""WebClient: files over HTTP(S), with ranges, and the folder of a web server as a remote."""
+"""WebSource: the folder of a web server as a source; WebClient: files over HTTP(S), with ranges."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from loratory.adapters.sources.remote import (
 )
 
 BLOCK = 256 * 2**10
-"""Bytes read from a connection at a time, at most."""
+"""Bytes read from a connection at once, at most."""
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""Answers that another attempt may better."""
+"""Statuses after which another attempt may succeed."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -66,7 +66,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class WebClient:
-    """HTTP requests within limits: one time-out for silence, checked redirects, failures in words.
+    """HTTP requests within limits: a time-out for silence, checked redirects, failures as `SourceError`.
 
     ``label`` names the source in errors. Proxies are taken from the environment (``HTTPS_PROXY`` and the others).
     """
@@ -86,7 +86,7 @@ class WebClient:
             self._opener.add_handler(handler)
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """The answer, its body unread. Raises `SourceError`, or `TransientError` where another attempt may help."""
+        """The response, its body unread. Raises `SourceError`, or `TransientError` where another attempt may help."""
         request = urllib.request.Request(url, method=method, headers={"Accept-Encoding": "identity", **headers})
         try:
             response: http.client.HTTPResponse = self._opener.open(request, timeout=self._limits.silence_s)
@@ -114,10 +114,10 @@ class WebClient:
         return StatusError(f"source {self._label}: {url} answers {status}: correct the address or the server", status)
 
     def read(self, file: RemoteFile, offset: int, headers: Mapping[str, str]) -> Reply:
-        """A file's bytes, from ``offset`` on if the server can: a range on condition that the file is the listed one.
+        """A file's bytes, from ``offset`` on if the server supports ranges.
 
-        The condition is If-Range (RFC 9110, section 13.1.5), so that a changed file arrives whole and is then known by
-        its ETag.
+        The range is conditional (If-Range, RFC 9110, section 13.1.5): a file that has changed arrives as a whole, and
+        its ETag shows the change.
         """
         extra = {**headers}
         if offset:
@@ -129,12 +129,14 @@ class WebClient:
         if file.validator is not None and seen is not None and seen != file.validator:
             response.close()
             raise ChangedError(
-                f"source {self._label}: {file.name} changed while it was fetched: fetch it again when nobody writes it"
+                f"source {self._label}: {file.name} changed while it was fetched: fetch it again "
+                "when no process writes it"
             )
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
             response.close()
             raise SourceError(
-                f"source {self._label}: the server compresses {file.name} though asked not to: switch that off for it"
+                f"source {self._label}: the server compresses {file.name} although it was asked "
+                "not to: disable compression for it"
             )
         start = 0
         if response.status == 206:
@@ -143,13 +145,13 @@ class WebClient:
         if start not in (0, offset):
             response.close()
             raise SourceError(
-                f"source {self._label}: the server answers a range with another one: mend its handling of Range for "
-                f"{file.name}"
+                f"source {self._label}: the server answers with another range than requested: correct its handling of "
+                f"Range for {file.name}"
             )
         return Reply(start, self._body(response, file.name))
 
     def _body(self, response: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
-        # read1 hands over what has arrived: a read of a whole block would hide a slow server from the time limit.
+        # read1 returns what has arrived: a read of a whole block would hide a slow server from the time limit.
         expected, received = _length(response.headers), 0
         with response:
             while True:
@@ -172,11 +174,11 @@ class WebClient:
 
 
 class MissingError(SourceError):
-    """The server says that there is no such thing (404, 410)."""
+    """The server has no such file (404, 410)."""
 
 
 class StatusError(SourceError):
-    """An answer with a status that has no words of its own."""
+    """A response with a status that no other error describes."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -184,7 +186,7 @@ class StatusError(SourceError):
 
 
 def unreachable(label: str, url: str, reason: object) -> SourceError:
-    """The error for a request that got no answer, by its reason: a name unknown, a refusal, silence, a certificate."""
+    """The error for a request without a response, by its reason: unknown name, refusal, silence, certificate."""
     host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2] or url
     words = str(reason)
     if isinstance(reason, ssl.SSLCertVerificationError):
@@ -193,11 +195,11 @@ def unreachable(label: str, url: str, reason: object) -> SourceError:
             "its authority in SSL_CERT_FILE"
         )
     if isinstance(reason, TimeoutError) or "timed out" in words:
-        return TransientError(f"source {label}: {host} is silent: try again later, or raise the limit of silence")
+        return TransientError(f"source {label}: {host} does not answer: try again later, or raise silence_s")
     if isinstance(reason, ConnectionRefusedError) or "refused" in words:
         return TransientError(f"source {label}: {host} refuses the connection: start the server or correct the address")
     if (isinstance(reason, OSError) and "resolve" in words) or "Name or service" in words or "name resolution" in words:
-        return TransientError(f"source {label}: the name of {host} is not known: correct it or the network's DNS")
+        return TransientError(f"source {label}: the name {host} cannot be resolved: correct it, or the network's DNS")
     return TransientError(f"source {label}: {host} cannot be reached ({words}): check the network and try again")
 
 
@@ -205,8 +207,8 @@ def unreachable(label: str, url: str, reason: object) -> SourceError:
 class WebSource:
     """A folder of a web server: ``base`` is its URL with a slash at the end.
 
-    HTTP has no listing, so the adapter's two files are asked for by the names PEFT gives them. Credentials come from
-    the netrc file, as for curl -n.
+    HTTP has no listing, so the adapter's two files are requested by the names that PEFT gives them. Credentials come
+    from the netrc file, as with curl -n.
     """
 
     label: str
@@ -215,7 +217,7 @@ class WebSource:
 
     @property
     def pinned(self) -> str | None:
-        """None: what a web server answers may change."""
+        """None: a web server's files may change."""
         return None
 
     def listing(self) -> RemoteListing:

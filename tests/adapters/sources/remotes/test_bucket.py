@@ -117,7 +117,7 @@ def test_an_object_put_in_parts_is_fetched_though_its_etag_is_no_md5(s3: Any, ca
 
 
 def test_what_s3_does_not_have_is_said(s3: Any, cache: AdapterCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match="holds nothing"):
+    with pytest.raises(SourceError, match="holds no objects"):
         fetch(parse_source("s3://adapters/absent"), cache)
     with pytest.raises(SourceError, match="does not exist"):
         fetch(parse_source("s3://no-such-bucket/absent"), cache)
@@ -155,7 +155,7 @@ def test_what_google_does_not_have_is_said(google: GoogleServer, cache: AdapterC
     with pytest.raises(SourceError, match="does not exist"):
         fetch(parse_source("gs://nothing/absent"), cache)
     put(google, adapter(), "/bucket/sql")
-    with pytest.raises(SourceError, match="holds nothing"):
+    with pytest.raises(SourceError, match="holds no objects"):
         fetch(parse_source("gs://bucket/absent"), cache)
     google.faults[f"/bucket/sql/{WEIGHTS}"] = [Fault(status=403)]
     with pytest.raises(SourceError, match="GOOGLE_APPLICATION_CREDENTIALS"):

@@ -93,7 +93,7 @@ def test_the_hubs_lfs_download_goes_on_where_it_was_cut(hub: HubServer, cache: A
 
 
 def test_the_hubs_refusals_are_said(hub: HubServer, cache: AdapterCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match="knows no such repository"):
+    with pytest.raises(SourceError, match="has no such repository"):
         fetch(parse_source("hf://acme/absent"), cache)
     hub.push("acme/sql", adapter())
     hub.gated = {"acme/sql"}
