@@ -32,17 +32,17 @@ class AdapterFetcher:
         in the cache that has been damaged on disk is dropped and fetched again.
         """
         folder = fetch(source, self.cache, revalidate=revalidate)
-        found = None
+        fetched = None
         try:
-            found = FetchedAdapter(source, folder, validate(folder, self.limits))
+            fetched = FetchedAdapter(source, folder, validate(folder, self.limits))
         except InvalidAdapter as error:
             if source.kind == "local" or not self.cache.verify(only=folder):
                 # The user knows the source, not the folder of the cache that it was fetched to.
                 raise InvalidAdapter(str(error).replace(str(folder), str(source).rstrip("/"))) from None
         finally:
-            if found is None:
+            if fetched is None:
                 self._release(source, folder)
-        return found or self.fetch(source, revalidate=revalidate)
+        return fetched or self.fetch(source, revalidate=revalidate)
 
     def release(self, fetched: FetchedAdapter | VerifiedAdapter) -> None:
         """Lets the cache evict the folder again."""
@@ -63,10 +63,10 @@ class AdapterFetcher:
         A local folder is registered by its absolute path, since a registry is read from any working folder.
         """
         check_name(name)
-        found = self.fetch(absolute(source))
-        self.release(found)
-        text = str(found.source)
-        return Registration(name, text, found.description, tenant, dict(labels or {}), lora_int_id, new_version)
+        fetched = self.fetch(absolute(source))
+        self.release(fetched)
+        text = str(fetched.source)
+        return Registration(name, text, fetched.description, tenant, dict(labels or {}), lora_int_id, new_version)
 
     def fetch_record(self, record: AdapterRecord, *, revalidate: bool = False) -> VerifiedAdapter:
         """The adapter of a record, if its content is the one that was registered: see `verified`."""
@@ -80,37 +80,37 @@ class AdapterFetcher:
         that of the content read now. Raises `RefusedAdapter`.
         """
         try:
-            found = self._found(absolute(source), digest, revalidate)
+            fetched = self._found(absolute(source), digest, revalidate)
         except InputError as error:
             raise RefusedAdapter(f"adapter {ref!r} is refused: {error}") from error
         try:
-            held = found.description.digest if digest is None else digest
-            return VerifiedAdapter(ref, found.source, found.folder, found.description, held)
+            held = fetched.description.digest if digest is None else digest
+            return VerifiedAdapter(ref, fetched.source, fetched.folder, fetched.description, held)
         except RefusedAdapter:
-            self.release(found)
+            self.release(fetched)
             raise
 
     def _found(self, source: AdapterSource, digest: str | None, revalidate: bool) -> FetchedAdapter:
         """The adapter at ``source``, with the ``digest`` if cache or source has it."""
         if source.kind == "local":
             return self.fetch(source)
-        if not revalidate and (found := self._cached(source, digest)):
-            return found
-        found = self.fetch(source)
-        if found.description.digest != digest and self.cache.verify(only=found.folder):
-            self.release(found)
-            found = self.fetch(source)
-        return found
+        if not revalidate and (fetched := self._cached(source, digest)):
+            return fetched
+        fetched = self.fetch(source)
+        if fetched.description.digest != digest and self.cache.verify(only=fetched.folder):
+            self.release(fetched)
+            fetched = self.fetch(source)
+        return fetched
 
     def _cached(self, source: AdapterSource, digest: str | None) -> FetchedAdapter | None:
         """The copy fetched last, if it has the ``digest``; without one, if it is what was downloaded."""
         try:
-            found = self.fetch(source, revalidate=False)
+            fetched = self.fetch(source, revalidate=False)
         except InputError:
             return None
-        if found.description.digest == digest or (digest is None and not self.cache.verify(only=found.folder)):
-            return found
-        self.release(found)
+        if fetched.description.digest == digest or (digest is None and not self.cache.verify(only=fetched.folder)):
+            return fetched
+        self.release(fetched)
         return None
 
     def _release(self, source: AdapterSource, folder: Path) -> None:

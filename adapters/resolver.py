@@ -76,9 +76,9 @@ class RegistryResolver:
         except UnknownAdapter:
             return None
         _check_base(record.ref, record.base_model, base_model_name, self._base_models)
-        found = self._leases.fetcher.fetch_record(record)
-        self._leases.keep(record.ref, found)
-        return record.lora_request(str(found.folder))
+        fetched = self._leases.fetcher.fetch_record(record)
+        self._leases.keep(record.ref, fetched)
+        return record.lora_request(str(fetched.folder))
 
 
 class SourceResolver:
@@ -116,16 +116,16 @@ class SourceResolver:
         source = self._find(lora_name)
         if source is None:
             return None
-        found = self._leases.fetcher.fetch(source)
-        base_model = found.description.base_model
+        fetched = self._leases.fetcher.fetch(source)
+        base_model = fetched.description.base_model
         try:
             _check_base(lora_name, base_model, base_model_name, self._base_models)
         except RefusedAdapter:
-            self._leases.fetcher.release(found)
+            self._leases.fetcher.release(fetched)
             raise
-        self._leases.keep(lora_name, found)
-        number = self._id(str(source), found.description.digest)
-        return LoRARequest(lora_name, number, str(found.folder), base_model)
+        self._leases.keep(lora_name, fetched)
+        number = self._id(str(source), fetched.description.digest)
+        return LoRARequest(lora_name, number, str(fetched.folder), base_model)
 
     def _find(self, lora_name: str) -> AdapterSource | None:
         """The source that a name means; None for one not below the prefix, such as a path or a link out of it."""
@@ -162,16 +162,16 @@ class ResolverChain:
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """`LoRAResolver.resolve_lora`. A refusal is final: no further resolver is asked."""
         for resolver in self._resolvers:
-            found = await resolver.resolve_lora(base_model_name, lora_name)
-            if found is None:
+            request = await resolver.resolve_lora(base_model_name, lora_name)
+            if request is None:
                 continue
-            meaning = self._meanings.setdefault(found.lora_int_id, found.lora_name)
-            if meaning != found.lora_name:
+            meaning = self._meanings.setdefault(request.lora_int_id, request.lora_name)
+            if meaning != request.lora_name:
                 raise RefusedAdapter(
-                    f"adapter {lora_name!r} has the lora_int_id {found.lora_int_id}, which is adapter {meaning!r} "
+                    f"adapter {lora_name!r} has the lora_int_id {request.lora_int_id}, which is adapter {meaning!r} "
                     "here: register it, so that it gets an id of its own"
                 )
-            return found
+            return request
         return None
 
 
@@ -187,8 +187,8 @@ class VLLMResolver:
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """`LoRAResolver.resolve_lora` with the result turned into vLLM's object."""
-        found = await self._resolver.resolve_lora(base_model_name, lora_name)
-        return None if found is None else found.to_vllm(self._kind)
+        request = await self._resolver.resolve_lora(base_model_name, lora_name)
+        return None if request is None else request.to_vllm(self._kind)
 
 
 _PART = re.compile(r"[^\x00-\x1f\x7f\\]+")
@@ -202,9 +202,9 @@ class _Leases:
         self._kept: dict[str, FetchedAdapter | VerifiedAdapter] = {}
         self._mutex = Lock()
 
-    def keep(self, name: str, found: FetchedAdapter | VerifiedAdapter) -> None:
+    def keep(self, name: str, fetched: FetchedAdapter | VerifiedAdapter) -> None:
         with self._mutex:
-            former, self._kept[name] = self._kept.get(name), found
+            former, self._kept[name] = self._kept.get(name), fetched
         if former is not None:
             self.fetcher.release(former)
 

@@ -58,14 +58,14 @@ class Checkpoint:
             self._files[path] = _open(path)
         try:
             part = self._files[path].get_slice(name)
-            found, dtype = tuple(part.get_shape()), part.get_dtype()
+            stored, dtype = tuple(part.get_shape()), part.get_dtype()
             if dtype not in _STORED:
                 raise InputError(
                     f"tensor {name} of {path} is stored as {dtype}: give an unquantised checkpoint (F32, BF16 or F16)"
                 )
-            if found != shape:
+            if stored != shape:
                 raise InputError(
-                    f"tensor {name} of {path} has shape {list(found)} and config.json asks for {list(shape)}: "
+                    f"tensor {name} of {path} has shape {list(stored)} and config.json asks for {list(shape)}: "
                     "give the config.json that belongs to the weights"
                 )
             tensor: Tensor = self._files[path].get_tensor(name)
@@ -126,8 +126,8 @@ def _weight_map(folder: Path) -> dict[str, Path]:
         path = folder / file
         if not path.is_file():
             raise InputError(f"model folder {folder} lacks {file}, which its index names: copy the file")
-        found = list(_open(path).keys())
-        where.update((name, path) for name in found if named is None or named.get(name) == file)
+        names = list(_open(path).keys())
+        where.update((name, path) for name in names if named is None or named.get(name) == file)
     if named is not None and (lost := sorted(named.keys() - where.keys())):
         raise InputError(f"{folder / named[lost[0]]} has no tensor {lost[0]}, which the index names: copy the file")
     return where

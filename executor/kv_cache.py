@@ -51,13 +51,13 @@ class KVCache:
         size = self.block_size
         decodes, tables, positions = batch.decodes, batch.block_tables, batch.positions
         pages = positions // size
-        found = tables[:decodes].gather(1, pages[:decodes].unsqueeze(1)).squeeze(1)
+        blocks = tables[:decodes].gather(1, pages[:decodes].unsqueeze(1)).squeeze(1)
         if batch.chunks:
-            parts = [found]
+            parts = [blocks]
             for index, chunk in enumerate(batch.chunks, decodes):
                 parts.append(tables[index].index_select(0, pages[chunk.row : chunk.row + chunk.tokens]))
-            found = torch.cat(parts)
-        return found * size + positions % size
+            blocks = torch.cat(parts)
+        return blocks * size + positions % size
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero ``blocks``. For those of a sequence whose adapter gave NaN: even a masked NaN spoils a product."""

@@ -35,26 +35,26 @@ class ModelConfig:
     def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The checkpoint's tensors of one layer, by name, with their shapes."""
         shape, prefix = self.shape, f"model.layers.{layer}."
-        found: dict[str, tuple[int, ...]] = {}
+        tensors: dict[str, tuple[int, ...]] = {}
         for module, block in BLOCKS.items():
             in_features, out_features = shape.widths(module)
-            found[f"{prefix}{block}.{module}.weight"] = (out_features, in_features)
+            tensors[f"{prefix}{block}.{module}.weight"] = (out_features, in_features)
             if shape.has_bias(module):
-                found[f"{prefix}{block}.{module}.bias"] = (out_features,)
+                tensors[f"{prefix}{block}.{module}.bias"] = (out_features,)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            found[f"{prefix}{norm}.weight"] = (shape.hidden,)
+            tensors[f"{prefix}{norm}.weight"] = (shape.hidden,)
         if shape.qk_norm:
             for norm in ("q_norm", "k_norm"):
-                found[f"{prefix}self_attn.{norm}.weight"] = (shape.head_dim,)
-        return found
+                tensors[f"{prefix}self_attn.{norm}.weight"] = (shape.head_dim,)
+        return tensors
 
     def outer_tensors(self) -> dict[str, tuple[int, ...]]:
         """The checkpoint's tensors outside the layers, by name, with their shapes."""
         embedding = (self.shape.vocab, self.shape.hidden)
-        found = {"model.embed_tokens.weight": embedding, "model.norm.weight": (self.shape.hidden,)}
+        tensors = {"model.embed_tokens.weight": embedding, "model.norm.weight": (self.shape.hidden,)}
         if not self.shape.tied:
-            found["lm_head.weight"] = embedding
-        return found
+            tensors["lm_head.weight"] = embedding
+        return tensors
 
 
 def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
@@ -63,16 +63,16 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> ModelConfig:
     ``where`` names the file in errors. `loratory.models.decoder` decides what is refused and how long a sequence may
     be, for the simulator as well. Raises `InputError` for what the executor does not run.
     """
-    found = decoder(config, where)
+    described = decoder(config, where)
     if (act := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise InputError(f"{where}: hidden_act {act!r} is not supported: the executor runs silu")
     eos = config.get("eos_token_id")
     return ModelConfig(
-        shape=found.shape,
-        max_positions=found.context.default,
+        shape=described.shape,
+        max_positions=described.context.default,
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope=rope_parameters(config, where),
-        dtype=found.dtype,
+        dtype=described.dtype,
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
     )
 

@@ -119,10 +119,10 @@ def measure(
                 phases.append(draw_phase(rng, design, names, number))
             share = (ends - spent()) / max(1, LEAST_PHASES - number)
             most = lengths[number] if turn else None
-            found, steps = _run(machine, adapters, policy(), cost, phases[number], rng, share, most)
+            timed, steps = _run(machine, adapters, policy(), cost, phases[number], rng, share, most)
             if not turn:
                 lengths.append(steps)
-            runs[turn].append(found)
+            runs[turn].append(timed)
             if progress is not None:
                 runs_done = (turn + (number + 1) / (len(phases) if turn else design.phases)) / 3
                 done = min(1.0, max(spent() / design.seconds, runs_done))
@@ -187,7 +187,7 @@ def _run(
 
     sink = EventHandlers({Stepped: stepped.append})
     executor = machine.executor(adapters, policy, cost, RealClock(), sink=sink)
-    found: list[tuple[BatchShape, float]] = []
+    timed: list[tuple[BatchShape, float]] = []
     waiting = iter(arrivals)
     coming = next(waiting, None)
     number = 0
@@ -206,10 +206,10 @@ def _run(
             took = executor.now() - began
             number += 1
             if ran and len(stepped) > before and stepped[-1].shape.tokens and not stepped[-1].load_s:
-                found.append((stepped[-1].shape, took))
+                timed.append((stepped[-1].shape, took))
     finally:
         executor.close()
-    return found, number
+    return timed, number
 
 
 def _submit(executor: Executor, machine: Machine, arrival: Arrival, now: float, rng: np.random.Generator) -> None:

@@ -62,8 +62,8 @@ class ModelRunner:
         if not ids:
             return StepTokens({})
         picked = [generations[request_id] for request_id in ids]
-        found = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
-        tokens, broken = found.tokens.tolist(), found.broken.tolist()
+        sampled = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
+        tokens, broken = sampled.tokens.tolist(), sampled.broken.tolist()
         if self._unproven:
             self._unproven.difference_update(ids)
         if not any(broken):

@@ -85,8 +85,8 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
         _keep_top_p(scores, torch.tensor([one.top_p for one in chosen], dtype=torch.float32, device=device))
     seeds = np.array([one.seed & 0xFFFFFFFFFFFFFFFF for one in chosen], dtype=np.uint64)
     draws = uniform(seeds, np.array([steps[row] for row in drawn], dtype=np.uint64))
-    found = _draw(scores.exp_(), torch.from_numpy(draws).to(device).unsqueeze(1))
-    return Sampled(tokens.index_copy(0, rows, found), broken)
+    columns = _draw(scores.exp_(), torch.from_numpy(draws).to(device).unsqueeze(1))
+    return Sampled(tokens.index_copy(0, rows, columns), broken)
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +97,8 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     vocab = logits.shape[1]
     whole = vocab - vocab % _STRETCH
     if logits.device.type != "cpu" or whole <= _STRETCH:
-        found = logits.max(1)
-        return found.values, found.indices
+        top = logits.max(1)
+        return top.values, top.indices
     tops = logits[:, :whole].view(len(logits), -1, _STRETCH).amax(2)
     if whole < vocab:
         tops = torch.cat((tops, logits[:, whole:].amax(1, keepdim=True)), 1)

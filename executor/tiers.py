@@ -92,12 +92,12 @@ class AdapterTiers(Generic[HostAdapter]):
 
     def finished(self) -> list[tuple[AdapterLoad, str | None]]:
         """Background loads that are over since the last call, each with the reason if it failed."""
-        found: list[tuple[AdapterLoad, str | None]] = []
+        ended: list[tuple[AdapterLoad, str | None]] = []
         while True:
             try:
                 load, why = self._done.get_nowait()
             except Empty:
-                return found
+                return ended
             self.in_flight -= 1
             name = load.adapter.name
             reading = self._reading.get(name)
@@ -107,7 +107,7 @@ class AdapterTiers(Generic[HostAdapter]):
                     self._host[name] = reading.result()
             if why is not None and not load.prefetch:
                 self._free.append(self._slot_of.pop(name))
-            found.append((load, why))
+            ended.append((load, why))
 
     def close(self) -> None:
         """Wait for loads in flight and drop all weights."""

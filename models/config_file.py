@@ -34,7 +34,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if data[:4] == b"GGUF":
         raise InputError(f"{path} is a GGUF file: give the config.json of the unquantised checkpoint")
     try:
-        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
     except _RepeatedKeyError as error:
         raise InputError(f"{path} has the key {error.args[0]!r} twice: keep one of them") from None
     except UnicodeDecodeError as error:
@@ -49,9 +49,9 @@ def read_object(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read as JSON (a number or a nesting without end): copy the file again"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object: give a Hugging Face config.json")
-    return found
+    return value
 
 
 class _RepeatedKeyError(Exception):
@@ -59,11 +59,11 @@ class _RepeatedKeyError(Exception):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise _RepeatedKeyError(shortened(key, 80))
             seen.add(key)
-    return found
+    return mapping

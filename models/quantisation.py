@@ -118,15 +118,15 @@ def _method(value: Any) -> str:
     """`` (fp8)`` where the value names its method."""
     if isinstance(value, str):
         return f" ({shortened(value, 40)})"
-    found = _named(value) if isinstance(value, Mapping) else None
-    return "" if found is None else f" ({shortened(found, 40)})"
+    method = _named(value) if isinstance(value, Mapping) else None
+    return "" if method is None else f" ({shortened(method, 40)})"
 
 
 def _named(values: Mapping[str, Any]) -> str | None:
     names = (values.get(key) for key in _METHODS)
-    found = next((name for name in names if isinstance(name, str) and _says(name)), None)
-    if found is not None:
-        return found
+    method = next((name for name in names if isinstance(name, str) and _says(name)), None)
+    if method is not None:
+        return method
     inside = (_named(value) for value in values.values() if isinstance(value, Mapping))
     return next((name for name in inside if name is not None), None)
 
@@ -134,15 +134,15 @@ def _named(values: Mapping[str, Any]) -> str | None:
 def _beside(folder: Path) -> Iterator[str]:
     for path in _files(folder, _FILES):
         try:
-            found = read_object(path)
+            config = read_object(path)
         except InputError:
             refuse_pointer(path)
             yield f"{path.name} (which cannot be read)"
             continue
-        sign = next(_in_mapping(found, ""), None)
-        telling = any(key in _FLAGS or _telling(key) for key in found)
-        if sign is not None or (found and not telling):
-            yield path.name + _method(found)
+        sign = next(_in_mapping(config, ""), None)
+        telling = any(key in _FLAGS or _telling(key) for key in config)
+        if sign is not None or (config and not telling):
+            yield path.name + _method(config)
     for path in _files(folder, "recipe.yaml"):
         if (recipe := _RECIPE.search(_text(path))) is not None:
             yield f"{path.name} ({recipe[0].decode()})"
@@ -189,10 +189,10 @@ def _header(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            found = json.loads(file.read(length)) if 0 < length <= _MAX_HEADER_BYTES else {}
+            header = json.loads(file.read(length)) if 0 < length <= _MAX_HEADER_BYTES else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return header if isinstance(header, dict) else {}
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

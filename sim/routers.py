@@ -133,7 +133,7 @@ ROUTERS: dict[str, type[Router]] = {
 
 def router(name: str) -> Router:
     """A router by name. Raises `InputError` for an unknown one."""
-    found = ROUTERS.get(name)
-    if found is None:
+    router = ROUTERS.get(name)
+    if router is None:
         raise InputError(f"cluster.router {name!r} is unknown: choose one of {', '.join(ROUTERS)}")
-    return found()
+    return router()

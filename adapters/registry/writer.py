@@ -124,14 +124,14 @@ class RegistryWriter:
     def code(self, kind: str, word: str) -> int:
         """`IssuedIds.code`."""
         codes = self._tables.codes
-        found = self._connection.execute(
+        number = self._connection.execute(
             select(codes.c.code).where(codes.c.kind == kind, codes.c.word == word)
         ).scalar()
-        if found is None:
+        if number is None:
             highest = select(func.coalesce(func.max(codes.c.code), -1)).where(codes.c.kind == kind)
-            found = self._connection.execute(highest).scalar_one() + 1
-            self._connection.execute(codes.insert(), {"kind": kind, "word": word, "code": found})
-        return int(found)
+            number = self._connection.execute(highest).scalar_one() + 1
+            self._connection.execute(codes.insert(), {"kind": kind, "word": word, "code": number})
+        return int(number)
 
     def _assign(self, registration: Registration, version: int) -> int:
         claim = IdClaim(

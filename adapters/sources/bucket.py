@@ -67,16 +67,16 @@ class BucketSource:
         start = f"{self.prefix}/" if self.prefix else ""
         with _in_words(self.label, self.scheme):
             store = _store(self.scheme, self.bucket, self.limits)
-            found = {}
+            objects = {}
             for file in store.objects(start, "/"):
-                found[file.name] = file
-                if len(found) > self.limits.max_files:
+                objects[file.name] = file
+                if len(objects) > self.limits.max_files:
                     break
-            if not found:
+            if not objects:
                 raise SourceError(f"source {self.label} holds no objects: correct the bucket or the prefix")
             files = []
-            for name in choose(self.label, found, self.limits):
-                file = found[name]
+            for name in choose(self.label, objects, self.limits):
+                file = objects[name]
                 checksum = store.declared(file) or file.checksum
                 files.append(RemoteFile(name, file.locator, file.size, file.validator, file.resumable, checksum))
         return RemoteListing(tuple(files), " ".join(f"{file.validator}/{file.size}" for file in files))
@@ -97,14 +97,14 @@ def adapters_of(label: str, scheme: Scheme, bucket: str, prefix: str, limits: Do
     """The prefixes at and below ``prefix`` that hold an adapter, sorted, without a slash at the end."""
     with _in_words(label, scheme):
         store = _store(scheme, bucket, limits)
-        found = []
+        folders = []
         for count, file in enumerate(store.objects(f"{prefix}/" if prefix else "", "")):
             if count >= limits.max_listed:
                 raise SourceError(f"{label} lists more than {limits.max_listed} objects: name a narrower prefix")
             folder, _, name = file.locator.rpartition("/")
             if name == CONFIG:
-                found.append(folder)
-        return sorted(found)
+                folders.append(folder)
+        return sorted(folders)
 
 
 def _store(scheme: Scheme, bucket: str, limits: DownloadLimits) -> ObjectStore:

@@ -286,16 +286,16 @@ def _key(source: str) -> str:
 
 def _stamped(folder: Path) -> list[tuple[int, Path]]:
     """(last use in ns, path) of what is in a folder; other processes may delete some of it meanwhile."""
-    found = []
+    stamped = []
     with contextlib.suppress(FileNotFoundError):
         for path in folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                found.append((path.stat().st_mtime_ns, path))
-    return found
+                stamped.append((path.stat().st_mtime_ns, path))
+    return stamped
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(found.st_size for found in _files(folder))
+    return sum(stat.st_size for stat in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
@@ -312,10 +312,10 @@ def _gain(folder: Path, links: dict[int, int]) -> int:
     ``links``: for each object, the entries that link to it and are not to be deleted; counted down here.
     """
     gain = 0
-    for found in _files(folder):
-        links[found.st_ino] = links.get(found.st_ino, 1) - 1
-        if links[found.st_ino] == 0:
-            gain += found.st_size
+    for stat in _files(folder):
+        links[stat.st_ino] = links.get(stat.st_ino, 1) - 1
+        if links[stat.st_ino] == 0:
+            gain += stat.st_size
     return gain
 
 

@@ -95,14 +95,14 @@ def adapters_of_author(label: str, author: str, limits: DownloadLimits) -> list[
     hub = _huggingface_hub()
     with _in_words(label):
         models = _api(hub).list_models(author=author, full=True)
-        found = []
+        adapters = []
         for path in _at_most(
             limits, label, (f"{model.id}/{file.rfilename}" for model in models for file in model.siblings or ())
         ):
             owner, name, *rest = path.split("/")
             if rest[-1] == CONFIG:
-                found.append((f"{owner}/{name}", "/".join(rest[:-1])))
-        return sorted(found)
+                adapters.append((f"{owner}/{name}", "/".join(rest[:-1])))
+        return sorted(adapters)
 
 
 def _at_most(limits: DownloadLimits, label: str, paths: Iterator[str]) -> Iterator[str]:

@@ -100,8 +100,8 @@ def list_source(prefix: str, limits: DownloadLimits | None = None) -> list[Adapt
     if scheme == "hf" and "/" not in author:
         if not re.fullmatch(_NAME, author):
             raise _bad(prefix, "that is not the name of a user or an organisation")
-        found = hub.adapters_of_author(prefix, author, limits)
-        return [AdapterSource("hub", repo, folder) for repo, folder in found]
+        adapters = hub.adapters_of_author(prefix, author, limits)
+        return [AdapterSource("hub", repo, folder) for repo, folder in adapters]
     source = parse_source(prefix)
     if source.kind == "local":
         return [AdapterSource("local", "", str(path)) for path in _local_adapters(Path(source.path), limits)]
@@ -223,7 +223,7 @@ def _local(folder: Path, limits: DownloadLimits) -> Path:
 def _local_adapters(folder: Path, limits: DownloadLimits) -> list[Path]:
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder: name the folder that holds the adapters")
-    found = []
+    adapters = []
     seen = 0
     for path, folders, files in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -231,5 +231,5 @@ def _local_adapters(folder: Path, limits: DownloadLimits) -> list[Path]:
         if seen > limits.max_listed:
             raise SourceError(f"{folder} holds more than {limits.max_listed} files: name a narrower folder")
         if CONFIG in files:
-            found.append(Path(path))
-    return sorted(found)
+            adapters.append(Path(path))
+    return sorted(adapters)

@@ -270,12 +270,12 @@ class WebSource:
 
     def _headers(self) -> dict[str, str]:
         try:
-            found = netrc.netrc().authenticators(urllib.parse.urlsplit(self.base).hostname or "")
+            login = netrc.netrc().authenticators(urllib.parse.urlsplit(self.base).hostname or "")
         except (OSError, netrc.NetrcParseError):
             return {}
-        if found is None:
+        if login is None:
             return {}
-        return {"Authorization": "Basic " + base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()}
+        return {"Authorization": "Basic " + base64.b64encode(f"{login[0]}:{login[2]}".encode()).decode()}
 
 
 def _length(headers: Message) -> int | None:

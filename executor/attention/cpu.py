@@ -96,10 +96,10 @@ class CPUAttention:
             part[fresh.row : end].view(fresh.chunks, fresh.tokens, -1, heads.head_dim).transpose(1, 2)
             for part in (q, k, v)
         )
-        found = functional.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=heads.scale, enable_gqa=True
         )
-        out[fresh.row : end].view(fresh.chunks, fresh.tokens, heads.heads, -1).copy_(found.transpose(1, 2))
+        out[fresh.row : end].view(fresh.chunks, fresh.tokens, heads.heads, -1).copy_(attended.transpose(1, 2))
 
     def _continue_sequence(self, later: _Later, q: Tensor, out: Tensor, keys: Tensor, values: Tensor) -> None:
         blocks, context, heads = later.blocks, later.mask.shape[1], self.heads
@@ -107,11 +107,11 @@ class CPUAttention:
         pages.gather(keys, values, blocks)
         rows = slice(later.row, later.row + later.tokens)
         query = q[rows].view(1, later.tokens, heads.heads, -1).transpose(1, 2)
-        found = functional.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             query, pages.keys[:, :, :context], pages.values[:, :, :context], later.mask, scale=heads.scale,
             enable_gqa=True,
         )  # fmt: skip
-        out[rows].view(1, later.tokens, heads.heads, -1).copy_(found.transpose(1, 2))
+        out[rows].view(1, later.tokens, heads.heads, -1).copy_(attended.transpose(1, 2))
 
     def _continue(self, chunk: Chunk, table: Tensor, cache: KVCache) -> _Later:
         length = chunk.start + chunk.tokens

@@ -237,10 +237,10 @@ class CUDAAttention:
             )
             # A bias that names its pattern takes the flash kernel, which a tensor of the same pattern does not.
             mask = causal_lower_right(part.tokens, keys.shape[0])
-            found = functional.scaled_dot_product_attention(
+            attended = functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
             )
-            out[rows].view(part.tokens, -1, self.head_dim).copy_(found[0].transpose(0, 1))
+            out[rows].view(part.tokens, -1, self.head_dim).copy_(attended[0].transpose(0, 1))
         return out
 
     def _part(self, chunk: Chunk, table: Tensor, cache: KVCache) -> _Part:

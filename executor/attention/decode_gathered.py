@@ -108,13 +108,13 @@ class GatheredDecode:
         heads, order, count = self._heads, self._order, q.shape[0]
         shape = (count, heads.kv_heads, heads.shared, heads.head_dim)
         queries = (q if order is None else q.index_select(0, order)).view(shape)
-        found = out.view(shape) if order is None else torch.empty(shape, dtype=q.dtype)
+        attended = out.view(shape) if order is None else torch.empty(shape, dtype=q.dtype)
         for group in self._groups:
             pages = group.pages
             pages.gather(keys, values, group.blocks)
             part = queries[group.begin : group.end]
-            found[group.begin : group.end] = functional.scaled_dot_product_attention(
+            attended[group.begin : group.end] = functional.scaled_dot_product_attention(
                 part, pages.keys, pages.values, group.mask, scale=heads.scale
             )
         if order is not None:
-            out.index_copy_(0, order, found.view(count, -1))
+            out.index_copy_(0, order, attended.view(count, -1))

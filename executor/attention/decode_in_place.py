@@ -109,11 +109,11 @@ class InPlaceDecode:
         parts = [
             self._attend(queries[g.begin * heads.heads : g.end * heads.heads], g, keys, values) for g in self._groups
         ]
-        found = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(out.shape)
+        attended = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(out.shape)
         if order is None:
-            out.copy_(found)
+            out.copy_(attended)
         else:
-            out.index_copy_(0, order, found)
+            out.index_copy_(0, order, attended)
 
     def _attend(self, queries: Tensor, group: _Listed, keys: Tensor, values: Tensor) -> Tensor:
         """(sequences * heads, head_dim) of a group's ``queries`` of that shape."""

@@ -221,7 +221,7 @@ def _offsets(slots: LoRASlots) -> dict[str, list[tuple[int, int]]]:
 
 def _by_slot(rows: Sequence[int], slot_of: Sequence[int]) -> dict[int, list[int]]:
     """Rows of each slot, in the batch's order."""
-    found: dict[int, list[int]] = {}
+    by_slot: dict[int, list[int]] = {}
     for row, slot in zip(rows, slot_of, strict=True):
-        found.setdefault(slot, []).append(row)
-    return found
+        by_slot.setdefault(slot, []).append(row)
+    return by_slot

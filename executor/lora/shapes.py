@@ -78,7 +78,7 @@ class LoRAShapes:
 
     def groups(self) -> tuple[Group, ...]:
         """The groups with targeted modules, in the model's order."""
-        model, found = self.model, []
+        model, groups = self.model, []
         for name, modules in GROUPS.items():
             parts: list[Part] = []
             offset = column = 0
@@ -90,8 +90,8 @@ class LoRAShapes:
                 offset += width
             if parts:
                 in_features, layers = model.widths(modules[0])[0], model.count(modules[0])
-                found.append(Group(name, in_features, offset, tuple(parts), layers))
-        return tuple(found)
+                groups.append(Group(name, in_features, offset, tuple(parts), layers))
+        return tuple(groups)
 
     @property
     def numbers_per_rank(self) -> int:

@@ -190,8 +190,8 @@ class HostAdapter:
                 column = sum(shapes.model.widths(name)[1] for name in modules[:part])
                 b = self.stack_b(stack, shapes)[module.layer, :, column : column + module.out_features]
                 return self.stack_a(stack, shapes)[module.layer, part], b
-        found = next(one for one in self.modules if (one.name, one.layer) == (module.name, module.layer))
-        return self.module_ab(found)
+        single = next(one for one in self.modules if (one.name, one.layer) == (module.name, module.layer))
+        return self.module_ab(single)
 
 
 def _layout(

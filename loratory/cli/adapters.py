@@ -1,4 +1,4 @@
-"""adapters_cli: the commands ``loratory adapters ...``: the registry, from the first adapter to export."""
+"""adapters: the commands ``loratory adapters ...``: the registry, from the first adapter to export."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def add(
 
     labels = labels_of(label)
     with adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher:
-        wish = fetcher.registration(
+        registration = fetcher.registration(
             name, source, tenant=tenant, labels=labels, lora_int_id=lora_int_id, new_version=new_version
         )
-    with writing(registry, ids) as book:
-        before = {record.ref for record in book.list(prefix=name)} if book.exists else set()
-        (record,) = book.add_many([wish])
-        default = book.defaults()[name]
+    with writing(registry, ids) as adapters:
+        before = {record.ref for record in adapters.list(prefix=name)} if adapters.exists else set()
+        (record,) = adapters.add_many([registration])
+        default = adapters.defaults()[name]
     added = record.ref not in before
     if as_json:
         dump({"added": added, **values(record, default == record.version)})
@@ -97,14 +97,15 @@ def list_adapters(
     from loratory.cli.adapters_tables import as_json as values
     from loratory.cli.adapters_tables import records_table
 
-    with reading(registry) as book:
-        found = book.list(prefix=prefix, tenant=tenant, base_model=base_model, labels=labels_of(label), removed=removed)
-        defaults = book.defaults()
+    with reading(registry) as adapters:
+        wanted = labels_of(label)
+        records = adapters.list(prefix=prefix, tenant=tenant, base_model=base_model, labels=wanted, removed=removed)
+        defaults = adapters.defaults()
     if as_json:
-        dump([values(record, defaults.get(record.name) == record.version) for record in found])
-    elif found:
+        dump([values(record, defaults.get(record.name) == record.version) for record in records])
+    elif records:
         narrow = sys.stdout.isatty() and width() < _WIDE
-        show(records_table(found, defaults, narrow), whole=True)
+        show(records_table(records, defaults, narrow), whole=True)
         if narrow:
             say("adapters show NAME has base model, tenant and labels, too; so has a wider terminal, a pipe, or --json")
     else:
@@ -124,13 +125,13 @@ def show_adapter(
 
     if (ref is None) == (lora_int_id is None):
         raise InputError("give either NAME[@VERSION] or --id N, to say which adapter to show")
-    with reading(registry) as book:
-        record = book.by_id(lora_int_id) if lora_int_id is not None else book.resolve(str(ref))
-        default = book.defaults().get(record.name)
-        versions = [each for each in book.list(prefix=record.name, removed=True) if each.name == record.name]
+    with reading(registry) as adapters:
+        record = adapters.by_id(lora_int_id) if lora_int_id is not None else adapters.resolve(str(ref))
+        default = adapters.defaults().get(record.name)
+        versions = [each for each in adapters.list(prefix=record.name, removed=True) if each.name == record.name]
         meaning: dict[str, Any] = {}
-        if book.ids == "semantic":
-            said = book.decode(record.lora_int_id)
+        if adapters.ids == "semantic":
+            said = adapters.decode(record.lora_int_id)
             meaning = {"task": said.task, "domain": said.domain, "version": said.version}
     if as_json:
         others = [each.ref for each in versions if not each.removed]
@@ -156,8 +157,8 @@ def resolve(
     as_json: Json = False,
 ) -> None:
     """Print what an engine is to load: name, id, and the local folder, once its digest is what was registered."""
-    with reading(registry) as book:
-        record = book.resolve(ref)
+    with reading(registry) as adapters:
+        record = adapters.resolve(ref)
     path = None
     if fetch:
         with adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher:
@@ -179,8 +180,8 @@ def promote(
     """Make a name resolve to another version, in every engine at once."""
     from loratory.cli.adapters_tables import as_json as values
 
-    with reading(registry) as book:
-        record = book.promote(name, version)
+    with reading(registry) as adapters:
+        record = adapters.promote(name, version)
     if as_json:
         dump(values(record, True))
     else:
@@ -192,8 +193,8 @@ def rollback(name: Name, registry: RegistryPlace = None, as_json: Json = False) 
     """Undo the last promote of a name."""
     from loratory.cli.adapters_tables import as_json as values
 
-    with reading(registry) as book:
-        record = book.rollback(name)
+    with reading(registry) as adapters:
+        record = adapters.rollback(name)
     if as_json:
         dump(values(record, True))
     else:
@@ -205,8 +206,8 @@ def remove(ref: Ref, registry: RegistryPlace = None, as_json: Json = False) -> N
     """Remove a version, or a name with all its versions; their ids are never given again."""
     from loratory.cli.adapters_tables import as_json as values
 
-    with reading(registry) as book:
-        gone = book.remove(ref)
+    with reading(registry) as adapters:
+        gone = adapters.remove(ref)
     if as_json:
         dump([values(record, False) for record in gone])
     else:
@@ -219,8 +220,8 @@ def history(name: Name, registry: RegistryPlace = None, as_json: Json = False) -
     """Show what was done to a name, oldest first."""
     from loratory.cli.adapters_tables import change_json, history_table
 
-    with reading(registry) as book:
-        changes = book.history(name)
+    with reading(registry) as adapters:
+        changes = adapters.history(name)
     if as_json:
         dump([change_json(change) for change in changes])
     else:
@@ -240,9 +241,9 @@ def verify(
     """Fetch adapters again and compare them with their records, and check the registry itself. Exit code 1: damage."""
     from loratory.adapters.registry.check import problems
 
-    with reading(registry) as book:
-        wrong = problems(book)
-        records = [book.resolve(ref)] if ref is not None else list(book.list())
+    with reading(registry) as adapters:
+        wrong = problems(adapters)
+        records = [adapters.resolve(ref)] if ref is not None else list(adapters.list())
     damaged: dict[str, str] = {}
     with (
         adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher,
@@ -289,10 +290,10 @@ def scan_prefix(
     labels = labels_of(label)
     with (
         adapter_fetcher(cache, cache_size, model, max_lora_rank) as fetcher,
-        writing(registry, ids) as book,
+        writing(registry, ids) as adapters,
         progress("scanning") as tell,
     ):
-        target = None if dry_run else book
+        target = None if dry_run else adapters
         found = scan(prefix, target, fetcher, tenant=tenant, labels=labels, new_version=new_version, progress=tell)
     counts = {kind: sum(each.outcome == kind for each in found) for kind in ("added", "known", "valid", "refused")}
     if as_json:
@@ -337,10 +338,10 @@ def import_file(
         progress("importing") as tell,
     ):
         strategy = ids or (None if plain.exists else listed.manifest.ids)
-        with writing(registry, strategy) as book:
-            done = import_manifest(listed.manifest, book, fetcher, new_version=new_version, progress=tell)
-            notes = (*done.notes, *listed.notes(book))
-            defaults = book.defaults()
+        with writing(registry, strategy) as adapters:
+            done = import_manifest(listed.manifest, adapters, fetcher, new_version=new_version, progress=tell)
+            notes = (*done.notes, *listed.notes(adapters))
+            defaults = adapters.defaults()
     if as_json:
         shown = [values(record, defaults.get(record.name) == record.version) for record in done.records]
         dump({"added": shown, "known": done.known, "notes": list(notes)})
@@ -370,11 +371,11 @@ def export(
     if form == "yaml":
         if local or as_json:
             raise InputError("--local and --json go with --format vllm only: leave them out, or choose it")
-        with reading(registry) as book:
-            write_text(dump_manifest(manifest_of(book)), out)
+        with reading(registry) as adapters:
+            write_text(dump_manifest(manifest_of(adapters)), out)
         return
-    with reading(registry) as book:
-        records = [book.resolve(name) for name in book.names()]
+    with reading(registry) as adapters:
+        records = [adapters.resolve(name) for name in adapters.names()]
     found = []
     with adapter_fetcher(cache, cache_size, None, 2**31 - 1) as fetcher, progress("fetching") as tell:
         for place, record in enumerate(records):

@@ -72,12 +72,12 @@ def from_config(config: Mapping[str, Any], name: str, source: str, folder: Path 
     A float32 model is taken in bfloat16, as vLLM takes it (vllm/config/model.py, ``_resolve_auto_dtype``; every GPU of
     the catalogue computes in bfloat16). Raises `InputError` for what a spec does not describe.
     """
-    found = decoder(config, f"model {name}", folder)
-    saved = DTYPES[found.dtype]
+    described = decoder(config, f"model {name}", folder)
+    saved = DTYPES[described.dtype]
     return ModelSpec(
         name=name,
-        shape=found.shape,
-        context=found.context,
+        shape=described.shape,
+        context=described.context,
         dtype="bf16" if saved == "fp32" else saved,
         saved_dtype=saved,
         source=source,

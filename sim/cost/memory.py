@@ -283,9 +283,9 @@ def _out_of_memory(plan: MemoryPlan, question: _Question, acceptable: Callable[[
     for name, now, values in candidates:
         raises = name in ("gpu_memory_utilization", "tensor_parallel_size")
         usable = (v for v in values if (v > now if raises else 0 < v < now))
-        found = next((v for v in usable if fits(**{name: v})), None)
-        if found is not None:
-            remedies.append(f"{'raise' if raises else 'lower'} {name} to {_number(found)}")
+        value = next((v for v in usable if fits(**{name: v})), None)
+        if value is not None:
+            remedies.append(f"{'raise' if raises else 'lower'} {name} to {_number(value)}")
     parts = [f"weights ({_gib(plan.weights_bytes)} GiB)"]
     if plan.slots:
         parts.append(f"{plan.slots} slots of rank {engine.max_lora_rank} ({_gib(plan.lora_bytes)})")
@@ -311,10 +311,10 @@ def _larger(question: _Question, acceptable: Callable[[EngineConfig], bool]) -> 
             if card.memory_bytes <= most or dtype not in card.flops:
                 continue
             try:
-                found = _fits(replace(question, gpu=card, engine=changed).plan()) and acceptable(changed)
+                fits = _fits(replace(question, gpu=card, engine=changed).plan()) and acceptable(changed)
             except InputError:
                 break
-            if found:
+            if fits:
                 also = f" with tensor_parallel_size {changed.tensor_parallel_size}" if factor > 1 else ""
                 return f"use a larger GPU, such as {card.name}{also}"
     return "no single setting makes room, nor does another GPU of the catalogue: use a smaller model"

@@ -132,19 +132,19 @@ class Profile(BaseModel):
 
     def doubts(self) -> tuple[str, ...]:
         """Why not to use it: too few steps, or held-out errors above `MOST_ERROR`; nothing where they are not given."""
-        found: list[str] = []
+        doubts: list[str] = []
         if 0 < self.samples < LEAST_STEPS:
-            found.append(f"only {self.samples} steps were measured, fewer than {LEAST_STEPS}")
+            doubts.append(f"only {self.samples} steps were measured, fewer than {LEAST_STEPS}")
         if not self.held_out.samples:
-            return tuple(found)
+            return tuple(doubts)
         if self.held_out.samples < LEAST_HELD_OUT:
-            found.append(f"only {self.held_out.samples} steps were held out of the fit, fewer than {LEAST_HELD_OUT}")
+            doubts.append(f"only {self.held_out.samples} steps were held out of the fit, fewer than {LEAST_HELD_OUT}")
         says = {"median": "the median error", "p90": "the P90 of errors", "total": "the error of the sum"}
         for name, limit in MOST_ERROR.items():
             if abs(error := getattr(self.held_out, name)) > limit:
                 sign = "+" if name == "total" else ""
-                found.append(f"{says[name]} of held-out steps is {error:{sign}.1%}, above {limit:.0%}")
-        return tuple(found)
+                doubts.append(f"{says[name]} of held-out steps is {error:{sign}.1%}, above {limit:.0%}")
+        return tuple(doubts)
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON, whole or not at all. Raises `OSError` where the path cannot be written."""

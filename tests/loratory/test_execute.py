@@ -285,7 +285,7 @@ def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario:
     [
         (["--set", "executor.checkpoint=/nowhere/model"], "/nowhere/model"),
         (["--set", "engine.num_gpu_blocks=1000000000"], "lower num_gpu_blocks"),
-        (["--set", "engine.memory=unified"], "simulated only"),
+        (["--set", "engine.memory=unified"], "only simulated"),
         (["--set", "cluster.replicas=2"], "cluster.replicas"),
         (["--jobs", "2"], "--jobs"),
         (["--time-scale", "0"], "time_scale"),
