@@ -103,8 +103,7 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
     kv_heads = _size(config, where, "num_key_value_heads", same)
     if heads % kv_heads:
         raise InputError(
-            f"{where}: {heads} attention heads do not share {kv_heads} KV heads evenly, because "
-            f"{kv_heads} key-value heads do not divide them: correct num_key_value_heads"
+            f"{where}: num_key_value_heads {kv_heads} does not divide the {heads} attention heads: correct it"
         )
     if config.get("head_dim") is None and family != "qwen3" and hidden % heads:
         raise InputError(f"{where}: hidden_size {hidden} is no multiple of {heads} attention heads: add head_dim")

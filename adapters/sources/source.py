@@ -193,7 +193,7 @@ def _folder(text: str, path: str) -> str:
 
 
 def _bad(text: str, why: str) -> InputError:
-    return InputError(f"adapter source {text!r} cannot be used, {why}: give {FORMS}")
+    return InputError(f"adapter source {text!r} cannot be used ({why}): give {FORMS}")
 
 
 def _local(folder: Path, limits: DownloadLimits) -> Path:

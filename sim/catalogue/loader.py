@@ -56,7 +56,7 @@ def model(name_or_path: str | Path) -> ModelSpec:
     if not path.is_file():
         if path.suffix == ".json":
             raise InputError(f"model config {name_or_path} does not exist: give the path of a Hugging Face config.json")
-        raise unknown_name("model", name_or_path, _table(), " Or give the path of a Hugging Face config.json")
+        raise unknown_name("model", name_or_path, _table(), "give the path of a Hugging Face config.json")
     if path.suffix == ".gguf":
         raise InputError(
             f"model {name_or_path} is a GGUF file, which is not supported: give the unquantised checkpoint's folder"

@@ -55,7 +55,7 @@ def fit(
     names = [*features, *bent]
     unknown = [f for f in features if f not in FEATURES]
     if unknown:
-        raise InputError(f"unknown feature {unknown[0]!r}: known are {', '.join(FEATURES)}")
+        raise InputError(f"unknown feature {unknown[0]!r}: use some of {', '.join(FEATURES)}")
     uncapped = [field for field in caps or {} if field not in CAPPED]
     if uncapped:
         raise InputError(f"caps of {uncapped[0]!r}: fields that may have them are {', '.join(CAPPED)}")

@@ -200,7 +200,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     else:
         names = profile_names()
         if str(name_or_path) not in names:
-            raise unknown_name("profile", str(name_or_path), names, " Or give the path of one `loratory profile` wrote")
+            raise unknown_name("profile", str(name_or_path), names, "give the path of a file of `loratory profile`")
         folder = resources.files("loratory.scenarios").joinpath("profiles")
         text = next(f.read_text("utf-8") for f in folder.iterdir() if Path(f.name).stem == str(name_or_path))
     try:

@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         ("'longrope'", "llama3"),
     ),
     "partial rotation": (change(partial_rotary_factor=0.5), ("partial_rotary_factor",)),
-    "heads": (change(num_key_value_heads=3), ("4 attention heads", "3 key-value heads")),
+    "heads": (change(num_key_value_heads=3), ("4 attention heads", "num_key_value_heads 3")),
     "odd head": (change(head_dim=15), ("head_dim", "15", "even")),
     "layers": (change(num_hidden_layers=0), ("num_hidden_layers", "0")),
     "word for a number": (change(hidden_size="many"), ("config.json", "hidden_size")),

@@ -235,7 +235,7 @@ def test_scaling_never_shortens(kind: str, factor: float, positions: int) -> Non
         ),
         ({"hidden_size": float("nan")}, "hidden_size is nan"),
         ({"hidden_size": True}, "hidden_size is True"),
-        ({"num_key_value_heads": 3}, "28 attention heads do not share 3 KV heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide the 28 attention heads"),
         ({"hidden_size": 3585}, "no multiple of 28 attention heads: add head_dim"),
         ({"head_dim": 15}, "head_dim is 15"),
         ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype 'float8_e4m3fn' is not supported"),

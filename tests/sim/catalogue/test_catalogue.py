@@ -101,7 +101,7 @@ def test_dtypes() -> None:
     [
         (lambda: gpu("h100"), "unknown gpu 'h100': did you mean h100-80gb or h100-64gb"),
         (lambda: gpu("H100"), "unknown gpu 'H100': did you mean h100-80gb or h100-64gb"),
-        (lambda: gpu("tpu"), "unknown gpu 'tpu': known are a10g"),
+        (lambda: gpu("tpu"), "unknown gpu 'tpu': use one of a10g"),
         (lambda: model("llama-3-8b"), "unknown model 'llama-3-8b': did you mean .*llama-3.1-8b"),
         (lambda: model("nowhere/config.json"), "does not exist"),
         (lambda: resolve_targets(["qproj"]), "unknown LoRA target module 'qproj': did you mean q_proj"),
@@ -158,7 +158,7 @@ def test_a_hugging_face_config_by_file_and_by_folder(tmp_path: Path) -> None:
         ({"model_type": "gpt2"}, "has model_type 'gpt2', which Loratory does not model: use one of llama"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-        ({"num_key_value_heads": 3}, "do not share 3 KV heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide"),
         ({"quantization_config": {"bits": 4}}, "is quantised"),
         ({"torch_dtype": "int4"}, "torch_dtype 'int4'"),
     ],
