@@ -65,7 +65,7 @@ class Checkpoint:
                 )
             if stored != shape:
                 raise InputError(
-                    f"tensor {name} of {path} has shape {list(stored)} and config.json asks for {list(shape)}: "
+                    f"tensor {name} of {path} has shape {list(stored)}, but config.json asks for {list(shape)}: "
                     "give the config.json that belongs to the weights"
                 )
             tensor: Tensor = self._files[path].get_tensor(name)

@@ -104,7 +104,7 @@ class Executor:
             )
         if request.cached_tokens:
             raise InputError(
-                f"request {request.request_id!r} has cached prompt tokens, and the executor has no prefix cache: "
+                f"request {request.request_id!r} has cached prompt tokens, but the executor has no prefix cache: "
                 "set cached_tokens to 0"
             )
         self.engine.submit(request)

@@ -70,7 +70,7 @@ def decoder(config: Mapping[str, Any], where: str, folder: Path | None = None) -
     _check_family(config, where)
     if (sign := quantised(config, folder)) is not None:
         raise InputError(
-            f"{where} is quantised, as {sign} says; quantised weights are not supported: "
+            f"{where} is quantised, as {sign} shows; quantised weights are not supported: "
             "use the unquantised 16-bit checkpoint"
         )
     _refuse_others(config, where)

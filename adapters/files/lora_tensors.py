@@ -187,13 +187,13 @@ def _place(path: str, base: ModelShape | None, allowed: frozenset[str], weights:
         )
     if place.name not in allowed:
         raise InvalidAdapter(
-            f"{weights} has LoRA matrices of {path}, and {place.name} is not among the allowed modules "
+            f"{weights} has LoRA matrices of {path}, but {place.name} is not among the allowed modules "
             f"({', '.join(sorted(allowed))}): allow it or retrain without it"
         )
     last = (base.layers if base else MAX_LAYERS) - 1
     if place.layer > last:
         raise InvalidAdapter(
-            f"{weights} has LoRA matrices of {path}, and the base model's last layer is {last}: "
+            f"{weights} has LoRA matrices of {path}, but the base model's last layer is {last}: "
             "give the base model the adapter was trained on"
         )
     return place
@@ -204,7 +204,7 @@ def _layers(places: Sequence[Place], settings: LoraSettings, base: ModelShape | 
     asked = max(settings.layers, default=0)
     if asked > last:
         raise InvalidAdapter(
-            f"{config}: layers_to_transform names layer {asked}, and the base model's last layer is {last}: "
+            f"{config}: layers_to_transform names layer {asked}, but the base model's last layer is {last}: "
             "give the base model the adapter was trained on"
         )
     return base.layers if base else max(asked, max(place.layer for place in places)) + 1
@@ -257,7 +257,7 @@ def _check_shapes(
             )
         if tensor.shape[axis] != rank:
             raise InvalidAdapter(
-                f"{weights}: {tensor.key} has rank {tensor.shape[axis]} (shape {list(tensor.shape)}), and {config} "
+                f"{weights}: {tensor.key} has rank {tensor.shape[axis]} (shape {list(tensor.shape)}), but {config} "
                 f"gives it {rank} by r and rank_pattern: save configuration and weights of the same adapter"
             )
     if base is None:
@@ -265,6 +265,6 @@ def _check_shapes(
     for tensor, axis, width, side in ((a, 1, base.widths(name)[0], "in"), (b, 0, base.widths(name)[1], "out")):
         if tensor.shape[axis] != width:
             raise InvalidAdapter(
-                f"{weights}: {tensor.key} has {tensor.shape[axis]} {side}put features, and the base model's {name} has "
+                f"{weights}: {tensor.key} has {tensor.shape[axis]} {side}put features, but the base model's {name} has "
                 f"{width}: give the base model the adapter was trained on"
             )

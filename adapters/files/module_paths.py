@@ -31,7 +31,7 @@ _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
     ),
     (
         frozenset({"experts", "block_sparse_moe", "shared_expert", "shared_experts", "router"}),
-        f"it is of a mixture of experts, and served models have none: {_ELSEWHERE}",
+        f"it belongs to a mixture of experts, but served models have none: {_ELSEWHERE}",
     ),
     (
         frozenset({"vision_tower", "visual", "vision_model", "multi_modal_projector", "mm_projector", "audio_tower"}),

@@ -42,7 +42,7 @@ def check_folder(folder: Path) -> None:
             )
         raise InvalidAdapter(f"{named(folder)} has no {CONFIG}: save the adapter with PEFT's save_pretrained")
     if INDEX in names or os.path.lexists(folder / INDEX):
-        raise InvalidAdapter(f"{named(folder / INDEX)} says that the weights are in shards: save them as one {WEIGHTS}")
+        raise InvalidAdapter(f"{named(folder / INDEX)} lists weights in shards: save them as one {WEIGHTS}")
     if WEIGHTS not in names and not os.path.lexists(folder / WEIGHTS):
         pickles = sorted(name for name in names if name.lower().endswith(PICKLES))
         if pickles:

@@ -87,10 +87,10 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     if kind is None:
         raise InvalidAdapter(f"{where} has no peft_type: save the adapter with PEFT's save_pretrained")
     if kind != "LORA":
-        raise InvalidAdapter(f"{where}: peft_type is {shown(kind)}, and only LORA is served: retrain with LoraConfig")
+        raise InvalidAdapter(f"{where}: peft_type is {shown(kind)}, but only LORA is served: retrain with LoraConfig")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise InvalidAdapter(
-            f"{where}: task_type is {shown(config['task_type'])}, and only CAUSAL_LM is served: retrain for generation"
+            f"{where}: task_type is {shown(config['task_type'])}, but only CAUSAL_LM is served: retrain for generation"
         )
     for name, types in IGNORED.items():
         fields.check_type(name, types)
@@ -105,7 +105,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
             )
     if config.get("bias", "none") not in ("none", None):
         raise InvalidAdapter(
-            f"{where}: bias is {shown(config['bias'])}, and trained biases are not served: retrain with bias='none'"
+            f"{where}: bias is {shown(config['bias'])}, but trained biases are not served: retrain with bias='none'"
         )
     _check_init(config.get("init_lora_weights", True), where)
     targets = fields.names("target_modules")
@@ -115,7 +115,7 @@ def read_settings(config: Mapping[str, object], where: str) -> LoraSettings:
     pattern = fields.names("layers_pattern")
     if isinstance(targets, str) and (config.get("layers_to_transform") is not None or pattern):
         raise InvalidAdapter(
-            f"{where}: layers_to_transform and layers_pattern go with a list of target_modules, and it is the string "
+            f"{where}: layers_to_transform and layers_pattern need a list of target_modules, but it is the string "
             f"{shown(targets)}: list the modules"
         )
     if pattern and config.get("layers_to_transform") is None:

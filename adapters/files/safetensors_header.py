@@ -56,7 +56,7 @@ def read_header(file: BinaryIO, size: int, where: str) -> Header:
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES:
         raise InvalidAdapter(
-            f"{where} claims a header of {length} bytes, and at most {MAX_HEADER_BYTES} are read: "
+            f"{where} claims a header of {length} bytes, but at most {MAX_HEADER_BYTES} are read: "
             "it is no safetensors file of a LoRA adapter, save the adapter again"
         )
     if length > size - 8:
@@ -110,7 +110,7 @@ def _tensor(key: str, entry: object, where: str) -> TensorEntry:
         count *= width
     if count * DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
         raise InvalidAdapter(
-            f"{name} has {offsets[1] - offsets[0]} bytes, and its shape {shown(shape)} in {dtype} "
+            f"{name} has {offsets[1] - offsets[0]} bytes, but its shape {shown(shape)} in {dtype} "
             f"takes {count * DTYPE_BYTES[dtype]}: {_AGAIN}"
         )
     return TensorEntry(key, dtype, tuple(shape), offsets[0], offsets[1])

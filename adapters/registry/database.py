@@ -77,7 +77,7 @@ class Database:
     def use_wal(self) -> None:
         """Puts a SQLite file in WAL mode, which stays with the file: readers and the writer do not block each other.
 
-        Where it cannot be had (a file system without shared memory), SQLite's rollback journal is as safe.
+        Where the file system does not support it (no shared memory), SQLite's rollback journal is as safe.
         """
         if not self.path:
             return

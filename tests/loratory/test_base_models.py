@@ -54,7 +54,7 @@ def test_a_length_beyond_the_model_is_refused_as_in_vllm() -> None:
 
 
 def test_a_checkpoint_quantised_by_a_file_beside_its_config_is_refused() -> None:
-    with pytest.raises(InputError, match=r"model: model modelopt is quantised, as hf_quant_config\.json \(FP8\) says"):
+    with pytest.raises(InputError, match=r"model: model modelopt is quantised, as hf_quant_config\.json \(FP8\) shows"):
         built("model-quantised-unnoticed/modelopt.yaml")
 
 
@@ -110,7 +110,7 @@ LINEAR += "prefill_per_token_s: 0.0001}"
 def test_constants_hold_for_one_dtype_so_memory_is_told_it_apart() -> None:
     assert weights(LINEAR, "memory.dtype=fp8") == weights()
     assert weights(LINEAR) == weights("cost.dtype=bf16")
-    with pytest.raises(InputError, match=r"memory\.dtype: goes with linear and profile costs: set cost\.dtype"):
+    with pytest.raises(InputError, match=r"memory\.dtype is for linear and profile costs: set cost\.dtype"):
         weights("memory.dtype=fp8")
     with pytest.raises(InputError, match=r"cost\.dtype: unknown key; set memory\.dtype"):
         weights(LINEAR, "cost.dtype=fp8")
@@ -155,7 +155,7 @@ def test_every_memory_key_reaches_the_memory_model(setting: str, part: str) -> N
 def test_keys_about_slots_are_refused_where_there_are_none() -> None:
     for setting in ("slot_modules=all", "embedding_slots=true", "lora_extra_vocab=0"):
         key = setting.partition("=")[0]
-        with pytest.raises(InputError, match=rf"memory\.{key} is about adapter slots, and engine\.memory unified"):
+        with pytest.raises(InputError, match=rf"memory\.{key} is about adapter slots, but engine\.memory is unified"):
             weights("engine.memory=unified", f"memory.{setting}")
 
 
@@ -268,7 +268,7 @@ def test_other_files_of_a_scenario_are_not_pointers_of_git_lfs_either(tmp_path: 
     for name in ("scenario.yaml", "profile.json", "lengths.txt", "lengths.csv", "adapters.yaml"):
         (tmp_path / name).write_text(pointer)
     said = "is a Git LFS pointer, not the file: run git lfs pull"
-    with pytest.raises(InputError, match=f"scenario[.]yaml: {said}"):
+    with pytest.raises(InputError, match=f"scenario[.]yaml {said}"):
         load_scenario(tmp_path / "scenario.yaml")
     with pytest.raises(InputError, match=f"profile[.]json {said}"):
         built("cost-dtype-fp8-memory-bf16", f"cost={{kind: profile, profile: {tmp_path / 'profile.json'}}}")

@@ -155,7 +155,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
         lambda folder: os.rename(folder / WEIGHTS, folder / "model.safetensors"),
         "rename 'model.safetensors'",
     ),
-    Corruption("shards that name files outside", _sharded, "index.json says that the weights are in shards: save"),
+    Corruption("shards that name files outside", _sharded, "index.json lists weights in shards: save"),
     Corruption("weights linked from outside", _outside(WEIGHTS), f"{WEIGHTS} is a link that leaves .* put the file"),
     Corruption(
         "configuration linked from outside", _outside(CONFIG), f"{CONFIG} is a link that leaves .* put the file"
@@ -184,10 +184,10 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _config("pickle as configuration", "is not UTF-8 .*: save it as UTF-8", b"\x80\x04\x95\x00\x00\xff."),
     # the configuration's content
     _fields("no peft_type", "has no peft_type: save", peft_type=None),
-    _fields("peft_type of another kind", r"peft_type is \['LORA'\], and only LORA is served", peft_type=["LORA"]),
-    _fields("another peft_type", "peft_type is 'IA3', and only LORA is served: retrain", peft_type="IA3"),
+    _fields("peft_type of another kind", r"peft_type is \['LORA'\], but only LORA is served", peft_type=["LORA"]),
+    _fields("another peft_type", "peft_type is 'IA3', but only LORA is served: retrain", peft_type="IA3"),
     _fields(
-        "task_type", "task_type is 'SEQ_2_SEQ_LM', and only CAUSAL_LM is served: retrain", task_type="SEQ_2_SEQ_LM"
+        "task_type", "task_type is 'SEQ_2_SEQ_LM', but only CAUSAL_LM is served: retrain", task_type="SEQ_2_SEQ_LM"
     ),
     _fields("no rank", "r is None: a rank is a whole number of at least 1", r=None),
     _fields("rank 0", "r is 0: a rank is a whole number of at least 1", r=0),
@@ -230,12 +230,12 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     ),
     _fields("layer left out", "has LoRA matrices of model.layers.0.* leaves out", layers_to_transform=[1]),
     _fields(
-        "layer beyond the model", "names layer 7, and the base model's last layer is 1: give", layers_to_transform=[7]
+        "layer beyond the model", "names layer 7, but the base model's last layer is 1: give", layers_to_transform=[7]
     ),
     _fields("negative layer", "layers_to_transform is -1: it must be", layers_to_transform=-1),
-    _fields("layers with an expression", "go with a list", target_modules=".*[qv]_proj", layers_to_transform=[0]),
+    _fields("layers with an expression", "need a list", target_modules=".*[qv]_proj", layers_to_transform=[0]),
     _fields("layers pattern alone", "layers_pattern needs layers_to_transform", layers_pattern="layers"),
-    _fields("bias", "bias is 'all', and trained biases are not served: retrain", bias="all"),
+    _fields("bias", "bias is 'all', but trained biases are not served: retrain", bias="all"),
     _fields("DoRA", "use_dora is True, which is refused: DoRA", use_dora=True),
     _fields("DoRA as text", "use_dora is 'false', which is refused: DoRA", use_dora="false"),
     _fields("unknown field", "the field 'use_newlora' is unknown and not off", use_newlora=True),
@@ -288,9 +288,9 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _header("negative width", r"has the shape \[-2, -8\]: a shape is", _entry(A0, shape=[-2, -8])),
     _header("fractional width", r"has the shape \[2.0, 8\]: a shape is", _entry(A0, shape=[2.0, 8])),
     _header("width true", r"has the shape \[True, 16\]: a shape is", _entry(A0, shape=[True, 16])),
-    _header("product beyond 64 bits", "has 64 bytes, and its shape .* takes", _entry(A0, shape=[2**62, 2**62])),
+    _header("product beyond 64 bits", "has 64 bytes, but its shape .* takes", _entry(A0, shape=[2**62, 2**62])),
     _header("width beyond 64 bits", "a shape is a list of whole numbers", _entry(A0, shape=[2**64 + 2, 8])),
-    _header("other product", r"has 64 bytes, and its shape \[2, 9\] in F32 takes 72", _entry(A0, shape=[2, 9])),
+    _header("other product", r"has 64 bytes, but its shape \[2, 9\] in F32 takes 72", _entry(A0, shape=[2, 9])),
     _header("a vector", "must be a matrix", _entry(A0, shape=[16])),
     _header("offsets backwards", "they must be its start and end", _entry(A0, data_offsets=[64, 0])),
     _header("offsets negative", "they must be its start and end", _entry(A0, data_offsets=[-64, 0])),
@@ -311,12 +311,12 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _tensors("rank of B", r"has rank 3 \(shape \[8, 3\]\).* gives it 2", _put(B0, np.ones((8, 3), np.float32))),
     _tensors(
         "input width",
-        "has 9 input features, and the base model's q_proj has 8: give",
+        "has 9 input features, but the base model's q_proj has 8: give",
         _put(A0, np.ones((2, 9), np.float32)),
     ),
     _tensors(
         "output width",
-        "has 5 output features, and the base model's q_proj has 8: give",
+        "has 5 output features, but the base model's q_proj has 8: give",
         _put(B0, np.ones((5, 2), np.float32)),
     ),
     Corruption(
@@ -333,7 +333,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     _tensors("module in another block", "which no served model has: if it is", _rename("self_attn.v", "mlp.v")),
     _tensors(
         "an expert",
-        "it is of a mixture of experts, .*: serve it with",
+        "it belongs to a mixture of experts, .*: serve it with",
         _rename("self_attn.v_proj", "mlp.experts.0.up_proj"),
     ),
     _tensors("forbidden module", "o_proj is not among the allowed modules", _rename("v_proj", "o_proj")),

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "Mixtral's experts": (
         lambda key: key.replace("self_attn.q_proj", "block_sparse_moe.experts.0.w1"),
-        "it is of a mixture of experts, and served models have none: serve it with an engine that serves its base",
+        "it belongs to a mixture of experts, but served models have none: serve it with an engine that serves its base",
     ),
     "vision tower": (
         lambda key: key.replace("model.layers.0.", "vision_tower.encoder.layers.0."),
@@ -181,7 +181,7 @@ def test_a_file_holds_the_head_that_its_configuration_promises(tmp_path: Path) -
     with pytest.raises(InvalidAdapter, match="lm_head is not among the allowed modules"):
         validate(write(tmp_path, {"target_modules": both}, with_head()), narrow)
     other = FileLimits(base=replace(BASE, vocab=40))
-    with pytest.raises(InvalidAdapter, match="32 output features, and the base model's lm_head has 40"):
+    with pytest.raises(InvalidAdapter, match="32 output features, but the base model's lm_head has 40"):
         validate(write(tmp_path, {"target_modules": both}, with_head()), other)
     whole = {**tensors(), f"{PREFIX}lm_head.base_layer.weight": np.ones((32, 8), np.float32)}
     with pytest.raises(InvalidAdapter, match=r"holds the tensor .*base_layer"):

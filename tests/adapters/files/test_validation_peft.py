@@ -347,7 +347,7 @@ def test_every_other_peft_type_is_refused_by_name(
             edit(tmp_path, peft_type=kind)
         else:
             build(base(), cls(**fields), tmp_path)
-    with pytest.raises(InvalidAdapter, match=f"peft_type is '{kind}', and only LORA is served"):
+    with pytest.raises(InvalidAdapter, match=f"peft_type is '{kind}', but only LORA is served"):
         validate(tmp_path, limits)
 
 
