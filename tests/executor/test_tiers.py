@@ -13,7 +13,7 @@ from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import AdapterLoad
 
 
-class Shelf:
+class FakeSlots:
     """Slots that remember what was written to them."""
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ def _load(name: str, tier: str = "disk", prefetch: bool = False) -> AdapterLoad:
     return AdapterLoad(Adapter(LoRARequest(name, ord(name), f"here/{name}"), 8, 100), tier, prefetch)
 
 
-def _tiers(read: Callable[[str], str], slots: int = 2) -> tuple[AdapterTiers[str], Shelf, threading.Event]:
-    shelf, woken = Shelf(), threading.Event()
-    return AdapterTiers(read, shelf, slots, woken.set), shelf, woken
+def _tiers(read: Callable[[str], str], slots: int = 2) -> tuple[AdapterTiers[str], FakeSlots, threading.Event]:
+    fake_slots, woken = FakeSlots(), threading.Event()
+    return AdapterTiers(read, fake_slots, slots, woken.set), fake_slots, woken
 
 
 def _await(tiers: AdapterTiers[str], woken: threading.Event, count: int) -> list[tuple[AdapterLoad, str | None]]:
@@ -50,9 +50,9 @@ def _await(tiers: AdapterTiers[str], woken: threading.Event, count: int) -> list
 
 def test_a_load_reads_once_and_a_second_one_takes_it_from_host_memory() -> None:
     reads: list[str] = []
-    tiers, shelf, _ = _tiers(lambda name: reads.append(name) or name.upper())
+    tiers, fake_slots, _ = _tiers(lambda name: reads.append(name) or name.upper())
     tiers.bring(_load("a"))
-    assert shelf.slots == {tiers.slot("a"): "A"} and tiers.in_host == {"a"}
+    assert fake_slots.slots == {tiers.slot("a"): "A"} and tiers.in_host == {"a"}
     tiers.evicted("a")
     tiers.follow(Held("a"))  # type: ignore[arg-type]
     assert tiers.resident == {} and tiers.in_host == {"a"}
@@ -76,12 +76,12 @@ def test_slots_are_handed_out_once_and_come_back() -> None:
 
 
 def test_a_background_load_ends_when_the_slot_is_written() -> None:
-    tiers, shelf, woken = _tiers(str.upper)
+    tiers, fake_slots, woken = _tiers(str.upper)
     load = _load("a")
     tiers.start(load)
     assert tiers.in_flight == 1
     assert _await(tiers, woken, 1) == [(load, None)]
-    assert shelf.slots[tiers.slot("a")] == "A" and tiers.in_flight == 0 and tiers.in_host == {"a"}
+    assert fake_slots.slots[tiers.slot("a")] == "A" and tiers.in_flight == 0 and tiers.in_host == {"a"}
     tiers.close()
 
 
@@ -93,12 +93,12 @@ def test_a_prefetch_takes_no_slot_and_a_load_that_overtakes_it_reads_nothing_twi
         assert gate.wait(30)
         return name.upper()
 
-    tiers, shelf, woken = _tiers(read)
+    tiers, fake_slots, woken = _tiers(read)
     tiers.start(_load("a", prefetch=True))
     assert tiers.resident == {}
     threading.Timer(0.01, gate.set).start()
     tiers.bring(_load("a"))
-    assert shelf.slots[tiers.slot("a")] == "A" and reads == ["a"]
+    assert fake_slots.slots[tiers.slot("a")] == "A" and reads == ["a"]
     _await(tiers, woken, 1)
     assert tiers.in_host == {"a"}
     tiers.close()
@@ -111,7 +111,7 @@ def test_a_load_that_fails_gives_its_slot_back_and_says_why(background: bool) ->
             raise InputError("here/b is gone: restore the folder")
         return name
 
-    tiers, shelf, woken = _tiers(read)
+    tiers, fake_slots, woken = _tiers(read)
     tiers.bring(_load("a"))
     if background:
         tiers.start(_load("b"))
@@ -122,5 +122,5 @@ def test_a_load_that_fails_gives_its_slot_back_and_says_why(background: bool) ->
             tiers.bring(_load("b"))
     assert tiers.resident == {"a": tiers.slot("a")} and tiers.in_host == {"a"}
     tiers.bring(_load("c"))
-    assert len(set(tiers.resident.values())) == 2 and set(shelf.slots.values()) == {"a", "c"}
+    assert len(set(tiers.resident.values())) == 2 and set(fake_slots.slots.values()) == {"a", "c"}
     tiers.close()
