@@ -244,6 +244,7 @@ def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
 
 def test_what_a_slot_is_loaded_from_cannot_be_of_other_content(tmp_path: Path) -> None:
     """A `VerifiedAdapter` cannot be made of other content, even on purpose, and slots accept nothing else."""
+    pytest.importorskip("torch", reason="the executor needs torch")
     from typing import get_type_hints
 
     from loratory.adapters.files.description import AdapterDescription

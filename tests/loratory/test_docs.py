@@ -12,6 +12,7 @@ import shlex
 import sys
 import tarfile
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from command import Command, command_line
 from pages import PAGES, ROOT, Block, anchors, blocks, code_spans, links, prose, rows
 
 from loratory import policies, policy, scenarios
+from loratory.cli import terminal
 from loratory.cli.main import app
 from loratory.experiment import policy_spec
 from loratory.experiment.policy_spec import policy_factory, policy_names
@@ -106,6 +108,7 @@ def here(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def loratory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setattr(terminal, "_EVERY_S", inf)  # no progress on stderr, however busy the machine is
     return command_line(capsys, monkeypatch)
 
 

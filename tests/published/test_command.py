@@ -138,7 +138,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     file.write_text("")
     for arguments, says in (
         (("rooflin",), "did you mean 'roofline'?"),
-        (("zzz",), "there are slora, vtc"),
+        (("zzz",), "choose from slora, vtc"),
         (("roofline", "--docs", page), "no block for roofline"),
         (("roofline", "--docs", tmp_path / "none.md"), "cannot be read"),
         (("roofline", "--out", file), "is a file"),
