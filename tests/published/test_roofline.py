@@ -61,6 +61,6 @@ def test_the_defaults_are_the_fit_rounded() -> None:
         overhead = RooflineCost(model("llama-3.1-8b"), gpu(card)).explain(Figure("decode", card, 1, 0.0).shape)[
             "overhead"
         ]
-        ours = (overhead - defaults.step_overhead_s) / model("llama-3.1-8b").layers
+        ours = (overhead - defaults.step_overhead_s) / model("llama-3.1-8b").shape.layers
         assert ours == pytest.approx(per_layer, abs=1.5e-6)
     assert "memory 0.761" in main()
