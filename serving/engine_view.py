@@ -8,7 +8,7 @@ from typing import Literal
 
 from loratory.serving.ledger import Ledger
 from loratory.serving.plan import CostView
-from loratory.serving.views import AdapterView, RequestView, TenantView
+from loratory.serving.views import AdapterView, RequestView, TenantView, live
 from loratory.serving.wait_index import Within
 from loratory.serving.wait_queue import QueueView
 
@@ -16,9 +16,7 @@ from loratory.serving.wait_queue import QueueView
 class View:
     """What a policy sees of its engine: read-only and live. Attribute names are part of the interface.
 
-    Times are absolute seconds. ``waiting`` iterates requests in arrival order, preempted ones first.
-    ``backlogged``: names of adapters with a waiting request (None: the base model). ``decode_steps``:
-    decode steps the engine has done so far.
+    Times are absolute seconds.
     """
 
     __slots__ = ("_ledger", "_scorer")
@@ -27,68 +25,90 @@ class View:
         self._ledger = ledger
         self._scorer = scorer
 
-    now: float = property(attrgetter("_ledger.now"))  # type: ignore[assignment]
-    waiting: QueueView = property(attrgetter("_ledger.waiting_view"))  # type: ignore[assignment]
-    running: Collection[RequestView] = property(attrgetter("_ledger.running_views"))  # type: ignore[assignment]
-    adapters: Mapping[str, AdapterView] = property(attrgetter("_ledger.shown_adapters"))  # type: ignore[assignment]
-    tenants: Mapping[str, TenantView] = property(attrgetter("_ledger.shown_tenants"))  # type: ignore[assignment]
-    base: AdapterView = property(attrgetter("_ledger.base.view"))  # type: ignore[assignment]
-    max_loras: int = property(attrgetter("_ledger.max_loras"))  # type: ignore[assignment]
-    free_slots: int = property(attrgetter("_ledger.slots.free"))  # type: ignore[assignment]
-    kv_free_tokens: int = property(attrgetter("_ledger.kv_free_tokens"))  # type: ignore[assignment]
-    kv_total_tokens: int = property(attrgetter("_ledger.kv_total_tokens"))  # type: ignore[assignment]
-    token_budget: int = property(attrgetter("_ledger.token_budget"))  # type: ignore[assignment]
-    seq_budget: int = property(attrgetter("_ledger.seq_budget"))  # type: ignore[assignment]
-    decode_steps: int = property(lambda self: self._ledger.clock[0])  # type: ignore[assignment]
-    memory: str = property(attrgetter("_ledger.memory"))  # type: ignore[assignment]
-    cost: CostView = property(attrgetter("_ledger.cost"))  # type: ignore[assignment]
-    scorer: Callable[[AdapterView, View], float] = property(attrgetter("_scorer"))  # type: ignore[assignment]
+    now: float = live(attrgetter("_ledger.now"))
+    """Second of this call."""
+    waiting: QueueView = live(attrgetter("_ledger.waiting_view"))
+    """Waiting requests in arrival order, preempted ones first."""
+    running: Collection[RequestView] = live(attrgetter("_ledger.running_views"))
+    """Running requests in order of admission."""
+    adapters: Mapping[str, AdapterView] = live(attrgetter("_ledger.shown_adapters"))
+    """All adapters of the engine by name, the base model not included."""
+    tenants: Mapping[str, TenantView] = live(attrgetter("_ledger.shown_tenants"))
+    """Tenants that have sent a request so far, by name."""
+    base: AdapterView = live(attrgetter("_ledger.base.view"))
+    """The base model as an adapter: rank 0, no bytes, always on the GPU."""
+    max_loras: int = live(attrgetter("_ledger.max_loras"))
+    """GPU slots: the most adapters that can be on the GPU at once."""
+    free_slots: int = live(attrgetter("_ledger.slots.free"))
+    """GPU slots that no adapter holds and no load in flight will fill."""
+    kv_free_tokens: int = live(attrgetter("_ledger.kv_free_tokens"))
+    """Tokens that the free KV blocks hold."""
+    kv_total_tokens: int = live(attrgetter("_ledger.kv_total_tokens"))
+    """Tokens that all KV blocks hold."""
+    token_budget: int = live(attrgetter("_ledger.token_budget"))
+    """Tokens that this step can still prefill."""
+    seq_budget: int = live(attrgetter("_ledger.seq_budget"))
+    """Requests that can still be admitted before ``max_num_seqs`` run."""
+    decode_steps: int = live(lambda self: self._ledger.clock[0])
+    """Decode steps that the engine has done so far."""
+    memory: str = live(attrgetter("_ledger.memory"))
+    """Where adapters are on the GPU: "slots", in slots of their own; "unified", in one pool with the KV blocks."""
+    cost: CostView = live(attrgetter("_ledger.cost"))
+    """The cost model: seconds of a step, seconds of a load."""
+    scorer: Callable[[AdapterView, View], float] = live(attrgetter("_scorer"))
+    """The score of an idle adapter; `want` evicts the one with the lowest."""
 
     def waiting_for(self, adapter: str | None) -> QueueView:
-        """Requests waiting for an adapter (None: for the base model), in arrival order."""
+        """Requests that wait for an adapter (None: for the base model), in arrival order, preempted ones first."""
         return self._ledger.adapter_queue(adapter)
 
     def waiting_of(self, tenant: str) -> QueueView:
-        """Requests of a tenant that wait, in arrival order."""
+        """Requests of a tenant that wait, in arrival order, preempted ones first."""
         return self._ledger.tenant_queue(tenant)
 
     def adapter(self, request: RequestView) -> AdapterView:
-        """The adapter a request wants; for the base model a view that is always on the GPU."""
+        """The adapter that a request wants, or `base`."""
         name = request.adapter
         return self._ledger.base.view if name is None else self._ledger.adapter_views[name]
 
     def tenant(self, request: RequestView) -> TenantView:
-        """The tenant of a request."""
+        """The tenant that sent a request."""
         return self._ledger.tenant_views[request.tenant]
 
-    slot_obtainable: bool = property(lambda self: self._ledger.slots.obtainable())  # type: ignore[assignment]
-    can_admit: bool = property(lambda self: self._ledger.can_admit())  # type: ignore[assignment]
-    active_adapters: int = property(attrgetter("_ledger.batch.adapters"))  # type: ignore[assignment]
+    slot_obtainable: bool = live(lambda self: self._ledger.slots.obtainable())
+    """Whether a GPU slot is free, or `idle` has an adapter to evict."""
+    can_admit: bool = live(lambda self: self._ledger.can_admit())
+    """Whether this step has tokens and a place left to admit a request."""
+    active_adapters: int = live(attrgetter("_ledger.batch.adapters"))
+    """Distinct adapters that running requests use, the base model not counted."""
 
     def unblocked(
         self, within: Within = "any", only: Collection[str] | None = None, without: Collection[str] = ()
     ) -> Iterator[RequestView]:
-        """Waiting requests in arrival order, without those whose adapter stands in the way at that moment; none at all
-        when this step has no budget left to admit anybody.
+        """Waiting requests in arrival order, without those that their adapter blocks at that moment; none at all when
+        this step cannot admit another request.
 
-        ``within``: "batch", only adapters that running requests use (and the base model); "gpu", adapters on the GPU.
-        ``only``: no adapters but these (and the base model). ``without``: these adapters left out.
+        An adapter blocks its requests while it is on the way to the GPU, and while it is not there and every slot is in
+        use. Blocked requests cost nothing, however many wait.
 
-        Left out, as long as it lasts: adapters on the way to the GPU, and those not there while every slot is in use.
-        What is left out costs nothing, however many wait.
+        ``within``: "batch", only adapters that running requests use; "gpu", only adapters on the GPU. ``only``: only
+        these adapters. The base model is always among them. ``without``: no requests for these adapters.
         """
         return self._ledger.unblocked(within, only, without)
 
-    backlogged: Set[str | None] = property(lambda self: self._ledger.index.backlogged.keys())  # type: ignore[assignment]
+    backlogged: Set[str | None] = live(lambda self: self._ledger.index.backlogged.keys())
+    """Names of adapters that a request waits for; None stands for the base model."""
 
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
-        """The first waiting request of each adapter, longest waiting first; "off": only of adapters not on the GPU and
-        not on the way there. Read it to the end, or leave it, before yielding the next action."""
+        """The first waiting request of each adapter, in arrival order; "off": only of adapters that are neither on the
+        GPU nor on the way there. Read it to the end, or leave it, before yielding the next action."""
         ledger = self._ledger
         return ledger.index.heads(where == "off", ledger.slots.loading.values())
 
-    on_gpu: Mapping[str, AdapterView] = property(attrgetter("_ledger.slots.shown"))  # type: ignore[assignment]
+    on_gpu: Mapping[str, AdapterView] = live(attrgetter("_ledger.slots.shown"))
+    """Adapters on the GPU by name, the base model not included."""
 
     def idle(self) -> list[AdapterView]:
-        """Adapters on the GPU that may be evicted: unused, not pinned, and not just loaded for someone who waits."""
+        """Adapters on the GPU that may be evicted: no running request uses them, they are not pinned, and they were not
+        just loaded for a request that still waits."""
         return self._ledger.slots.idle_views()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
 from loratory.serving.lora import Adapter, Tier
 
 
+def live(read: Callable[[Any], Any]) -> Any:
+    """A read-only attribute: ``read`` gets its value from the view. The view declares its type."""
+    return property(read)
+
+
 class RequestView:
     """A request as a policy sees it: read-only and live. It never shows the true output length.
 
-    Times are absolute seconds, token fields are counts, ``adapter`` is a name or None for the base model.
+    Times are absolute seconds.
     """
 
     __slots__ = ("_sequence",)
@@ -20,21 +25,36 @@ class RequestView:
     def __init__(self, sequence: Any) -> None:
         self._sequence = sequence
 
-    request_id: str = property(attrgetter("_sequence.request.request_id"))  # type: ignore[assignment]
-    adapter: str | None = property(attrgetter("_sequence.request.adapter"))  # type: ignore[assignment]
-    tenant: str = property(attrgetter("_sequence.request.tenant"))  # type: ignore[assignment]
-    arrival: float = property(attrgetter("_sequence.request.arrival"))  # type: ignore[assignment]
-    prompt_tokens: int = property(attrgetter("_sequence.request.prompt_tokens"))  # type: ignore[assignment]
-    cached_tokens: int = property(attrgetter("_sequence.request.cached_tokens"))  # type: ignore[assignment]
-    max_tokens: int = property(attrgetter("_sequence.max_tokens"))  # type: ignore[assignment]
-    predicted_tokens: int | None = property(attrgetter("_sequence.request.predicted_tokens"))  # type: ignore[assignment]
-    generated_tokens: int = property(attrgetter("_sequence.generated"))  # type: ignore[assignment]
-    priority: int = property(attrgetter("_sequence.request.priority"))  # type: ignore[assignment]
-    deadline: float | None = property(attrgetter("_sequence.request.deadline"))  # type: ignore[assignment]
-    weight: float = property(attrgetter("_sequence.request.weight"))  # type: ignore[assignment]
-    kv_tokens: int = property(attrgetter("_sequence.kv_tokens"))  # type: ignore[assignment]
-    preemptions: int = property(attrgetter("_sequence.preemptions"))  # type: ignore[assignment]
-    running: bool = property(lambda self: self._sequence.state == "running")  # type: ignore[assignment]
+    request_id: str = live(attrgetter("_sequence.request.request_id"))
+    """The id under which it was submitted, unique among the requests in flight."""
+    adapter: str | None = live(attrgetter("_sequence.request.adapter"))
+    """Name of the adapter it wants; None for the base model."""
+    tenant: str = live(attrgetter("_sequence.request.tenant"))
+    """Name of the tenant that sent it."""
+    arrival: float = live(attrgetter("_sequence.request.arrival"))
+    """Second at which it arrived."""
+    prompt_tokens: int = live(attrgetter("_sequence.request.prompt_tokens"))
+    """Tokens of its prompt, cached ones included."""
+    cached_tokens: int = live(attrgetter("_sequence.request.cached_tokens"))
+    """Prompt tokens that are cached already: they need KV memory, but no compute."""
+    max_tokens: int = live(attrgetter("_sequence.max_tokens"))
+    """Upper limit of its output tokens: the client's, or what the engine's limit of context leaves if that is less."""
+    predicted_tokens: int | None = live(attrgetter("_sequence.request.predicted_tokens"))
+    """Output tokens that the workload predicts; None without a prediction."""
+    generated_tokens: int = live(attrgetter("_sequence.generated"))
+    """Output tokens so far. A preemption keeps them."""
+    priority: int = live(attrgetter("_sequence.request.priority"))
+    """The client's priority: a lower number is served first, as in vLLM."""
+    deadline: float | None = live(attrgetter("_sequence.request.deadline"))
+    """Second by which the client wants it completed; None without a deadline."""
+    weight: float = live(attrgetter("_sequence.request.weight"))
+    """Its tenant's share in fair policies, above 0."""
+    kv_tokens: int = live(attrgetter("_sequence.kv_tokens"))
+    """Tokens it has in the KV cache, with the chunk that this step prefills; 0 while it waits."""
+    preemptions: int = live(attrgetter("_sequence.preemptions"))
+    """How often it was preempted so far."""
+    running: bool = live(lambda self: self._sequence.state == "running")
+    """Whether it is admitted and has not ended; false while it waits, also after a preemption."""
 
     def __repr__(self) -> str:
         return f"<request {self.request_id} adapter={self.adapter} tenant={self.tenant}>"
@@ -59,12 +79,9 @@ class RequestViews:
 
 
 class AdapterView:
-    """An adapter as a policy sees it: read-only and live. ``name`` is None for the base model.
+    """An adapter as a policy sees it: read-only and live. The base model is one as well, under no name.
 
-    ``eta``: absolute second at which a load in flight is expected to end, if known. ``references``: running requests
-    that use it. ``waiting``: requests waiting for it. ``uses``: admissions so far. ``bytes``: size of its weights.
-    ``admitted_tokens`` and ``output_tokens``: its service so far. ``kv_tokens``: tokens of KV memory it takes on the
-    GPU (``memory: unified``, else 0). ``fresh``: loaded and not used since.
+    Times are absolute seconds.
     """
 
     __slots__ = ("_state",)
@@ -72,42 +89,65 @@ class AdapterView:
     def __init__(self, state: Any) -> None:
         self._state = state
 
-    name: str | None = property(attrgetter("_state.name"))  # type: ignore[assignment]
-    lora_int_id: int = property(attrgetter("_state.lora_int_id"))  # type: ignore[assignment]
-    rank: int = property(attrgetter("_state.rank"))  # type: ignore[assignment]
-    bytes: int = property(attrgetter("_state.bytes"))  # type: ignore[assignment]
-    tier: Tier = property(attrgetter("_state.tier"))  # type: ignore[assignment]
-    eta: float | None = property(attrgetter("_state.eta"))  # type: ignore[assignment]
-    references: int = property(attrgetter("_state.references"))  # type: ignore[assignment]
-    waiting: int = property(attrgetter("_state.waiting"))  # type: ignore[assignment]
-    pinned: bool = property(attrgetter("_state.pinned"))  # type: ignore[assignment]
-    last_used: float = property(attrgetter("_state.last_used"))  # type: ignore[assignment]
-    loaded_at: float = property(attrgetter("_state.loaded_at"))  # type: ignore[assignment]
-    uses: int = property(attrgetter("_state.uses"))  # type: ignore[assignment]
-    fresh: bool = property(attrgetter("_state.fresh"))  # type: ignore[assignment]
-    admitted_tokens: int = property(attrgetter("_state.admitted_tokens"))  # type: ignore[assignment]
-    output_tokens: int = property(attrgetter("_state.output_tokens"))  # type: ignore[assignment]
-    prefetching: bool = property(attrgetter("_state.prefetching"))  # type: ignore[assignment]
-    kv_tokens: int = property(lambda self: self._state.kv_tokens)  # type: ignore[assignment]
-    spec: Adapter | None = property(attrgetter("_state.spec"))  # type: ignore[assignment]
+    name: str | None = live(attrgetter("_state.name"))
+    """The adapter's name; None for the base model."""
+    lora_int_id: int = live(attrgetter("_state.lora_int_id"))
+    """The number by which the engine knows it; 0 for the base model."""
+    rank: int = live(attrgetter("_state.rank"))
+    """Its rank; 0 for the base model."""
+    bytes: int = live(attrgetter("_state.bytes"))
+    """Bytes of its weights; 0 for the base model."""
+    tier: Tier = live(attrgetter("_state.tier"))
+    """Where its weights are: "remote", "disk", "host", "loading" (on the way to a GPU slot) or "gpu"."""
+    eta: float | None = live(attrgetter("_state.eta"))
+    """Second at which its load or prefetch in flight is expected to end; None without one, or if not known."""
+    references: int = live(attrgetter("_state.references"))
+    """Running requests that use it."""
+    waiting: int = live(attrgetter("_state.waiting"))
+    """Requests that wait for it."""
+    pinned: bool = live(attrgetter("_state.pinned"))
+    """Whether it is never evicted: once on the GPU, it stays there."""
+    last_used: float = live(attrgetter("_state.last_used"))
+    """Second of its last use: a load, an admission or the end of a running request; 0.0 before the first."""
+    loaded_at: float = live(attrgetter("_state.loaded_at"))
+    """Second at which its last load to the GPU ended; 0.0 before the first."""
+    uses: int = live(attrgetter("_state.uses"))
+    """Admissions of requests that want it so far, those after a preemption included; 0 for the base model."""
+    fresh: bool = live(attrgetter("_state.fresh"))
+    """Whether no request was admitted with it since its last load to the GPU."""
+    admitted_tokens: int = live(attrgetter("_state.admitted_tokens"))
+    """Prompt tokens of its requests admitted so far, each request counted once."""
+    output_tokens: int = live(attrgetter("_state.output_tokens"))
+    """Output tokens of its requests so far."""
+    prefetching: bool = live(attrgetter("_state.prefetching"))
+    """Whether a prefetch of it to host memory is in flight."""
+    kv_tokens: int = live(lambda self: self._state.kv_tokens)
+    """Tokens of KV memory that it takes while on the GPU; 0 unless `View.memory` is "unified"."""
+    spec: Adapter | None = live(attrgetter("_state.spec"))
+    """Identity, rank and bytes, as `View.cost` asks for them; None for the base model."""
 
     def __repr__(self) -> str:
         return f"<adapter {self.name} tier={self.tier} references={self.references}>"
 
 
 class TenantView:
-    """A tenant as a policy sees it: requests waiting and running, prompt tokens admitted, output tokens so far."""
+    """A tenant as a policy sees it: read-only and live."""
 
     __slots__ = ("_state",)
 
     def __init__(self, state: Any) -> None:
         self._state = state
 
-    name: str = property(attrgetter("_state.name"))  # type: ignore[assignment]
-    waiting: int = property(attrgetter("_state.waiting"))  # type: ignore[assignment]
-    running: int = property(attrgetter("_state.running"))  # type: ignore[assignment]
-    admitted_tokens: int = property(attrgetter("_state.admitted_tokens"))  # type: ignore[assignment]
-    output_tokens: int = property(attrgetter("_state.output_tokens"))  # type: ignore[assignment]
+    name: str = live(attrgetter("_state.name"))
+    """The tenant's name."""
+    waiting: int = live(attrgetter("_state.waiting"))
+    """Requests of it that wait."""
+    running: int = live(attrgetter("_state.running"))
+    """Requests of it that run."""
+    admitted_tokens: int = live(attrgetter("_state.admitted_tokens"))
+    """Prompt tokens of its requests admitted so far, each request counted once."""
+    output_tokens: int = live(attrgetter("_state.output_tokens"))
+    """Output tokens of its requests so far."""
 
     def __repr__(self) -> str:
         return f"<tenant {self.name} waiting={self.waiting}>"
