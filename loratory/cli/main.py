@@ -154,7 +154,6 @@ def run(
         if on != "executor":
             raise InputError("--time-scale is for --on executor: simulated time costs nothing")
         override = [*(override or []), f"executor.time_scale={time_scale}"]
-    from loratory.experiment.resolve import build_file
     from loratory.experiment.run import run_scenario
     from loratory.reports.folder import check_target
     from loratory.reports.outcomes import unserved_runs
@@ -164,20 +163,30 @@ def run(
     loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
     if require_slo and not loaded.slo.targets():
         raise InputError("--require-slo needs a slo section in the scenario: add one, such as slo: {ttft_p99_s: 2.0}")
-    build_file(scenario, loaded)
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
     if on == "sim":
         with progress("simulating") as tell, redirect_stdout(sys.stderr):  # what a policy prints is no result
             summary = run_scenario(
-                loaded, target, jobs=jobs, decisions=decisions, progress=tell, policy_timeout_s=policy_timeout
+                loaded,
+                target,
+                jobs=jobs,
+                decisions=decisions,
+                progress=tell,
+                policy_timeout_s=policy_timeout,
+                source=scenario,
             )
     else:
         from loratory.experiment.execute import execute_scenario
 
         with progress("running") as tell, redirect_stdout(sys.stderr):
             summary = execute_scenario(
-                loaded, target, decisions=decisions, progress=tell, policy_timeout_s=policy_timeout
+                loaded,
+                target,
+                decisions=decisions,
+                progress=tell,
+                policy_timeout_s=policy_timeout,
+                source=scenario,
             )
     if as_json:
         dump(summary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -59,17 +61,13 @@ def check_scenario(
 ) -> None:
     """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
     from loratory.experiment.notes.model_notes import length_notes
-    from loratory.experiment.policy_spec import policy_factory
-    from loratory.experiment.resolve import build_file
+    from loratory.experiment.prepare import prepare
     from loratory.scenarios.build import build_workload
     from loratory.scenarios.load import load_scenario
-    from loratory.sim.routers import router
 
     loaded = load_scenario(file, overrides=override or [], unbounded=unbounded)
-    for spec in loaded.policies:
-        policy_factory(spec)
-    router(loaded.cluster.router)
-    built = build_file(file, loaded)
+    with redirect_stdout(sys.stderr):  # what a policy prints is no result
+        built = prepare(loaded, source=file).built
     workload = build_workload(loaded, loaded.seeds[0], built.adapters)
     notes = [*workload.notes, *built.notes, *length_notes(built.engine, workload)]
     facts = {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.experiment.resolve import Built
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.schema import Scenario
+from loratory.serving.policy import Policy
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 from loratory.sim.cluster import simulate
@@ -39,8 +40,10 @@ class Backend(Protocol):
     def about(self) -> dict[str, Any]:
         """Device, versions and the like; nothing that a result depends on in simulation."""
 
-    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> RunEnd:
-        """Run a workload to its end; every event goes to the recorder's sinks."""
+    def run(
+        self, task: Task, built: Built, workload: Workload, policy: Callable[[], Policy], recorder: Recorder
+    ) -> RunEnd:
+        """Run a workload to its end; every event goes to the recorder's sinks. ``policy`` makes one for an engine."""
 
 
 class Simulation:
@@ -49,14 +52,16 @@ class Simulation:
     name = "sim"
     about: dict[str, Any] = {}
 
-    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> RunEnd:
+    def run(
+        self, task: Task, built: Built, workload: Workload, policy: Callable[[], Policy], recorder: Recorder
+    ) -> RunEnd:
         """See `Backend`."""
         scenario = task.scenario
         return simulate(
             workload,
             adapters=built.adapters,
             config=built.engine,
-            policy=policy_factory(task.policy),
+            policy=policy,
             cost=built.cost,
             replicas=scenario.cluster.replicas,
             router=router(scenario.cluster.router),

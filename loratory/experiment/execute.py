@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ import numpy as np
 from loratory.errors import InputError
 from loratory.experiment.backend import Task
 from loratory.experiment.machine import machine_for
-from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
-from loratory.experiment.resolve import Built, build
-from loratory.experiment.run import Progress, run_scenario
+from loratory.experiment.prepare import prepare
+from loratory.experiment.resolve import Built
+from loratory.experiment.run import Progress, run_prepared
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.cost_spec import RooflineCost
 from loratory.scenarios.schema import Scenario
+from loratory.serving.policy import Policy
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 
@@ -37,11 +38,12 @@ def execute_scenario(
     decisions: bool = True,
     progress: Progress | None = None,
     policy_timeout_s: float = POLICY_TIMEOUT_S,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Run every policy and seed of a scenario on this machine, in real time; returns the summary (docs/reports.md).
 
     Each run's folder also gets ``recording.jsonl``, with which `loratory.experiment.replay` decides again in
-    simulation. Raises `InputError` for a scenario that cannot run here.
+    simulation. ``source`` names the scenario's file in errors. Raises `InputError` for a scenario that cannot run here.
     """
     if scenario.cluster.replicas > 1:
         raise InputError("cluster.replicas: the executor is one replica: set it to 1")
@@ -51,18 +53,13 @@ def execute_scenario(
         raise InputError(
             "cost.dtype is fp8, and the executor computes in executor.dtype, at least 16 bit: leave it out"
         )
-    built = build(scenario)
-    with machine_for(scenario, built) as machine:
+    prepared = prepare(scenario, policy_timeout_s, source)
+    with machine_for(scenario, prepared.built) as machine:
         served, notes = as_served(scenario, machine.files)
-        backend = Execution(machine, notes)
-        return run_scenario(
-            served,
-            out,
-            decisions=decisions,
-            progress=progress,
-            backend=backend,
-            policy_timeout_s=policy_timeout_s,
-        )
+        digests = {record.name: record.digest for record in served.adapters.records or ()}
+        adapters = tuple(replace(each, digest=digests.get(each.name)) for each in prepared.built.adapters)
+        prepared = replace(prepared, scenario=served, built=replace(prepared.built, adapters=adapters))
+        return run_prepared(prepared, out, decisions=decisions, progress=progress, backend=Execution(machine, notes))
 
 
 class Execution:
@@ -79,7 +76,9 @@ class Execution:
         """What run_info.json says of it."""
         return self._machine.about()
 
-    def run(self, task: Task, built: Built, workload: Workload, recorder: Recorder) -> RunEnd:
+    def run(
+        self, task: Task, built: Built, workload: Workload, policy: Callable[[], Policy], recorder: Recorder
+    ) -> RunEnd:
         """See `loratory.experiment.backend.Backend`."""
         from loratory.executor.clock import RealClock
         from loratory.executor.drive import drive
@@ -89,7 +88,7 @@ class Execution:
         clock = RealClock()
         executor = self._machine.executor(
             built.adapters,
-            policy_factory(task.policy)(),
+            policy(),
             built.cost,
             clock,
             sink=recorder.sink(0),

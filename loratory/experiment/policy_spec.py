@@ -61,35 +61,53 @@ class Description:
         return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
 
 
-def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> Callable[[], Policy]:
+class PolicyFactory:
+    """A spec that has been parsed: each call makes a fresh policy with the spec's parameters.
+
+    ``settings``: every parameter of the policy with its value under this spec, the policy's own first.
+    ``decides_by``: what its policies name in their attribute ``decides_by``; None where they name nothing.
+
+    >>> policy_factory("fifo:strict=true").settings
+    {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
+    """
+
+    __slots__ = ("_common", "_found", "_parameters", "decides_by", "settings", "spec")
+
+    def __init__(self, spec: str) -> None:
+        found, given = _find(spec)
+        own = _own(found)
+        values = _read_parameters(spec, found, given)
+        defaults = {name: default for name, (_, default) in own.items()}
+        defaults |= {name: default for name, (_, default, _) in _COMMON.items() if name not in own}
+        self.spec = spec
+        self.settings: dict[str, Any] = defaults | values
+        self._found = found
+        self._common = {name: value for name, value in values.items() if name in _COMMON and name not in own}
+        self._parameters = {name: value for name, value in values.items() if name not in self._common}
+        names = guest(spec, "its decides_by", getattr, self(), "decides_by", None)
+        self.decides_by: tuple[Any, ...] | None = tuple(names) if isinstance(names, list | tuple) else None
+
+    def __call__(self) -> Policy:
+        policy: Any = guest(self.spec, "its __init__()", self._found, **self._parameters)
+        try:
+            for key, value in {**self._common, "spec": self.spec}.items():
+                setattr(policy, key, value)
+        except AttributeError:
+            if self._common:
+                raise InputError(
+                    f"policy {_shown(self.spec)} has no room for {several(self._common)}: do not use __slots__"
+                ) from None
+        return Reserved(policy) if self._common.get("reserve") else typing.cast(Policy, policy)
+
+
+def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> PolicyFactory:
     """Parse a spec; each call of the result makes a fresh policy with the spec's parameters.
 
     Raises `InputError` for an unknown policy, file, class or parameter, a value of the wrong type, and a policy that
     raises when it is imported or made; `PolicyError` for one that exits or takes longer than ``timeout_s`` then.
     """
     with PolicyWatch(spec, timeout_s):
-        return _factory(spec)
-
-
-def _factory(spec: str) -> Callable[[], Policy]:
-    found, given = _find(spec)
-    parameters = _read_parameters(spec, found, given)
-    common = {key: parameters.pop(key) for key in _COMMON if key in parameters and key not in _own(found)}
-
-    def make() -> Policy:
-        policy: Any = guest(spec, "its __init__()", found, **parameters)
-        try:
-            for key, value in {**common, "spec": spec}.items():
-                setattr(policy, key, value)
-        except AttributeError:
-            if common:
-                raise InputError(
-                    f"policy {_shown(spec)} has no room for {several(common)}: do not use __slots__"
-                ) from None
-        return Reserved(policy) if common.get("reserve") else typing.cast(Policy, policy)
-
-    make()
-    return make
+        return PolicyFactory(spec)
 
 
 def guest(spec: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
@@ -131,18 +149,6 @@ def describe(spec: str) -> Description:
     if subject != spec or not summary:
         summary = prose.split(". ")[0].rstrip(".") + "."
     return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
-
-
-def settings_of(spec: str) -> dict[str, Any]:
-    """Every parameter of a policy with the value it has under this spec, its own first.
-
-    >>> settings_of("fifo:strict=true")
-    {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
-    """
-    found, given = _find(spec)
-    own = {name: default for name, (_, default) in _own(found).items()}
-    common = {name: default for name, (_, default, _) in _COMMON.items()}
-    return {**own, **{k: v for k, v in common.items() if k not in own}, **_read_parameters(spec, found, given)}
 
 
 def policy_names() -> list[str]:

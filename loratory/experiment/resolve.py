@@ -41,8 +41,15 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-def build(scenario: Scenario) -> Built:
-    """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters."""
+def build(scenario: Scenario, source: str | None = None) -> Built:
+    """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters.
+
+    ``source``: the scenario's file, named first in errors.
+    """
+    return _build(scenario) if source is None else _at(source, lambda: _build(scenario))
+
+
+def _build(scenario: Scenario) -> Built:
     spec = _at("model", lambda: model(scenario.model))
     card = _at("gpu", lambda: gpu(scenario.gpu))
     engine = _limited(scenario.engine, spec)
@@ -115,11 +122,6 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
             "or leave it out"
         )
     return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})
-
-
-def build_file(reference: str, scenario: Scenario) -> Built:
-    """`build`; what is wrong is said with the name of the scenario's file in front."""
-    return _at(reference, lambda: build(scenario))
 
 
 def _below_gpu(tiers: Tiers) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
 from loratory.experiment.notes.run_description import setup
 from loratory.experiment.policy_guard import Leavings
-from loratory.experiment.policy_spec import guest, policy_factory
+from loratory.experiment.policy_spec import PolicyFactory, guest, policy_factory
 from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
-from loratory.experiment.resolve import Built, build
+from loratory.experiment.prepare import Prepared, prepare
+from loratory.experiment.resolve import Built
 from loratory.experiment.workers import shared
 from loratory.reports.folder import ResultFolder, writing
 from loratory.reports.recorder import Recorder
@@ -30,7 +32,6 @@ from loratory.scenarios.schema import Scenario
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
-from loratory.sim.routers import router
 
 TIMELINE_EVENTS = 20_000
 """About how many trace events timeline.json keeps, shared among the runs."""
@@ -45,22 +46,32 @@ def run_scenario(
     jobs: int = 1,
     decisions: bool = True,
     progress: Progress | None = None,
-    backend: Backend | None = None,
     policy_timeout_s: float = POLICY_TIMEOUT_S,
+    source: str | None = None,
 ) -> dict[str, Any]:
-    """Run every policy and seed of a scenario, in simulation by default; returns the summary (docs/reports.md).
+    """Simulate every policy and seed of a scenario; returns the summary (docs/reports.md).
 
-    With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share simulated runs; the
-    results do not depend on it. ``progress(policy, done, total)`` is called after each run. Raises `InputError` for a
-    scenario that cannot run and a folder that cannot be written, `PolicyError` when a policy fails, exits, or takes
-    longer than ``policy_timeout_s`` for one answer (see `loratory.experiment.policy_watch`), and `KeyboardInterrupt`
-    on Ctrl-C; in each case nothing is left over.
+    With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share the runs; the
+    results do not depend on it. ``progress(policy, done, total)`` is called after each run. ``source`` names the
+    scenario's file in errors. Raises `InputError` for a scenario that cannot run and a folder that cannot be written,
+    `PolicyError` when a policy fails, exits, or takes longer than ``policy_timeout_s`` for one answer (see
+    `loratory.experiment.policy_watch`), and `KeyboardInterrupt` on Ctrl-C; in each case nothing is left over.
     """
-    built = build(scenario)
-    backend = backend or Simulation()
-    for spec in scenario.policies:
-        policy_factory(spec, policy_timeout_s)
-    router(scenario.cluster.router)
+    prepared = prepare(scenario, policy_timeout_s, source)
+    return run_prepared(prepared, out, jobs=jobs, decisions=decisions, progress=progress)
+
+
+def run_prepared(
+    prepared: Prepared,
+    out: Path | None = None,
+    *,
+    jobs: int = 1,
+    decisions: bool = True,
+    progress: Progress | None = None,
+    backend: Backend | None = None,
+) -> dict[str, Any]:
+    """`run_scenario` for a scenario that has been prepared, on ``backend``: by default the simulator."""
+    scenario, built, backend = prepared.scenario, prepared.built, backend or Simulation()
     with ExitStack() as stack:
         stack.enter_context(interruptible())
         folder = stack.enter_context(ResultFolder(out)) if out is not None else None
@@ -73,12 +84,12 @@ def run_scenario(
                 None if folder is None else folder.run_folder(policy, seed),
                 decisions,
                 0 if folder is None or seed != scenario.seeds[0] else TIMELINE_EVENTS // len(scenario.policies),
-                policy_timeout_s,
+                prepared.policy_timeout_s,
             )
             for policy, seed in runs
         ]
-        reports = _run_all(tasks, built, backend, min(jobs, len(tasks)), progress, folder)
-        facts = setup(scenario, built, None if backend.name == "sim" else backend.about)
+        reports = _run_all(tasks, prepared, backend, min(jobs, len(tasks)), progress, folder)
+        facts = setup(prepared, None if backend.name == "sim" else backend.about)
         if folder is None:
             return summary_of([report.run for report in reports], facts)
         return folder.write(
@@ -90,7 +101,7 @@ def run_scenario(
             run_info={
                 "memory": None if built.memory is None else built.memory.items(),
                 "cost": built.cost.source,
-                "adapters": [{"adapter": name, **said} for name, said in identities(built).items()],
+                "adapters": [{"adapter": name, **identity} for name, identity in identities(built).items()],
                 **backend.about,
             },
         )
@@ -98,7 +109,7 @@ def run_scenario(
 
 def _run_all(
     tasks: Sequence[Task],
-    built: Built,
+    prepared: Prepared,
     backend: Backend,
     jobs: int,
     progress: Progress | None,
@@ -106,49 +117,77 @@ def _run_all(
 ) -> list[RunReport]:
     tell = progress or (lambda policy, done, total: None)
     reports: dict[int, RunReport] = {}
+    built = prepared.built
+    decided_by = [policy.decides_by for policy in prepared.policies.values()]
     if jobs <= 1:
         workloads: dict[int, Workload] = {}
         leavings = () if folder is None else folder.leavings
         for place, task in enumerate(tasks):
             if task.seed not in workloads:
                 workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
-            reports[place] = _run_one(task, built, workloads[task.seed], backend, leavings)
+            policy, workload = prepared.policies[task.policy], workloads[task.seed]
+            reports[place] = _run_one(task, built, workload, policy, decided_by, backend, leavings)
             tell(task.policy, len(reports), len(tasks))
     else:
-        for place, report in shared(_run_alone, tasks, jobs, _name_of):
+        shares = [_Share(task, built, decided_by) for task in tasks]
+        for place, report in shared(_run_share, shares, jobs, _name_of):
             reports[place] = report
             tell(tasks[place].policy, len(reports), len(tasks))
     return [reports[place] for place in range(len(tasks))]
 
 
-def _name_of(task: Task) -> str:
-    return f"policy {shortened(task.policy, 100)}, seed {task.seed}"
+DecidedBy = Sequence[Collection[str] | None]
+"""What each policy of a scenario decides by."""
 
 
-def _run_alone(task: Task) -> RunReport:
-    built = build(task.scenario)
-    return _run_one(task, built, build_workload(task.scenario, task.seed, built.adapters), Simulation())
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What another process needs for one run. A policy's class cannot be pickled: its spec is parsed there again."""
+
+    task: Task
+    built: Built
+    decided_by: DecidedBy
 
 
-def _run_one(task: Task, built: Built, workload: Workload, backend: Backend, leavings: Leavings = ()) -> RunReport:
+def _name_of(share: _Share) -> str:
+    return f"policy {shortened(share.task.policy, 100)}, seed {share.task.seed}"
+
+
+def _run_share(share: _Share) -> RunReport:
+    task = share.task
+    policy = policy_factory(task.policy, task.policy_timeout_s)
+    workload = build_workload(task.scenario, task.seed, share.built.adapters)
+    return _run_one(task, share.built, workload, policy, share.decided_by, Simulation())
+
+
+def _run_one(
+    task: Task,
+    built: Built,
+    workload: Workload,
+    policy: PolicyFactory,
+    decided_by: DecidedBy,
+    backend: Backend,
+    leavings: Leavings = (),
+) -> RunReport:
     """One policy and seed: run, record, measure. ``leavings`` are removed should the policy take the process down."""
     if not len(workload):
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
         with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
-            end = backend.run(task, built, workload, recorder)
-            bound = _bound(task, built, workload)
-        info = _info(task, built, workload, backend, end, bound)
+            end = backend.run(task, built, workload, policy, recorder)
+            bound = _bound(task, built, workload, policy)
+        notes = (*lacking(policy, workload), *unread(decided_by, workload))
+        info = _info(task, built, workload, backend, end, bound, notes)
         report = summarise(recorder.close(), info, task.timeline_events)
     if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
     return report
 
 
-def _bound(task: Task, built: Built, workload: Workload) -> float | None:
+def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) -> float | None:
     """The service gap the policy promises, weighted tokens."""
     engine = built.engine
-    policy: Any = policy_factory(task.policy)()
+    policy: Any = make()
     if task.scenario.cluster.replicas > 1 or not hasattr(policy, "bound"):
         return None
     limits = FairnessLimits(
@@ -167,7 +206,15 @@ def _bound(task: Task, built: Built, workload: Workload) -> float | None:
     return float(bound)
 
 
-def _info(task: Task, built: Built, workload: Workload, backend: Backend, end: RunEnd, bound: float | None) -> RunInfo:
+def _info(
+    task: Task,
+    built: Built,
+    workload: Workload,
+    backend: Backend,
+    end: RunEnd,
+    bound: float | None,
+    notes: Sequence[str],
+) -> RunInfo:
     scenario, engine = task.scenario, built.engine
     return RunInfo(
         scenario=scenario.name,
@@ -184,8 +231,7 @@ def _info(task: Task, built: Built, workload: Workload, backend: Backend, end: R
             *workload.notes,
             *built.notes,
             *built.cost.warnings,
-            *lacking(task.policy, workload),
-            *unread(scenario.policies, workload),
+            *notes,
             *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
             *end.notes,
         ),

@@ -14,6 +14,7 @@ from loratory.errors import LONGEST_MESSAGE, InputError
 from loratory.experiment.execute import execute_scenario
 from loratory.experiment.notes.model_notes import length_notes
 from loratory.experiment.notes.run_description import setup
+from loratory.experiment.prepare import prepare
 from loratory.experiment.resolve import Built, build
 from loratory.experiment.run import run_scenario
 from loratory.scenarios.build import build_workload
@@ -87,7 +88,7 @@ def test_a_report_says_what_weights_and_cache_are_in() -> None:
         (("memory.kv_cache_dtype=fp8",), "llama-3.1-8b, fp8, KV cache fp8"),
     ):
         scenario = load_scenario(path, overrides)
-        facts = setup(scenario, build(scenario))
+        facts = setup(prepare(scenario))
         assert facts["model"] == words
         unknown = "not known: in fp8 step times are compared with no measurement"
         assert (facts["known error"] == unknown) == (words != "llama-3.1-8b, fp16, KV cache fp16")

@@ -126,6 +126,19 @@ def test_a_run_on_the_executor_leaves_the_same_folder_as_a_simulation(measured: 
     assert info["device"] == "cpu" and info["dtype"] == "float32" and info["threads"] == 1
 
 
+def test_a_run_on_the_executor_builds_its_scenario_once(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loratory.experiment import resolve
+    from loratory.experiment.execute import execute_scenario
+    from loratory.scenarios.load import load_scenario
+    from loratory.scenarios.schema import Scenario
+
+    built: list[Scenario] = []
+    build = resolve._build
+    monkeypatch.setattr(resolve, "_build", lambda scenario: (built.append(scenario), build(scenario))[1])
+    execute_scenario(load_scenario(scenario, ["workload.duration_s=0.2"], ["fifo"]))
+    assert len(built) == 1
+
+
 def test_it_is_replayed_in_simulation_decision_by_decision(measured: Path) -> None:
     for run in replay_folder(measured):
         assert run.differs is None and run.decisions > 20

@@ -44,7 +44,7 @@ def _workload(**sections: str) -> Workload:
     ],
 )
 def test_a_policy_that_cannot_do_what_its_name_says_gets_a_note(spec: str, sections: Any, says: str) -> None:
-    (note,) = lacking(spec, _workload(**sections))
+    (note,) = lacking(policy_factory(spec), _workload(**sections))
     assert note.startswith(f"{spec}: {says}")
 
 
@@ -61,7 +61,11 @@ def test_a_policy_that_cannot_do_what_its_name_says_gets_a_note(spec: str, secti
     ],
 )
 def test_a_policy_that_has_what_it_decides_by_gets_none(spec: str, sections: Any) -> None:
-    assert lacking(spec, _workload(**sections)) == ()
+    assert lacking(policy_factory(spec), _workload(**sections)) == ()
+
+
+def _decided_by(*specs: str) -> list[tuple[str, ...] | None]:
+    return [policy_factory(spec).decides_by for spec in specs]
 
 
 def test_what_no_policy_uses_is_said_once_and_not_where_one_does() -> None:
@@ -69,12 +73,12 @@ def test_what_no_policy_uses_is_said_once_and_not_where_one_does() -> None:
         workload=", predicted_tokens: exact",
         tenants="{map: {groups: 2}, weights: {tenant-1: 3}, priorities: {tenant-0: 1}}",
     )
-    assert [note.split(",")[0] for note in unread(["fifo", "affinity"], work)] == [
+    assert [note.split(",")[0] for note in unread(_decided_by("fifo", "affinity"), work)] == [
         "tenants have weights",
         "requests have priorities",
         "requests carry predicted_tokens",
     ]
-    assert unread(["fifo", "priority", "fair_share:predict=request"], work) == ()
+    assert unread(_decided_by("fifo", "priority", "fair_share:predict=request"), work) == ()
 
 
 def test_every_policy_of_the_package_says_what_it_decides_by() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from loratory.experiment.policy_spec import guest, policy_factory
+from loratory.experiment.policy_spec import PolicyFactory
 from loratory.scenarios.cost_spec import LinearCost
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import Decisive
@@ -28,19 +27,19 @@ _UNREAD: dict[Decisive, str] = {
 }
 
 
-def lacking(spec: str, workload: Workload) -> tuple[str, ...]:
+def lacking(policy: PolicyFactory, workload: Workload) -> tuple[str, ...]:
     """One sentence for each thing that a policy decides by and the workload does not have."""
     there = _there(workload)
-    wanted = _decides_by(spec) or ()
-    return tuple(f"{spec}: {_LACKS[what]}" for what in wanted if what in _LACKS and what not in there)
+    wanted = policy.decides_by or ()
+    return tuple(f"{policy.spec}: {_LACKS[what]}" for what in wanted if what in _LACKS and what not in there)
 
 
-def unread(specs: Sequence[str], workload: Workload) -> tuple[str, ...]:
-    """One sentence for each thing that the workload has and none of these policies decides by.
+def unread(decided_by: Iterable[Collection[str] | None], workload: Workload) -> tuple[str, ...]:
+    """One sentence for each thing that the workload has and none of the scenario's policies decides by.
 
-    None where one of them does not say what it decides by.
+    ``decided_by``: what each of them decides by; with None for one of them, which may use anything, no sentence.
     """
-    wanted = [_decides_by(spec) for spec in specs]
+    wanted = list(decided_by)
     if any(names is None for names in wanted):
         return ()
     used = {what for names in wanted for what in names or ()}
@@ -61,12 +60,6 @@ def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
         f"cost model {cost.kind} adds no time for {keys}: real LoRA kernels slow down as they grow; here they change "
         "memory and which adapters fit",
     )
-
-
-def _decides_by(spec: str) -> Sequence[str] | None:
-    policy: Any = policy_factory(spec)()
-    names = guest(spec, "its decides_by", getattr, policy, "decides_by", None)
-    return names if isinstance(names, list | tuple) else None
 
 
 def _there(workload: Workload) -> set[str]:

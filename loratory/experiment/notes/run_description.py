@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import several, shortened
-from loratory.experiment.policy_spec import settings_of
+from loratory.experiment.prepare import Prepared
 from loratory.experiment.resolve import Built
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
@@ -20,11 +20,12 @@ _COMMON = {"evict": "lru", "prefetch": 0, "reserve": False}
 """Parameters every policy takes, with their defaults: named where they differ."""
 
 
-def setup(scenario: Scenario, built: Built, machine: Mapping[str, Any] | None = None) -> dict[str, str]:
+def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Facts by label, in the order to show them, from the resolved scenario: equal scenarios give equal texts.
 
-    ``machine``: what the executor says of itself where it ran there; None for a simulation.
+    ``machine``: what the executor reports of itself where it ran there; None for a simulation.
     """
+    scenario, built = prepared.scenario, prepared.built
     facts = {
         "model": _model(built),
         "GPU": hardware(scenario),
@@ -35,7 +36,7 @@ def setup(scenario: Scenario, built: Built, machine: Mapping[str, Any] | None = 
         "known error": shortened(built.cost.known_error, 400),
         "memory": phrase(scenario.memory.model_dump(exclude_none=True)),
         "storage tiers": phrase(scenario.tiers.model_dump(exclude_none=True, exclude_defaults=True)),
-        "policies": "; ".join(policy_words(spec) for spec in scenario.policies),
+        "policies": "; ".join(policy_words(spec, factory.settings) for spec, factory in prepared.policies.items()),
         "SLO": phrase(scenario.slo.model_dump(exclude_none=True)) or "none",
         "seeds": ", ".join(map(str, scenario.seeds)) + f"; warmup_s {phrase(scenario.warmup_s)}",
         "version": f"Loratory {version('loratory')}",
@@ -74,14 +75,14 @@ def engine_words(engine: EngineConfig) -> str:
     return ", ".join(parts)
 
 
-def policy_words(spec: str) -> str:
+def policy_words(spec: str, settings: Mapping[str, Any]) -> str:
     """A policy's name with every parameter of its own, and those all policies take where they are set."""
-    settings = {name: value for name, value in settings_of(spec).items() if _COMMON.get(name, ...) != value}
+    shown = {name: value for name, value in settings.items() if _COMMON.get(name, ...) != value}
     head, _, rest = spec.partition(":")
     first = rest.partition(":")[0]
     if first and "=" not in first:
         head = f"{Path(head).name}:{first}"
-    own = ", ".join(f"{name}={_default(value)}" for name, value in settings.items())
+    own = ", ".join(f"{name}={_default(value)}" for name, value in shown.items())
     return f"{shortened(head, 80)} ({own})" if own else shortened(head, 80)
 
 

@@ -1,0 +1,34 @@
+"""prepare: what all runs of a scenario share, made once: its fixed parts, and its policy specs parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loratory.experiment.policy_spec import PolicyFactory, policy_factory
+from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
+from loratory.experiment.resolve import Built, build
+from loratory.scenarios.schema import Scenario
+from loratory.sim.routers import router
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A scenario that can run. ``policies`` has the factory of each policy spec of the scenario."""
+
+    scenario: Scenario
+    built: Built
+    policies: Mapping[str, PolicyFactory]
+    policy_timeout_s: float = POLICY_TIMEOUT_S
+
+
+def prepare(scenario: Scenario, policy_timeout_s: float = POLICY_TIMEOUT_S, source: str | None = None) -> Prepared:
+    """Build the scenario, parse its policies, and check its router.
+
+    ``source`` names the scenario's file in errors. Raises `InputError` for a scenario that cannot run, and
+    `PolicyError` for a policy that exits, or takes longer than ``policy_timeout_s``, while it is imported or made.
+    """
+    built = build(scenario, source)
+    policies = {spec: policy_factory(spec, policy_timeout_s) for spec in scenario.policies}
+    router(scenario.cluster.router)
+    return Prepared(scenario, built, policies, policy_timeout_s)
