@@ -11,8 +11,8 @@ import typer
 
 from loratory.cli.terminal import Json, complain, dump, progress, say
 from loratory.errors import InputError, LoratoryError, shortened
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.reports.number_text import plural
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from loratory.testing.check_policy import Finding, PolicyCheck

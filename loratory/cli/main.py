@@ -23,9 +23,9 @@ from loratory.cli.terminal import Json, complain, dump, progress, say, show, wid
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, several, shortened
 from loratory.experiment.interruption import interruptible
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.reports.number_text import listed
 from loratory.serving.guest_errors import unexpected
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.experiment.resolve import Built
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import Policy
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 from loratory.sim.cluster import simulate

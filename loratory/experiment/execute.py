@@ -12,7 +12,6 @@ import numpy as np
 from loratory.errors import InputError
 from loratory.experiment.backend import Task
 from loratory.experiment.machine import machine_for
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.experiment.prepare import prepare
 from loratory.experiment.resolve import Built
 from loratory.experiment.run import Progress, run_prepared
@@ -20,6 +19,7 @@ from loratory.reports.recorder import Recorder
 from loratory.scenarios.cost_spec import RooflineCost
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import Policy
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 

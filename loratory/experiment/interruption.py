@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from loratory.errors import Interruption
-from loratory.experiment.policy_watch import PolicyWatch
+from loratory.serving.policy_watch import PolicyWatch
 
 _exit = os._exit
 """Python's own, whatever a `PolicyWatch` puts in its place."""

@@ -19,11 +19,11 @@ from typing import Any, Literal, TypeVar
 
 import loratory.policies
 from loratory.errors import InputError, PolicyError, did_you_mean, several, shortened
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.git_lfs import refuse_pointer
 from loratory.serving.eviction import SCORERS
 from loratory.serving.guest_errors import is_order, raised
 from loratory.serving.policy import Policy
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.reservation import Reserved
 
 ENTRY_POINTS = "loratory.policies"

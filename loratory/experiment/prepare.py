@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S
 from loratory.experiment.resolve import Built, build
 from loratory.scenarios.schema import Scenario
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.sim.routers import router
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from loratory.errors import InputError, shortened
 from loratory.experiment.policy_spec import policy_factory
-from loratory.experiment.policy_watch import PolicyWatch
 from loratory.experiment.resolve import build
 from loratory.git_lfs import refuse_pointer
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.load import load_text
 from loratory.serving.engine import Engine
+from loratory.serving.policy_watch import PolicyWatch
 from loratory.serving.run_recording import Recording
 from loratory.sim.recorded_times import replay
 

@@ -16,9 +16,7 @@ from loratory.experiment.notes.advice import advise
 from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
 from loratory.experiment.notes.run_description import setup
-from loratory.experiment.policy_guard import Leavings
 from loratory.experiment.policy_spec import PolicyFactory, guest, policy_factory
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.resolve import Built
 from loratory.experiment.workers import shared
@@ -30,6 +28,8 @@ from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import dump
 from loratory.scenarios.schema import Scenario
 from loratory.serving.fairness import FairnessLimits
+from loratory.serving.policy_guard import Leavings
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 
@@ -55,7 +55,7 @@ def run_scenario(
     results do not depend on it. ``progress(policy, done, total)`` is called after each run. ``source`` names the
     scenario's file in errors. Raises `InputError` for a scenario that cannot run and a folder that cannot be written,
     `PolicyError` when a policy fails, exits, or takes longer than ``policy_timeout_s`` for one answer (see
-    `loratory.experiment.policy_watch`), and `KeyboardInterrupt` on Ctrl-C; in each case nothing is left over.
+    `loratory.serving.policy_watch`), and `KeyboardInterrupt` on Ctrl-C; in each case nothing is left over.
     """
     prepared = prepare(scenario, policy_timeout_s, source)
     return run_prepared(prepared, out, jobs=jobs, decisions=decisions, progress=progress)

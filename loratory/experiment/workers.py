@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from loratory.errors import LoratoryError
-from loratory.experiment.policy_guard import redirect_words
 from loratory.serving.guest_errors import unexpected
+from loratory.serving.policy_guard import redirect_words
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -16,8 +16,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout
 from loratory.experiment.policy_spec import guest, policy_factory
-from loratory.experiment.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.policy import Policy
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.edge_worlds import edge_worlds
 from loratory.testing.laws import LAWS, assert_run, assert_same, assert_serves

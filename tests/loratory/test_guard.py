@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from command import SMALL
 
-from loratory.experiment.policy_guard_process import in_policy
 from loratory.experiment.run import run_scenario
 from loratory.experiment.workers import WorkerDiedError
 from loratory.scenarios.load import load_text
+from loratory.serving.policy_guard_process import in_policy
 
 STUCK = """\
 import itertools
@@ -29,7 +29,7 @@ class Deep(InSchedule):
 OF_OURS = """\
 import hashlib, sys
 from loratory.experiment.policy_spec import policy_factory
-from loratory.experiment.policy_watch import PolicyWatch
+from loratory.serving.policy_watch import PolicyWatch
 with PolicyWatch("mine.py:InSchedule", 0.1):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
 print("alive", flush=True)

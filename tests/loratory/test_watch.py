@@ -16,9 +16,9 @@ from lab import run
 
 from loratory.errors import InputError, Interruption, PolicyError
 from loratory.experiment.policy_spec import guest, policy_factory
-from loratory.experiment.policy_watch import PolicyWatch
 from loratory.policy import Schedule, View, want
 from loratory.serving.config import EngineConfig
+from loratory.serving.policy_watch import PolicyWatch
 from loratory.testing import ToyCost, World, adapter, workload
 
 SOON_S = 0.1

@@ -1,7 +1,7 @@
 """guard: where a policy's call into C never returns, no Python code runs: a process beside it looks on and ends it.
 
     the policy's process                                   the onlooker
-    at each look of `loratory.experiment.policy_watch`: ``.``         ->     all is well
+    at each look of `loratory.serving.policy_watch`: ``.``         ->     all is well
     none for the policy's time: faulthandler's
     thread, which needs no lock of Python's,
     writes the stack; after the same time again     ->     twice the same, and a policy's code is in it:
@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loratory.experiment.policy_guard_process import __file__ as _ONLOOKER  # noqa: N812 - the script it is
+from loratory.serving.policy_guard_process import __file__ as _ONLOOKER  # noqa: N812 - the script it is
 
 Leavings = Sequence[tuple[Path, Sequence[Path]]]
 """Folders to remove with all that is in them, and folders around each to remove if they are empty then."""

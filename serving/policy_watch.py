@@ -15,10 +15,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-import loratory.policies
 from loratory.errors import InputError, PolicyError, PolicyTimeout, error_line, shortened
-from loratory.experiment.policy_guard import Guard, Leavings, redirected_words
 from loratory.serving.guest_errors import place_of
+from loratory.serving.policy_guard import Guard, Leavings, redirected_words
 
 POLICY_TIMEOUT_S = 10.0
 """Seconds a policy may take for one answer."""
@@ -62,7 +61,7 @@ class PolicyWatch:
     only time inside one call counts, and none in which the process was suspended. In the main thread the looks are
     SIGALRM's; where the caller uses that signal, or in another thread, they are a thread's, which cannot end a call
     into the system (a sleep) before it returns. A single call into C that keeps Python from looking for twice
-    ``timeout_s`` ends the process, by `loratory.experiment.policy_guard`; policies that come with Loratory have no
+    ``timeout_s`` ends the process, by `loratory.serving.policy_guard`; policies that come with Loratory have no
     guard.
 
     Meanwhile ``os._exit`` called by a policy raises SystemExit. A policy that catches what is raised in it, over and
@@ -147,12 +146,11 @@ class PolicyWatch:
         """The guard of a guest's policy, where the system has what it takes."""
         head = self._policy.partition(":")[0]
         with suppress(OSError):  # a name that is too long for a file
-            if any((Path(folder) / f"{head}.py").is_file() for folder in loratory.policies.__path__):
+            if any((folder / "policies" / f"{head}.py").is_file() for folder in _folders()):
                 return None
         files = {name: str(module.__file__) for name in _ENTRIES if (module := sys.modules.get(name)) is not None}
         entries = {file: [each.rpartition(".")[2] for each in _ENTRIES[name]] for name, file in files.items()}
-        packages = [sys.modules[name] for name in _OURS if name in sys.modules]
-        ours = [f"{folder}{os.sep}" for package in packages for folder in package.__path__]
+        ours = [f"{folder}{os.sep}" for folder in _folders()]
         passing = [str(module.__file__)] if (module := sys.modules.get(_PASSING)) is not None else []
         try:
             return Guard(self._policy, self._timeout_s, entries, ours, passing, self._leavings)
@@ -264,6 +262,11 @@ def _policy_call(frame: FrameType | None) -> _Call | None:
         inside.append(frame)
         frame = frame.f_back
     return None
+
+
+def _folders() -> list[Path]:
+    """Where our code is."""
+    return [Path(folder) for name in _OURS if name in sys.modules for folder in sys.modules[name].__path__]
 
 
 def _is_ours(frame: FrameType) -> bool:

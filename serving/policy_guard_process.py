@@ -1,6 +1,6 @@
 """onlooker: a process beside a policy's that reads its stack, and ends it when the policy's call into C never returns.
 
-It is a script, started by `loratory.experiment.policy_guard`, and imports next to nothing before it has to act. On
+It is a script, started by `loratory.serving.policy_guard`, and imports next to nothing before it has to act. On
 stdin comes ``.`` as often as the watched process looks at itself, which it does while it runs Python code; when it
 does not for the time a policy has, its stack comes instead, as `faulthandler` writes it, and again after the same time.
 """
@@ -56,7 +56,7 @@ def _stacks(descriptor: int, quiet_s: float, thread: str) -> Iterator[str | None
 
 
 def in_policy(stack: str, known: dict[str, Any]) -> bool:
-    """Whether a policy's code is at work: the rule of `loratory.experiment.policy_watch`, on the text of a stack."""
+    """Whether a policy's code is at work: the rule of `loratory.serving.policy_watch`, on the text of a stack."""
     frames = _frames(stack)
     for place, (file, _, name) in enumerate(frames):
         if [file, name] in known["entries"]:
