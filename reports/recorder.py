@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +17,15 @@ from loratory.reports.tables import (
     EVENT_SCHEMA,
     KINDS,
     REQUEST_SCHEMA,
+    STEP_COLUMNS,
     STEP_SCHEMA,
     STEP_TYPES,
     Codes,
     Floats,
+    Rows,
     TableBuffer,
     TableSource,
+    columns_of,
 )
 from loratory.serving.events import (
     Decided,
@@ -36,6 +39,7 @@ from loratory.serving.events import (
     Sink,
     Stepped,
 )
+from loratory.serving.request import Request
 
 _NAN = float("nan")
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
@@ -70,10 +74,13 @@ class Recorder:
         self._adapters, self._tenants, self._statuses, self._whys = Codes(), Codes(), Codes(), Codes()
         self._kinds, self._tiers = Codes(*KINDS), Codes()
         self._weights: dict[str, float] = {}
+        self._ids: list[str] = []
         at = (lambda name: None) if folder is None else folder.__truediv__
-        self._requests = TableBuffer(at("requests.parquet"), REQUEST_SCHEMA, self._request_columns)
-        self._steps = TableBuffer(at("steps.parquet"), STEP_SCHEMA, _step_columns)
-        self._events = TableBuffer(None, EVENT_SCHEMA, self._event_columns)
+        self._requests = TableBuffer(
+            at("requests.parquet"), REQUEST_SCHEMA, self._request_numbers, self._request_columns
+        )
+        self._steps = TableBuffer(at("steps.parquet"), STEP_SCHEMA, _step_numbers, _step_columns)
+        self._events = TableBuffer(None, EVENT_SCHEMA, _event_numbers, self._event_columns)
         self._log = DecisionLog(folder / "decisions.jsonl") if folder is not None and decisions else None
         self._records: Records | None = None
 
@@ -122,49 +129,12 @@ class Recorder:
         return on_stepped
 
     def _on_ended(self, replica: int) -> Callable[[Ended], None]:
-        buffer, weights = self._requests, self._weights
-        rows, flush, keep_id = buffer.rows, buffer.flush, buffer.ids.append
-        adapters, tenants, statuses, whys = self._adapters, self._tenants, self._statuses, self._whys
+        buffer, adapters = self._requests, self._adapters
+        rows, flush = buffer.rows, buffer.flush
 
         def on_ended(event: Ended) -> None:
-            now, _, status, why, seq = event
-            request = seq.request
-            tenant = request.tenant
-            if tenant not in weights:
-                weights[tenant] = request.weight
-            admitted, first, ended, hit, deadline = (
-                seq.admitted_at,
-                seq.first_token_at,
-                seq.ended_at,
-                seq.hit,
-                request.deadline,
-            )
-            keep_id(request.request_id)
-            rows.append(
-                (
-                    replica,
-                    adapters[request.adapter],
-                    tenants[tenant],
-                    statuses[status],
-                    whys[why],
-                    request.arrival,
-                    _NAN if admitted is None else admitted,
-                    _NAN if first is None else first,
-                    now if ended is None else ended,
-                    request.prompt_tokens,
-                    request.cached_tokens,
-                    seq.last_generated,
-                    request.max_tokens,
-                    seq.max_tokens,
-                    seq.load_wait_s,
-                    seq.preempted_s,
-                    seq.preempted_before_first_s,
-                    seq.preemptions,
-                    -1 if hit is None else hit,
-                    _NAN if deadline is None else deadline,
-                    request.priority,
-                )
-            )
+            # adapters have their codes from other events as well: in the order of all of them
+            rows.append((replica, adapters[event.sequence.request.adapter], event))
             if len(rows) >= CHUNK_ROWS:
                 flush()
 
@@ -193,47 +163,87 @@ class Recorder:
 
         return {LoadStarted: on_started, Loaded: on_loaded, Evicted: on_evicted, Preempted: on_preempted}
 
-    def _event_columns(self, matrix: Floats, _: list[str]) -> list[Any]:
-        time, replica, kind, adapter, tier = matrix
-        return [
-            pa.array(time),
-            pa.array(replica.astype(np.int16)),
-            self._kinds.array(kind),
-            self._adapters.array(adapter),
-            self._tiers.array(tier),
-        ]
+    def _event_columns(self, numbers: Mapping[str, Floats]) -> dict[str, pa.Array]:
+        return {
+            "time": pa.array(numbers["time"]),
+            "replica": pa.array(numbers["replica"].astype(np.int16)),
+            "kind": self._kinds.array(numbers["kind"]),
+            "adapter": self._adapters.array(numbers["adapter"]),
+            "tier": self._tiers.array(numbers["tier"]),
+        }
 
-    def _request_columns(self, columns: Floats, ids: list[str]) -> list[Any]:
-        replica, adapter, tenant, status, why, arrival, admitted, first, finish, prompt, cached, generated = columns[
-            :12
-        ]
-        max_tokens, allowed, load_wait, preempted, before_first, preemptions, hit, deadline, priority = columns[12:]
-        return [
-            pa.array(ids, pa.string()),
-            self._adapters.array(adapter),
-            self._tenants.array(tenant),
-            pa.array(replica.astype(np.int16)),
-            pa.array(arrival),
-            _nullable(admitted),
-            _nullable(first),
-            pa.array(finish),
-            _whole(prompt),
-            _whole(cached),
-            _whole(generated),
-            _whole(max_tokens),
-            self._statuses.array(status),
-            self._whys.array(why),
-            _nullable(admitted - arrival - load_wait),
-            pa.array(load_wait),
-            _nullable(first - admitted - before_first),
-            _nullable(finish - first - (preempted - before_first)),
-            pa.array(preempted),
-            pa.array(preemptions.astype(np.int32)),
-            pa.array(hit > 0, mask=hit < 0),
-            pa.array((generated >= allowed) & (allowed < max_tokens)),
-            _nullable(deadline),
-            _whole(priority),
-        ]
+    def _request_numbers(self, rows: Rows) -> dict[str, Sequence[float]]:
+        """What is kept of requests that ended, by name; `_request_columns` makes the table's columns of it."""
+        replicas, adapters, events = zip(*rows, strict=True)
+        ended = _columns_by_name(Ended._fields, events)
+        seqs = ended["sequence"]
+        of = _columns_by_name(Request._fields, [seq.request for seq in seqs])
+        for tenant, weight in dict.fromkeys(zip(of["tenant"], of["weight"], strict=True)):
+            self._weights.setdefault(tenant, weight)
+        self._ids += of["request_id"]
+        return {
+            "replica": replicas,
+            "adapter": adapters,
+            "tenant": [self._tenants[tenant] for tenant in of["tenant"]],
+            "status": [self._statuses[status] for status in ended["status"]],
+            "why": [self._whys[why] for why in ended["why"]],
+            "arrival": of["arrival"],
+            "admitted": [_NAN if (at := seq.admitted_at) is None else at for seq in seqs],
+            "first_token": [_NAN if (at := seq.first_token_at) is None else at for seq in seqs],
+            "finish": [
+                now if (at := seq.ended_at) is None else at for now, seq in zip(ended["now"], seqs, strict=True)
+            ],
+            "prompt_tokens": of["prompt_tokens"],
+            "cached_tokens": of["cached_tokens"],
+            "output_tokens": [seq.last_generated for seq in seqs],
+            "max_tokens": of["max_tokens"],
+            "most_tokens": [seq.max_tokens for seq in seqs],
+            "load_wait_s": [seq.load_wait_s for seq in seqs],
+            "preempted_s": [seq.preempted_s for seq in seqs],
+            "preempted_before_first_s": [seq.preempted_before_first_s for seq in seqs],
+            "preemptions": [seq.preemptions for seq in seqs],
+            "hit": [-1 if (hit := seq.hit) is None else hit for seq in seqs],
+            "deadline": [_NAN if at is None else at for at in of["deadline"]],
+            "priority": of["priority"],
+        }
+
+    def _request_columns(self, numbers: Mapping[str, Floats]) -> dict[str, pa.Array]:
+        arrival, admitted, first, finish = (numbers[at] for at in ("arrival", "admitted", "first_token", "finish"))
+        generated, most, hit = numbers["output_tokens"], numbers["most_tokens"], numbers["hit"]
+        preempted, before_first = numbers["preempted_s"], numbers["preempted_before_first_s"]
+        ids = pa.array(self._ids, pa.string())
+        self._ids.clear()
+        return {
+            "request_id": ids,
+            "adapter": self._adapters.array(numbers["adapter"]),
+            "tenant": self._tenants.array(numbers["tenant"]),
+            "replica": pa.array(numbers["replica"].astype(np.int16)),
+            "arrival": pa.array(arrival),
+            "admitted": _nullable(admitted),
+            "first_token": _nullable(first),
+            "finish": pa.array(finish),
+            "prompt_tokens": _whole(numbers["prompt_tokens"]),
+            "cached_tokens": _whole(numbers["cached_tokens"]),
+            "output_tokens": _whole(generated),
+            "max_tokens": _whole(numbers["max_tokens"]),
+            "status": self._statuses.array(numbers["status"]),
+            "why": self._whys.array(numbers["why"]),
+            "queue_s": _nullable(admitted - arrival - numbers["load_wait_s"]),
+            "load_wait_s": pa.array(numbers["load_wait_s"]),
+            "prefill_s": _nullable(first - admitted - before_first),
+            "decode_s": _nullable(finish - first - (preempted - before_first)),
+            "preempted_s": pa.array(preempted),
+            "preemptions": pa.array(numbers["preemptions"].astype(np.int32)),
+            "hit": pa.array(hit > 0, mask=hit < 0),
+            "truncated": pa.array((generated >= most) & (most < numbers["max_tokens"])),
+            "deadline": _nullable(numbers["deadline"]),
+            "priority": _whole(numbers["priority"]),
+        }
+
+
+def _columns_by_name(names: tuple[str, ...], rows: Collection[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """The columns of named tuples."""
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def _nullable(values: Floats) -> pa.Array:
@@ -244,5 +254,13 @@ def _whole(values: Floats) -> pa.Array:
     return pa.array(values.astype(np.int64))
 
 
-def _step_columns(columns: Floats, _: list[str]) -> list[Any]:
-    return [pa.array(values.astype(kind)) for values, kind in zip(columns, STEP_TYPES, strict=True)]
+def _step_numbers(rows: Rows) -> dict[str, tuple[float, ...]]:
+    return dict(zip(STEP_COLUMNS, columns_of(rows), strict=True))
+
+
+def _step_columns(numbers: Mapping[str, Floats]) -> dict[str, pa.Array]:
+    return {name: pa.array(values.astype(STEP_TYPES[name])) for name, values in numbers.items()}
+
+
+def _event_numbers(rows: Rows) -> dict[str, tuple[float, ...]]:
+    return dict(zip(EVENT_SCHEMA.names, columns_of(rows), strict=True))

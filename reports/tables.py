@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct
@@ -55,18 +55,16 @@ REQUEST_SCHEMA = pa.schema(
     ]
 )
 
-STEP_COLUMNS = tuple(
-    column for name in Stepped._fields for column in (BatchShape._fields if name == "shape" else (name,))
+STEP_COLUMNS = (
+    "replica",
+    *(column for name in Stepped._fields for column in (BatchShape._fields if name == "shape" else (name,))),
 )
 _STEP_FLOATS = {"start", "end", "load_s", "prefill_attention"}
 _STEP_LONGS = {"kv_tokens", "lora_token_ranks"}
-STEP_TYPES: tuple[type[np.number[Any]], ...] = (
-    np.int16,
-    *(np.float64 if c in _STEP_FLOATS else np.int64 if c in _STEP_LONGS else np.int32 for c in STEP_COLUMNS),
-)
-STEP_SCHEMA = pa.schema(
-    [(name, pa.from_numpy_dtype(kind)) for name, kind in zip(("replica", *STEP_COLUMNS), STEP_TYPES, strict=True)]
-)
+STEP_TYPES: Mapping[str, type[np.number[Any]]] = {
+    name: np.float64 if name in _STEP_FLOATS else np.int64 if name in _STEP_LONGS else np.int32 for name in STEP_COLUMNS
+} | {"replica": np.int16}
+STEP_SCHEMA = pa.schema([(name, pa.from_numpy_dtype(kind)) for name, kind in STEP_TYPES.items()])
 
 KINDS = ("load", "prefetch", "loaded", "prefetched", "evicted", "preempted")
 """What an adapter event is. ``load`` and ``prefetch`` are starts; ``loaded`` and ``prefetched`` the ends."""
@@ -99,22 +97,34 @@ class Codes(dict[str | None, int]):
         return pa.DictionaryArray.from_arrays(indices, pa.array(self.names, pa.string()))
 
 
-class TableBuffer:
-    """Rows on their way into one table: numbers, a tuple a row in `rows`, and optionally one string a row in `ids`.
+Rows = list[tuple[Any, ...]]
 
-    A number of a row may be a tuple of numbers, in all rows alike: these count as so many columns. ``convert(matrix,
-    ids)`` turns the numbers, a row of the matrix for each column, into Arrow columns. With a ``path`` the batches
-    stream to a Parquet file, else they stay in memory. Equal rows give an equal file, byte for byte.
+
+class TableBuffer:
+    """Rows on their way into one table; whoever fills `rows` calls `flush` when there are `CHUNK_ROWS` of them.
+
+        rows --numbers--> {name: numbers} --kept, as floats--> {name: array} --convert--> {name: Arrow array}
+
+    ``numbers(rows)`` gives numbers of the rows by name, the same names each time; ``convert`` makes of them the columns
+    of ``schema``, by name. With a ``path`` the batches stream to a Parquet file, else they stay in memory. Equal rows
+    give an equal file, byte for byte.
     """
 
-    __slots__ = ("_batches", "_chunks", "_convert", "_path", "_schema", "_writer", "ids", "rows")
+    __slots__ = ("_batches", "_chunks", "_convert", "_names", "_numbers", "_path", "_schema", "_writer", "rows")
 
-    def __init__(self, path: Path | None, schema: pa.Schema, convert: Callable[[Floats, list[str]], list[Any]]) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.ids: list[str] = []
+    def __init__(
+        self,
+        path: Path | None,
+        schema: pa.Schema,
+        numbers: Callable[[Rows], Mapping[str, Sequence[float]]],
+        convert: Callable[[Mapping[str, Floats]], Mapping[str, pa.Array]],
+    ) -> None:
+        self.rows: Rows = []
         self._path = path
         self._schema = schema
+        self._numbers = numbers
         self._convert = convert
+        self._names: tuple[str, ...] = ()
         self._writer: pq.ParquetWriter | None = None
         self._chunks: list[Floats] = []
         self._batches: list[pa.RecordBatch] = []
@@ -124,17 +134,19 @@ class TableBuffer:
         count = len(self.rows)
         if count:
             pack = _PACK if count == CHUNK_ROWS else Struct(f"{count}d").pack
-            packed = [pack(*column) for column in _columns(self.rows)]
+            columns = self._numbers(self.rows)
+            self._names = tuple(columns)
+            packed = [pack(*column) for column in columns.values()]
             self._chunks.append(np.frombuffer(b"".join(packed)).reshape(-1, count))
             self.rows.clear()
         if len(self._chunks) >= BATCH_CHUNKS:
             self._move()
 
     def _move(self) -> None:
-        matrix = np.concatenate(self._chunks, axis=1)
-        batch = pa.RecordBatch.from_arrays(self._convert(matrix, self.ids), schema=self._schema)
+        numbers = dict(zip(self._names, np.concatenate(self._chunks, axis=1), strict=True))
+        columns = self._convert(numbers)
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
         self._chunks.clear()
-        self.ids.clear()
         if self._path is None:
             self._batches.append(batch)
         else:
@@ -168,11 +180,11 @@ class TableBuffer:
 _PACK = Struct(f"{CHUNK_ROWS}d").pack
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> Iterator[tuple[float, ...]]:
-    """The columns of rows, those of tuples in them one by one."""
+def columns_of(rows: Rows) -> Iterator[tuple[float, ...]]:
+    """The columns of rows; a tuple in a row counts as so many columns, in all rows alike."""
     for column in zip(*rows, strict=True):
         if isinstance(column[0], tuple):
-            yield from _columns(list(column))
+            yield from columns_of(list(column))
         else:
             yield column
 

@@ -57,6 +57,73 @@ def test_rows_hold_the_sequence(make_stream: Any, record: Any) -> None:
         assert row["truncated"] == (seq.generated >= seq.max_tokens < request.max_tokens)
 
 
+def test_every_value_is_in_its_own_column(sequence: Any, record: Any) -> None:
+    """No two values are equal, so a column that holds another's is seen."""
+    request = Request(
+        request_id="one",
+        adapter="sql",
+        arrival=100.0,
+        prompt_tokens=11,
+        max_tokens=70,
+        tenant="acme",
+        predicted_tokens=13,
+        cached_tokens=5,
+        priority=-3,
+        deadline=900.5,
+        weight=2.5,
+    )
+    seq = sequence(request, generated=17, allowed=19)
+    seq.admitted_at, seq.first_token_at, seq.ended_at = 200.0, 400.0, 800.0
+    seq.load_wait_s, seq.preempted_s, seq.preempted_before_first_s = 1.5, 7.25, 3.75
+    seq.preemptions, seq.hit = 23, True
+    events = [Ended(801.0, seq.view, "completed", "length", seq)]
+    others: Any = (("z", "b", "completed"), ("y", "b", "completed"), ("x", "a", "rejected"))
+    for adapter, tenant, status in others:
+        other = sequence(Request("other", adapter, 0.0, 1, 1, tenant))  # so that the names have codes 3, 2, 1 and 0
+        events.insert(0, Ended(1.0, other.view, status, "length", other))
+    records = record(iter(events), replica=29)
+    assert records.requests.read().to_pylist()[3:] == [
+        {
+            "request_id": "one",
+            "adapter": "sql",
+            "tenant": "acme",
+            "replica": 29,
+            "arrival": 100.0,
+            "admitted": 200.0,
+            "first_token": 400.0,
+            "finish": 800.0,
+            "prompt_tokens": 11,
+            "cached_tokens": 5,
+            "output_tokens": 17,
+            "max_tokens": 70,
+            "status": "completed",
+            "why": "length",
+            "queue_s": 200.0 - 100.0 - 1.5,
+            "load_wait_s": 1.5,
+            "prefill_s": 400.0 - 200.0 - 3.75,
+            "decode_s": 800.0 - 400.0 - (7.25 - 3.75),
+            "preempted_s": 7.25,
+            "preemptions": 23,
+            "hit": True,
+            "truncated": False,
+            "deadline": 900.5,
+            "priority": -3,
+        }
+    ]
+    assert records.weights == {"a": 1.0, "b": 1.0, "acme": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("generated", "allowed", "truncated"), [(17, 19, False), (19, 19, True), (70, 70, False), (18, 19, False)]
+)
+def test_truncated_means_ended_by_the_context_limit(
+    generated: int, allowed: int, truncated: bool, sequence: Any, record: Any
+) -> None:
+    seq = sequence(Request("one", None, 0.0, 11, 70), generated, allowed)
+    (row,) = record(iter([Ended(9.0, seq.view, "completed", "length", seq)])).requests.read().to_pylist()
+    assert row["truncated"] is truncated and row["finish"] == 9.0
+
+
 def test_files_are_the_same_bytes_each_time_and_hold_what_memory_holds(
     make_stream: Any, record: Any, tmp_path: Path
 ) -> None:
