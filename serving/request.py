@@ -55,8 +55,20 @@ class Request(_Fields):
         weight: float = 1.0,
     ) -> Self:
         """See the class."""
-        who = (request_id, adapter, arrival, prompt_tokens, max_tokens, tenant)
-        self = super().__new__(cls, *who, predicted_tokens, cached_tokens, priority, deadline, weight)
+        self = super().__new__(
+            cls,
+            request_id=request_id,
+            adapter=adapter,
+            arrival=arrival,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            tenant=tenant,
+            predicted_tokens=predicted_tokens,
+            cached_tokens=cached_tokens,
+            priority=priority,
+            deadline=deadline,
+            weight=weight,
+        )
         if self.prompt_tokens < 1 or self.max_tokens < 1:
             raise InputError(
                 f"request {self.request_id!r} has {self.prompt_tokens} prompt tokens and max_tokens {self.max_tokens}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -137,19 +138,21 @@ class RequestMaker:
         arrivals, tenants = column(w.arrival, None), column(w.tenant, None)
         self._outputs = column(w.output_tokens, None)
         self._slacks = [None if slack == inf else slack for slack in column(w.deadline, None)]
-        rows = zip(
-            map(str, range(self._start, self._stop)),
-            map(names.__getitem__, column(w.adapter, None)),
-            arrivals,
-            column(w.prompt_tokens, None),
-            column(w.max_tokens, None),
-            map(w.tenants.__getitem__, tenants),
-            column(w.predicted_tokens, None),
-            column(w.cached_tokens, 0),
-            column(w.priority, 0),
-            [None if slack is None else at + slack for at, slack in zip(arrivals, self._slacks, strict=True)],
-            [weights[place] for place in tenants] if weights else [1.0] * count,
-            strict=True,
-        )
-        # the workload has checked what Request.__new__ would check of each
+        values: dict[str, Iterable[Any]] = {
+            "request_id": map(str, range(self._start, self._stop)),
+            "adapter": map(names.__getitem__, column(w.adapter, None)),
+            "arrival": arrivals,
+            "prompt_tokens": column(w.prompt_tokens, None),
+            "max_tokens": column(w.max_tokens, None),
+            "tenant": map(w.tenants.__getitem__, tenants),
+            "predicted_tokens": column(w.predicted_tokens, None),
+            "cached_tokens": column(w.cached_tokens, 0),
+            "priority": column(w.priority, 0),
+            "deadline": [
+                None if slack is None else at + slack for at, slack in zip(arrivals, self._slacks, strict=True)
+            ],
+            "weight": [weights[place] for place in tenants] if weights else [1.0] * count,
+        }
+        rows = zip(*(values[name] for name in Request._fields), strict=True)
+        # the workload has checked what Request itself would check of each
         self._requests = [tuple.__new__(Request, row) for row in rows]

@@ -88,6 +88,44 @@ def test_a_request_no_engine_could_serve_is_refused(change: dict[str, Any]) -> N
         Request("r", None, 0.0, **{**good, **change})
 
 
+VALUES: dict[str, Any] = {
+    "request_id": "one",
+    "adapter": "sql",
+    "arrival": 100.0,
+    "prompt_tokens": 11,
+    "max_tokens": 70,
+    "tenant": "acme",
+    "predicted_tokens": 13,
+    "cached_tokens": 5,
+    "priority": -3,
+    "deadline": 900.5,
+    "weight": 2.5,
+}
+"""Of every field of a request, none equal to another."""
+
+
+def test_every_value_of_a_request_is_in_its_own_field() -> None:
+    assert Request(**VALUES)._asdict() == Request(*VALUES.values())._asdict() == VALUES
+
+
+def test_every_column_of_a_workload_is_in_its_own_field() -> None:
+    first = {"prompt_tokens": 2, "max_tokens": 1, "predicted_tokens": 1, "cached_tokens": 1, "priority": 0}
+    column: dict[str, Any] = {name: np.array([value, VALUES[name]]) for name, value in first.items()}
+    workload = Workload(
+        arrival=np.array([1.0, VALUES["arrival"]]),
+        adapter=np.array([-1, 2]),
+        tenant=np.array([0, 1]),
+        output_tokens=np.array([1, 17]),
+        adapters=("x", "y", VALUES["adapter"]),
+        tenants=("default", VALUES["tenant"]),
+        tenant_weights=(1.0, VALUES["weight"]),
+        deadline=np.array([np.inf, VALUES["deadline"] - VALUES["arrival"]]),
+        **column,
+    )
+    request, output_tokens = RequestMaker(workload).make(1)
+    assert request._asdict() == {**VALUES, "request_id": "1"} and output_tokens == 17
+
+
 def test_a_request_without_adapter_is_for_the_base_model() -> None:
     request = Request("r", None, 0.0, 4, 4)
     assert request.adapter is None and request.weight == 1.0 and request.tenant == "default"
