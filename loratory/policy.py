@@ -15,6 +15,7 @@ from loratory.serving.policy import Decisive, Policy, look_ahead, want
 from loratory.serving.reservation import Reservation
 from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView
 from loratory.serving.wait_index import Within
+from loratory.serving.wait_queue import QueueView
 
 __all__ = [
     "SCORERS",
@@ -43,6 +44,7 @@ __all__ = [
     "Preempt",
     "Preempted",
     "Prefetch",
+    "QueueView",
     "Reject",
     "RequestView",
     "RequestViews",

@@ -15,19 +15,24 @@ By = Literal["tenant", "adapter"]
 
 
 class FairnessLimits(NamedTuple):
-    """What a fairness bound depends on: longest prompt and output, tokens the KV pool holds, most running requests.
-
-    The gap is measured between the ``unit`` named, in service of these weights a token.
-    """
+    """What a fairness bound depends on."""
 
     max_prompt_tokens: int
+    """Tokens of the longest prompt."""
     max_output_tokens: int
+    """The largest max_tokens of a request."""
     kv_tokens: int
+    """Tokens that the KV pool holds."""
     max_num_seqs: int
+    """Requests that run at once, at most."""
     max_num_batched_tokens: int
+    """Tokens that one step computes, at most."""
     unit: By = "tenant"
+    """Between which units the gap is measured."""
     input_weight: float = 1.0
+    """Service of a prompt token in that measurement."""
     output_weight: float = 2.0
+    """Service of an output token in it."""
 
 
 class Account:

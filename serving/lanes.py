@@ -34,7 +34,7 @@ class Lanes(Generic[Item]):
         return item in self._places
 
     def push(self, item: Item, order: Order, adapter: str | None) -> None:
-        """Put an item into a lane, or move it there."""
+        """Put an item into the lane of an adapter, or move it there; the lowest order comes first."""
         self._count += 1
         self._places[item] = (self._count, adapter)
         entry = (order, self._count, item)
@@ -45,7 +45,7 @@ class Lanes(Generic[Item]):
             heapify(self._cold)
 
     def discard(self, item: Item) -> None:
-        """Take an item out, if it is in."""
+        """Take an item out; one that is not in is ignored."""
         self._places.pop(item, None)
         if not self._places:
             self._lanes.clear()
@@ -67,15 +67,16 @@ class Lanes(Generic[Item]):
         return lane[0]
 
     def first(self) -> tuple[Order, Item] | None:
-        """The first item of all, blocked or not, with its order."""
+        """The order and the item that come first, blocked or not; None when there is no item."""
         while self._cold and not self._valid(self._cold[0]):
             heappop(self._cold)
         return (self._cold[0][0], self._cold[0][2]) if self._cold else None
 
     def pick(self, view: View, closed: Collection[str | None] = (), nearest: bool = False) -> tuple[Item] | None:
-        """The first item, in a tuple of one, whose adapter is on the GPU or could get there; None if there is none.
+        """The first item that its adapter does not block, in a tuple of one; None if there is none. The item stays in.
 
-        Lanes in ``closed`` are left out. With ``nearest``, items whose adapter is in the running batch come before
+        An adapter blocks its items while it is on the way to the GPU, and while it is not there and every slot is in
+        use. Lanes in ``closed`` are left out. With ``nearest``, items whose adapter is in the running batch come before
         those whose adapter is on the GPU, and these before the rest.
         """
         if not self._places:

@@ -10,25 +10,29 @@ from loratory.serving.sequence import Sequence
 
 
 class BatchShape(NamedTuple):
-    """All a cost model may know of a step. Counts are tokens or sequences; no identities, so equal shapes cost equal.
-
-    ``prefill_attention`` is the number of (query token, key token) pairs of the prefill chunks, causal mask applied.
-    ``kv_tokens`` are the tokens already in the KV cache of the decoding sequences: what decode attention reads.
-    ``distinct_adapters``, ``sum_ranks`` and ``max_rank`` are over the distinct adapters in this step.
-    ``lora_tokens`` are the tokens (prefill and decode) that belong to a request with an adapter; ``lora_token_ranks``
-    is the sum over those tokens of their adapter's rank.
-    """
+    """All a cost model may know of a step. It names no requests or adapters, so equal shapes cost equal."""
 
     prefill_tokens: int = 0
+    """Prompt tokens that the step computes."""
     prefill_attention: float = 0.0
+    """(query token, key token) pairs of the prefill chunks, causal mask applied: for ``n`` tokens that follow ``s``
+    computed ones ``n * (s + (n + 1) / 2)``."""
     prefill_seqs: int = 0
+    """Prefill chunks: requests of which it computes prompt tokens."""
     decode_seqs: int = 0
+    """Requests that decode: each computes one token."""
     kv_tokens: int = 0
+    """Tokens in the KV cache of the decoding requests: what decode attention reads."""
     distinct_adapters: int = 0
+    """Distinct adapters in the step, the base model not counted."""
     sum_ranks: int = 0
+    """Sum of the ranks of the distinct adapters."""
     max_rank: int = 0
+    """Largest rank of the distinct adapters."""
     lora_tokens: int = 0
+    """Tokens, of prefill and decode, of requests that want an adapter."""
     lora_token_ranks: int = 0
+    """Sum, over those tokens, of their adapter's rank."""
 
     @property
     def tokens(self) -> int:

@@ -57,9 +57,12 @@ class Reservation:
         if min_prefill_tokens < 0 or (tokens_per_rank is not None and tokens_per_rank < 0):
             raise InputError("min_prefill_tokens and tokens_per_rank are not negative")
         self._steps = decode_steps
-        self.max_requests = max_requests
-        self.min_prefill_tokens = min_prefill_tokens
-        self.tokens_per_rank = tokens_per_rank
+        self.max_requests: int = max_requests
+        """Requests that run at once, at most."""
+        self.min_prefill_tokens: int = min_prefill_tokens
+        """Prompt tokens that one look may always bring together, however small the pool."""
+        self.tokens_per_rank: int | None = tokens_per_rank
+        """KV tokens set aside for each unit of rank of the adapters in use; None: what they take of the pool."""
         self._last: int | None = None
         self._total = 0
         """Tokens the KV pool holds, and of them the most prompt tokens of one look."""
@@ -74,14 +77,14 @@ class Reservation:
         """Those admitted at this look."""
 
     def steps_left(self, view: View) -> int:
-        """Decode steps until the router looks at the queue; 0 when it does now."""
+        """Decode steps until the router looks at the queue again; 0 when it is to look now."""
         if self._last is None:
             return 0
         left = self._last + self._steps - view.decode_steps
         return left if left > 0 and view.running else 0
 
     def look(self, view: View) -> None:
-        """The router looks at the queue: forget the last look."""
+        """Begin a look at the queue: what the last one admitted is forgotten."""
         self._brought = 0
         self._sizes = None
         self._added = []
@@ -93,7 +96,7 @@ class Reservation:
             self._last = view.decode_steps - self._steps
 
     def fits(self, view: View, new: RequestView) -> bool:
-        """Whether a waiting request may join those that run and those added in this look."""
+        """Whether a waiting request fits beside those that run, until all of them end."""
         if len(view.running) >= self.max_requests:
             return False
         prompt = new.prompt_tokens
@@ -114,7 +117,7 @@ class Reservation:
         return self._peak(_joining(new)) < room
 
     def add(self, view: View, request: RequestView) -> None:
-        """The request was admitted."""
+        """Count a request that was admitted in this look."""
         self._added.append(request)
         if self._sizes is not None:
             insort(self._sizes, _joining(request))

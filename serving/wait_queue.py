@@ -111,6 +111,6 @@ class QueueView:
 
     @property
     def head(self) -> RequestView | None:
-        """The request in front, or None."""
+        """The request in front, or None when the queue is empty."""
         sequence = self._queue.first()
         return None if sequence is None else sequence.view

@@ -1,6 +1,7 @@
 """README.md and docs/: every block is run, loaded or parsed; every file, link, key, policy and number is there.
 
-docs/adapters.md's blocks run in test_adapters_guide.py, the figures of docs/fidelity.md in tests/published.
+docs/adapters.md's blocks run in test_adapters_guide.py, the figures of docs/fidelity.md in tests/published, and what
+docs/policies.md has to be complete in is in test_policies_page.py.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ import yaml
 from command import Command, command_line
 from pages import PAGES, ROOT, Block, anchors, blocks, code_spans, links, prose, rows
 
-from loratory import policies, policy, scenarios
+from loratory import policies, scenarios
 from loratory.cli import terminal
 from loratory.cli.main import app
 from loratory.experiment import policy_spec
 from loratory.experiment.policy_spec import policy_factory, policy_names
 from loratory.scenarios.reference import tables
-from loratory.serving import policy as serving_policy
 from loratory.sim.catalogue import gpu, model
 
 README = ROOT / "README.md"
@@ -45,8 +45,9 @@ NOT_RUN = {
         "no slot can be",
     ),
     "docs/cost-models.md": ("decode   max(", "KV = gpu memory"),
+    "docs/policies.md": ("                          your policy",),
 }
-"""Blocks that are neither commands nor code, by how they begin: a map of folders, four pictures, two formulae."""
+"""Blocks that are neither commands nor code, by how they begin: a map of folders, five pictures, two formulae."""
 
 ELSEWHERE = {"docs/adapters.md"}
 """Pages whose blocks a test of their own runs."""
@@ -61,7 +62,7 @@ BASE = {
 }
 """What a block that shows one section of a scenario is put into."""
 
-SHORT = ("run quickstart", "run my.yaml")
+SHORT = ("run quickstart", "run my.yaml", "run hot-and-tail")
 """Commands that are run with `SETTINGS` besides, because what they run takes minutes."""
 
 SETTINGS = ("--set", "workload.duration_s=2", "--set", "seeds=[0]", "--no-decisions")
@@ -84,7 +85,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "path" / "to" / "mine.py").write_text(
         "from loratory.policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n"
     )
-    (folder / "shortest_first.py").write_text(block_of("docs/policies.md", "# shortest_first.py"))
+    for block in blocks(ROOT / "docs/policies.md"):
+        if name := re.match(r"# (\w+\.py)\n", block.text):
+            (folder / name[1]).write_text(block.text)
     (folder / "requests.csv").write_text("when,in,out,lora\n" + "".join(f"{n}000,9,5,a{n % 2}\n" for n in range(9)))
     (folder / "FILE").write_text("timestamp,input_tokens,output_tokens\n0,9,5\n1,8,4\n")
     azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n"
@@ -395,21 +398,6 @@ def test_policies() -> None:
         policy_factory(spec)()
 
 
-def test_actions_and_what_a_policy_sees() -> None:
-    page = DOCS / "policies.md"
-    for cells in rows(page, "action"):
-        for name in re.findall(r"`(\w+)\(", cells[0]):
-            assert hasattr(policy, name), name
-    text = prose(page).split("### What a policy sees")[1].split("### ")[0]
-    view, request = re.findall(r"`(view\.now.*?)`\.|A request shows `(.*?)`", text, re.DOTALL)
-    for name in re.findall(r"\w+(?=[`,(]|$)", view[0].replace("view.", "")):
-        assert name in ("adapter", "tenant") or hasattr(policy.View, name), name
-    for name in request[1].replace("\n", " ").split(", "):
-        assert hasattr(policy.RequestView, name.strip()), name
-    for name in re.findall(r"`(\w+)", text.split("Optional members:")[1].split(": see")[0]):
-        assert re.search(rf"\b{name}\b", Path(serving_policy.__file__).read_text(encoding="utf-8")), name
-
-
 def test_the_catalogue_is_what_the_page_lists() -> None:
     from loratory.sim.catalogue import gpu_names, model_names
 
@@ -450,7 +438,14 @@ def test_columns_and_metrics_of_a_result(here: Path, loratory: Command) -> None:
 def test_scenario_keys_that_the_prose_names_exist() -> None:
     sections = {"engine", "workload", "adapters", "tiers", "tenants", "cluster", "executor", "cost"}
     known = {name: set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) for name, text in reference().items()}
-    for page in (README, DOCS / "scenarios.md", DOCS / "cost-models.md", DOCS / "traces.md", DOCS / "executor.md"):
+    for page in (
+        README,
+        DOCS / "scenarios.md",
+        DOCS / "cost-models.md",
+        DOCS / "traces.md",
+        DOCS / "executor.md",
+        DOCS / "policies.md",
+    ):
         for span in code_spans(page):
             found = re.match(r"([a-z]+)\.([a-z_]+)\b(?![./(])", span)
             if found and found[1] in sections and not span.endswith((".py", ".md", ".yaml")):
