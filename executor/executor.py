@@ -18,7 +18,7 @@ from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, EventHandlers, Evicted, Handler, Preempted, Sink, handlers_of
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.request import Request
 from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
@@ -51,7 +51,7 @@ class Executor:
         self,
         config: EngineConfig,
         adapters: Iterable[Adapter],
-        policy: Policy,
+        policy: PolicyLike,
         cost: CostView,
         runner: ModelRunner,
         tiers: AdapterTiers[Any],

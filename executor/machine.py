@@ -28,7 +28,7 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.events import Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 
 
 class Machine:
@@ -81,7 +81,7 @@ class Machine:
     def executor(
         self,
         adapters: Iterable[Adapter],
-        policy: Policy,
+        policy: PolicyLike,
         cost: CostView,
         clock: Clock,
         *,

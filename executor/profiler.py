@@ -16,7 +16,7 @@ from loratory.executor.machine import Machine
 from loratory.serving.events import EventHandlers, Stepped
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.request import Request
 
 LEAST_PHASES = 5
@@ -83,7 +83,7 @@ class Measurements:
 def measure(
     machine: Machine,
     adapters: Sequence[Adapter],
-    policy: Callable[[], Policy],
+    policy: Callable[[], PolicyLike],
     cost: CostView,
     design: Design,
     seed: int = 0,
@@ -172,7 +172,7 @@ def draw_phase(rng: np.random.Generator, design: Design, names: Sequence[str], n
 def _run(
     machine: Machine,
     adapters: Sequence[Adapter],
-    policy: Policy,
+    policy: PolicyLike,
     cost: CostView,
     arrivals: Sequence[Arrival],
     rng: np.random.Generator,

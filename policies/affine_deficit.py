@@ -10,6 +10,7 @@ from loratory.policy import (
     Event,
     FairnessLimits,
     InputError,
+    Policy,
     Preempted,
     Rounds,
     Schedule,
@@ -19,7 +20,7 @@ from loratory.policy import (
 )
 
 
-class AffineDeficit:
+class AffineDeficit(Policy):
     """Fairness and residency together. Among the units that have credit left in this round of deficit round robin,
     those whose adapter is in the batch go first, then those whose adapter is on the GPU, then the rest. Residency
     chooses the order inside a round and the round bounds how far that can go: two backlogged units stay within 2(U+Q).

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loratory.policy import Decisive, InputError, Schedule, View, Within, want
+from loratory.policy import Decisive, InputError, Policy, Schedule, View, Within, want
 
 
-class Affinity:
+class Affinity(Policy):
     """Requests whose adapter is in the running batch first, then those whose adapter is on the GPU, then the rest; in
     arrival order among themselves. Fewer loads and fewer adapters in a batch; an adapter that is not there may starve.
 

@@ -13,6 +13,7 @@ from loratory.policy import (
     Event,
     InputError,
     Lanes,
+    Policy,
     Preempted,
     Reject,
     RequestView,
@@ -22,7 +23,7 @@ from loratory.policy import (
 )
 
 
-class Deadline:
+class Deadline(Policy):
     """Earliest deadline first (of the first token); requests without a deadline come last, in arrival order. A request
     that could not be in time even if it were prefilled next is rejected at once, which keeps an overload from making
     everybody late.

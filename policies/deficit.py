@@ -10,6 +10,7 @@ from loratory.policy import (
     Event,
     FairnessLimits,
     InputError,
+    Policy,
     Preempted,
     Rounds,
     Schedule,
@@ -19,7 +20,7 @@ from loratory.policy import (
 )
 
 
-class Deficit:
+class Deficit(Policy):
     """Deficit round robin. Each round grants every backlogged unit a quantum of service; a unit is admitted while its
     credit is above zero, and a new round begins when no backlogged unit has credit left. Outputs are charged as they
     grow, so a unit can fall into debt. Two backlogged units are never more than 2(U+Q) apart.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from loratory.policy import Decisive, InputError, RequestView, Schedule, View, Wake, want
+from loratory.policy import Decisive, InputError, Policy, RequestView, Schedule, View, Wake, want
 
 
-class Drain:
+class Drain(Policy):
     """First come, first served with skip, plus drains: when the first request of an adapter that finds no slot has
     waited longer than a threshold, no more requests are admitted for one of the adapters in use, until its slot is
     free. The adapter whose running requests have the fewest tokens left to max_tokens is drained, one for each starving

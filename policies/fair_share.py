@@ -14,6 +14,7 @@ from loratory.policy import (
     Event,
     FairnessLimits,
     InputError,
+    Policy,
     Preempted,
     RequestView,
     Schedule,
@@ -23,7 +24,7 @@ from loratory.policy import (
 )
 
 
-class FairShare:
+class FairShare(Policy):
     """Virtual Token Counter: a counter of service a unit, the smallest goes first, and nobody overtakes it when its
     request does not fit. Two backlogged units are never more than 2U apart, U = max(w_in * longest prompt, w_out * KV).
 

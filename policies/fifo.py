@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loratory.policy import Decisive, Schedule, View, want
+from loratory.policy import Decisive, Policy, Schedule, View, want
 
 
-class Fifo:
+class Fifo(Policy):
     """First come, first served. A request whose adapter finds no GPU slot is passed over (SKIP), as in vLLM V1, or with
     ``strict`` stops everybody behind it (BREAK). Any other refusal stops the scan.
 

@@ -9,6 +9,7 @@ from loratory.policy import (
     Event,
     InputError,
     Lanes,
+    Policy,
     Preempted,
     RequestView,
     Schedule,
@@ -17,7 +18,7 @@ from loratory.policy import (
 )
 
 
-class Priority:
+class Priority(Policy):
     """Strict priority: lower numbers go first, equals in arrival order; when KV memory runs out the request with the
     highest number is preempted. With ageing a request gains one level for each ``aging_s`` seconds it waits.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from loratory.policy import Decisive, InputError, Schedule, View, Wake, want
+from loratory.policy import Decisive, InputError, Policy, Schedule, View, Wake, want
 
 
-class Rotation:
+class Rotation(Policy):
     """At most max_loras adapters are active and only their requests are admitted, in arrival order. An adapter that was
     active for a whole cycle, or has nothing left to do, makes room as soon as another one waits.
 

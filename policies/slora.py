@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loratory.policy import Decisive, Evict, InputError, Reject, Reservation, Schedule, View, Wake, want
+from loratory.policy import Decisive, Evict, InputError, Policy, Reject, Reservation, Schedule, View, Wake, want
 
 
-class SLora:
+class SLora(Policy):
     """First come, first served; stops at the first request that does not fit until it ends (see `Reservation`). No
     adapter cache: an adapter leaves when no running request uses it. A request too large for the rule, which S-LoRA
     would not take, runs alone.

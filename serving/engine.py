@@ -16,7 +16,8 @@ from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView, Prefill, StepPlan, StepResult
-from loratory.serving.policy import Policy, look_ahead
+from loratory.serving.policy import PolicyLike, look_ahead
+from loratory.serving.policy_members import members_of
 from loratory.serving.policy_runner import PolicyRunner
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
@@ -34,28 +35,28 @@ class Engine:
         engine.commit(plan, result, now)
 
     Between the two a backend may call `submit`, `abort`, `loaded`, `load_failed`; they take effect at the next plan.
-    ``sink`` receives every event, or those it ``wants``. Raises `PolicyError` from `plan` when the policy raises or
-    never stops yielding.
-
-    A policy with a true attribute ``only_waiting`` is not asked while nobody waits.
+    ``sink`` receives every event, or those it ``wants``. Raises `InputError` for a policy that has a member which
+    cannot be meant (`members_of`), and `PolicyError` from `plan` when the policy raises or never stops yielding.
     """
 
     def __init__(
         self,
         config: EngineConfig,
         adapters: Iterable[Adapter],
-        policy: Policy,
+        policy: PolicyLike,
         cost: CostView,
         kv_bytes_per_token: int | None = None,
         sink: Sink | Handler | None = None,
     ) -> None:
         self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token)
         self.policy = policy
-        self.view = View(self.ledger, SCORERS.get(getattr(policy, "evict", None) or "") or SCORERS[config.eviction])
-        self._announcer = Announcer(sink, policy)
-        self._runner = PolicyRunner(self.ledger, self._announcer)
-        self._prefetch = int(getattr(policy, "prefetch", 0) or 0)
-        self._only_waiting = bool(getattr(policy, "only_waiting", False)) and not self._prefetch
+        members = members_of(policy)
+        self._announcer = Announcer(sink, policy, members)
+        self._runner = PolicyRunner(self.ledger, self._announcer, members.victim)
+        evict = config.eviction if members.evict is None else members.evict
+        self.view = View(self.ledger, SCORERS[evict] if isinstance(evict, str) else self._announcer.scorer(evict))
+        self._prefetch = members.prefetch
+        self._only_waiting = members.only_waiting and not members.prefetch
         self._separate = config.batching == "separate"
         self._budget = config.max_num_batched_tokens
         self._tell_stepped = self._announcer.teller(Stepped)

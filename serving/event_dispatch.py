@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import NoReturn
 
 from loratory.errors import PolicyError, shortened
-from loratory.serving.events import EVENTS, Decided, Event, EventHandlers, Handler, Sink, Stepped, handlers_of
+from loratory.serving.engine_view import View
+from loratory.serving.events import TOLD, Event, EventHandlers, Handler, Sink, handlers_of
+from loratory.serving.eviction import Scorer
 from loratory.serving.guest_errors import is_order, raised
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
+from loratory.serving.policy_members import Members
+from loratory.serving.views import AdapterView
 
 
 class Announcer:
@@ -18,14 +23,15 @@ class Announcer:
     `Decided` and `Stepped`, which are for records.
     """
 
-    __slots__ = ("_for_policy", "_observe", "_sinks", "policy")
+    __slots__ = ("_for_policy", "_observe", "_raised", "_sinks", "policy")
 
-    def __init__(self, sink: Sink | Handler | None, policy: Policy) -> None:
+    def __init__(self, sink: Sink | Handler | None, policy: PolicyLike, members: Members) -> None:
         self.policy = policy
-        self._observe: Callable[[Event], None] | None = getattr(policy, "observe", None)
+        self._observe: Callable[[Event], None] | None = members.observe
+        self._for_policy = frozenset(TOLD) if members.observes is None else members.observes
         self._sinks = handlers_of(sink)
-        observes = frozenset(getattr(policy, "observes", EVENTS)) if self._observe is not None else frozenset()
-        self._for_policy = observes - {Decided, Stepped}
+        self._raised: PolicyError | None = None
+        """The last error made here: it may come back out of the policy's code, through which it was raised."""
 
     def teller(self, kind: type) -> Handler | None:
         """The function that passes events of a type on, or None when nobody wants them.
@@ -52,14 +58,31 @@ class Announcer:
 
     def error(self, now: float, what: str) -> PolicyError:
         """A `PolicyError` that names the policy and the second it failed at."""
-        name = getattr(self.policy, "spec", type(self.policy).__name__)
-        return PolicyError(shortened(f"policy {shortened(str(name), 100)} failed at {now:.6f} s: {what}"))
+        name = getattr(self.policy, "spec", "") or type(self.policy).__name__
+        self._raised = PolicyError(shortened(f"policy {shortened(str(name), 100)} failed at {now:.6f} s: {what}"))
+        return self._raised
 
     def blame(self, now: float, error: BaseException, subject: str = "it") -> NoReturn:
         """Raise a `PolicyError` for what came out of the policy's code, or an order to stop as it is."""
-        if is_order(error):
+        if is_order(error) or error is self._raised:
             raise error
         raise self.error(now, raised(error, subject)) from error
+
+    def scorer(self, evict: Scorer) -> Scorer:
+        """A policy's own ``evict``, whose faults are the policy's: it raises `PolicyError` where that raises, or
+        returns what is no number."""
+
+        def score(adapter: AdapterView, view: View) -> float:
+            try:
+                found = evict(adapter, view)
+            except BaseException as error:
+                self.blame(view.now, error, "its evict()")
+            if not isinstance(found, Real) or found != found:
+                what = str(found) if isinstance(found, Real) else f"a value of type {type(found).__name__}"
+                raise self.error(view.now, f"its evict() returned {what} for adapter {adapter.name!r}: return a number")
+            return found
+
+        return score
 
 
 def hearing(sink: Sink | Handler | None, kind: type, listener: Handler) -> Sink:

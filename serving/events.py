@@ -116,6 +116,9 @@ EVENTS: frozenset[type] = frozenset(
 )
 """All event types."""
 
+TOLD = (Arrived, Admitted, Served, Preempted, Ended, LoadStarted, Loaded, Evicted)
+"""Types of the events that a policy may be told; the others are for records."""
+
 Handler = Callable[[Any], None]
 """Receives events. It must not touch the engine."""
 

@@ -5,16 +5,35 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
+from typing import Any, TypeVar
 
-from loratory.errors import Interruption, PolicyTimeout, shortened
+from loratory.errors import InputError, Interruption, PolicyError, PolicyTimeout, shortened
+
+T = TypeVar("T")
 
 _OURS = str(Path(__file__).parent)
 _LONGEST = 200
 """Characters of an exception's own text that are told."""
+
+
+def guest(policy: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """What a policy's own code returns, outside of a run; ``subject`` says which code that is.
+
+    Raises `InputError` when it raises, and `PolicyError` when it exits or does not come back in time.
+    """
+    try:
+        return call(*arguments, **named)
+    except InputError:
+        raise
+    except BaseException as error:
+        if is_order(error):
+            raise
+        kind = InputError if isinstance(error, Exception) else PolicyError
+        raise kind(shortened(f"policy {shortened(policy, 100)!r}: {raised(error, subject)}")) from error
 
 
 def is_order(error: BaseException) -> bool:

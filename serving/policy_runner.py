@@ -22,7 +22,7 @@ _new = tuple.__new__
 class PolicyRunner:
     """The policy's hands. ``ask`` turns true whenever something happened that the policy should be asked about."""
 
-    def __init__(self, ledger: Ledger, announcer: Announcer) -> None:
+    def __init__(self, ledger: Ledger, announcer: Announcer, victim: Callable[[View], Any] | None) -> None:
         self.ledger = ledger
         self.announcer = announcer
         self.ask = True
@@ -31,7 +31,7 @@ class PolicyRunner:
         self.wake_clocks: list[int] = []
         self.refused: Counter[tuple[type, str | None]] = Counter()
         """How often the ledger refused an action of a type, by its word of refusal."""
-        self._victim: Callable[[View], Any] | None = getattr(announcer.policy, "victim", None)
+        self._victim = victim
         self._tell_admitted = announcer.teller(Admitted)
         self._tell_ended = announcer.teller(Ended)
         self._tell_preempted = announcer.teller(Preempted)

@@ -33,14 +33,10 @@ _SPARE_BYTES = 16_000_000
 
 _OURS = frozenset({"loratory"})
 _ENTRIES = {
-    "loratory.serving.policy_runner": {
-        "PolicyRunner.consult",
-        "PolicyRunner.preempt_one",
-        "PolicyRunner.__init__",
-    },
-    "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell", "Announcer.__init__"},
-    "loratory.serving.engine": {"Engine._schedule", "Engine.__init__"},
-    "loratory.experiment.policy_spec": {"guest"},
+    "loratory.serving.policy_runner": {"PolicyRunner.consult", "PolicyRunner.preempt_one"},
+    "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell", "Announcer.scorer.<locals>.score"},
+    "loratory.serving.engine": {"Engine._schedule"},
+    "loratory.serving.guest_errors": {"guest"},
 }
 """The functions that call a policy's code, by module."""
 
@@ -248,20 +244,23 @@ def _policy_call(frame: FrameType | None) -> _Call | None:
     """The call of a policy's code that is in progress on a stack: who called, what is running, how many answers before.
 
     A function of `_ENTRIES` is on the stack, and right inside it code that is not ours. Generators of ours between the
-    two (`loratory.serving.reservation`) pass the call on.
+    two (`loratory.serving.reservation`) pass the call on. Where the policy calls us, and we call it again (its evict
+    in `want`), the outermost call counts: that is the one without an answer.
     """
     inside: list[FrameType] = []
+    found: _Call | None = None
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module]:
             for inner in reversed(inside):
                 if not _is_ours(inner):
-                    return frame, inner, frame.f_locals.get("taken")
+                    found = frame, inner, frame.f_locals.get("taken")
+                    break
                 if not inner.f_code.co_flags & inspect.CO_GENERATOR:
                     break
         inside.append(frame)
         frame = frame.f_back
-    return None
+    return found
 
 
 def _folders() -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 from loratory.errors import InputError
 from loratory.serving.actions import Admit, Outcome, Schedule, Wake
 from loratory.serving.engine_view import View
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.views import RequestView
 
 
@@ -174,7 +174,7 @@ class Reserved:
         policy = Reserved(FairShare())      # as a spec: fair_share:reserve=true
     """
 
-    def __init__(self, policy: Policy, reservation: Reservation | None = None) -> None:
+    def __init__(self, policy: PolicyLike, reservation: Reservation | None = None) -> None:
         self._policy = policy
         self._reservation = Reservation() if reservation is None else reservation
 

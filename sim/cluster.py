@@ -20,7 +20,7 @@ from loratory.serving.event_dispatch import hearing
 from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
 from loratory.serving.workload import RequestMaker, Workload
 from loratory.sim.cost.base import CostModel
@@ -209,7 +209,7 @@ def simulate(
     *,
     adapters: Sequence[Adapter],
     config: EngineConfig,
-    policy: Callable[[], Policy],
+    policy: Callable[[], PolicyLike],
     cost: CostModel,
     replicas: int = 1,
     router: Router | None = None,
@@ -224,7 +224,7 @@ def simulate(
 
     ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
     when nothing can happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
-    Raises `PolicyError` when the policy fails.
+    Raises `InputError` for a policy with a member that cannot be meant, and `PolicyError` when the policy fails.
     """
     env = ExactEnvironment()
     cluster = _Cluster(env, workload, router or RoundRobin())

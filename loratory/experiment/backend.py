@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from loratory.experiment.resolve import Built
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.schema import Scenario
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
@@ -41,7 +41,7 @@ class Backend(Protocol):
         """Device, versions and the like; nothing that a result depends on in simulation."""
 
     def run(
-        self, task: Task, built: Built, workload: Workload, policy: Callable[[], Policy], recorder: Recorder
+        self, task: Task, built: Built, workload: Workload, policy: Callable[[], PolicyLike], recorder: Recorder
     ) -> RunEnd:
         """Run a workload to its end; every event goes to the recorder's sinks. ``policy`` makes one for an engine."""
 
@@ -53,7 +53,7 @@ class Simulation:
     about: dict[str, Any] = {}
 
     def run(
-        self, task: Task, built: Built, workload: Workload, policy: Callable[[], Policy], recorder: Recorder
+        self, task: Task, built: Built, workload: Workload, policy: Callable[[], PolicyLike], recorder: Recorder
     ) -> RunEnd:
         """See `Backend`."""
         scenario = task.scenario

@@ -18,7 +18,7 @@ from loratory.experiment.run import Progress, run_prepared
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.cost_spec import RooflineCost
 from loratory.scenarios.schema import Scenario
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
@@ -77,7 +77,7 @@ class Execution:
         return self._machine.about()
 
     def run(
-        self, task: Task, built: Built, workload: Workload, policy: Callable[[], Policy], recorder: Recorder
+        self, task: Task, built: Built, workload: Workload, policy: Callable[[], PolicyLike], recorder: Recorder
     ) -> RunEnd:
         """See `loratory.experiment.backend.Backend`."""
         from loratory.executor.clock import RealClock

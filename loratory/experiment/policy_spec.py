@@ -9,25 +9,25 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import loratory.policies
-from loratory.errors import InputError, PolicyError, did_you_mean, several, shortened
+from loratory.errors import InputError, did_you_mean, several, shortened
 from loratory.git_lfs import refuse_pointer
 from loratory.serving.eviction import SCORERS
-from loratory.serving.guest_errors import is_order, raised
-from loratory.serving.policy import Policy
+from loratory.serving.guest_errors import guest
+from loratory.serving.misspelt_members import misspelt
+from loratory.serving.policy import Policy, PolicyLike
+from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.reservation import Reserved
 
 ENTRY_POINTS = "loratory.policies"
-T = TypeVar("T")
 _COMMON = {
     "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
     "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
@@ -65,7 +65,8 @@ class PolicyFactory:
     """A spec that has been parsed: each call makes a fresh policy with the spec's parameters.
 
     ``settings``: every parameter of the policy with its value under this spec, the policy's own first.
-    ``decides_by``: what its policies name in their attribute ``decides_by``; None where they name nothing.
+    ``decides_by``: what its policies name in their attribute ``decides_by``; None where they name nothing. A policy of
+    it was made and its members were checked (`members_of`).
 
     >>> policy_factory("fifo:strict=true").settings
     {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
@@ -77,17 +78,17 @@ class PolicyFactory:
         found, given = _find(spec)
         own = _own(found)
         values = _read_parameters(spec, found, given)
-        defaults = {name: default for name, (_, default) in own.items()}
-        defaults |= {name: default for name, (_, default, _) in _COMMON.items() if name not in own}
         self.spec = spec
-        self.settings: dict[str, Any] = defaults | values
         self._found = found
         self._common = {name: value for name, value in values.items() if name in _COMMON and name not in own}
         self._parameters = {name: value for name, value in values.items() if name not in self._common}
-        names = guest(spec, "its decides_by", getattr, self(), "decides_by", None)
-        self.decides_by: tuple[Any, ...] | None = tuple(names) if isinstance(names, list | tuple) else None
+        members = members_of(self(), spec)
+        self.decides_by = members.decides_by
+        common = {"evict": _scorer_text(members.evict), "prefetch": members.prefetch, "reserve": False}
+        defaults = {name: default for name, (_, default) in own.items()}
+        self.settings: dict[str, Any] = {**defaults, **{n: v for n, v in common.items() if n not in own}, **values}
 
-    def __call__(self) -> Policy:
+    def __call__(self) -> PolicyLike:
         policy: Any = guest(self.spec, "its __init__()", self._found, **self._parameters)
         try:
             for key, value in {**self._common, "spec": self.spec}.items():
@@ -97,7 +98,7 @@ class PolicyFactory:
                 raise InputError(
                     f"policy {_shown(self.spec)} has no room for {several(self._common)}: do not use __slots__"
                 ) from None
-        return Reserved(policy) if self._common.get("reserve") else typing.cast(Policy, policy)
+        return Reserved(policy) if self._common.get("reserve") else typing.cast(PolicyLike, policy)
 
 
 def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> PolicyFactory:
@@ -110,30 +111,19 @@ def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> PolicyFact
         return PolicyFactory(spec)
 
 
-def guest(spec: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """What a policy's own code returns, outside of a run; ``subject`` says which code that is.
-
-    Raises `InputError` when it raises, and `PolicyError` when it exits or does not come back in time.
-    """
-    try:
-        return call(*arguments, **named)
-    except InputError:
-        raise
-    except BaseException as error:
-        if is_order(error):
-            raise
-        kind = InputError if isinstance(error, Exception) else PolicyError
-        raise kind(shortened(f"policy {_shown(spec)}: {raised(error, subject)}")) from error
-
-
 def _shown(spec: str) -> str:
     return repr(shortened(spec, 100))
 
 
 def describe(spec: str) -> Description:
-    """What a policy does, its parameters and its source, from its docstring and signature."""
+    """What a policy does, its parameters and its source, from its docstring and signature.
+
+    Raises as `policy_factory` does, but not for a policy that needs parameters.
+    """
     with PolicyWatch(spec):
         found, _ = _find(spec)
+        needy = any(parameter.default is parameter.empty for parameter in _signature(found).values())
+        common = _of_class(found) if needy else PolicyFactory(spec).settings
     text = inspect.cleandoc(found.__doc__ or "No description.")
     body, _, listed = text.partition("\nParameters:\n")
     meanings = _meanings(listed)
@@ -142,13 +132,26 @@ def describe(spec: str) -> Description:
         for name, (kind, default) in _own(found).items()
     ]
     own = {parameter.name for parameter in parameters}
-    parameters += [Parameter(n, _type_text(k), d, t) for n, (k, d, t) in _COMMON.items() if n not in own]
+    parameters += [Parameter(n, _type_text(k), common[n], t) for n, (k, _, t) in _COMMON.items() if n not in own]
     prose = " ".join(body.split())
     headline = (sys.modules[found.__module__].__doc__ or "").partition("\n")[0]
     subject, _, summary = headline.partition(": ")
     if subject != spec or not summary:
         summary = prose.split(". ")[0].rstrip(".") + "."
     return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
+
+
+def _of_class(found: type) -> dict[str, Any]:
+    """What the parameters that every policy takes are by default, as far as a class says it."""
+    prefetch = getattr(found, "prefetch", 0)
+    return {"evict": _scorer_text(getattr(found, "evict", None)), "prefetch": prefetch, "reserve": False}
+
+
+def _scorer_text(evict: object) -> str:
+    """An ``evict`` in words: a scorer's name, or that it is the policy's own function."""
+    if evict is None or isinstance(evict, str):
+        return evict or "lru"
+    return next((name for name, scorer in SCORERS.items() if scorer is evict), "its own function")
 
 
 def policy_names() -> list[str]:
@@ -216,13 +219,19 @@ def _file_of(head: str, spec: str) -> Path:
 
 def _class_of(module: types.ModuleType, name: str, spec: str) -> type:
     found = getattr(module, name, None)
-    if not inspect.isclass(found) or not hasattr(found, "schedule"):
-        known = [n for n, v in vars(module).items() if inspect.isclass(v) and hasattr(v, "schedule")]
+    if inspect.isclass(found) and not _schedules(found) and (wrong := misspelt(found, {})):
+        raise InputError(f"policy {_shown(spec)}: {wrong}")
+    if not inspect.isclass(found) or not _schedules(found):
+        known = [n for n, v in vars(module).items() if inspect.isclass(v) and _schedules(v)]
         raise InputError(
             f"policy {_shown(spec)}: {_shown(name)} is no class with a schedule method; the file has "
             f"{several(known) or 'none'}"
         )
     return found
+
+
+def _schedules(found: type) -> bool:
+    return getattr(found, "schedule", None) not in (None, Policy.schedule)
 
 
 def _own(found: type) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from loratory.experiment.notes.advice import advise
 from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
 from loratory.experiment.notes.run_description import setup
-from loratory.experiment.policy_spec import PolicyFactory, guest, policy_factory
+from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.resolve import Built
 from loratory.experiment.workers import shared
@@ -28,7 +28,9 @@ from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import dump
 from loratory.scenarios.schema import Scenario
 from loratory.serving.fairness import FairnessLimits
+from loratory.serving.guest_errors import guest
 from loratory.serving.policy_guard import Leavings
+from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
@@ -187,8 +189,8 @@ def _run_one(
 def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) -> float | None:
     """The service gap the policy promises, weighted tokens."""
     engine = built.engine
-    policy: Any = make()
-    if task.scenario.cluster.replicas > 1 or not hasattr(policy, "bound"):
+    promise = members_of(make(), task.policy).bound
+    if task.scenario.cluster.replicas > 1 or promise is None:
         return None
     limits = FairnessLimits(
         int(workload.prompt_tokens.max()),
@@ -197,7 +199,7 @@ def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) ->
         engine.max_num_seqs,
         engine.max_num_batched_tokens,
     )
-    bound = guest(task.policy, "its bound()", policy.bound, limits)
+    bound = guest(task.policy, "its bound()", promise, limits)
     if bound is None:
         return None
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not isfinite(bound):

@@ -15,8 +15,10 @@ import hypothesis
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout
-from loratory.experiment.policy_spec import guest, policy_factory
-from loratory.serving.policy import Policy
+from loratory.experiment.policy_spec import policy_factory
+from loratory.serving.guest_errors import guest
+from loratory.serving.policy import PolicyLike
+from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.edge_worlds import edge_worlds
@@ -162,7 +164,7 @@ class _UnknownEvent(NamedTuple):
 class _Search:
     """Runs the policy in worlds, and keeps for each promise the smallest world in which it is broken."""
 
-    def __init__(self, spec: str, make: Callable[[], Policy], progress: Progress | None, examples: int) -> None:
+    def __init__(self, spec: str, make: Callable[[], PolicyLike], progress: Progress | None, examples: int) -> None:
         self._spec = spec
         self._make = make
         self._progress = progress
@@ -260,12 +262,11 @@ class _Search:
 
     def _tell_unknown_event(self) -> None:
         """A policy that names no event types gets those of later versions, too."""
-        policy: Any = self._make()
-        observe = getattr(policy, "observe", None)
-        if observe is None or getattr(policy, "observes", None):
+        members = members_of(self._make(), self._spec)
+        if members.observe is None or members.observes is not None:
             return
         try:
-            guest(self._spec, "its observe()", observe, _UnknownEvent(0.0))
+            guest(self._spec, "its observe()", members.observe, _UnknownEvent(0.0))
         except LoratoryError as error:
             hint = "look at the event's type first, or name the types wanted in observes"
             self.broken["events"] = _Broken("events", f"{error}: {hint}", None)

@@ -12,7 +12,7 @@ from loratory.serving.event_dispatch import hearing
 from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.integrity import IntegrityError, check
 
@@ -29,7 +29,7 @@ class CheckedEngine(Engine):
         self,
         config: EngineConfig,
         adapters: Iterable[Adapter],
-        policy: Policy,
+        policy: PolicyLike,
         cost: CostView,
         kv_bytes_per_token: int | None = None,
         sink: Sink | Handler | None = None,

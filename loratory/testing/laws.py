@@ -9,7 +9,7 @@ from typing import Any
 
 from loratory.reports.outcomes import probable_cause
 from loratory.serving.events import Admitted, Arrived, Stepped
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.testing.broken_law import BrokenLaw, require
 from loratory.testing.integrity import IntegrityError, check
 from loratory.testing.run import Run, Values, run
@@ -29,7 +29,7 @@ LAWS = {
 FINAL = ("completed", "rejected", "aborted", "failed")
 
 
-def assert_laws(policy: Callable[[], Policy], world: World, **options: Any) -> Run:
+def assert_laws(policy: Callable[[], PolicyLike], world: World, **options: Any) -> Run:
     """Every law of `LAWS` on a world, under policies that ``policy()`` makes; returns the checked run.
 
     ``options`` are those of `loratory.testing.run`. Raises `BrokenLaw`, and `PolicyError` when the policy fails.

@@ -130,7 +130,14 @@ class YieldsGarbage:
 
 
 class ReturnsAList:
-    """schedule is no generator."""
+    """schedule returns what another function made, which is no generator."""
+
+    def schedule(self, view: View) -> Any:
+        return list(map(Admit, view.waiting))
+
+
+class WritesAList:
+    """schedule is no generator, as its text shows."""
 
     def schedule(self, view: View) -> Any:
         return [Admit(request) for request in view.waiting]
@@ -336,6 +343,11 @@ FAILS: dict[str, Callable[[], Any]] = {
     "yields-string": lambda: YieldsGarbage("admit"),
     "yields-class": lambda: YieldsGarbage(Admit),
     "returns-list": ReturnsAList,
-    "returns-none": ReturnsNone,
 }
 """These end with a PolicyError that names the policy."""
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "writes-list": WritesAList,
+    "returns-none": ReturnsNone,
+}
+"""These are refused before a run begins, with an InputError that names the policy."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Event, Evicted
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.run_end import RunEnd
 from loratory.serving.views import RequestViews
 from loratory.sim.cluster import simulate
@@ -53,7 +53,7 @@ class Run:
 
 def run(
     world: World,
-    policy: Callable[[], Policy],
+    policy: Callable[[], PolicyLike],
     *,
     check_books: bool = True,
     replicas: int = 1,

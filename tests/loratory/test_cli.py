@@ -163,7 +163,7 @@ def test_a_policy_file_the_package_has_never_seen(small: Path, tmp_path: Path) -
     [
         ("raise KeyError('lost')\n        yield", "KeyError"),
         ("yield 'nonsense'", "no action"),
-        ("return []", "not a generator"),
+        ("return list(view.waiting)", "not a generator"),
         ("from loratory.policy import Load\n        while True: yield Load('nobody')", "actions in one call"),
     ],
 )

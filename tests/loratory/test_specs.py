@@ -9,11 +9,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from command import SMALL, command_line
 
 import loratory.policies
 from loratory.errors import InputError
+from loratory.experiment.notes.run_description import policy_words
 from loratory.experiment.policy_spec import describe, policy_factory, policy_names
 from loratory.policy import SCORERS
+from loratory.serving.policy_members import members_of
 
 
 def test_every_policy_file_is_known_by_its_name_and_describes_itself() -> None:
@@ -89,3 +92,75 @@ def test_a_policy_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> None
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
     with pytest.raises(InputError, match=r"p\.py is a Git LFS pointer, not the file: run git lfs pull"):
         policy_factory(f"{path}:Mine")
+
+
+MISTAKES = {
+    "evict = 'lruu'": "its evict is 'lruu'; did you mean 'lru'?",
+    "evict = 7": "its evict is 7: give one of lru, lfu, fifo, cost_aware, or a function of (adapter, view)",
+    "def evict(adapter): return 1.0": "its evict(adapter) is called as evict(adapter, view)",
+    "prefetc = 3": "its prefetc is never read; did you mean 'prefetch'?",
+    "only_waitng = True": "its only_waitng is never read; did you mean 'only_waiting'?",
+    "def observ(self, event): pass": "its observ is never read; did you mean 'observe'?",
+    "observes = ('Arrived',)\n    def observe(self, event): pass": "its observes has 'Arrived', which is no event type",
+    "observes = (Arrived,)": "it has observes but no observe method",
+    "def __init__(self): self.prefetch = -2": "its prefetch is -2: give 0 or more",
+    "decides_by = ('tenats',)": "its decides_by has 'tenats'; did you mean 'tenant'?",
+    "async def schedule(self, view): pass": "its schedule() is async, not a generator",
+    "def schedule(self, view): want(view, view.waiting.head)": "its schedule() is not a generator",
+    "def shedule(self, view): yield": "its shedule is never read; did you mean 'schedule'?",
+}
+
+
+@pytest.mark.parametrize("body", MISTAKES)
+@pytest.mark.parametrize("base", ["", "(Policy)"])
+def test_a_policy_that_cannot_be_meant_is_bad_input(
+    body: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every command that loads it: exit code 2 and one line, which is the sentence that a program gets."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(SMALL)
+    plain = "" if "hedule(self" in body else "    def schedule(self, view): yield from want(view, view.waiting.head)"
+    Path("mine.py").write_text(
+        f"from loratory.policy import Arrived, Policy, want\nclass Mine{base}:\n    {body}\n{plain}"
+    )
+    with pytest.raises(InputError) as caught:
+        policy_factory("mine.py:Mine")
+    assert str(caught.value).startswith(f"policy 'mine.py:Mine': {MISTAKES[body]}")
+    command = command_line(capsys, monkeypatch)
+    for arguments in (("run", "small.yaml", "-p", "mine.py:Mine"), ("policies", "mine.py:Mine")):
+        done = command(*arguments)
+        assert done.code == 2 and done.err == f"loratory: {caught.value}\n", done.err
+
+
+def test_the_scorer_of_a_spec_overrides_the_policys_own(tmp_path: Path) -> None:
+    """And what a policy has of its own is shown as its default."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from loratory.policy import SCORERS, Policy, want\n\n"
+        "class Serves(Policy):\n"
+        "    def schedule(self, view): yield from want(view, view.waiting.head)\n\n"
+        "class Own(Serves):\n"
+        "    prefetch = 2\n"
+        "    def evict(adapter, view): return 1.0\n\n"
+        "class Made(Serves):\n"
+        "    def __init__(self, n: int = 1): self.evict = lambda adapter, view: n\n\n"
+        "class Named(Serves):\n"
+        "    evict = 'lfu'\n\n"
+        "class OneOfOurs(Serves):\n"
+        "    evict = SCORERS['fifo']\n\n"
+        "class Needy(Own):\n"
+        "    def __init__(self, n: int): self.n = n\n"
+    )
+    shown = {
+        name: next(each.default for each in describe(f"{file}:{name}").parameters if each.name == "evict")
+        for name in ("Serves", "Own", "Made", "Named", "OneOfOurs", "Needy")
+    }
+    own = "its own function"
+    assert shown == {"Serves": "lru", "Own": own, "Made": own, "Named": "lfu", "OneOfOurs": "fifo", "Needy": own}
+    assert policy_factory(f"{file}:Own").settings == {"evict": own, "prefetch": 2, "reserve": False}
+    made = policy_factory(f"{file}:Own:evict=lru,prefetch=0,reserve=true")
+    assert made.settings == {"evict": "lru", "prefetch": 0, "reserve": True}
+    members = members_of(made())
+    assert members.evict == "lru" and members.prefetch == 0
+    assert callable(members_of(policy_factory(f"{file}:Own")()).evict)
+    assert policy_words(f"{file}:Made", policy_factory(f"{file}:Made").settings) == f"mine.py:Made (n=1, evict={own})"

@@ -15,9 +15,10 @@ import pytest
 from lab import run
 
 from loratory.errors import InputError, Interruption, PolicyError
-from loratory.experiment.policy_spec import guest, policy_factory
+from loratory.experiment.policy_spec import policy_factory
 from loratory.policy import Schedule, View, want
 from loratory.serving.config import EngineConfig
+from loratory.serving.guest_errors import guest
 from loratory.serving.policy_watch import PolicyWatch
 from loratory.testing import ToyCost, World, adapter, workload
 

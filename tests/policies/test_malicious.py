@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples, run
 
-from loratory.errors import PolicyError
+from loratory.errors import InputError, PolicyError
 from loratory.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Schedule, View, Wake, want
 from loratory.serving.config import EngineConfig
 from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
@@ -17,6 +17,7 @@ from loratory.testing.misbehaving import (
     MAY_STARVE,
     NEVER_SERVES,
     ODD,
+    REFUSED,
     RaisesInVictim,
     YieldsOnRequest,
 )
@@ -93,6 +94,12 @@ def test_the_run_ends_and_says_who_was_never_served(name: str, loading: str) -> 
 def test_the_run_stops_with_an_error_that_names_the_policy(name: str, loading: str) -> None:
     with pytest.raises(PolicyError, match=type(FAILS[name]()).__name__):
         run(crowd(adapter_loading=loading), FAILS[name])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_no_run_begins_with_a_policy_that_is_none(name: str) -> None:
+    with pytest.raises(InputError, match=f"policy '{REFUSED[name].__name__}': its schedule\\(\\) is not a generator"):
+        run(crowd(), REFUSED[name])
 
 
 def test_the_reason_of_a_rejection_is_a_text() -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from roster import POLICIES
 
 import loratory.testing
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.testing import Run, World
 
 MORE = int(os.environ.get("MORE", "1"))
@@ -22,6 +22,6 @@ def examples(count: int) -> settings:
     return settings(max_examples=count * MORE)
 
 
-def run(world: World, policy: Callable[[], Policy] | str, **options: Any) -> Run:
+def run(world: World, policy: Callable[[], PolicyLike] | str, **options: Any) -> Run:
     """`loratory.testing.run`, which also takes the name of a policy of the roster."""
     return loratory.testing.run(world, POLICIES[policy] if isinstance(policy, str) else policy, **options)

@@ -15,7 +15,7 @@ from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
 from loratory.policies.rotation import Rotation
 from loratory.policies.slora import SLora
-from loratory.serving.policy import Policy
+from loratory.serving.policy import PolicyLike
 from loratory.serving.reservation import Reservation, Reserved
 
 
@@ -25,7 +25,7 @@ def _with(policy: Any, **attributes: Any) -> Any:
     return policy
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {
+POLICIES: dict[str, Callable[[], PolicyLike]] = {
     "fifo": Fifo,
     "fifo-strict": lambda: Fifo(strict=True),
     "fifo-prefetch": lambda: _with(Fifo(), prefetch=3),

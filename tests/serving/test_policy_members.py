@@ -1,0 +1,600 @@
+"""A policy's members: what is refused, in one sentence with the remedy, and what goes on working."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lab import examples, run
+from roster import POLICIES
+
+from loratory.errors import InputError, LoratoryError, PolicyError
+from loratory.policy import (
+    SCORERS,
+    AdapterView,
+    Arrived,
+    Ended,
+    Event,
+    Policy,
+    RequestView,
+    Schedule,
+    View,
+    want,
+)
+from loratory.serving.config import EngineConfig
+from loratory.serving.events import EVENTS, TOLD, Decided, Stepped
+from loratory.serving.misspelt_members import misspelt
+from loratory.serving.policy_members import members_of
+from loratory.serving.policy_watch import PolicyWatch
+from loratory.serving.reservation import Reserved
+from loratory.testing import ToyCost, World, adapter, workload
+
+
+class Plain:
+    """A policy without the base class."""
+
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+class Based(Policy):
+    """The same with it."""
+
+    schedule = Plain.schedule
+
+
+def made(base: type, **names: Any) -> Any:
+    """An object of a class of these names."""
+    return type("Mine", (base,), names)()
+
+
+def held(base: type, **names: Any) -> Any:
+    """An object that has these names itself."""
+    found = base()
+    vars(found).update(names)
+    return found
+
+
+def refusal(policy: object) -> str:
+    """The sentence that a policy is refused with, which is the same wherever it is given."""
+    with pytest.raises(InputError) as caught:
+        members_of(policy)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) <= 400 and text.startswith(f"policy {type(policy).__name__!r}: "), text
+    with pytest.raises(InputError) as again:
+        run(world(), lambda: policy, check_books=False)  # type: ignore[arg-type, return-value]
+    assert str(again.value) == text
+    return text
+
+
+def world(**settings: Any) -> World:
+    """Twelve requests for three adapters, two slots: adapters are evicted."""
+    adapters = (adapter(1), adapter(2), adapter(3))
+    rows = [{"at": 0.5 * i, "adapter": i % 3 + 1, "prompt": 4, "out": 3} for i in range(12)]
+    config = EngineConfig(**{"max_loras": 2, "num_gpu_blocks": 60, "block_size": 2} | settings)
+    return World(workload(rows, adapters), adapters, config, ToyCost())
+
+
+BASES = pytest.mark.parametrize("base", [Plain, Based])
+PLACES = pytest.mark.parametrize("place", [made, held])
+
+
+@BASES
+@PLACES
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"evict": "lruu"}, "its evict is 'lruu'; did you mean 'lru'?"),
+        ({"evict": "cost"}, "its evict is 'cost'; did you mean 'cost_aware'?"),
+        ({"evict": "zzz"}, "its evict is 'zzz'; choose one of lru, lfu, fifo, cost_aware, or give a function"),
+        ({"evict": 3}, "its evict is 3: give one of lru, lfu, fifo, cost_aware, or a function of (adapter, view)"),
+        ({"evict": ["lru"]}, "its evict is a value of type list: give one of"),
+        ({"prefetch": -1}, "its prefetch is -1: give 0 or more"),
+        ({"prefetch": True}, "its prefetch is True: give a whole number"),
+        ({"prefetch": 2.0}, "its prefetch is 2.0: give a whole number"),
+        ({"prefetch": "3"}, "its prefetch is '3': give a whole number"),
+        ({"only_waiting": 1}, "its only_waiting is 1: give True or False"),
+        ({"only_waiting": "yes"}, "its only_waiting is 'yes': give True or False"),
+        ({"decides_by": ("tenat",)}, "its decides_by has 'tenat'; did you mean 'tenant'?"),
+        ({"decides_by": ("tenant", 3)}, "its decides_by has 3; choose among adapter, tenant, weight, priority,"),
+        ({"decides_by": "tenant"}, "its decides_by is 'tenant', not a tuple: write decides_by = ('tenant',)"),
+        ({"decides_by": {"tenant"}}, "its decides_by is a value of type set: give a tuple of words from adapter,"),
+        ({"observes": (Arrived,)}, "it has observes but no observe method: write def observe(self, event)"),
+        ({"victim": "last"}, "its victim is 'last': write a method, def victim(self, view)"),
+        ({"bound": 3.0}, "its bound is 3.0: write a method, def bound(self, limits)"),
+        ({"observe": [Arrived]}, "its observe is a value of type list: write a method, def observe(self, event)"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(
+    base: type, place: Callable[..., Any], names: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(place(base, **names))
+
+
+class Told(Plain):
+    """A policy that is told of events."""
+
+    def observe(self, event: Event) -> None:
+        """Nothing."""
+
+
+@PLACES
+@pytest.mark.parametrize(
+    ("observes", "says"),
+    [
+        (
+            ("Arrived",),
+            "its observes has 'Arrived', which is no event type; name the event type itself, without qu",
+        ),
+        (("Arived",), "its observes has 'Arived', which is no event type; did you mean 'Arrived'?"),
+        ("Arrived", "its observes is 'Arrived': give a tuple of event types, such as (Arrived, Ended)"),
+        (Arrived, "its observes is Arrived, not a tuple: write observes = (Arrived,)"),
+        ((Arrived, int), "its observes has int, which is no event type; choose among Arrived, Admitted, Served,"),
+        ((Arrived, Event), "its observes has a value of type UnionType, which is no event type; name the event type"),
+        ((Arrived, Decided), "its observes has Decided, which is for records only and told to no policy: remove it"),
+        ((Stepped,), "its observes has Stepped, which is for records only and told to no policy: remove it"),
+        (7, "its observes is 7: give a tuple of event types"),
+    ],
+)
+def test_observes_names_event_types(place: Callable[..., Any], observes: Any, says: str) -> None:
+    assert says in refusal(place(Told, observes=observes))
+
+
+async def _async(self: Any, argument: Any) -> None:
+    """A coroutine function."""
+
+
+def _generator(self: Any, argument: Any) -> Any:
+    yield argument
+
+
+@BASES
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"observe": lambda self: None}, "its observe(self) is called as observe(event): write def observe(self, ev"),
+        ({"observe": lambda self, now, event: None}, "its observe(self, now, event) is called as observe(event): w"),
+        ({"victim": lambda self, view, why: None}, "its victim(self, view, why) is called as victim(view): write "),
+        ({"victim": lambda: None}, "its victim() is called as victim(view): write def victim(self, view)"),
+        ({"bound": lambda self: 1.0}, "its bound(self) is called as bound(limits): write def bound(self, limi"),
+        ({"evict": lambda adapter: 1.0}, "its evict(adapter) is called as evict(adapter, view): write def evict(s"),
+        ({"evict": lambda self, a, b, c: 1.0}, "its evict(self, a, b, c) is called as evict(adapter, view): write d"),
+        ({"schedule": lambda view: iter(())}, "its schedule(view) is called as schedule(view): write def schedu"),
+        ({"observe": _generator}, "its observe() has a yield, so that calling it runs none of its code: take the yi"),
+        ({"victim": _generator}, "its victim() has a yield"),
+        ({"bound": _generator}, "its bound() has a yield"),
+        ({"observe": _async}, "its observe() is async, so that calling it runs none of its code: write def without"),
+        ({"evict": _async}, "its evict() is async"),
+        ({"evict": _generator}, "its evict() has a yield"),
+        ({"schedule": _async}, "its schedule() is async, not a generator: write def without async, and yield actions"),
+        ({"schedule": None}, "Mine has no schedule method: write def schedule(self, view)"),
+    ],
+)
+def test_a_method_that_cannot_be_called_as_it_will_be_is_refused(base: type, names: Any, says: str) -> None:
+    assert says in refusal(made(base, **names))
+
+
+class ReturnsNothing(Plain):
+    def schedule(self, view: View) -> Any:
+        for request in view.unblocked():
+            want(view, request)
+
+
+class ReturnsEarly(Plain):
+    def schedule(self, view: View) -> Any:
+        if not view.waiting:
+            return
+        want(view, next(view.unblocked()))
+
+
+class ReturnsLists(Plain):
+    def schedule(self, view: View) -> Any:
+        def inner() -> Any:
+            return want(view, next(view.unblocked()))
+
+        if not view.waiting:
+            return []
+        return [inner() for _ in view.waiting]
+
+
+class HasNone(Policy):
+    """Has no schedule of its own."""
+
+
+@pytest.mark.parametrize("policy", [ReturnsNothing, ReturnsEarly, ReturnsLists])
+def test_a_schedule_that_never_yields_is_refused(policy: type) -> None:
+    assert "its schedule() is not a generator: yield actions in it, as in yield from want" in refusal(policy())
+
+
+def test_a_policy_without_schedule_is_refused() -> None:
+    assert "HasNone has no schedule method: write def schedule(self, view)" in refusal(HasNone())
+
+
+class ReturnsAGenerator(Plain):
+    def schedule(self, view: View) -> Any:
+        if not view.waiting:
+            return ()  # never reached: there is one when it is asked
+        return super().schedule(view)
+
+
+class ReturnsAnExpression(Plain):
+    only_waiting = True
+
+    def schedule(self, view: View) -> Any:
+        from loratory.policy import Admit
+
+        return (Admit(request) for request in view.waiting)
+
+
+class RaisesAlways(Plain):
+    def schedule(self, view: View) -> Any:
+        raise KeyError("by and by")
+
+
+def _passing(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def passing(*arguments: Any) -> Any:
+        return method(*arguments)
+
+    return passing
+
+
+class Decorated(Plain):
+    @_passing
+    def schedule(self, view: View) -> Schedule:
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+@pytest.mark.parametrize("policy", [ReturnsAGenerator, ReturnsAnExpression, RaisesAlways, Decorated])
+def test_a_schedule_that_may_make_a_generator_is_a_policy(policy: type) -> None:
+    members_of(policy())
+
+
+@BASES
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        ({"prefetc": 3}, "prefetch"),
+        ({"prefetchs": 3}, "prefetch"),
+        ({"only_waitng": True}, "only_waiting"),
+        ({"onlyWaiting": True}, "only_waiting"),
+        ({"evcit": "lru"}, "evict"),
+        ({"evic": lambda self, adapter, view: 1.0}, "evict"),
+        ({"evicts": staticmethod(lambda adapter, view: 1.0)}, "evict"),
+        ({"obsrves": (Arrived,)}, "observes"),
+        ({"observs": ("Arrived",)}, "observes"),
+        ({"decide_by": ("tenant",)}, "decides_by"),
+        ({"sorce": "a paper"}, "source"),
+        ({"observ": lambda self, event: None}, "observe"),
+        ({"Observe": lambda self, event: None}, "observe"),
+        ({"bounds": lambda self, limits: 1.0}, "bound"),
+        ({"Victim": lambda self, view: None}, "victim"),
+        ({"vicitm": lambda self, view: None}, "victim"),
+        ({"shedule": _generator}, "schedule"),
+    ],
+)
+def test_a_name_one_slip_away_from_a_members_is_refused(base: type, names: dict[str, Any], meant: str) -> None:
+    (name,) = names
+    says = f"its {name} is never read; did you mean {meant!r}? (or begin its name with an underscore)"
+    assert says in refusal(made(base, **names))
+    if not callable(names[name]) and not isinstance(names[name], staticmethod):
+        assert says in refusal(held(base, **names))
+
+
+class OwnNames(Policy):
+    """Names of its own, some like a member's: each is one for another reason."""
+
+    window = 8
+    observed = 0  # a number is no list of event types
+    observers: list[Any] = []
+    sources = ("a", "b")  # no text
+    prefetched: set[str] = set()
+    only_waited = 1.5
+    _prefetc = 3
+
+    def __init__(self, prefetchh: int = 3, decide_by: str = "") -> None:
+        self.prefetchh = prefetchh  # a parameter of the constructor
+        self.decide_by = decide_by
+        self.prefetcht = 0
+        self.seen: set[str] = set()
+
+    def schedule(self, view: View) -> Schedule:
+        self.prefetcht += 1  # read by its own code
+        for request in self.schedules(view):
+            yield from want(view, request)
+
+    def schedules(self, view: View) -> list[RequestView]:
+        """Called by `schedule`."""
+        return list(view.unblocked())
+
+    def victim(self, view: View) -> RequestView | None:
+        """Stands beside `victims`."""
+        return None
+
+    def victims(self, view: View) -> list[RequestView]:
+        """For others to call."""
+        return list(view.running)
+
+    def bounds(self) -> tuple[float, float]:
+        """Takes other arguments than `bound`."""
+        return (0.0, 1.0)
+
+    @property
+    def observe_(self) -> int:
+        """A property is nobody's hook."""
+        return 1
+
+
+@dataclass
+class OwnFields:
+    """Fields of a dataclass are parameters of its constructor."""
+
+    prefetcher: int = 3
+    sourc: str = ""
+
+    schedule = Plain.schedule
+
+
+@pytest.mark.parametrize("policy", [OwnNames, OwnFields])
+def test_names_of_its_own_are_let_be(policy: Callable[[], Any]) -> None:
+    members_of(policy())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_policy_of_the_package_has_a_name_like_a_members(name: str) -> None:
+    policy: Any = POLICIES[name]()
+    members = members_of(policy)
+    assert not misspelt(type(policy), vars(policy))
+    assert members.decides_by is not None
+
+
+@examples(300)
+@given(name=st.from_regex(r"[a-z]{1,6}(_[a-z]{1,6})?", fullmatch=True), value=st.sampled_from([3, True, "x", ("a",)]))
+def test_a_name_two_slips_away_is_the_policys_own(name: str, value: Any) -> None:
+    """Whatever is refused is at most one letter away, or one swap, from what it is said to mean."""
+    if name in ("evict", "observe", "observes", "bound", "victim", "source", "spec", "prefetch", "schedule"):
+        return
+    wrong = misspelt(type("Mine", (Plain,), {name: value}), {})
+    if wrong:
+        meant = wrong.split("'")[1].replace("_", "")
+        word = name.replace("_", "")
+        shorter, longer = sorted((word, meant), key=len)
+        drop = [longer[:i] + longer[i + 1 :] for i in range(len(longer))]
+        same = sum(a != b for a, b in zip(shorter, longer, strict=False))
+        assert shorter in drop or (len(shorter) == len(longer) and same <= 2), (name, meant)
+
+
+# -- evict as a function -------------------------------------------------------------------------------------------
+
+
+def _largest_id(adapter: AdapterView, view: View) -> float:
+    """The adapter with the largest id goes first; view is the engine's."""
+    assert view.now >= 0.0 and isinstance(adapter, AdapterView)
+    return -adapter.lora_int_id
+
+
+class AsFunction(Plain):
+    def evict(adapter: AdapterView, view: View) -> float:  # type: ignore[misc]  # noqa: N805
+        return _largest_id(adapter, view)  # type: ignore[arg-type]
+
+
+class AsFunctionWithMore(Plain):
+    def evict(adapter: AdapterView, view: View, sign: float = 1.0) -> float:  # type: ignore[misc]  # noqa: N805
+        return sign * _largest_id(adapter, view)  # type: ignore[arg-type]
+
+
+class AsMethod(Plain):
+    def evict(self, adapter: AdapterView, view: View) -> float:
+        assert isinstance(self, AsMethod)
+        return _largest_id(adapter, view)
+
+
+class AsMethodOfTheBase(Policy):
+    schedule = Plain.schedule
+
+    def evict(self, adapter: AdapterView, view: View) -> float:
+        assert isinstance(self, AsMethodOfTheBase)
+        return _largest_id(adapter, view)
+
+
+class AsStatic(Plain):
+    @staticmethod
+    def evict(adapter: AdapterView, view: View) -> float:
+        return _largest_id(adapter, view)
+
+
+class AsNamed(Plain):
+    evict = _largest_id
+
+
+class AsPartial(Plain):
+    evict = functools.partial(lambda sign, adapter, view: sign * _largest_id(adapter, view), 1.0)
+
+
+class AsLambda(Plain):
+    def __init__(self) -> None:
+        self.evict = lambda adapter, view: _largest_id(adapter, view)
+
+
+class AsNumpy(Plain):
+    def evict(self, adapter: AdapterView, view: View) -> Any:
+        return np.float32(_largest_id(adapter, view))
+
+
+class AsFraction(Plain):
+    def evict(self, adapter: AdapterView, view: View) -> Any:
+        return Fraction(int(_largest_id(adapter, view)), 3)
+
+
+FORMS = [
+    AsFunction, AsFunctionWithMore, AsMethod, AsMethodOfTheBase, AsStatic, AsNamed, AsPartial, AsLambda, AsNumpy,
+    AsFraction, lambda: Reserved(AsFunction()), lambda: Reserved(AsMethod()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", FORMS)
+@pytest.mark.parametrize("memory", ["slots", "unified"])
+def test_an_evict_of_its_own_chooses_who_goes(policy: Callable[[], Any], memory: str) -> None:
+    evicted = [event[2] for event in run(world(memory=memory), policy).of("Evicted")]
+    by_age = [event[2] for event in run(world(memory=memory), Plain).of("Evicted")]
+    assert evicted and evicted != by_age and evicted[0] == "a2"
+
+
+def test_a_scorer_of_ours_is_called_as_it_is() -> None:
+    """No step in between: it raises nothing and returns numbers."""
+    scorers: list[Any] = []
+
+    class Looks(Plain):
+        def schedule(self, view: View) -> Schedule:
+            scorers.append(view.scorer)
+            yield from super().schedule(view)
+
+    run(world(), lambda: held(Looks, evict="lfu"), check_books=False)
+    assert set(scorers) == {SCORERS["lfu"]}
+
+
+def _raises(adapter: AdapterView, view: View) -> float:
+    raise KeyError("no such thing")
+
+
+def _spins(adapter: AdapterView, view: View) -> float:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("evict", "says"),
+    [
+        (_raises, r"its evict\(\) raised KeyError: 'no such thing' \(.*test_policy_members\.py:\d+\)"),
+        (lambda a, v: float("nan"), r"its evict\(\) returned nan for adapter 'a1': return a number"),
+        (lambda a, v: None, r"its evict\(\) returned a value of type NoneType for adapter 'a1': return a number"),
+        (lambda a, v: "3", r"its evict\(\) returned a value of type str for adapter 'a1': return a number"),
+        (lambda a, v: exit(3), r"its evict\(\) tried to end the process, with exit code 3"),
+        (_spins, r"its evict\(\) did not come back within 0\.1 s; it was at .*test_policy_members\.py:\d+"),
+    ],
+)
+@pytest.mark.parametrize("base", [Plain, POLICIES["fifo"], POLICIES["fifo-reserved"]])
+def test_a_fault_in_evict_is_the_policys_error(base: Callable[[], Any], evict: Any, says: str) -> None:
+    """Called within the policy's own code, and within that of a policy of ours."""
+
+    def policy() -> Any:
+        found = base()
+        getattr(found, "_policy", found).evict = evict
+        return found
+
+    with pytest.raises(PolicyError, match=says) as caught, PolicyWatch("mine", 0.1):
+        run(world(), policy, check_books=False)
+    assert str(caught.value).count("failed at") == 1
+
+
+@pytest.mark.parametrize(("evict", "says"), [(_raises, "raised KeyError"), (_spins, "did not come back within 0.1 s")])
+def test_a_fault_in_evict_that_the_engine_calls_is_as_well(evict: Any, says: str) -> None:
+    """With unified memory the engine itself evicts idle adapters when KV blocks run out."""
+    adapters = (adapter(1), adapter(2))
+    rows = [{"adapter": 1, "prompt": 2, "out": 2}, {"at": 2.0, "adapter": 2, "prompt": 2, "out": 60}]
+    config = EngineConfig(max_loras=2, num_gpu_blocks=64, block_size=1, memory="unified")
+    called: list[str] = []
+
+    class Mine(Plain):
+        def evict(self, adapter: AdapterView, view: View) -> float:
+            called.append(str(adapter.name))
+            return float(evict(adapter, view))
+
+    tight = World(workload(rows, adapters), adapters, config, ToyCost())
+    with pytest.raises(PolicyError, match=rf"its evict\(\) {says}"), PolicyWatch("mine", 0.1):
+        run(tight, Mine, check_books=False)
+    assert called == ["a1"]
+
+
+def test_a_policy_that_asks_the_scorer_for_ever_is_stopped() -> None:
+    """Each call of its evict is short, but that of its schedule never ends."""
+
+    class Asks(AsMethod):
+        def schedule(self, view: View) -> Schedule:
+            while True:
+                for each in view.adapters.values():
+                    view.scorer(each, view)
+            yield
+
+    with pytest.raises(PolicyError, match=r"did not come back within 0\.1 s"), PolicyWatch("mine", 0.1):
+        run(world(), Asks, check_books=False)
+
+
+# -- the defaults cost nothing -------------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_the_base_class_are_those_of_a_policy_without_it() -> None:
+    assert members_of(Based()) == members_of(Plain())
+    assert run(world(), Based).flat == run(world(), Plain).flat
+    assert members_of(Based()).observe is None and members_of(Based()).victim is None
+
+
+def test_no_event_is_made_for_a_policy_that_does_not_override_observe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loratory.serving.engine import Engine
+    from loratory.serving.events import Served
+
+    def tellers(policy: Any) -> list[Any]:
+        engine = Engine(world().config, world().adapters, policy, ToyCost())
+        return [engine._announcer.teller(kind) for kind in sorted(EVENTS, key=str)]
+
+    assert set(tellers(Based())) == set(tellers(Plain())) == {None}
+    assert set(tellers(Reserved(Based()))) == {None}
+    assert None in tellers(Told()) and sum(teller is not None for teller in tellers(Told())) == len(TOLD)
+    assert Served in TOLD and not {Decided, Stepped} & set(TOLD)
+
+
+def test_an_override_may_call_the_default() -> None:
+    told: list[type] = []
+
+    class Mine(Based):
+        observes = (Arrived, Ended)
+
+        def observe(self, event: Event) -> None:
+            super().observe(event)
+            told.append(type(event))
+
+        def victim(self, view: View) -> RequestView | None:
+            return super().victim(view)
+
+    run(world(), Mine)
+    assert set(told) == {Arrived, Ended}
+
+
+class Broken(Plain):
+    @property
+    def prefetch(self) -> int:
+        raise ValueError("later")
+
+
+class Exits(Plain):
+    @property
+    def decides_by(self) -> Any:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "says"),
+    [
+        (Broken, InputError, "its prefetch raised ValueError: later (tests/serving/test_policy_members.py:"),
+        (Exits, PolicyError, "its decides_by tried to end the process, with exit code 3"),
+    ],
+)
+def test_a_member_that_raises_is_the_policys_error(policy: type, kind: type[LoratoryError], says: str) -> None:
+    with pytest.raises(kind) as caught:
+        members_of(policy())
+    assert says in str(caught.value)
+
+
+def test_none_stands_for_no_member() -> None:
+    """A policy may switch off what it inherits."""
+    names = ("evict", "prefetch", "observe", "observes", "victim", "bound", "only_waiting", "decides_by")
+    assert members_of(held(Told, **dict.fromkeys(names))) == members_of(Plain())
