@@ -288,7 +288,7 @@ class Ledger:
         sequence.prefilled = end
         kv.take(blocks)
         self.token_budget -= chunk
-        self.prefills[request_id] = tuple.__new__(Prefill, (sequence, start, chunk, end == sequence.target))
+        self.prefills[request_id] = Prefill(sequence, start, chunk, end == sequence.target)
         self.running[request_id] = self.partial[request_id] = sequence
         self.epoch += 1
         sequence.admissions += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from loratory.serving.lora import Adapter
@@ -82,7 +83,8 @@ class AdapterLoad(NamedTuple):
         return seconds if self.prefetch else seconds + cost.load_seconds(self.adapter, "host")
 
 
-class StepPlan(NamedTuple):
+@dataclass(slots=True)  # not frozen: every step makes one, and a frozen one takes five times as long to make
+class StepPlan:
     """One step to run. ``decodes`` reads the ledger's live set, so a backend uses it before it commits the plan.
 
     ``max_repeat``: for how many further identical decode steps nothing can change (0 when the step has a prefill).
@@ -106,7 +108,8 @@ class StepPlan(NamedTuple):
         return self.decode_count > 0 or bool(self.prefills)
 
 
-class StepResult(NamedTuple):
+@dataclass(slots=True)  # not frozen: see StepPlan
+class StepResult:
     """What a backend did with a plan: ``steps`` identical steps (1 for any plan that is not a pure decode).
 
     ``finished`` are the request ids whose last sampled token ended them (end of sequence, a stop string).

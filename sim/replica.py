@@ -20,9 +20,6 @@ from loratory.sim.environment import ExactEnvironment, succeed
 from loratory.sim.segment import Segment
 from loratory.sim.transfers import Transfers
 
-_new = tuple.__new__
-"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
-
 
 class Feed:
     """Arrivals a replica fetches by itself at its step boundaries; this one has none. ``next_at``: absolute second."""
@@ -155,7 +152,7 @@ class Replica:
                 steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
-            engine.commit(plan, _new(StepResult, (steps, self._sampled(plan, steps), load_s, None)), now)
+            engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s, None), now)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
         """Set the boundary to wait for, on the segment that the plan's batch is in."""

@@ -29,8 +29,9 @@ class Segment:
         if line is None:
             self._ends = [0.0]
             return
-        intercept, slope, self._floor = line
-        self._a = intercept + slope * shape.kv_tokens
+        slope = line.slope_s_per_token
+        self._floor = line.floor_s
+        self._a = line.intercept_s + slope * shape.kv_tokens
         growth = slope * shape.decode_seqs
         self._half = growth * 0.5
         self._flat = 0

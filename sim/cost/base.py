@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.cost.options import TransferOptions
 
 
-class DecodeLine(NamedTuple):
+@dataclass(slots=True)  # not frozen: every change of the batch makes one, and a frozen one takes longer to make
+class DecodeLine:
     """Step seconds of an unchanging decode batch as a function of the KV tokens it reads.
 
     seconds = max(floor_s, intercept_s + slope_s_per_token * kv_tokens), the very expression ``step_seconds`` uses, so

@@ -21,9 +21,6 @@ CALIBRATED_GPUS: tuple[str, ...] = ("a100-40gb", "a100-80gb", "h100-64gb", "h100
 _LAYER_OVERHEAD_S = {"a10g": 60e-6, "a100-40gb": 60e-6, "a100-80gb": 60e-6}
 _LAYER_OVERHEAD_DEFAULT_S = 8e-6
 
-_new = tuple.__new__
-"""Makes a named tuple from all its fields in order, in half the time of calling its class."""
-
 
 class RooflineOptions(BaseModel):
     """Efficiencies (share of the datasheet number that is reached) and fixed costs; the scenario may set any of them.
@@ -248,7 +245,7 @@ class RooflineCost:
             return None
         base = self._base(shape)
         floor, host = base + self._attention_floor_s, self._host_s
-        return _new(DecodeLine, (base, self._kv_token_s, floor if floor > host else host))
+        return DecodeLine(base, self._kv_token_s, floor if floor > host else host)
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
         """See `CostModel.load_seconds`; host to GPU is one copy per tensor of the slot plus bytes over the link."""
