@@ -1,4 +1,4 @@
-"""`loratory.executor.ops.Ops` as one Triton kernel each: at small batches the launches cost as much as the work."""
+"""ops_cuda: `loratory.executor.ops.Ops`, a Triton kernel each: at small batches a launch costs as much as the work."""
 
 from __future__ import annotations
 

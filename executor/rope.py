@@ -1,4 +1,4 @@
-"""Rotary position embedding: inverse frequencies under the scalings Hugging Face checkpoints name."""
+"""rope: rotary position embedding, with inverse frequencies under the scalings Hugging Face checkpoints name."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ LIMITS: Mapping[str, float] = {
 
 UNDECIDED: Final = "not decidable (2 x noise > limit)"
 
-Verdict = Literal["yes", "no", "not decidable (2 x noise > limit)"]
+Holds = Literal["yes", "no", "not decidable (2 x noise > limit)"]
 
 ALSO: tuple[str, ...] = ("tpot_s.mean", "itl_s.mean", "queue_s.mean", "adapters.loads", "adapters.hit_rate")
 """Metrics shown without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
+class MetricAgreement:
     """One metric of one policy: means over simulated and over measured runs, and their relative difference ``error``.
 
     ``noise``: largest less smallest over the mean, among measured repeats of one seed; the median over seeds, None with
@@ -48,7 +48,7 @@ class Agreed:
     limit: float | None
 
     @property
-    def holds(self) -> Verdict | None:
+    def holds(self) -> Holds | None:
         """Whether the error is within its limit; None without a limit.
 
         Where twice the noise exceeds the limit, an error within twice the noise decides nothing: it can come from a
@@ -69,7 +69,7 @@ class Agreement:
     simulation: str
     measurements: tuple[str, ...]
     device: str
-    rows: tuple[Agreed, ...]
+    rows: tuple[MetricAgreement, ...]
 
     @property
     def holds(self) -> bool:
@@ -123,7 +123,7 @@ def agreement(simulation: Path, measurements: Sequence[Path]) -> Agreement:
                 f"{folder} ran on {', '.join(sorted(ran_on))}, not on {backend}: give the simulation first"
             )
     device = _device(measurements[0])
-    rows: list[Agreed] = []
+    rows: list[MetricAgreement] = []
     for policy, runs in simulated.items():
         repeats = [loaded[policy] for loaded in measured if policy in loaded]
         if repeats:
@@ -135,11 +135,11 @@ def agreement(simulation: Path, measurements: Sequence[Path]) -> Agreement:
 
 def _rows(
     policy: str, runs: Sequence[Mapping[str, Any]], repeats: Sequence[Sequence[Mapping[str, Any]]], share: float
-) -> list[Agreed]:
+) -> list[MetricAgreement]:
     by_seed = {run["seed"]: scalars(run) for run in runs}
     real = [{run["seed"]: scalars(run) for run in again} for again in repeats]
     seeds = [seed for seed in by_seed if any(seed in again for again in real)]
-    found: list[Agreed] = []
+    found: list[MetricAgreement] = []
     for metric in (*LIMITS, *ALSO):
         simulated = [by_seed[seed][metric] for seed in seeds if metric in by_seed[seed]]
         measured = [
@@ -153,7 +153,7 @@ def _rows(
         spreads = sorted((max(v) - min(v)) * len(v) / sum(v) for v in measured if len(v) > 1 and sum(v) > 0)
         noise = spreads[len(spreads) // 2] if spreads else None
         limit = LIMITS[metric] * share if metric in LIMITS else None
-        found.append(Agreed(policy, metric, ours, mean, ours / mean - 1 if mean else None, noise, limit))
+        found.append(MetricAgreement(policy, metric, ours, mean, ours / mean - 1 if mean else None, noise, limit))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Limits: sentences on what limited each policy, how much of the GPU it used, and what to try next."""
+"""Bottlenecks: sentences on what limited each policy, how much of the GPU it used, and what to try next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Usage: how full the slots, KV blocks, seats and steps of a run were, and what its waiting requests waited for."""
+"""Capacity use: how full the slots, KV blocks, seats and steps of a run were, and what its requests waited for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loratory.reports.run_columns import Flags, Measured
+from loratory.reports.run_columns import Flags, RunColumns
 from loratory.reports.stats import Floats
 
-Limit = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
+WaitCause = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
 
-LIMITS: tuple[Limit, ...] = ("seqs", "kv_blocks", "slots", "tokens", "loads", "policy")
+LIMITS: tuple[WaitCause, ...] = ("seqs", "kv_blocks", "slots", "tokens", "loads", "policy")
 """What a waiting request can be waiting for, in the order in which they are looked at; see `waiting`."""
 
 NEGLIGIBLE = 0.05
@@ -27,7 +27,7 @@ CEILING = 0.85
 class Steps:
     """The steps of a run that ended after its warm-up, as columns; ``seconds`` is how much of each was after it."""
 
-    def __init__(self, run: Measured) -> None:
+    def __init__(self, run: RunColumns) -> None:
         end = run.step("end")
         self._run = run
         self._late = end > run.warmup
@@ -38,7 +38,7 @@ class Steps:
         return values
 
 
-def usage(run: Measured, steps: Steps) -> dict[str, Any]:
+def usage(run: RunColumns, steps: Steps) -> dict[str, Any]:
     """The ``usage`` object: for each limit of one replica, what was in use, over step time and over all replicas."""
     info = run.info
     adapters = steps["distinct_adapters"]
@@ -52,7 +52,7 @@ def usage(run: Measured, steps: Steps) -> dict[str, Any]:
     }
 
 
-def waiting(run: Measured, steps: Steps) -> dict[str, Any]:
+def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
     """The ``waiting`` object: request-seconds of waiting, as a share of all request-seconds, and by what was full.
 
     A step counts for the first limit in `LIMITS` that left no room in it: as many running requests as ``max_num_seqs``;
@@ -74,7 +74,7 @@ def waiting(run: Measured, steps: Steps) -> dict[str, Any]:
     }
 
 
-def loading_share(run: Measured) -> float:
+def loading_share(run: RunColumns) -> float:
     """Share of the measured time in which a load to the GPU was under way, mean over replicas."""
     span = (run.duration - run.warmup) * run.info.replicas
     busy = 0.0
@@ -85,7 +85,7 @@ def loading_share(run: Measured) -> float:
     return busy / span if span > 0 else 0.0
 
 
-def imbalance(run: Measured, steps: Steps) -> float:
+def imbalance(run: RunColumns, steps: Steps) -> float:
     """Request-seconds, waiting and running, on the replica that has most, over the mean of all replicas; 1 is even."""
     held = (steps["waiting"] + steps["running"]) * steps.seconds
     mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)
@@ -127,7 +127,7 @@ def _used(limit: int | None, values: Floats, seconds: Floats) -> dict[str, Any]:
     }
 
 
-def _full(run: Measured, steps: Steps, limit: Limit) -> Flags:
+def _full(run: RunColumns, steps: Steps, limit: WaitCause) -> Flags:
     """In which steps a limit left no room for a waiting request."""
     info = run.info
     if limit == "policy":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loratory.reports.run_columns import WAITS, Measured, present
+from loratory.reports.run_columns import WAITS, RunColumns, present
 from loratory.reports.stats import Floats, grouped_percentiles
 from loratory.reports.tenant_service import service_curve, service_of
 
@@ -42,7 +42,7 @@ class Curves:
     gap: Floats
 
 
-def curves_of(run: Measured) -> Curves:
+def curves_of(run: RunColumns) -> Curves:
     """The curves of one run."""
     levels = 1 - np.concatenate((np.linspace(1, 0.05, LEVELS // 2), np.geomspace(0.05, 1e-3, LEVELS // 2)[1:], [0.0]))
     chosen = run.completed & run.counted
@@ -70,7 +70,7 @@ def curves_of(run: Measured) -> Curves:
     )
 
 
-def _by_rank(run: Measured) -> tuple[Floats, Floats]:
+def _by_rank(run: RunColumns) -> tuple[Floats, Floats]:
     """TTFT p50 and p99 against adapter popularity: adapters grouped by rank, groups growing geometrically."""
     code, names = run.named("adapter")
     keep = (code >= 0) & run.counted & ~np.isnan(run.ttft)
@@ -86,7 +86,7 @@ def _by_rank(run: Measured) -> tuple[Floats, Floats]:
     return np.sqrt(edges[:-1] * np.maximum(edges[1:] - 1, edges[:-1])).astype(np.float64), marks
 
 
-def _time_average(run: Measured, column: str, edges: Floats) -> Floats:
+def _time_average(run: RunColumns, column: str, edges: Floats) -> Floats:
     """Average over each cell of a count that holds during each step, over all replicas.
 
     Between steps an engine is idle: nothing waits or runs then, but adapters stay resident until its next step.
@@ -109,7 +109,7 @@ def _area(moments: Floats, values: Floats, edges: Floats) -> Floats:
     return np.asarray(weight[place] * edges - moment[place], np.float64)
 
 
-def _cache(run: Measured, edges: Floats) -> dict[str, Floats]:
+def _cache(run: RunColumns, edges: Floats) -> dict[str, Floats]:
     hit, admitted = run.number("hit"), run.number("admitted")
     known = ~np.isnan(hit) & ~np.isnan(admitted)
 
@@ -124,7 +124,7 @@ def _cache(run: Measured, edges: Floats) -> dict[str, Floats]:
     }
 
 
-def _service(run: Measured, times: Floats) -> dict[str, Floats]:
+def _service(run: RunColumns, times: Floats) -> dict[str, Floats]:
     """Cumulative service of the tenants that got most."""
     names = run.named("tenant")[1]
     totals = np.bincount(run.demand.tenant, service_of(run.demand), len(names))
@@ -132,7 +132,7 @@ def _service(run: Measured, times: Floats) -> dict[str, Floats]:
     return {names[t]: service_curve(run.demand.of(t), times) for t in largest}
 
 
-def _gap(run: Measured, times: Floats) -> Floats:
+def _gap(run: RunColumns, times: Floats) -> Floats:
     """The largest gap in the cell that ends at each time."""
     at, gap = run.gap
     result = np.zeros(len(times))

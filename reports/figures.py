@@ -16,7 +16,7 @@ import numpy as np
 
 from loratory.reports.number_text import percent
 from loratory.reports.run_columns import WAITS
-from loratory.reports.slo import Limit, read_slo
+from loratory.reports.slo import SloLimit, read_slo
 from loratory.reports.summary import RunReport, over_seeds
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _look(place: int, points: int) -> dict[str, Any]:
     }
 
 
-def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[Limit], seed: str) -> Figure | None:
+def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit], seed: str) -> Figure | None:
     curves = [(r.info.policy, r.curves.levels, r.curves.quantiles[metric]) for r in shown]
     if not any(len(values) for _, _, values in curves):
         return None

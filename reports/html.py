@@ -45,7 +45,7 @@ _TERMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """A table cell: text, and half the 95 % interval over seeds where there is one."""
 
     text: str
@@ -58,7 +58,7 @@ class Table:
 
     caption: str
     heads: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
 
 
 _Form = Callable[[float | None], str]
@@ -191,7 +191,8 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
         alone = {"engine.imbalance"} if runs[0]["replicas"] == 1 else set()
         used = [c for c in columns if c[1] not in alone and any(c[1] in policy["metrics"] for policy in policies)]
         rows = [
-            [Cell(policy["policy"]), *(_cell(policy["metrics"].get(c[1]), c[2]) for c in used)] for policy in policies
+            [TableCell(policy["policy"]), *(_cell(policy["metrics"].get(c[1]), c[2]) for c in used)]
+            for policy in policies
         ]
         tables.append(Table(f"{caption}, per policy", ["policy", *(column[0] for column in used)], rows))
     return tables
@@ -219,14 +220,14 @@ def _identities(info: RunInfo) -> list[Table]:
         caption += f" ({_IDENTITIES} of {len(known):,}; run_info.json has all)"
     rows = [[name, *("–" if said[key] is None else str(said[key]) for key in IDENTITY)] for name, said in known]
     heads = ["adapter", "id", "version", "digest"]
-    return [Table(caption, heads, [[Cell(text) for text in row] for row in rows[:_IDENTITIES]])]
+    return [Table(caption, heads, [[TableCell(text) for text in row] for row in rows[:_IDENTITIES]])]
 
 
-def _cell(metric: Mapping[str, Any] | None, form: _Form) -> Cell:
+def _cell(metric: Mapping[str, Any] | None, form: _Form) -> TableCell:
     if metric is None:
-        return Cell("–")
+        return TableCell("–")
     half = None if metric["high"] is None else metric["high"] - metric["mean"]
-    return Cell(form(metric["mean"]), "" if not half else form(half))
+    return TableCell(form(metric["mean"]), "" if not half else form(half))
 
 
 def _or_dash(form: _Form, value: float | None) -> str:
@@ -248,7 +249,7 @@ def _worst(runs: Sequence[Mapping[str, Any]], unit: str, caption: str) -> Table:
     return Table(caption, heads, [_group(row, unit) for row in shown])
 
 
-def _group(row: Mapping[str, Any], unit: str) -> list[Cell]:
+def _group(row: Mapping[str, Any], unit: str) -> list[TableCell]:
     cells = [
         row[unit] if row[unit] is not None else "base model",
         count(row["requests"]),
@@ -259,4 +260,4 @@ def _group(row: Mapping[str, Any], unit: str) -> list[Cell]:
         cells += [count(row["service"]), count(row["weight"])]
     else:
         cells += [_or_dash(percent, row["hit_rate"]), count(row["loads"]), seconds(row["load_wait_s"])]
-    return [Cell(text) for text in cells]
+    return [TableCell(text) for text in cells]

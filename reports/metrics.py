@@ -8,7 +8,7 @@ import numpy as np
 
 from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_share, usage, waiting
 from loratory.reports.outcomes import outcomes
-from loratory.reports.run_columns import WAITS, Measured, present
+from loratory.reports.run_columns import WAITS, RunColumns, present
 from loratory.reports.slo import judge
 from loratory.reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
 from loratory.reports.tenant_service import jain, service_of
@@ -16,7 +16,7 @@ from loratory.reports.tenant_service import jain, service_of
 STATUSES = ("completed", "rejected", "aborted", "failed")
 
 
-def run_object(run: Measured) -> dict[str, Any]:
+def run_object(run: RunColumns) -> dict[str, Any]:
     """The ``run`` object of one run, not yet rounded.
 
     Raises `AssertionError` when the records do not conserve requests: that is a bug of ours, never a result.
@@ -74,7 +74,7 @@ def run_object(run: Measured) -> dict[str, Any]:
     return found | {"bottleneck": bottleneck(found)}
 
 
-def inter_token(run: Measured) -> tuple[Floats, Floats]:
+def inter_token(run: RunColumns) -> tuple[Floats, Floats]:
     """(seconds, how many tokens): the gaps between successive output tokens, from the steps.
 
     In a step every decoding sequence gets a token, so the gap is the step's duration, and for the sequences that were
@@ -103,7 +103,7 @@ def inter_token(run: Measured) -> tuple[Floats, Floats]:
     return np.concatenate((seconds, seconds[late] + stall)), np.concatenate((tokens, older))
 
 
-def _counts(run: Measured) -> dict[str, int]:
+def _counts(run: RunColumns) -> dict[str, int]:
     code, names = run.named("status")
     found = dict(zip(names, np.bincount(code, minlength=len(names)).tolist(), strict=True))
     counts = {status: found.get(status, 0) for status in STATUSES}
@@ -116,7 +116,7 @@ def _counts(run: Measured) -> dict[str, int]:
     return {"submitted": submitted, **counts, "measured": int(run.counted.sum())}
 
 
-def _throughput(run: Measured) -> dict[str, float | None]:
+def _throughput(run: RunColumns) -> dict[str, float | None]:
     span = run.duration - run.warmup
     late = run.finish >= run.warmup
     output = float(run.output[late].sum())
@@ -134,14 +134,14 @@ def _throughput(run: Measured) -> dict[str, float | None]:
     }
 
 
-def _waits(run: Measured) -> dict[str, float | None]:
+def _waits(run: RunColumns) -> dict[str, float | None]:
     """Mean seconds of a completed request's e2e time by cause; they sum to the mean of e2e_s."""
     chosen = run.completed & run.counted
     some = bool(chosen.any())
     return {name: float(run.number(name)[chosen].mean()) if some else None for name in WAITS}
 
 
-def _adapters(run: Measured) -> dict[str, Any]:
+def _adapters(run: RunColumns) -> dict[str, Any]:
     adapter = run.named("adapter")[0]
     hit = present(run.number("hit")[run.counted])
     lora = run.counted & (adapter >= 0) & ~np.isnan(run.number("admitted"))
@@ -163,7 +163,7 @@ def _adapters(run: Measured) -> dict[str, Any]:
     }
 
 
-def _engine(run: Measured, steps: Steps) -> dict[str, Any]:
+def _engine(run: RunColumns, steps: Steps) -> dict[str, Any]:
     late = run.step("end") > run.warmup
     times = run.step("steps")[late].astype(np.float64)
     batch = (run.step("prefill_seqs") + run.step("decode_seqs"))[late]
@@ -181,7 +181,7 @@ def _engine(run: Measured, steps: Steps) -> dict[str, Any]:
     }
 
 
-def _per_tenant(run: Measured) -> list[dict[str, Any]]:
+def _per_tenant(run: RunColumns) -> list[dict[str, Any]]:
     """One row a tenant, the one that got most service first."""
     code, names = run.named("tenant")
     n = len(names)
@@ -206,7 +206,7 @@ def _per_tenant(run: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def _per_adapter(run: Measured) -> list[dict[str, Any]]:
+def _per_adapter(run: RunColumns) -> list[dict[str, Any]]:
     """One row an adapter that was asked for (the base model's ``adapter`` is null), the most popular first."""
     code, names = run.named("adapter")[0] + 1, ["", *run.named("adapter")[1]]
     n = len(names)
@@ -236,6 +236,6 @@ def _per_adapter(run: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def _marks(run: Measured, values: Floats, code: Any, groups: int) -> Floats:
+def _marks(run: RunColumns, values: Floats, code: Any, groups: int) -> Floats:
     keep = run.counted & ~np.isnan(values)
     return grouped_percentiles(code[keep], values[keep], groups, (50, 99))

@@ -1,4 +1,4 @@
-"""Words: numbers as a person reads them."""
+"""Number text: numbers as a person reads them."""
 
 from __future__ import annotations
 

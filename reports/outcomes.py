@@ -11,7 +11,7 @@ import numpy as np
 
 from loratory.errors import several, shortened
 from loratory.reports.number_text import listed, plural
-from loratory.reports.run_columns import Flags, Measured
+from loratory.reports.run_columns import Flags, RunColumns
 
 OUTCOMES = ("rejected", "truncated", "never_served")
 """The keys of a ``run`` object that `outcomes` makes."""
@@ -38,7 +38,7 @@ _REFUSED = {
 """The ledger's words of refusal (`loratory.serving.actions.Outcome`), as a reader who does not know them reads them."""
 
 
-def outcomes(run: Measured) -> dict[str, dict[str, Any]]:
+def outcomes(run: RunColumns) -> dict[str, dict[str, Any]]:
     """``rejected``, ``truncated`` and ``never_served`` of one run, each ``{count, why, adapters, first}``.
 
     ``why`` counts the requests of each reason, the most frequent first; texts that differ in numbers or in quoted names
@@ -149,7 +149,7 @@ def _together(values: Sequence[str]) -> str:
     return f"{min(different, key=float)} to {max(different, key=float)}"
 
 
-def _outcome(run: Measured, chosen: Flags, why: Mapping[str, int]) -> dict[str, Any]:
+def _outcome(run: RunColumns, chosen: Flags, why: Mapping[str, int]) -> dict[str, Any]:
     places = np.flatnonzero(chosen)
     ids = run.records.requests.read(["request_id"]).column("request_id").take(places[:_NAMED]).to_pylist()
     code, names = run.named("adapter")
@@ -162,14 +162,14 @@ def _outcome(run: Measured, chosen: Flags, why: Mapping[str, int]) -> dict[str, 
     }
 
 
-def _whys(run: Measured, chosen: Flags) -> dict[str, int]:
+def _whys(run: RunColumns, chosen: Flags) -> dict[str, int]:
     """How many of the chosen requests ended with each text."""
     code, texts = run.named("why")
     found = np.bincount(code[chosen & (code >= 0)], minlength=len(texts))
     return {text: int(number) for text, number in zip(texts, found, strict=True) if number}
 
 
-def _limits(run: Measured, chosen: Flags) -> dict[str, int]:
+def _limits(run: RunColumns, chosen: Flags) -> dict[str, int]:
     """What ended the outputs of truncated requests: their prompt and output together are as long as the limit."""
     total = (run.number("prompt_tokens") + run.output)[chosen].astype(np.int64)
     found: Counter[str] = Counter()
@@ -181,7 +181,7 @@ def _limits(run: Measured, chosen: Flags) -> dict[str, int]:
     return found
 
 
-def _cause(run: Measured) -> str | None:
+def _cause(run: RunColumns) -> str | None:
     """What the policy of a run probably does wrong."""
     return probable_cause(run.info.refusals, len(run.event_times("load")), bool(np.isnan(run.number("admitted")).all()))
 

@@ -1,4 +1,4 @@
-"""Sameness: whether policies differ in these runs by more than the noise, and why where they do not."""
+"""Policy differences: whether policies differ in these runs by more than the noise, and why where they do not."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from loratory.reports.tables import (
     STEP_TYPES,
     Codes,
     Floats,
-    Rows,
+    RowList,
     TableBuffer,
     TableSource,
     columns_of,
@@ -172,7 +172,7 @@ class Recorder:
             "tier": self._tiers.array(numbers["tier"]),
         }
 
-    def _request_numbers(self, rows: Rows) -> dict[str, Sequence[float]]:
+    def _request_numbers(self, rows: RowList) -> dict[str, Sequence[float]]:
         """What is kept of requests that ended, by name; `_request_columns` makes the table's columns of it."""
         replicas, adapters, events = zip(*rows, strict=True)
         ended = _columns_by_name(Ended._fields, events)
@@ -254,7 +254,7 @@ def _whole(values: Floats) -> pa.Array:
     return pa.array(values.astype(np.int64))
 
 
-def _step_numbers(rows: Rows) -> dict[str, tuple[float, ...]]:
+def _step_numbers(rows: RowList) -> dict[str, tuple[float, ...]]:
     return dict(zip(STEP_COLUMNS, columns_of(rows), strict=True))
 
 
@@ -262,5 +262,5 @@ def _step_columns(numbers: Mapping[str, Floats]) -> dict[str, pa.Array]:
     return {name: pa.array(values.astype(STEP_TYPES[name])) for name, values in numbers.items()}
 
 
-def _event_numbers(rows: Rows) -> dict[str, tuple[float, ...]]:
+def _event_numbers(rows: RowList) -> dict[str, tuple[float, ...]]:
     return dict(zip(EVENT_SCHEMA.names, columns_of(rows), strict=True))

@@ -1,4 +1,4 @@
-"""Measured: the columns of a run's records as numpy arrays, times counted from the run's start."""
+"""RunColumns: the columns of a run's records as numpy arrays, times counted from the run's start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMES = {"arrival", "admitted", "first_token", "finish", "start", "end"}
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunColumns:
     """One run's records as columns, read when asked for. One entry a request, a step or an event."""
 
     info: RunInfo

@@ -1,4 +1,4 @@
-"""Settings: what two or more results were made with, and where it differs."""
+"""Setting differences: the settings of two or more results, and where they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Service-level objectives: reading limits such as ``ttft_p99_s: 2.0`` and judging a run by them."""
+"""SloLimit: a service-level objective such as ``ttft_p99_s: 2.0``, read from a scenario and applied to a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from loratory.errors import InputError
 from loratory.reports.number_text import seconds
-from loratory.reports.run_columns import Measured, present
+from loratory.reports.run_columns import RunColumns, present
 from loratory.reports.stats import Floats, Ints
 
 _NAME = re.compile(r"(ttft|tpot|itl|e2e|queue)_(mean|max|p\d{1,2}(?:\.\d+)?)_s")
@@ -21,7 +21,7 @@ ATTAINMENT = "attainment"
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class SloLimit:
     """One limit: ``mark`` (mean, max, p99 ...) of ``metric`` (ttft, tpot, itl, e2e, queue) is at most ``most_s``."""
 
     key: str
@@ -41,7 +41,7 @@ class Limit:
         return f"{name} {self.mark}"
 
 
-def read_slo(slo: Mapping[str, float]) -> list[Limit]:
+def read_slo(slo: Mapping[str, float]) -> list[SloLimit]:
     """Limits from ``{"ttft_p99_s": 2.0, ...}``; the key ``attainment`` is no limit and left out.
 
     Raises `InputError` for a name or a value that means nothing.
@@ -58,11 +58,11 @@ def read_slo(slo: Mapping[str, float]) -> list[Limit]:
             )
         if not most > 0:
             raise InputError(f"slo.{key} is {most}: a limit is a number of seconds above 0")
-        limits.append(Limit(key, match[1], match[2], float(most)))
+        limits.append(SloLimit(key, match[1], match[2], float(most)))
     return limits
 
 
-def judge(run: Measured, inter_token: tuple[Floats, Floats]) -> dict[str, Any]:
+def judge(run: RunColumns, inter_token: tuple[Floats, Floats]) -> dict[str, Any]:
     """The ``slo`` object of a run. ``inter_token``: gaps between output tokens and how many tokens had each.
 
     ``met``: every limit holds, where a measured request that did not complete counts as infinitely late (in a mean it
@@ -89,7 +89,7 @@ def judge(run: Measured, inter_token: tuple[Floats, Floats]) -> dict[str, Any]:
     }
 
 
-def _value(run: Measured, limit: Limit, inter_token: tuple[Floats, Floats]) -> float | None:
+def _value(run: RunColumns, limit: SloLimit, inter_token: tuple[Floats, Floats]) -> float | None:
     each = run.metric(limit.metric)
     if each is None:
         return mark_of(inter_token[0], inter_token[1], limit.mark)

@@ -1,4 +1,4 @@
-"""Statistics: percentiles, percentiles of groups, Student-t intervals, and rounding that keeps bytes stable."""
+"""stats: percentiles, percentiles of groups, Student-t intervals, and rounding that keeps bytes stable."""
 
 from __future__ import annotations
 

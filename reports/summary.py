@@ -10,7 +10,7 @@ from typing import Any
 from loratory.reports.curves import Curves, curves_of
 from loratory.reports.metrics import run_object
 from loratory.reports.recorder import Records
-from loratory.reports.run_columns import Measured
+from loratory.reports.run_columns import RunColumns
 from loratory.reports.run_info import RunInfo
 from loratory.reports.stats import cleaned, half_width
 from loratory.reports.timeline import trace_events
@@ -56,7 +56,7 @@ def summarise(records: Records, info: RunInfo, timeline_events: int = 0) -> RunR
 
     Raises `InputError` for an SLO that means nothing, `AssertionError` when records are lost or made up.
     """
-    measured = Measured(info, records)
+    measured = RunColumns(info, records)
     run: dict[str, Any] = cleaned(run_object(measured))
     trace = trace_events(measured, timeline_events) if timeline_events > 0 else ()
     return RunReport(info, run, curves_of(measured), tuple(trace))

@@ -1,4 +1,4 @@
-"""The record tables of a run: their columns, the buffers that fill them, and where they go (Parquet or memory)."""
+"""Tables: the record tables of a run: their columns, the buffers that fill them, and where they go."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Codes(dict[str | None, int]):
         return pa.DictionaryArray.from_arrays(indices, pa.array(self.names, pa.string()))
 
 
-Rows = list[tuple[Any, ...]]
+RowList = list[tuple[Any, ...]]
 
 
 class TableBuffer:
@@ -116,10 +116,10 @@ class TableBuffer:
         self,
         path: Path | None,
         schema: pa.Schema,
-        numbers: Callable[[Rows], Mapping[str, Sequence[float]]],
+        numbers: Callable[[RowList], Mapping[str, Sequence[float]]],
         convert: Callable[[Mapping[str, Floats]], Mapping[str, pa.Array]],
     ) -> None:
-        self.rows: Rows = []
+        self.rows: RowList = []
         self._path = path
         self._schema = schema
         self._numbers = numbers
@@ -180,7 +180,7 @@ class TableBuffer:
 _PACK = Struct(f"{CHUNK_ROWS}d").pack
 
 
-def columns_of(rows: Rows) -> Iterator[tuple[float, ...]]:
+def columns_of(rows: RowList) -> Iterator[tuple[float, ...]]:
     """The columns of rows; a tuple in a row counts as so many columns, in all rows alike."""
     for column in zip(*rows, strict=True):
         if isinstance(column[0], tuple):

@@ -1,4 +1,4 @@
-"""Fairness: the service tenants got over time, Jain's index, and the service gap between backlogged tenants."""
+"""Tenant service: the service tenants got over time, Jain's index, and the service gap between backlogged tenants."""
 
 from __future__ import annotations
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from loratory.reports.run_columns import Measured
+from loratory.reports.run_columns import RunColumns
 from loratory.reports.tables import codes, floats
 
 _STEPS_TRACK = 0
 _EVENTS_PER_STEP = 4
 
 
-def trace_events(run: Measured, limit: int) -> Iterator[str]:
+def trace_events(run: RunColumns, limit: int) -> Iterator[str]:
     """About ``limit`` trace events, from the run's start on, as JSON texts without ``pid``'s run offset.
 
     For each replica (a process): its steps on one track, named prefill, decode or mixed, with their shape; each request
@@ -65,11 +65,11 @@ def _event(**members: Any) -> str:
     return json.dumps(members, separators=(",", ":"), allow_nan=False)
 
 
-def _us(run: Measured, seconds: float) -> float:
+def _us(run: RunColumns, seconds: float) -> float:
     return round((seconds - run.info.start_s) * 1e6, 3)
 
 
-def _step(run: Measured, row: dict[str, Any]) -> Iterator[str]:
+def _step(run: RunColumns, row: dict[str, Any]) -> Iterator[str]:
     pid, ts = row["replica"], _us(run, row["start"])
     duration = round((row["end"] - row["start"]) * 1e6, 3)
     prefills, decodes = row["prefill_tokens"] > 0, row["decode_seqs"] > 0
@@ -83,7 +83,7 @@ def _step(run: Measured, row: dict[str, Any]) -> Iterator[str]:
     yield _event(pid=pid, ph="C", name="KV blocks", ts=ts, args={"used": row["kv_blocks"]})
 
 
-def _requests(run: Measured, until: float, limit: int) -> Iterator[str]:
+def _requests(run: RunColumns, until: float, limit: int) -> Iterator[str]:
     columns = ["request_id", "adapter", "tenant", "replica", "arrival", "admitted", "first_token", "finish", "status"]
     table = run.records.requests.read([*columns, "prompt_tokens", "output_tokens", "preemptions"])
     arrival = floats(table, "arrival")
@@ -103,7 +103,7 @@ def _requests(run: Measured, until: float, limit: int) -> Iterator[str]:
         yield _event(**common, ph="e", name=name, ts=times[-1])
 
 
-def _loads(run: Measured, until: float, limit: int) -> Iterator[str]:
+def _loads(run: RunColumns, until: float, limit: int) -> Iterator[str]:
     """Each load from its start to its end; one that never ended is shown to the end of the run."""
     table = run.records.events.read()
     times, replica = floats(table, "time"), floats(table, "replica").astype(int)
@@ -127,7 +127,7 @@ def _loads(run: Measured, until: float, limit: int) -> Iterator[str]:
 
 
 def _load(
-    run: Measured, key: tuple[int, str, str], number: int, begin: float, label: str, end: float
+    run: RunColumns, key: tuple[int, str, str], number: int, begin: float, label: str, end: float
 ) -> tuple[str, str]:
     common = {"pid": int(key[0]), "tid": 0, "cat": label, "id": f"load {number}", "name": key[1]}
     begun = _event(**common, ph="b", ts=_us(run, begin), args={"transfer": label})

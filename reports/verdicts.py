@@ -10,7 +10,7 @@ from loratory.reports.groups import LONG_S, TOO_LONG_S, starving
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.outcomes import reason_of
 from loratory.reports.policy_differences import costs, differ, one_request, sameness
-from loratory.reports.slo import ATTAINMENT, Limit, read_slo
+from loratory.reports.slo import ATTAINMENT, SloLimit, read_slo
 from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict, by_policy
 from loratory.reports.warmup import warmup_notes
 
@@ -76,7 +76,7 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
     return found
 
 
-def _doubts(met: list[PolicyRuns], limits: list[Limit]) -> list[str]:
+def _doubts(met: list[PolicyRuns], limits: list[SloLimit]) -> list[str]:
     """Why an SLO that is met is no good sign: waits that it does not limit, and queues that still grow."""
     doubts = []
     slowest = max(met, key=lambda p: p.get("ttft_s.p99") or 0.0)
@@ -90,7 +90,7 @@ def _doubts(met: list[PolicyRuns], limits: list[Limit]) -> list[str]:
     return doubts
 
 
-def _missed(policy: PolicyRuns, limits: list[Limit]) -> str:
+def _missed(policy: PolicyRuns, limits: list[SloLimit]) -> str:
     """By how much a policy misses the SLO."""
     failing = []
     for limit in limits:

@@ -1,4 +1,4 @@
-"""Adapters: how many, of which ranks, how popular, and where they rest at the start."""
+"""AdaptersSpec: how many adapters there are, their ranks and popularity, and the tier they start in."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from loratory.errors import InputError
-from loratory.scenarios.popularity import Popularity
-from loratory.scenarios.registry_adapters import Record, RegistrySpec, read_records
+from loratory.scenarios.popularity import PopularitySpec
+from loratory.scenarios.registry_adapters import RecordSpec, RegistrySpec, read_records
 from loratory.scenarios.schema_types import Count, Index, Name, Positive, Section, Share, wrong
 from loratory.serving.lora import RestingTier
 
@@ -83,7 +83,7 @@ Modules = Annotated[
 ]
 
 
-class Adapters(Section):
+class AdaptersSpec(Section):
     """The adapters of a scenario. They are the same for every seed."""
 
     count: Index | None = Field(
@@ -97,13 +97,13 @@ class Adapters(Section):
     registry: RegistrySpec | None = Field(
         None, description="a registry to take the adapters from, with their ids, ranks and sizes"
     )
-    records: Annotated[list[Record], Field(min_length=1)] | None = Field(
+    records: Annotated[list[RecordSpec], Field(min_length=1)] | None = Field(
         None, description="the adapters written out; the scenario.yaml of a run with a registry has them"
     )
     ranks: Ranks = Field(
         16, description="one LoRA rank, a list that repeats over the adapters, or {rank: share}, interleaved"
     )
-    popularity: Popularity | None = Field(
+    popularity: PopularitySpec | None = Field(
         None, description="which adapter a request wants: uniform (default), zipf, power, weights or drift"
     )
     rates: Rates | None = Field(
@@ -119,7 +119,7 @@ class Adapters(Section):
     initial_tier: RestingTier = Field("disk", description="tier of every adapter at the start")
 
     @model_validator(mode="after")
-    def _real(self) -> Adapters:
+    def _real(self) -> AdaptersSpec:
         """With a registry: the same section with its records written out, so that nothing is looked up again."""
         if self.registry is None and self.records is None:
             return self
@@ -148,7 +148,7 @@ class Adapters(Section):
         return self.model_copy(update=real)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Adapters:
+    def _consistent(self) -> AdaptersSpec:
         if self.names is not None:
             twice = {name for name in self.names if self.names.count(name) > 1} if len(self.names) < 10_000 else set()
             if twice or len(set(self.names)) != len(self.names):

@@ -1,4 +1,4 @@
-"""Arrivals: when requests come."""
+"""ArrivalsSpec: when requests arrive."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ClosedLoop(Section):
     concurrency: Count = Field(description="number of clients")
 
 
-class Arrivals(OneOf):
+class ArrivalsSpec(OneOf):
     """How requests arrive. A plain number means ``poisson``."""
 
     shorthand: ClassVar = {int: "poisson", float: "poisson"}

@@ -9,14 +9,14 @@ import numpy as np
 
 from loratory.errors import InputError, several
 from loratory.scenarios.adapters_spec import default_names
-from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.arrivals import ArrivalsSpec
 from loratory.scenarios.lengths import Seconds, draw_pairs
 from loratory.scenarios.merge import UNDECIDED, merge, own_tenants, positions
-from loratory.scenarios.popularity import Popularity, draw_adapters
+from loratory.scenarios.popularity import PopularitySpec, draw_adapters
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.slora_workload import slora_workload
-from loratory.scenarios.tenants import Tenants
+from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.trace_workload import trace_adapters, trace_workload
 from loratory.scenarios.traces.table import UNSET, Labels
 from loratory.scenarios.vtc_workload import vtc_workload
@@ -128,12 +128,12 @@ def _single(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Workloa
     """Requests drawn from distributions; with per-adapter rates, their sum as one Poisson process."""
     spec, adapters = scenario.workload, scenario.adapters
     assert spec.input_tokens is not None and spec.output_tokens is not None
-    arrivals, popularity = spec.arrivals, adapters.popularity or Popularity(uniform=True)
+    arrivals, popularity = spec.arrivals, adapters.popularity or PopularitySpec(uniform=True)
     if adapters.rates is not None:
         # Independent Poisson processes together are one, each event belonging to a process in proportion to its rate.
         rates = adapters.rate_of(names)
-        popularity = Popularity(weights=rates.tolist())
-        arrivals = Arrivals(poisson=float(rates.sum()) / (1.0 - adapters.base_share))
+        popularity = PopularitySpec(weights=rates.tolist())
+        arrivals = ArrivalsSpec(poisson=float(rates.sum()) / (1.0 - adapters.base_share))
     assert arrivals is not None
     arrival = arrivals.draw(draws.rng("arrivals"), spec.requests, spec.duration_s)
     n = len(arrival)
@@ -185,14 +185,14 @@ def _stream(scenario: Scenario, stream: Stream, draws: Draws, names: tuple[str, 
     )
 
 
-def _narrowed(popularity: Popularity | None, names: tuple[str, ...], subset: Ints) -> Popularity:
+def _narrowed(popularity: PopularitySpec | None, names: tuple[str, ...], subset: Ints) -> PopularitySpec:
     if popularity is None:
-        return Popularity(uniform=True)
+        return PopularitySpec(uniform=True)
     weights = popularity.weights
     if weights is None:
         return popularity
     whole = [weights.get(name, 0.0) for name in names] if isinstance(weights, dict) else weights
-    return Popularity(weights=[whole[i] for i in subset.tolist()])
+    return PopularitySpec(weights=[whole[i] for i in subset.tolist()])
 
 
 def _deadline(spec: Seconds | None, draws: Draws, n: int) -> Floats | None:
@@ -208,7 +208,7 @@ def _cap(output: Ints, max_tokens: MaxTokens) -> tuple[Ints, Ints, int]:
     return np.minimum(output, limit), np.full(len(output), limit, dtype=np.int64), int((output > limit).sum())
 
 
-def _tenants(spec: Tenants, drawn: Workload, draws: Draws) -> tuple[Ints, tuple[str, ...]]:
+def _tenants(spec: TenantsSpec, drawn: Workload, draws: Draws) -> tuple[Ints, tuple[str, ...]]:
     """Each request's tenant: its stream's or the trace's own, else by the map. "default" is listed only when used."""
     if spec.map.trace:
         mapped: Ints = np.zeros(len(drawn), dtype=np.int64)
@@ -232,7 +232,7 @@ def _tenants(spec: Tenants, drawn: Workload, draws: Draws) -> tuple[Ints, tuple[
     return mapped, tenants
 
 
-def _refuse_unknown(spec: Tenants, tenants: Sequence[str], adapters: Sequence[str]) -> None:
+def _refuse_unknown(spec: TenantsSpec, tenants: Sequence[str], adapters: Sequence[str]) -> None:
     """Refuses weights, priorities and owners of tenants or adapters that there are not, which a trace may name."""
     unknown = spec.unknown((*tenants, BASE_TENANT))
     if unknown is not None:
@@ -247,7 +247,7 @@ def _refuse_unknown(spec: Tenants, tenants: Sequence[str], adapters: Sequence[st
             )
 
 
-def _priority(spec: Tenants, drawn: Workload, tenant: Ints, tenants: tuple[str, ...]) -> Ints | None:
+def _priority(spec: TenantsSpec, drawn: Workload, tenant: Ints, tenants: tuple[str, ...]) -> Ints | None:
     """Each request's priority: its stream's or the trace's own, else its tenant's."""
     by_tenant = spec.priority_of(tenant, tenants)
     if drawn.priority is None:

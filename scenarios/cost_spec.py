@@ -1,4 +1,4 @@
-"""Cost: which cost model predicts step times, and how long an adapter takes between storage tiers."""
+"""CostSpec: which cost model predicts step times; TiersSpec: how long an adapter takes between storage tiers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative
 _Efficiency = Annotated[float, Field(gt=0, le=1)]
 
 
-class RooflineCost(Section):
+class RooflineCostSpec(Section):
     """From the model's shape and the GPU's datasheet. A key left out has the cost model's own value."""
 
     kind: Literal["roofline"] = Field("roofline", description="from model shape and GPU datasheet")
@@ -46,7 +46,7 @@ class RooflineCost(Section):
     load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
 
 
-class LinearCost(Section):
+class LinearCostSpec(Section):
     """Published or fitted constants; every one in seconds.
 
     decode step = max(decode_floor_s, decode_base_s + decode_per_seq_s * sequences + decode_per_kv_token_s * KV tokens)
@@ -83,7 +83,7 @@ class LinearCost(Section):
     source: Name | None = Field(None, description="where the constants come from, for the report")
 
 
-class ProfileCost(Section):
+class ProfileCostSpec(Section):
     """Fitted to what `loratory profile` measured on real hardware."""
 
     kind: Literal["profile"] = Field(description="a measured profile")
@@ -91,10 +91,10 @@ class ProfileCost(Section):
     scale: Positive = Field(1.0, description="multiplies every step time")
 
 
-Cost = Annotated[RooflineCost | LinearCost | ProfileCost, Field(discriminator="kind")]
+CostSpec = Annotated[RooflineCostSpec | LinearCostSpec | ProfileCostSpec, Field(discriminator="kind")]
 
 
-class Tiers(Section):
+class TiersSpec(Section):
     """The storage below the GPU. A transfer takes its latency plus the adapter's bytes over the bandwidth.
 
     The defaults assume a local NVMe drive and an object store behind a 10 Gbit/s network: set your own.

@@ -1,4 +1,4 @@
-"""Catalogue: the scenarios that come with Loratory."""
+"""Library index: the scenarios that come with Loratory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: what the memory model assumes beyond the engine's settings."""
+"""MemorySpec: what the memory model assumes beyond the engine's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from loratory.scenarios.schema_types import Index, Section
 
 
-class Memory(Section):
+class MemorySpec(Section):
     """What takes memory on a GPU, beyond the engine's settings. A key left out has the memory model's own value."""
 
     dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(

@@ -1,4 +1,4 @@
-"""Popularity: which adapter a request wants."""
+"""PopularitySpec: which adapter a request uses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Weights = Annotated[
 ]
 
 
-class Popularity(OneOf):
+class PopularitySpec(OneOf):
     """How requests spread over the adapters, the first being the most popular; ``uniform`` may stand alone."""
 
     shorthand: ClassVar = {str: "", list: "weights"}
@@ -50,7 +50,7 @@ class Popularity(OneOf):
     drift: Drift | None = Field(None, description="{zipf, period_s, step}: the ranking moves with time")
 
     @model_validator(mode="after")
-    def _usable(self) -> Popularity:
+    def _usable(self) -> PopularitySpec:
         if self.uniform is False:
             raise wrong("should be true, or leave it out and choose another popularity", "uniform")
         if self.weights is not None:
@@ -97,7 +97,7 @@ class Popularity(OneOf):
 
 
 def draw_adapters(
-    draws: Draws, popularity: Popularity, base_share: float, names: tuple[str, ...], arrival: Floats
+    draws: Draws, popularity: PopularitySpec, base_share: float, names: tuple[str, ...], arrival: Floats
 ) -> Ints:
     """An index into ``names`` for each request, -1 for the share of them that wants the base model."""
     if not names:

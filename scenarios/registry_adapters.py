@@ -1,4 +1,4 @@
-"""Registered: adapters that exist, taken from a registry or written out, with their own ids, ranks and sizes."""
+"""Registry adapters: adapters that exist, from a registry or written out, with their own ids, ranks and sizes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RegistrySpec(Section):
         return schema
 
 
-class Record(Section):
+class RecordSpec(Section):
     """One adapter that exists, as a registry describes it; a resolved scenario has these instead of the registry."""
 
     name: Name = Field(description="what requests call it")
@@ -86,7 +86,7 @@ class Record(Section):
     )
 
 
-def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]:
+def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[RecordSpec]:
     """The records of ``refs`` (``name`` or ``name@version``, which they keep as names), or of every default version
     that fits the filters. Raises what validators raise, at a path below ``adapters``."""
     # Only here, so that scenarios without a registry need no database library.
@@ -121,7 +121,7 @@ def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]
                 "base_model",
             )
     return [
-        Record(
+        RecordSpec(
             name=name,
             lora_int_id=each.lora_int_id,
             rank=each.rank,
@@ -136,7 +136,7 @@ def read_records(spec: RegistrySpec, refs: Sequence[str] | None) -> list[Record]
     ]
 
 
-def other_base(records: Sequence[Record], served: Sequence[str]) -> str | None:
+def other_base(records: Sequence[RecordSpec], served: Sequence[str]) -> str | None:
     """A note on adapters trained on another base model than the one ``served`` under these names, if there are any.
 
     The last part of a name or path counts, in either case: ``meta-llama/Llama-3.1-8B`` is ``/models/llama-3.1-8b``.

@@ -1,4 +1,4 @@
-"""Draws: the random generators of one run, one for each column of the workload."""
+"""rng: the random generators of one run, one for each column of the workload."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from loratory.errors import did_you_mean, several
-from loratory.scenarios.adapters_spec import Adapters
-from loratory.scenarios.cost_spec import Cost, RooflineCost, Tiers
+from loratory.scenarios.adapters_spec import AdaptersSpec
+from loratory.scenarios.cost_spec import CostSpec, RooflineCostSpec, TiersSpec
 from loratory.scenarios.executor_spec import ExecutorSpec
-from loratory.scenarios.memory_spec import Memory
-from loratory.scenarios.popularity import Popularity
+from loratory.scenarios.memory_spec import MemorySpec
+from loratory.scenarios.popularity import PopularitySpec
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
-from loratory.scenarios.slo import Slo
-from loratory.scenarios.tenants import Tenants
+from loratory.scenarios.slo import SloSpec
+from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.unread_keys import refuse_unread
 from loratory.scenarios.workload_spec import WorkloadSpec, stream_positions
 from loratory.serving.adapter_limits import host_problem, pinned_problem, rank_problem
@@ -29,10 +29,10 @@ def _seconds_or_auto(value: Any) -> Any:
     return value
 
 
-WarmUp = Annotated[NotNegative | Literal["auto"], BeforeValidator(_seconds_or_auto)]
+WarmUpSeconds = Annotated[NotNegative | Literal["auto"], BeforeValidator(_seconds_or_auto)]
 
 
-class Cluster(Section):
+class ClusterSpec(Section):
     """How many replicas there are, and how requests are sent to them."""
 
     replicas: Count = Field(1, description="engines, each on its own GPUs")
@@ -47,20 +47,26 @@ class Scenario(Section):
     model: NameOrFile = Field(description="catalogue name, or path of a Hugging Face config.json or of its folder")
     gpu: Name = Field(description="catalogue name, such as h100-80gb")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(), description="engine settings, vLLM's names")
-    cost: Cost = Field(default_factory=lambda: RooflineCost(), description="cost model: roofline, linear or profile")
-    memory: Memory = Field(default_factory=Memory, description="what the memory model assumes beyond the engine")
-    tiers: Tiers = Field(default_factory=Tiers, description="bandwidth and latency of host, disk and remote storage")
-    adapters: Adapters = Field(default_factory=lambda: Adapters(count=0), description="the LoRA adapters")
-    tenants: Tenants = Field(default_factory=Tenants, description="tenants, weights, priorities")
+    cost: CostSpec = Field(
+        default_factory=lambda: RooflineCostSpec(), description="cost model: roofline, linear or profile"
+    )
+    memory: MemorySpec = Field(
+        default_factory=MemorySpec, description="what the memory model assumes beyond the engine"
+    )
+    tiers: TiersSpec = Field(
+        default_factory=TiersSpec, description="bandwidth and latency of host, disk and remote storage"
+    )
+    adapters: AdaptersSpec = Field(default_factory=lambda: AdaptersSpec(count=0), description="the LoRA adapters")
+    tenants: TenantsSpec = Field(default_factory=TenantsSpec, description="tenants, weights, priorities")
     workload: WorkloadSpec = Field(description="the stream of requests")
     policies: Annotated[list[Name], Field(min_length=1)] = Field(
         ["fifo"], description="scheduling policies to compare, such as fifo or fair_share:by=tenant"
     )
-    cluster: Cluster = Field(default_factory=Cluster, description="replicas and router")
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="replicas and router")
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec, description="settings for --on executor")
-    slo: Slo = Field(default_factory=Slo, description="service levels, such as ttft_p99_s: 2.0")
+    slo: SloSpec = Field(default_factory=SloSpec, description="service levels, such as ttft_p99_s: 2.0")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
-    warmup_s: WarmUp = Field(
+    warmup_s: WarmUpSeconds = Field(
         0.0,
         description="requests that arrive before this are left out of the metrics, s; auto: until the run has settled",
     )
@@ -190,7 +196,7 @@ class Scenario(Section):
             _known([unknown[1]], known, "tenant", "tenants", unknown[0])
 
 
-def _check_weights(popularity: Popularity | None, names: tuple[str, ...], *path: str | int) -> None:
+def _check_weights(popularity: PopularitySpec | None, names: tuple[str, ...], *path: str | int) -> None:
     if popularity is None or popularity.weights is None:
         return
     if isinstance(popularity.weights, dict):

@@ -1,4 +1,4 @@
-"""Fields: which keys a scenario may have at a key path, found from the pydantic models themselves."""
+"""Schema lookup: which keys a scenario may have at a key path, found from the pydantic models themselves."""
 
 from __future__ import annotations
 

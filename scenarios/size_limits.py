@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import InputError, shortened
-from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.arrivals import ArrivalsSpec
 from loratory.scenarios.document import Document, dotted
 from loratory.scenarios.document import Path as KeyPath
 from loratory.scenarios.schema import Scenario
@@ -151,7 +151,7 @@ def expected_requests(scenario: Scenario) -> tuple[KeyPath, float]:
     return ("workload", "arrivals"), rate * workload.duration_s
 
 
-def rate_of(arrivals: Arrivals) -> float:
+def rate_of(arrivals: ArrivalsSpec) -> float:
     """Mean rate of open arrivals, requests/s; 0 in a closed loop."""
     if arrivals.on_off is not None:
         spec = arrivals.on_off

@@ -1,4 +1,4 @@
-"""Slo: the service levels a fleet is held to."""
+"""SloSpec: the service levels a fleet is held to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loratory.scenarios.schema_types import Positive, Section, Share
 Target = Positive | None
 
 
-class Slo(Section):
+class SloSpec(Section):
     """Upper limits, seconds, named ``<metric>_<statistic>_s``.
 
     TTFT runs from arrival to the first token, TPOT is (finish - first token) / (output tokens - 1), ITL the time

@@ -1,4 +1,4 @@
-"""Tenants: whose a request is, and how much of the service each of them is owed."""
+"""TenantsSpec: which tenant a request belongs to, and how much of the service each tenant is owed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loratory.scenarios.schema_types import Count, Name, OneOf, Positive, Sectio
 from loratory.serving.request import BASE_TENANT
 from loratory.serving.workload import Ints
 
-Priority = Annotated[int, BeforeValidator(no_bool)]
+PriorityNumber = Annotated[int, BeforeValidator(no_bool)]
 
 
 class TenantMap(OneOf):
@@ -76,7 +76,7 @@ class TenantMap(OneOf):
         return np.append(of_adapter, names.index(BASE_TENANT))[adapter]
 
 
-class Tenants(Section):
+class TenantsSpec(Section):
     """Tenants, their fair shares and their priorities."""
 
     map: TenantMap = Field(
@@ -86,7 +86,7 @@ class Tenants(Section):
     weights: dict[Name, Positive] = Field(
         default_factory=dict, description="{tenant: its share of service in fair policies}; by default 1 for each"
     )
-    priorities: dict[Name, Priority] = Field(
+    priorities: dict[Name, PriorityNumber] = Field(
         default_factory=dict, description="{tenant: priority of its requests}, lower first as in vLLM; by default 0"
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from loratory.errors import InputError, shortened
 from loratory.scenarios.merge import own_tenants
-from loratory.scenarios.popularity import Popularity, draw_adapters
+from loratory.scenarios.popularity import PopularitySpec, draw_adapters
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.session_turns import in_turn, recorded_note
@@ -137,7 +137,7 @@ def _unused(scenario: Scenario) -> list[str]:
 
 def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...], table: TraceTable, arrival: Floats) -> Ints:
     """Adapters by popularity: one for each request, or for each session, whose turns share a prefix."""
-    popularity, base_share = scenario.adapters.popularity or Popularity(uniform=True), scenario.adapters.base_share
+    popularity, base_share = scenario.adapters.popularity or PopularitySpec(uniform=True), scenario.adapters.base_share
     drawn = draw_adapters(draws, popularity, base_share, names, arrival)
     if table.session is None:
         return drawn

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from loratory.scenarios.adapters_spec import Adapters
+from loratory.scenarios.adapters_spec import AdaptersSpec
 from loratory.scenarios.schema_types import wrong
-from loratory.scenarios.slo import Slo
-from loratory.scenarios.tenants import Tenants
+from loratory.scenarios.slo import SloSpec
+from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.workload_spec import WorkloadSpec
 
 _Rule = tuple[tuple[str, ...], bool, str]
@@ -25,15 +25,15 @@ class Sections(Protocol):
         """What requests come."""
 
     @property
-    def adapters(self) -> Adapters:
+    def adapters(self) -> AdaptersSpec:
         """The LoRA adapters."""
 
     @property
-    def tenants(self) -> Tenants:
+    def tenants(self) -> TenantsSpec:
         """Whose requests they are."""
 
     @property
-    def slo(self) -> Slo:
+    def slo(self) -> SloSpec:
         """The service levels."""
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.arrivals import ArrivalsSpec
 from loratory.scenarios.lengths import Lengths, Seconds
-from loratory.scenarios.popularity import Popularity
+from loratory.scenarios.popularity import PopularitySpec
 from loratory.scenarios.schema_types import Count, FileRef, Index, Name, NotNegative, Positive, Section, Share, wrong
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.columns import ColumnsSpec
 
 TraceFormat = Literal[
     "azure", "bailian", "mooncake", "burstgpt", "vidur", "servegen", "gentd", "azure_functions", "generic"
@@ -61,11 +61,11 @@ class Stream(Section):
     """One part of a workload with arrivals of its own, such as a tenant's; a key left out is inherited."""
 
     tenant: Name | None = Field(None, description="the tenant of its requests; by default as in tenants.map")
-    arrivals: Arrivals = Field(description="its arrivals; closed_loop is not possible here")
+    arrivals: ArrivalsSpec = Field(description="its arrivals; closed_loop is not possible here")
     input_tokens: Lengths | None = Field(None, description="prompt lengths; by default the workload's")
     output_tokens: Lengths | None = Field(None, description="output lengths; by default the workload's")
     adapters: Subset | None = Field(None, description="adapters it uses: names or {start, count}; by default all")
-    popularity: Popularity | None = Field(None, description="over those adapters; by default adapters.popularity")
+    popularity: PopularitySpec | None = Field(None, description="over those adapters; by default adapters.popularity")
     base_share: Share | None = Field(None, description="share of base-model requests; by default adapters.base_share")
     start_s: NotNegative = Field(0.0, description="when it begins, s")
     end_s: Positive | None = Field(None, description="when it ends, s; by default with the workload")
@@ -84,7 +84,7 @@ class Stream(Section):
 class WorkloadSpec(Section):
     """The stream of requests: arrivals and lengths, or a trace, or several streams."""
 
-    arrivals: Arrivals | None = Field(
+    arrivals: ArrivalsSpec | None = Field(
         None,
         description="poisson, gamma, constant, on_off, diurnal or closed_loop; with a trace, replaces its "
         "times, or, where later turns have delays, the times at which sessions begin",
@@ -114,7 +114,7 @@ class WorkloadSpec(Section):
     cutoff_s: Positive | None = Field(None, description="the run is cut here, s; unfinished requests are aborted")
     trace: FileRef | None = Field(None, description="a log to replay: a file, or a ServeGen folder or .tgz")
     format: TraceFormat | None = Field(None, description="the trace's format; by default detected")
-    columns: Columns = Field(default_factory=Columns, description="which column of the trace holds what")
+    columns: ColumnsSpec = Field(default_factory=ColumnsSpec, description="which column of the trace holds what")
     time_unit: TimeUnit | None = Field(
         None, description="unit of the trace's times and delays: s, ms, us or ns; by default its format's, or detected"
     )

@@ -1,4 +1,4 @@
-"""blame: an exception out of a guest's code in one sentence: what it was, and in which file and line."""
+"""Guest errors: an exception out of a guest's code in one sentence: what it was, and in which file and line."""
 
 from __future__ import annotations
 

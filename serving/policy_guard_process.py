@@ -1,4 +1,4 @@
-"""onlooker: a process beside a policy's that reads its stack, and ends it when the policy's call into C never returns.
+"""Policy guard process: reads the stack of a policy's process, and ends it when a call into C never returns.
 
 It is a script, started by `loratory.serving.policy_guard`, and imports next to nothing before it has to act. On
 stdin comes ``.`` as often as the watched process looks at itself, which it does while it runs Python code; when it

@@ -1,10 +1,12 @@
-"""The house rules: imports go downward, sim needs no torch, executor no simpy, and no way into a slot is unchecked."""
+"""The house rules: imports go downward, sim needs no torch, executor no simpy, names differ, slots are checked."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -180,6 +182,30 @@ for room in ("serving", "models", "adapters", "policies", "sim", "scenarios", "r
 def test_the_simulator_imports_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_classes_share_a_public_name() -> None:
+    """A name that two rooms use has to be looked up each time it is read."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem[0] != "_"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_first_line_names_the_file_or_what_it_defines(path: Path) -> None:
+    """``Trace times: ...`` opens trace_times.py, or ``TraceTimes: ...`` the file that defines that class."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    subject = (ast.get_docstring(tree) or "").split("\n")[0].split(":")[0]
+    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    stem, name = _plain(path.stem), _plain(subject)
+    assert name and (stem in name or name in stem or re.split(r", | and ", subject)[0] in defined)
 
 
 def _calls(path: Path) -> set[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The fields of PEFT's LoraConfig (0.21): those that are read, ignored, or refused, with the reason."""
+"""PEFT fields: the fields of PEFT's LoraConfig (0.21): those that are read, ignored, or refused, with the reason."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ScanOutcome = Literal["added", "known", "valid", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ScanResult:
     """The result for one source: ``record`` when it is in the registry now, ``why`` when it was refused.
 
     ``known``: it was registered before. ``valid``: it would be accepted, but no registry was given.
@@ -40,7 +40,7 @@ def scan(
     labels: Mapping[str, str] | None = None,
     new_version: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Finding, ...]:
+) -> tuple[ScanResult, ...]:
     """Registers every valid adapter at or below ``prefix`` (see `list_source`), in one transaction at the end.
 
     An adapter is called after its path below the prefix (`adapter_names`); ``new_version`` allows names that have
@@ -49,10 +49,10 @@ def scan(
     """
     sources = list_source(prefix if "://" in prefix else str(absolute(prefix)))
     names = adapter_names(prefix, sources)
-    findings: list[Finding] = []
+    findings: list[ScanResult] = []
     registrations: dict[int, Registration] = {}
     for place, (name, source) in enumerate(zip(names, sources, strict=True)):
-        finding = Finding(name, str(source), "valid")
+        finding = ScanResult(name, str(source), "valid")
         try:
             registrations[place] = fetcher.registration(
                 name, str(source), tenant=tenant, labels=labels, new_version=new_version
@@ -83,7 +83,7 @@ def adapter_names(prefix: str, sources: list[AdapterSource]) -> list[str]:
     return names
 
 
-def _register(registry: Registry, registrations: Mapping[int, Registration], findings: list[Finding]) -> None:
+def _register(registry: Registry, registrations: Mapping[int, Registration], findings: list[ScanResult]) -> None:
     known = {(record.name, record.source, record.digest): record for record in registry.list()}
     with registry.writing() as writer:
         for place, registration in registrations.items():

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache: the interface that a model calls, and `CPUAttention`, which implements it."""
+"""CPUAttention: attention over the paged KV cache; Attention: the interface that a model calls."""
 
 from __future__ import annotations
 

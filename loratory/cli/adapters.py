@@ -14,9 +14,9 @@ from loratory.cli.adapters_options import (
     CacheFolder,
     CacheSize,
     Ids,
-    Labels,
+    LabelOption,
     MaxRank,
-    Model,
+    ModelOption,
     NewVersion,
     RegistryPlace,
     Tenant,
@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Register adapters under names and immutable ids, check them, and resolve them.", rich_markup_mode=None
 )
 Ref = Annotated[str, typer.Argument(help="NAME (its default version) or NAME@VERSION")]
-Name = Annotated[str, typer.Argument(help="an adapter's name")]
+NameArgument = Annotated[str, typer.Argument(help="an adapter's name")]
 DAMAGED = 1
 _WIDE = 120
 """Columns from which on a terminal has room for all that adapters list can show."""
@@ -50,14 +50,14 @@ def add(
     name: Annotated[str, typer.Argument(help="what requests will call it")],
     source: Annotated[str, typer.Argument(help="a folder, hf://, s3://, gs:// or https://")],
     tenant: Tenant = None,
-    label: Labels = None,
+    label: LabelOption = None,
     lora_int_id: Annotated[int | None, typer.Option("--id", help="its lora_int_id, where clients give ids")] = None,
     new_version: NewVersion = False,
     ids: Ids = None,
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
-    model: Model = None,
+    model: ModelOption = None,
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +87,7 @@ def add(
 def list_adapters(
     prefix: Annotated[str, typer.Argument(help="only names that begin with it")] = "",
     tenant: Tenant = None,
-    label: Labels = None,
+    label: LabelOption = None,
     base_model: Annotated[str | None, typer.Option("--base-model", help="only adapters for it")] = None,
     removed: Annotated[bool, typer.Option("--removed", help="tombstones, too")] = False,
     registry: RegistryPlace = None,
@@ -152,7 +152,7 @@ def resolve(
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
-    model: Model = None,
+    model: ModelOption = None,
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> None:
@@ -172,7 +172,7 @@ def resolve(
 
 @app.command("promote")
 def promote(
-    name: Name,
+    name: NameArgument,
     version: Annotated[int, typer.Argument(help="what NAME is to resolve to")],
     registry: RegistryPlace = None,
     as_json: Json = False,
@@ -189,7 +189,7 @@ def promote(
 
 
 @app.command("rollback")
-def rollback(name: Name, registry: RegistryPlace = None, as_json: Json = False) -> None:
+def rollback(name: NameArgument, registry: RegistryPlace = None, as_json: Json = False) -> None:
     """Undo the last promote of a name."""
     from loratory.cli.adapters_tables import as_json as values
 
@@ -216,7 +216,7 @@ def remove(ref: Ref, registry: RegistryPlace = None, as_json: Json = False) -> N
 
 
 @app.command("history")
-def history(name: Name, registry: RegistryPlace = None, as_json: Json = False) -> None:
+def history(name: NameArgument, registry: RegistryPlace = None, as_json: Json = False) -> None:
     """Show what was done to a name, oldest first."""
     from loratory.cli.adapters_tables import change_json, history_table
 
@@ -234,7 +234,7 @@ def verify(
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
-    model: Model = None,
+    model: ModelOption = None,
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> int:
@@ -273,13 +273,13 @@ def scan_prefix(
     prefix: Annotated[str, typer.Argument(help="a folder, hf://ORG, hf://ORG/REPO, s3://... or gs://...")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="register nothing")] = False,
     tenant: Tenant = None,
-    label: Labels = None,
+    label: LabelOption = None,
     new_version: NewVersion = False,
     ids: Ids = None,
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
-    model: Model = None,
+    model: ModelOption = None,
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> int:
@@ -321,7 +321,7 @@ def import_file(
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
-    model: Model = None,
+    model: ModelOption = None,
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> None:

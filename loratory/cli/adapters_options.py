@@ -1,4 +1,4 @@
-"""Options of ``loratory adapters``: where the registry and the cache are, and what an adapter may be."""
+"""Adapters options: where the registry and the cache are, and what an adapter may be."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CacheFolder = Annotated[
 CacheSize = Annotated[
     str, typer.Option("--cache-size", envvar=CACHE_SIZE_VARIABLE, help="limit of the downloads, such as 20GiB")
 ]
-Model = Annotated[
+ModelOption = Annotated[
     str | None, typer.Option("--model", help="catalogue name or config.json: adapters must have its shapes")
 ]
 MaxRank = Annotated[int, typer.Option("--max-lora-rank", min=1, help="largest rank that is accepted")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="whose it is")]
-Labels = Annotated[list[str] | None, typer.Option("--label", help="key=value; may be repeated")]
+LabelOption = Annotated[list[str] | None, typer.Option("--label", help="key=value; may be repeated")]
 Ids = Annotated[
     str | None, typer.Option("--ids", help="id strategy of a new registry: sequential, hash, user or semantic")
 ]

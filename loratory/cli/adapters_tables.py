@@ -1,4 +1,4 @@
-"""Adapters as the command line shows them: records as JSON values, as lines, as table rows."""
+"""Adapters tables: records as JSON values, as lines and as table rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loratory.models.linear_layers import BLOCKS, HEAD
 
 if TYPE_CHECKING:
     from loratory.adapters.record import AdapterRecord, Change
-    from loratory.adapters.registry.scan import Finding
+    from loratory.adapters.registry.scan import ScanResult
 
 
 def as_json(record: AdapterRecord, default: bool) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def change_json(change: Change) -> dict[str, Any]:
     }
 
 
-def finding_json(finding: Finding) -> dict[str, Any]:
+def finding_json(finding: ScanResult) -> dict[str, Any]:
     """What a scan found at one source."""
     record = finding.record
     return {
@@ -108,7 +108,7 @@ def history_table(changes: Iterable[Change]) -> Table:
     return table
 
 
-def findings_table(findings: Iterable[Finding]) -> Table:
+def findings_table(findings: Iterable[ScanResult]) -> Table:
     """One row a source."""
     table = _table("source", "outcome", "adapter", "*id", "why")
     for finding in findings:

@@ -1,4 +1,4 @@
-"""Lists of adapters that ``loratory adapters`` reads and writes: manifests and vLLM's ``--lora-modules``."""
+"""Adapters transfer: lists of adapters that ``loratory adapters`` reads and writes: manifests, ``--lora-modules``."""
 
 from __future__ import annotations
 

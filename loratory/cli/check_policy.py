@@ -15,7 +15,7 @@ from loratory.reports.number_text import plural
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from loratory.testing.check_policy import Finding, PolicyCheck
+    from loratory.testing.check_policy import PolicyCheck, PromiseResult
 
 _MOST_REFUSALS = 4
 
@@ -70,7 +70,7 @@ def _show(found: PolicyCheck) -> None:
             _show_failure(finding)
 
 
-def _show_failure(finding: Finding) -> None:
+def _show_failure(finding: PromiseResult) -> None:
     print()
     say(f"{finding.law}: {finding.found}")
     if finding.program:

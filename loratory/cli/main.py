@@ -1,4 +1,4 @@
-"""cli: the ``loratory`` command. Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 3 an SLO missed."""
+"""main: the ``loratory`` command. Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 3 an SLO missed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""profile_cli: ``loratory profile MODEL``, which measures this machine and writes a profile."""
+"""profile: ``loratory profile MODEL``, which measures this machine and writes a profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""command: ``loratory reproduce``. Exit codes: 0 every check holds or differs as expected, 1 one fails, 2 bad input."""
+"""reproduce: the command. Exit codes: 0 every check holds or differs as expected, 1 a check fails, 2 bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scenarios_cli: the commands ``loratory scenarios ...``."""
+"""scenarios: the commands ``loratory scenarios ...``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""traces_cli: the commands ``loratory traces ...``."""
+"""traces: the commands ``loratory traces ...``."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def convert_trace(
 
 def _options(columns: list[str] | None, time_unit: str | None, block_tokens: int | None) -> ReadOptions:
     from loratory.scenarios.traces import ReadOptions
-    from loratory.scenarios.traces.clock import UNITS
-    from loratory.scenarios.traces.columns import Columns
+    from loratory.scenarios.traces.columns import ColumnsSpec
+    from loratory.scenarios.traces.times import UNITS
 
     if time_unit is not None and time_unit not in UNITS:
         raise InputError(f"--time-unit is {time_unit!r}: it is one of {several(UNITS)}")
@@ -110,10 +110,10 @@ def _options(columns: list[str] | None, time_unit: str | None, block_tokens: int
         key, equals, column = (part.strip() for part in pair.partition("="))
         if not equals or not column:
             raise InputError(f"--columns has {pair!r}: write KEY=COLUMN, for example adapter=lora")
-        if key not in Columns.model_fields:
-            hint = did_you_mean(key, Columns.model_fields, f"known keys: {several(Columns.model_fields, 11)}")
+        if key not in ColumnsSpec.model_fields:
+            hint = did_you_mean(key, ColumnsSpec.model_fields, f"known keys: {several(ColumnsSpec.model_fields, 11)}")
             raise InputError(f"--columns has the key {key!r}: {hint}")
         if key in named:
             raise InputError(f"--columns names {key} twice: keep one of them")
         named[key] = column
-    return ReadOptions(columns=Columns(**named), time_unit=time_unit, block_tokens=block_tokens)
+    return ReadOptions(columns=ColumnsSpec(**named), time_unit=time_unit, block_tokens=block_tokens)

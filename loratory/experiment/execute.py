@@ -16,7 +16,7 @@ from loratory.experiment.prepare import prepare
 from loratory.experiment.resolve import Built
 from loratory.experiment.run import Progress, run_prepared
 from loratory.reports.recorder import Recorder
-from loratory.scenarios.cost_spec import RooflineCost
+from loratory.scenarios.cost_spec import RooflineCostSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
@@ -49,7 +49,7 @@ def execute_scenario(
         raise InputError("cluster.replicas: the executor is one replica: set it to 1")
     if scenario.memory.kv_cache_dtype is not None:
         raise InputError("memory.kv_cache_dtype: the executor's KV cache is in executor.dtype: leave it out")
-    if isinstance(scenario.cost, RooflineCost) and scenario.cost.dtype == "fp8":
+    if isinstance(scenario.cost, RooflineCostSpec) and scenario.cost.dtype == "fp8":
         raise InputError(
             "cost.dtype is fp8, and the executor computes in executor.dtype, at least 16 bit: leave it out"
         )

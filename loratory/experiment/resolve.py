@@ -1,4 +1,4 @@
-"""build: from a scenario to what a backend needs: engine settings, cost model, adapters."""
+"""resolve: from a scenario to what a backend needs: engine settings, cost model, adapters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import model_notes
 from loratory.scenarios.build import build_adapters
-from loratory.scenarios.cost_spec import RooflineCost, Tiers
+from loratory.scenarios.cost_spec import RooflineCostSpec, TiersSpec
 from loratory.scenarios.registry_adapters import other_base
-from loratory.scenarios.schema import Cluster, Scenario
+from loratory.scenarios.schema import ClusterSpec, Scenario
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.vllm_limits import vllm_notes
@@ -88,8 +88,8 @@ def _build(scenario: Scenario) -> Built:
     return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, said)
 
 
-def _router_note(cluster: Cluster) -> str | None:
-    if cluster.replicas > 1 or cluster.router == Cluster.model_fields["router"].default:
+def _router_note(cluster: ClusterSpec) -> str | None:
+    if cluster.replicas > 1 or cluster.router == ClusterSpec.model_fields["router"].default:
         return None
     return f"cluster.router ({cluster.router}) chooses nothing, because there is one replica"
 
@@ -97,7 +97,7 @@ def _router_note(cluster: Cluster) -> str | None:
 def _memory_options(scenario: Scenario) -> MemoryOptions:
     """What the memory model is told; ``cost.dtype`` says what weights are in, for time and memory alike."""
     given = scenario.memory.model_dump(exclude_none=True)
-    if isinstance(scenario.cost, RooflineCost) and scenario.cost.dtype is not None:
+    if isinstance(scenario.cost, RooflineCostSpec) and scenario.cost.dtype is not None:
         given["dtype"] = scenario.cost.dtype
     return MemoryOptions.model_validate(given)
 
@@ -124,7 +124,7 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
     return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})
 
 
-def _below_gpu(tiers: Tiers) -> dict[str, float]:
+def _below_gpu(tiers: TiersSpec) -> dict[str, float]:
     given = {
         "disk_fixed_s": tiers.disk_latency_s,
         "disk_bytes_per_s": tiers.disk_bandwidth_bytes_s,
@@ -138,7 +138,7 @@ def _below_gpu(tiers: Tiers) -> dict[str, float]:
 class HostLinkCost:
     """A cost model whose host-to-GPU loads take what the scenario's ``tiers`` section says."""
 
-    def __init__(self, cost: CostModel, tiers: Tiers) -> None:
+    def __init__(self, cost: CostModel, tiers: TiersSpec) -> None:
         self._cost = cost
         self._latency_s = tiers.host_latency_s or 0.0
         self._bandwidth = tiers.host_bandwidth_bytes_s

@@ -32,7 +32,7 @@ SMALL_TTFT_MS, LARGE_TTFT_MS = 100.0, 1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class CellFigures:
     """What was measured, or simulated, in a cell that ran. ``running``: mean requests that run at a time."""
 
     completed: float
@@ -51,15 +51,15 @@ class Figures:
         return "above 1 s" if self.ttft_p50_ms > LARGE_TTFT_MS else "between"
 
 
-def published_cells() -> dict[Cell, Figures | None]:
+def published_cells() -> dict[Cell, CellFigures | None]:
     """Every cell of the published runs; None where the server ran out of memory and did not start."""
     path = published_folder() / "measured" / "agullo_h100_vllm085_llama31_8b_r16.csv"
-    cells: dict[Cell, Figures | None] = {}
+    cells: dict[Cell, CellFigures | None] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             figures = None
             if not row["out_of_memory"]:
-                figures = Figures(
+                figures = CellFigures(
                     float(row["completed"]),
                     float(row["itl_mean_ms"]),
                     float(row["ttft_p50_ms"]),
@@ -88,10 +88,10 @@ def blocks(cell: Cell) -> int | None:
         return None
 
 
-def figures_of(run: dict[str, Any], kv_blocks: int) -> Figures:
+def figures_of(run: dict[str, Any], kv_blocks: int) -> CellFigures:
     """The figures of a simulated cell. Running requests by Little's law: a running request gets a token every ITL."""
     itl, engine = run["itl_s"]["mean"], run["engine"]
-    return Figures(
+    return CellFigures(
         run["requests"]["completed"],
         1e3 * itl,
         1e3 * run["ttft_s"]["p50"],
@@ -101,12 +101,12 @@ def figures_of(run: dict[str, Any], kv_blocks: int) -> Figures:
     )
 
 
-def simulate_cells(cells: list[Cell]) -> dict[Cell, Figures | None]:
+def simulate_cells(cells: list[Cell]) -> dict[Cell, CellFigures | None]:
     """The figures of each cell; None where the memory model says that it does not start."""
     pools = {cell: blocks(cell) for cell in cells}
     started = [cell for cell in cells if pools[cell] is not None]
     runs = run_cases([Case(SCENARIO, changes(cell)) for cell in started])
-    found: dict[Cell, Figures | None] = dict.fromkeys(cells)
+    found: dict[Cell, CellFigures | None] = dict.fromkeys(cells)
     for cell, [run] in zip(started, runs, strict=True):
         found[cell] = figures_of(run, pools[cell] or 1)
     return found
@@ -142,7 +142,7 @@ METRICS = {
 }
 
 
-def run_rows(published: dict[Cell, Figures | None], simulated: dict[Cell, Figures | None]) -> list[Row]:
+def run_rows(published: dict[Cell, CellFigures | None], simulated: dict[Cell, CellFigures | None]) -> list[Row]:
     """Published and simulated figures of each cell."""
     rows = []
     for cell, theirs in published.items():
@@ -157,7 +157,9 @@ def run_rows(published: dict[Cell, Figures | None], simulated: dict[Cell, Figure
 
 
 def run_checks(
-    rows: list[Row], published: dict[Cell, Figures | None], simulated: dict[Cell, Figures | None]
+    rows: list[Row],
+    published: dict[Cell, CellFigures | None],
+    simulated: dict[Cell, CellFigures | None],
 ) -> list[Check]:
     """The promises on the runs.
 
@@ -187,7 +189,7 @@ def run_checks(
     ]
 
 
-def cliff_checks(simulated: dict[Cell, Figures]) -> list[Check]:
+def cliff_checks(simulated: dict[Cell, CellFigures]) -> list[Check]:
     """The cliff of over-provisioned slots: 128 slots serve less than 64 at 320 adapters and more, for want of KV."""
     cliff = {cell for cell in simulated if cell[0] == 128 and cell[1] >= 320}
     served = max(simulated[cell].completed / simulated[64, cell[1]].completed for cell in cliff)
@@ -213,7 +215,7 @@ def reproduce() -> Reproduction:
     return reproduction(published_cells())
 
 
-def reproduction(published: dict[Cell, Figures | None]) -> Reproduction:
+def reproduction(published: dict[Cell, CellFigures | None]) -> Reproduction:
     """Both tables, the runs of some cells only (128 and 64 slots at 320 and 384 adapters among them)."""
     simulated = simulate_cells(list(published))
     rows, checks = memory_rows()

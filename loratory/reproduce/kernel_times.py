@@ -12,14 +12,14 @@ from loratory.sim.cost import RooflineCost, RooflineOptions
 PROMPT_TOKENS, OUTPUT_TOKENS = 1024, 256
 """Of AIConfigurator's runs."""
 
-Kind = Literal["linear", "decode", "prefill"]
+TimeKind = Literal["linear", "decode", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class PublishedTime:
     """One published time: ``size`` is tokens of a linear layer, sequences of a decode step or a prefill."""
 
-    kind: Kind
+    kind: TimeKind
     gpu: str
     size: int
     measured_s: float
@@ -57,15 +57,15 @@ _PREFILL_MS = {"h200": {1: 21.2, 8: 176.0, 32: 701.0, 64: 1410.0}}
 """The same runs: prefill of the whole batch."""
 
 
-def figures() -> tuple[Figure, ...]:
+def figures() -> tuple[PublishedTime, ...]:
     """Every published time, in the order of docs/fidelity.md."""
-    tables: tuple[tuple[Kind, dict[str, dict[int, float]]], ...] = (
+    tables: tuple[tuple[TimeKind, dict[str, dict[int, float]]], ...] = (
         ("linear", _LINEAR_MS),
         ("decode", _DECODE_MS),
         ("prefill", _PREFILL_MS),
     )
     return tuple(
-        Figure(kind, card, size, ms / 1e3)
+        PublishedTime(kind, card, size, ms / 1e3)
         for kind, table in tables
         for card, sizes in table.items()
         for size, ms in sizes.items()

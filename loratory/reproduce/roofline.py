@@ -5,7 +5,7 @@ from __future__ import annotations
 from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Check, Reproduction, Row
 from loratory.reproduce.fit.roofline import fit, used
-from loratory.reproduce.kernel_times import Figure, figures
+from loratory.reproduce.kernel_times import PublishedTime, figures
 
 LINEAR = "linear layers, ms"
 DECODE = "time per output token, ms"
@@ -58,13 +58,13 @@ def reproduce() -> Reproduction:
     )
 
 
-def _run(figure: Figure) -> tuple[float, float]:
+def _run(figure: PublishedTime) -> tuple[float, float]:
     """Seconds of (prefill of the batch, decode step), simulated."""
     (run,) = run_case(Case("published/aiconfigurator", (f"gpu={figure.gpu}", f"workload.requests={figure.size}")))
     return run["ttft_s"]["mean"], run["tpot_s"]["mean"]
 
 
-def _row(figure: Figure, metric: str, simulated_s: float, case: str) -> Row:
+def _row(figure: PublishedTime, metric: str, simulated_s: float, case: str) -> Row:
     return Row(case, metric, 1e3 * figure.measured_s, 1e3 * simulated_s, "fit" if used(figure) else "test")
 
 

@@ -34,7 +34,7 @@ FITTED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class BenchmarkFigures:
     """What S-LoRA's benchmark reports of a run: req/s up to the last finish, means over finished requests in s, share
     of all requests whose first token came within 6 s, and how many were aborted."""
 
@@ -46,13 +46,13 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PublishedRun:
     """One published run: which, how to simulate it, and what was measured."""
 
     suite: str
     case: str
     simulation: Case
-    measured: Figures
+    measured: BenchmarkFigures
 
     @property
     def fitted(self) -> bool:
@@ -60,13 +60,13 @@ class Run:
         return self.case in FITTED
 
 
-def published() -> list[Run]:
+def published() -> list[PublishedRun]:
     """Every run of the measured file, in its order."""
     with (published_folder() / "measured" / "slora_mlsys24.csv").open(encoding="utf-8", newline="") as file:
         return [_run(row) for row in csv.DictReader(file)]
 
 
-def _run(row: dict[str, str]) -> Run:
+def _run(row: dict[str, str]) -> PublishedRun:
     suite = row["suite"].removeprefix("synthetic_")
     changes = (
         f"adapters.count={row['num_adapters']}",
@@ -77,11 +77,11 @@ def _run(row: dict[str, str]) -> Run:
         f"workload.input_tokens.uniform=[{row['input_lo']},{int(row['input_hi']) - 1}]",
         f"workload.output_tokens.uniform=[{row['output_lo']},{int(row['output_hi']) - 1}]",
     )
-    return Run(
+    return PublishedRun(
         suite,
         f"{suite}: {row['num_adapters']} adapters, {row['req_rate']} req/s, cv {row['cv']}",
         Case(next(name for end, name in SCENARIOS.items() if suite.endswith(end)), changes),
-        Figures(
+        BenchmarkFigures(
             float(row["throughput_req_s"]),
             float(row["avg_latency_s"]),
             float(row["avg_first_token_latency_s"]),
@@ -91,9 +91,9 @@ def _run(row: dict[str, str]) -> Run:
     )
 
 
-def figures(run: dict[str, Any]) -> Figures:
+def figures(run: dict[str, Any]) -> BenchmarkFigures:
     """The same of a simulated run (a ``run`` object of summary.json)."""
-    return Figures(
+    return BenchmarkFigures(
         run["requests"]["completed"] / run["duration_s"],
         run["e2e_s"]["mean"],
         run["ttft_s"]["mean"],
@@ -102,7 +102,7 @@ def figures(run: dict[str, Any]) -> Figures:
     )
 
 
-def simulate(runs: Sequence[Run]) -> list[Figures]:
+def simulate(runs: Sequence[PublishedRun]) -> list[BenchmarkFigures]:
     """Each run's simulation. One takes a tenth of a second, so they share no processes."""
     return [figures(found[0]) for found in run_cases([run.simulation for run in runs], jobs=1)]
 
@@ -135,7 +135,7 @@ def reproduce() -> Reproduction:
     )
 
 
-def _rows(run: Run, simulated: Figures) -> list[Row]:
+def _rows(run: PublishedRun, simulated: BenchmarkFigures) -> list[Row]:
     use: Any = "fit" if run.fitted else "test"
     pairs = (
         (THROUGHPUT, run.measured.throughput, simulated.throughput),
@@ -146,7 +146,7 @@ def _rows(run: Run, simulated: Figures) -> list[Row]:
     return [Row(run.case, metric, published, value, use) for metric, published, value in pairs]
 
 
-def _checks(found: Iterable[tuple[Run, Figures]], rows: Sequence[Row]) -> list[Check]:
+def _checks(found: Iterable[tuple[PublishedRun, BenchmarkFigures]], rows: Sequence[Row]) -> list[Check]:
     def of(*suites: str) -> list[Row]:
         return [row for row in rows if row.case.split(":")[0].endswith(suites)]
 

@@ -1,4 +1,4 @@
-"""The two recorded runs of vLLM 0.32: their requests and steps as a recording, and that recording replayed."""
+"""vllm032_runs: two recorded runs of vLLM 0.32: their requests and steps as a recording, and the recording replayed."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ EXAMPLES = 100
 _SIMPLIFY_S = 6.0
 """Seconds spent on a plainer world for one broken promise."""
 
-Progress = Callable[[str, int, int], None]
+CheckProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PromiseResult:
     """One promise: whether it was kept in every world, and if not, what shows it.
 
     ``ok`` is None where that is open: the policy did not come back, or no two runs are the same. ``program``: Python
@@ -67,7 +67,7 @@ class PolicyCheck:
     examples: int
     seed: int
     worlds: int
-    findings: tuple[Finding, ...]
+    findings: tuple[PromiseResult, ...]
     refusals: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -86,7 +86,7 @@ def check_policy(
     examples: int = EXAMPLES,
     seed: int = 0,
     policy_timeout_s: float = POLICY_TIMEOUT_S,
-    progress: Progress | None = None,
+    progress: CheckProgress | None = None,
 ) -> PolicyCheck:
     """Run the policy that ``spec`` names in ``examples`` random worlds and in every edge world.
 
@@ -110,10 +110,10 @@ def check_policy(
     for law, promise in PROMISES.items():
         broken = search.broken.get(law)
         if broken is None:
-            findings.append(Finding(law, promise, None if law in undecided else True))
+            findings.append(PromiseResult(law, promise, None if law in undecided else True))
         else:
             text = "" if broken.world is None else program(broken.world, spec, law)
-            findings.append(Finding(law, promise, False, broken.found, text))
+            findings.append(PromiseResult(law, promise, False, broken.found, text))
     return PolicyCheck(spec, examples, seed, search.worlds, tuple(findings), search.refusals())
 
 
@@ -164,7 +164,9 @@ class _UnknownEvent(NamedTuple):
 class _Search:
     """Runs the policy in worlds, and keeps for each promise the smallest world in which it is broken."""
 
-    def __init__(self, spec: str, make: Callable[[], PolicyLike], progress: Progress | None, examples: int) -> None:
+    def __init__(
+        self, spec: str, make: Callable[[], PolicyLike], progress: CheckProgress | None, examples: int
+    ) -> None:
         self._spec = spec
         self._make = make
         self._progress = progress

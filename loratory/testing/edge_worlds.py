@@ -8,7 +8,7 @@ from typing import Any
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import LoRARequest
 from loratory.testing.toy_cost import ToyCost
-from loratory.testing.world import Row, World, adapter, workload
+from loratory.testing.world import RequestRow, World, adapter, workload
 
 HOSTILE_NAMES = ("None", "a1 ", "'; drop table", "名\u202eפ", "line\nbreak", "n" * 300)
 """Names that are allowed, and that a policy may take for something else, or fail to print."""
@@ -39,7 +39,7 @@ def edge_worlds() -> dict[str, World]:
     }
 
 
-def _world(rows: list[Row], adapters: int = 4, **options: Any) -> World:
+def _world(rows: list[RequestRow], adapters: int = 4, **options: Any) -> World:
     made = tuple(adapter(number) for number in range(1, adapters + 1))
     columns = {key: options.pop(key) for key in ("tenant_weights", "concurrency") if key in options}
     settings = {"max_loras": 2, "max_num_seqs": 4, "num_gpu_blocks": 40, "block_size": 2, "max_num_batched_tokens": 16}
@@ -51,13 +51,13 @@ def _unregistered() -> World:
     return replace(world, adapters=world.adapters[1:])
 
 
-def _pinned(rows: list[Row]) -> World:
+def _pinned(rows: list[RequestRow]) -> World:
     world = _world(rows)
     first, *rest = world.adapters
     return replace(world, adapters=(replace(first, pinned=True), *rest))
 
 
-def _hostile(rows: list[Row]) -> World:
+def _hostile(rows: list[RequestRow]) -> World:
     world = _world(rows)
     named = tuple(
         replace(each, lora=LoRARequest(name, each.lora.lora_int_id, each.lora.lora_path))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loratory.serving.config import EngineConfig
 from loratory.testing.toy_cost import ToyCost
-from loratory.testing.world import Row, World, adapter, workload
+from loratory.testing.world import RequestRow, World, adapter, workload
 
 
 @st.composite
@@ -92,7 +92,7 @@ def worlds(draw: st.DrawFn, /, most: int = 20, adapters: int | None = None, fits
         }
     )
     size = draw(st.sampled_from([1, 3, most // 2, most, most]))
-    rows: list[Row] = draw(st.lists(row, min_size=size, max_size=size))
+    rows: list[RequestRow] = draw(st.lists(row, min_size=size, max_size=size))
     at = 0.0
     for entry in rows:
         at += entry.pop("gap") * unit
@@ -103,9 +103,9 @@ def worlds(draw: st.DrawFn, /, most: int = 20, adapters: int | None = None, fits
     return World(workload(rows, tuple(made), concurrency=concurrency), tuple(made), config, cost)
 
 
-def _in_sessions(rows: list[Row], delays: list[int], unit: float) -> list[Row]:
+def _in_sessions(rows: list[RequestRow], delays: list[int], unit: float) -> list[RequestRow]:
     """The rows with some of them turns, N units after the one before in their session; N below 0: not a turn."""
-    last: dict[int, Row] = {}
+    last: dict[int, RequestRow] = {}
     for place, (entry, units) in enumerate(zip(rows, delays, strict=True)):
         before = last.get(place % 3)
         if units >= 0 and before is not None:

@@ -14,7 +14,7 @@ from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.workload import Workload
 from loratory.sim.cost.base import CostModel
 
-Row = dict[str, Any]
+RequestRow = dict[str, Any]
 """One request of a workload: see `workload`."""
 
 
@@ -58,7 +58,7 @@ def adapter(number: int, rank: int = 8, size: int = 40, name: str = "", **option
     return Adapter(LoRARequest(name or f"a{number}", number, f"adapters/a{number}"), rank, size, **options)
 
 
-def workload(rows: Sequence[Row], adapters: Sequence[Adapter] = (), **options: Any) -> Workload:
+def workload(rows: Sequence[RequestRow], adapters: Sequence[Adapter] = (), **options: Any) -> Workload:
     """A workload from rows, in order of arrival; every key has a default.
 
     ``at`` (seconds), ``adapter`` (its number, or None), ``tenant`` (its place), ``prompt``, ``out`` and ``cap`` (tokens

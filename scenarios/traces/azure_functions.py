@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from loratory.errors import InputError
-from loratory.scenarios.traces.files import Columns, open_columns
+from loratory.scenarios.traces.column_reader import ColumnReader, labels_of
+from loratory.scenarios.traces.files import FileColumns, open_columns
 from loratory.scenarios.traces.format import Format, Head, ReadOptions
 from loratory.scenarios.traces.layout import Layout
 from loratory.scenarios.traces.rows import read_rows, table_of
-from loratory.scenarios.traces.source import Source, labels_of
 from loratory.scenarios.traces.table import TraceTable
 
 _INVOCATIONS = ("app", "func", "end_timestamp", "duration")
@@ -34,9 +34,9 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     return read_rows(path, options, Layout("azure_functions", own, needs=tuple(own), duration="duration"))
 
 
-def _from_counts(file: Columns, options: ReadOptions) -> TraceTable:
+def _from_counts(file: FileColumns, options: ReadOptions) -> TraceTable:
     minutes = [name for name in file.names if name.isdigit()]
-    source = Source(file, file.frame([*_COUNTS[:2], *minutes], _COUNTS[:2]))
+    source = ColumnReader(file, file.frame([*_COUNTS[:2], *minutes], _COUNTS[:2]))
     counts = np.stack([source.tokens(name) for name in minutes], axis=1)
     per_cell = np.nan_to_num(counts).astype(np.int64)
     if per_cell.sum() > _MOST:

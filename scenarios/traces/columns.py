@@ -7,7 +7,7 @@ from pydantic import Field
 from loratory.scenarios.schema_types import Name, Section
 
 
-class Columns(Section):
+class ColumnsSpec(Section):
     """Which column of a trace holds what; it overrides the format's own. Others are found by their usual names."""
 
     time: Name | None = Field(None, description="arrival: a number in time_unit, or a date and time")

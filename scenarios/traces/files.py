@@ -85,7 +85,7 @@ def too_large(path: Path, most_rows: int, most_bytes: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class FileColumns:
     """A file's columns: their names, and where it holds JSON its objects with the line each stands on."""
 
     path: Path
@@ -149,7 +149,7 @@ def column_names(path: Path) -> tuple[str, ...]:
     return open_columns(path, _HEAD_ROWS).names
 
 
-def open_columns(path: Path, rows: int | None = None) -> Columns:
+def open_columns(path: Path, rows: int | None = None) -> FileColumns:
     """A file's columns; of JSON the first ``rows`` objects. Raises `InputError` when it cannot be read."""
     if require(path).is_dir():
         raise InputError(f"{path} is a folder, and only format servegen has those: give a file")
@@ -160,20 +160,20 @@ def open_columns(path: Path, rows: int | None = None) -> Columns:
 
                 schema: Any = pq.read_schema(io.BytesIO(handle.read()))
                 names = tuple(str(name) for name in schema.names)
-                return Columns(path, _once(path, names))
+                return FileColumns(path, _once(path, names))
             if kind_of(path) == "json":
                 records, lines = _records(handle, rows)
                 if not records:
                     raise _empty(path)
                 names = tuple(dict.fromkeys(key for record in records for key in record))
-                return Columns(path, names, records, lines)
+                return FileColumns(path, names, records, lines)
             with _text(handle) as text:
                 header = next((cells for cells in csv.reader(text, skipinitialspace=True) if cells), None)
     except (*_BROKEN, RecursionError) as error:
         raise _unreadable(path, error) from error
     if header is None:
         raise _empty(path)
-    return Columns(path, _once(path, tuple(name.strip() for name in header)))
+    return FileColumns(path, _once(path, tuple(name.strip() for name in header)))
 
 
 _BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, csv.Error)

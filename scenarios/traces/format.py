@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from loratory.errors import InputError
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.columns import ColumnsSpec
 from loratory.scenarios.traces.table import TraceTable
 
 
@@ -22,7 +22,7 @@ class ReadOptions:
     ``window`` (s) and ``rate_scale`` itself; `clean` applies them to the others.
     """
 
-    columns: Columns = field(default_factory=Columns)
+    columns: ColumnsSpec = field(default_factory=ColumnsSpec)
     time_unit: str | None = None
     window: tuple[float, float] | None = None
     rate_scale: float = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loratory.errors import InputError, did_you_mean, several, shortened
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.columns import ColumnsSpec
 
 USUAL: dict[str, tuple[str, ...]] = {
     "time": ("timestamp_s", "arrival_s", "arrival", "arrived_at", "timestamp_ms", "timestamp", "time", "arrival_time",
@@ -81,7 +81,7 @@ class Chosen:
     unread: tuple[str, ...] = ()
 
 
-def choose(path: Path, names: Sequence[str], given: Columns, layout: Layout) -> Chosen:
+def choose(path: Path, names: Sequence[str], given: ColumnsSpec, layout: Layout) -> Chosen:
     """Each quantity's column: as ``given``, else the format's own, else one of a usual name that nothing else uses.
 
     Raises `InputError` for a column that is not there, and for one the format cannot do without.

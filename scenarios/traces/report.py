@@ -36,7 +36,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Popularity:
+class RequestShares:
     """How requests spread over adapters (or clients, where the trace names no adapters: ``by``).
 
     ``zipf``: exponent fitted by maximum likelihood over the adapters seen, None below two. ``top``: the most used, with
@@ -78,7 +78,7 @@ class TraceReport:
     zero_token_rows: int
     input_tokens: Spread | None
     output_tokens: Spread | None
-    adapters: Popularity | None
+    adapters: RequestShares | None
     tenants: int | None
     notes: tuple[str, ...]
     columns: tuple[tuple[str, str], ...] = ()
@@ -228,7 +228,7 @@ def _check_fits(path: Path) -> TraceReport:
         zero_token_rows=0,
         input_tokens=None,
         output_tokens=None,
-        adapters=Popularity(
+        adapters=RequestShares(
             by="client",
             distinct=int((expected > 0).sum()),
             base_share=0.0,
@@ -245,7 +245,7 @@ def _check_fits(path: Path) -> TraceReport:
     )
 
 
-def _popularity(table: TraceTable, labels: Labels) -> Popularity:
+def _popularity(table: TraceTable, labels: Labels) -> RequestShares:
     counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.names))
     total = int(counts.sum())
     order = np.argsort(-counts, kind="stable")[:_TOP]
@@ -253,7 +253,7 @@ def _popularity(table: TraceTable, labels: Labels) -> Popularity:
     if table.time_s is not None and len(labels.names):
         timed = ~np.isnan(table.time_s)
         median_cv, idle = _burstiness(table.time_s[timed], labels.take(timed))
-    return Popularity(
+    return RequestShares(
         by="adapter" if table.adapter is not None else "client",
         distinct=int((counts > 0).sum()),
         base_share=round(1.0 - total / len(labels.codes), 6),
@@ -303,7 +303,7 @@ def _spread_text(spread: Spread | None) -> str:
     )
 
 
-def _popularity_lines(found: Popularity) -> list[tuple[str, str]]:
+def _popularity_lines(found: RequestShares) -> list[tuple[str, str]]:
     zipf = "" if found.zipf is None else f", Zipf exponent {found.zipf:.2f}"
     lines = [(f"{found.by}s", f"{found.distinct:,}{zipf}, {found.base_share:.1%} of requests without one")]
     lines.append((f"top {found.by}s", ", ".join(f"{name} {share:.1%}" for name, share in found.top[:5])))

@@ -10,13 +10,13 @@ import numpy as np
 
 from loratory.errors import InputError, several, shortened
 from loratory.scenarios.traces.blocks import Blocks, block_tokens, blocks_of
-from loratory.scenarios.traces.clock import LATEST_S, UNITS, Clock, read_clock, unit_in_name
-from loratory.scenarios.traces.files import Columns, open_columns
+from loratory.scenarios.traces.column_reader import ColumnReader, labels_of
+from loratory.scenarios.traces.files import FileColumns, open_columns
 from loratory.scenarios.traces.format import ReadOptions
 from loratory.scenarios.traces.layout import LABELS, MODELS, Chosen, Layout, choose, folded
 from loratory.scenarios.traces.sessions import turns_of, without
-from loratory.scenarios.traces.source import Source, labels_of
 from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
+from loratory.scenarios.traces.times import LATEST_S, UNITS, TraceTimes, read_clock, unit_in_name
 from loratory.serving.workload import Floats, Ints
 
 _LONG_DELAY_S = 3600.0
@@ -69,12 +69,12 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
     return replace(table, time_unit=unit, unread=chosen.unread)
 
 
-def _source(file: Columns, columns: Mapping[str, str], layout: Layout) -> Source:
+def _source(file: FileColumns, columns: Mapping[str, str], layout: Layout) -> ColumnReader:
     """The columns that are read, and those that the layout itself needs."""
     parents = [name for name in layout.parent or () if name in file.names]
     more = [name for name in (layout.order, layout.duration) if name is not None and name in file.names]
     texts = [*(columns[key] for key in LABELS if key in columns), *parents]
-    return Source(file, file.frame([*columns.values(), *parents, *more], texts))
+    return ColumnReader(file, file.frame([*columns.values(), *parents, *more], texts))
 
 
 def table_of(
@@ -168,7 +168,7 @@ def _refuse_unread(path: Path, options: ReadOptions, columns: Mapping[str, str])
         raise InputError(f"{path}: columns.cached and prefix_cache both say what is cached: leave one out")
 
 
-def _clock(source: Source, columns: Mapping[str, str], options: ReadOptions, layout: Layout) -> Clock | None:
+def _clock(source: ColumnReader, columns: Mapping[str, str], options: ReadOptions, layout: Layout) -> TraceTimes | None:
     if "time" not in columns:
         return None
     guess = layout.guess and "delay" not in columns
@@ -178,7 +178,7 @@ def _clock(source: Source, columns: Mapping[str, str], options: ReadOptions, lay
     return replace(clock, time=clock.time - _durations(source, layout.duration, clock.unit or "s"))
 
 
-def _durations(source: Source, column: str, unit: str) -> Floats:
+def _durations(source: ColumnReader, column: str, unit: str) -> Floats:
     """A column of durations in ``unit``, as seconds. Refuses negative and implausible ones."""
     raw = source.numbers(column)
     with np.errstate(invalid="ignore"):
@@ -188,7 +188,7 @@ def _durations(source: Source, column: str, unit: str) -> Floats:
 
 
 def _delay(
-    source: Source, columns: Mapping[str, str], options: ReadOptions, layout: Layout, clock: Clock | None
+    source: ColumnReader, columns: Mapping[str, str], options: ReadOptions, layout: Layout, clock: TraceTimes | None
 ) -> tuple[Floats | None, list[str]]:
     """Delays in seconds: in the unit their column names, else in that of the times."""
     if "delay" not in columns:
@@ -203,7 +203,7 @@ def _delay(
 
 
 def _blocks(
-    source: Source, columns: Mapping[str, str], options: ReadOptions, layout: Layout, prompt: Floats | None
+    source: ColumnReader, columns: Mapping[str, str], options: ReadOptions, layout: Layout, prompt: Floats | None
 ) -> tuple[Blocks | None, list[str]]:
     if "hash_ids" not in columns:
         return None, []
@@ -238,7 +238,7 @@ def _beside(chosen: Chosen, columns: Mapping[str, str], layout: Layout) -> list[
     ]
 
 
-def _priority(source: Source, chosen: Chosen, columns: dict[str, str]) -> tuple[Floats | None, list[str]]:
+def _priority(source: ColumnReader, chosen: Chosen, columns: dict[str, str]) -> tuple[Floats | None, list[str]]:
     """The column of priorities; one that nobody named and that holds no number is left out, with a note."""
     if "priority" not in columns:
         return None, []
@@ -248,7 +248,7 @@ def _priority(source: Source, chosen: Chosen, columns: dict[str, str]) -> tuple[
     return None, [f"column {column} is not read, because it holds no numbers, as priorities are"]
 
 
-def _conversations(source: Source, own: str, parent: str) -> Labels:
+def _conversations(source: ColumnReader, own: str, parent: str) -> Labels:
     """Sessions of rows that name the row they continue: each is called by the id of its first row."""
     ids, parents = (source.frame[name].astype("string").str.strip().fillna("").tolist() for name in (own, parent))
     root: dict[str, str] = {}

@@ -25,9 +25,9 @@ import numpy as np
 
 from loratory.errors import InputError, shortened
 from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer, refuse_pointer
+from loratory.scenarios.traces.column_reader import MOST_TOKENS
 from loratory.scenarios.traces.files import require
 from loratory.scenarios.traces.format import Format, Head, ReadOptions
-from loratory.scenarios.traces.source import MOST_TOKENS
 from loratory.scenarios.traces.table import Labels, TraceTable
 from loratory.serving.workload import Floats, Ints
 

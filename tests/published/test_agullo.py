@@ -13,7 +13,7 @@ import pytest
 from loratory.reproduce.agullo import (
     FIT_CELLS,
     SCENARIO,
-    Figures,
+    CellFigures,
     changes,
     figures_of,
     published_cells,
@@ -22,7 +22,7 @@ from loratory.reproduce.agullo import (
 from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Reproduction
 from loratory.reproduce.fit import agullo, sharegpt
-from loratory.scenarios.cost_spec import LinearCost
+from loratory.scenarios.cost_spec import LinearCostSpec
 from loratory.scenarios.library_index import published_folder
 from loratory.scenarios.load import load_scenario
 
@@ -91,7 +91,7 @@ def test_a_cell_has_as_many_adapters_at_each_rate_as_published() -> None:
 
 
 def test_a_side_is_below_or_above_both_marks() -> None:
-    sides = {ms: Figures(0.0, 0.0, ms, 0.0).side for ms in (99.0, 434.6, 1001.0)}
+    sides = {ms: CellFigures(0.0, 0.0, ms, 0.0).side for ms in (99.0, 434.6, 1001.0)}
     assert sides == {99.0: "below 100 ms", 434.6: "between", 1001.0: "above 1 s"}
 
 
@@ -130,7 +130,7 @@ def test_the_equations_give_back_the_constants_they_were_made_with() -> None:
 
 def constants() -> dict[str, float]:
     cost = load_scenario(SCENARIO).cost
-    assert isinstance(cost, LinearCost)
+    assert isinstance(cost, LinearCostSpec)
     return {key: value for key, value in cost.model_dump().items() if isinstance(value, float) and value}
 
 

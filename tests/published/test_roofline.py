@@ -6,7 +6,7 @@ import pytest
 
 from loratory.reproduce import Reproduction, reproduce
 from loratory.reproduce.fit.roofline import fit, main, used
-from loratory.reproduce.kernel_times import Figure, figures
+from loratory.reproduce.kernel_times import PublishedTime, figures
 from loratory.reproduce.roofline import DECODE, LINEAR, PREFILL, UNSEEN
 from loratory.sim.catalogue import gpu, model
 from loratory.sim.cost import RooflineCost, RooflineOptions
@@ -58,7 +58,7 @@ def test_the_defaults_are_the_fit_rounded() -> None:
     assert defaults.decode_attention_efficiency == round(constants.attention, 2)
     for card, architecture in (("a100-80gb", "Ampere"), ("h100-80gb", "Hopper"), ("h200", "Hopper")):
         per_layer = constants.layer_overhead_s[architecture]
-        overhead = RooflineCost(model("llama-3.1-8b"), gpu(card)).explain(Figure("decode", card, 1, 0.0).shape)[
+        overhead = RooflineCost(model("llama-3.1-8b"), gpu(card)).explain(PublishedTime("decode", card, 1, 0.0).shape)[
             "overhead"
         ]
         ours = (overhead - defaults.step_overhead_s) / model("llama-3.1-8b").shape.layers

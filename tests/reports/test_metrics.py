@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loratory.errors import InputError
 from loratory.reports import Recorder, RunInfo, summarise
 from loratory.reports.metrics import inter_token
-from loratory.reports.run_columns import Measured
+from loratory.reports.run_columns import RunColumns
 from loratory.serving.events import Stepped
 from loratory.serving.plan import BatchShape
 
@@ -137,7 +137,7 @@ def _gaps(steps: list[tuple[float, float, int, int, int]]) -> dict[float, float]
     for start, end, repeat, prefills, decodes in steps:
         shape = BatchShape(prefill_tokens=10 * prefills, prefill_seqs=prefills, decode_seqs=decodes)
         sink(Stepped(start, end, repeat, shape, 0, 0, 0, 0, 0, 0.0))
-    seconds, tokens = inter_token(Measured(RunInfo("s", "p"), recorder.close()))
+    seconds, tokens = inter_token(RunColumns(RunInfo("s", "p"), recorder.close()))
     found: dict[float, float] = {}
     for gap, many in zip(np.round(seconds, 9).tolist(), tokens.tolist(), strict=True):
         found[gap] = found.get(gap, 0.0) + many

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loratory.errors import InputError
-from loratory.scenarios.arrivals import Arrivals
+from loratory.scenarios.arrivals import ArrivalsSpec
 from loratory.scenarios.lengths import Lengths, Seconds, draw_pairs
-from loratory.scenarios.popularity import Popularity, zipf_weights
+from loratory.scenarios.popularity import PopularitySpec, zipf_weights
 from loratory.scenarios.rng import Draws
 
 MANY = 200_000
@@ -34,7 +34,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     ],
 )
 def test_rate_and_cv_are_what_was_asked_for(spec: dict[str, object], rate: float, cv: float) -> None:
-    times = Arrivals.model_validate(spec).draw(rng(), MANY, None)
+    times = ArrivalsSpec.model_validate(spec).draw(rng(), MANY, None)
     gaps = np.diff(times)
     assert (len(times) - 1) / times[-1] == pytest.approx(rate, rel=0.03)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=0.03 * max(cv, 0.01))
@@ -55,7 +55,7 @@ every_arrival = st.sampled_from(
 
 @given(every_arrival, st.integers(0, 1000), st.floats(0.5, 200), st.floats(0.5, 200))
 def test_a_longer_run_only_adds_arrivals(spec: dict[str, object], seed: int, a: float, b: float) -> None:
-    arrivals = Arrivals.model_validate(spec)
+    arrivals = ArrivalsSpec.model_validate(spec)
     short, long = sorted((a, b))
     first, second = arrivals.draw(rng(seed), None, short), arrivals.draw(rng(seed), None, long)
     assert (np.diff(second) >= 0).all()
@@ -65,22 +65,22 @@ def test_a_longer_run_only_adds_arrivals(spec: dict[str, object], seed: int, a: 
 
 @given(every_arrival, st.integers(0, 1000), st.integers(1, 500))
 def test_a_number_of_requests_is_exact(spec: dict[str, object], seed: int, n: int) -> None:
-    times = Arrivals.model_validate(spec).draw(rng(seed), n, None)
+    times = ArrivalsSpec.model_validate(spec).draw(rng(seed), n, None)
     assert len(times) == n
     assert (np.diff(times) >= 0).all()
 
 
 def test_on_off_with_equal_gaps_is_even_while_it_lasts() -> None:
     spec = {"on_s": 2, "off_s": 3, "rate_on": 2, "rate_off": 1, "gaps": "equal"}
-    times = Arrivals.model_validate({"on_off": spec}).draw(rng(), None, 9)
+    times = ArrivalsSpec.model_validate({"on_off": spec}).draw(rng(), None, 9)
     np.testing.assert_allclose(times, [0, 0.5, 1, 1.5, 2, 3, 4, 5, 5.5, 6, 6.5, 7, 8])
 
 
 def test_on_off_is_silent_when_off_and_has_its_rates() -> None:
-    quiet = Arrivals.model_validate({"on_off": {"on_s": 10, "off_s": 30, "rate_on": 8}}).draw(rng(), None, 40_000)
+    quiet = ArrivalsSpec.model_validate({"on_off": {"on_s": 10, "off_s": 30, "rate_on": 8}}).draw(rng(), None, 40_000)
     assert (np.mod(quiet, 40) <= 10).all()
     assert len(quiet) == pytest.approx(8 * 10_000, rel=0.02)
-    both = Arrivals.model_validate({"on_off": {"on_s": 10, "off_s": 30, "rate_on": 8, "rate_off": 2}})
+    both = ArrivalsSpec.model_validate({"on_off": {"on_s": 10, "off_s": 30, "rate_on": 8, "rate_off": 2}})
     times = both.draw(rng(), None, 40_000)
     busy = np.mod(times, 40) < 10
     assert busy.sum() == pytest.approx(8 * 10_000, rel=0.02)
@@ -88,7 +88,7 @@ def test_on_off_is_silent_when_off_and_has_its_rates() -> None:
 
 
 def test_diurnal_keeps_its_mean_and_peaks_where_it_says() -> None:
-    spec = Arrivals.model_validate({"diurnal": {"rate": 50, "peak": 1.8, "period_s": 100, "peak_at_s": 25}})
+    spec = ArrivalsSpec.model_validate({"diurnal": {"rate": 50, "peak": 1.8, "period_s": 100, "peak_at_s": 25}})
     times = spec.draw(rng(), None, 4000)
     assert len(times) == pytest.approx(50 * 4000, rel=0.02)
     counts, _ = np.histogram(np.mod(times, 100), bins=20, range=(0, 100))
@@ -98,7 +98,7 @@ def test_diurnal_keeps_its_mean_and_peaks_where_it_says() -> None:
 
 
 def test_closed_loop_starts_at_zero() -> None:
-    assert not Arrivals.model_validate({"closed_loop": {"concurrency": 3}}).draw(rng(), 5, None).any()
+    assert not ArrivalsSpec.model_validate({"closed_loop": {"concurrency": 3}}).draw(rng(), 5, None).any()
 
 
 def test_lognormal_has_the_mean_and_cv_of_the_lengths_themselves() -> None:
@@ -178,7 +178,7 @@ def test_a_broken_file_of_lengths_is_named(tmp_path: Path, name: str, content: s
 
 def shares(spec: object, names: int = 6, arrival: np.ndarray | None = None) -> np.ndarray:
     times = np.zeros(MANY) if arrival is None else arrival
-    drawn = Popularity.model_validate(spec).draw(rng(), tuple(f"a{i}" for i in range(names)), times)
+    drawn = PopularitySpec.model_validate(spec).draw(rng(), tuple(f"a{i}" for i in range(names)), times)
     return np.bincount(drawn, minlength=names) / len(times)
 
 

@@ -256,7 +256,7 @@ def test_the_json_schema_describes_every_key() -> None:
     schema = json_schema()
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]) == set(Scenario.model_fields)
-    arrivals = schema["$defs"]["Arrivals"]
+    arrivals = schema["$defs"]["ArrivalsSpec"]
     assert {"type": "number"} in arrivals["anyOf"]
     keywords = str(schema)
     assert "'ge':" not in keywords and "'gt':" not in keywords

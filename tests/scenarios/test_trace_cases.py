@@ -17,8 +17,8 @@ from loratory.errors import InputError
 from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_scenario
 from loratory.scenarios.traces import ReadOptions, check, convert, read_trace
-from loratory.scenarios.traces.clock import unit_in_name
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.columns import ColumnsSpec
+from loratory.scenarios.traces.times import unit_in_name
 from loratory.serving.workload import Workload
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -65,7 +65,7 @@ def test_a_column_that_does_not_exist_is_refused() -> None:
 
 def test_a_named_column_goes_before_the_formats_own(tmp_path: Path) -> None:
     path = rows(tmp_path, [0, 1000], real_length=7, org_unit="x")
-    table = read_trace(path, options=ReadOptions(columns=Columns(input="real_length", tenant="org_unit")))
+    table = read_trace(path, options=ReadOptions(columns=ColumnsSpec(input="real_length", tenant="org_unit")))
     assert table.format == "mooncake" and table.prompt is not None and table.prompt.tolist() == [7, 7]
     assert table.tenant is not None and table.tenant.names == ("x",)
     assert table.time_s is not None and table.time_s.tolist() == [0, 1]
@@ -319,7 +319,7 @@ def test_converting_keeps_sessions_delays_and_blocks(tmp_path: Path, suffix: str
     ("option", "says"),
     [
         (ReadOptions(time_unit="s"), "time_unit does not apply to servegen, which has fits instead of rows"),
-        (ReadOptions(columns=Columns(adapter="x")), "columns.adapter does not apply to servegen"),
+        (ReadOptions(columns=ColumnsSpec(adapter="x")), "columns.adapter does not apply to servegen"),
         (ReadOptions(prefix_cache=True), "prefix_cache does not apply to servegen"),
         (ReadOptions(block_tokens=4), "block_tokens does not apply to servegen"),
     ],
@@ -352,7 +352,7 @@ def test_a_column_that_may_hold_the_adapter_or_tenant_is_told(tmp_path: Path) ->
     assert "column lora_request is not read: where one holds the adapter, name it in columns.adapter" in report.notes
     assert "column api_key is not read: where one holds the tenant, name it in columns.tenant" in report.notes
     assert ("not read", "lora_request, api_key, temperature") in report.rows()
-    named = check(tmp_path / "t.jsonl", options=ReadOptions(columns=Columns(adapter="lora_request")))
+    named = check(tmp_path / "t.jsonl", options=ReadOptions(columns=ColumnsSpec(adapter="lora_request")))
     assert named.unread == ("api_key", "temperature") and not any("lora_request" in note for note in named.notes)
 
 
@@ -450,7 +450,7 @@ def test_a_priority_column_of_words_is_left_out_unless_it_was_named(tmp_path: Pa
     table = read_trace(path)
     assert table.priority is None and "column priority is not read" in table.notes[-1]
     with pytest.raises(InputError, match="priority 'high' is not a number"):
-        read_trace(path, options=ReadOptions(columns=Columns(priority="priority")))
+        read_trace(path, options=ReadOptions(columns=ColumnsSpec(priority="priority")))
 
 
 def test_dates_that_can_be_read_both_ways_are_read_in_the_shorter_span_and_told(tmp_path: Path) -> None:

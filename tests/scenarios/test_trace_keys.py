@@ -13,7 +13,7 @@ from loratory.errors import InputError
 from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_text
 from loratory.scenarios.traces import formats
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.columns import ColumnsSpec
 from loratory.scenarios.workload_spec import WorkloadSpec
 from loratory.serving.workload import Workload
 
@@ -118,7 +118,7 @@ def judge(folder: Path, name: str, given: str, changed: str, key: str) -> None:
 
 def test_the_samples_are_of_every_format_and_the_keys_are_all_there_are() -> None:
     assert set(SAMPLES) == {entry.name for entry in formats()}
-    assert set(COLUMN) == set(Columns.model_fields)
+    assert set(COLUMN) == set(ColumnsSpec.model_fields)
     elsewhere = {"duration_s", "streams", "generator", "max_tokens", "predicted_tokens", "cutoff_s", "trace", "columns"}
     assert set(OPTIONS) | elsewhere == set(WorkloadSpec.model_fields)
 

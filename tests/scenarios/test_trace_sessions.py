@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from loratory.errors import InputError
 from loratory.scenarios.traces import ReadOptions, TraceTable, clean, read_trace
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.column_reader import labels_of
+from loratory.scenarios.traces.columns import ColumnsSpec
 from loratory.scenarios.traces.sessions import earliest_s, previous_rows, turns_of, without
-from loratory.scenarios.traces.source import labels_of
 
 NAN = float("nan")
 
@@ -48,7 +48,7 @@ def test_a_later_turn_has_a_delay_in_milliseconds_instead_of_a_time(tmp_path: Pa
 
 def test_sessions_without_any_time_leave_the_first_turns_to_arrivals(tmp_path: Path) -> None:
     path = lines(tmp_path, turn("a"), turn("a", delay=200), turn("b"), turn("b", delay=300))
-    table = read_trace(path, "generic", ReadOptions(columns=Columns(input="input_length"), time_unit="ms"))
+    table = read_trace(path, "generic", ReadOptions(columns=ColumnsSpec(input="input_length"), time_unit="ms"))
     assert table.time_s is None
     same(table.delay_s, [NAN, 0.2, NAN, 0.3])
 

@@ -26,7 +26,7 @@ from loratory.scenarios.traces import (
     read_trace,
 )
 from loratory.scenarios.traces.blocks import cached_tokens
-from loratory.scenarios.traces.columns import Columns
+from loratory.scenarios.traces.columns import ColumnsSpec
 from loratory.scenarios.traces.report import fit_zipf
 
 AZURE = (
@@ -140,7 +140,7 @@ def test_generic_reads_named_columns_units_and_dates(tmp_path: Path, suffix: str
         frame.to_json(path, orient="records", lines=True)
     else:
         frame.to_csv(path, index=False)
-    columns = Columns(time="when", input="in", output="out", adapter="model", tenant="org_unit")
+    columns = ColumnsSpec(time="when", input="in", output="out", adapter="model", tenant="org_unit")
     table = read_trace(path, "generic", ReadOptions(columns=columns, time_unit="ms"))
     assert table.time_s is not None and table.time_s.tolist() == [0, 2, 1]
     assert table.adapter is not None and table.adapter.codes[1] == -1 and set(table.adapter.names) == {"x", "y"}

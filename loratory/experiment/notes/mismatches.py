@@ -1,4 +1,4 @@
-"""Lacks: what a policy decides by and no request has, or requests have and no policy uses; slots without time."""
+"""Mismatches: what a policy decides by and no request has, or requests have and no policy uses; slots without time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from loratory.experiment.policy_spec import PolicyFactory
-from loratory.scenarios.cost_spec import LinearCost
+from loratory.scenarios.cost_spec import LinearCostSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import Decisive
 from loratory.serving.workload import Workload
@@ -54,7 +54,7 @@ def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
     cost = scenario.cost
     if scenario.engine.memory != "slots" or not adapters:
         return ()
-    timed = isinstance(cost, LinearCost) and cost.slot_token_s > 0
+    timed = isinstance(cost, LinearCostSpec) and cost.slot_token_s > 0
     keys = "engine.max_lora_rank" if timed else "engine.max_loras or engine.max_lora_rank"
     return (
         f"cost model {cost.kind} adds no time for {keys}: real LoRA kernels slow down as they grow; here they change "

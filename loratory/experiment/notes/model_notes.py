@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loratory.scenarios.cost_spec import RooflineCost
+from loratory.scenarios.cost_spec import RooflineCostSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
 from loratory.serving.workload import Workload
@@ -11,9 +11,9 @@ from loratory.sim.catalogue import ModelSpec
 
 def model_notes(scenario: Scenario, spec: ModelSpec) -> list[str]:
     """What dtype the model is taken in, where its checkpoint or vLLM would make one think otherwise."""
-    roofline = isinstance(scenario.cost, RooflineCost)
+    roofline = isinstance(scenario.cost, RooflineCostSpec)
     key = "cost.dtype" if roofline else "memory.dtype"
-    given = scenario.cost.dtype if isinstance(scenario.cost, RooflineCost) else scenario.memory.dtype
+    given = scenario.cost.dtype if isinstance(scenario.cost, RooflineCostSpec) else scenario.memory.dtype
     if given is None and spec.saved_dtype == "fp32":
         remedy = "cost: {kind: roofline, dtype: fp32}" if roofline else "memory: {dtype: fp32}"
         return [

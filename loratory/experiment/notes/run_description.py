@@ -1,4 +1,4 @@
-"""setup: what a run simulates, in words: the first block of a report, and the first lines in a terminal."""
+"""Run description: what a run simulates, in words: the first block of a report, the first lines in a terminal."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from loratory.reproduce.kernel_times import Figure, figures
+from loratory.reproduce.kernel_times import PublishedTime, figures
 from loratory.sim.catalogue import gpu, model
 from loratory.sim.cost import RooflineCost, RooflineOptions
 
@@ -43,7 +43,7 @@ class Constants:
         )
 
 
-def used(figure: Figure) -> bool:
+def used(figure: PublishedTime) -> bool:
     """Whether a figure helped to set a constant or the form of the model."""
     if figure.kind == "linear":
         return figure.size in (1, 512, 4096)
@@ -69,13 +69,13 @@ def fit(without: str | None = None) -> Constants:
     bare = bare.model_copy(update={"decode_attention_efficiency": attention})
     left: dict[str, list[float]] = {}
     for card in decode:
-        rest = known["decode", card, 1] - Figure("decode", card, 1, 0.0).predicted_s(bare)
+        rest = known["decode", card, 1] - PublishedTime("decode", card, 1, 0.0).predicted_s(bare)
         left.setdefault(_ARCHITECTURE[card], []).append(rest / model("llama-3.1-8b").shape.layers)
     return Constants(memory, compute, attention, {name: _mean(rests) for name, rests in left.items()})
 
 
 def _linear(card: str, tokens: int, options: RooflineOptions) -> float:
-    return Figure("linear", card, tokens, 0.0).predicted_s(options)
+    return PublishedTime("linear", card, tokens, 0.0).predicted_s(options)
 
 
 def _compute(card: str, measured_s: float, memory: float) -> float:
@@ -94,9 +94,11 @@ def _attention(card: str, one_s: float, many_s: float, options: RooflineOptions)
     cost = RooflineCost(spec, gpu(card), options=options)
     rest = []
     for batch in (1, _SLOPE_TO):
-        shape = Figure("decode", card, batch, 0.0).shape
+        shape = PublishedTime("decode", card, batch, 0.0).shape
         rest.append(cost.step_seconds(shape) - cost.explain(shape)["decode_attention"])
-    kv_bytes = [Figure("decode", card, n, 0.0).shape.kv_tokens * spec.kv_bytes_per_token() for n in (1, _SLOPE_TO)]
+    kv_bytes = [
+        PublishedTime("decode", card, n, 0.0).shape.kv_tokens * spec.kv_bytes_per_token() for n in (1, _SLOPE_TO)
+    ]
     seconds = (many_s - rest[1]) - (one_s - rest[0])
     return (kv_bytes[1] - kv_bytes[0]) / seconds / gpu(card).memory_bytes_per_s
 

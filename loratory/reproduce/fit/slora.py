@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loratory.reproduce.slora import Figures, Run, published, simulate
+from loratory.reproduce.slora import BenchmarkFigures, PublishedRun, published, simulate
 from loratory.scenarios.library_index import published_folder
 from loratory.serving.workload import Floats
 from loratory.sim.catalogue import gpu, model
@@ -27,18 +27,18 @@ _SHORTEST_TOKENS = 64
 """Profile rows with shorter prompts or outputs are left out: a single decode step has no warm-up, and prompts of 8 to
 32 tokens in batches of hundreds have costs by the request that serving never sees."""
 
-Constants = dict[str, float]
+ConstantValues = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """Constants to find, in seconds, from ``start`` and with the steps ``by`` that measure slopes."""
 
-    start: Constants
-    by: Constants
+    start: ConstantValues
+    by: ConstantValues
 
 
-def profile() -> Constants:
+def profile() -> ConstantValues:
     """Decode and prefill constants of VTC's A10G profile: relative least squares.
 
     decode step = max(gemm_floor, base + per_seq * sequences) + per_kv_token * KV tokens. The largest batch on the floor
@@ -80,7 +80,7 @@ def _split(on_floor: int, batch: Floats, kv_tokens: Floats, seconds: Floats) -> 
     return float(((terms @ constants - 1.0) ** 2).sum()), [float(value) for value in constants]
 
 
-def a10g(base: Constants) -> Constants:
+def a10g(base: ConstantValues) -> ConstantValues:
     """The constants of S-LoRA on the A10G: those of ``base`` and three fitted to three S1 rows."""
     rows = [run for run in published() if run.fitted and "S1" in run.suite]
     fixed = base | {"load_per_rank_s": LOAD_PER_RANK_S}
@@ -91,7 +91,7 @@ def a10g(base: Constants) -> Constants:
     return fixed | solve(search, lambda constants: _residuals(rows, fixed | constants))
 
 
-def a100(small: Constants) -> Constants:
+def a100(small: ConstantValues) -> ConstantValues:
     """The constants of S-LoRA on the A100 with Llama-13B, from those of the A10G with Llama-7B and two S4 rows.
 
     LoRA and attention in decode read memory: they scale with bytes over bandwidth. Linear layers scale with weights.
@@ -118,7 +118,7 @@ def a100(small: Constants) -> Constants:
     return fixed | solve(search, lambda constants: _residuals(rows, fixed | constants))
 
 
-def _residuals(rows: Sequence[Run], constants: Constants) -> Floats:
+def _residuals(rows: Sequence[PublishedRun], constants: ConstantValues) -> Floats:
     """Differences over what counts as much: 0.5 % of throughput, 2 % of mean latency."""
     changes = tuple(f"cost.{name}={value!r}" for name, value in constants.items())
     tried = [
@@ -128,13 +128,13 @@ def _residuals(rows: Sequence[Run], constants: Constants) -> Floats:
     return np.concatenate([_differences(row.measured, simulated) for row, simulated in found])
 
 
-def _differences(measured: Figures, simulated: Figures) -> Floats:
+def _differences(measured: BenchmarkFigures, simulated: BenchmarkFigures) -> Floats:
     throughput = simulated.throughput / measured.throughput - 1.0
     latency = simulated.latency_s / measured.latency_s - 1.0
     return np.array([throughput / 0.005, latency / 0.02])
 
 
-def solve(search: Search, residuals: Callable[[Constants], Floats], rounds: int = 8) -> Constants:
+def solve(search: Search, residuals: Callable[[ConstantValues], Floats], rounds: int = 8) -> ConstantValues:
     """Damped Gauss-Newton steps while they help; no constant goes below 0."""
     names = list(search.start)
     at, by = np.array([search.start[n] for n in names]), np.array([search.by[n] for n in names])
@@ -155,7 +155,7 @@ def solve(search: Search, residuals: Callable[[Constants], Floats], rounds: int 
     return dict(zip(names, [float(value) for value in at], strict=True))
 
 
-def _show(title: str, constants: Constants) -> None:
+def _show(title: str, constants: ConstantValues) -> None:
     print(title)
     for name, value in constants.items():
         print(f"  {name}: {value:.4g}")

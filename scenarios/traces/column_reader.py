@@ -1,4 +1,4 @@
-"""Source: the columns of a trace as numbers, dates, labels and lists; a cell that is none has its line named."""
+"""ColumnReader: the columns of a trace as numbers, dates, labels and lists; an error names the line of a bad cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from loratory.errors import InputError, shortened
 from loratory.scenarios.traces.dates import DATED, parse_dates
-from loratory.scenarios.traces.files import BLANK, Columns
+from loratory.scenarios.traces.files import BLANK, FileColumns
 from loratory.scenarios.traces.table import Labels
 from loratory.serving.workload import Floats
 
@@ -22,10 +22,10 @@ _MOST_PRIORITY = 2**31
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ColumnReader:
     """A file's frame, and how to read its columns."""
 
-    columns: Columns
+    columns: FileColumns
     frame: pd.DataFrame
 
     def numbers(self, column: str) -> Floats:

@@ -1,4 +1,4 @@
-"""Clock: a column of times as seconds, in the unit that was asked for, that the column or its values tell, or usual.
+"""TraceTimes: a column of times as seconds, in the unit that was asked for, or that the column or its values show.
 
 A unit that was guessed is told in a note, and so are a rate and a span that no service has.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loratory.errors import InputError
-from loratory.scenarios.traces.source import Source
+from loratory.scenarios.traces.column_reader import ColumnReader
 from loratory.serving.workload import Floats
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -34,7 +34,7 @@ _ENOUGH, _SOME = 10, 5  # rows that tell a rate, and that one is implausibly hig
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TraceTimes:
     """Times in seconds (NaN for an empty cell), and their unit; None where they are dates."""
 
     time: Floats
@@ -49,7 +49,7 @@ def unit_in_name(column: str) -> str | None:
     return None if found is None else next(unit for unit, text in found.groupdict().items() if text)
 
 
-def read_clock(source: Source, column: str, asked: str | None, usual: str, guess: bool) -> Clock:
+def read_clock(source: ColumnReader, column: str, asked: str | None, usual: str, guess: bool) -> TraceTimes:
     """The times in ``column``: in the unit ``asked`` for, else in the one its name or its values tell, else ``usual``.
 
     Numbers that are seconds, ms, us or ns since 1970 are recognised by their size. With ``guess``, a unit that gives an
@@ -64,7 +64,7 @@ def read_clock(source: Source, column: str, asked: str | None, usual: str, guess
         time, guessed = source.dates(column)
         with np.errstate(invalid="ignore"):
             source.refuse(time > LATEST_S, column, "is 300 years after the earliest")
-        return Clock(time, None, (*guessed, *_doubts(time, None, _TOLD)))
+        return TraceTimes(time, None, (*guessed, *_doubts(time, None, _TOLD)))
     raw = source.numbers(column)
     unit, notes = (asked, []) if asked is not None else _unit(source, column, raw, usual, guess)
     told = asked is not None or bool(notes) or unit_in_name(column) is not None
@@ -73,10 +73,10 @@ def read_clock(source: Source, column: str, asked: str | None, usual: str, guess
         source.refuse(
             np.abs(time) > LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
         )
-    return Clock(time, unit, (*notes, *_doubts(time, unit, _TOLD if told else _UNTOLD if guess else _BY_FORMAT)))
+    return TraceTimes(time, unit, (*notes, *_doubts(time, unit, _TOLD if told else _UNTOLD if guess else _BY_FORMAT)))
 
 
-def _unit(source: Source, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
+def _unit(source: ColumnReader, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
     named, epoch = unit_in_name(column), _epoch(raw)
     if named is not None:
         if epoch is not None and epoch != named:
