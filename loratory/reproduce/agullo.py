@@ -226,10 +226,10 @@ def reproduction(published: dict[Cell, CellFigures | None]) -> Reproduction:
         source="Agullo et al. (arXiv:2508.08343), logs in FerranAgulloLopez/GPULLMAdapterOptimization",
         scenarios=("agullo-h100",),
         fitted=(
-            "Step base, time a sequence, time a distinct adapter and time a slot and token: fitted to the mean ITL of "
-            "six cells (slots/adapters 8/8, 8/192, 32/384, 64/192, 128/128, 128/384). KV reads and prompt tokens from "
-            "the roofline, adapter loads from the authors' micro-measurement, lengths from ShareGPT, the KV pool from "
-            "the memory model; none of these from a cell."
+            "The base time of a step and the times per sequence, per distinct adapter, and per slot and token were "
+            "fitted to the mean ITL of six cells (slots/adapters 8/8, 8/192, 32/384, 64/192, 128/128, 128/384). KV "
+            "reads and prompt tokens come from the roofline, adapter loads from the authors' micro-measurement, "
+            "lengths from ShareGPT, and the KV pool from the memory model; no cell was used for these."
         ),
         rows=tuple(rows + runs),
         checks=(*checks, *run_checks(runs, published, simulated)),
@@ -238,12 +238,14 @@ def reproduction(published: dict[Cell, CellFigures | None]) -> Reproduction:
 
 
 NOT_MODELLED = (
-    "The scheduler walks over every waiting request in every step. By the authors' own fit of its time that is 0.23 us "
-    "a waiting request: 3 of the 5.6 ms by which the simulated ITL is low at 8 slots and 384 adapters, the largest "
-    "error, where 13,000 wait.",
-    "CUDA-graph padding, eager steps above 512 tokens, other tiles of LoRA kernels from 128 tokens: one line in "
-    "tokens stands for all three. ITL is 14 % low with 32 slots and 128 adapters, where it bends most.",
-    "HTTP and tokenization: about 8 ms of the median TTFT where nobody waits.",
-    "Arrivals and lengths are drawn, not replayed: cells of a few thousand requests differ by up to 4 % in completed "
-    "requests by chance. Published completed requests are below the rates' expectation there, simulated ones near it.",
+    "vLLM's scheduler walks over every waiting request in every step. By the authors' own fit this takes 0.23 us per "
+    "waiting request. That explains 3 of the 5.6 ms by which the simulated ITL is too low at 8 slots and 384 adapters, "
+    "the largest error, where 13,000 requests wait.",
+    "CUDA-graph padding, eager steps above 512 tokens, and other tiles of LoRA kernels from 128 tokens on: one line in "
+    "tokens stands for all three. Where the measured curve bends most, with 32 slots and 128 adapters, ITL is 14 % too "
+    "low.",
+    "HTTP and tokenisation: about 8 ms of the median TTFT where no request waits.",
+    "Arrivals and lengths are drawn, not replayed. By chance, the completed requests of cells with a few thousand "
+    "requests differ by up to 4 %. There the published numbers are below what the rates lead one to expect, and the "
+    "simulated ones are near it.",
 )

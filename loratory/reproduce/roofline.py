@@ -42,18 +42,20 @@ def reproduce() -> Reproduction:
         source="AIConfigurator 0.12 (Llama-3.1-8B, vLLM 0.24) and measured kernel times (Llama-2-7B, fp16)",
         scenarios=("published/aiconfigurator",),
         fitted=(
-            "Five constants, solved in loratory/reproduce/fit/roofline.py from the rows marked fit: share of memory "
-            "bandwidth (0.76) from linear layers at 1 token, share of FLOP/s (0.74) at 4096, share of bandwidth in "
-            "decode attention (0.64) from batch 1 to 32 on A100 and H100, overhead a layer (A100 60 us, H100 and H200 "
-            "8 us) from batch 1. The rows at 512 tokens chose the form, a root of the sum of squares. 0.5 of FLOP/s in "
-            "prefill attention is an assumption. In the last table the GPU's own figures set nothing."
+            "Five constants, which loratory/reproduce/fit/roofline.py computes from the rows marked as fitted: the "
+            "share of memory bandwidth (0.76) from linear layers at 1 token, the share of FLOP/s (0.74) from those at "
+            "4096, the share of bandwidth in decode attention (0.64) from batch 1 to 32 on A100 and H100, and the "
+            "overhead per layer (A100 60 us, H100 and H200 8 us) from batch 1. The form, a root of the sum of "
+            "squares, was chosen by the rows at 512 tokens. The share of FLOP/s in prefill attention, 0.5, is an "
+            "assumption. In the last table no constant comes from the GPU's own figures."
         ),
         rows=tuple(rows),
         checks=tuple(_checks(rows)),
         not_modelled=(
             "Tile and wave quantisation of GEMMs, padding of CUDA-graph batches, power capping.",
-            "Largest errors: small batches on the H200 when its own figures set nothing (the H100's step at batch 1 "
-            "leaves next to no overhead, the H200's half a millisecond), and the prefill of one 1024-token prompt.",
+            "Errors are largest for small batches on the H200 when its own figures are left out (the H100's step at "
+            "batch 1 leaves next to no overhead, the H200's leaves half a millisecond), and for the prefill of one "
+            "1024-token prompt.",
         ),
     )
 

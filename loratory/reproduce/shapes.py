@@ -40,18 +40,20 @@ def reproduce() -> Reproduction:
         title="Starvation, eviction, a queue, and throughput over popularity",
         source="SGLang pull requests 17913 and 13349, vLLM pull request 15422, Punica (MLSys 2024)",
         scenarios=tuple(f"published/{n}" for n in ("sglang-17913", "sglang-13349", "vllm-15422", "punica-a100")),
-        fitted="cost.host_layer_s of punica-a100, on its `identical` case (python -m loratory.reproduce.fit.punica). "
-        "Nothing else: the others run on the uncalibrated roofline.",
+        fitted="Only cost.host_layer_s of punica-a100, to its `identical` case (python -m "
+        "loratory.reproduce.fit.punica). The others run on the uncalibrated roofline.",
         rows=tuple(row for rows, _ in parts for row in rows),
         checks=tuple(check for _, checks in parts for check in checks),
         not_modelled=(
-            "SGLang 17913 is one draw of 200 requests; ours are twenty, and between them the mean ranges over a factor "
-            "of two. The step time of that SGLang version is not known; the roofline's gives its P50.",
-            "SGLang 13349 says nothing of the rank, the lengths drawn, or when outputs ended. With a scheduler "
-            "that stops at the first request without a slot the median is 3 times the published one; with one that "
-            "passes over, half of the requests starve and the median falls on either side from seed to seed.",
-            "Punica's kernels: the fitted host time scales with layers, which makes the 13B model too fast, so part of "
-            "what it stands for grows with the model's width. An adapter load is bytes over the host link.",
+            "SGLang 17913 measured one draw of 200 requests. The simulation draws twenty, whose means differ by up to "
+            "a factor of two. The step time of that SGLang version is not known; with the roofline's, the P50 agrees.",
+            "SGLang 13349 does not tell the rank, the lengths that were drawn, or when outputs ended. With a "
+            "scheduler that stops at the first request without a slot, the median is 3 times the published one. With "
+            "one that skips such requests, half of the requests starve, and the median is below or above, depending "
+            "on the seed.",
+            "Punica's kernels: the fitted host time grows with the number of layers. This makes the 13B model too "
+            "fast, so part of that time must grow with the model's width. An adapter load takes its bytes over the "
+            "host link.",
         ),
     )
 
@@ -91,7 +93,7 @@ def _eviction() -> tuple[list[Row], list[Check]]:
     rows = [
         Row("SGLang 13349, 8 slots, 8 adapters", "TTFT P50, s", CACHED_S, found[8]),
         Row("SGLang 13349, 8 slots, 16 adapters", "TTFT P50, s", EVICTING_S, found[16]),
-        Row("SGLang 13349, 16 adapters, had it passed over", "TTFT P50, s", EVICTING_S, greedy),
+        Row("SGLang 13349, 16 adapters, skipping instead", "TTFT P50, s", EVICTING_S, greedy),
         Row("SGLang 13349, 16 against 8 adapters", "TTFT P50, ratio", EVICTING_S / CACHED_S, found[16] / found[8]),
     ]
     return rows, [

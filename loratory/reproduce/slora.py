@@ -118,19 +118,20 @@ def reproduce() -> Reproduction:
         source="S-LoRA's repository, result files of benchmarks/paper/synthetic",
         scenarios=tuple(SCENARIOS.values()),
         fitted=(
-            "Decode and prefill steps without LoRA: VTC's A10G profile. KV time in batches of mixed lengths, LoRA time "
-            "by token and by adapter: three S1 rows (1 adapter at 2 req/s, 200 adapters at 1 and at 2 req/s). Load "
-            "time, 0.56 ms times rank, is S-LoRA's. A100: LoRA and KV scaled by bytes over bandwidth, linear layers "
-            "from kernel times measured on an A100; the least step time and the load time from the S4 rows with 0 and "
-            "400 adapters. The form of the cost model was chosen with all S1 and S4 rows in sight."
+            "Decode and prefill steps without LoRA come from VTC's A10G profile. KV time in batches of mixed lengths, "
+            "and LoRA time per token and per adapter, were fitted to three S1 rows (1 adapter at 2 req/s, 200 adapters "
+            "at 1 and at 2 req/s). The load time, 0.56 ms times rank, is S-LoRA's. On the A100, LoRA and KV times were "
+            "scaled by bytes over bandwidth, linear layers come from kernel times measured on an A100, and the least "
+            "step time and the load time were fitted to the S4 rows with 0 and 400 adapters. All S1 and S4 rows were "
+            "known when the form of the cost model was chosen."
         ),
         rows=tuple(rows),
         checks=tuple(_checks(found, rows)),
         not_modelled=(
-            "HTTP, tokenising and detokenising: measured first tokens come about 0.1 s later",
-            "what a decode step costs by the longest request in it: one constant for a KV token stands for batches of "
-            "mixed lengths, twice the time of a batch of equal lengths",
-            "the copies with which separate memory grows and shrinks its adapter buffer",
+            "HTTP, tokenising and detokenising: measured first tokens come about 0.1 s later.",
+            "The effect of the longest request on a decode step: one constant per KV token stands for batches of mixed "
+            "lengths, which take twice the time of a batch of equal lengths.",
+            "The copies by which separate memory grows and shrinks its adapter buffer.",
         ),
     )
 

@@ -17,21 +17,22 @@ CLOCK_S = 2e-6
 """The files have microseconds; a step's end is a sum of two of them."""
 
 FITTED = (
-    "The profile vllm-0.32-cpu-56m and tiers.disk_latency_s: non-negative least squares on the 2,867 steps of `below`, "
-    "each from the end of the one before, with the default features and no knots "
-    "(python -m loratory.reproduce.fit.vllm032). No figure of `near` set a coefficient, but the features were chosen "
-    "with both runs in sight: the eight sets tried gave mean TTFT errors of -4.1 to +4.5 % on `near`, so how small its "
-    "error is now is partly luck."
+    "The profile vllm-0.32-cpu-56m and tiers.disk_latency_s, by non-negative least squares on the 2,867 steps of "
+    "`below`, each measured from the end of the step before, with the default features and no knots "
+    "(python -m loratory.reproduce.fit.vllm032). No figure of `near` set a coefficient, but both runs were known when "
+    "the features were chosen. The eight sets of features that were tried gave mean TTFT errors of -4.1 to +4.5 % on "
+    "`near`, so its present error is this small partly by luck."
 )
 NOT_MODELLED = (
-    "Near capacity errors grow: at 9 requests/s step times that are 1 % longer make the mean TTFT of `near` "
-    "5 % longer, its P95 4 %, the mean E2E 3 %.",
-    "Scatter of step times. In `below` 40 of 2,867 steps took 1.3 to 4.7 times what the profile says; that, and which "
-    "prompts they hit, makes its P95 TTFT (15 requests) come out 12 % too short though its steps are what was fitted. "
-    "Without the 14 requests such steps touched, the measured P95 is 3 % lower.",
-    "What LoRA costs apart from the base model: in both runs every request has an adapter. The recorded steps give "
-    "0.6 ms a prompt token and 2 ms a prompt, base and adapter together, not 1.5 ms a LoRA token.",
-    "The order in which vLLM's slot cache and host cache forget adapters that were last used in the same step.",
+    "Near capacity errors grow: at 9 requests/s, step times that are 1 % longer make the mean TTFT of `near` 5 % "
+    "longer, its P95 4 % and the mean E2E 3 %.",
+    "Scatter of step times. In `below`, 40 of 2,867 steps took 1.3 to 4.7 times as long as the profile predicts. "
+    "Because of these steps, and of the prompts that they hit, the simulated P95 TTFT (15 requests) is 12 % too "
+    "short, although the profile was fitted to this run. Without the 14 requests in such steps the measured P95 is 3 "
+    "% lower.",
+    "What LoRA costs apart from the base model: in both runs every request has an adapter. The recorded steps show "
+    "0.6 ms per prompt token and 2 ms per prompt, base model and adapter together, rather than 1.5 ms per LoRA token.",
+    "The order in which vLLM's slot cache and host cache evict adapters that were last used in the same step.",
 )
 
 

@@ -177,22 +177,23 @@ def _checks(figures: Published, vtc: Simulated, fcfs: Simulated, longer: Simulat
 
 
 FITTED = (
-    "Nothing to these experiments. Step times are the A10G profile of the artifact plus 2.2 ms an iteration, which is "
-    "what S-LoRA takes over that profile: the profile times the model alone, the experiments ran in S-LoRA's server. "
-    "Requests are those of the artifact's generator, seed 42. The published throughputs were used for neither."
+    "Nothing was fitted to these experiments. Step times are those of the artifact's A10G profile plus 2.2 ms per "
+    "iteration, which is what S-LoRA takes on top of that profile: the profile times the model alone, but the "
+    "experiments ran in S-LoRA's server. Requests come from the artifact's generator with seed 42. The published "
+    "throughputs were not used for either."
 )
 
 NOT_MODELLED = (
-    "How a VTC run goes is decided in its first seconds, by which requests come before which of the router's looks; "
-    "from then on who is admitted depends on nothing but token counts. Other offsets of the clients' first requests "
-    "(seeds 43 to 66) give largest gaps of 8,857 to 12,317 in vtc-overload and of 7,326 to 9,631 in vtc-on-off; decode "
-    "steps 0.6 ms shorter or longer, 9,615 to 11,171, 7,376 to 9,083 and 20,697 to 21,928 in vtc-short-long. There the "
-    "long client asks for barely more than its half, and with other Poisson draws the gap is its own doing.",
-    "The published gaps do not say how often they were sampled. Ours are sampled every second; at the 19 times of the "
-    "artifact's plots they are 9,285, 7,573 and 18,471.",
-    "Cold start: in the published VTC overload run the first token took 3.3 s, in ours 0.06 s.",
-    "HTTP, tokenization and the streaming of tokens: the published first token of an idle server takes 0.13 s. "
-    "Throughput of the evenly spaced experiments is 2 to 4 % high.",
-    "The artifact charges an output token before its decode step and none for the token of a prefill; ties between "
-    "clients go to the one that came first. Here every token is charged when it is there.",
+    "The first seconds of a VTC run decide how it goes: which requests arrive before which look of the router at the "
+    "queue. From then on admissions depend on token counts only. Other offsets of the clients' first requests (seeds "
+    "43 to 66) give largest gaps of 8,857 to 12,317 in vtc-overload and of 7,326 to 9,631 in vtc-on-off. Decode steps "
+    "that are 0.6 ms shorter or longer give 9,615 to 11,171, 7,376 to 9,083, and 20,697 to 21,928 in vtc-short-long. "
+    "There the long client asks for barely more than its half, and with other Poisson draws it causes the gap itself.",
+    "The publication does not tell how often it sampled the gaps. Loratory samples every second; at the 19 times of "
+    "the artifact's plots its gaps are 9,285, 7,573 and 18,471.",
+    "Cold start: in the published VTC overload run the first token took 3.3 s, in the simulation 0.06 s.",
+    "HTTP, tokenisation and the streaming of tokens: the published first token of an idle server takes 0.13 s. "
+    "Throughput of the evenly spaced experiments is 2 to 4 % too high.",
+    "The artifact charges an output token before its decode step, and does not charge the token of a prefill; of two "
+    "clients with equal counters it serves the one that came first. Loratory charges every token when it exists.",
 )
