@@ -243,9 +243,18 @@ def _own(found: type) -> dict[str, tuple[Any, Any]]:
     except Exception:
         hints = {}
     return {
-        name: (hints.get(name, str), None if parameter.default is parameter.empty else parameter.default)
+        name: (hints.get(name) or _type_of(parameter.default), _default(parameter))
         for name, parameter in _signature(found).items()
     }
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    return None if parameter.default is parameter.empty else parameter.default
+
+
+def _type_of(default: Any) -> type:
+    """The type of a parameter that names none: its default's, or else a text."""
+    return type(default) if isinstance(default, bool | int | float) else str
 
 
 def _signature(found: type) -> dict[str, inspect.Parameter]:
@@ -277,44 +286,73 @@ def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
             raise InputError(f"policy {_shown(spec)} gives {name!r} twice: keep one")
         values[name] = _convert(spec, name, known[name], text.strip())
     if values.get("prefetch", 0) < 0:
-        raise InputError(f"policy {_shown(spec)}: prefetch is {values['prefetch']}: it is at least 0")
+        raise InputError(f"policy {_shown(spec)}: prefetch is {values['prefetch']}: give 0 or more")
     for name, parameter in _signature(found).items():
         if parameter.default is parameter.empty and name not in values:
-            raise InputError(f"policy {_shown(spec)} needs {name}: write {name}=VALUE behind its name and a colon")
+            whole = f"{spec}{',' if given else ':'}{name}=VALUE"
+            raise InputError(f"policy {_shown(spec)} needs {name}: write {shortened(whole, 100)}")
     return values
 
 
 def _convert(spec: str, name: str, kind: Any, text: str) -> Any:
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
-        if text in options:
-            return text
-        raise InputError(
-            f"policy {_shown(spec)}: {name} is {_shown(text)}: choose one of {', '.join(map(str, options))}"
-        )
+    """The value that a text stands for: that of the first type of a union which it fits."""
+    options = _options(kind)
     if types.NoneType in options and text.lower() in ("none", "null"):
         return None
-    kinds = [option for option in options if option is not types.NoneType] or [kind]
-    for option in kinds:
+    for option in options:
         try:
-            if option is bool:
-                return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-            if option is float and not isfinite(float(text)):
-                break
-            if option in (int, float):
-                return option(text)
-        except (ValueError, KeyError):
+            return _value(option, text)
+        except ValueError:
             continue
+    listed = any(typing.get_origin(option) is Literal for option in options)
+    remedy = f"choose one of {_type_text(kind).replace(' | ', ', ')}" if listed else f"give {_wanted(kind)}"
+    raise InputError(f"policy {_shown(spec)}: {name} is {_shown(text)}: {remedy}")
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _value(kind: Any, text: str) -> Any:
+    """A text as a value of one type. Raises `ValueError`."""
+    if typing.get_origin(kind) is Literal:
+        for choice in typing.get_args(kind):
+            if text == str(choice):
+                return choice
+    elif kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() in words:
+            return words[text.lower()]
+    elif kind in (int, float):
+        number = kind(text)
+        if isfinite(number):
+            return number
+    elif kind is str:
         return text
-    raise InputError(f"policy {_shown(spec)}: {name} is {_shown(text)}: it should be {_type_text(kind)}, and finite")
+    raise ValueError(text)
 
 
 def _type_text(kind: Any) -> str:
+    options = _options(kind)
+    if len(options) > 1:
+        return " | ".join(map(_type_text, options))
     if typing.get_origin(kind) is Literal:
         return " | ".join(map(str, typing.get_args(kind)))
-    if kind is bool:
-        return "true | false"
-    return {int: "whole number", float: "number", str: "text"}.get(kind, str(getattr(kind, "__name__", kind)))
+    return _TYPES.get(kind, str(kind) if typing.get_origin(kind) else str(getattr(kind, "__name__", kind)))
+
+
+_TYPES = {int: "whole number", float: "number", str: "text", bool: "true | false", types.NoneType: "none"}
+
+
+def _wanted(kind: Any) -> str:
+    """What to give for a type, in a sentence."""
+    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+    words[types.NoneType] = "none"
+    known = [words[option] for option in _options(kind) if option in words]
+    if len(known) == len(_options(kind)):
+        return " or ".join(known)
+    return f"a value in Python, since {_type_text(kind)} cannot be written here"
 
 
 def _meanings(listed: str) -> dict[str, str]:

@@ -21,7 +21,8 @@ from hypothesis import given
 from lab import examples
 from pages import ROOT, Block, blocks, code_spans, rows
 
-from loratory import load_scenario, policy, policy_names, run_scenario
+from loratory import load_scenario, policy, policy_factory, policy_names, run_scenario
+from loratory.errors import InputError
 from loratory.experiment.resolve import build
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.reference import sections
@@ -29,7 +30,18 @@ from loratory.serving.actions import REFUSED
 from loratory.serving.events import Decided, Stepped
 from loratory.serving.eviction import SCORERS
 from loratory.serving.policy import Decisive
-from loratory.testing import World, assert_laws, assert_serves, edge_worlds, run, worlds
+from loratory.testing import (
+    EngineConfig,
+    ToyCost,
+    World,
+    adapter,
+    assert_laws,
+    assert_serves,
+    edge_worlds,
+    run,
+    workload,
+    worlds,
+)
 from loratory.testing.check_policy import check_policy
 
 PAGE = ROOT / "docs" / "policies.md"
@@ -91,11 +103,15 @@ def test_events_and_their_fields() -> None:
     assert found == {kind.__name__: [f for f in kind._fields if f != "sequence"] for kind in EVENTS}
 
 
-def test_optional_members() -> None:
-    found = [cells[0].strip("`").partition("(")[0] for cells in rows(PAGE, "member")]
-    assert {*found, "schedule"} >= {*public(policy.Policy)}
-    for name in found:
-        assert name in (policy.Policy.__doc__ or "") or hasattr(policy.Policy, name) or name in ("source", "spec"), name
+def test_optional_members_and_their_defaults() -> None:
+    found = {cells[0].strip("`"): cells[1] for cells in rows(PAGE, "member")}
+    assert {name.partition("(")[0] for name in found} == public(policy.Policy) - {"schedule"}
+    for name, default in found.items():
+        member = getattr(policy.Policy, name.partition("(")[0])
+        if inspect.isfunction(member):
+            assert name == f"{member.__name__}({', '.join([*inspect.signature(member).parameters][1:])})"
+        elif name != "observes":
+            assert default == f"`{member!r}`".replace("'", '"')
 
 
 def test_words_that_a_member_takes() -> None:
@@ -126,12 +142,45 @@ OTHER = {
     *("any", "off", "disk", "sync", "async", "separate", "unified", "true", "false", "yes", "no", "none", "nan", "inf"),
     *("loratory", "testing", "policy", "policy_timeout_s", "itertools", "sys", "exit", "strict", "lift", "OK", "sql"),
     *("decisions", "jsonl", "refusals", "check", "examples", "Parameters", "LORATORY_TRACEBACK", "value", "N", "k"),
+    *("prefetc", "victm", "lruu", "fifi", "no_module"),
     *("n", "s", "age_rate", "size", "waited", "queue", "lanes", "my_module", "my_package", "depth"),
 }
 """Words of the page's code spans that are no names of `loratory.policy`: types, values, and names of examples."""
 
 
 # Refusals
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the files of the page."""
+    for name, block in FILES.items():
+        (tmp_path / f"{name}.py").write_text(block.text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+FILES = {name[1]: block for block in blocks(PAGE) if (name := re.match(r"# (\w+)\.py\n", block.text))}
+
+
+@pytest.mark.parametrize("cells", [pytest.param(cells, id=cells[0]) for cells in rows(PAGE, "in the class")])
+def test_a_member_that_cannot_be_meant_is_refused_with_the_sentence_of_the_page(cells: list[str], here: Path) -> None:
+    code = cells[0].strip("`")
+    (here / "mine.py").write_text(
+        f"from loratory.policy import Arrived\nfrom shortest_first import ShortestFirst\n\n\n"
+        f"class Mine(ShortestFirst):\n    {code}\n"
+    )
+    with pytest.raises(InputError) as error:
+        policy_factory("mine.py:Mine")
+    assert str(error.value) == f"policy 'mine.py:Mine': {cells[1]}"
+
+
+@pytest.mark.parametrize("cells", [pytest.param(cells, id=cells[0]) for cells in rows(PAGE, "in the command")])
+def test_a_spec_that_cannot_be_meant_is_refused_with_the_sentence_of_the_page(cells: list[str], here: Path) -> None:
+    with pytest.raises(InputError) as error:
+        policy_factory(cells[0].strip("`"))
+    assert cells[1] in str(error.value)
 
 
 class Anything:
@@ -235,20 +284,31 @@ def test_the_fast_version_of_a_policy_admits_in_the_same_order(slow: str, fast: 
     assert admitted[0] == admitted[1] and len(admitted[0]) > 300
 
 
-FILES = {name[1]: block for block in blocks(PAGE) if (name := re.match(r"# (\w+)\.py\n", block.text))}
 WORKED = {"aged_shortest": "AgedShortest", "warm_rounds": "WarmRounds"}
 
 
 @pytest.mark.parametrize("name", WORKED)
-def test_worked_policies_pass_check_policy_and_serve_a_library_scenario(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / f"{name}.py").write_text(FILES[name].text)
-    monkeypatch.chdir(tmp_path)
+def test_worked_policies_pass_check_policy_and_serve_a_library_scenario(name: str, here: Path) -> None:
     spec = f"{name}.py:{WORKED[name]}"
     check = check_policy(spec, examples=25)
     assert check.passed, check.findings
     overrides = ["workload.duration_s=60", "adapters.initial_tier=disk", "seeds=[0]"]
-    (mine,) = run_scenario(load_scenario("hot-and-tail", overrides, policies=[spec]), tmp_path / "out")["runs"]
+    (mine,) = run_scenario(load_scenario("hot-and-tail", overrides, policies=[spec]), here / "out")["runs"]
     assert mine["requests"]["completed"] == mine["requests"]["submitted"] > 100
     assert mine["policy"] == spec
+
+
+def test_an_evict_of_ones_own_chooses_the_adapter_that_goes() -> None:
+    """Of two idle adapters the one for which no request waits goes, though it was used later."""
+    adapters = (adapter(1), adapter(2), adapter(3))
+    requests = [
+        {"at": 0.0, "adapter": 1, "out": 1},
+        {"at": 1.0, "adapter": 2, "out": 1},
+        {"at": 2.0, "adapter": 3, "prompt": 1, "out": 9},
+        {"at": 2.0, "adapter": 1, "prompt": 5, "out": 1},
+    ]
+    config = EngineConfig(num_gpu_blocks=64, max_loras=2, max_num_seqs=1, max_num_batched_tokens=64)
+    world = World(workload(requests, adapters), adapters, config, ToyCost())
+    evicted = {name: run(world, EXAMPLES[name]).of("Evicted") for name in ("ShortestFirst", "KeepsWanted")}
+    assert [event[2] for event in evicted["ShortestFirst"]] == ["a1", "a2"]
+    assert [event[2] for event in evicted["KeepsWanted"]] == ["a2"]

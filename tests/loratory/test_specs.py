@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -64,11 +65,13 @@ def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:
         ("fair_share:wieght=2", "did you mean 'input_weight'"),
         ("fair_share:outputweight=2", "did you mean 'output_weight'"),
         ("fair_share:by=planet", "choose one of tenant, adapter"),
-        ("fifo:strict=maybe", "true | false"),
-        ("deficit:quantum=many", "number"),
+        ("fifo:strict=maybe", "strict is 'maybe': give true or false"),
+        ("deficit:quantum=many", "quantum is 'many': give a finite number"),
+        ("deficit:quantum=nan", "quantum is 'nan': give a finite number"),
+        ("fifo:prefetch=2.5", "prefetch is '2.5': give a whole number"),
         ("deficit:quantum=1,quantum=2", "twice"),
         ("fifo:strict", "name=value"),
-        ("fifo:prefetch=-1", "at least 0"),
+        ("fifo:prefetch=-1", "prefetch is -1: give 0 or more"),
         ("rotation:cycle_s=0", "above 0"),
         ("no_such_module:Policy", "no module"),
         ("missing.py:Policy", "no file"),
@@ -78,6 +81,40 @@ def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:
 def test_bad_specs_are_refused_with_the_remedy(spec: str, says: str) -> None:
     with pytest.raises(InputError, match=says.replace("|", r"\|")):
         policy_factory(spec)
+
+
+def test_a_parameter_without_a_type_has_that_of_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Mine:\n    def __init__(self, n=1, x=0.5, on=False, word='a', any=None):\n"
+        "        self.given = n, x, on, word, any\n    def schedule(self, view): yield\n"
+    )
+    policy: typing.Any = policy_factory(f"{file}:Mine:n=7,x=2,on=yes,word=3,any=4")()
+    assert policy.given == (7, 2.0, True, "3", "4")
+    assert [p.type for p in describe(f"{file}:Mine").parameters][:3] == ["whole number", "number", "true | false"]
+    with pytest.raises(InputError, match=r"n is '7\.5': give a whole number"):
+        policy_factory(f"{file}:Mine:n=7.5")
+
+
+def test_types_that_a_spec_can_and_cannot_give(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from typing import Literal\n\n\nclass Mine:\n"
+        "    def __init__(self, must: int, way: Literal['up', 'down'] | None = None, level: Literal[1, 2] = 1,\n"
+        "                 most: int | None = 3, sizes: list[int] = [1]):\n"
+        "        self.given = must, way, level, most\n    def schedule(self, view): yield\n"
+    )
+    policy: typing.Any = policy_factory(f"{file}:Mine:must=4,way=up,level=2,most=none")()
+    assert policy.given == (4, "up", 2, None)
+    for given, sentence in {
+        "": "needs must: write ",
+        ":must=1,way=left": "way is 'left': choose one of up, down, none",
+        ":must=1,level=3": "level is '3': choose one of 1, 2",
+        ":must=1,most=few": "most is 'few': give a whole number or none",
+        ":must=1,sizes=3": "sizes is '3': give a value in Python, since list[int] cannot be written here",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            policy_factory(f"{file}:Mine{given}")
 
 
 def test_a_file_that_does_not_import_says_why(tmp_path: Path) -> None:
