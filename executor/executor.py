@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import inf
 from threading import Event as Flag
 from typing import Any
 
-from loratory.errors import InputError
+from loratory.errors import InputError, PolicyError, PolicyTimeout, shortened
 from loratory.executor.clock import Clock
 from loratory.executor.generation import Generation
 from loratory.executor.runner import ModelRunner
@@ -19,6 +20,7 @@ from loratory.serving.events import Ended, EventHandlers, Evicted, Handler, Pree
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
 from loratory.serving.policy import PolicyLike
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.request import Request
 from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
@@ -45,6 +47,11 @@ class Executor:
     ``sink`` receives the engine's events; ``on_token(request_id, token)`` each token as it
     is sampled; ``on_end(event, generation)`` each request that reached a final status. With ``record`` the run can be
     replayed (`recording`). Raises `InputError` like `Engine` for adapters its configuration cannot serve.
+
+    The policy has ``policy_timeout_s`` seconds for one answer (see `PolicyWatch`; None: as long as it takes). When it
+    fails, every request ends as failed with the reason, and there is no further step. A policy that sleeps in a thread
+    other than the main one cannot be stopped: the requests end, from another thread, and that step does not return
+    before the policy does.
     """
 
     def __init__(
@@ -62,12 +69,23 @@ class Executor:
         on_token: OnToken | None = None,
         on_end: OnEnd | None = None,
         record: bool = False,
+        policy_timeout_s: float | None = POLICY_TIMEOUT_S,
     ) -> None:
         if config.memory != "slots":
             raise InputError(
                 "engine.memory is unified, which is only simulated: set it to slots to run on the executor"
             )
-        self.engine = Engine(config, adapters, policy, cost, sink=self._listener(sink))
+        self._failure = ""
+        """Why the policy has failed."""
+        self._watch: PolicyWatch | None = None
+        if policy_timeout_s is not None:
+            self._watch = PolicyWatch.over(policy, policy_timeout_s, self._policy_failed)
+        try:
+            with self._watch or nullcontext():
+                self.engine = Engine(config, adapters, policy, cost, sink=self._listener(sink))
+        except BaseException:
+            self._unwatch()
+            raise
         self.runner = runner
         self.tiers = tiers
         self.clock = clock
@@ -95,8 +113,9 @@ class Executor:
         """A request arrives; its ``arrival`` is at or before the time of the next step.
 
         Raises `InputError` for an id in use, a prompt that is not as long as the request says, or cached prompt tokens:
-        there is no prefix cache.
+        there is no prefix cache. Raises `PolicyError` when the policy has failed.
         """
+        self._check_policy()
         if len(generation.prompt) != request.prompt_tokens:
             raise InputError(
                 f"request {request.request_id!r} declares {request.prompt_tokens} prompt tokens, but its prompt has "
@@ -121,8 +140,17 @@ class Executor:
     def step(self, now: float) -> bool:
         """Plan at second ``now`` (from `now`) and run the plan; False when there was nothing to run.
 
-        Raises `PolicyError` when the policy fails, `StalledError` when it stops progress.
+        Raises `PolicyError` when the policy fails or has failed, `StalledError` when it stops progress.
         """
+        self._check_policy()
+        try:
+            with self._watch or nullcontext():
+                return self._step(now)
+        except (PolicyError, PolicyTimeout) as error:
+            self._policy_failed(error.text if isinstance(error, PolicyTimeout) else str(error))
+            raise
+
+    def _step(self, now: float) -> bool:
         engine, tape = self.engine, self._tape
         self.woken.clear()
         self._tell_loads(now)
@@ -158,7 +186,23 @@ class Executor:
 
     def close(self) -> None:
         """Wait for loads in flight and drop the adapters."""
+        self._unwatch()
         self.tiers.close()
+
+    def _check_policy(self) -> None:
+        if self._failure:
+            raise PolicyError(shortened(f"the executor has stopped: {self._failure}"))
+
+    def _policy_failed(self, why: str) -> None:
+        """End every request, once, without the policy."""
+        if not self._failure:
+            self._failure = why
+            self.engine.dismiss_policy()
+            self.engine.end_all(self.now(), "failed", why)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
     def _compute(self, plan: StepPlan, failed: dict[str, str], finished: list[str]) -> None:
         generations, on_token = self._generations, self._on_token

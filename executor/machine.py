@@ -29,6 +29,7 @@ from loratory.serving.events import Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView
 from loratory.serving.policy import PolicyLike
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 
 class Machine:
@@ -89,6 +90,7 @@ class Machine:
         on_token: OnToken | None = None,
         on_end: OnEnd | None = None,
         record: bool = False,
+        policy_timeout_s: float | None = POLICY_TIMEOUT_S,
     ) -> Executor:
         """A fresh engine over this machine. Close it before the next: they share cache and slots.
 
@@ -110,7 +112,7 @@ class Machine:
         runner = ModelRunner(self.model, self._kv, tables, lora, tiers.slot, graphs)
         return Executor(
             config, adapters, policy, cost, runner, tiers, clock, woken,
-            sink=sink, on_token=on_token, on_end=on_end, record=record,
+            sink=sink, on_token=on_token, on_end=on_end, record=record, policy_timeout_s=policy_timeout_s,
         )  # fmt: skip
 
     def _applier(self) -> LoRA:

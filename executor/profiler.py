@@ -186,7 +186,7 @@ def _run(
     stepped: list[Stepped] = []
 
     sink = EventHandlers({Stepped: stepped.append})
-    executor = machine.executor(adapters, policy, cost, RealClock(), sink=sink)
+    executor = machine.executor(adapters, policy, cost, RealClock(), sink=sink, policy_timeout_s=None)
     timed: list[tuple[BatchShape, float]] = []
     waiting = iter(arrivals)
     coming = next(waiting, None)

@@ -132,6 +132,12 @@ class Engine:
         times = self._runner.wake_times
         return times[0] if times else None
 
+    def dismiss_policy(self) -> None:
+        """The policy has failed: from now on it is told nothing. The engine cannot plan any more."""
+        sink = self._announcer.sink
+        self._tell_arrived, self._tell_loaded = sink(Arrived), sink(Loaded)
+        self._runner.dismiss_policy()
+
     def end_all(self, now: float, status: Status, why: str) -> None:
         """End every unfinished request: the run is over."""
         self._take_in(now)
@@ -181,15 +187,20 @@ class Engine:
         self._arriving.clear()
         runner.ask = True
         tell_arrived = self._tell_arrived
-        for item in inbox:
-            if isinstance(item, Request):
-                sequence, refusal = ledger.submit(item)
-                if refusal:
-                    runner.turn_away(sequence, refusal)
-                elif tell_arrived is not None:
-                    tell_arrived(Arrived(now, sequence.view))
-            else:
-                item()
+        items = iter(inbox)
+        try:
+            for item in items:
+                if isinstance(item, Request):
+                    sequence, refusal = ledger.submit(item)
+                    if refusal:
+                        runner.turn_away(sequence, refusal)
+                    elif tell_arrived is not None:
+                        tell_arrived(Arrived(now, sequence.view))
+                else:
+                    item()
+        except BaseException:
+            self._inbox[:0] = items  # what the policy has failed at one of
+            raise
 
     def _reserve_decode(self) -> bool:
         """Take the KV blocks the decode step needs, preempting where they are missing; False when it did."""

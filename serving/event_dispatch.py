@@ -42,15 +42,20 @@ class Announcer:
         if observe is None or kind not in self._for_policy:
             return sink
 
-        def tell(event: Event) -> None:
-            if sink is not None:
-                sink(event)
+        def tell_policy(event: Event) -> None:
             try:
                 observe(event)
             except BaseException as error:
                 self.blame(event[0], error, "its observe()")
 
-        return tell
+        if sink is None:
+            return tell_policy
+
+        def tell_both(event: Event) -> None:
+            sink(event)
+            tell_policy(event)
+
+        return tell_both
 
     def sink(self, kind: type) -> Handler | None:
         """The sink's part of `teller`: for what is not the policy's to know."""

@@ -83,7 +83,7 @@ def place(error: BaseException, *, ours: bool = False) -> str:
 
 def place_of(frame: FrameType | None) -> str:
     """The same for code that is running: the innermost line of a guest on the stack that ends in ``frame``."""
-    return innermost((found.f_code.co_filename, found.f_lineno) for found in _outward(frame))
+    return innermost((found.f_code.co_filename, found.f_lineno) for found in outward(frame))
 
 
 def _unread(error: BaseException) -> str:
@@ -93,7 +93,8 @@ def _unread(error: BaseException) -> str:
     return f"{shortened(_short(error.filename), 100)}:{error.lineno or 1}"
 
 
-def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+def outward(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that called it, the innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back

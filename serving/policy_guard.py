@@ -20,10 +20,11 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from loratory.serving.policy_guard_process import __file__ as _ONLOOKER  # noqa: N812 - the script it is
 
@@ -34,14 +35,21 @@ _WORDS = "LORATORY_LAST_WORDS"
 """Environment variable: ``PID:DESCRIPTOR``, where that process's last words go instead of stderr."""
 
 _SIGEV_THREAD = 2
+_MOMENTS = 20
+"""Moments in the time a policy may take."""
 
 
 class Guard:
     """Ends this process when the calling thread is in a policy's code and no `alive()` comes for twice ``timeout_s``.
 
     ``entries``: names of functions that call a policy, by file; ``ours``: folders whose code is no policy's;
-    ``passing``: files in them whose functions pass a policy's call on. Raises OSError where no process can be started.
+    ``passing``: files in them whose functions pass a policy's call on; ``blame_deep``: whether code that is not ours is
+    taken for the policy's when the stack is so deep that its outer end is unknown. There is one guard in a process.
+    Raises OSError where no process can be started.
     """
+
+    in_use: ClassVar[bool] = False
+    """Whether this process has a guard."""
 
     def __init__(
         self,
@@ -51,18 +59,24 @@ class Guard:
         ours: Sequence[str],
         passing: Sequence[str],
         leavings: Leavings = (),
+        *,
+        blame_deep: bool = True,
     ) -> None:
+        self.thread = threading.get_ident()
+        """The thread it is for."""
+        self._alive_at = 0.0
         self._timeout_s = timeout_s
         self._exit = _ExitByMessage.ready()
         words, queue = redirected_words(), None if self._exit is None else self._exit.queue
         known = {
             "policy": policy,
             "timeout_s": timeout_s,
-            "thread": f"0x{threading.get_ident():0{2 * ctypes.sizeof(ctypes.c_ulong)}x}",
+            "thread": f"0x{self.thread:0{2 * ctypes.sizeof(ctypes.c_ulong)}x}",
             "process": os.getpid(),
             "entries": [[file, name] for file, names in entries.items() for name in names],
             "ours": list(ours),
             "passing": list(passing),
+            "blame_deep": blame_deep,
             "leavings": [[str(folder), [str(parent) for parent in made]] for folder, made in leavings],
             "words": 2 if words is None else words,
             "prefix": "loratory: " if words is None else "",
@@ -81,16 +95,24 @@ class Guard:
         assert self._process.stdin is not None
         self._pipe = self._process.stdin.fileno()
         os.set_blocking(self._pipe, False)
+        Guard.in_use = True
         self.alive()
+
+    def renew(self) -> None:
+        """The time begins anew, unless it did a moment ago: that takes a third of a millisecond."""
+        if time.monotonic() - self._alive_at > self._timeout_s / _MOMENTS:
+            self.alive()
 
     def alive(self) -> None:
         """Python code runs: the time begins anew."""
+        self._alive_at = time.monotonic()
         faulthandler.dump_traceback_later(self._timeout_s, repeat=True, file=self._pipe)
         with suppress(OSError):
             os.write(self._pipe, b".\n")
 
     def stop(self) -> None:
         """Nothing is watched any more."""
+        Guard.in_use = False
         faulthandler.cancel_dump_traceback_later()
         assert self._process.stdin is not None
         self._process.stdin.close()

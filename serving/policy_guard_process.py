@@ -15,6 +15,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+MEND = "mend that, or allow more with --policy-timeout (in Python, policy_timeout_s)"
+"""What to do about a policy that does not come back."""
+
 Frame = tuple[str, int, str]
 """File, line and function."""
 
@@ -24,6 +27,11 @@ _QUIET_S = 0.1
 
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _ESCAPED = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+
+
+def late_text(timeout_s: float, where: str) -> str:
+    """What is said of a policy that takes longer than ``timeout_s`` seconds."""
+    return f"did not come back within {timeout_s:g} s; it was at {where}"
 
 
 def main(known: dict[str, Any]) -> None:
@@ -66,7 +74,7 @@ def in_policy(stack: str, known: dict[str, Any]) -> bool:
                 if inner not in known["passing"]:
                     break
     cut_short = stack.rstrip().endswith("...")  # a hundred calls deep: the outer ones are not told
-    return cut_short and bool(frames) and not frames[-1][0].startswith(tuple(known["ours"]))
+    return known["blame_deep"] and cut_short and bool(frames) and not frames[-1][0].startswith(tuple(known["ours"]))
 
 
 def _frames(stack: str) -> list[Frame]:
@@ -94,10 +102,8 @@ def _end(stack: str, known: dict[str, Any]) -> None:
         for parent in made:
             with suppress(OSError):
                 os.rmdir(parent)
-    text = (
-        f"policy {shortened(known['policy'], 100)} did not come back within {known['timeout_s']:g} s; it was at "
-        f"{where}, in a call that Python cannot interrupt: mend that, or allow more with --policy-timeout"
-    )
+    what = f"{late_text(known['timeout_s'], where)}, in a call that Python cannot interrupt: {MEND}"
+    text = f"policy {shortened(known['policy'], 100)} {what}"
     prefix = known["prefix"]
     clear = "\r\x1b[K\x1b[?25h" if prefix and os.isatty(known["words"]) else ""  # a progress bar hides the cursor
     with suppress(OSError):

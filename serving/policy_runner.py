@@ -89,6 +89,10 @@ class PolicyRunner:
                     )
                     raise announcer.error(ledger.now, what)
 
+    def dismiss_policy(self) -> None:
+        """The policy is told of no end any more."""
+        self._tell_ended = self.announcer.sink(Ended)
+
     # -- what the engine does on its own -------------------------------------------------------------------------
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:

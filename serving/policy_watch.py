@@ -11,13 +11,15 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from traceback import walk_tb
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
-from loratory.errors import InputError, PolicyError, PolicyTimeout, error_line, shortened
-from loratory.serving.guest_errors import place_of
+from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout, error_line, shortened
+from loratory.serving.guest_errors import is_order, outward, place_of, raised
+from loratory.serving.policy_calls import PolicyCall, in_files, is_our_class, is_shipped, policy_call
 from loratory.serving.policy_guard import Guard, Leavings, redirected_words
+from loratory.serving.policy_guard_process import MEND, late_text
 
 POLICY_TIMEOUT_S = 10.0
 """Seconds a policy may take for one answer."""
@@ -31,20 +33,6 @@ _PATIENCE = 5
 
 _SPARE_BYTES = 16_000_000
 
-_OURS = frozenset({"loratory"})
-_ENTRIES = {
-    "loratory.serving.policy_runner": {"PolicyRunner.consult", "PolicyRunner.preempt_one"},
-    "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell", "Announcer.scorer.<locals>.score"},
-    "loratory.serving.engine": {"Engine._schedule"},
-    "loratory.serving.guest_errors": {"guest"},
-}
-"""The functions that call a policy's code, by module."""
-
-_PASSING = "loratory.serving.reservation"
-"""A module of ours whose generators pass the call on."""
-
-_Call = tuple[FrameType, FrameType, object]
-
 
 class PolicyWatch:
     """Stops a policy's code that takes longer than ``timeout_s`` for one answer, with `PolicyTimeout` raised inside it.
@@ -57,15 +45,28 @@ class PolicyWatch:
     only time inside one call counts, and none in which the process was suspended. In the main thread the looks are
     SIGALRM's; where the caller uses that signal, or in another thread, they are a thread's, which cannot end a call
     into the system (a sleep) before it returns. A single call into C that keeps Python from looking for twice
-    ``timeout_s`` ends the process, by `loratory.serving.policy_guard`; policies that come with Loratory have no
-    guard.
+    ``timeout_s`` ends the process, by `loratory.serving.policy_guard`; policies that come with Loratory have no guard.
 
-    Meanwhile ``os._exit`` called by a policy raises SystemExit. A policy that catches what is raised in it, over and
-    over, ends the process, too. Either way it is one line and exit code 1, and ``leavings`` are removed before. Watches
-    do not nest: the outer counts.
+    Meanwhile ``os._exit`` called by a policy raises SystemExit. A policy that cannot be stopped, because it catches
+    what is raised in it over and over or sleeps where no signal reaches it, ends the process, too. Either way it is one
+    line and exit code 1, and ``leavings`` are removed before. ``on_stuck``: called with that line before the process
+    ends; the process does not end where only a thread of the caller's is stuck.
+
+    Each thread has its own watch, and one watch in a process has the guard. In a thread that has a watch, another
+    changes nothing. A watch that is to ``keep`` what it needs (memory, a thread, the guard) can be entered often, as
+    around each step of a live engine, and has it until `close`.
     """
 
-    def __init__(self, policy: str, timeout_s: float = POLICY_TIMEOUT_S, leavings: Leavings = ()):
+    def __init__(
+        self,
+        policy: str,
+        timeout_s: float = POLICY_TIMEOUT_S,
+        leavings: Leavings = (),
+        *,
+        on_stuck: Callable[[str], None] | None = None,
+        keep: bool = False,
+        guarded: bool | None = None,
+    ):
         if not 0.01 <= timeout_s <= _LONGEST_S:
             raise InputError(
                 f"the policy timeout (--policy-timeout, policy_timeout_s) is {timeout_s:g} s: give from 0.01 to "
@@ -74,92 +75,151 @@ class PolicyWatch:
         self._policy = policy
         self._timeout_s = timeout_s
         self._leavings = leavings
+        self._on_stuck = on_stuck
+        self._keep = keep
+        self._guarded = not is_shipped(policy) if guarded is None else guarded
         self._spare: bytearray | None = None
-        """Room to tell what happened when memory has run out."""
+        """Memory with which to report what happened when there is no other left."""
         self._guard: Guard | None = None
-        self._call: _Call | None = None
+        self._call: PolicyCall | None = None
         self._looks = 0
         self._looking = False
         self._ignored = 0
         """Looks since the order was first given that found no policy at work."""
         self._order: BaseException | None = None
+        self._ordered_at: tuple[FrameType, int] | None = None
+        """The frame that the order found at work, and its instruction."""
         self._raised = 0
-        self._nested = False
+        self._is_given_up = False
+        self._inner = 0
+        """How often the thread that has a watch has entered this one."""
+        self._watched: int | None = None
+        """The thread that the looks of another thread are for."""
+        self._at_look = threading.Lock()
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
-        self._exit: Callable[[int], NoReturn] = os._exit
+
+    @classmethod
+    def over(cls, policy: object, timeout_s: float, on_stuck: Callable[[str], None]) -> PolicyWatch:
+        """The watch over a policy that has been made, to be entered around each step of its engine."""
+        wrapped = inspect.getattr_static(policy, "_policy", policy) if is_our_class(type(policy)) else policy
+        spec = inspect.getattr_static(wrapped, "spec", None)
+        name = spec if spec and isinstance(spec, str) else type(wrapped).__name__
+        return cls(name, timeout_s, on_stuck=on_stuck, keep=True, guarded=not is_our_class(type(wrapped)))
 
     def __enter__(self) -> Self:
-        self._nested = PolicyWatch.armed() is not None
-        if self._nested:
+        thread = threading.get_ident()
+        if thread in _armed:
+            self._inner += 1
             return self
-        self._spare = bytearray(_SPARE_BYTES)
-        self._guard = self._guarded()
-        self._exit, os._exit = os._exit, self._refuse_exit  # type: ignore[assignment]
+        self._call, self._looks, self._ignored = None, 0, 0
+        self._order, self._ordered_at, self._raised, self._is_given_up = None, None, 0, False
+        self._spare = self._spare or bytearray(_SPARE_BYTES)
+        with _lock:
+            if self._guarded:
+                self._hold_guard()
+            _armed[thread] = self
+            os._exit = _refuse_exit  # type: ignore[assignment]
         interval = self._timeout_s / _TICKS
         if _may_use_alarm():
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, interval, interval)
-        else:
-            self._thread = threading.Thread(
-                target=self._look_from_outside, args=(threading.get_ident(), interval), daemon=True
-            )
+            return self
+        self._watched = thread
+        if self._thread is None:
+            self._over.clear()
+            self._thread = threading.Thread(target=self._look_from_outside, args=(interval,), daemon=True)
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._spare = None  # first of all, as it takes no memory itself
-        if self._nested:
+        if kind is not None or not self._keep:
+            self._spare = None  # first of all, as it takes no memory itself
+        if self._inner:
+            self._inner -= 1
             return
-        self._over.set()
-        if self._thread is None:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        else:
-            self._thread.join()
-        if self._guard is not None:
-            self._guard.stop()
-        os._exit = self._exit  # type: ignore[assignment]
-        self._call = None
-        late = error if kind is not None else self._order  # an order that a policy has caught, and went on to the end
+        self._disarm()
+        if not self._keep:
+            self.close()
+        self._call, self._ordered_at = None, None
+        name = shortened(self._policy, 100)
+        late = error
+        if kind is None or isinstance(error, PolicyTimeout):
+            late = self._order or error  # a policy may have caught it and gone on; simpy raises a copy without its text
         if isinstance(late, PolicyTimeout):
-            raise PolicyError(shortened(f"policy {shortened(self._policy, 100)} {late.text}")) from late
+            raise PolicyError(shortened(f"policy {name} {late.text}")) from late
         if isinstance(late, MemoryError):
-            text = f"memory ran out under policy {shortened(self._policy, 100)}"
+            text = f"memory ran out under policy {name}"
             raise PolicyError(f"{text}: look for what the policy keeps, or give the process more memory") from late
         if kind is None and late is not None:
             raise late.with_traceback(None)
+        if error is None or isinstance(error, LoratoryError) or is_order(error):
+            return
+        if policy_call(reversed([frame for frame, _ in walk_tb(traceback)])) is not None:
+            raise PolicyError(shortened(f"policy {name}: {raised(error)}")) from error
+
+    def close(self) -> None:
+        """Let go of what the watch has kept. It can be entered again."""
+        if self._thread is not None:
+            self._over.set()
+            if self._thread is not threading.current_thread():
+                self._thread.join()
+            self._thread = None
+        with _lock:
+            if self._guard is not None:
+                self._guard.stop()
+                self._guard = None
+        self._spare = None
 
     @staticmethod
     def armed() -> PolicyWatch | None:
-        """The watch that is armed in this process."""
-        found = getattr(os._exit, "__self__", None)
-        return found if isinstance(found, PolicyWatch) else None
-
-    def _guarded(self) -> Guard | None:
-        """The guard of a guest's policy, where the system has what it takes."""
-        head = self._policy.partition(":")[0]
-        with suppress(OSError):  # a name that is too long for a file
-            if any((folder / "policies" / f"{head}.py").is_file() for folder in _folders()):
-                return None
-        files = {name: str(module.__file__) for name in _ENTRIES if (module := sys.modules.get(name)) is not None}
-        entries = {file: [each.rpartition(".")[2] for each in _ENTRIES[name]] for name, file in files.items()}
-        ours = [f"{folder}{os.sep}" for folder in _folders()]
-        passing = [str(module.__file__)] if (module := sys.modules.get(_PASSING)) is not None else []
-        try:
-            return Guard(self._policy, self._timeout_s, entries, ours, passing, self._leavings)
-        except (OSError, ValueError):
-            return None
+        """The watch that is armed in this thread."""
+        return _armed.get(threading.get_ident())
 
     def insist(self, order: BaseException) -> None:
         """Raise ``order`` at each look until the ``with`` block is left: a policy may have caught it."""
         self._order = self._order or order
 
+    def _disarm(self) -> None:
+        thread = threading.get_ident()
+        if self._watched is None:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        else:
+            with self._at_look:
+                self._watched = None
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)  # if one is still on its way
+        with _lock:
+            _armed.pop(thread, None)
+            if not _armed:
+                os._exit = _exit
+
+    def _hold_guard(self) -> None:
+        """Have a guard of this thread, where no other watch has one and the system has what it takes."""
+        thread = threading.get_ident()
+        if self._guard is not None and self._guard.thread == thread:
+            self._guard.renew()
+            return
+        if self._guard is not None:
+            self._guard.stop()
+            self._guard = None
+        if Guard.in_use:  # there is one timer of faulthandler's in a process
+            return
+        try:
+            self._guard = Guard(self._policy, self._timeout_s, *in_files(), self._leavings, blame_deep=not self._keep)
+        except (OSError, ValueError):
+            self._guarded = False
+
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self._looking:
             return  # the machine is so busy that the next signal is here before this look is over
+        outer = frame
+        while outer is not None:  # in plain steps, which need no memory
+            if outer.f_code is PolicyWatch.__exit__.__code__:
+                return  # what is raised there would leave the watch armed
+            outer = outer.f_back
         self._looking = True
         try:
             order = self._due(frame)
@@ -168,15 +228,19 @@ class PolicyWatch:
         if order is not None:
             raise order.with_traceback(None)
 
-    def _look_from_outside(self, ident: int, interval: float) -> None:
+    def _look_from_outside(self, interval: float) -> None:
         """The same from a thread of its own, which raises the exception in the watched one."""
         while not self._over.wait(interval):
-            frame = sys._current_frames().get(ident)
-            order = self._due(frame)
-            del frame
-            if order is not None:
-                kind = type("PolicyTimeout", (PolicyTimeout,), {"text": getattr(order, "text", "")})
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(kind))
+            with self._at_look:  # the watched thread waits for the end of a look before it leaves
+                if self._watched is None:
+                    continue
+                frame = sys._current_frames().get(self._watched)
+                order = self._due(frame)
+                del frame
+                if order is not None:
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(self._watched), ctypes.py_object(_class_that_makes(order))
+                    )
 
     def _due(self, frame: FrameType | None) -> BaseException | None:
         """What is to be raised at this look, if anything."""
@@ -186,17 +250,19 @@ class PolicyWatch:
             if not self._is_late(frame):
                 return None
             self._order = self._late(frame)
-        if _policy_call(frame) is not None:
+        if policy_call(outward(frame)) is not None:
             self._raised += 1
-            if self._raised > _PATIENCE:
-                self._give_up()
+            if self._raised == 1 and frame is not None:
+                self._ordered_at = frame, frame.f_lasti
+            elif self._raised > _PATIENCE and not self._is_given_up:
+                self._give_up(frame)
             return self._order
         self._ignored += 1  # it is on its way out, or the policy has caught it and the run goes on
         return self._order if self._ignored >= _TICKS else None
 
     def _is_late(self, frame: FrameType | None) -> bool:
         """Whether the stack shows the same unanswered call as all looks since the policy's time began."""
-        call = _policy_call(frame)
+        call = policy_call(outward(frame))
         if call is None or call != self._call:
             self._call, self._looks = call, 0
             return False
@@ -206,68 +272,61 @@ class PolicyWatch:
     def _late(self, frame: FrameType | None) -> PolicyTimeout:
         """What to raise."""
         late = PolicyTimeout()
-        late.text = (
-            f"did not come back within {self._timeout_s:g} s; it was at {place_of(frame)}: mend that, or allow more "
-            "with --policy-timeout"
-        )
+        late.text = f"{late_text(self._timeout_s, place_of(frame))}: {MEND}"
         return late
 
-    def _give_up(self) -> NoReturn:
+    def _give_up(self, frame: FrameType | None) -> None:
+        """The policy cannot be stopped: end the process, or leave the caller's thread behind."""
+        self._is_given_up = True
+        what = getattr(self._order, "text", "") or "caught the order to stop"
+        if frame is not None and self._ordered_at == (frame, frame.f_lasti):
+            what = f"{late_text(self._timeout_s, place_of(frame))}, in a call that Python cannot interrupt: {MEND}"
+        else:
+            what += "; it also caught what was raised to stop it"
+        text = shortened(f"policy {shortened(self._policy, 100)} {what}")
+        if self._on_stuck is not None:
+            self._on_stuck(text)
+            if self._watched not in (None, threading.main_thread().ident):
+                return
         for folder, made in self._leavings:
             shutil.rmtree(folder, ignore_errors=True)
             for parent in made:
                 with suppress(OSError):
                     parent.rmdir()
-        what = getattr(self._order, "text", "") or "caught the order to stop"
-        text = f"policy {shortened(self._policy, 100)} {what}; it also caught what was raised to stop it"
         words = redirected_words()
         if words is None:
             print(error_line(text), file=sys.stderr, flush=True)
         else:
             os.write(words, text.encode())
-        self._exit(1)
+        _exit(1)
 
-    def _refuse_exit(self, code: int) -> NoReturn:
-        __tracebackhide__ = True
-        if _policy_call(sys._getframe(1)) is None:
-            self._exit(code)
-        raise SystemExit(code)
+
+_armed: dict[int, PolicyWatch] = {}
+"""The watch of each thread that has one."""
+_lock = threading.RLock()
+_exit = os._exit
+"""Python's own, in place of which policies find `_refuse_exit`."""
+
+
+def _refuse_exit(code: int) -> NoReturn:
+    __tracebackhide__ = True
+    if PolicyWatch.armed() is None or policy_call(outward(sys._getframe(1))) is None:
+        _exit(code)
+    raise SystemExit(code)
+
+
+def _class_that_makes(order: BaseException) -> type[BaseException]:
+    """A class whose objects are like ``order``: in another thread Python can only raise a class."""
+    kind = type(order)
+
+    def init(self: BaseException, *_: object) -> None:
+        self.__dict__.update(order.__dict__)
+        self.args = order.args
+
+    return type(kind.__name__, (kind,), {"__init__": init})
 
 
 def _may_use_alarm() -> bool:
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         return False
     return signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-
-
-def _policy_call(frame: FrameType | None) -> _Call | None:
-    """The call of a policy's code that is in progress on a stack: who called, what is running, how many answers before.
-
-    A function of `_ENTRIES` is on the stack, and right inside it code that is not ours. Generators of ours between the
-    two (`loratory.serving.reservation`) pass the call on. Where the policy calls us, and we call it again (its evict
-    in `want`), the outermost call counts: that is the one without an answer.
-    """
-    inside: list[FrameType] = []
-    found: _Call | None = None
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module]:
-            for inner in reversed(inside):
-                if not _is_ours(inner):
-                    found = frame, inner, frame.f_locals.get("taken")
-                    break
-                if not inner.f_code.co_flags & inspect.CO_GENERATOR:
-                    break
-        inside.append(frame)
-        frame = frame.f_back
-    return found
-
-
-def _folders() -> list[Path]:
-    """Where our code is."""
-    return [Path(folder) for name in _OURS if name in sys.modules for folder in sys.modules[name].__path__]
-
-
-def _is_ours(frame: FrameType) -> bool:
-    name: Any = frame.f_globals.get("__name__")
-    return isinstance(name, str) and name.partition(".")[0] in _OURS

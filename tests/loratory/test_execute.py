@@ -97,6 +97,33 @@ def test_a_signal_in_the_middle_of_a_run_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "made").exists() and not list(tmp_path.glob("loratory-*"))
 
 
+@pytest.mark.parametrize(
+    ("place", "fault", "says"),
+    [
+        ("schedule(self, view)", "while True: pass", "it did not come back within 0.2 s; it was at"),
+        ("schedule(self, view)", "time.sleep(60)", "it did not come back within 0.2 s; it was at"),
+        ("observe(self, event)", "while True: pass", "its observe() did not come back within 0.2 s; it was at"),
+        ("victim(self, view)", "os._exit(0)", "its victim() tried to end the process, with exit code 0"),
+        ("bound(self, limits)", "while True: pass", "its bound() did not come back within 0.2 s; it was at"),
+        ("__init__(self)", "time.sleep(60)", "its __init__() did not come back within 0.2 s; it was at"),
+    ],
+)
+def test_a_policy_that_does_not_come_back_is_one_line_and_leaves_nothing(
+    place: str, fault: str, says: str, quick: Quick, scenario: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, time\nfrom loratory.policies.fifo import Fifo\nclass Mine(Fifo):\n    strict = False\n"
+        f"    def {place}:\n        {fault}\n        raise AttributeError\n"
+    )
+    options = ("-p", f"{tmp_path / 'mine.py'}:Mine", "--policy-timeout", "0.2", "--out", str(tmp_path / "made" / "out"))
+    memory = ("engine.num_gpu_blocks=20", "engine.max_model_len=64", "workload.arrivals={poisson: 400}")
+    crowd = [word for setting in memory for word in ("--set", setting)]  # so that one is preempted
+    code, _, err = quick("run", str(scenario), "--on", "executor", *crowd, *options)
+    (line,) = [line for line in err.splitlines() if line.startswith("loratory: ")]
+    assert code == 1 and says in line and "mine.py:6" in line and len(line) <= 400
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.fixture(scope="module")
 def measured(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scenario's result folder, run on the executor."""
@@ -259,7 +286,7 @@ class Clock:
 
     now = perf_counter
 
-    def executor(self, *_: object, sink: Callable[[object], None]) -> Clock:
+    def executor(self, *_: object, sink: Callable[[object], None], policy_timeout_s: float | None) -> Clock:
         self.sink, self.left, self.steps = sink, 0, 0
         self.engine = self
         return self

@@ -39,6 +39,7 @@ KNOWN = {
     "entries": [["/x/serving/policy_runner.py", "consult"]],
     "ours": ["/x/serving/"],
     "passing": ["/x/serving/reservation.py"],
+    "blame_deep": True,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from lab import run
 
 from loratory.errors import InputError, Interruption, PolicyError
 from loratory.experiment.policy_spec import policy_factory
-from loratory.policy import Schedule, View, want
+from loratory.policy import Arrived, Schedule, View, want
 from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
 from loratory.serving.guest_errors import guest
 from loratory.serving.policy_watch import PolicyWatch
+from loratory.serving.request import Request
 from loratory.testing import ToyCost, World, adapter, workload
 
 SOON_S = 0.1
@@ -73,6 +76,12 @@ class SpinsInAProperty(Serves):
     def observes(self) -> Any:
         while True:
             pass
+
+
+class ExitsInAProperty(SpinsInAProperty):
+    @property
+    def observes(self) -> Any:
+        sys.exit(0)
 
 
 class CatchesTheFirst(Serves):
@@ -134,6 +143,49 @@ def test_code_that_does_not_come_back_is_stopped_and_its_line_named(policy: type
     assert HERE in text or policy is Sleeps
 
 
+def test_an_attribute_that_exits_is_the_policys_error_too() -> None:
+    text = fault(ExitsInAProperty)
+    assert "tried to end the process, with exit code 0" in text and HERE in text
+
+
+def test_no_look_disturbs_the_end_of_a_watch() -> None:
+    """What is raised there would leave the alarm on, and end the process at some later time."""
+
+    class Signals(PolicyWatch):
+        def _disarm(self) -> None:
+            signal.raise_signal(signal.SIGALRM)
+            super()._disarm()
+
+    with pytest.raises(Interruption), Signals("mine", SOON_S) as watch:
+        watch.insist(Interruption(15))
+        watch._ignored = 1000  # it is due at every look
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and PolicyWatch.armed() is None
+
+
+def test_an_exit_of_the_callers_own_is_not_the_policys() -> None:
+    with pytest.raises(SystemExit), PolicyWatch("mine", SOON_S):
+        run(small(), Serves, check_books=False)
+        sys.exit(3)
+
+
+def test_a_slow_sink_is_not_the_policy() -> None:
+    """It hears the same events as the policy's observe(), from the same function."""
+
+    class Observes(Serves):
+        def observe(self, event: Any) -> None:
+            """Nothing."""
+
+    def slow(event: Any) -> None:
+        time.sleep(1.5 * SOON_S if isinstance(event, Arrived) and event.request.request_id == "3" else 0)
+
+    world = small()
+    engine = Engine(world.config, world.adapters, Observes(), ToyCost(), sink=slow)
+    for number in range(4):
+        engine.submit(Request(str(number), None, 0.0, 1, 1))
+    with PolicyWatch("mine", SOON_S):
+        assert engine.plan(0.0) is not None
+
+
 def test_behind_a_reservation_too() -> None:
     from loratory.serving.reservation import Reserved
 
@@ -146,6 +198,31 @@ def test_in_another_thread_than_the_main_one() -> None:
     thread.start()
     thread.join()
     assert told and "did not come back" in told[0]
+
+
+def test_a_signal_in_another_thread_than_the_main_one_stays_what_it_is() -> None:
+    """What a policy has caught is raised anew, with its number."""
+
+    class Catches(Serves):
+        def schedule(self, view: View) -> Schedule:
+            watch = PolicyWatch.armed()
+            assert watch is not None
+            watch.insist(Interruption(15))
+            while True:
+                pass
+            yield
+
+    caught: list[BaseException] = []
+
+    def thread() -> None:
+        with pytest.raises(Interruption) as error, PolicyWatch("mine", SOON_S):
+            run(small(), Catches, check_books=False)
+        caught.append(error.value)
+
+    runs = threading.Thread(target=thread)
+    runs.start()
+    runs.join(30)
+    assert caught and caught[0].args == (15,)
 
 
 def test_a_policy_that_catches_the_first_order_is_stopped_by_the_next() -> None:
@@ -215,6 +292,29 @@ def test_time_outside_a_policy_and_many_short_answers_do_not_count() -> None:
     assert outcome.never_served == 0
 
 
+def test_a_watch_that_is_kept_can_be_entered_again() -> None:
+    exit_before, alarm_before = os._exit, signal.getsignal(signal.SIGALRM)
+    watch = PolicyWatch.over(SpinsInSchedule(), SOON_S, lambda text: None)
+    try:
+        for _ in range(2):
+            with pytest.raises(PolicyError, match="SpinsInSchedule"), watch:
+                run(small(), SpinsInSchedule, check_books=False)
+            with watch:
+                run(small(), Serves, check_books=False)
+            assert os._exit is exit_before and signal.getsignal(signal.SIGALRM) is alarm_before
+    finally:
+        watch.close()
+
+
+def test_one_thread_s_watch_is_not_anothers() -> None:
+    seen: list[PolicyWatch | None] = []
+    with PolicyWatch("mine") as watch:
+        other = threading.Thread(target=lambda: seen.append(PolicyWatch.armed()))
+        other.start()
+        other.join()
+        assert seen == [None] and PolicyWatch.armed() is watch
+
+
 def test_the_watch_leaves_the_process_as_it_was() -> None:
     exit_before, alarm_before = os._exit, signal.getsignal(signal.SIGALRM)
     with PolicyWatch("mine"), PolicyWatch("nested"):
@@ -246,7 +346,7 @@ def test_a_timeout_that_means_nothing_is_refused(seconds: float) -> None:
         (
             "class Mine:\n def schedule(self, view): yield\n def __init__(self, n): pass",
             InputError,
-            "needs n: write n=",
+            r"needs n: write \S*mine\.py:Mine:n=VALUE",
         ),
     ],
 )

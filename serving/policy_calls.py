@@ -1,0 +1,82 @@
+"""policy_calls: whose code is at work on a stack: where the engine calls a policy, and what is inside that call."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_OURS = "loratory"
+"""The package whose code is no policy's."""
+
+_ENTRIES = {
+    "loratory.serving.policy_runner": {"PolicyRunner.consult", "PolicyRunner.preempt_one"},
+    "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell_policy", "Announcer.scorer.<locals>.score"},
+    "loratory.serving.engine": {"Engine._schedule"},
+    "loratory.serving.guest_errors": {"guest"},
+}
+"""The functions that call a policy's code, by module."""
+
+_PASSING = "loratory.serving.reservation"
+"""A module of ours whose generators pass the call on."""
+
+PolicyCall = tuple[FrameType, FrameType, object]
+"""Who called, what is running, how many answers came before."""
+
+
+def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
+    """The call of a policy's code that is in progress, or None.
+
+    ``frames`` from the innermost out. A function of `_ENTRIES` is among them, and right inside it code that is not
+    ours. Generators of ours between the two (`loratory.serving.reservation`) pass the call on. Where the policy calls
+    us, and we call it again (its evict in `want`), the outermost call counts: that is the one without an answer.
+    """
+    inside: list[FrameType] = []
+    found: PolicyCall | None = None
+    for frame in frames:
+        module = frame.f_globals.get("__name__", "")
+        if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module]:
+            for inner in reversed(inside):
+                if not _is_ours(inner):
+                    found = frame, inner, frame.f_locals.get("taken")
+                    break
+                if not inner.f_code.co_flags & inspect.CO_GENERATOR:
+                    break
+        inside.append(frame)
+    return found
+
+
+def is_shipped(spec: str) -> bool:
+    """Whether a spec names a policy that comes with Loratory."""
+    head = spec.partition(":")[0]
+    with suppress(OSError):  # a name that is too long for a file
+        return any((folder / "policies" / f"{head}.py").is_file() for folder in _folders())
+    return False
+
+
+def is_our_class(kind: type) -> bool:
+    """Whether a class is Loratory's own."""
+    return kind.__module__.partition(".")[0] == _OURS
+
+
+def _folders() -> list[Path]:
+    """Where our code is."""
+    return [Path(folder) for folder in sys.modules[_OURS].__path__]
+
+
+def _is_ours(frame: FrameType) -> bool:
+    name: Any = frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.partition(".")[0] == _OURS
+
+
+def in_files() -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """The rule of `policy_call` for a stack in text: calling functions by file, folders of ours, files that pass on."""
+    files = {name: str(module.__file__) for name in _ENTRIES if (module := sys.modules.get(name)) is not None}
+    entries = {file: [each.rpartition(".")[2] for each in _ENTRIES[name]] for name, file in files.items()}
+    passing = [str(module.__file__)] if (module := sys.modules.get(_PASSING)) is not None else []
+    return entries, [f"{folder}{os.sep}" for folder in _folders()], passing
