@@ -16,14 +16,14 @@ from bench_machine import JumpingClock, Zoo
 
 from loratory.errors import InputError, PolicyError
 from loratory.executor.generation import Generation
-from loratory.policy import Arrived, Schedule, View, want
+from loratory.policy import AdapterView, Arrived, Schedule, View, want
 from loratory.serving.config import EngineConfig
 from loratory.serving.request import Request
 from loratory.testing import ToyCost
 
 SOON_S = 0.2
 CONFIG = EngineConfig(
-    max_loras=2, max_lora_rank=8, num_gpu_blocks=8, block_size=4, max_num_seqs=4, max_num_batched_tokens=24
+    max_loras=1, max_lora_rank=8, num_gpu_blocks=8, block_size=4, max_num_seqs=4, max_num_batched_tokens=24
 )
 HERE = rf"{Path(__file__).name}:\d+"
 Fault = Callable[[], Any]
@@ -78,6 +78,10 @@ class Serves:
     def victim(self, view: View) -> None:
         self.fault.get("victim", int)()
 
+    def evict(self, adapter: AdapterView, view: View) -> float:
+        self.fault.get("evict", int)()
+        return 0.0
+
 
 class Live:
     """An executor that serves six requests of two adapters, more than its KV blocks hold, and how they ended."""
@@ -123,7 +127,7 @@ def check(live: Live, reason: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("place", ["schedule", "observe", "victim"])
+@pytest.mark.parametrize("place", ["schedule", "observe", "victim", "evict"])
 def test_in_the_main_thread(llama: Zoo, place: str, fault: str) -> None:
     before = os._exit
     live = Live(llama, Serves(place, FAULTS[fault][0]))
@@ -134,7 +138,7 @@ def test_in_the_main_thread(llama: Zoo, place: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["spins", "exits", "exits at once"])
-@pytest.mark.parametrize("place", ["schedule", "observe", "victim"])
+@pytest.mark.parametrize("place", ["schedule", "observe", "victim", "evict"])
 def test_in_another_thread(llama: Zoo, place: str, fault: str) -> None:
     live = Live(llama, Serves(place, FAULTS[fault][0]))
     raised: list[BaseException] = []

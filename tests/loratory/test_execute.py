@@ -104,6 +104,7 @@ def test_a_signal_in_the_middle_of_a_run_is_one_line_and_leaves_nothing(
         ("schedule(self, view)", "time.sleep(60)", "it did not come back within 0.2 s; it was at"),
         ("observe(self, event)", "while True: pass", "its observe() did not come back within 0.2 s; it was at"),
         ("victim(self, view)", "os._exit(0)", "its victim() tried to end the process, with exit code 0"),
+        ("evict(self, adapter, view)", "time.sleep(60)", "its evict() did not come back within 0.2 s; it was at"),
         ("bound(self, limits)", "while True: pass", "its bound() did not come back within 0.2 s; it was at"),
         ("__init__(self)", "time.sleep(60)", "its __init__() did not come back within 0.2 s; it was at"),
     ],
