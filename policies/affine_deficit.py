@@ -40,7 +40,10 @@ class AffineDeficit(Policy):
         self, quantum: float = 8000.0, by: By = "tenant", input_weight: float = 1.0, output_weight: float = 2.0
     ) -> None:
         if quantum <= 0 or input_weight < 0 or output_weight <= 0:
-            raise InputError("affine_deficit: quantum and weights must be positive")
+            raise InputError(
+                f"affine_deficit: quantum is {quantum:g}, input_weight {input_weight:g} and output_weight "
+                f"{output_weight:g}: give an input_weight of 0 or more, and the others above 0"
+            )
         self.rounds = Rounds(Units(by, input_weight, output_weight), quantum)
         self.decides_by: tuple[Decisive, ...] = (by, "weight")
 

@@ -1,4 +1,4 @@
-"""affinity: adapters already in the batch or on the GPU first, at the price of starving the others."""
+"""affinity: adapters that are in the batch or on the GPU first, at the price of starving the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from loratory.policy import Decisive, InputError, Policy, Schedule, View, Within
 
 class Affinity(Policy):
     """Requests whose adapter is in the running batch first, then those whose adapter is on the GPU, then the rest; in
-    arrival order among themselves. Fewer loads and fewer adapters in a batch; an adapter that is not there may starve.
+    arrival order among themselves. It loads fewer adapters and has fewer in a batch, but an adapter that is not there
+    may starve.
 
     Parameters:
         cluster_size: adapters in a batch up to which new ones join freely; 0 is max_loras.
@@ -20,7 +21,7 @@ class Affinity(Policy):
 
     def __init__(self, cluster_size: int = 0, hard: bool = False) -> None:
         if cluster_size < 0:
-            raise InputError(f"affinity: cluster_size is {cluster_size}: it is at least 0")
+            raise InputError(f"affinity: cluster_size is {cluster_size}: give 0 or more")
         self.cluster_size = cluster_size
         self.hard = hard
 

@@ -1,4 +1,4 @@
-"""deadline: earliest deadline first, giving up early what cannot be in time."""
+"""deadline: earliest deadline first; rejects early what cannot be in time."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from loratory.policy import (
 
 class Deadline(Policy):
     """Earliest deadline first (of the first token); requests without a deadline come last, in arrival order. A request
-    that could not be in time even if it were prefilled next is rejected at once, which keeps an overload from making
-    everybody late.
+    that could not be in time even if it were prefilled next is rejected at once, so that an overload does not make
+    every request late.
 
     Parameters:
         abort: reject what cannot be in time.
-        slack_s: deadline, in seconds after arrival, of requests that have none; 0 is none.
+        slack_s: deadline, in seconds after arrival, of requests that have none; 0 gives them none.
         margin_s: seconds to spare that a request needs beyond its prefill.
     """
 
@@ -40,7 +40,7 @@ class Deadline(Policy):
 
     def __init__(self, abort: bool = True, slack_s: float = 0.0, margin_s: float = 0.0) -> None:
         if slack_s < 0 or margin_s < 0:
-            raise InputError("deadline: slack_s and margin_s are not negative")
+            raise InputError(f"deadline: slack_s is {slack_s:g} and margin_s {margin_s:g}: give 0 or more")
         self.abort = abort
         self.slack_s = slack_s
         self.margin_s = margin_s
@@ -49,10 +49,10 @@ class Deadline(Policy):
         self._waiting: dict[str, RequestView] = {}
         self._due: list[tuple[float, str]] = []
         self._prefill_s: dict[int, float] = {}
-        """Seconds of a prefill of so many tokens alone."""
+        """Seconds of a prefill alone, by its number of tokens."""
 
     def observe(self, event: Event) -> None:
-        """Who waits, by deadline."""
+        """Keep the waiting requests in order of their deadlines."""
         if isinstance(event, (Arrived, Preempted)):
             request = event.request
             self._waiting[request.request_id] = request

@@ -1,4 +1,4 @@
-"""drain: skip, but when somebody has waited too long for a slot an adapter in use is drained to free one."""
+"""drain: arrival order with skips, but drains an adapter in use when a request has waited too long for a slot."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Drain(Policy):
 
     def __init__(self, threshold_s: float = 3.0) -> None:
         if threshold_s < 0:
-            raise InputError(f"drain: threshold_s is {threshold_s}: it is not negative")
+            raise InputError(f"drain: threshold_s is {threshold_s:g}: give 0 or more")
         self.threshold_s = threshold_s
         self._draining: set[str] = set()
         self._woken = 0.0
         """The last time asked to be woken at."""
 
     def schedule(self, view: View) -> Schedule:
-        """See who starves, then admit in arrival order, the starving first, without the adapters being drained."""
+        """Find starving requests, then admit in arrival order, these first, without the adapters being drained."""
         if not view.can_admit:
             return
         if self._draining:

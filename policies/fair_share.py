@@ -25,18 +25,20 @@ from loratory.policy import (
 
 
 class FairShare(Policy):
-    """Virtual Token Counter: a counter of service a unit, the smallest goes first, and nobody overtakes it when its
-    request does not fit. Two backlogged units are never more than 2U apart, U = max(w_in * longest prompt, w_out * KV).
+    """Virtual Token Counter: each unit has a counter of its service. The unit with the smallest counter is served
+    first, and if its request does not fit, no other overtakes it. Two backlogged units are never more than 2U apart,
+    where U = max(w_in * longest prompt, w_out * KV tokens).
 
     Parameters:
         by: share among "tenant"s or "adapter"s.
         input_weight: service of a prompt token.
         output_weight: service of an output token.
-        lift: where a unit that comes back starts. "paper": at the least counter of those who wait, or when none waits
-            at that of the last who did; "min": only the former (the artifact); "none": where it left.
+        lift: the counter of a unit that comes back after idling. "paper": at least the smallest of the waiting units,
+            or if none waits that of the last one that did; "min": only the former (the artifact); "none": unchanged.
         predict: charge an output's length at admission and correct it as it grows. "none"; "mean": the unit's mean
             so far; "request": the request's predicted_tokens.
-        strict: stop when the least served unit's request does not fit. Without it others go on and the bound is lost.
+        strict: stop when the request of the least served unit does not fit. Without it other units are served, and
+            the bound is lost.
     """
 
     only_waiting = True
@@ -53,7 +55,10 @@ class FairShare(Policy):
         strict: bool = True,
     ) -> None:
         if input_weight < 0 or output_weight <= 0:
-            raise InputError("fair_share: weights must be positive")
+            raise InputError(
+                f"fair_share: input_weight is {input_weight:g} and output_weight {output_weight:g}: give an "
+                "input_weight of 0 or more and an output_weight above 0"
+            )
         self.units = Units(by, input_weight, output_weight)
         self.lift = lift
         self.predict = predict

@@ -6,8 +6,8 @@ from loratory.policy import Decisive, Policy, Schedule, View, want
 
 
 class Fifo(Policy):
-    """First come, first served. A request whose adapter finds no GPU slot is passed over (SKIP), as in vLLM V1, or with
-    ``strict`` stops everybody behind it (BREAK). Any other refusal stops the scan.
+    """First come, first served. A request whose adapter finds no GPU slot is skipped (SKIP), as in vLLM V1; with
+    ``strict`` no request behind it is admitted (BREAK). Any other refusal stops the scan.
 
     Parameters:
         strict: stop at the first request that does not fit.

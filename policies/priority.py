@@ -1,4 +1,4 @@
-"""priority: lower numbers first, with ageing so that nobody waits for ever."""
+"""priority: lower numbers first, with ageing so that no request waits for ever."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Priority(Policy):
 
     def __init__(self, aging_s: float = 0.0) -> None:
         if aging_s < 0:
-            raise InputError(f"priority: aging_s is {aging_s}: it is not negative")
+            raise InputError(f"priority: aging_s is {aging_s:g}: give 0 or more")
         self.aging_s = aging_s
         self._lanes: Lanes[str] = Lanes()
         self._waiting: dict[str, RequestView] = {}
 
     def observe(self, event: Event) -> None:
-        """Who waits, by priority."""
+        """Keep the waiting requests in order of priority."""
         if isinstance(event, (Arrived, Preempted)):
             request = event.request
             self._waiting[request.request_id] = request

@@ -9,8 +9,8 @@ from loratory.policy import Decisive, InputError, Policy, Schedule, View, Wake, 
 
 
 class Rotation(Policy):
-    """At most max_loras adapters are active and only their requests are admitted, in arrival order. An adapter that was
-    active for a whole cycle, or has nothing left to do, makes room as soon as another one waits.
+    """At most max_loras adapters are active, and only their requests are admitted, in arrival order. An adapter that
+    has been active for a whole cycle, or has nothing left to do, makes room as soon as a request waits for another.
 
     Parameters:
         cycle_s: seconds an adapter stays active while others wait.
@@ -22,7 +22,7 @@ class Rotation(Policy):
 
     def __init__(self, cycle_s: float = 2.0) -> None:
         if cycle_s <= 0:
-            raise InputError(f"rotation: cycle_s is {cycle_s}: it is above 0")
+            raise InputError(f"rotation: cycle_s is {cycle_s:g}: give a number above 0")
         self.cycle_s = cycle_s
         self._active: set[str] = set()
         self._woken = 0.0
@@ -65,9 +65,9 @@ class Rotation(Policy):
         return bool(waiting) and (not view.on_gpu.keys().isdisjoint(waiting) or view.slot_obtainable)
 
     def _turn(self, view: View, others: set[str]) -> bool:
-        """Let those in who wait longest; whether any were.
+        """Activate the adapters that have waited longest; returns whether there were any.
 
-        Who lost its turn comes back when its running requests have left the slot.
+        An adapter that lost its turn comes back when its running requests have left the slot.
         """
         on_gpu = view.on_gpu
         for other in others:

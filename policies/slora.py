@@ -7,18 +7,18 @@ from loratory.policy import Decisive, Evict, InputError, Policy, Reject, Reserva
 
 class SLora(Policy):
     """First come, first served; stops at the first request that does not fit until it ends (see `Reservation`). No
-    adapter cache: an adapter leaves when no running request uses it. A request too large for the rule, which S-LoRA
-    would not take, runs alone.
+    adapter cache: an adapter leaves when no running request uses it. A request that is too large for the rule, which
+    S-LoRA would not accept, runs alone.
 
     Parameters:
         decode_steps: decode steps after an admission before the router looks at the queue again.
         max_requests: most running requests.
-        min_prefill_tokens: prompt tokens one admission may bring are this or a sixth of the pool, whichever is more.
-        tokens_per_rank: KV tokens set aside for a unit of rank of the adapters in use; by default what they take of
+        min_prefill_tokens: prompt tokens that one look may admit: this, or a sixth of the pool if that is more.
+        tokens_per_rank: KV tokens set aside for each unit of rank of the adapters in use; by default what they take of
             the pool. S-LoRA sets aside 4 even where adapters have memory of their own.
         abort: reject what has waited too long, and serve the newest first while more requests come than are admitted.
-        objective_s: the first-token objective behind ``abort``.
-        margin_s: seconds before the objective at which a waiting request is given up.
+        objective_s: time to the first token that ``abort`` tries to keep, in seconds.
+        margin_s: seconds before that time at which a waiting request is rejected.
     """
 
     source = "S-LoRA, MLSys 2024, slora/server/router: req_queue.py, abort_req_queue.py and manager.py"
@@ -36,7 +36,10 @@ class SLora(Policy):
     ) -> None:
         self.reservation = Reservation(decode_steps, max_requests, min_prefill_tokens, tokens_per_rank)
         if objective_s <= 0 or margin_s < 0:
-            raise InputError("slora: objective_s is a time above 0, and margin_s is not negative")
+            raise InputError(
+                f"slora: objective_s is {objective_s:g} and margin_s {margin_s:g}: give an objective_s above 0 and a "
+                "margin_s of 0 or more"
+            )
         self.abort = abort
         self.objective_s = objective_s
         self.margin_s = margin_s
@@ -76,7 +79,7 @@ class SLora(Policy):
                 yield Wake(after_steps=wait or 1)
 
     def _wakes(self, view: View, steps: int) -> bool:
-        """Whether to ask to be called after so many decode steps: once for each."""
+        """Whether to ask for a call after ``steps`` decode steps; false if that call was asked for already."""
         woken = view.decode_steps + steps
         if woken == self._woken:
             return False
@@ -94,7 +97,7 @@ class SLora(Policy):
 
 
 class _Load:
-    """How S-LoRA's early abort tells overload: smoothed arrivals from look to look against smoothed admissions.
+    """How S-LoRA's early abort detects overload: it compares smoothed arrivals per look with smoothed admissions.
 
     The router looks at every step it may admit at, and every 10 ms when idle. Both averages are cut to whole numbers.
     """
@@ -124,7 +127,7 @@ class _Load:
         self._rate = int(0.7 * (waiting - self._left) + 0.3 * self._rate)
 
     def admitted(self, count: int, left: int) -> None:
-        """So many were admitted, so many still wait."""
+        """Count a look: ``count`` requests were admitted, ``left`` still wait."""
         if count:
             self._batch = max(int(0.7 * count + 0.3 * self._batch), 1)
             self._left = left

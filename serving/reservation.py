@@ -53,9 +53,11 @@ class Reservation:
         tokens_per_rank: int | None = None,
     ) -> None:
         if decode_steps < 1 or max_requests < 1:
-            raise InputError("decode_steps and max_requests are at least 1")
+            raise InputError(f"decode_steps is {decode_steps} and max_requests {max_requests}: give 1 or more for each")
         if min_prefill_tokens < 0 or (tokens_per_rank is not None and tokens_per_rank < 0):
-            raise InputError("min_prefill_tokens and tokens_per_rank are not negative")
+            raise InputError(
+                f"min_prefill_tokens is {min_prefill_tokens} and tokens_per_rank {tokens_per_rank}: give 0 or more"
+            )
         self._steps = decode_steps
         self.max_requests: int = max_requests
         """Requests that run at once, at most."""

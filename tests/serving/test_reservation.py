@@ -125,5 +125,5 @@ def test_adapters_in_use_are_set_aside() -> None:
 
 
 def test_numbers_below_one_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="decode_steps is 0 and max_requests 1000: give 1 or more for each"):
         Reservation(decode_steps=0)
