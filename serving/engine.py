@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
 from heapq import heappop, heappush
-from typing import Any
 
 from loratory.errors import InputError
-from loratory.serving.actions import Schedule
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
@@ -167,17 +165,12 @@ class Engine:
         if runner.ask and kept:
             runner.ask = False
             if ledger.index.table or not self._only_waiting:
-                schedule = self._schedule()
-                runner.consult(_then(schedule, look_ahead(self.view, self._prefetch)) if self._prefetch else schedule)
+                runner.consult(self.view)
+                if self._prefetch:
+                    runner.carry_out(look_ahead(self.view, self._prefetch))
         if self._separate and not ledger.prefills and not self._reserve_decode():
             runner.ask = True
         return self._build()
-
-    def _schedule(self) -> Schedule:
-        try:
-            return self.policy.schedule(self.view)
-        except BaseException as error:
-            self._announcer.blame(self.ledger.now, error)
 
     def _take_in(self, now: float) -> None:
         """Arrivals, aborts and finished loads since the last plan."""
@@ -393,9 +386,3 @@ class Engine:
         for sequence in (*running, *waiting):
             self._runner.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")
         ledger.slots.fail(state)
-
-
-def _then(first: Any, second: Any) -> Any:
-    """One generator after another, outcomes passed through."""
-    yield from first
-    yield from second

@@ -15,9 +15,12 @@ _OURS = "loratory"
 """The package whose code is no policy's."""
 
 _ENTRIES = {
-    "loratory.serving.policy_runner": {"PolicyRunner.consult", "PolicyRunner.preempt_one"},
+    "loratory.serving.policy_runner": {
+        "PolicyRunner.consult",
+        "PolicyRunner.carry_out",
+        "PolicyRunner.preempt_one",
+    },
     "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell_policy", "Announcer.scorer.<locals>.score"},
-    "loratory.serving.engine": {"Engine._schedule"},
     "loratory.serving.guest_errors": {"guest"},
 }
 """The functions that call a policy's code, by module."""
@@ -43,7 +46,7 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
         if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module]:
             for inner in reversed(inside):
                 if not _is_ours(inner):
-                    found = frame, inner, frame.f_locals.get("taken")
+                    found = frame, inner, frame.f_locals.get("actions")
                     break
                 if not inner.f_code.co_flags & inspect.CO_GENERATOR:
                     break

@@ -44,18 +44,25 @@ class PolicyRunner:
             Wake: self._wake,
         }
 
-    def consult(self, schedule: Any) -> None:
-        """Carry out a policy's actions until it returns. Raises `PolicyError` when it raises or never stops."""
-        ledger, apply, announcer, record = self.ledger, self._apply, self.announcer, self._tell_decided
-        refused = self.refused
-        now, admit, tell_admitted = ledger.now, ledger.admit, self._tell_admitted
+    def consult(self, view: View) -> None:
+        """Ask the policy what to do, and do it. Raises `PolicyError` when the policy raises or never stops yielding."""
+        try:
+            schedule = self.announcer.policy.schedule(view)
+        except BaseException as error:
+            self.announcer.blame(self.ledger.now, error)
+        self.carry_out(schedule)
+
+    def carry_out(self, schedule: Any) -> None:
+        """Carry out the actions that ``schedule`` yields, and send it the outcome of each, until it ends."""
+        announcer, now = self.announcer, self.ledger.now
+        apply, refused, tell_decided = self._apply, self.refused, self._tell_decided
         try:
             send = schedule.send
         except AttributeError:
             what = f"schedule() returned {type(schedule).__name__}, not a generator: yield actions in it"
-            raise announcer.error(ledger.now, what) from None
+            raise announcer.error(now, what) from None
         outcome: Any = None
-        taken = 0
+        actions = 0  # `loratory.serving.policy_calls` reads this variable
         limit = 1000
         while True:
             try:
@@ -63,31 +70,33 @@ class PolicyRunner:
             except StopIteration:
                 return
             except BaseException as error:
-                announcer.blame(ledger.now, error)
+                announcer.blame(now, error)
             kind = type(action)
+            if kind not in apply:
+                raise announcer.error(now, f"it yielded a {kind.__name__}, which is no action")
             try:
-                if kind is Admit and tell_admitted is None:
-                    outcome = admit(action[0], action[1])
-                elif kind in apply:
-                    outcome = apply[kind](action)
-                else:
-                    raise announcer.error(ledger.now, f"it yielded a {kind.__name__}, which is no action")
+                outcome = apply[kind](action)
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise announcer.error(ledger.now, f"a {kind.__name__} it yielded is malformed: {error}") from error
+                raise announcer.error(now, f"a {kind.__name__} it yielded is malformed: {error}") from error
             if outcome is not OK:
-                refused[kind, outcome[1]] += 1
-            if record is not None:
-                record(Decided(now, action, outcome))
-            taken += 1
-            if taken > limit:
-                limit = 1000 + 10 * (len(ledger.sequences) + len(ledger.adapters))
-                if taken > limit:
-                    what = (
-                        f"it yielded {taken} actions in one call with {len(ledger.waiting)} requests waiting and "
-                        f"{len(ledger.running)} running, the last a {kind.__name__}: return when nothing more "
-                        "can be done"
-                    )
-                    raise announcer.error(ledger.now, what)
+                refused[kind, outcome.why] += 1
+            if tell_decided is not None:
+                tell_decided(Decided(now, action, outcome))
+            actions += 1
+            if actions > limit:
+                limit = self._action_limit(actions, kind)
+
+    def _action_limit(self, actions: int, kind: type) -> int:
+        """The most actions of one call that could make sense; raises `PolicyError` when the policy yielded more."""
+        ledger = self.ledger
+        limit = 1000 + 10 * (len(ledger.sequences) + len(ledger.adapters))
+        if actions > limit:
+            what = (
+                f"it yielded {actions} actions in one call with {len(ledger.waiting)} requests waiting and "
+                f"{len(ledger.running)} running, the last a {kind.__name__}: return when nothing more can be done"
+            )
+            raise self.announcer.error(ledger.now, what)
+        return limit
 
     def dismiss_policy(self) -> None:
         """The policy is told of no end any more."""

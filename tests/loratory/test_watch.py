@@ -17,7 +17,7 @@ from lab import run
 
 from loratory.errors import InputError, Interruption, PolicyError
 from loratory.experiment.policy_spec import policy_factory
-from loratory.policy import Arrived, Schedule, View, want
+from loratory.policy import Arrived, Schedule, View, Wake, want
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.guest_errors import guest
@@ -289,6 +289,25 @@ def test_time_outside_a_policy_and_many_short_answers_do_not_count() -> None:
         while time.perf_counter() < until:
             pass
         outcome = run(small(), Short, check_books=False).outcome
+    assert outcome.never_served == 0
+
+
+def test_the_time_of_one_answer_counts_not_that_of_a_call_with_many() -> None:
+    class Talks(Serves):
+        calls = 0
+
+        def schedule(self, view: View) -> Schedule:
+            self.calls += 1
+            until = time.perf_counter() + (2 * SOON_S if self.calls == 1 else 0)
+            while time.perf_counter() < until:
+                next_answer = time.perf_counter() + SOON_S / 20
+                while time.perf_counter() < next_answer:
+                    pass
+                yield Wake(after_steps=1)
+            yield from super().schedule(view)
+
+    with PolicyWatch("mine", SOON_S):
+        outcome = run(small(), Talks, check_books=False).outcome
     assert outcome.never_served == 0
 
 
