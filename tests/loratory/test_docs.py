@@ -179,7 +179,7 @@ def run(line: str, loratory: Command) -> None:
     assert (done.code, done.err) == (0, ""), f"{line}: {done.err}"
     assert done.out
     if target:
-        json.loads(done.out)
+        (json.loads if target.endswith(".json") else yaml.safe_load)(done.out)
 
 
 def parse(arguments: list[str]) -> None:
