@@ -1,6 +1,6 @@
-"""``loratory`` and ``python -m loratory``: signals end the command in one line also while modules are imported.
+"""``loratory`` and ``python -m loratory``: a signal ends the command with one line, also while modules are imported.
 
-It imports next to nothing itself. From `loratory.cli.main.main` on, `loratory.experiment.interruption` sees to signals.
+It imports almost nothing itself. From `loratory.cli.main.main` on, `loratory.experiment.interruption` handles signals.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def main() -> None:
         _stop(signal.SIGINT)
     finally:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: let Python end without a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command is over: let Python end without a traceback
 
 
 def _stop(number: int, frame: object = None) -> None:
-    """End at once: nothing has been begun that would have to be put in order."""
+    """End at once: there is nothing to clean up yet."""
     name = signal.Signals(number).name
     if sys.stderr is not None:
         os.write(sys.stderr.fileno(), f"loratory: interrupted by {name}; nothing was written\n".encode())

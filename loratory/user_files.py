@@ -1,4 +1,4 @@
-"""User files: where a user's own registry and downloads are, unless an option or a variable names others."""
+"""User files: where a user's registry and downloads are, unless an option or a variable names another place."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def user_registry() -> Path:
-    """The file of the user's own registry; nothing is made here."""
+    """The file of the user's own registry; this function creates nothing."""
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return data / "loratory" / "adapters.db"
 
 
 def user_cache() -> Path:
-    """The folder of downloaded adapters: the one `CACHE_VARIABLE` names, or the user's own; nothing is made here."""
+    """The folder of downloaded adapters: the one `CACHE_VARIABLE` names, or the user's own; nothing is created."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory" / "adapters"
@@ -58,6 +58,6 @@ def size_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match.group(2) not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
         raise InputError(
-            f"--cache-size {text!r} is no size above 0: write it (or {CACHE_SIZE_VARIABLE}) like 20GiB or 500MB"
+            f"--cache-size (or {CACHE_SIZE_VARIABLE}) is {text!r}, which is not a size above 0: write 20GiB or 500MB"
         )
     return size

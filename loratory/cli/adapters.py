@@ -29,14 +29,12 @@ from loratory.cli.terminal import Json, dump, progress, say, show, width
 from loratory.errors import InputError
 from loratory.user_files import DEFAULT_CACHE_SIZE, REGISTRY_VARIABLE
 
-app = typer.Typer(
-    help="Register adapters under names and immutable ids, check them, and resolve them.", rich_markup_mode=None
-)
+app = typer.Typer(help="Register adapters under permanent ids, check them, and resolve names.", rich_markup_mode=None)
 Ref = Annotated[str, typer.Argument(help="NAME (its default version) or NAME@VERSION")]
 NameArgument = Annotated[str, typer.Argument(help="an adapter's name")]
 DAMAGED = 1
 _WIDE = 120
-"""Columns from which on a terminal has room for all that adapters list can show."""
+"""Width in columns from which a terminal has room for the whole table of adapters list."""
 
 
 @app.callback(invoke_without_command=True)
@@ -47,11 +45,11 @@ def _adapters(context: typer.Context) -> None:
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="what requests will call it")],
+    name: Annotated[str, typer.Argument(help="the name that requests will use")],
     source: Annotated[str, typer.Argument(help="a folder, hf://, s3://, gs:// or https://")],
     tenant: Tenant = None,
     label: LabelOption = None,
-    lora_int_id: Annotated[int | None, typer.Option("--id", help="its lora_int_id, where clients give ids")] = None,
+    lora_int_id: Annotated[int | None, typer.Option("--id", help="its lora_int_id, for ids given by clients")] = None,
     new_version: NewVersion = False,
     ids: Ids = None,
     registry: RegistryPlace = None,
@@ -61,7 +59,10 @@ def add(
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> None:
-    """Fetch an adapter, validate it, and register it; nothing is registered when anything is refused."""
+    """Fetch an adapter, validate it, and register it.
+
+    An adapter that is refused is not registered.
+    """
     from loratory.cli.adapters_tables import as_json as values
     from loratory.cli.adapters_tables import line
 
@@ -85,15 +86,20 @@ def add(
 
 @app.command("list")
 def list_adapters(
-    prefix: Annotated[str, typer.Argument(help="only names that begin with it")] = "",
+    prefix: Annotated[str, typer.Argument(help="list only names that begin with this text")] = "",
     tenant: Tenant = None,
     label: LabelOption = None,
-    base_model: Annotated[str | None, typer.Option("--base-model", help="only adapters for it")] = None,
-    removed: Annotated[bool, typer.Option("--removed", help="tombstones, too")] = False,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="list only adapters for this base model")
+    ] = None,
+    removed: Annotated[bool, typer.Option("--removed", help="list removed versions as well")] = False,
     registry: RegistryPlace = None,
     as_json: Json = False,
 ) -> None:
-    """List the versions of all adapters; an asterisk marks what a name resolves to."""
+    """List the versions of all adapters.
+
+    An asterisk marks the version that a name resolves to.
+    """
     from loratory.cli.adapters_tables import as_json as values
     from loratory.cli.adapters_tables import records_table
 
@@ -107,32 +113,37 @@ def list_adapters(
         narrow = sys.stdout.isatty() and width() < _WIDE
         show(records_table(records, defaults, narrow), whole=True)
         if narrow:
-            say("adapters show NAME has base model, tenant and labels, too; so has a wider terminal, a pipe, or --json")
+            say("for base model, tenant and labels: adapters show NAME, --json, a pipe, or a wider terminal")
     else:
-        print("no adapter fits: loratory adapters add NAME SOURCE registers one")
+        print("no adapter matches; register one with: loratory adapters add NAME SOURCE")
 
 
 @app.command("show")
 def show_adapter(
     ref: Annotated[str | None, typer.Argument(help="NAME (its default version) or NAME@VERSION")] = None,
-    lora_int_id: Annotated[int | None, typer.Option("--id", help="or the lora_int_id, be it of a removed one")] = None,
+    lora_int_id: Annotated[
+        int | None, typer.Option("--id", help="a lora_int_id instead of NAME; may be of a removed one")
+    ] = None,
     registry: RegistryPlace = None,
     as_json: Json = False,
 ) -> None:
-    """Show every fact of one version, and which other versions its name has."""
+    """Show everything about one version of an adapter.
+
+    Also lists the other versions of its name.
+    """
     from loratory.cli.adapters_tables import as_json as values
     from loratory.cli.adapters_tables import facts_table
 
     if (ref is None) == (lora_int_id is None):
-        raise InputError("give either NAME[@VERSION] or --id N, to say which adapter to show")
+        raise InputError("adapters show needs one adapter: give either NAME[@VERSION] or --id N")
     with reading(registry) as adapters:
         record = adapters.by_id(lora_int_id) if lora_int_id is not None else adapters.resolve(str(ref))
         default = adapters.defaults().get(record.name)
         versions = [each for each in adapters.list(prefix=record.name, removed=True) if each.name == record.name]
         meaning: dict[str, Any] = {}
         if adapters.ids == "semantic":
-            said = adapters.decode(record.lora_int_id)
-            meaning = {"task": said.task, "domain": said.domain, "version": said.version}
+            decoded_id = adapters.decode(record.lora_int_id)
+            meaning = {"task": decoded_id.task, "domain": decoded_id.domain, "version": decoded_id.version}
     if as_json:
         others = [each.ref for each in versions if not each.removed]
         decoded = {"decoded_id": meaning} if meaning else {}
@@ -140,7 +151,7 @@ def show_adapter(
         return
     show(facts_table(record, default), whole=True)
     if meaning:
-        print(f"the id says: task {meaning['task']}, domain {meaning['domain']}, version {meaning['version']}")
+        print(f"the id means: task {meaning['task']}, domain {meaning['domain']}, version {meaning['version']}")
     marks = [f"@{each.version}" + (" (removed)" if each.removed else "") for each in versions]
     print(f"versions: {', '.join(marks)}")
 
@@ -148,7 +159,9 @@ def show_adapter(
 @app.command("resolve")
 def resolve(
     ref: Ref,
-    fetch: Annotated[bool, typer.Option("--fetch/--no-fetch", help="without it, lora_path is the source")] = True,
+    fetch: Annotated[
+        bool, typer.Option("--fetch/--no-fetch", help="fetch the files; otherwise the source is printed")
+    ] = True,
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
@@ -156,7 +169,10 @@ def resolve(
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> None:
-    """Print what an engine is to load: name, id, and the local folder, once its digest is what was registered."""
+    """Print what an engine should load: name, id and folder.
+
+    The files are fetched, and their digest is compared with the registered one.
+    """
     with reading(registry) as adapters:
         record = adapters.resolve(ref)
     path = None
@@ -173,11 +189,14 @@ def resolve(
 @app.command("promote")
 def promote(
     name: NameArgument,
-    version: Annotated[int, typer.Argument(help="what NAME is to resolve to")],
+    version: Annotated[int, typer.Argument(help="the version that NAME should resolve to")],
     registry: RegistryPlace = None,
     as_json: Json = False,
 ) -> None:
-    """Make a name resolve to another version, in every engine at once."""
+    """Make a name resolve to another version.
+
+    The change holds for every engine at once.
+    """
     from loratory.cli.adapters_tables import as_json as values
 
     with reading(registry) as adapters:
@@ -203,7 +222,10 @@ def rollback(name: NameArgument, registry: RegistryPlace = None, as_json: Json =
 
 @app.command("remove")
 def remove(ref: Ref, registry: RegistryPlace = None, as_json: Json = False) -> None:
-    """Remove a version, or a name with all its versions; their ids are never given again."""
+    """Remove a version, or a name with all its versions.
+
+    Their ids are never used again.
+    """
     from loratory.cli.adapters_tables import as_json as values
 
     with reading(registry) as adapters:
@@ -212,12 +234,12 @@ def remove(ref: Ref, registry: RegistryPlace = None, as_json: Json = False) -> N
         dump([values(record, False) for record in gone])
     else:
         ids = ", ".join(str(record.lora_int_id) for record in gone)
-        print(f"removed {', '.join(record.ref for record in gone)}; never given again: id {ids}")
+        print(f"removed {', '.join(record.ref for record in gone)}; these ids are never used again: {ids}")
 
 
 @app.command("history")
 def history(name: NameArgument, registry: RegistryPlace = None, as_json: Json = False) -> None:
-    """Show what was done to a name, oldest first."""
+    """Show the changes to a name, oldest first."""
     from loratory.cli.adapters_tables import change_json, history_table
 
     with reading(registry) as adapters:
@@ -230,7 +252,7 @@ def history(name: NameArgument, registry: RegistryPlace = None, as_json: Json = 
 
 @app.command("verify")
 def verify(
-    ref: Annotated[str | None, typer.Argument(help="NAME or NAME@VERSION; without it, all")] = None,
+    ref: Annotated[str | None, typer.Argument(help="NAME or NAME@VERSION; by default all adapters")] = None,
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
@@ -238,7 +260,10 @@ def verify(
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> int:
-    """Fetch adapters again and compare them with their records, and check the registry itself. Exit code 1: damage."""
+    """Fetch adapters again and compare them with the registry.
+
+    Also checks the registry itself. Exit code 1: an adapter differs from its record, or the registry is damaged.
+    """
     from loratory.adapters.registry.check import problems
 
     with reading(registry) as adapters:
@@ -263,7 +288,7 @@ def verify(
             print(f"registry: {text}")
         for text in damaged.values():
             print(text)
-        print(f"{len(records) - len(damaged)} of {len(records)} adapters are what was registered; ", end="")
+        print(f"{len(records) - len(damaged)} of {len(records)} adapters match their records; ", end="")
         print(f"the registry has {len(wrong)} problems" if wrong else "the registry agrees with its history")
     return DAMAGED if wrong or damaged else 0
 
@@ -271,7 +296,7 @@ def verify(
 @app.command("scan")
 def scan_prefix(
     prefix: Annotated[str, typer.Argument(help="a folder, hf://ORG, hf://ORG/REPO, s3://... or gs://...")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="register nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="validate, but register nothing")] = False,
     tenant: Tenant = None,
     label: LabelOption = None,
     new_version: NewVersion = False,
@@ -283,7 +308,10 @@ def scan_prefix(
     max_lora_rank: MaxRank = DEFAULT_MAX_RANK,
     as_json: Json = False,
 ) -> int:
-    """Register every valid adapter below a prefix, by its path there. Exit code 1: some were refused."""
+    """Register every valid adapter below a prefix.
+
+    An adapter is named after its path below the prefix. Exit code 1: some adapters were refused.
+    """
     from loratory.adapters.registry.scan import scan
     from loratory.cli.adapters_tables import finding_json, findings_table
 
@@ -302,7 +330,7 @@ def scan_prefix(
         show(findings_table(found), whole=True)
         print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
     else:
-        print(f"no adapter is at or below {prefix}: a folder with an adapter_config.json is one")
+        print(f"no adapter is at or below {prefix}: an adapter is a folder with an adapter_config.json")
     return DAMAGED if counts["refused"] else 0
 
 
@@ -310,11 +338,11 @@ def scan_prefix(
 def import_file(
     file: Annotated[
         list[str] | None,
-        typer.Argument(help="a YAML manifest, or a text with vLLM's --lora-modules", show_default=False),
+        typer.Argument(help="a YAML manifest, or a text file with vLLM's --lora-modules", show_default=False),
     ] = None,
     modules: Annotated[
         list[str] | None,
-        typer.Option("--lora-modules", help="name=path or JSON items, as many as vLLM takes; may be repeated"),
+        typer.Option("--lora-modules", help="name=path or JSON items, as for vLLM; may be repeated"),
     ] = None,
     new_version: NewVersion = False,
     ids: Ids = None,
@@ -355,22 +383,29 @@ def import_file(
 
 @app.command("export")
 def export(
-    form: Annotated[Literal["yaml", "vllm"], typer.Option("--format", help="yaml: a manifest of all; vllm")] = "yaml",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="a file, instead of the terminal")] = None,
-    local: Annotated[bool, typer.Option("--local", help="vllm: fetch all, and name their folders here")] = False,
+    form: Annotated[
+        Literal["yaml", "vllm"], typer.Option("--format", help="yaml: a manifest; vllm: --lora-modules")
+    ] = "yaml",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write to this file instead of the terminal")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="with vllm: fetch all adapters and print their local folders")
+    ] = False,
     registry: RegistryPlace = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
     as_json: Json = False,
 ) -> None:
-    """Write the registry as a manifest, or its default versions as vLLM's --lora-modules."""
+    """Write the registry as a manifest or for vLLM.
+
+    The manifest has every version; vLLM's --lora-modules has the default version of each name.
+    """
     from loratory.adapters.registry.manifest import dump_manifest, manifest_of
     from loratory.adapters.registry.vllm_lora_modules import module_of
     from loratory.cli.adapters_transfer import modules_text, write_text
 
     if form == "yaml":
         if local or as_json:
-            raise InputError("--local and --json go with --format vllm only: leave them out, or choose it")
+            raise InputError("--local and --json need --format vllm: add it, or remove them")
         with reading(registry) as adapters:
             write_text(dump_manifest(manifest_of(adapters)), out)
         return

@@ -1,4 +1,4 @@
-"""Adapters options: where the registry and the cache are, and what an adapter may be."""
+"""Adapters options: where the registry and the cache are, and which adapters are accepted."""
 
 from __future__ import annotations
 
@@ -32,27 +32,26 @@ CacheFolder = Annotated[
     Path | None, typer.Option("--cache", envvar=CACHE_VARIABLE, help="folder of downloads; by default your own")
 ]
 CacheSize = Annotated[
-    str, typer.Option("--cache-size", envvar=CACHE_SIZE_VARIABLE, help="limit of the downloads, such as 20GiB")
+    str,
+    typer.Option("--cache-size", envvar=CACHE_SIZE_VARIABLE, help="largest total size of the downloads, such as 20GiB"),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="catalogue name or config.json: adapters must have its shapes")
+    str | None, typer.Option("--model", help="catalogue name or config.json of a base model that adapters must fit")
 ]
-MaxRank = Annotated[int, typer.Option("--max-lora-rank", min=1, help="largest rank that is accepted")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="whose it is")]
-LabelOption = Annotated[list[str] | None, typer.Option("--label", help="key=value; may be repeated")]
+MaxRank = Annotated[int, typer.Option("--max-lora-rank", min=1, help="largest rank to accept")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="the tenant that owns the adapter")]
+LabelOption = Annotated[list[str] | None, typer.Option("--label", help="a label, as key=value; may be repeated")]
 Ids = Annotated[
     str | None, typer.Option("--ids", help="id strategy of a new registry: sequential, hash, user or semantic")
 ]
-NewVersion = Annotated[
-    bool, typer.Option("--new-version", help="a name that has other content already gets its next version")
-]
+NewVersion = Annotated[bool, typer.Option("--new-version", help="add a version if the name already has other content")]
 
 DEFAULT_MAX_RANK = 256
 
 
 @contextmanager
 def reading(place: str | None) -> Iterator[Registry]:
-    """A registry that is there already."""
+    """A registry that exists."""
     from loratory.adapters.registry.registry import Registry
 
     with Registry(place or str(user_registry()), create=False) as registry:
@@ -61,7 +60,7 @@ def reading(place: str | None) -> Iterator[Registry]:
 
 @contextmanager
 def writing(place: str | None, ids: str | None = None) -> Iterator[Registry]:
-    """A registry, made when something is first written to it; the folder of the default one, too."""
+    """A registry, created when it is first written to. The folder of the default one is created at once."""
     from loratory.adapters.registry.registry import Registry
 
     if place is None:
@@ -69,7 +68,7 @@ def writing(place: str | None, ids: str | None = None) -> Iterator[Registry]:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{file.parent} cannot be made ({error.strerror}): give --registry FILE") from error
+            raise InputError(f"{file.parent} cannot be created ({error.strerror}): give --registry FILE") from error
         place = str(file)
     registry = Registry(place, ids)
     try:
@@ -85,7 +84,7 @@ def adapter_fetcher(
     model: str | None = None,
     max_lora_rank: int = DEFAULT_MAX_RANK,
 ) -> Iterator[AdapterFetcher]:
-    """What fetches and validates adapters, with a cache (by default the user's own) that is closed at the end."""
+    """Yields a fetcher that validates adapters; its cache (by default the user's own) is closed at the end."""
     from loratory.adapters.fetch import AdapterFetcher
     from loratory.adapters.files.validation import FileLimits
 
@@ -105,13 +104,13 @@ def base_shape(model: str) -> ModelShape:
 
 
 def labels_of(given: list[str] | None) -> Mapping[str, str]:
-    """The mapping that ``--label key=value`` options say."""
+    """The ``--label key=value`` options as a mapping."""
     found: dict[str, str] = {}
     for item in given or []:
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--label {item!r} has no =: write it as key=value")
         if key in found:
-            raise InputError(f"--label {key} is given twice: keep one")
+            raise InputError(f"--label has the key {key!r} twice: keep one")
         found[key] = value
     return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def as_json(record: AdapterRecord, default: bool) -> dict[str, Any]:
-    """Every fact of a record; ``default`` says whether its name resolves to it."""
+    """All values of a record; ``default``: whether its name resolves to it."""
     values = {each.name: getattr(record, each.name) for each in fields(record)}
     values |= {"target_modules": list(record.target_modules), "labels": dict(record.labels)}
     return {"ref": record.ref, **values, "created": record.created.isoformat(), "default": default}
@@ -36,7 +36,7 @@ def change_json(change: Change) -> dict[str, Any]:
 
 
 def finding_json(finding: ScanResult) -> dict[str, Any]:
-    """What a scan found at one source."""
+    """The result of a scan at one source."""
     record = finding.record
     return {
         "name": finding.name,
@@ -49,7 +49,7 @@ def finding_json(finding: ScanResult) -> dict[str, Any]:
 
 
 def line(record: AdapterRecord) -> str:
-    """What a record is, on one line."""
+    """A record on one line."""
     return (
         f"id {record.lora_int_id}, rank {record.rank}, {modules(record.target_modules)}, {size(record.bytes)} "
         f"({record.dtype})" + (f", for {record.base_model}" if record.base_model else "")
@@ -57,7 +57,7 @@ def line(record: AdapterRecord) -> str:
 
 
 def records_table(records: Iterable[AdapterRecord], defaults: Mapping[str, int], narrow: bool = False) -> Table:
-    """One row a version; an asterisk marks the version its name resolves to. ``narrow``: only the main columns."""
+    """One row per version; an asterisk marks the version its name resolves to. ``narrow``: only the main columns."""
     more = () if narrow else ("base model", "tenant", "labels")
     table = _table("adapter", "*id", "*rank", "modules", "*size", *more, "source")
     for record in records:
@@ -76,7 +76,7 @@ def records_table(records: Iterable[AdapterRecord], defaults: Mapping[str, int],
 
 
 def facts_table(record: AdapterRecord, default: int | None) -> Table:
-    """Every fact of a record, one a row."""
+    """All values of a record, one per row."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -100,7 +100,7 @@ def facts_table(record: AdapterRecord, default: int | None) -> Table:
 
 
 def history_table(changes: Iterable[Change]) -> Table:
-    """One row a change, oldest first."""
+    """One row per change, oldest first."""
     table = _table("when (UTC)", "what", "version", "resolves to")
     for change in changes:
         default = "-" if change.default is None else f"@{change.default}"
@@ -109,7 +109,7 @@ def history_table(changes: Iterable[Change]) -> Table:
 
 
 def findings_table(findings: Iterable[ScanResult]) -> Table:
-    """One row a source."""
+    """One row per source."""
     table = _table("source", "outcome", "adapter", "*id", "why")
     for finding in findings:
         record = finding.record
@@ -119,14 +119,14 @@ def findings_table(findings: Iterable[ScanResult]) -> Table:
 
 
 def modules(names: tuple[str, ...]) -> str:
-    """Target modules in short: ``q k v o``, or ``all-linear``, and ``lm_head`` if that is one."""
+    """Target modules in short: ``q k v o`` or ``all-linear``, and ``lm_head`` if it is among them."""
     layer = [name.removesuffix("_proj") for name in names if name != HEAD]
     short = ["all-linear"] if len(layer) == len(BLOCKS) else layer
     return " ".join([*short, *([HEAD] if HEAD in names else [])])
 
 
 def size(count: int) -> str:
-    """Bytes as people read them.
+    """Bytes with a unit.
 
     >>> size(13_631_488)
     '13.6 MB'
@@ -153,5 +153,5 @@ def _table(*heads: str) -> Table:
 
 
 def _row(table: Table, *cells: object) -> None:
-    # As Text, because a name with brackets in it is no markup of rich's.
+    # As Text, so that rich does not read brackets in a name as markup.
     table.add_row(*(Text(str(cell)) for cell in cells))

@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AdapterList:
-    """What is to be imported; ``modules`` where it came in vLLM's syntax."""
+    """The adapters to import; ``modules`` if they are in vLLM's syntax."""
 
     manifest: Manifest
     modules: tuple[ModulePath, ...] = ()
 
     def notes(self, registry: Registry) -> tuple[str, ...]:
-        """Where the list says another base model than the adapter itself."""
+        """One sentence for each adapter whose configuration names another base model than the list."""
         found = []
         for module in self.modules:
-            said = registry.resolve(module.name).base_model
-            if module.base_model_name is not None and said not in (None, module.base_model_name):
-                found.append(f"{module.name} is for {said}, says its configuration; the list says "
-                             f"{module.base_model_name}")  # fmt: skip
+            own = registry.resolve(module.name).base_model
+            if module.base_model_name is not None and own not in (None, module.base_model_name):
+                found.append(
+                    f"{module.name} is for {own} by its configuration, but for {module.base_model_name} by the list"
+                )
         return tuple(found)
 
 
@@ -46,11 +47,13 @@ def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
     """
     if items:
         if both := [word for word in more if word.endswith((".yaml", ".yml")) or Path(word).is_file()]:
-            raise InputError(f"give either a file or {OPTION} items, not both: leave {shortened(both[0], 80)} out")
+            raise InputError(
+                f"adapters import has both {OPTION} and the file {shortened(both[0], 80)}: remove one of them"
+            )
         modules = parse_lora_modules([*items, *more])
         return AdapterList(manifest_of_modules(modules), modules)
     if len(more) != 1:
-        raise InputError(f"give either a file or {OPTION} and its items, to say what to import")
+        raise InputError(f"adapters import needs one list: give either a file, or {OPTION} and its items")
     file = Path(more[0])
     try:
         text = file.read_text(encoding="utf-8")
@@ -73,7 +76,7 @@ def read_list(more: Sequence[str], items: Sequence[str]) -> AdapterList:
 
 
 def modules_text(modules: Sequence[ModulePath], as_json: bool) -> str:
-    """The option with its items, quoted for a shell, one a line; or a JSON list."""
+    """The option with its items, quoted for a shell, one per line; or a JSON list."""
     if as_json:
         return json.dumps([{"name": m.name, "path": m.path, "base_model_name": m.base_model_name} for m in modules],
                           indent=2) + "\n"  # fmt: skip
@@ -82,9 +85,9 @@ def modules_text(modules: Sequence[ModulePath], as_json: bool) -> str:
 
 
 def write_text(text: str, out: Path | None) -> None:
-    """To the terminal, or to a file in one step: the old one or the new one is there, whatever happens.
+    """Write to the terminal, or replace a file in one step: an interruption leaves the old file or the new one.
 
-    A link is followed; a device or pipe is written to, not replaced.
+    A link is followed. A device or pipe is written to, not replaced.
     """
     if out is None:
         print(text, end="")
@@ -103,7 +106,7 @@ def write_text(text: str, out: Path | None) -> None:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise InputError(
-            f"--out {out} cannot be written ({error.strerror}): give a file in a folder of yours"
+            f"--out {out} cannot be written ({error.strerror}): give a file in a folder you may write to"
         ) from None
 
 

@@ -22,16 +22,17 @@ _MOST_REFUSALS = 4
 
 def check_policy_command(
     policy: Annotated[str, typer.Argument(help="a policy: FILE.py:Class, module:Class or a name, and its parameters")],
-    examples: Annotated[int, typer.Option("--examples", "-n", help="random worlds to run it in")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="which random worlds")] = 0,
+    examples: Annotated[int, typer.Option("--examples", "-n", help="number of random worlds to run it in")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="seed of the random worlds")] = 0,
     policy_timeout: Annotated[
-        float, typer.Option("--policy-timeout", help="seconds the policy may take for one answer, and for its import")
+        float, typer.Option("--policy-timeout", help="seconds that the policy may take to decide or to be imported")
     ] = POLICY_TIMEOUT_S,
     as_json: Json = False,
 ) -> int:
-    """Check a policy of your own: that it is well-formed, comes back, serves every request, and breaks no law.
+    """Check that a policy of your own keeps every promise.
 
-    It runs in small random worlds and in some that authors forget. Exit code 1 when it breaks a promise.
+    A policy promises to be well-formed, to return in time, to serve every request, and to break no law. It runs in
+    small random worlds, and in edge cases that authors forget. Exit code 1: it breaks a promise.
     """
     try:
         from loratory.testing.check_policy import check_policy

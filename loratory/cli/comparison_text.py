@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loratory.reports.compare import Comparison
 
 _MOST = 30
-"""So many settings are shown; an experiment that changes more is another experiment."""
+"""Most settings to show; an experiment that changes more is another experiment."""
 
 
 def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
@@ -40,10 +40,10 @@ def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
 
 
 def tell_agreement(found: Agreement) -> None:
-    """How far a simulation is from measurements, beside their own noise."""
+    """The difference between a simulation and measurements, beside the noise of the measurements."""
     count = len(found.measurements)
     runs = f"{count} measured run{'s' * (count > 1)}"
-    say(f"simulation against {runs} on {found.device}, in percent of what was measured:")
+    say(f"simulation against {runs} on {found.device}, in percent of the measurement:")
     heads, rows = found.table()
     for policy in dict.fromkeys(row[0] for row in rows):
         print(policy)
@@ -66,4 +66,4 @@ def _tell_settings(found: Comparison, letters: list[str]) -> None:
     rows = [[setting.key, *setting.values] for setting in found.settings[:_MOST]]
     show(text_table(heads, rows, left=len(heads), tight=True))
     if len(found.settings) > _MOST:
-        say(f"and {len(found.settings) - _MOST} more; --json has them all")
+        say(f"and {len(found.settings) - _MOST} more; --json prints all of them")

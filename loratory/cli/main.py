@@ -47,7 +47,7 @@ MISSED_SLO = 3
 def main() -> NoReturn:
     """Run the command line; every error is one line on stderr, without a traceback."""
     if not os.environ.get("LORATORY_TRACEBACK"):
-        warnings.simplefilter("ignore")  # numpy's, on values so large or small that a scenario had to lift the limits
+        warnings.simplefilter("ignore")  # numpy's, about values so large that the scenario had to lift the limits
         sys.unraisablehook = lambda _: None  # a policy's generator that refuses to end would print a traceback
     with interruptible("SIGTERM", "SIGHUP") as received:
         code = _carry_out(received)
@@ -58,11 +58,11 @@ def main() -> NoReturn:
 
 
 def _carry_out(received: list[int]) -> Any:
-    """Run the command; what it returns, or the exit code of what went wrong, which has been told by then."""
+    """Run the command. Returns its exit code; prints the line for whatever went wrong."""
     code: Any
 
     def tell(text: str) -> None:
-        if not received:  # a signal is told once, whatever else comes of it
+        if not received:  # a signal is reported once, whatever follows from it
             complain(text)
 
     try:
@@ -78,7 +78,7 @@ def _carry_out(received: list[int]) -> Any:
             tell(f"{error.format_message().rstrip('.')}; see loratory --help")
         code = InputError.exit_code
     except (KeyboardInterrupt, typer.Abort) as error:
-        tell("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "no more input")
+        tell("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "input ended")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         _silence()
@@ -98,7 +98,7 @@ def _carry_out(received: list[int]) -> Any:
 
 
 def _silence() -> None:
-    """Nothing more can be printed: let Python's last flush of stdout go nowhere."""
+    """Send Python's last flush of stdout nowhere: the reader of the pipe is gone."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -123,36 +123,40 @@ def _loratory(
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help="a scenario file, or the name of a library scenario")],
-    on: Annotated[str, typer.Option("--on", help="backend: sim, or executor to run it for real")] = "sim",
+    on: Annotated[str, typer.Option("--on", help="where to run: sim (simulator) or executor (this machine)")] = "sim",
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", "-p", help="instead of the scenario's; may be repeated")
+        list[str] | None,
+        typer.Option("--policy", "-p", help="run this policy instead of the scenario's; may be repeated"),
     ] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, such as engine.max_loras=8; may be repeated")
+        list[str] | None,
+        typer.Option("--set", help="set a key of the scenario, such as engine.max_loras=8; may be repeated"),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="result folder; by default results/NAME")] = None,
     time_scale: Annotated[
-        float | None, typer.Option("--time-scale", help="on the executor: send requests so many times as fast")
+        float | None, typer.Option("--time-scale", help="with --on executor: multiply the request rate by this number")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="processes that share the runs")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="number of processes that share the runs")] = 1,
     decisions: Annotated[bool, typer.Option(help="write decisions.jsonl")] = True,
     policy_timeout: Annotated[
-        float, typer.Option("--policy-timeout", help="seconds a policy may take for one answer, and for its import")
+        float, typer.Option("--policy-timeout", help="seconds that a policy may take to decide or to be imported")
     ] = POLICY_TIMEOUT_S,
     unbounded: Annotated[
-        bool, typer.Option("--unbounded", help="lift the limits on sizes that only a slip of the pen exceeds")
+        bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
     ] = False,
-    require_slo: Annotated[bool, typer.Option("--require-slo", help="exit 3 when a policy misses the SLO")] = False,
+    require_slo: Annotated[
+        bool, typer.Option("--require-slo", help="exit with code 3 if a policy misses the SLO")
+    ] = False,
     as_json: Json = False,
 ) -> int:
-    """Run a scenario under its policies and write a report."""
+    """Run a scenario with each of its policies and write a report."""
     if on not in ("sim", "executor"):
-        raise InputError(f"--on {on} is no backend: use sim or executor")
+        raise InputError(f"--on is {on!r}, which is not a backend: use sim or executor")
     if on == "executor" and jobs > 1:
-        raise InputError("--jobs shares simulated runs among processes: leave it out with --on executor")
+        raise InputError("--jobs needs simulated runs, but --on is executor: remove --jobs")
     if time_scale is not None:
         if on != "executor":
-            raise InputError("--time-scale is for --on executor: simulated time costs nothing")
+            raise InputError("--time-scale needs --on executor: a simulation does not wait for arrivals, so remove it")
         override = [*(override or []), f"executor.time_scale={time_scale}"]
     from loratory.experiment.run import run_scenario
     from loratory.reports.folder import check_target
@@ -162,11 +166,16 @@ def run(
     given = [*(override or [])]
     loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
     if require_slo and not loaded.slo.targets():
-        raise InputError("--require-slo needs a slo section in the scenario: add one, such as slo: {ttft_p99_s: 2.0}")
+        raise InputError(
+            "--require-slo needs a slo section, but the scenario has none: add one, such as slo: {ttft_p99_s: 2.0}"
+        )
     target = out or Path("results") / _slug(loaded.name)
     check_target(target)
     if on == "sim":
-        with progress("simulating") as tell, redirect_stdout(sys.stderr):  # what a policy prints is no result
+        with (
+            progress("simulating") as tell,
+            redirect_stdout(sys.stderr),
+        ):  # stdout is for results, not for what a policy prints
             summary = run_scenario(
                 loaded,
                 target,
@@ -198,7 +207,7 @@ def run(
         complain(empty)
         return LoratoryError.exit_code
     if require_slo and missed:
-        complain(f"the SLO was missed by {several(dict.fromkeys(missed))}")
+        complain(f"these policies missed the SLO: {several(dict.fromkeys(missed))}")
         return MISSED_SLO
     return 0
 
@@ -218,7 +227,7 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     for table in summary_tables(summary, width()):
         show(table)
     if len(facts["seeds"].partition(";")[0].split(",")) > 1:
-        say(f"Means over seeds {facts['seeds'].partition(';')[0]}; requests of all seeds together.")
+        say(f"Metrics are means over seeds {facts['seeds'].partition(';')[0]}; request counts are totals.")
     for names, text in advice_of(runs):
         whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
         say(f"next{whose}: {text}")
@@ -229,7 +238,7 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     for _, text, _ in outcome_notes(runs):
         say(f"note: {text}")
     if not required and any(run["slo"]["met"] is False for run in runs):
-        say("note: the SLO was missed; with --require-slo the command exits 3 when it is")
+        say("note: a policy missed the SLO; with --require-slo the exit code is then 3")
     print(f"report: {target / 'report.html'}")
 
 
@@ -240,12 +249,16 @@ def _slug(name: str) -> str:
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="two or more result folders; the first is the reference")],
-    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="only these; may be repeated")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="show only this metric; may be repeated")
+    ] = None,
     as_json: Json = False,
 ) -> int:
-    """Put result folders side by side: settings that differ, differences and 95 % intervals over seeds.
+    """Compare result folders with the first of them.
 
-    A simulation followed by measurements of the same scenario is held to limits; exit code 1 when one is missed.
+    Shows the settings that differ, then the difference of each metric with its 95 % interval over seeds. If the first
+    folder is a simulation and the others are measurements of the same scenario, the differences are also checked
+    against limits; the exit code is 1 if one exceeds its limit.
     """
     from loratory.reports.compare import compare as compare_folders
 
@@ -253,7 +266,7 @@ def compare(
     known = {difference.metric for difference in found.differences}
     for name in metric or []:
         if name not in known:
-            raise InputError(f"--metric {name!r} is in none of the summaries: choose from {', '.join(sorted(known))}")
+            raise InputError(f"--metric {name!r} is not in the summaries: choose from {', '.join(sorted(known))}")
     agreed = None
     if found.backends[0] == "sim" and set(found.backends[1:]) == {"executor"}:
         from loratory.reports.agreement import agreement
@@ -268,17 +281,20 @@ def compare(
         if agreed is not None:
             tell_agreement(agreed)
     if agreed is not None and not agreed.holds:
-        complain("the simulation misses a limit; see the rows marked NO")
+        complain("the simulation exceeds a limit: see the rows marked NO")
         return LoratoryError.exit_code
     return 0
 
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(help="a result folder that loratory run --on executor has left")],
+    folder: Annotated[Path, typer.Argument(help="a result folder of loratory run --on executor")],
     as_json: Json = False,
 ) -> int:
-    """Replay recorded runs in simulation: every decision must come out the same."""
+    """Replay recorded runs in simulation and compare decisions.
+
+    The recording holds the times that an executor run measured. Exit code 1: a decision differs.
+    """
     from loratory.experiment.replay import replay_folder
 
     found = replay_folder(folder)
@@ -286,14 +302,14 @@ def replay(
         dump([asdict(run) for run in found])
     else:
         for run in found:
-            same = f"line {run.differs} differs: {run.recorded} / {run.again}" if run.differs else "all the same"
+            same = f"line {run.differs} differs: {run.recorded} / {run.again}" if run.differs else "all equal"
             print(f"{run.policy}, seed {run.seed}: {run.steps} steps, {run.decisions} decisions, {same}")
     return 1 if any(run.differs for run in found) else 0
 
 
 @app.command()
 def policies(
-    name: Annotated[str | None, typer.Argument(help="a policy to explain; without it, all are listed")] = None,
+    name: Annotated[str | None, typer.Argument(help="the policy to explain; without it, all are listed")] = None,
     as_json: Json = False,
 ) -> None:
     """List the scheduling policies, or explain one."""
@@ -306,7 +322,10 @@ def policies(
             dump([description.as_dict() for description in found])
         else:
             show(policies_table(found))
-            say("every policy also takes evict=lru|lfu|fifo|cost_aware and prefetch=N; explain one: policies NAME")
+            say(
+                "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
+                "loratory policies NAME explains one"
+            )
         return
     one = describe(name)
     if as_json:

@@ -16,33 +16,38 @@ if TYPE_CHECKING:
     from loratory.sim.cost import Profile
 
 FAILED = 1
-"""Exit code: a profile was written, and is not fit for use."""
+"""Exit code: the profile was written, but is too inaccurate to use."""
 
 
 def profile_command(
-    model: Annotated[str, typer.Argument(help="a checkpoint folder; with --random a catalogue name or config.json")],
-    random: Annotated[bool, typer.Option("--random", help="random weights in the model's shape")] = False,
+    model: Annotated[str, typer.Argument(help="a checkpoint folder; with --random, a catalogue name or config.json")],
+    random: Annotated[bool, typer.Option("--random", help="use random weights in the model's shape")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "bfloat16",
-    max_loras: Annotated[int, typer.Option(min=0, help="adapter slots; 0 measures the base model alone")] = 8,
-    ranks: Annotated[str, typer.Option(help="ranks of the adapters measured, separated by commas")] = "8,16",
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="most requests that run at once")] = 64,
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="most tokens one step computes")] = 2048,
-    context: Annotated[int, typer.Option(min=8, help="longest prompt plus output, tokens")] = 512,
+    max_loras: Annotated[int, typer.Option(min=0, help="number of adapter slots; 0 measures the base model alone")] = 8,
+    ranks: Annotated[str, typer.Option(help="ranks of the adapters to measure, separated by commas")] = "8,16",
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="largest number of running requests")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="largest number of tokens in a step")] = 2048,
+    context: Annotated[int, typer.Option(min=8, help="longest prompt plus output, in tokens")] = 512,
     targets: Annotated[
         str, typer.Option(help="target modules: all-linear, or names separated by commas")
     ] = "all-linear",
-    phases: Annotated[int, typer.Option(min=10, help="most phases of batches to draw, each run three times")] = 48,
-    seconds: Annotated[float, typer.Option(min=1, help="how long it takes, about, from loading to writing")] = 240.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default PyTorch's choice")] = None,
+    phases: Annotated[
+        int, typer.Option(min=10, help="largest number of batch phases to draw; each runs three times")
+    ] = 48,
+    seconds: Annotated[float, typer.Option(min=1, help="about how long the command takes, in seconds")] = 240.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="number of CPU threads; by default PyTorch's choice")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="the profile's name; by default model, device and dtype")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; by default NAME.json")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the batches drawn")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the batches that are drawn")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Measure this machine: steps, adapter loads, and how far equal steps differ; write a profile for the simulator.
+    """Measure this machine and write a profile for the simulator.
 
-    Exit code 1: the profile's error on steps that it was not fitted to is too large to use it.
+    Measures steps, adapter loads, and how much equal steps differ. Exit code 1: the profile is too inaccurate on steps
+    that it was not fitted to.
     """
     began = time.perf_counter()
     from loratory.experiment.calibrate import Plan, calibrate
@@ -59,7 +64,9 @@ def profile_command(
     spec = find_model(model)
     checkpoint = None if random else model
     if not random and not Path(model).is_dir():
-        raise InputError(f"{model} is no checkpoint folder: give one, or --random for random weights in its shape")
+        raise InputError(
+            f"{model} is not a checkpoint folder: give one, or add --random for random weights in its shape"
+        )
     parts = [_rank(part) for part in ranks.split(",")]
     config = EngineConfig(
         max_loras=max(1, max_loras),
@@ -81,9 +88,9 @@ def profile_command(
     called = name or f"{spec.name}-{device}-{dtype}"
     target = out or Path(f"{called}.json")
     if not target.parent.is_dir():
-        raise InputError(f"{target.parent} is no folder: name one with --out")
-    if target.is_dir() or not os.access(target.parent, os.W_OK):  # said before minutes of measuring
-        raise InputError(f"{target} cannot be written: name a file with --out, in a folder you may write to")
+        raise InputError(f"{target.parent} is not a folder: name one with --out")
+    if target.is_dir() or not os.access(target.parent, os.W_OK):  # before minutes of measuring
+        raise InputError(f"{target} cannot be written: name a file in a folder you may write to with --out")
     with progress("measuring") as tell:
         profile = calibrate(spec, checkpoint, plan, called, tell, began=began)
     try:
@@ -96,7 +103,7 @@ def profile_command(
         _tell(profile, target)
     if doubts := profile.doubts():
         complain(
-            f"{target} is not fit for use: {'; '.join(doubts)}: give more --seconds, or measure on a quieter machine"
+            f"{target} is too inaccurate to use: {'; '.join(doubts)}: raise --seconds, or measure on a quieter machine"
         )
         return FAILED
     return 0
@@ -108,7 +115,7 @@ def _tell(profile: Profile, target: Path) -> None:
     print(f"{profile.samples} steps; noise between equal steps {noise}")
     print(
         f"{errors.samples} held-out steps: median error {errors.median:.1%}, P90 {errors.p90:.1%}, "
-        f"their sum {errors.total:+.1%}"
+        f"error of their sum {errors.total:+.1%}"
     )
     print(f"profile: {target}")
     if profile.usable:
@@ -117,5 +124,5 @@ def _tell(profile: Profile, target: Path) -> None:
 
 def _rank(text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise InputError(f"--ranks: {text!r} is no rank: give whole numbers above 0, such as 8,16")
+        raise InputError(f"--ranks has {text!r}, which is not a rank: give whole numbers above 0, such as 8,16")
     return int(text)

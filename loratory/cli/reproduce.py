@@ -17,14 +17,21 @@ FAILED = 1
 
 
 def reproduce_command(
-    names: Annotated[list[str] | None, typer.Argument(help="which; by default all", metavar="[NAME]...")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="what to reproduce; by default everything", metavar="NAME")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for NAME.svg and NAME.json")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="write the tables to this file")] = None,
-    docs: Annotated[Path | None, typer.Option("--docs", help="update the blocks of this page")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="list what can be reproduced, and run nothing")] = False,
+    docs: Annotated[
+        Path | None, typer.Option("--docs", help="update the generated blocks of this Markdown page")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="list what can be reproduced, without running it")] = False,
     as_json: Json = False,
 ) -> int:
-    """Simulate published measurements and compare: every figure, and the checks."""
+    """Simulate published measurements and compare the results.
+
+    Prints every published figure beside the simulated one, then the checks. Exit code 1: a check fails.
+    """
     from loratory.reports.stats import cleaned
     from loratory.reproduce.page import with_block
 
@@ -54,7 +61,7 @@ def reproduce_command(
         _tell(found)
     failing = [each.name for each in found if not each.holds]
     if failing:
-        complain(f"checks fail in {', '.join(failing)}")
+        complain(f"checks fail for {', '.join(failing)}")
     return FAILED if failing else 0
 
 
@@ -62,7 +69,7 @@ def _chosen(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in REPRODUCTIONS:
             hint = did_you_mean(name, REPRODUCTIONS, f"choose from {', '.join(REPRODUCTIONS)}")
-            raise InputError(f"there is no reproduction {name!r}; {hint}")
+            raise InputError(f"reproduction {name!r} is unknown; {hint}")
     return list(dict.fromkeys(names)) or list(REPRODUCTIONS)
 
 
@@ -86,7 +93,7 @@ def _tell(found: Sequence[Reproduction]) -> None:
         for grid in figures_grids(each):
             show(grid_table(grid))
         if any(row.use == "fit" for row in each.rows):
-            print(f"{FIT_MARK} helped to set a constant; all others are predictions (test)")
+            print(f"{FIT_MARK} was used to fit a constant; all other figures are predictions (test)")
         if each.rows:
             show(grid_table(metrics_grid(each)))
         if each.checks:
@@ -131,7 +138,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--docs {path} cannot be read as text: name a page with blocks to update") from error
+        raise InputError(f"--docs {path} cannot be read as text: give a Markdown page with blocks to update") from error
 
 
 def _save(path: Path, text: str) -> None:

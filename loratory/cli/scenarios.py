@@ -11,7 +11,7 @@ import typer
 from loratory.cli.terminal import Json, dump, say, show
 from loratory.errors import InputError, shortened
 
-app = typer.Typer(help="List, show, check and describe scenario files.", rich_markup_mode=None)
+app = typer.Typer(help="List, show and check scenario files, or print their schema.", rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
@@ -22,7 +22,10 @@ def _scenarios(context: typer.Context) -> None:
 
 @app.command("list")
 def list_scenarios(as_json: Json = False) -> None:
-    """List the scenarios that come with Loratory: the library, and those that reproduce published measurements."""
+    """List the scenarios that come with Loratory.
+
+    These are the library, and the scenarios that reproduce published measurements.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -39,7 +42,7 @@ def list_scenarios(as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show_scenario(name: Annotated[str, typer.Argument(help="a library scenario's name, or a file")]) -> None:
+def show_scenario(name: Annotated[str, typer.Argument(help="the name of a library scenario, or a file")]) -> None:
     """Print a scenario file, to copy and change."""
     from loratory.scenarios.load import find
 
@@ -53,20 +56,25 @@ def show_scenario(name: Annotated[str, typer.Argument(help="a library scenario's
 @app.command("check")
 def check_scenario(
     file: Annotated[str, typer.Argument(help="a scenario file")],
-    override: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="set a key, as key=value; may be repeated")
+    ] = None,
     unbounded: Annotated[
-        bool, typer.Option("--unbounded", help="lift the limits on sizes that only a slip of the pen exceeds")
+        bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a scenario, its policies and whether its model fits the GPU, without running it."""
+    """Check a scenario without running it.
+
+    Validates the file and its policies, and checks whether the model fits the GPU.
+    """
     from loratory.experiment.notes.model_notes import length_notes
     from loratory.experiment.prepare import prepare
     from loratory.scenarios.build import build_workload
     from loratory.scenarios.load import load_scenario
 
     loaded = load_scenario(file, overrides=override or [], unbounded=unbounded)
-    with redirect_stdout(sys.stderr):  # what a policy prints is no result
+    with redirect_stdout(sys.stderr):  # stdout is for results, not for what a policy prints
         built = prepare(loaded, source=file).built
     workload = build_workload(loaded, loaded.seeds[0], built.adapters)
     notes = [*workload.notes, *built.notes, *length_notes(built.engine, workload)]

@@ -1,4 +1,4 @@
-"""Tables: what the command line shows of summaries, policies and reproductions."""
+"""Tables: summaries, policies and reproductions as the command line shows them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WIDEST_NAME = 24
 
 
 def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]:
-    """A row a measure, a column a policy: as many tables as it takes for every number to be whole in these columns."""
+    """One row per measure and one column per policy, in as many tables as fit whole numbers into these columns."""
     measures = [m for m in MEASURES if any(m[1] in policy["metrics"] for policy in summary["policies"])]
     labels = ["SLO", "within every limit", "requests completed", "limited by", *(m[0] for m in measures)]
     every = [[policy["policy"], *_cells(policy, summary["runs"], measures)] for policy in summary["policies"]]
@@ -54,7 +54,7 @@ def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]
 
 
 def _width(cells: list[str]) -> int:
-    """Columns of a policy, whose name is its first cell and may be folded, with the space before it."""
+    """Width of a policy's column with the space before it; the first cell, its name, may be folded."""
     return 3 + max(*map(len, cells[1:]), min(len(cells[0]), _WIDEST_NAME))
 
 
@@ -69,7 +69,7 @@ def _block(labels: list[str], policies: list[list[str]]) -> Table:
 
 
 def _cells(policy: Mapping[str, Any], every: Sequence[Mapping[str, Any]], measures: list[Any]) -> list[str]:
-    """SLO, share within it, completed, what limits, then the measures of one policy."""
+    """The cells of one policy: SLO, share of requests within it, completed requests, bottleneck, then the measures."""
     runs = [run for run in every if run["policy"] == policy["policy"]]
     done = sum(run["requests"]["completed"] for run in runs)
     sent = sum(run["requests"]["submitted"] for run in runs)
@@ -98,13 +98,13 @@ def _cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
 
 
 def policies_table(descriptions: list[Description]) -> Table:
-    """One row a policy: name, what it does, parameters with defaults, source."""
+    """One row per policy: name, what it does, parameters with defaults, source."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     table.add_column("what it does")
     table.add_column("parameters", overflow="fold", min_width=24)
     table.add_column("source", style="dim", overflow="fold")
-    common = {"evict", "prefetch"}
+    common = {"evict", "prefetch", "reserve"}
     for d in descriptions:
         own = [f"{p.name}={_default(p.default)}" for p in d.parameters if p.name not in common]
         table.add_row(d.name, d.summary, ", ".join(own) or "-", d.source)
@@ -112,7 +112,7 @@ def policies_table(descriptions: list[Description]) -> Table:
 
 
 def parameters_table(description: Description) -> Table:
-    """One row a parameter."""
+    """One row per parameter."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in ("parameter", "type", "default", "meaning"):
         table.add_column(head)
@@ -122,7 +122,7 @@ def parameters_table(description: Description) -> Table:
 
 
 def grid_table(grid: Grid) -> Table:
-    """A grid of a reproduction; words are set left, numbers right."""
+    """A grid of a reproduction: words are aligned left, numbers right."""
     table = Table(title=grid.caption or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, head in enumerate(grid.heads):
         table.add_column(head, justify="left" if place in grid.words else "right")

@@ -1,4 +1,4 @@
-"""Terminal: how commands print tables, JSON, complaints and progress; in a pipe without colour or a bar."""
+"""Terminal: how commands print tables, JSON, errors and progress; plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDEST = 10_000
 """Columns that a line in a pipe may have."""
 
 _EVERY_S = 10.0
-"""Seconds between two lines of progress in a pipe, at least."""
+"""Least number of seconds between two lines of progress in a pipe."""
 
 
 def complain(text: str) -> None:
@@ -31,12 +31,12 @@ def complain(text: str) -> None:
 
 
 def width() -> int:
-    """Columns to print in: the terminal's, or in a pipe what COLUMNS says, 80 without."""
+    """Columns to print in: the terminal's; in a pipe the variable COLUMNS, or 80."""
     return max(40, get_terminal_size((80, 24)).columns)
 
 
 def say(text: str) -> None:
-    """A sentence: wrapped between words in a terminal or as COLUMNS says, on one line in a pipe without COLUMNS."""
+    """Print a sentence: wrapped in a terminal or to COLUMNS, on one line in a pipe without COLUMNS."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     indent = "  " if text.startswith(("note", "next")) else ""
     print(
@@ -47,9 +47,9 @@ def say(text: str) -> None:
 
 
 def show(thing: Any, whole: bool = False) -> None:
-    """Something rich can print; in a pipe at least 160 columns wide, and if ``whole`` so wide that no path is cut.
+    """Print something of rich's: in a pipe at least 160 columns wide, and with ``whole`` wide enough to cut nothing.
 
-    Where the variable COLUMNS is set, tables are as wide as it says.
+    The variable COLUMNS, where it is set, overrides these widths.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -63,7 +63,7 @@ def show(thing: Any, whole: bool = False) -> None:
 
 
 def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, tight: bool = False) -> Any:
-    """A table of texts; all but the first ``left`` columns are numbers, set right, and never folded.
+    """A table of texts; all but the first ``left`` columns are numbers, aligned right and never folded.
 
     ``tight``: one space between columns instead of three.
     """
@@ -90,7 +90,7 @@ def dump(value: Any) -> None:
 
 @contextmanager
 def progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Call what comes with (what, done, total): a bar on stderr, or where that is no terminal a line now and then."""
+    """Yields a function to call with (what, done, total): a bar on stderr; a line now and then if that is a pipe."""
     if not sys.stderr.isatty():
         yield _lines(verb)
         return
@@ -104,7 +104,7 @@ def progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _lines(verb: str) -> Callable[[str, int, int], None]:
-    """Progress in a pipe: one line on stderr every `_EVERY_S`, the first after as long."""
+    """Progress in a pipe: one line on stderr every `_EVERY_S` seconds, the first after `_EVERY_S` seconds."""
     last = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
 _Columns = Annotated[
     list[str] | None,
     typer.Option(
-        "--columns", metavar="KEY=COLUMN", help="which column holds what, such as adapter=lora; repeat, or use commas"
+        "--columns",
+        metavar="KEY=COLUMN",
+        help="which column holds a key, such as adapter=lora; may be repeated or joined by commas",
     ),
 ]
-_TimeUnit = Annotated[str | None, typer.Option("--time-unit", help="unit of the times: s, ms, us or ns")]
-_BlockTokens = Annotated[int | None, typer.Option("--block-tokens", min=1, help="tokens of a block of hash_ids")]
+_TimeUnit = Annotated[
+    str | None, typer.Option("--time-unit", help="unit of the times: s, ms, us or ns; by default detected")
+]
+_BlockTokens = Annotated[
+    int | None,
+    typer.Option("--block-tokens", min=1, help="number of tokens in a block of hash_ids; by default detected"),
+]
 
-app = typer.Typer(help="List trace formats, check and convert traces.", rich_markup_mode=None)
+app = typer.Typer(help="List trace formats, check traces and convert them.", rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
@@ -52,13 +59,16 @@ def list_traces(as_json: Json = False) -> None:
 @app.command("check")
 def check_trace(
     file: Annotated[Path, typer.Argument(help="a trace file or folder")],
-    format: Annotated[str | None, typer.Option("--format", help="by default found out from the file")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="the trace's format; by default detected")] = None,
     columns: _Columns = None,
     time_unit: _TimeUnit = None,
     block_tokens: _BlockTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Report rows, span, rate, burstiness, ties, failures and adapter popularity of a trace."""
+    """Report what a trace holds.
+
+    Prints its rows, time span, rate, burstiness, ties, failures and how requests spread over adapters.
+    """
     from rich.table import Table
 
     from loratory.scenarios.traces import check
@@ -76,12 +86,13 @@ def check_trace(
 @app.command("convert")
 def convert_trace(
     file: Annotated[Path, typer.Argument(help="a trace file or folder")],
-    out: Annotated[Path, typer.Argument(help="a .csv, .jsonl or .parquet file in the generic format")],
-    format: Annotated[str | None, typer.Option("--format", help="by default found out from the file")] = None,
+    out: Annotated[Path, typer.Argument(help="the file to write: .csv, .jsonl or .parquet")],
+    format: Annotated[str | None, typer.Option("--format", help="the trace's format; by default detected")] = None,
     window: Annotated[
-        tuple[float, float] | None, typer.Option(help="keep requests from T0 to T1 seconds (ServeGen: draw them there)")
+        tuple[float, float] | None,
+        typer.Option(help="keep requests between T0 and T1 seconds (ServeGen: draw them there)"),
     ] = None,
-    rate_scale: Annotated[float, typer.Option("--rate-scale", help="multiply the rate: times are divided by it")] = 1.0,
+    rate_scale: Annotated[float, typer.Option("--rate-scale", help="multiply the request rate by this number")] = 1.0,
     columns: _Columns = None,
     time_unit: _TimeUnit = None,
     block_tokens: _BlockTokens = None,
@@ -90,7 +101,7 @@ def convert_trace(
     from loratory.scenarios.traces import convert
 
     if not rate_scale > 0:
-        raise InputError(f"--rate-scale is {rate_scale:g}: it is above 0")
+        raise InputError(f"--rate-scale is {rate_scale:g}, but should be above 0: correct it")
     options = replace(_options(columns, time_unit, block_tokens), window=window, rate_scale=rate_scale)
     table = convert(file, out, format, options)
     print(f"{out}: {len(table)} rows")
@@ -104,7 +115,7 @@ def _options(columns: list[str] | None, time_unit: str | None, block_tokens: int
     from loratory.scenarios.traces.times import UNITS
 
     if time_unit is not None and time_unit not in UNITS:
-        raise InputError(f"--time-unit is {time_unit!r}: it is one of {several(UNITS)}")
+        raise InputError(f"--time-unit is {time_unit!r}, which is not a unit: use one of {several(UNITS)}")
     named: dict[str, str] = {}
     for pair in (pair for text in columns or () for pair in text.split(",")):
         key, equals, column = (part.strip() for part in pair.partition("="))

@@ -98,11 +98,11 @@ def test_from_the_first_adapter_to_a_rollback(home: Path, loratory: Command) -> 
     assert "sql@2" in ok(loratory, "show", "--id", 2)
     history = ok(loratory, "history", "sql")
     assert [line.split()[2] for line in history.splitlines() if "@" in line] == ["add", "add", "promote", "rollback"]
-    assert ok(loratory, "remove", "sql@2") == "removed sql@2; never given again: id 2\n"
+    assert ok(loratory, "remove", "sql@2") == "removed sql@2; these ids are never used again: 2\n"
     assert "(removed)" in ok(loratory, "list", "--removed") and "removed" in ok(loratory, "show", "--id", "2")
-    assert ok(loratory, "verify") == "1 of 1 adapters are what was registered; the registry agrees with its history\n"
-    assert ok(loratory, "remove", "sql") == "removed sql@1; never given again: id 1\n"
-    assert ok(loratory, "list").startswith("no adapter fits")
+    assert ok(loratory, "verify") == "1 of 1 adapters match their records; the registry agrees with its history\n"
+    assert ok(loratory, "remove", "sql") == "removed sql@1; these ids are never used again: 1\n"
+    assert ok(loratory, "list").startswith("no adapter matches")
     assert "sql@3: id 3" in ok(loratory, "add", "sql", "adapters/sql", "--new-version")
 
 
@@ -160,7 +160,7 @@ def test_a_refused_adapter_leaves_no_registry_behind(home: Path, loratory: Comma
         (("add", "a@b", "adapters/sql"), "has an @"),
         (("add", "sql", "ftp://host/x"), "ftp:// is not known"),
         (("add", "sql", "adapters/sql", "--label", "task"), "--label 'task' has no ="),
-        (("add", "sql", "adapters/sql", "--label", "a=1", "--label", "a=2"), "--label a is given twice"),
+        (("add", "sql", "adapters/sql", "--label", "a=1", "--label", "a=2"), "--label has the key 'a' twice"),
         (("add", "sql", "adapters/sql", "--label", "a b=2"), "is not a valid key"),
         (("add", "sql", "adapters/sql", "--id", "7"), "assigns ids itself"),
         (("add", "sql", "adapters/sql", "--ids", "user"), "has no lora_int_id"),
@@ -169,18 +169,21 @@ def test_a_refused_adapter_leaves_no_registry_behind(home: Path, loratory: Comma
         (("add", "sql", "adapters/sql", "--registry", "mysql://host/x"), "a registry cannot be at"),
         (("add", "sql", "adapters/sql", "--registry", "no/such/folder/x.db"), "there is no folder"),
         (("add", "sql", "adapters/sql", "--registry", "config.json"), "is not a SQLite file"),
-        (("add", "sql", "adapters/sql", "--cache-size", "much"), "--cache-size 'much' is no size"),
-        (("add", "sql", "adapters/sql", "--cache-size", "0"), "is no size above 0"),
+        (("add", "sql", "adapters/sql", "--cache-size", "much"), "is 'much', which is not a size above 0"),
+        (("add", "sql", "adapters/sql", "--cache-size", "0"), "is not a size above 0"),
         (("add", "sql", "adapters/sql", "--max-lora-rank", "0"), "max-lora-rank"),
         (("add", "sql"), "Missing argument 'source'"),
         (("show",), "give either NAME[@VERSION] or --id N"),
         (("promote", "sql", "two"), "should be a valid integer"),
         (("scan", "nowhere"), "is not a folder"),
         (("scan", "https://host/x"), "cannot be listed"),
-        (("import",), "give either a file or --lora-modules"),
-        (("import", "a.yaml", "b.yaml"), "give either a file or --lora-modules"),
-        (("import", "a.yaml", "--lora-modules", "a=adapters/sql"), "not both: leave a.yaml out"),
-        (("import", "config.json", "--lora-modules", "a=adapters/sql"), "not both: leave config.json out"),
+        (("import",), "needs one list: give either a file, or --lora-modules"),
+        (("import", "a.yaml", "b.yaml"), "needs one list: give either a file, or --lora-modules"),
+        (("import", "a.yaml", "--lora-modules", "a=adapters/sql"), "has both --lora-modules and the file a.yaml"),
+        (
+            ("import", "config.json", "--lora-modules", "a=adapters/sql"),
+            "has both --lora-modules and the file config.json",
+        ),
         (("import", "--lora-modules", "a=adapters/sql", "a=adapters/chat"), "the name 'a' is given twice"),
         (("import", "--lora-modules", "a=adapters/sql", "b"), "'b' is neither name=path nor"),
         (("import", "nowhere.yaml"), "nowhere.yaml cannot be read"),
@@ -189,7 +192,7 @@ def test_a_refused_adapter_leaves_no_registry_behind(home: Path, loratory: Comma
         (("import", os.devnull), "lists no adapter"),
         (("import", "--lora-modules", "a=b=c"), "has two ="),
         (("import", "--lora-modules", "a=adapters/nowhere"), "adapter 'a' is refused, so nothing was imported"),
-        (("export", "--local"), "--format vllm only"),
+        (("export", "--local"), "need --format vllm"),
         (("export", "--format", "toml"), "toml"),
         (("frobnicate",), "frobnicate"),
     ],
@@ -233,7 +236,7 @@ def test_verify_finds_each_kind_of_damage_and_exits_1(home: Path, loratory: Comm
     done = loratory("adapters", "verify")
     assert done.code == 1 and done.err == ""
     assert "'sql@1' was registered with the digest" in done.out and "'chat@1' is refused" in done.out
-    assert "1 of 3 adapters are what was registered" in done.out
+    assert "1 of 3 adapters match their records" in done.out
     found = {each["ref"]: each["ok"] for each in loratory("adapters", "verify", "--json").json["adapters"]}
     assert found == {"sql@1": False, "chat@1": False, "sql-next@1": True}
     assert loratory("adapters", "verify", "sql-next").code == 0
@@ -304,7 +307,10 @@ def test_the_lists_of_vllm_go_in_and_out(home: Path, loratory: Command) -> None:
         '  \'{"name": "chat", "path": "adapters/chat", "base_model_name": "other/llama"}\'\n'
     )
     said = ok(loratory, "import", "modules.txt")
-    assert "2 added, 0 known" in said and "note: chat is for some/llama, says its configuration" in said
+    assert (
+        "2 added, 0 known" in said
+        and "note: chat is for some/llama by its configuration, but for other/llama by the list" in said
+    )
     text = ok(loratory, "export", "--format", "vllm")
     items = shlex.split(text.replace("\\\n", " "))
     assert items[0] == "--lora-modules"
@@ -367,7 +373,7 @@ def test_a_snapshot_of_the_hubs_cache_is_imported_as_vllms_documentation_does(
     (home / "link").symlink_to(snapshot)
     ok(loratory, "add", "linked", "link")
     assert ok(loratory, "scan", "hub", "--dry-run").endswith("2 valid\n")
-    assert ok(loratory, "verify").startswith("3 of 3 adapters are what was registered")
+    assert ok(loratory, "verify").startswith("3 of 3 adapters match their records")
     assert str(snapshot) in ok(loratory, "resolve", "sql")
 
 
@@ -409,7 +415,7 @@ def test_ids_of_every_strategy(home: Path, loratory: Command) -> None:
     assert "gives 'user' ids, not" in refused(loratory, "add", "x", "adapters/chat", "--ids", "hash", *user)
     words = ("--label", "task=sql", "--label", "domain=law")
     ok(loratory, "add", "sql", "adapters/sql", "--ids", "semantic", *words, "--registry", "s.db")
-    assert "the id says: task sql, domain law, version 1" in ok(loratory, "show", "sql", "--registry", "s.db")
+    assert "the id means: task sql, domain law, version 1" in ok(loratory, "show", "sql", "--registry", "s.db")
     shown = loratory("adapters", "show", "sql", "--registry", "s.db", "--json").json
     assert shown["decoded_id"] == {"task": "sql", "domain": "law", "version": 1}
     first, second = (

@@ -106,7 +106,7 @@ def test_a_failing_check_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         monkeypatch.setattr("loratory.cli.reproduce.reproduce", lambda name, checks=checks: made_up(*checks))
         assert reproduce_command(["roofline"], None, None, None, False, False) == code
         printed = capsys.readouterr()
-        assert printed.out.count("rate 2 [a|b]") == 1 and ("checks fail in made-up" in printed.err) == bool(code)
+        assert printed.out.count("rate 2 [a|b]") == 1 and ("checks fail for made-up" in printed.err) == bool(code)
     assert "FAILS" in printed.out
 
 
