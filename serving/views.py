@@ -46,7 +46,7 @@ class RequestView:
     priority: int = live(attrgetter("_sequence.request.priority"))
     """The client's priority: a lower number is served first, as in vLLM."""
     deadline: float | None = live(attrgetter("_sequence.request.deadline"))
-    """Second by which the client wants it completed; None without a deadline."""
+    """Second of the client's deadline; None without one. Policies such as `deadline` mean the first token's."""
     weight: float = live(attrgetter("_sequence.request.weight"))
     """Its tenant's share in fair policies, above 0."""
     kv_tokens: int = live(attrgetter("_sequence.kv_tokens"))
