@@ -11,11 +11,13 @@ from loratory.serving.eviction import SCORERS, Scorer
 from loratory.serving.fairness import Account, By, FairnessLimits, Rounds, Unit, Units
 from loratory.serving.lanes import Lanes
 from loratory.serving.plan import BatchShape, CostView
-from loratory.serving.policy import Decisive, Policy, look_ahead, want
+from loratory.serving.policy import Decisive, Policy
 from loratory.serving.reservation import Reservation
+from loratory.serving.sorted_queue import SortedQueue
 from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView
 from loratory.serving.wait_index import Within
 from loratory.serving.wait_queue import QueueView
+from loratory.serving.want import look_ahead, want
 
 __all__ = [
     "SCORERS",
@@ -53,6 +55,7 @@ __all__ = [
     "Schedule",
     "Scorer",
     "Served",
+    "SortedQueue",
     "TenantView",
     "Unit",
     "Units",

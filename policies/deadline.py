@@ -12,14 +12,13 @@ from loratory.policy import (
     Ended,
     Event,
     InputError,
-    Lanes,
     Policy,
     Preempted,
     Reject,
     RequestView,
     Schedule,
+    SortedQueue,
     View,
-    want,
 )
 
 
@@ -45,45 +44,35 @@ class Deadline(Policy):
         self.slack_s = slack_s
         self.margin_s = margin_s
         self.decides_by: tuple[Decisive, ...] = () if slack_s else ("deadline",)
-        self._lanes: Lanes[str] = Lanes()
-        self._waiting: dict[str, RequestView] = {}
-        self._due: list[tuple[float, str]] = []
+        self._queue = SortedQueue(lambda request: (self._deadline(request), request.arrival))
+        self._due: list[tuple[float, str, int, RequestView]] = []
+        """Requests that may come too late, the earliest deadline first: (deadline, id, number, request)."""
+        self._number = 0
         self._prefill_s: dict[int, float] = {}
         """Seconds of a prefill alone, by its number of tokens."""
 
     def observe(self, event: Event) -> None:
         """Keep the waiting requests in order of their deadlines."""
-        if isinstance(event, (Arrived, Preempted)):
+        self._queue.observe(event)
+        if self.abort and isinstance(event, Arrived):
             request = event.request
-            self._waiting[request.request_id] = request
-            order = (self._deadline(request), request.arrival)
-            self._lanes.push(request.request_id, order, request.adapter)
-            if self.abort and isinstance(event, Arrived) and order[0] < inf:
-                heappush(self._due, (order[0], request.request_id))
-        elif isinstance(event, Ended):
-            self._drop(event.request.request_id)
+            deadline = self._deadline(request)
+            if deadline < inf:
+                self._number += 1
+                heappush(self._due, (deadline, request.request_id, self._number, request))
 
     def schedule(self, view: View) -> Schedule:
         """Reject the hopeless, then admit by deadline."""
         if self.abort:
             while self._due:
-                due = self._waiting.get(self._due[0][1])
-                if due is not None and not self._is_late(view, due):
+                request = self._due[0][3]
+                waits = request in self._queue
+                if waits and not self._is_late(view, request):
                     break
                 heappop(self._due)
-                if due is not None and not due.preemptions:
-                    yield Reject(due, "its deadline could not be met")
-        while (found := self._lanes.pick(view)) is not None:
-            request = self._waiting[found[0]]
-            outcome = yield from want(view, request)
-            if outcome or outcome.why == "unknown":
-                self._drop(request.request_id)
-            elif outcome.why not in ("slots", "adapter") or (outcome.why == "slots" and view.slot_obtainable):
-                return
-
-    def _drop(self, request_id: str) -> None:
-        self._lanes.discard(request_id)
-        self._waiting.pop(request_id, None)
+                if waits and not request.preemptions:
+                    yield Reject(request, "its deadline could not be met")
+        yield from self._queue.admit(view)
 
     def _deadline(self, request: RequestView) -> float:
         if request.deadline is not None:

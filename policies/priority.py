@@ -8,13 +8,12 @@ from loratory.policy import (
     Ended,
     Event,
     InputError,
-    Lanes,
     Policy,
     Preempted,
     RequestView,
     Schedule,
+    SortedQueue,
     View,
-    want,
 )
 
 
@@ -35,35 +34,19 @@ class Priority(Policy):
         if aging_s < 0:
             raise InputError(f"priority: aging_s is {aging_s:g}: give 0 or more")
         self.aging_s = aging_s
-        self._lanes: Lanes[str] = Lanes()
-        self._waiting: dict[str, RequestView] = {}
+        self._queue = SortedQueue(self._order)
 
     def observe(self, event: Event) -> None:
         """Keep the waiting requests in order of priority."""
-        if isinstance(event, (Arrived, Preempted)):
-            request = event.request
-            self._waiting[request.request_id] = request
-            self._lanes.push(request.request_id, self._order(request), request.adapter)
-        elif isinstance(event, Ended):
-            self._drop(event.request.request_id)
+        self._queue.observe(event)
 
     def schedule(self, view: View) -> Schedule:
         """Admit by priority; those whose adapter finds no slot are passed over."""
-        while (found := self._lanes.pick(view)) is not None:
-            request = self._waiting[found[0]]
-            outcome = yield from want(view, request)
-            if outcome or outcome.why == "unknown":
-                self._drop(request.request_id)
-            elif outcome.why not in ("slots", "adapter") or (outcome.why == "slots" and view.slot_obtainable):
-                return
+        return self._queue.admit(view)
 
     def victim(self, view: View) -> RequestView:
         """The running request that matters least."""
         return max(view.running, key=self._order)
-
-    def _drop(self, request_id: str) -> None:
-        self._lanes.discard(request_id)
-        self._waiting.pop(request_id, None)
 
     def _order(self, request: RequestView) -> tuple[float, float]:
         """Ageing moves all waiting requests alike, so the order between two never changes and needs no update."""

@@ -14,12 +14,13 @@ from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView, Prefill, StepPlan, StepResult
-from loratory.serving.policy import PolicyLike, look_ahead
+from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_members import members_of
 from loratory.serving.policy_runner import PolicyRunner
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.views import RequestViews
+from loratory.serving.want import look_ahead
 
 
 class Engine:

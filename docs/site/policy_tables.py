@@ -21,6 +21,7 @@ FILES = {
     "CostView": "plan",
     "BatchShape": "plan",
     "Lanes": "lanes",
+    "SortedQueue": "sorted_queue",
     "Units": "fairness",
     "Account": "fairness",
     "Rounds": "fairness",
