@@ -16,7 +16,6 @@ from loratory.policy import (
     Schedule,
     Units,
     View,
-    want,
 )
 
 
@@ -48,29 +47,12 @@ class AffineDeficit(Policy):
         self.decides_by: tuple[Decisive, ...] = (by, "weight")
 
     def observe(self, event: Event) -> None:
-        """A unit's queue has changed other than by admission."""
-        if isinstance(event, (Arrived, Preempted)) or (isinstance(event, Ended) and event.status != "completed"):
-            self.rounds.changed(event.request)
+        """Tell the rounds of queues that have changed."""
+        self.rounds.observe(event)
 
     def schedule(self, view: View) -> Schedule:
         """Serve units with credit, nearest adapters first; begin a new round when no backlogged unit has credit."""
-        rounds = self.rounds
-        rounds.begin(view)
-        closed: set[str | None] = set()
-        while True:
-            found = rounds.pick(view, closed, nearest=True)
-            if found is None:
-                if not rounds.renew(view):
-                    return
-                continue
-            account, request = found
-            outcome = yield from want(view, request)
-            if outcome:
-                rounds.sort(account)
-            elif outcome.why in ("slots", "adapter"):
-                closed.add(request.adapter)
-            else:
-                return
+        return self.rounds.serve(view, nearest=True)
 
     def bound(self, limits: FairnessLimits) -> float | None:
         """2(U+Q)."""

@@ -16,7 +16,6 @@ from loratory.policy import (
     Schedule,
     Units,
     View,
-    want,
 )
 
 
@@ -48,29 +47,12 @@ class Deficit(Policy):
         self.decides_by: tuple[Decisive, ...] = (by, "weight")
 
     def observe(self, event: Event) -> None:
-        """A unit's queue has changed other than by admission."""
-        if isinstance(event, (Arrived, Preempted)) or (isinstance(event, Ended) and event.status != "completed"):
-            self.rounds.changed(event.request)
+        """Tell the rounds of queues that have changed."""
+        self.rounds.observe(event)
 
     def schedule(self, view: View) -> Schedule:
         """Serve units in turn while they have credit; a unit whose adapter is blocked keeps its credit and its turn."""
-        rounds = self.rounds
-        rounds.begin(view)
-        closed: set[str | None] = set()
-        while True:
-            found = rounds.pick(view, closed)
-            if found is None:
-                if not rounds.renew(view):
-                    return
-                continue
-            account, request = found
-            outcome = yield from want(view, request)
-            if outcome:
-                rounds.sort(account)
-            elif outcome.why in ("slots", "adapter"):
-                closed.add(request.adapter)
-            else:
-                return
+        return self.rounds.serve(view)
 
     def bound(self, limits: FairnessLimits) -> float | None:
         """2(U+Q)."""

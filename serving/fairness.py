@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from loratory.serving.actions import Schedule
 from loratory.serving.engine_view import View
+from loratory.serving.events import Arrived, Ended, Event, Preempted
 from loratory.serving.lanes import Lanes
 from loratory.serving.usage import Usage
 from loratory.serving.views import RequestView
 from loratory.serving.wait_queue import Queued
+from loratory.serving.want import want
 
 Unit = str | None
 By = Literal["tenant", "adapter"]
@@ -126,6 +129,34 @@ class Rounds:
     def changed(self, request: RequestView) -> None:
         """The queue of this request's unit has changed other than by an admission; to be told from ``observe``."""
         self._came.append(request)
+
+    def observe(self, event: Event) -> None:
+        """Note whose queue has changed; to be called from ``observe`` with events of the types Arrived, Preempted and
+        Ended."""
+        if isinstance(event, (Arrived, Preempted)) or (isinstance(event, Ended) and event.status != "completed"):
+            self.changed(event.request)
+
+    def serve(self, view: View, nearest: bool = False) -> Schedule:
+        """Admit from the units in turn while they have credit, and begin the next round when none has any left.
+
+        A unit whose adapter is blocked keeps its credit and its turn. ``nearest`` as in `pick`.
+        """
+        self.begin(view)
+        closed: set[str | None] = set()
+        while True:
+            picked = self.pick(view, closed, nearest)
+            if picked is None:
+                if not self.renew(view):
+                    return
+                continue
+            account, request = picked
+            outcome = yield from want(view, request)
+            if outcome:
+                self.sort(account)
+            elif outcome.why in ("slots", "adapter"):
+                closed.add(request.adapter)
+            else:
+                return
 
     def begin(self, view: View) -> None:
         """Take in the changes. Who comes back after idling keeps a debt and loses a credit."""
