@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from functools import partial
 from heapq import heappop, heappush
 
 from loratory.errors import InputError
@@ -60,7 +61,8 @@ class Engine:
         self._tell_served = self._announcer.teller(Served)
         self._tell_load_started = self._announcer.teller(LoadStarted)
         self._tell_loaded = self._announcer.teller(Loaded)
-        self._inbox: list[Callable[[], None] | Request] = []
+        self._inbox: list[Request | Callable[[], None]] = []
+        """What happened since the last plan, in order: requests that arrived, and calls that take in all else."""
         self._arriving: set[str] = set()
         self._submitted = 0
         self._finishes: list[tuple[int, int, Sequence, int]] = []
@@ -82,18 +84,18 @@ class Engine:
 
     def abort(self, request_id: str, why: str = "aborted by the client") -> None:
         """A client went away. Unknown or ended requests are ignored."""
-        self._inbox.append(lambda: self._runner.end_by_id(request_id, "aborted", why))
+        self._inbox.append(partial(self._runner.end_by_id, request_id, "aborted", why))
 
     def loaded(self, adapter: str, prefetch: bool = False) -> None:
         """An asynchronous load (or prefetch) is done."""
-        self._inbox.append(lambda: self._loaded(adapter, prefetch))
+        self._inbox.append(partial(self._loaded, adapter, prefetch))
 
     def load_failed(self, adapter: str, why: str, prefetch: bool = False) -> None:
         """A load came to nothing: the requests that wait for the adapter, or run with it, fail, and nothing else.
 
         A failed prefetch fails nobody: the adapter is loaded when its turn comes.
         """
-        self._inbox.append(lambda: self._load_failed(adapter, why, prefetch))
+        self._inbox.append(partial(self._load_failed, adapter, why, prefetch))
 
     def expect_load(self, adapter: str, eta: float) -> None:
         """A load in flight will be done at about second ``eta``; shown to the policy."""
@@ -175,26 +177,27 @@ class Engine:
 
     def _take_in(self, now: float) -> None:
         """Arrivals, aborts and finished loads since the last plan."""
-        ledger, runner = self.ledger, self._runner
-        ledger.now = now
-        inbox, self._inbox = self._inbox, []
+        self.ledger.now = now
+        self._runner.ask = True
         self._arriving.clear()
-        runner.ask = True
-        tell_arrived = self._tell_arrived
-        items = iter(inbox)
+        inbox, self._inbox = self._inbox, []
+        messages = iter(inbox)
         try:
-            for item in items:
-                if isinstance(item, Request):
-                    sequence, refusal = ledger.submit(item)
-                    if refusal:
-                        runner.turn_away(sequence, refusal)
-                    elif tell_arrived is not None:
-                        tell_arrived(Arrived(now, sequence.view))
+            for message in messages:
+                if isinstance(message, Request):
+                    self._arrived(message)
                 else:
-                    item()
+                    message()
         except BaseException:
-            self._inbox[:0] = items  # what the policy has failed at one of
+            self._inbox[:0] = messages  # the policy failed at one; `end_all` takes in the others
             raise
+
+    def _arrived(self, request: Request) -> None:
+        sequence, refusal = self.ledger.submit(request)
+        if refusal:
+            self._runner.turn_away(sequence, refusal)
+        elif self._tell_arrived is not None:
+            self._tell_arrived(Arrived(self.ledger.now, sequence.view))
 
     def _reserve_decode(self) -> bool:
         """Take the KV blocks the decode step needs, preempting where they are missing; False when it did."""
