@@ -27,7 +27,7 @@ class Drain(Policy):
         self.threshold_s = threshold_s
         self._draining: set[str] = set()
         self._woken = 0.0
-        """The last time asked to be woken at."""
+        """The second of the last `Wake`."""
 
     def schedule(self, view: View) -> Schedule:
         """Find starving requests, then admit in arrival order, these first, without the adapters being drained."""
@@ -53,7 +53,8 @@ class Drain(Policy):
             yield Wake(at=next_at)
 
     def _starving(self, view: View) -> tuple[list[RequestView], float | None]:
-        """First requests of adapters off the GPU that waited too long, longest first, and when the next will have."""
+        """Requests that wait too long for an adapter off the GPU, the first of each, longest first; and the second at
+        which the next one will."""
         if view.slot_obtainable and not self._draining:
             return [], None
         starving: list[RequestView] = []

@@ -66,15 +66,22 @@ class FairShare(Policy):
         guessed: tuple[Decisive, ...] = ("predicted_tokens",) if predict == "request" else ()
         self.decides_by: tuple[Decisive, ...] = (by, "weight", *guessed)
         self._offset: dict[Account, float] = {}
+        """By how much each unit has been lifted: its counter is this plus its service."""
         self._heap: list[tuple[float, int, Account]] = []
+        """The backlogged units by counter, as it was when they were sorted: (counter, ticket, unit)."""
         self._queued: dict[Account, int] = {}
+        """The ticket of each unit's entry in the heap; entries with another ticket are void."""
         self._ticket = 0
         self._came: list[tuple[RequestView, bool]] = []
+        """Requests that arrived (True) or were preempted (False) since the last call."""
         self._last: Account | None = None
+        """The last unit that left the heap because none of its requests waited any more."""
         self._fell: dict[Account, None] = {}
         """Units whose counter may have fallen since they were sorted, in the order in which it did."""
         self._guesses: dict[Account, dict[str, tuple[RequestView, float]]] = {}
+        """The running requests of each unit by id, with the output tokens that each was charged for in advance."""
         self._means: dict[Account, tuple[int, float]] = {}
+        """Completed requests of each unit, and the mean of their output tokens."""
 
     def observe(self, event: Event) -> None:
         """Units come back with an arrival or a preemption; predictions are settled when a request ends."""
@@ -128,6 +135,26 @@ class FairShare(Policy):
         heappush(self._heap, (counter, self._ticket, unit))
 
     def _activate(self, view: View) -> None:
+        """Let in the units that came back, after sorting anew those whose counter has fallen.
+
+        *Lift.* The counter of a unit that idles stands still while the others grow. Unlifted, it would be served alone
+        on its return until it has caught up: idling would save up service. So it starts where the least served of the
+        others is:
+
+            a 70, b 90 wait; c idled at 10, and a request of it arrives
+            "paper" and "min"    c at 70: it is served next, and then in turn with a
+            "none"               c at 10: it is served alone until it has had another 60
+
+        When no unit waits, "paper" lifts it to the counter of the last one that did. A preempted request brings its
+        unit back as well, but that was not idle: no lift.
+
+        *Fall.* `_least` relies on entries that are never above the counter. A counter falls when an output ends before
+        its guess, and when the unit's weight grows (it is service divided by weight). Its entry would stay too deep:
+
+            entries    a 50, b 60     now    a 50, b 45: a would be picked, although b has had less
+
+        This comes first, as the lift asks `_least`.
+        """
         came, self._came = self._came, []
         fell, self._fell = self._fell, {}
         units: list[Account] = []
@@ -159,8 +186,13 @@ class FairShare(Policy):
     def _least(self) -> tuple[Account, RequestView, float] | None:
         """The backlogged unit with the smallest counter, its next request, and the counter.
 
-        A counter only grows while its unit stays where it is in the heap, so a stale one is low: `_activate` sorts
-        anew the units whose counters may have fallen, whose outputs were overestimated or whose weight has changed.
+        Outputs grow at every step, and no heap could follow: an entry keeps the counter that its unit had when it was
+        sorted. Counters grow, so entries are too small or right (`_activate` sees to those that fall). A unit whose
+        entry is too small comes to the top too early, is pushed down to its counter, and the next one has its turn:
+
+            entries    a 40, b 50, c 60      counters now    a 55, b 50, c 80
+            a is on top with 40: sorted anew at 55
+            b is on top with 50, which is its counter: b is the least, and c was never looked at
         """
         heap = self._heap
         while heap:

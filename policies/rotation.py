@@ -26,7 +26,7 @@ class Rotation(Policy):
         self.cycle_s = cycle_s
         self._active: set[str] = set()
         self._woken = 0.0
-        """The last time asked to be woken at."""
+        """The second of the last `Wake`."""
         self._coming: dict[str, None] = {}
         """Active adapters that still wait for a slot: their cycle has not begun."""
         self._began: dict[str, float] = {}
@@ -67,7 +67,16 @@ class Rotation(Policy):
     def _turn(self, view: View, others: set[str]) -> bool:
         """Activate the adapters that have waited longest; returns whether there were any.
 
-        An adapter that lost its turn comes back when its running requests have left the slot.
+        Two slots, a cycle of 2 s, and at 1 s the first request for c:
+
+            seconds    0         1         2         3
+            a          |===================|......           = active: its requests are admitted
+            b            |================================   . no longer: what runs goes on, and holds the slot
+            c                    w w w w w |-----|========   w not active yet   - active, waits for the slot
+
+        At 2 s the cycle of a, which began first, is over, and c takes its place among the active. The cycle of c
+        begins when c is on the GPU; before that it cannot lose its turn. An adapter whose requests still run after its
+        turn, such as a, is not activated again before they have left the slot. b stays, as no other adapter waits.
         """
         on_gpu = view.on_gpu
         for other in others:
@@ -75,20 +84,20 @@ class Rotation(Policy):
                 break
         else:
             return False
-        goes = None
-        if len(self._active) >= view.max_loras and (goes := self._goes(view)) is None:
+        leaving = None
+        if len(self._active) >= view.max_loras and (leaving := self._next_to_leave(view)) is None:
             return False
-        if goes is not None:
-            self._retire(goes)
+        if leaving is not None:
+            self._retire(leaving)
         turned = False
         for request in view.first_waiting():
             name = request.adapter
             if name is None or name not in others or (name in on_gpu and on_gpu[name].references):
                 continue
             if len(self._active) >= view.max_loras:
-                if (goes := self._goes(view)) is None:
+                if (leaving := self._next_to_leave(view)) is None:
                     break
-                self._retire(goes)
+                self._retire(leaving)
             self._active.add(name)
             turned = True
             if name in on_gpu:
@@ -103,7 +112,7 @@ class Rotation(Policy):
         self._began.pop(name, None)
         self._coming.pop(name, None)
 
-    def _goes(self, view: View) -> str | None:
+    def _next_to_leave(self, view: View) -> str | None:
         """An active adapter without work, or else the one whose cycle began first, when it is over.
 
         One that still waits for its slot stays: its turn has not begun.

@@ -45,6 +45,7 @@ class SLora(Policy):
         self.margin_s = margin_s
         self.load = _Load()
         self._woken = 0
+        """The decode step of the last `Wake`."""
 
     def schedule(self, view: View) -> Schedule:
         """Drop unused adapters; when it is time, admit from the front while requests fit."""
@@ -87,7 +88,7 @@ class SLora(Policy):
         return True
 
     def _give_up(self, view: View) -> Schedule:
-        """Reject what has waited too long; the load is taken before that."""
+        """Reject what has waited too long, after measuring the load."""
         self.load.look(view)
         for request in view.waiting:
             waited = view.now - request.arrival
@@ -118,7 +119,7 @@ class _Load:
     def look(self, view: View) -> None:
         """The router looks at the queue; before that it looked at an empty one as often as it could."""
         missed = view.decode_steps - self._steps if view.running else int((view.now - self._at) / self.idle_s)
-        for _ in range(min(missed - 1, 20)):
+        for _ in range(min(missed - 1, 20)):  # by then the rate changes no more
             self._arrive(0)
         self._arrive(len(view.waiting))
         self._at, self._steps = view.now, view.decode_steps
