@@ -169,7 +169,7 @@ class FairShare(Policy):
             if unit in self._queued:
                 self._enter(unit, self._counter(unit))
         for unit, (_, arrived) in zip(units, came, strict=True):
-            if unit in self._queued or not unit.usage.queue.live:
+            if unit in self._queued or not unit.waiting:
                 continue
             counter = self._counter(unit)
             if arrived and self.lift != "none":

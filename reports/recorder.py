@@ -40,6 +40,7 @@ from loratory.serving.events import (
     Stepped,
 )
 from loratory.serving.request import Request
+from loratory.serving.sequence import sequence_of
 
 _NAN = float("nan")
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
@@ -134,7 +135,7 @@ class Recorder:
 
         def on_ended(event: Ended) -> None:
             # adapters have their codes from other events as well: in the order of all of them
-            rows.append((replica, adapters[event.sequence.request.adapter], event))
+            rows.append((replica, adapters[event.request.adapter], event))
             if len(rows) >= CHUNK_ROWS:
                 flush()
 
@@ -176,7 +177,7 @@ class Recorder:
         """What is kept of requests that ended, by name; `_request_columns` makes the table's columns of it."""
         replicas, adapters, events = zip(*rows, strict=True)
         ended = _columns_by_name(Ended._fields, events)
-        seqs = ended["sequence"]
+        seqs = [sequence_of(request) for request in ended["request"]]
         of = _columns_by_name(Request._fields, [seq.request for seq in seqs])
         for tenant, weight in dict.fromkeys(zip(of["tenant"], of["weight"], strict=True)):
             self._weights.setdefault(tenant, weight)

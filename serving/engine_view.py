@@ -7,10 +7,28 @@ from operator import attrgetter
 from typing import Literal
 
 from loratory.serving.ledger import Ledger
-from loratory.serving.plan import CostView
+from loratory.serving.lora import Adapter
+from loratory.serving.plan import BatchShape, CostView
 from loratory.serving.views import AdapterView, RequestView, TenantView, live
 from loratory.serving.wait_index import Within
 from loratory.serving.wait_queue import QueueView
+
+
+class _GuestCost:
+    """A cost model as a policy sees it: it answers, and nothing of it can be changed."""
+
+    __slots__ = ("_cost",)
+
+    def __init__(self, cost: CostView) -> None:
+        self._cost = cost
+
+    def step_seconds(self, shape: BatchShape) -> float:
+        """See `CostView`."""
+        return self._cost.step_seconds(shape)
+
+    def load_seconds(self, adapter: Adapter, tier: str) -> float:
+        """See `CostView`."""
+        return self._cost.load_seconds(adapter, tier)
 
 
 class View:
@@ -19,11 +37,12 @@ class View:
     Times are absolute seconds.
     """
 
-    __slots__ = ("_ledger", "_scorer")
+    __slots__ = ("_cost", "_ledger", "_scorer")
 
     def __init__(self, ledger: Ledger, scorer: Callable[[AdapterView, View], float]) -> None:
         self._ledger = ledger
         self._scorer = scorer
+        self._cost = _GuestCost(ledger.cost)
 
     now: float = live(attrgetter("_ledger.now"))
     """Second of this call."""
@@ -53,7 +72,7 @@ class View:
     """Decode steps that the engine has done so far."""
     memory: str = live(attrgetter("_ledger.memory"))
     """Where adapters are on the GPU: "slots", in slots of their own; "unified", in one pool with the KV blocks."""
-    cost: CostView = live(attrgetter("_ledger.cost"))
+    cost: CostView = live(attrgetter("_cost"))
     """The cost model: seconds of a step, seconds of a load."""
     scorer: Callable[[AdapterView, View], float] = live(attrgetter("_scorer"))
     """The score of an idle adapter; `want` evicts the one with the lowest."""

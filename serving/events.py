@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 from loratory.serving.actions import Action, Outcome
 from loratory.serving.plan import BatchShape
 from loratory.serving.request import Status
-from loratory.serving.sequence import Sequence
 from loratory.serving.views import RequestView
 
 
@@ -76,14 +75,13 @@ class Preempted(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A request reached a final status. ``sequence`` holds its times and counts (see
-    `loratory.serving.sequence.Sequence`)."""
+    """A request reached a final status. Its view shows its final counts, for as long as it is kept; a sink finds its
+    times as well (`loratory.serving.sequence.sequence_of`)."""
 
     now: float
     request: RequestView
     status: Status
     why: str
-    sequence: Sequence
 
 
 class LoadStarted(NamedTuple):

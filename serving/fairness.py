@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from loratory.serving.actions import Schedule
@@ -9,7 +10,7 @@ from loratory.serving.engine_view import View
 from loratory.serving.events import Arrived, Ended, Event, Preempted
 from loratory.serving.lanes import Lanes
 from loratory.serving.usage import Usage
-from loratory.serving.views import RequestView
+from loratory.serving.views import RequestView, live
 from loratory.serving.wait_queue import Queued
 from loratory.serving.want import want
 
@@ -39,75 +40,87 @@ class FairnessLimits(NamedTuple):
 
 
 class Account:
-    """One unit's books: its ``weight`` (the last one seen counts), and ``usage``, what the engine keeps of its service
-    and of its waiting requests, to be read only. ``granted``, ``turn`` and ``place`` are `Rounds`'s.
-    """
+    """One unit's books, made by `Units`: read-only and live."""
 
-    __slots__ = ("granted", "head", "place", "turn", "unit", "usage", "weight")
+    __slots__ = ("_granted", "_head", "_place", "_turn", "_unit", "_usage", "_weight")
 
     def __init__(self, unit: Unit, usage: Usage) -> None:
-        self.unit = unit
-        self.usage = usage
-        self.weight = 1.0
-        self.granted = 0.0
-        self.turn = 0
-        self.place: Literal["", "credit", "spent"] = ""
-        self.head: Queued | None = None
-        """The request it was sorted by."""
+        self._unit = unit
+        self._usage = usage
+        self._weight = 1.0
+        self._granted = 0.0
+        """This, the turn, the place and the head it was sorted by are `Rounds`'s."""
+        self._turn = 0
+        self._place: Literal["", "credit", "spent"] = ""
+        self._head: Queued | None = None
+
+    unit: Unit = live(attrgetter("_unit"))
+    """The tenant's or the adapter's name; None for the base model."""
+    weight: float = live(attrgetter("_weight"))
+    """Its share: the weight of the last request that `Units.of` was asked about."""
+    waiting: int = live(attrgetter("_usage.queue.live"))
+    """Its requests that wait."""
 
     def first(self) -> RequestView | None:
         """Its longest waiting request, or None."""
-        sequence = self.usage.queue.first()
+        sequence = self._usage.queue.first()
         return None if sequence is None else sequence.view
 
 
 class Units:
     """Names units and measures their service: weighted tokens, a prompt's when it is admitted, an output's one by one.
 
-    ``by``: what a unit is. ``input_weight`` and ``output_weight``: service of one token (VTC uses 1 and 2). A request's
-    ``weight`` is its unit's share.
+    A request's ``weight`` is its unit's share.
     """
 
-    __slots__ = ("_accounts", "by", "input_weight", "output_weight")
+    __slots__ = ("_accounts", "_by", "_input_weight", "_output_weight")
 
     def __init__(self, by: By, input_weight: float, output_weight: float) -> None:
-        self.by = by
-        self.input_weight = input_weight
-        self.output_weight = output_weight
+        self._by = by
+        self._input_weight = input_weight
+        self._output_weight = output_weight
         self._accounts: dict[Unit, Account] = {}
+
+    by: By = live(attrgetter("_by"))
+    """What a unit is: a "tenant" or an "adapter"."""
+    input_weight: float = live(attrgetter("_input_weight"))
+    """Service of a prompt token. VTC uses 1."""
+    output_weight: float = live(attrgetter("_output_weight"))
+    """Service of an output token. VTC uses 2."""
 
     def of(self, view: View, request: RequestView) -> Account:
         """The account of a request's unit; takes over the request's weight."""
-        unit = request.tenant if self.by == "tenant" else request.adapter
+        unit = request.tenant if self._by == "tenant" else request.adapter
         account = self._accounts.get(unit)
         if account is None:
             ledger = view._ledger
             if unit is None:
                 usage: Usage = ledger.base
             else:
-                usage = ledger.tenants[unit] if self.by == "tenant" else ledger.adapters[unit]
+                usage = ledger.tenants[unit] if self._by == "tenant" else ledger.adapters[unit]
             account = self._accounts[unit] = Account(unit, usage)
-        account.weight = request.weight
+        account._weight = request.weight
         return account
 
     def find(self, request: RequestView) -> Account | None:
         """The account of a request's unit, if it has one yet."""
-        return self._accounts.get(request.tenant if self.by == "tenant" else request.adapter)
+        return self._accounts.get(request.tenant if self._by == "tenant" else request.adapter)
 
     def service(self, account: Account) -> float:
         """Service so far, divided by the unit's weight."""
-        usage = account.usage
+        usage = account._usage
         outputs = usage.output_offset + usage.decoding * usage.clock[0]  # `output_tokens`, without the call
-        return (self.input_weight * usage.admitted_tokens + self.output_weight * outputs) / account.weight
+        return (self._input_weight * usage.admitted_tokens + self._output_weight * outputs) / account._weight
 
     def largest(self, limits: FairnessLimits) -> float | None:
         """U of the VTC paper: the most service by which one admission decision can be ahead of its counter.
 
         None when ``limits`` measures service of other units or with other weights.
         """
-        if (self.by, self.input_weight, self.output_weight) != (limits.unit, limits.input_weight, limits.output_weight):
+        measured = (limits.unit, limits.input_weight, limits.output_weight)
+        if measured != (self._by, self._input_weight, self._output_weight):
             return None
-        return max(self.input_weight * limits.max_prompt_tokens, self.output_weight * limits.kv_tokens)
+        return max(self._input_weight * limits.max_prompt_tokens, self._output_weight * limits.kv_tokens)
 
 
 class Rounds:
@@ -119,8 +132,8 @@ class Rounds:
     """
 
     def __init__(self, units: Units, quantum: float) -> None:
-        self.units = units
-        self.quantum = quantum
+        self._units = units
+        self._quantum = quantum
         self._lanes: Lanes[Account] = Lanes()
         self._spent: dict[Account, None] = {}
         self._turns = 0
@@ -162,12 +175,12 @@ class Rounds:
         """Take in the changes. Who comes back after idling keeps a debt and loses a credit."""
         came, self._came = self._came, []
         for request in came:
-            account = self.units.of(view, request)
-            if account.place and account.usage.queue.first() is account.head:
+            account = self._units.of(view, request)
+            if account._place and account._usage.queue.first() is account._head:
                 continue  # behind others of its unit
             credit = self._credit(account)
-            if credit > 0 and not account.place:
-                account.granted = self.units.service(account)
+            if credit > 0 and not account._place:
+                account._granted = self._units.service(account)
                 credit = 0.0
             self._sort(account, credit)
 
@@ -175,7 +188,7 @@ class Rounds:
         """The first unit in credit whose next request's adapter is not blocked or closed, and that request."""
         while (found := self._lanes.pick(view, closed, nearest)) is not None:
             account = found[0]
-            head = account.usage.queue.first()
+            head = account._usage.queue.first()
             if head is not None and self._credit(account) > 0:
                 return account, head.view
             self.sort(account)
@@ -186,21 +199,21 @@ class Rounds:
         self._sort(account, self._credit(account))
 
     def _sort(self, account: Account, credit: float) -> None:
-        head = account.head = account.usage.queue.first()
+        head = account._head = account._usage.queue.first()
         place: Literal["", "credit", "spent"] = "" if head is None else "credit" if credit > 0 else "spent"
-        was = account.place
+        was = account._place
         if was == "credit" and place != "credit":
             self._lanes.discard(account)
-            account.turn = 0
+            account._turn = 0
         elif was == "spent" and place != "spent":
             del self._spent[account]
-        account.place = place
+        account._place = place
         if place == "credit":
             assert head is not None
-            if not account.turn:
+            if not account._turn:
                 self._turns += 1
-                account.turn = self._turns
-            self._lanes.push(account, (account.turn,), head.request.adapter)
+                account._turn = self._turns
+            self._lanes.push(account, (account._turn,), head.request.adapter)
         elif place == "spent":
             self._spent[account] = None
 
@@ -210,24 +223,24 @@ class Rounds:
             return False
         while (first := self._lanes.first()) is not None:
             account = first[1]
-            if account.usage.queue.live and self._credit(account) > 0:
+            if account._usage.queue.live and self._credit(account) > 0:
                 return False
             self.sort(account)
-        for account in [account for account in self._spent if not account.usage.queue.live]:
+        for account in [account for account in self._spent if not account._usage.queue.live]:
             self.sort(account)
         if not self._spent:
             return False
         credits = {account: self._credit(account) for account in self._spent}
-        granted = self.quantum * (1 + max(0, int(-max(credits.values()) // self.quantum)))
+        granted = self._quantum * (1 + max(0, int(-max(credits.values()) // self._quantum)))
         for account, credit in credits.items():
-            account.granted += granted
+            account._granted += granted
             self._sort(account, credit + granted)
         return True
 
     def bound(self, limits: FairnessLimits) -> float | None:
         """2(U + quantum)."""
-        largest = self.units.largest(limits)
-        return None if largest is None else 2 * (largest + self.quantum)
+        largest = self._units.largest(limits)
+        return None if largest is None else 2 * (largest + self._quantum)
 
     def _credit(self, account: Account) -> float:
-        return account.granted - self.units.service(account)
+        return account._granted - self._units.service(account)

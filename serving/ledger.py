@@ -155,7 +155,7 @@ class Ledger:
     def _ready(self) -> Iterator[AdapterState]:
         backlogged = self.index.backlogged
         if len(backlogged) < len(self.on_gpu):
-            return iter([state for state in backlogged.values() if state.tier == "gpu"])
+            return iter([view._state for view in backlogged.values() if view._state.tier == "gpu"])
         return iter([self.base, *self.on_gpu.values()])
 
     def can_admit(self) -> bool:

@@ -110,7 +110,7 @@ class PolicyRunner:
         self.idle_plans = 0
         self.ask = True
         if self._tell_ended is not None:
-            self._tell_ended(Ended(self.ledger.now, sequence.view, status, why, sequence))
+            self._tell_ended(Ended(self.ledger.now, sequence.view, status, why))
         del sequence.view  # a cycle with its view would wait for the garbage collector
 
     def turn_away(self, sequence: Sequence, why: str) -> None:
@@ -121,7 +121,7 @@ class PolicyRunner:
         if (tell := announcer.sink(Arrived)) is not None:
             tell(Arrived(now, sequence.view))
         if (tell := announcer.sink(Ended)) is not None:
-            tell(Ended(now, sequence.view, "rejected", why, sequence))
+            tell(Ended(now, sequence.view, "rejected", why))
         del sequence.view
 
     def end_by_id(self, request_id: str, status: Status, why: str) -> None:

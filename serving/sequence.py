@@ -130,3 +130,9 @@ class Sequence:
         if self.first_token_at is None or self.ended_at is None:
             return None
         return self.ended_at - self.first_token_at - (self.preempted_s - self.preempted_before_first_s)
+
+
+def sequence_of(request: RequestView) -> Sequence:
+    """What the ledger knows of a request, also after its end: for sinks and backends, which only read it."""
+    sequence: Sequence = request._sequence
+    return sequence

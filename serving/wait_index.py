@@ -8,7 +8,7 @@ from typing import Literal
 
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState
-from loratory.serving.views import RequestView
+from loratory.serving.views import AdapterView, RequestView
 from loratory.serving.wait_queue import Queued, WaitQueue
 
 Within = Literal["batch", "gpu", "any"]
@@ -29,7 +29,8 @@ class WaitIndex:
         self._ready = ready
         self.table: dict[int, Sequence] = {}
         self.queue = WaitQueue(self.table)
-        self.backlogged: dict[str | None, AdapterState] = {}
+        self.backlogged: dict[str | None, AdapterView] = {}
+        """Adapters with a queue, by name: their views, as a policy is shown the keys, whose ``mapping`` leads here."""
         self._cold: list[tuple[int, str]] = []
         self._last = 0
         self._front = 0
@@ -43,7 +44,7 @@ class WaitIndex:
             queue.tickets.append(ticket)
             queue.live += 1
         if adapter.queue.live == 1:
-            self.backlogged[adapter.name] = adapter
+            self.backlogged[adapter.name] = adapter.view
             if adapter.tier != "gpu":
                 self.cooled(adapter)
 
@@ -54,7 +55,7 @@ class WaitIndex:
         adapter = sequence.adapter
         for queue in (self.queue, adapter.queue, sequence.tenant.queue):
             queue.push_front(ticket)
-        self.backlogged[adapter.name] = adapter
+        self.backlogged[adapter.name] = adapter.view
         self.cooled(adapter)
 
     def leave(self, sequence: Sequence) -> None:
@@ -82,7 +83,8 @@ class WaitIndex:
         cold, backlogged = self._cold, self.backlogged
         while cold:
             ticket, name = cold[0]
-            adapter = backlogged.get(name)
+            view = backlogged.get(name)
+            adapter: AdapterState | None = None if view is None else view._state
             if adapter is not None and adapter.tier not in ("gpu", "loading"):
                 first = adapter.queue.first()
                 if first is not None and first.ticket == ticket:
@@ -170,8 +172,8 @@ class WaitIndex:
         """Adapters of these names that have a queue, and the base model if it has one."""
         backlogged = self.backlogged
         if len(backlogged) <= len(names):
-            return [state for name, state in backlogged.items() if name is None or name in names]
-        return [backlogged[name] for name in (None, *names) if name in backlogged]
+            return [view._state for name, view in backlogged.items() if name is None or name in names]
+        return [backlogged[name]._state for name in (None, *names) if name in backlogged]
 
     def heads(self, off_gpu: bool, loading: Iterable[AdapterState]) -> Iterator[RequestView]:
         """The first request of each adapter with a queue, longest waiting first; see `View.first_waiting`."""

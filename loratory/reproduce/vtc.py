@@ -14,7 +14,7 @@ from loratory.reproduce.comparison import Check, Reproduction, Row
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import load_scenario
 from loratory.serving.events import Ended, Event
-from loratory.serving.sequence import Sequence
+from loratory.serving.sequence import Sequence, sequence_of
 from loratory.sim.cluster import simulate
 
 VTC, FCFS = "fair_share:reserve=true,lift=min", "fifo:reserve=true"
@@ -77,7 +77,7 @@ def simulated(scenario: str, policy: str, *changes: str) -> Simulated:
 
     def keep(event: Event) -> None:
         if isinstance(event, Ended):
-            ended.append(event.sequence)
+            ended.append(sequence_of(event.request))
 
     outcome = simulate(
         work,

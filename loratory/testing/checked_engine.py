@@ -13,6 +13,7 @@ from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
 from loratory.serving.policy import PolicyLike
+from loratory.serving.sequence import sequence_of
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.integrity import IntegrityError, check
 
@@ -37,7 +38,7 @@ class CheckedEngine(Engine):
         self.ended_sequences: list[Any] = []
 
         def keep(event: Ended) -> None:
-            self.ended_sequences.append(event.sequence)
+            self.ended_sequences.append(sequence_of(event.request))
 
         super().__init__(config, adapters, policy, cost, kv_bytes_per_token, hearing(sink, Ended, keep))
         self.prefill_tokens: Counter[str] = Counter()

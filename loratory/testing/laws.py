@@ -10,6 +10,7 @@ from typing import Any
 from loratory.reports.outcomes import probable_cause
 from loratory.serving.events import Admitted, Arrived, Stepped
 from loratory.serving.policy import PolicyLike
+from loratory.serving.sequence import sequence_of
 from loratory.testing.broken_law import BrokenLaw, require
 from loratory.testing.integrity import IntegrityError, check
 from loratory.testing.run import Run, Values, run
@@ -92,7 +93,7 @@ def _conserves_requests(result: Run, everything_sent: bool) -> None:
 def _outputs(result: Run, request_id: str) -> None:
     """One request: its status, times and tokens."""
     event, index = result.ended[request_id], int(request_id)
-    sequence, what = event.sequence, f"request {request_id} ({event.status})"
+    sequence, what = sequence_of(event.request), f"request {request_id} ({event.status})"
     final = event.status in FINAL and sequence.state == event.status
     require(final, "conservation", f"{what} ended in state {sequence.state}")
     times = [sequence.request.arrival, sequence.admitted_at, sequence.first_token_at, sequence.ended_at]
@@ -132,7 +133,7 @@ def _turns(result: Run) -> None:
         if before >= 0 and str(turn) in result.ended:
             assert work.delay_s is not None
             due = result.ended[str(before)].now + float(work.delay_s[turn])
-            arrival = result.ended[str(turn)].sequence.request.arrival
+            arrival = result.ended[str(turn)].request.arrival
             require(arrival == due, "time", f"turn {turn} follows {before}: it arrived at {arrival}, due at {due}")
 
 

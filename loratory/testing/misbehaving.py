@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from loratory.policy import Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+from loratory.policy import (
+    Admit,
+    Ended,
+    Event,
+    Evict,
+    Load,
+    Outcome,
+    Preempt,
+    Prefetch,
+    Reject,
+    Schedule,
+    Units,
+    View,
+    Wake,
+    want,
+)
 
 
 class AdmitsEverything:
@@ -267,6 +282,42 @@ class RejectsRunning:
                 yield from want(view, request)
 
 
+class TriesDoors:
+    """Tries to write to whatever it is handed: records, service, queues, costs. ``opened``: what let it."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.units = Units("tenant", 1.0, 2.0)
+
+    def _forge(self, thing: Any, *names: str) -> None:
+        """Assign to the last name, of what the others lead to."""
+        try:
+            for name in names[:-1]:
+                thing = getattr(thing, name)
+            setattr(thing, names[-1], 0)
+        except (AttributeError, TypeError):
+            return
+        self.opened.append(".".join(names))
+
+    def observe(self, event: Event) -> None:
+        for name in event._fields:
+            self._forge(event, name)
+        if isinstance(event, Ended):
+            self._forge(event, "sequence", "admitted_at")
+            self._forge(event, "request", "generated_tokens")
+
+    def schedule(self, view: View) -> Schedule:
+        self._forge(view, "token_budget")
+        self._forge(view, "cost", "step_seconds")
+        states: Any = view.backlogged.mapping.values()  # type: ignore[attr-defined]
+        for state in list(states):
+            self._forge(state, "tier")
+        for request in view.unblocked():
+            self._forge(self.units.of(view, request), "usage", "admitted_tokens")
+            self._forge(self.units.of(view, request), "weight")
+            yield from want(view, request)
+
+
 class Unprintable:
     """An object that cannot be shown, hashed or compared."""
 
@@ -286,6 +337,7 @@ ENDS_WELL: dict[str, Callable[[], Any]] = {
     "wakes-at-infinity": WakesAtInfinity,
     "preempts-for-ever": PreemptsForEver,
     "rejects-running": RejectsRunning,
+    "tries-doors": TriesDoors,
 }
 """The ledger keeps these in order and the run ends by itself with everybody served or rejected."""
 

@@ -10,6 +10,7 @@ from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Event, Evicted
 from loratory.serving.policy import PolicyLike
 from loratory.serving.run_end import RunEnd
+from loratory.serving.sequence import sequence_of
 from loratory.serving.views import RequestViews
 from loratory.sim.cluster import simulate
 from loratory.sim.routers import Router
@@ -114,7 +115,7 @@ def plain(event: Any) -> Values:
         return tuple(map(value, item)) if isinstance(item, tuple | list | RequestViews) else item
 
     if isinstance(event, Ended):
-        sequence = event.sequence
+        sequence = sequence_of(event.request)
         return (
             "Ended", event.now, event.request.request_id, event.status, event.why, sequence.generated,
             sequence.admitted_at, sequence.first_token_at, sequence.preemptions, sequence.load_wait_s,

@@ -15,6 +15,7 @@ from lab import run
 import loratory.testing
 from loratory.policies.fifo import Fifo
 from loratory.policy import Schedule, View, want
+from loratory.serving.sequence import sequence_of
 from loratory.testing import (
     LAWS,
     BrokenLaw,
@@ -130,7 +131,7 @@ def _a_block_more(result: Any) -> None:
 
 
 def _before_it_arrived(result: Any) -> None:
-    result.ended["3"].sequence.first_token_at = 0.0
+    sequence_of(result.ended["3"].request).first_token_at = 0.0
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from loratory.testing.misbehaving import (
     ODD,
     REFUSED,
     RaisesInVictim,
+    TriesDoors,
     YieldsOnRequest,
 )
 
@@ -94,6 +95,15 @@ def test_the_run_ends_and_says_who_was_never_served(name: str, loading: str) -> 
 def test_the_run_stops_with_an_error_that_names_the_policy(name: str, loading: str) -> None:
     with pytest.raises(PolicyError, match=type(FAILS[name]()).__name__):
         run(crowd(adapter_loading=loading), FAILS[name])
+
+
+@MEMORY
+def test_what_a_policy_is_handed_cannot_be_written(memory: str) -> None:
+    """Neither an ended request's record nor a unit's service, through which books and reports were once forged."""
+    policy = TriesDoors()
+    result = run(crowd(memory=memory, num_gpu_blocks=30), lambda: policy)
+    assert_run(result)
+    assert policy.opened == [] and {event.status for event in result.ended.values()} == {"completed"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -89,7 +89,7 @@ class Stream:
         if fate < self.rejected + self.failed:
             seq.ended_at = now + float(rng.exponential(2.0))
             status, why = ("rejected", "deadline") if fate < self.rejected else ("failed", "never scheduled")
-            yield Ended(seq.ended_at, seq.view, status, why, seq)
+            yield Ended(seq.ended_at, seq.view, status, why)
             return
         queue, load, prefill, decode, lost = (float(x) * self.slowness for x in rng.exponential((1, 0.1, 0.2, 2, 0.5)))
         seq.hit = None if adapter is None else bool(rng.random() < 0.7)
@@ -114,7 +114,7 @@ class Stream:
         yield Admitted(seq.admitted_at, seq.view, seq.hit)
         if seq.preemptions:
             yield Preempted(seq.first_token_at, seq.view, "kv")
-        yield Ended(seq.ended_at, seq.view, "completed", "length", seq)
+        yield Ended(seq.ended_at, seq.view, "completed", "length")
 
     @staticmethod
     def _step(rng: np.random.Generator, start: float, end: float) -> Stepped:

@@ -76,11 +76,11 @@ def test_every_value_is_in_its_own_column(sequence: Any, record: Any) -> None:
     seq.admitted_at, seq.first_token_at, seq.ended_at = 200.0, 400.0, 800.0
     seq.load_wait_s, seq.preempted_s, seq.preempted_before_first_s = 1.5, 7.25, 3.75
     seq.preemptions, seq.hit = 23, True
-    events = [Ended(801.0, seq.view, "completed", "length", seq)]
+    events = [Ended(801.0, seq.view, "completed", "length")]
     others: Any = (("z", "b", "completed"), ("y", "b", "completed"), ("x", "a", "rejected"))
     for adapter, tenant, status in others:
         other = sequence(Request("other", adapter, 0.0, 1, 1, tenant))  # so that the names have codes 3, 2, 1 and 0
-        events.insert(0, Ended(1.0, other.view, status, "length", other))
+        events.insert(0, Ended(1.0, other.view, status, "length"))
     records = record(iter(events), replica=29)
     assert records.requests.read().to_pylist()[3:] == [
         {
@@ -120,7 +120,7 @@ def test_truncated_means_ended_by_the_context_limit(
     generated: int, allowed: int, truncated: bool, sequence: Any, record: Any
 ) -> None:
     seq = sequence(Request("one", None, 0.0, 11, 70), generated, allowed)
-    (row,) = record(iter([Ended(9.0, seq.view, "completed", "length", seq)])).requests.read().to_pylist()
+    (row,) = record(iter([Ended(9.0, seq.view, "completed", "length")])).requests.read().to_pylist()
     assert row["truncated"] is truncated and row["finish"] == 9.0
 
 

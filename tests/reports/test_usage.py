@@ -38,7 +38,7 @@ def measure(record: Any, sequence: Any) -> Any:
     def run_of(*events: Event, info: RunInfo = INFO, output: int = 50) -> dict[str, Any]:
         seq = sequence(Request("1", "a", 0.0, 32, output, "a"), output)
         seq.admitted_at, seq.first_token_at, seq.ended_at, seq.hit = 0.0, 1.0, 9.0, True
-        done = Ended(9.0, seq.view, "completed", "length", seq)
+        done = Ended(9.0, seq.view, "completed", "length")
         return summarise(record(iter((*events, done))), info).run
 
     return run_of
@@ -87,7 +87,7 @@ def test_nothing_limits_a_run_that_never_waits(measure: Any) -> None:
 def test_rejections_are_the_limit_where_nobody_waits(record: Any, sequence: Any, why: str, limit: str) -> None:
     refused = sequence(Request("1", "a", 0.0, 90, 5, "a"), 0)
     refused.ended_at = 0.0
-    run = summarise(record(iter([Ended(0.0, refused.view, "rejected", why, refused)])), INFO).run
+    run = summarise(record(iter([Ended(0.0, refused.view, "rejected", why)])), INFO).run
     assert run["rejected"]["why"] == {why: 1} and run["bottleneck"] == limit
 
 

@@ -14,6 +14,7 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.plan import StepResult
 from loratory.serving.request import Request
+from loratory.serving.sequence import sequence_of
 from loratory.testing import Run, ToyCost, World, adapter, workload
 from loratory.testing.integrity import check
 
@@ -29,7 +30,7 @@ def world(
 
 def times(result: Run, request_id: str) -> tuple[float, float, float]:
     """Admission, first token and end."""
-    sequence = result.ended[request_id].sequence
+    sequence = sequence_of(result.ended[request_id].request)
     return sequence.admitted_at, sequence.first_token_at, sequence.ended_at
 
 
@@ -85,7 +86,7 @@ def test_preemption_takes_the_last_admitted_which_recomputes_prompt_and_output_i
     assert times(result, "1") == (0.0, STEP, 9 * STEP)
     assert times(result, "2") == (6 * STEP, 7 * STEP, 7 * STEP)
     assert prefills(result) == [8, 7 + 1]
-    second = result.ended["1"].sequence
+    second = sequence_of(result.ended["1"].request)
     assert second.preemptions == 1 and second.preempted_s == 4 * STEP and second.decode_s == 4 * STEP
 
 
@@ -99,8 +100,8 @@ def test_a_step_waits_for_a_synchronous_load() -> None:
     adapters = (adapter(1, tier="host"), adapter(2, tier="disk"))
     one = run(world([{"prompt": 4, "out": 2, "adapter": 1}], adapters), "fifo")
     assert times(one, "0") == (0.25, 0.25 + STEP, 0.25 + 2 * STEP)
-    assert one.ended["0"].sequence.load_wait_s == 0.25 and one.ended["0"].sequence.queue_s == 0.0
-    assert one.ended["0"].sequence.hit is False
+    sequence = sequence_of(one.ended["0"].request)
+    assert sequence.load_wait_s == 0.25 and sequence.queue_s == 0.0 and sequence.hit is False
     cold = run(world([{"prompt": 4, "out": 2, "adapter": 2}], adapters), "fifo")
     assert times(cold, "0")[0] == 0.625 + 0.25
     with_base = run(
@@ -120,7 +121,7 @@ def test_two_loads_share_the_link_to_the_gpu() -> None:
 def test_who_arrives_after_a_load_has_not_waited_for_it() -> None:
     adapters = (adapter(1, tier="host"),)
     rows = [{"prompt": 1, "out": 9, "adapter": 1}, {"prompt": 1, "out": 1, "adapter": 1, "at": 0.3}]
-    late = run(world(rows, adapters), "fifo").ended["1"].sequence
+    late = sequence_of(run(world(rows, adapters), "fifo").ended["1"].request)
     assert late.admitted_at == 0.375 and late.load_wait_s == 0.0
 
 
@@ -131,7 +132,7 @@ def test_an_asynchronous_load_overlaps_with_decoding() -> None:
     assert times(result, "0") == (0.0, STEP, 6 * STEP)
     # seen at 1/8, loaded at 3/8, admitted at that boundary
     assert times(result, "1") == (3 * STEP, 4 * STEP, 5 * STEP)
-    sequence = result.ended["1"].sequence
+    sequence = sequence_of(result.ended["1"].request)
     assert sequence.load_wait_s == 0.25 and sequence.queue_s == pytest.approx(STEP - 0.01)
 
 
@@ -193,13 +194,13 @@ def test_pinned_adapters_stay() -> None:
     rows = [{"at": 5.0 * i, "prompt": 1, "out": 1, "adapter": n} for i, n in enumerate([1, 2, 3, 2, 1])]
     result = run(world(rows, adapters, max_loras=2, max_cpu_loras=3), "fifo")
     assert [event[2] for event in result.of("Evicted")] == ["a2", "a3"]
-    assert result.ended["4"].sequence.hit is True
+    assert sequence_of(result.ended["4"].request).hit is True
 
 
 def test_max_model_len_cuts_outputs_and_refuses_prompts() -> None:
     rows = [{"prompt": 6, "out": 20}, {"prompt": 9, "out": 20}, {"prompt": 10, "out": 1}, {"prompt": 3, "out": 2}]
     ended = run(world(rows, max_model_len=10), "fifo").ended
-    assert [(ended[i].status, ended[i].sequence.generated) for i in "0123"] == [
+    assert [(ended[i].status, ended[i].request.generated_tokens) for i in "0123"] == [
         ("completed", 4),
         ("completed", 1),
         ("rejected", 0),
@@ -211,7 +212,10 @@ def test_max_model_len_cuts_outputs_and_refuses_prompts() -> None:
 def test_a_prompt_as_large_as_the_pool_gives_one_token() -> None:
     rows = [{"prompt": 12, "out": 5}, {"prompt": 13, "out": 5, "at": 5.0}]
     ended = run(world(rows, num_gpu_blocks=12), "fifo").ended
-    assert [(ended[i].status, ended[i].sequence.generated) for i in "01"] == [("completed", 1), ("rejected", 0)]
+    assert [(ended[i].status, ended[i].request.generated_tokens) for i in "01"] == [
+        ("completed", 1),
+        ("rejected", 0),
+    ]
 
 
 def test_cached_tokens_need_memory_and_no_compute() -> None:
@@ -327,7 +331,7 @@ def test_the_model_may_end_a_request_early() -> None:
     bench.step()
     bench.step(finished=("r",))
     assert bench.ends() == {"r": ("completed", "stop")}
-    assert bench.events[-1].sequence.generated == 2
+    assert sequence_of(bench.events[-1].request).generated == 2
 
 
 def test_a_failed_load_fails_those_who_wait_for_it_and_nobody_else() -> None:

@@ -12,6 +12,7 @@ from lab import run
 
 from loratory.policy import Schedule, View, want
 from loratory.serving.config import EngineConfig
+from loratory.serving.sequence import sequence_of
 from loratory.testing import ToyCost, World, adapter, workload
 
 SECRET = 7919
@@ -109,7 +110,7 @@ def test_a_policy_that_looks_everywhere_does_not_find_the_true_output_length() -
     spy = Spy()
     result = run(_world(), lambda: spy, check_books=False)
     assert spy.looked > 10 and not spy.leaks, spy.leaks
-    assert {e.sequence.generated for e in result.ended.values()} == {SECRET}
+    assert {sequence_of(e.request).generated for e in result.ended.values()} == {SECRET}
 
 
 class Vandal:

@@ -12,6 +12,7 @@ from lab import examples, run
 from roster import POLICIES
 
 from loratory.serving.config import EngineConfig
+from loratory.serving.sequence import sequence_of
 from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
 
 
@@ -76,7 +77,7 @@ def test_long_gaps_and_late_clocks_lose_no_time() -> None:
     rows = [{"at": at, "prompt": 2, "out": 200} for at in (0.0, 3600.0, 2.6e6)]
     world = World(workload(rows), (), EngineConfig(num_gpu_blocks=40), ToyCost())
     ended = run(world, "fifo", check_books=False).ended
-    spans = [ended[i].now - ended[i].sequence.request.arrival for i in "012"]
+    spans = [ended[i].now - ended[i].request.arrival for i in "012"]
     assert np.allclose(spans, spans[0], rtol=1e-8)
 
 
@@ -87,7 +88,7 @@ def test_loads_take_turns_on_each_link(loading: str) -> None:
     rows = [{"prompt": 1, "out": 1, "adapter": n} for n in (1, 2, 3)]
     config = EngineConfig(max_loras=3, num_gpu_blocks=99, adapter_loading=loading)
     result = run(World(workload(rows, adapters), adapters, config, ToyCost(grid=True)), "fifo")
-    admitted = [result.ended[i].sequence.admitted_at for i in "012"]
+    admitted = [sequence_of(result.ended[i].request).admitted_at for i in "012"]
     last = 3 * 0.625 + 0.25
     assert admitted == ([last] * 3 if loading == "sync" else [0.875, 1.5, last])
 
@@ -98,7 +99,7 @@ def test_a_prefetch_hides_the_disk() -> None:
     rows = [{"prompt": 1, "out": 20, "adapter": 1}, {"prompt": 1, "out": 1, "adapter": 2, "at": 1.0}]
     config = EngineConfig(max_loras=1, max_cpu_loras=2, num_gpu_blocks=99)
     world = World(workload(rows, adapters), adapters, config, ToyCost(grid=True))
-    plain, ahead = (run(world, policy).ended["1"].sequence for policy in ("fifo", "fifo-prefetch"))
+    plain, ahead = (sequence_of(run(world, policy).ended["1"].request) for policy in ("fifo", "fifo-prefetch"))
     assert plain.first_token_at - ahead.first_token_at == 0.625
     assert ahead.first_token_at == 0.875 + 20 * 0.125 + 0.25 + 0.125
 

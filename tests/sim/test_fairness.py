@@ -22,6 +22,7 @@ from loratory.policies.rotation import Rotation
 from loratory.serving.config import EngineConfig
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.reservation import Reservation, Reserved
+from loratory.serving.sequence import sequence_of
 from loratory.testing import ToyCost, World, adapter, workload
 
 INPUT, OUTPUT = 1.0, 2.0
@@ -65,7 +66,7 @@ def _gap(world: World, policy: Callable[[], Any]) -> tuple[float, int]:
         left[world.workload.tenants[int(row)]] += 1
     last_wait: dict[str, float] = {}
     for event in result.of("Admitted"):
-        sequence = result.ended[event[2]].sequence
+        sequence = sequence_of(result.ended[event[2]].request)
         last_wait[sequence.request.tenant] = event[1]
     widest = 0.0
     names = sorted(weights)
@@ -167,7 +168,7 @@ def test_a_backlogged_tenant_is_not_behind_any_other_by_more_than_4u(seed: int, 
     config = EngineConfig(**CONFIGS[number])  # type: ignore[arg-type]
     world = World(workload(rows), (), config, ToyCost())
     result = run(world, lambda: FairShare(lift=lift), jump=False)
-    until = max(e[1] for e in result.of("Admitted") if result.ended[e[2]].sequence.request.tenant == "t0")
+    until = max(e[1] for e in result.of("Admitted") if result.ended[e[2]].request.tenant == "t0")
     limits = _limits(world)
     u = max(INPUT * limits.max_prompt_tokens, OUTPUT * limits.kv_tokens)
     for other in ("t1", "t2"):
@@ -198,9 +199,9 @@ def _siege(horizon: int, slots: int = 1) -> World:
 
 def _cold_wait(world: World, policy: Callable[[], Any]) -> float:
     result = run(world, policy, check_books=False)
-    event = next(e for e in result.ended.values() if e.sequence.request.adapter == "a99")
+    event = next(e for e in result.ended.values() if e.request.adapter == "a99")
     assert event.status == "completed"
-    return event.sequence.admitted_at - event.sequence.request.arrival
+    return sequence_of(event.request).admitted_at - event.request.arrival
 
 
 HORIZONS = (40, 80, 160)
@@ -225,7 +226,7 @@ def test_a_found_counterexample_the_wait_grows_with_the_horizon(policy: str) -> 
 def _longest(world: World) -> float:
     """Seconds the longest request runs when the batch is as full as the siege makes it, loads included."""
     result = run(world, lambda: Fifo(strict=True), check_books=False)
-    return max(e.now - e.sequence.admitted_at for e in result.ended.values()) + 0.2
+    return max(e.now - sequence_of(e.request).admitted_at for e in result.ended.values()) + 0.2
 
 
 BOUNDED: dict[str, tuple[Callable[[], Any], Callable[[float, int], float]]] = {
@@ -271,8 +272,8 @@ def test_waits_do_not_grow_with_the_horizon_below_capacity(seed: int, policy: st
         "fifo-strict": lambda: Fifo(strict=True),
     }
     result = run(world, make[policy], check_books=False)
-    waits = [e.sequence.admitted_at - e.sequence.request.arrival for e in result.ended.values()]
-    longest = max(e.now - e.sequence.admitted_at for e in result.ended.values())
+    waits = [sequence_of(e.request).admitted_at - e.request.arrival for e in result.ended.values()]
+    longest = max(e.now - sequence_of(e.request).admitted_at for e in result.ended.values())
     assert max(waits) <= 6 * (0.3 + longest), (max(waits), longest)
 
 

@@ -22,6 +22,7 @@ from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import LoRARequest
+from loratory.serving.sequence import sequence_of
 from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
 
 EVERY = pytest.mark.parametrize("policy", POLICIES)
@@ -46,7 +47,8 @@ def test_an_output_length_changes_nothing_before_its_first_token(
     seen = run(world, policy, check_books=False)
     index = data.draw(st.integers(0, len(world.workload) - 1), label="whose truth changes")
     event = seen.ended[str(index)]
-    until = event.sequence.first_token_at if event.sequence.first_token_at is not None else float("inf")
+    first = sequence_of(event.request).first_token_at
+    until = first if first is not None else float("inf")
     truth = world.workload.output_tokens.copy()
     truth[index] = data.draw(st.sampled_from([1, 2, 5, 30]), label="the other truth")
     other = run(replace(world, workload=replace(world.workload, output_tokens=truth)), policy, check_books=False)
@@ -142,7 +144,7 @@ def test_lru_hits_do_not_fall_with_slots(uses: list[int], loading: str, gap: flo
             max_loras=slots, max_cpu_loras=10, max_num_seqs=1, num_gpu_blocks=100, adapter_loading=loading
         )
         result = run(World(workload(rows, adapters), adapters, config, ToyCost()), "fifo-strict", check_books=False)
-        hits.append(sum(bool(event.sequence.hit) for event in result.ended.values()))
+        hits.append(sum(bool(sequence_of(event.request).hit) for event in result.ended.values()))
     assert hits == sorted(hits)
     assert hits[-1] == len(uses) - len(set(uses))
 
@@ -157,8 +159,8 @@ def test_first_come_first_served_within_a_tenant_and_adapter(policy: str, world:
     """First admissions of one tenant's requests for one adapter come in order of arrival."""
     result = run(world, policy, check_books=False)
     last: dict[tuple[str, str | None], int] = {}
-    for _, _, request_id, _ in [e for e in result.of("Admitted") if result.ended[e[2]].sequence.admissions]:
-        sequence = result.ended[request_id].sequence
+    for _, _, request_id, _ in [e for e in result.of("Admitted") if sequence_of(result.ended[e[2]].request).admissions]:
+        sequence = sequence_of(result.ended[request_id].request)
         lane = (sequence.request.tenant, sequence.request.adapter)
         if sequence.preemptions:
             continue  # it may be admitted again, in front

@@ -15,6 +15,7 @@ from lab import examples, run
 from loratory.experiment.run import run_scenario
 from loratory.scenarios.load import load_scenario
 from loratory.serving.config import EngineConfig
+from loratory.serving.sequence import sequence_of
 from loratory.sim.environment import ExactEnvironment
 from loratory.sim.transfers import SharedLink
 from loratory.testing import ToyCost, World, adapter, workload
@@ -65,7 +66,7 @@ def _admitted(count: int, fetches: int, loading: str = "async", tier: str = "rem
     config = EngineConfig(max_loras=count, max_num_seqs=64, num_gpu_blocks=99, adapter_loading=loading)  # type: ignore[arg-type]
     cost = ToyCost(grid=True, fetches=fetches)
     result = run(World(workload(rows, adapters), adapters, config, cost), "fifo")
-    return [result.ended[str(i)].sequence.admitted_at for i in range(count)]
+    return [sequence_of(result.ended[str(i)].request).admitted_at for i in range(count)]
 
 
 def test_one_at_a_time_is_one_link_for_request_bytes_and_disk() -> None:

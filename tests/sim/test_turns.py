@@ -52,7 +52,7 @@ def test_turns_at_the_very_second() -> None:
     ]
     for replicas in (1, 2):
         ended = run(_world(rows), "fifo", replicas=replicas).ended
-        assert [ended[i].sequence.request.arrival for i in "012"] == [0.0, 0.875, 1.125]
+        assert [ended[i].request.arrival for i in "012"] == [0.0, 0.875, 1.125]
         assert [ended[i].now for i in "012"] == [0.375, 1.125, 1.25]
 
 
@@ -113,7 +113,7 @@ def test_a_closed_loop_of_sessions_jumps_as_it_steps(
     after = world.workload.after
     assert after is not None
     follows = {int(before) for before in after if before >= 0}
-    changes = [(e.sequence.request.arrival, 1) for i, e in jumped.ended.items() if after[int(i)] < 0]
+    changes = [(e.request.arrival, 1) for i, e in jumped.ended.items() if after[int(i)] < 0]
     changes += [(e.now, -1) for i, e in jumped.ended.items() if int(i) not in follows]
     playing = np.cumsum([change for _, change in sorted(changes)])
     assert playing.max() <= clients
@@ -124,7 +124,7 @@ def test_a_closed_loop_of_sessions_jumps_as_it_steps(
 def test_turns_without_an_end_in_between_are_a_plain_workload(world: World, policy: str, scale: float) -> None:
     """Replayed at the times at which its turns came, a workload gives the same decisions."""
     seen = run(world, policy, check_books=False)
-    arrival = np.array([seen.ended[str(i)].sequence.request.arrival for i in range(len(world.workload))])
+    arrival = np.array([seen.ended[str(i)].request.arrival for i in range(len(world.workload))])
     if len(set(arrival.tolist())) < len(arrival) or (np.diff(arrival) < 0).any():
         return
     late = {seen.ended[str(b)].now for i, b in enumerate(world.workload.after.tolist()) if b >= 0}  # type: ignore[union-attr]
