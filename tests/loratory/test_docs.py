@@ -10,6 +10,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -88,6 +89,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for block in blocks(ROOT / "docs/policies.md"):
         if name := re.match(r"# (\w+\.py)\n", block.text):
             (folder / name[1]).write_text(block.text)
+    (folder / "examples").mkdir()
+    for program in (ROOT / "examples").glob("*.py"):
+        shutil.copy(program, folder / "examples")
     (folder / "requests.csv").write_text("when,in,out,lora\n" + "".join(f"{n}000,9,5,a{n % 2}\n" for n in range(9)))
     (folder / "FILE").write_text("timestamp,input_tokens,output_tokens\n0,9,5\n1,8,4\n")
     azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n"

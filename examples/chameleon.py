@@ -1,0 +1,459 @@
+"""chameleon: queues by weighted request size with a quota of tokens each, and idle adapters kept as a cache."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice, pairwise
+from typing import Literal, NamedTuple
+
+from loratory.policy import (
+    Action,
+    AdapterView,
+    Arrived,
+    Ended,
+    Event,
+    Evict,
+    InputError,
+    Lanes,
+    Load,
+    Outcome,
+    Policy,
+    Preempted,
+    Prefetch,
+    RequestView,
+    Schedule,
+    View,
+    want,
+)
+
+
+class Size(NamedTuple):
+    """What a request is expected to need."""
+
+    prompt: int
+    """Tokens."""
+    output: float
+    """Tokens: the prediction, or a mean of past outputs."""
+    adapter: int
+    """Bytes of its adapter; 0 for the base model."""
+    charge: float
+    """KV tokens of its queue's quota that it uses while it runs."""
+
+
+@dataclass(eq=False)
+class Queue:
+    """Requests of similar weighted size, in order of arrival."""
+
+    quota: float
+    """KV tokens that its running requests may use."""
+    used: float = 0.0
+    """KV tokens that they use."""
+    running: int = 0
+    lanes: Lanes[RequestView] = field(default_factory=Lanes)
+    """Its waiting requests."""
+
+
+class Claim(NamedTuple):
+    """The slot that a blocked request waits for."""
+
+    adapter: str
+    """The adapter that is in it."""
+    free_at: float
+    """Second at which the running requests of that adapter are expected to have ended."""
+
+
+class Chameleon(Policy):
+    """Small requests first, within quotas: one queue for each range of sizes; idle adapters stay on the GPU as a cache.
+
+    Size: (input_weight * prompt + output_weight * output) * adapter bytes, each divided by the largest so far. The
+    output is the request's prediction, or else the mean output of its adapter, or of all adapters, so far.
+
+    Queues: every refresh_s seconds K-means groups the sizes of the last `window` requests. Each group is a queue, first
+    come, first served, with a quota of KV tokens. A running request uses prompt + output + adapter tokens of its quota.
+    A queue with r arrivals per second, which run for D seconds and use S tokens, needs S * D * (r + 1 / slo_s) tokens:
+    D * (r + 1 / slo_s) requests at once are what an M/M/1 queue needs to answer within slo_s. Quotas divide the whole
+    memory in proportion to these needs.
+
+    Admission: from the smallest queue to the largest, each within its quota. Then the queues, in the same order, borrow
+    what is left, unless a request that is within its quota found no room. So neither small nor large requests starve.
+
+    Bypass: a request whose adapter finds no slot lets younger ones pass. After patience_s it claims the slot that is
+    expected to be free first; on that slot only requests pass that are expected to end before then.
+
+    Cache: the idle adapter with the lowest score leaves its slot first. The score is frequency * (arrivals for it) +
+    recency * (how recently it was used) + size * (bytes), each from 0 to 1; adapters of waiting requests stay longest.
+    The adapters of the next `ahead` waiting requests are fetched to host memory, and if loads are asynchronous to the
+    GPU.
+
+    Differences from the paper:
+    (1) The paper's adapters share memory with the KV cache. Here they also need slots, and a request lacks a slot more
+    often than memory. So the bypass protects a slot, and only after patience_s; the paper's rule is patience_s=0. The
+    paper preempts a request that passed and outlasts its prediction; here the claim only stops new ones.
+    (2) max_num_seqs limits the batch, too: no request uses less of a quota than kv_total_tokens / max_num_seqs.
+    (3) The engine preempts when KV blocks run out, so lend=free lends every free block. The paper builds on S-LoRA,
+    which admits a request only if its whole output has room: lend=whole does that.
+    (4) When needs exceed the memory, shortage=small_first meets those of small queues first, but leaves each larger
+    queue room for one request; shortage=shared cuts all needs alike. The paper's rule is not known to the author.
+    (5) S is the queue's mean. D is its mean output times the mean time of an output token.
+    (6) No prefetch by predicted arrivals. The paper's refresh_s is minutes; scenarios are short.
+
+    Parameters:
+        input_weight: weight of the prompt in a request's size.
+        output_weight: weight of the output in a request's size.
+        queues: the most queues.
+        refresh_s: seconds after which cut-offs and quotas are computed again.
+        window: number of last requests that they are computed from.
+        samples: arrivals before they are first computed; until then there is one queue.
+        slo_s: seconds within which a request should be answered; sizes the quotas.
+        lend: what queues may borrow. "free": every free KV block; "whole": only what holds a request to its end.
+        shortage: whose quota is cut when memory does not satisfy all queues.
+        patience_s: seconds that a blocked request waits before it claims a slot; "none": it never does.
+        ahead: waiting requests whose adapters are fetched; 0 fetches none.
+        frequency: weight of arrivals in an adapter's score.
+        recency: weight of its last use in an adapter's score.
+        size: weight of its bytes in an adapter's score.
+    """
+
+    only_waiting = True
+    observes = (Arrived, Preempted, Ended)
+    decides_by = ("adapter", "predicted_tokens")
+    source = "Chameleon, MICRO 2025 (arXiv 2411.17741)"
+
+    def __init__(
+        self,
+        input_weight: float = 0.4,
+        output_weight: float = 0.6,
+        queues: int = 4,
+        refresh_s: float = 30.0,
+        window: int = 512,
+        samples: int = 32,
+        slo_s: float = 3.0,
+        lend: Literal["free", "whole"] = "free",
+        shortage: Literal["small_first", "shared"] = "small_first",
+        patience_s: float | None = 3.0,
+        ahead: int = 4,
+        frequency: float = 0.45,
+        recency: float = 0.10,
+        size: float = 0.45,
+    ) -> None:
+        if min(queues, window, samples) < 1:
+            raise InputError(f"Chameleon: queues is {queues}, window {window}, samples {samples}: each is at least 1")
+        if min(refresh_s, slo_s) <= 0:
+            raise InputError(f"Chameleon: refresh_s is {refresh_s}, slo_s {slo_s}: both are above 0")
+        if min(input_weight, output_weight) < 0 or input_weight + output_weight == 0:
+            raise InputError(
+                f"Chameleon: input_weight is {input_weight}, output_weight {output_weight}: "
+                "neither is below 0, and one is above 0"
+            )
+        self._weights = (input_weight, output_weight)
+        self._most_queues = queues
+        self._refresh_s = refresh_s
+        self._samples = samples
+        self._slo_s = slo_s
+        self._whole = lend == "whole"
+        self._shared = shortage == "shared"
+        self._patience_s = patience_s
+        self._ahead = ahead
+        self._score = (frequency, recency, size)
+
+        self.queues: list[Queue] = []
+        """From the smallest sizes to the largest."""
+        self._cuts: list[float] = []
+        """Weighted sizes between them."""
+        self._refresh_at = 0.0
+        self._new: dict[RequestView, None] = {}
+        """Come since the last call. `observe` cannot see a request's adapter, so `schedule` puts it into a queue."""
+        self._sizes: dict[RequestView, Size] = {}
+        self._queue_of: dict[RequestView, Queue] = {}
+        self._admitted_at: dict[RequestView, float] = {}
+        """Of running requests."""
+        self._claims: dict[RequestView, Claim] = {}
+        self._recent: deque[tuple[float, Size]] = deque(maxlen=window)
+        """Arrival and size of the last requests."""
+        self._largest = (1, 1.0, 1)
+        """Prompt, output and adapter: the largest so far."""
+        self._scale = (1, 1.0, 1)
+        """The same when the cut-offs were computed: sizes are compared on that scale."""
+        self._least_bytes = 1
+        """Of an adapter; requests for the base model count as much."""
+        self._outputs: dict[str | None, float] = {}
+        """Mean output tokens by adapter."""
+        self._output = 0.0
+        """Mean output tokens of all."""
+        self._token_s = 0.02
+        """Mean seconds from admission to end, divided by output tokens."""
+        self._asked: dict[str, float] = {}
+        """Arrivals by adapter, halved every refresh_s."""
+        self._most_asked = 1.0
+        self._asynchronous = False
+        """Whether loads run in the background: known once one has been seen."""
+
+    def observe(self, event: Event) -> None:
+        """Note requests that come; forget those that end, and learn from them."""
+        if not isinstance(event, (Arrived, Preempted, Ended)):
+            return
+        request = event.request
+        if isinstance(event, Arrived) and request.adapter is not None:
+            asked = self._asked.get(request.adapter, 0.0) + 1.0
+            self._asked[request.adapter] = asked
+            self._most_asked = max(self._most_asked, asked)
+        if isinstance(event, Ended):
+            if event.status == "completed":
+                self._learn(request, event.now)
+            self._new.pop(request, None)
+        else:
+            self._new[request] = None
+        self._forget(request)
+
+    def schedule(self, view: View) -> Schedule:
+        """Queue new requests, compute cut-offs and quotas when they are due, admit, and fetch adapters."""
+        if not self.queues:
+            self.queues = [Queue(view.kv_total_tokens)]
+        for request in self._new:
+            self._file(request, view)
+        self._new.clear()
+        if view.now >= self._refresh_at and len(self._recent) >= self._samples:
+            self._refresh(view)
+        if view.can_admit:
+            yield from self._serve(view)
+        yield from self._fetch(view)
+
+    def evict(self, adapter: AdapterView, view: View) -> float:
+        """The score of an idle adapter; those of waiting requests score higher than all others."""
+        frequency, recency, size = self._score
+        asked = self._asked.get(adapter.name or "", 0.0) / self._most_asked
+        lately = max(0.0, 1.0 - (view.now - adapter.last_used) / self._refresh_s)
+        worth = frequency * asked + recency * lately + size * adapter.bytes / self._largest[2]
+        return worth + (frequency + recency + size if adapter.waiting else 0.0)
+
+    # sizes and books
+
+    def _size(self, request: RequestView, view: View) -> Size:
+        adapter = view.adapter(request)
+        output: float = request.predicted_tokens or self._outputs.get(request.adapter, self._output)
+        output = max(min(output or request.max_tokens, request.max_tokens), request.generated_tokens + 1)
+        share = view.kv_total_tokens / (view.seq_budget + len(view.running))
+        charge = max(request.prompt_tokens + output + adapter.kv_tokens, share)
+        return Size(request.prompt_tokens, output, adapter.bytes, charge)
+
+    def _weighted(self, size: Size) -> float:
+        prompt, output, adapter = self._scale
+        input_weight, output_weight = self._weights
+        work = input_weight * size.prompt / prompt + output_weight * size.output / output
+        return work * max(size.adapter, self._least_bytes) / adapter
+
+    def _file(self, request: RequestView, view: View) -> None:
+        size = self._size(request, view)
+        self._sizes[request] = size
+        if not request.preemptions:
+            self._recent.append((request.arrival, size))
+            prompt, output, adapter = self._largest
+            self._largest = (max(prompt, size.prompt), max(output, size.output), max(adapter, size.adapter))
+        self._put(request)
+
+    def _put(self, request: RequestView) -> None:
+        """Put a request into the queue of its size: into a lane if it waits, into the books if it runs."""
+        size = self._sizes[request]
+        queue = self.queues[bisect_left(self._cuts, self._weighted(size))]
+        self._queue_of[request] = queue
+        if request in self._admitted_at:
+            queue.used += size.charge
+            queue.running += 1
+        else:  # preempted requests come first, as in view.waiting
+            queue.lanes.push(request, (not request.preemptions, request.arrival), request.adapter)
+
+    def _forget(self, request: RequestView) -> None:
+        queue = self._queue_of.pop(request, None)
+        if queue is None:
+            return
+        size = self._sizes.pop(request)
+        self._claims.pop(request, None)
+        if self._admitted_at.pop(request, None) is None:
+            queue.lanes.discard(request)
+        else:
+            queue.running -= 1
+            queue.used = queue.used - size.charge if queue.running else 0.0
+
+    def _learn(self, request: RequestView, now: float) -> None:
+        tokens = max(1, request.generated_tokens)
+        self._outputs[request.adapter] = 0.9 * self._outputs.get(request.adapter, tokens) + 0.1 * tokens
+        self._output = 0.98 * (self._output or tokens) + 0.02 * tokens
+        since = self._admitted_at.get(request)
+        if since is not None and not request.preemptions:
+            self._token_s = 0.95 * self._token_s + 0.05 * (now - since) / tokens
+
+    def _refresh(self, view: View) -> None:
+        """Compute cut-offs and quotas, and move every request to its new queue."""
+        self._refresh_at = view.now + self._refresh_s
+        self._scale = self._largest
+        sizes = [size for _, size in self._recent]
+        self._least_bytes = min((size.adapter for size in sizes if size.adapter), default=1)
+        self._cuts = cut_offs(sorted(map(self._weighted, sizes)), self._most_queues)
+        self.queues = [Queue(quota) for quota in self._quotas(view, sizes)]
+        for request in self._sizes:
+            self._put(request)
+        self._asked = {name: asked / 2 for name, asked in self._asked.items()}
+        self._most_asked = max(self._asked.values(), default=1.0)
+
+    def _quotas(self, view: View, sizes: list[Size]) -> list[float]:
+        """KV tokens for each queue. Their sum is the whole pool."""
+        groups: list[list[Size]] = [[] for _ in range(len(self._cuts) + 1)]
+        for size in sizes:
+            groups[bisect_left(self._cuts, self._weighted(size))].append(size)
+        span = max(view.now - self._recent[0][0], 1e-3)
+        needs = []
+        for group in groups:
+            tokens = sum(size.charge for size in group) / max(1, len(group))
+            seconds = self._token_s * sum(size.output for size in group) / max(1, len(group))
+            needs.append(tokens * seconds * (len(group) / span + 1.0 / self._slo_s))
+        pool, need = float(view.kv_total_tokens), sum(needs)
+        if self._shared or need <= pool:
+            return [pool * part / need for part in needs]
+        least = [min(pool / len(groups), max((size.charge for size in group), default=0.0)) for group in groups]
+        left = pool - sum(least)
+        quotas = []
+        for part, start in zip(needs, least, strict=True):
+            more = min(left, max(0.0, part - start))
+            left -= more
+            quotas.append(start + more)
+        return quotas
+
+    # admission
+
+    def _serve(self, view: View) -> Schedule:
+        closed: set[str | None] = set()
+        self._claim(view)
+        for request in list(self._claims):  # first, so that no other takes the slot that has become free
+            if view.slot_obtainable and self._within(request) and not (yield from self._admit(view, request, closed)):
+                return
+        for lent in (False, True):
+            for queue in self.queues:
+                passed_over: set[str | None] = set()
+                while (found := queue.lanes.pick(view, closed | passed_over)) is not None:
+                    (request,) = found
+                    if not (self._room(view, request) if lent else self._within(request)):
+                        break
+                    if not self._may_pass(view, request):
+                        passed_over.add(request.adapter)
+                    elif not (yield from self._admit(view, request, closed)):
+                        return
+
+    def _within(self, request: RequestView) -> bool:
+        """Whether a request fits into its queue's quota. A queue may always run one."""
+        queue = self._queue_of[request]
+        return not queue.running or queue.used + self._sizes[request].charge <= queue.quota
+
+    def _room(self, view: View, request: RequestView) -> bool:
+        """Whether a request's queue can borrow enough for it."""
+        if not self._whole or not view.running:
+            return True
+        return sum(queue.used for queue in self.queues) + self._sizes[request].charge <= view.kv_total_tokens
+
+    def _admit(self, view: View, request: RequestView, closed: set[str | None]) -> Generator[Action, Outcome, bool]:
+        """Try to admit a request. False if no other is to be tried in this step."""
+        outcome = yield from want(view, request)
+        if outcome:
+            queue = self._queue_of[request]
+            queue.lanes.discard(request)
+            queue.used += self._sizes[request].charge
+            queue.running += 1
+            self._admitted_at[request] = view.now
+            self._claims.pop(request, None)
+            return True
+        closed.add(request.adapter)
+        self._asynchronous = self._asynchronous or view.adapter(request).tier == "loading"
+        return outcome.why in ("slots", "adapter", "in_use")
+
+    def _claim(self, view: View) -> None:
+        """Drop claims that are settled; let the first request of each queue claim a slot when it is time."""
+        for request, claim in list(self._claims.items()):
+            on_its_way = view.adapter(request).tier in ("gpu", "loading")
+            if on_its_way or (not view.slot_obtainable and not view.adapters[claim.adapter].references):
+                del self._claims[request]
+        if self._patience_s is None or view.slot_obtainable:
+            return
+        ends: dict[str, float] | None = None
+        for queue in self.queues:
+            first = queue.lanes.first()
+            if first is None or first[1] in self._claims or view.now - first[1].arrival < self._patience_s:
+                continue
+            request = first[1]
+            if view.adapter(request).tier in ("gpu", "loading") or not self._within(request):
+                continue
+            ends = self._ends(view) if ends is None else ends
+            claimed = {claim.adapter for claim in self._claims.values()}
+            open_ends = [(end, name) for name, end in ends.items() if name not in claimed]
+            if open_ends:
+                end, name = min(open_ends)
+                self._claims[request] = Claim(name, end)
+
+    def _ends(self, view: View) -> dict[str, float]:
+        """Second at which the running requests of an adapter are expected to have ended, by adapter."""
+        ends: dict[str, float] = {}
+        for request in view.running:
+            if request.adapter is not None and not view.adapters[request.adapter].pinned:
+                left = max(1.0, self._sizes[request].output - request.generated_tokens)
+                ends[request.adapter] = max(ends.get(request.adapter, 0.0), view.now + self._token_s * left)
+        return ends
+
+    def _may_pass(self, view: View, request: RequestView) -> bool:
+        """Whether a request delays no claim: its slot is not claimed, or it is expected to end in time."""
+        end = view.now + self._token_s * self._sizes[request].output
+        return all(
+            claim.adapter != request.adapter or holder is request or end <= claim.free_at
+            for holder, claim in self._claims.items()
+        )
+
+    # cache
+
+    def _fetch(self, view: View) -> Schedule:
+        """Bring the adapters of the requests that have waited longest one tier nearer."""
+        for request in list(islice(view.first_waiting("off"), self._ahead)):
+            adapter, name = view.adapter(request), request.adapter
+            if name is None or adapter.prefetching:
+                continue
+            if adapter.tier != "host":
+                yield Prefetch(name)
+            elif self._asynchronous and view.kv_free_tokens >= adapter.kv_tokens + request.prompt_tokens:
+                unwanted = [(self.evict(idle, view), str(idle.name)) for idle in view.idle() if not idle.waiting]
+                if not view.free_slots and unwanted:
+                    yield Evict(min(unwanted)[1])
+                if view.free_slots:
+                    yield Load(name)
+
+
+def cut_offs(values: Sequence[float], most: int, gain: float = 0.1) -> list[float]:
+    """K-means of sorted values: the values that separate its groups.
+
+    Begins with groups of equal size. Adds a group, up to `most`, while that removes more than `gain` of the squared
+    distances of all values from their mean.
+    """
+    sums = [0.0, *accumulate(values)]
+    squares = [0.0, *accumulate(value * value for value in values)]
+
+    def spread(ends: Sequence[int]) -> float:
+        return sum(
+            squares[end] - squares[start] - (sums[end] - sums[start]) ** 2 / (end - start)
+            for start, end in pairwise(ends)
+        )
+
+    number = len(values)
+    best: list[float] = []
+    whole = least = spread((0, number))
+    for groups in range(2, min(most, number) + 1):
+        ends = [number * i // groups for i in range(groups + 1)]
+        cuts: list[float] = []
+        for _ in range(50):
+            means = [(sums[end] - sums[start]) / (end - start) for start, end in pairwise(ends)]
+            cuts = [(low + high) / 2 for low, high in pairwise(means)]
+            moved = sorted({0, *(bisect_left(values, cut) for cut in cuts), number})  # an empty group is dropped
+            if moved == ends:
+                break
+            ends = moved
+        if least - spread(ends) <= gain * whole:
+            break
+        best, least = cuts, spread(ends)
+    return best
