@@ -9,15 +9,17 @@ import pkgutil
 import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import loratory.policies
 from loratory.errors import InputError, did_you_mean, several, shortened
+from loratory.experiment.policy_imports import wrong_import
 from loratory.git_lfs import refuse_pointer
 from loratory.serving.eviction import SCORERS
 from loratory.serving.guest_errors import guest
@@ -28,6 +30,8 @@ from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.reservation import Reserved
 
 ENTRY_POINTS = "loratory.policies"
+A = TypeVar("A")
+T = TypeVar("T")
 _COMMON = {
     "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
     "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
@@ -184,22 +188,33 @@ def _module(head: str, spec: str) -> types.ModuleType:
     if not head.endswith(".py"):
         if not all(part.isidentifier() for part in head.split(".")):
             raise InputError(f"policy {_shown(spec)}: {_shown(head)} is no module's name: check it, or give a .py file")
-        try:
-            return guest(spec, f"the import of {shortened(head, 100)}", importlib.import_module, head)
-        except InputError as error:
-            cause = error.__cause__
-            if isinstance(cause, ModuleNotFoundError) and cause.name == head.partition(".")[0]:
-                text = f"there is no module {_shown(head)}: check it, or give a .py file"
-                raise InputError(f"policy {_shown(spec)}: {text}") from None
-            raise
+        return _imported(spec, f"the import of {shortened(head, 100)}", head, importlib.import_module, head)
     path = _file_of(head, spec)
     name = f"loratory_policy_{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module
-    guest(spec, "its import", found.loader.exec_module, module)
+    _imported(spec, "its import", "", found.loader.exec_module, module)
     return module
+
+
+def _imported(spec: str, subject: str, name: str, load: Callable[[A], T], what: A) -> T:
+    """`guest`, for an import: where it names what is missing, the error says what to import instead."""
+    try:
+        found = guest(spec, subject, load, what)
+    except InputError as error:
+        cause = error.__cause__
+        text = wrong_import(cause)
+        if isinstance(cause, ModuleNotFoundError) and name and cause.name == name.partition(".")[0]:
+            hint = f"; did you mean 'loratory.{name}'?" if text else ": check it, or give a .py file"
+            text = f"there is no module {_shown(name)}{hint}"
+        if not text:
+            raise
+        raise InputError(shortened(f"policy {_shown(spec)}: {text}")) from cause
+    if text := wrong_import(None):
+        raise InputError(shortened(f"policy {_shown(spec)}: {text}"))
+    return found
 
 
 def _file_of(head: str, spec: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import sys
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -122,6 +123,72 @@ def test_a_file_that_does_not_import_says_why(tmp_path: Path) -> None:
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(InputError, match="nothing_of_that_name"):
         policy_factory(f"{file}:Mine")
+
+
+def _no_checkout(monkeypatch: pytest.MonkeyPatch, *instead: Path) -> None:
+    """Where Loratory is installed, its rooms are no folders on the path."""
+    others = [path for path in sys.path if not (Path(path) / "serving").is_dir()]
+    monkeypatch.setattr(sys, "path", [*map(str, instead), *others])
+
+
+OLD_NAMES = {
+    "from serving.policy import Admit": "it imports serving, whose names a policy imports from loratory.policy "
+    "(mine.py:1): write from loratory.policy import View, want",
+    "import serving.events": "it imports serving, whose names a policy imports from loratory.policy (mine.py:1)",
+    "from policies.fifo import Fifo": "it imports policies, which is now loratory.policies (mine.py:1): write "
+    "loratory. before that name",
+    "from sim.cluster import simulate": "it imports sim, which is now loratory.sim (mine.py:1)",
+    "import helper": "it imports serving, whose names a policy imports from loratory.policy (helper.py:2)",
+    "from loratory.policy import Vew": "it imports Vew, which loratory.policy does not have (mine.py:1); did you mean "
+    "'View'?",
+    "from loratory.policy import Xylophone": "it imports Xylophone, which loratory.policy does not have (mine.py:1); "
+    "docs/policies.md lists its names",
+    "import servings": "its import raised ModuleNotFoundError: No module named 'servings' (mine.py:1)",
+    "import reports.nothing_of_ours": "its import raised ModuleNotFoundError: No module named 'reports.n",
+    "from json import nothing": "its import raised ImportError: cannot import name 'nothing' from 'json'",
+}
+
+
+@pytest.mark.parametrize("line", OLD_NAMES)
+def test_a_wrong_import_is_told_what_to_import(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names from before everything was `loratory`, and names with a slip; a package of the user's own is let be."""
+    monkeypatch.chdir(tmp_path)
+    _no_checkout(monkeypatch, tmp_path)
+    Path("reports").mkdir()
+    Path("reports/__init__.py").write_text("mine = 1\n")
+    Path("helper.py").write_text("\nimport serving.policy\n")
+    Path("mine.py").write_text(f"{line}\nclass Mine:\n    def schedule(self, view): yield\n")
+    try:
+        with pytest.raises(InputError) as caught:
+            policy_factory("mine.py:Mine")
+    finally:
+        for name in ("reports", "helper"):
+            sys.modules.pop(name, None)
+    assert str(caught.value).startswith(f"policy 'mine.py:Mine': {OLD_NAMES[line]}")
+
+
+@pytest.mark.parametrize(
+    "line", ["from serving.actions import Admit", "from serving.policy import No", "import sim.cluster"]
+)
+def test_in_a_checkout_a_room_is_not_imported_twice(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it is found under its old name, but its Admit is no Admit of the engine's."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    before = set(sys.modules)
+    file = tmp_path / "mine.py"
+    file.write_text(f"{line}\nclass Mine:\n    def schedule(self, view): yield\n")
+    try:
+        with pytest.raises(InputError, match=r"mine\.py:Mine': it imports (serving|sim)(\.policy)?, wh"):
+            policy_factory(f"{file}:Mine")
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+    policy_factory("fifo")
+
+
+def test_a_module_under_its_old_name_is_told_its_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    _no_checkout(monkeypatch)
+    with pytest.raises(InputError, match=r"no module 'policies\.fifo'; did you mean 'loratory\.policies\.fifo'\?"):
+        policy_factory("policies.fifo:Fifo")
 
 
 def test_a_policy_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""wrong_import: a policy file that imports what is not there, or under an old name, and the import that is meant."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import loratory.policy
+from loratory.errors import did_you_mean
+from loratory.serving.guest_errors import place
+
+_ROOMS = ("serving", "policies", "sim", "executor", "scenarios", "reports")
+"""Packages that stood beside `loratory` once, and are in it now."""
+
+_NO_NAME = re.compile(r"cannot import name '(\w+)' from 'loratory\.policy'")
+
+
+def wrong_import(error: BaseException | None) -> str:
+    """What a policy's import should be, in a sentence; empty where nothing, or something else, is wrong with it.
+
+    ``error`` is what the import raised. Without one, a room may have been imported under its old name: in a checkout it
+    is a folder that Python finds, but its classes are not those of `loratory`.
+    """
+    if error is None:
+        twice = [room for room in _ROOMS if _is_our_folder(room)]
+        return _under_its_name(twice[0], "") if twice else ""
+    if not isinstance(error, ImportError) or error.name is None:
+        return ""
+    at = f" ({where})" if (where := place(error)) else ""
+    if found := _NO_NAME.match(str(error)):
+        hint = did_you_mean(found[1], loratory.policy.__all__, "docs/policies.md lists its names")
+        return f"it imports {found[1]}, which loratory.policy does not have{at}; {hint}"
+    room, _, rest = error.name.partition(".")
+    missing = isinstance(error, ModuleNotFoundError) and (not rest or _is_ours(error.name))
+    return _under_its_name(error.name, at) if room in _ROOMS and (missing or _is_our_folder(room)) else ""
+
+
+def _under_its_name(name: str, at: str) -> str:
+    if name.partition(".")[0] == "serving":
+        remedy = "write from loratory.policy import View, want"
+        return f"it imports {name}, whose names a policy imports from loratory.policy{at}: {remedy}"
+    return f"it imports {name}, which is now loratory.{name}{at}: write loratory. before that name"
+
+
+def _is_ours(name: str) -> bool:
+    """Whether there is such a module in a room."""
+    try:
+        return find_spec(f"loratory.{name}") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _is_our_folder(room: str) -> bool:
+    """Whether a package was imported under that name from the folder of our own."""
+    ours = Path(loratory.policy.__file__).parent / room
+    return room in sys.modules and any(
+        Path(folder).resolve() == ours.resolve() for folder in getattr(sys.modules[room], "__path__", ())
+    )
