@@ -32,7 +32,7 @@ class Task:
 
 
 class Backend(Protocol):
-    """``name`` is what summaries call it, ``about`` what run_info.json says of it."""
+    """Runs scenarios. ``name``: its name in summaries; ``about``: what run_info.json has of it."""
 
     name: str
 

@@ -40,9 +40,11 @@ CAPS = {"lora_tokens": (2, 4, 8, 16, 32, 64), "tokens": (2, 4, 8, 16, 32, 64), "
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. ``ranks``: of the adapters, one slot each in turn; ``context``: longest prompt plus output.
+    """What to measure.
 
-    ``seconds``: for loading and measuring. Should loading the model take more than half of them, half are measured.
+    ``ranks``: the ranks of the adapters, which the slots take in turn. ``context``: tokens of the longest prompt plus
+    output. ``phases``: see `loratory.executor.profiler.Design`. ``seconds``: time for loading and measuring together;
+    where loading the model takes more than half of it, measuring still gets half.
     """
 
     config: EngineConfig
@@ -83,8 +85,8 @@ def calibrate(
         update={"num_gpu_blocks": config.num_gpu_blocks or blocks, "max_model_len": plan.context}
     )
     model = load_model(checkpoint, spec, plan.dtype, plan.device)
-    if plan.context > (most := model.config.max_positions):
-        raise InputError(f"--context {plan.context} is beyond the {most} positions of the model: give at most {most}")
+    if plan.context > (limit := model.config.max_positions):
+        raise InputError(f"--context {plan.context} is beyond the {limit} positions of the model: give at most {limit}")
     targets = resolve_targets(plan.targets)
     with tempfile.TemporaryDirectory(prefix="loratory-profile-") as scratch, adapter_cache() as cache:
         ranks = [plan.ranks[i % len(plan.ranks)] for i in range(config.max_loras)] if plan.ranks else []
@@ -103,7 +105,7 @@ def calibrate(
         if progress is not None:
             progress(f"percent; loading took {loading:.0f} s, measuring takes {seconds:.0f} s", 0, 100)
         design = Design(config.max_num_seqs, plan.context, config.max_num_batched_tokens, plan.phases, seconds)
-        guess = RooflineCost.from_options(spec, gpu("l4"), 1, {})  # what view.cost shows; fifo never looks
+        guess = RooflineCost.from_options(spec, gpu("l4"), 1, {})  # for view.cost, which fifo does not read
         measured = measure(machine, adapters, Fifo, guess, design, plan.seed, progress, between)
         about = machine.about()
     return profile_of(measured, name, spec.name, about)

@@ -42,16 +42,22 @@ def execute_scenario(
 ) -> dict[str, Any]:
     """Run every policy and seed of a scenario on this machine, in real time; returns the summary (docs/reports.md).
 
-    Each run's folder also gets ``recording.jsonl``, with which `loratory.experiment.replay` decides again in
-    simulation. ``source`` names the scenario's file in errors. Raises `InputError` for a scenario that cannot run here.
+    Each run's folder also gets ``recording.jsonl``, with which `loratory.experiment.replay` repeats its decisions in
+    simulation. ``source`` names the scenario's file in errors. Raises as `loratory.experiment.run.run_scenario` does,
+    and `InputError` for a scenario that cannot run on this machine.
     """
     if scenario.cluster.replicas > 1:
-        raise InputError("cluster.replicas: the executor is one replica: set it to 1")
+        raise InputError(
+            f"cluster.replicas is {scenario.cluster.replicas}, but the executor runs one replica: set it to 1"
+        )
     if scenario.memory.kv_cache_dtype is not None:
-        raise InputError("memory.kv_cache_dtype: the executor's KV cache is in executor.dtype: leave it out")
+        raise InputError(
+            f"memory.kv_cache_dtype is {scenario.memory.kv_cache_dtype}, but the executor keeps its KV cache in "
+            "executor.dtype: leave it out"
+        )
     if isinstance(scenario.cost, RooflineCostSpec) and scenario.cost.dtype == "fp8":
         raise InputError(
-            "cost.dtype is fp8, and the executor computes in executor.dtype, at least 16 bit: leave it out"
+            "cost.dtype is fp8, but the executor computes in executor.dtype, which has at least 16 bits: leave it out"
         )
     prepared = prepare(scenario, policy_timeout_s, source)
     with machine_for(scenario, prepared.built) as machine:
@@ -63,7 +69,7 @@ def execute_scenario(
 
 
 class Execution:
-    """The real backend. Prompts are random tokens, the same for every policy; outputs end where the workload says."""
+    """The real backend. Prompts are random tokens, the same for every policy; outputs have the workload's lengths."""
 
     name = "executor"
 
@@ -73,7 +79,7 @@ class Execution:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What run_info.json says of it."""
+        """See `loratory.experiment.backend.Backend`."""
         return self._machine.about()
 
     def run(
@@ -111,9 +117,9 @@ class Execution:
             executor.close()
         notes = list(self._notes)
         if workload.cached_tokens is not None:
-            notes.append("the executor has no prefix cache: cached tokens computed")
+            notes.append("the executor has no prefix cache, so it computed cached tokens as well")
         if scale != 1.0:
-            notes.append(f"requests were sent {scale:g} times as fast as the workload says")
+            notes.append(f"requests were sent {scale:g} times as fast as in the workload")
         return replace(end, notes=tuple(notes))
 
 
@@ -122,7 +128,7 @@ def _scaled(seconds: float | None, scale: float) -> float | None:
 
 
 def as_served(scenario: Scenario, files: Mapping[str, VerifiedAdapter]) -> tuple[Scenario, tuple[str, ...]]:
-    """The scenario with the digest of what is served in every record, and notes on records that say otherwise."""
+    """The scenario with the digest of what is served in every record, and notes on records that differ from it."""
     records, notes, unknown = [], [], []
     for record in scenario.adapters.records or ():
         held = files[record.name].description
@@ -131,8 +137,8 @@ def as_served(scenario: Scenario, files: Mapping[str, VerifiedAdapter]) -> tuple
             record = record.model_copy(update={"digest": held.digest})
         if (record.rank, record.parameters) != (held.rank, held.parameters):
             notes.append(
-                f"adapter {record.name!r} has rank {held.rank} and {held.parameters} parameters, and its record says "
-                f"rank {record.rank} and {record.parameters}, by which policies and loads were reckoned"
+                f"adapter {record.name!r} has rank {held.rank} and {held.parameters} parameters, but its record has "
+                f"rank {record.rank} and {record.parameters}, with which policies decided and loads were planned"
             )
         records.append(record)
     if not records:

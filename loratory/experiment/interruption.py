@@ -1,4 +1,4 @@
-"""interruption: Ctrl-C, SIGTERM and SIGHUP end a command in order, wherever it is: files closed, folders removed."""
+"""interruption: Ctrl-C, SIGTERM and SIGHUP end a command in good order: files are closed, folders removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _exit = os._exit
 """Python's own, whatever a `PolicyWatch` puts in its place."""
 
 _ENOUGH = 3
-"""So many signals of a kind end the process at once, should cleaning up hang."""
+"""The number of signals that end the process at once, in case cleaning up hangs."""
 
 
 @contextmanager
@@ -35,9 +35,9 @@ def interruptible(*also: str) -> Iterator[list[int]]:
             number = getattr(signal, name, None)
             if number is None:
                 continue
-            found = signal.getsignal(number)
-            if found in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = found
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = handler
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)

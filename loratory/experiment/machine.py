@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from loratory.executor.model import Model
 
 SYNTHETIC = "synthetic://"
-"""What paths of adapters begin with that a scenario makes up: their weights are made up, too."""
+"""How the paths of adapters begin that a scenario makes up; their weights are made up as well."""
 
 
 @contextmanager
 def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
-    """The machine a scenario wants: its checkpoint or random weights, its adapters' files or random ones."""
+    """The machine for a scenario: its checkpoint or random weights, its adapters' files or random ones.
+
+    Raises `InputError` where PyTorch is not installed, for a bad checkpoint or adapter, and for too little memory.
+    """
     try:
         import torch
 
@@ -75,7 +78,7 @@ def adapter_files(
 ) -> dict[str, VerifiedAdapter]:
     """The files of each adapter: from its source, or random ones written into ``folder`` for synthetic adapters.
 
-    Raises `InputError` for an adapter whose content has not its digest, or that does not validate against the model.
+    Raises `InputError` for an adapter whose content does not have its digest, or that does not fit the model.
     """
     from loratory.adapters.fetch import AdapterFetcher
     from loratory.adapters.files.validation import FileLimits

@@ -16,7 +16,7 @@ from loratory.serving.lora import Adapter
 
 
 class Remedies:
-    """Judges settings for ``scenario``, whose engine is ``engine`` now; draws its requests when asked, and once."""
+    """Judges settings for ``scenario``, whose engine is ``engine`` now. Draws its requests once, when it needs them."""
 
     def __init__(self, scenario: Scenario, engine: EngineConfig, adapters: Sequence[Adapter]) -> None:
         self._scenario = scenario
@@ -26,7 +26,7 @@ class Remedies:
         self._longest: int | None = None
 
     def runs(self, changed: EngineConfig) -> bool:
-        """Whether the scenario is valid with ``changed`` and no request that fits ``max_model_len`` now would not."""
+        """Whether the scenario is valid with ``changed``, and every request that fits ``max_model_len`` still does."""
         if self._values is None:
             self._values = self._scenario.model_dump(exclude_none=True)
         try:

@@ -34,7 +34,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 _COMMON = {
     "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),
-    "prefetch": (int, 0, "look so many waiting requests ahead and fetch their adapters to host memory"),
+    "prefetch": (int, 0, "waiting requests from the front whose adapters are fetched to host memory in advance"),
     "reserve": (bool, False, "admit only what fits until it ends, and look only as often as LightLLM's router does"),
 }
 
@@ -51,7 +51,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What ``loratory policies`` says of one policy."""
+    """What ``loratory policies`` shows of one policy."""
 
     name: str
     summary: str
@@ -69,21 +69,21 @@ class PolicyFactory:
     """A spec that has been parsed: each call makes a fresh policy with the spec's parameters.
 
     ``settings``: every parameter of the policy with its value under this spec, the policy's own first.
-    ``decides_by``: what its policies name in their attribute ``decides_by``; None where they name nothing. A policy of
-    it was made and its members were checked (`members_of`).
+    ``decides_by``: the attribute ``decides_by`` of its policies; None where they have none. One policy has been made
+    already, and its members were checked (`members_of`).
 
     >>> policy_factory("fifo:strict=true").settings
     {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
     """
 
-    __slots__ = ("_common", "_found", "_parameters", "decides_by", "settings", "spec")
+    __slots__ = ("_class", "_common", "_parameters", "decides_by", "settings", "spec")
 
     def __init__(self, spec: str) -> None:
-        found, given = _find(spec)
-        own = _own(found)
-        values = _read_parameters(spec, found, given)
+        policy_class, given = _find(spec)
+        own = _own(policy_class)
+        values = _read_parameters(spec, policy_class, given)
         self.spec = spec
-        self._found = found
+        self._class = policy_class
         self._common = {name: value for name, value in values.items() if name in _COMMON and name not in own}
         self._parameters = {name: value for name, value in values.items() if name not in self._common}
         members = members_of(self(), spec)
@@ -93,7 +93,7 @@ class PolicyFactory:
         self.settings: dict[str, Any] = {**defaults, **{n: v for n, v in common.items() if n not in own}, **values}
 
     def __call__(self) -> PolicyLike:
-        policy: Any = guest(self.spec, "its __init__()", self._found, **self._parameters)
+        policy: Any = guest(self.spec, "its __init__()", self._class, **self._parameters)
         try:
             for key, value in {**self._common, "spec": self.spec}.items():
                 setattr(policy, key, value)
@@ -125,30 +125,30 @@ def describe(spec: str) -> Description:
     Raises as `policy_factory` does, but not for a policy that needs parameters.
     """
     with PolicyWatch(spec):
-        found, _ = _find(spec)
-        needy = any(parameter.default is parameter.empty for parameter in _signature(found).values())
-        common = _of_class(found) if needy else PolicyFactory(spec).settings
-    text = inspect.cleandoc(found.__doc__ or "No description.")
+        policy_class, _ = _find(spec)
+        needs_parameters = any(parameter.default is parameter.empty for parameter in _signature(policy_class).values())
+        common = _of_class(policy_class) if needs_parameters else PolicyFactory(spec).settings
+    text = inspect.cleandoc(policy_class.__doc__ or "No description.")
     body, _, listed = text.partition("\nParameters:\n")
     meanings = _meanings(listed)
     parameters = [
         Parameter(name, _type_text(kind), default, meanings.get(name, ""))
-        for name, (kind, default) in _own(found).items()
+        for name, (kind, default) in _own(policy_class).items()
     ]
     own = {parameter.name for parameter in parameters}
     parameters += [Parameter(n, _type_text(k), common[n], t) for n, (k, _, t) in _COMMON.items() if n not in own]
     prose = " ".join(body.split())
-    headline = (sys.modules[found.__module__].__doc__ or "").partition("\n")[0]
+    headline = (sys.modules[policy_class.__module__].__doc__ or "").partition("\n")[0]
     subject, _, summary = headline.partition(": ")
     if subject != spec or not summary:
         summary = prose.split(". ")[0].rstrip(".") + "."
-    return Description(spec, summary, prose, str(getattr(found, "source", "")), tuple(parameters))
+    return Description(spec, summary, prose, str(getattr(policy_class, "source", "")), tuple(parameters))
 
 
-def _of_class(found: type) -> dict[str, Any]:
-    """What the parameters that every policy takes are by default, as far as a class says it."""
-    prefetch = getattr(found, "prefetch", 0)
-    return {"evict": _scorer_text(getattr(found, "evict", None)), "prefetch": prefetch, "reserve": False}
+def _of_class(policy_class: type) -> dict[str, Any]:
+    """The defaults of the parameters that every policy takes, as far as a class sets them."""
+    prefetch = getattr(policy_class, "prefetch", 0)
+    return {"evict": _scorer_text(getattr(policy_class, "evict", None)), "prefetch": prefetch, "reserve": False}
 
 
 def _scorer_text(evict: object) -> str:
@@ -191,11 +191,11 @@ def _module(head: str, spec: str) -> types.ModuleType:
         return _imported(spec, f"the import of {shortened(head, 100)}", head, importlib.import_module, head)
     path = _file_of(head, spec)
     name = f"loratory_policy_{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    file_spec = importlib.util.spec_from_file_location(name, path)
+    assert file_spec is not None and file_spec.loader is not None
+    module = importlib.util.module_from_spec(file_spec)
     sys.modules[name] = module
-    _imported(spec, "its import", "", found.loader.exec_module, module)
+    _imported(spec, "its import", "", file_spec.loader.exec_module, module)
     return module
 
 
@@ -233,33 +233,33 @@ def _file_of(head: str, spec: str) -> Path:
 
 
 def _class_of(module: types.ModuleType, name: str, spec: str) -> type:
-    found = getattr(module, name, None)
-    if inspect.isclass(found) and not _schedules(found) and (wrong := misspelt(found, {})):
+    policy_class = getattr(module, name, None)
+    if inspect.isclass(policy_class) and not _schedules(policy_class) and (wrong := misspelt(policy_class, {})):
         raise InputError(f"policy {_shown(spec)}: {wrong}")
-    if not inspect.isclass(found) or not _schedules(found):
+    if not inspect.isclass(policy_class) or not _schedules(policy_class):
         known = [n for n, v in vars(module).items() if inspect.isclass(v) and _schedules(v)]
         raise InputError(
             f"policy {_shown(spec)}: {_shown(name)} is no class with a schedule method; the file has "
             f"{several(known) or 'none'}"
         )
-    return found
+    return policy_class
 
 
-def _schedules(found: type) -> bool:
-    return getattr(found, "schedule", None) not in (None, Policy.schedule)
+def _schedules(policy_class: type) -> bool:
+    return getattr(policy_class, "schedule", None) not in (None, Policy.schedule)
 
 
-def _own(found: type) -> dict[str, tuple[Any, Any]]:
+def _own(policy_class: type) -> dict[str, tuple[Any, Any]]:
     """The parameters of a policy's constructor: (type, default)."""
-    if found.__init__ is object.__init__:  # type: ignore[misc]
+    if policy_class.__init__ is object.__init__:  # type: ignore[misc]
         return {}
     try:
-        hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
+        hints = typing.get_type_hints(policy_class.__init__)  # type: ignore[misc]
     except Exception:
         hints = {}
     return {
         name: (hints.get(name) or _type_of(parameter.default), _default(parameter))
-        for name, parameter in _signature(found).items()
+        for name, parameter in _signature(policy_class).items()
     }
 
 
@@ -272,11 +272,11 @@ def _type_of(default: Any) -> type:
     return type(default) if isinstance(default, bool | int | float) else str
 
 
-def _signature(found: type) -> dict[str, inspect.Parameter]:
+def _signature(policy_class: type) -> dict[str, inspect.Parameter]:
     """The parameters of a policy's constructor that a spec can name."""
-    if found.__init__ is object.__init__:  # type: ignore[misc]
+    if policy_class.__init__ is object.__init__:  # type: ignore[misc]
         return {}
-    signature = inspect.signature(found.__init__)  # type: ignore[misc]
+    signature = inspect.signature(policy_class.__init__)  # type: ignore[misc]
     return {
         name: parameter
         for name, parameter in list(signature.parameters.items())[1:]
@@ -284,8 +284,8 @@ def _signature(found: type) -> dict[str, inspect.Parameter]:
     }
 
 
-def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
-    known = {**{n: k for n, (k, _, _) in _COMMON.items()}, **{n: k for n, (k, _) in _own(found).items()}}
+def _read_parameters(spec: str, policy_class: type, given: str) -> dict[str, Any]:
+    known = {**{n: k for n, (k, _, _) in _COMMON.items()}, **{n: k for n, (k, _) in _own(policy_class).items()}}
     values: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in given.split(","))):
         name, equals, text = part.partition("=")
@@ -302,7 +302,7 @@ def _read_parameters(spec: str, found: type, given: str) -> dict[str, Any]:
         values[name] = _convert(spec, name, known[name], text.strip())
     if values.get("prefetch", 0) < 0:
         raise InputError(f"policy {_shown(spec)}: prefetch is {values['prefetch']}: give 0 or more")
-    for name, parameter in _signature(found).items():
+    for name, parameter in _signature(policy_class).items():
         if parameter.default is parameter.empty and name not in values:
             whole = f"{spec}{',' if given else ':'}{name}=VALUE"
             raise InputError(f"policy {_shown(spec)} needs {name}: write {shortened(whole, 100)}")

@@ -1,4 +1,4 @@
-"""replay: the recorded runs of a result folder through fresh engines; both must decide alike, line by line."""
+"""replay: sends recorded runs through fresh engines, and compares the decisions line by line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from loratory.sim.recorded_times import replay
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One run again: lines of decisions compared, the first that ``differs`` (from 1; None: none), its two texts."""
+    """One run, replayed. ``steps``: of the engine; ``decisions``: lines compared; ``differs``: the first line that is
+    not the same, from 1, None where all are; ``recorded`` and ``again``: the two texts of that line."""
 
     policy: str
     seed: int
@@ -34,9 +35,9 @@ class Replayed:
 
 
 def replay_folder(folder: Path) -> list[Replayed]:
-    """Replay every recorded run of a result folder.
+    """Replay every recorded run of a result folder; runs on the executor are recorded.
 
-    Raises `InputError` when the folder holds no result, or none that was recorded (runs on the executor are).
+    Raises `InputError` when the folder holds no result or no recording, `PolicyError` when a policy fails.
     """
     for name in ("scenario.yaml", "run_info.json"):
         refuse_pointer(folder / name)
@@ -50,7 +51,7 @@ def replay_folder(folder: Path) -> list[Replayed]:
         ) from error
     scenario = load_text(scenario_yaml, str(folder / "scenario.yaml"), folder, unbounded=True)
     built = build(scenario)
-    found: list[Replayed] = []
+    replayed: list[Replayed] = []
     for policy, name in folders.items():
         for seed in scenario.seeds:
             run = folder / name / str(seed)
@@ -72,10 +73,10 @@ def replay_folder(folder: Path) -> list[Replayed]:
                         steps = len(replay(engine, recording))
                     end_s = recording.steps[-1].end_s if steps else 0.0
                     engine.end_all(end_s, "failed", "not ended by the recording")
-                found.append(_compare(policy, seed, steps, run, Path(scratch)))
-    if not found:
+                replayed.append(_compare(policy, seed, steps, run, Path(scratch)))
+    if not replayed:
         raise InputError(f"{folder} holds no recording.jsonl: only runs with --on executor are recorded")
-    return found
+    return replayed
 
 
 def _compare(policy: str, seed: int, steps: int, recorded: Path, again: Path) -> Replayed:

@@ -24,10 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A scenario's fixed parts. ``engine`` names its KV blocks; ``memory`` is None where the scenario named them.
+    """A scenario's fixed parts: the same for each policy and seed.
 
-    ``dtype`` is what the weights of linear layers are in, ``kv_cache_dtype`` what the KV cache is in.
-    ``notes`` are what its reader should know, one sentence each.
+    ``engine`` has a number of KV blocks; ``memory`` is how it was computed, None where the scenario sets it.
+    ``kv_bytes_per_token``: of one replica. ``dtype``: of the weights of linear layers. ``notes``: one sentence each,
+    for the report.
     """
 
     engine: EngineConfig
@@ -42,9 +43,9 @@ class Built:
 
 
 def build(scenario: Scenario, source: str | None = None) -> Built:
-    """Raises `InputError` naming the key for an unknown model or GPU, a model that does not fit, bad adapters.
+    """Resolve a scenario's model, GPU, cost model, KV blocks and adapters. ``source``: its file, named in errors.
 
-    ``source``: the scenario's file, named first in errors.
+    Raises `InputError`, with the key, for an unknown model or GPU, a model that does not fit, and bad adapters.
     """
     return _build(scenario) if source is None else _at(source, lambda: _build(scenario))
 
@@ -76,26 +77,26 @@ def _build(scenario: Scenario) -> Built:
     cost: CostModel = cost_model(scenario.cost.kind, spec, card, sized, _cost_options(scenario))
     if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
         cost = HostLinkCost(cost, scenario.tiers)
-    notes = (
+    notes = [
         excess,
         other_base(scenario.adapters.records or (), (spec.name, spec.source)),
         spec.context.note if scenario.engine.max_model_len is None else None,
         *model_notes(scenario, spec),
         *vllm_notes(engine, bool(used)),
         _router_note(scenario.cluster),
-    )
-    said = tuple(note for note in notes if note)
-    return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, said)
+    ]
+    given = tuple(note for note in notes if note)
+    return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, given)
 
 
 def _router_note(cluster: ClusterSpec) -> str | None:
     if cluster.replicas > 1 or cluster.router == ClusterSpec.model_fields["router"].default:
         return None
-    return f"cluster.router ({cluster.router}) chooses nothing, because there is one replica"
+    return f"cluster.router ({cluster.router}) has no effect, as there is one replica"
 
 
 def _memory_options(scenario: Scenario) -> MemoryOptions:
-    """What the memory model is told; ``cost.dtype`` says what weights are in, for time and memory alike."""
+    """The settings of the memory model; ``cost.dtype`` is the dtype of the weights, for time and memory alike."""
     given = scenario.memory.model_dump(exclude_none=True)
     if isinstance(scenario.cost, RooflineCostSpec) and scenario.cost.dtype is not None:
         given["dtype"] = scenario.cost.dtype
@@ -114,14 +115,14 @@ def _cost_options(scenario: Scenario) -> dict[str, object]:
 
 def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
     """The engine's settings with the model's context limit where they name none. Raises `InputError` beyond it."""
-    longest, most = engine.max_model_len, spec.context.most
-    if longest is not None and longest > most:
-        why = " (its sliding window)" if most == spec.context.window else ""
+    length, limit = engine.max_model_len, spec.context.most
+    if length is not None and length > limit:
+        why = " (its sliding window)" if limit == spec.context.window else ""
         raise InputError(
-            f"engine.max_model_len is {longest}, but {spec.name} takes at most {most} tokens{why}: lower it to {most}, "
-            "or leave it out"
+            f"engine.max_model_len is {length}, but {spec.name} takes at most {limit} tokens{why}: lower it to "
+            f"{limit}, or leave it out"
         )
-    return engine if longest is not None else engine.model_copy(update={"max_model_len": spec.context.default})
+    return engine if length is not None else engine.model_copy(update={"max_model_len": spec.context.default})
 
 
 def _below_gpu(tiers: TiersSpec) -> dict[str, float]:
@@ -136,7 +137,7 @@ def _below_gpu(tiers: TiersSpec) -> dict[str, float]:
 
 
 class HostLinkCost:
-    """A cost model whose host-to-GPU loads take what the scenario's ``tiers`` section says."""
+    """A cost model with the host-to-GPU link of the scenario's ``tiers`` section."""
 
     def __init__(self, cost: CostModel, tiers: TiersSpec) -> None:
         self._cost = cost
@@ -161,7 +162,7 @@ class HostLinkCost:
 
 
 def _at(key: str, make: Callable[[], T]) -> T:
-    """``make()``, with the scenario key in front of what it complains about."""
+    """``make()``; an `InputError` of it gets the scenario key in front."""
     try:
         return make()
     except InputError as error:

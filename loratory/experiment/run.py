@@ -117,7 +117,7 @@ def _run_all(
     progress: Progress | None,
     folder: ResultFolder | None,
 ) -> list[RunReport]:
-    tell = progress or (lambda policy, done, total: None)
+    report_progress = progress or (lambda policy, done, total: None)
     reports: dict[int, RunReport] = {}
     built = prepared.built
     decided_by = [policy.decides_by for policy in prepared.policies.values()]
@@ -129,12 +129,12 @@ def _run_all(
                 workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
             policy, workload = prepared.policies[task.policy], workloads[task.seed]
             reports[place] = _run_one(task, built, workload, policy, decided_by, backend, leavings)
-            tell(task.policy, len(reports), len(tasks))
+            report_progress(task.policy, len(reports), len(tasks))
     else:
         shares = [_Share(task, built, decided_by) for task in tasks]
         for place, report in shared(_run_share, shares, jobs, _name_of):
             reports[place] = report
-            tell(tasks[place].policy, len(reports), len(tasks))
+            report_progress(tasks[place].policy, len(reports), len(tasks))
     return [reports[place] for place in range(len(tasks))]
 
 

@@ -1,4 +1,4 @@
-"""workers: calls shared by processes of our own; one that dies costs one line, and none outlives its caller."""
+"""workers: calls shared among processes; one that dies is reported in one line, and none outlives its caller."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class WorkerDiedError(LoratoryError):
 def shared(
     function: Callable[[A], R], tasks: Sequence[A], jobs: int, name_of: Callable[[A], str]
 ) -> Iterator[tuple[int, R]]:
-    """``function(task)`` for every task in ``jobs`` processes; yields (place of the task, result) as they are done.
+    """Call ``function(task)`` for each task, in ``jobs`` processes; yields (place of the task, result) as each is done.
 
-    ``function`` is one of a module, tasks and results can be pickled. The first exception of a call is raised here, and
-    `WorkerDiedError`, with ``name_of(task)``, when a process dies. However this ends, no process is left: each is in a
-    process group of its own, which Ctrl-C in a terminal does not reach, and ends by itself when this process is gone.
+    ``function`` must be defined in a module; tasks and results must be picklable. The first exception of a call is
+    raised here, and `WorkerDiedError`, with ``name_of(task)``, when a process dies. However this ends, no process is
+    left: each is in a process group of its own, which Ctrl-C in a terminal does not reach, and ends by itself when this
+    process is gone.
     """
     lifeline, held = os.pipe()
     workers: list[_Worker[A, R]] = []
@@ -88,7 +89,7 @@ class _Worker(Generic[A, R]):
     def give(self, place: int, task: A) -> None:
         """Let it work on a task."""
         self.place, self._task = place, task
-        with suppress(OSError):  # it has died: `answer` says so
+        with suppress(OSError):  # it has died: `answer` reports that
             self.connection.send((self._function, task))
 
     def answer(self, name_of: Callable[[A], str]) -> tuple[int, R]:
@@ -113,13 +114,13 @@ class _Worker(Generic[A, R]):
     def _how_it_died(self) -> str:
         code = self._process.wait()
         if code >= 0:
-            return f"its process ended with exit code {code} before the run was over: look for what ends a process"
+            return f"its process ended with exit code {code} before the run was over: look for what the policy calls"
         name = signal.Signals(-code).name
         hint = ": the machine may be out of memory; try a lower --jobs" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
 
     def end(self) -> None:
-        """End the process, by force where it works on something or does not go."""
+        """End the process; by force if it is at work, or does not end by itself."""
         self.connection.close()
         if self.place is not None:
             self._process.terminate()
@@ -157,6 +158,6 @@ def serve(descriptor: int, lifeline: int, words: int) -> None:
 
 
 def _end_with(lifeline: int, exit_now: Callable[[int], Any] = os._exit) -> None:
-    """End this process when nobody holds the other end of a pipe any more."""
+    """End this process when the other end of a pipe is closed, as it is when the caller has ended."""
     os.read(lifeline, 1)
     exit_now(1)

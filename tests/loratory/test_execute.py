@@ -205,7 +205,7 @@ def test_simulation_is_compared_with_repeated_measurements(
     assert throughput.holds == ("yes" if abs(throughput.error) <= 0.04 else "no")
     once = agreement(tmp_path / "sim", [measured])
     code, out, err = quick("compare", str(tmp_path / "sim"), str(measured))
-    assert code == (0 if once.holds else 1) and ("misses a limit" in err) == (code == 1)
+    assert code == (0 if once.holds else 1) and ("exceeds a limit" in err) == (code == 1)
     assert "simulation against 1 measured run" in out and "noise" in out
     with pytest.raises(InputError, match="give the simulation first"):
         agreement(measured, [tmp_path / "sim"])
@@ -218,7 +218,7 @@ def test_profile_measures_and_the_simulator_reads_it(quick: Quick, scenario: Pat
     code, out, err = quick("profile", config, *options, "--threads", "1", "--out", str(file))
     profile = load_profile(file)
     assert code == (0 if profile.usable else 1) and ("use it:" in out) == profile.usable, err
-    assert profile.usable or "is not fit for use" in err
+    assert profile.usable or "is too inaccurate to use" in err
     assert profile.samples > 100 and profile.held_out.samples > 10 and profile.noise is not None
     assert profile.coefficients["step"] > 0 and profile.disk is not None and profile.machine["device"] == "cpu"
     assert f"{profile.held_out.samples} held-out steps" in out

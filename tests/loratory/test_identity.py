@@ -180,7 +180,7 @@ def test_records_by_hand_without_a_digest_are_pinned_to_what_was_read(home: Path
 def test_records_that_are_wrong_about_their_files_have_a_note(home: Path, loratory: Command) -> None:
     wrong = [record("sql", 7, home, rank=2, parameters=10)]
     _, _, ran = run(loratory, home, json.dumps({"records": wrong, "target_modules": "all-linear"}))
-    assert any("adapter 'sql' has rank 4 and" in note and "says rank 2 and 10" in note for note in ran["warnings"])
+    assert any("adapter 'sql' has rank 4 and" in note and "has rank 2 and 10" in note for note in ran["warnings"])
     (home / "chat/adapter_config.json").write_text("{}")
     broken = json.dumps({"records": [record("chat", 7, home)], "target_modules": "all-linear"})
     code, err, _ = run(loratory, home, broken)

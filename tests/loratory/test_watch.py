@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from lab import run
 from loratory.errors import InputError, Interruption, PolicyError
 from loratory.experiment.policy_spec import policy_factory
 from loratory.policy import Arrived, Schedule, View, Wake, want
+from loratory.serving import policy_calls
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.guest_errors import guest
@@ -390,3 +393,16 @@ def test_a_name_too_long_for_a_file_leaves_no_watch_behind() -> None:
     with PolicyWatch("f" * 100_000, SOON_S):
         assert PolicyWatch.armed() is not None
     assert PolicyWatch.armed() is None
+
+
+def test_the_functions_that_call_a_policy_exist() -> None:
+    """They are known by name: one that is renamed would be watched no more."""
+
+    def names(code: CodeType) -> set[str]:
+        inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        return {code.co_qualname}.union(*map(names, inner))
+
+    for module, calling in policy_calls._ENTRIES.items():
+        source = Path(str(import_module(module).__file__)).read_text(encoding="utf-8")
+        assert calling <= names(compile(source, module, "exec"))
+    import_module(policy_calls._PASSING)

@@ -1,4 +1,4 @@
-"""advice: what to try next, from what limited a run; only settings that build, and that the cost model says help."""
+"""advice: what to try next, from what limited a run; only settings that build, and that help by the cost model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from loratory.scenarios.schema import Scenario
 from loratory.serving.workload import Workload
 
 WORTH = 1.05
-"""A change is suggested when it gives at least so much more than what there is."""
+"""A change is suggested when it raises what it is for by at least this factor."""
 
 BUSY = 0.7
-"""Share of the ceiling up to which a replica is planned to be loaded."""
+"""The share of its ceiling at which a replica should run."""
 
 SPARE = 0.75
 """Slots are called unused when at most this share of them was ever held."""
@@ -41,14 +41,14 @@ def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[st
         "policy": adviser.policy,
         "none": adviser.fewer_replicas,
     }.get(limit, str)
-    found = [adviser.replicas()] if adviser.overloaded() else []
-    if not found or limit not in ("compute", "seqs", "tokens"):
+    texts = [adviser.replicas()] if adviser.overloaded() else []
+    if not texts or limit not in ("compute", "seqs", "tokens"):
         text = advice()
-        if not found or adviser.spread() not in text:
-            found.append(text)
+        if not texts or adviser.spread() not in text:
+            texts.append(text)
     if limit not in ("slots", "kv_blocks"):
-        found.append(adviser.unused_slots())
-    return [text for text in found if text][:2]
+        texts.append(adviser.unused_slots())
+    return [text for text in texts if text][:2]
 
 
 class _Adviser:
@@ -96,18 +96,18 @@ class _Adviser:
                 )
         if not wanted:
             return ""
-        return f"No more slots fit beside model and KV cache: {self.spread()}."
+        return f"No more slots fit beside model and KV cache: try {self.spread()}."
 
     def seats(self) -> str:
-        """More running requests, if the cost model says that a larger batch does more."""
+        """More running requests, if a larger batch gives more by the cost model."""
         return self._larger("max_num_seqs", self._engine.max_num_seqs)
 
     def tokens(self) -> str:
-        """More tokens a step, likewise."""
+        """More tokens in a step, under the same condition."""
         return self._larger("max_num_batched_tokens", self._engine.max_num_batched_tokens)
 
     def kv(self) -> str:
-        """What gives more KV blocks: unused slots, unused ranks, memory left aside."""
+        """What gives more KV blocks: unused slots, unused ranks, memory that the engine leaves free."""
         engine, used = self._scenario.engine, self._run["usage"]["slots"]
         options: list[dict[str, Any]] = []
         if used["held"] < engine.max_loras and engine.memory == "slots":
@@ -126,22 +126,24 @@ class _Adviser:
                 ((key, value),) = change.items()
                 what = f"engine.{key} {value}" if value is not None else f"to leave out engine.{key}"
                 return f"Try {what}: it gives {blocks:,} KV blocks instead of {now:,}."
-        return f"KV blocks are short, and no engine setting gives more than a few: {self.spread()}."
+        return f"KV blocks are short, and no engine setting gives more than a few: try {self.spread()}."
 
     def replicas(self) -> str:
         """How many replicas this load needs at least."""
         now = self._scenario.cluster.replicas
         one = self._top * self._engine.tensor_parallel_size
         if self._workload.concurrency is not None:
-            return f"The GPU computes what it can: more replicas, or a faster GPU; {self._per_replica(one)}."
+            return f"The GPU computes all the time: try more replicas or a faster GPU; {self._per_replica(one)}."
         offered = self._offered()
         if not offered:
-            return f"Requests come in one burst: more replicas, or a faster GPU; {self._per_replica(one)}."
+            return f"Requests come in one burst: try more replicas or a faster GPU; {self._per_replica(one)}."
         need = ceil(offered / one)
-        load = f"the load asks for {offered:,.0f} output tokens/s, {self._per_replica(one)}"
+        load = f"the requests ask for {offered:,.0f} output tokens/s, and {self._per_replica(one)}"
         if need > now:
             return f"Try cluster.replicas {ceil(offered / (BUSY * one))}: {load}, so fewer than {need} cannot keep up."
-        return f"Bursts, not the mean, are too much ({load}): another replica, or more patience in the SLO."
+        return (
+            f"The mean load is not too high, but bursts are ({load}): try another replica, or longer times in the SLO."
+        )
 
     def loads(self) -> str:
         """Fewer or cheaper loads."""
@@ -161,7 +163,7 @@ class _Adviser:
     def policy(self) -> str:
         """Nothing was full, so another policy would have admitted."""
         name = self._run["policy"]
-        return "" if name == "fifo" else f"Compare with fifo, which admits whatever fits, where {name} holds back."
+        return "" if name == "fifo" else f"Compare with fifo, which admits whatever fits, while {name} waits."
 
     def fewer_replicas(self) -> str:
         """Whether fewer replicas would do."""
@@ -176,13 +178,13 @@ class _Adviser:
         fewer = next((count for count in range(least, now) if self._room_on(count)), None)
         if fewer is None:
             return ""
-        load = f"the load asks for {offered:,.0f} output tokens/s, {self._per_replica(one)}"
-        return f"Try cluster.replicas {fewer}: {load}; all that was in use at the peak would fit."
+        load = f"the requests ask for {offered:,.0f} output tokens/s, and {self._per_replica(one)}"
+        return f"Try cluster.replicas {fewer}: {load}; what was in use at the peak would fit."
 
     def _room_on(self, count: int) -> bool:
-        """Whether so many replicas hold what was in use at the peak, and keep the SLO if every time grows as the load.
+        """Whether ``count`` replicas hold what was in use at the peak, and keep the SLO if times grow as the load does.
 
-        Tokens are no measure of it: one prompt fills a step.
+        The tokens of a step do not matter here: one long prompt fills a step on any number of replicas.
         """
         factor = self._scenario.cluster.replicas / count
         usage, slo = self._run["usage"], self._run["slo"]
@@ -191,8 +193,8 @@ class _Adviser:
             for name in ("slots", "kv_blocks", "seqs")
         )
         slow = any(
-            slo["values"].get(key) is None or slo["values"][key] * factor > most
-            for key, most in (slo["limits"] or {}).items()
+            slo["values"].get(key) is None or slo["values"][key] * factor > limit
+            for key, limit in (slo["limits"] or {}).items()
             if key in slo["values"] and key.endswith("_s")
         )
         return not (full or slow)
@@ -226,7 +228,7 @@ class _Adviser:
         return f"and leaves {blocks:,} KV blocks, of which up to {used:,} were in use"
 
     def _least_rank(self) -> int:
-        """The smallest ``max_lora_rank`` that holds every adapter, 0 where that is no less than what there is."""
+        """The smallest ``max_lora_rank`` that every adapter fits; 0 where it is not below the present one."""
         largest = max((adapter.rank for adapter in self._built.adapters), default=0)
         least = next((rank for rank in _RANKS if rank >= largest), largest)
         return least if 0 < least < self._engine.max_lora_rank else 0
@@ -237,7 +239,7 @@ class _Adviser:
         return one if self._scenario.cluster.replicas > 1 else f"{one} with router lora_affinity"
 
     def _router(self) -> str:
-        """A router that sends an adapter's requests to fewer replicas asks for fewer slots on each."""
+        """A router that sends an adapter's requests to fewer replicas needs fewer slots on each."""
         cluster = self._scenario.cluster
         if cluster.replicas == 1 or cluster.router not in ("round_robin", "least_loaded"):
             return ""
@@ -255,4 +257,4 @@ class _Adviser:
 
     @staticmethod
     def _per_replica(one: float) -> str:
-        return f"and the cost model gives a replica {one:,.0f} at most"
+        return f"by the cost model a replica gives at most {one:,.0f} output tokens/s"

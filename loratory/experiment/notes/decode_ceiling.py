@@ -37,7 +37,7 @@ def ceiling(built: Built, workload: Workload) -> float:
         prefill_attention=chunk * (prompt - computed / 2),
         prefill_seqs=min(round(chunk), max(1, round(chunk / computed))),
     )
-    cost = deepcopy(built.cost)  # a profile's model notes what is asked of it
+    cost = deepcopy(built.cost)  # a profile's cost model remembers the shapes it was asked about
     if separate:
         prefills = wanted / chunk * cost.step_seconds(lora.put_on(prefill))
         seconds = cost.step_seconds(lora.put_on(decode)) + prefills
@@ -47,7 +47,7 @@ def ceiling(built: Built, workload: Workload) -> float:
 
 
 class _Lora(NamedTuple):
-    """So many distinct adapters of a mean rank, to which a share of all tokens belongs."""
+    """The adapters of a batch: how many distinct ones, their mean rank, and their share of all tokens, from 0 to 1."""
 
     adapters: int
     rank: float
@@ -55,15 +55,15 @@ class _Lora(NamedTuple):
 
     @classmethod
     def of(cls, built: Built, workload: Workload, sequences: float) -> _Lora:
-        """What a batch of a workload's requests has of its adapters."""
+        """For a batch of ``sequences`` of a workload's requests."""
         asked = workload.adapter[workload.adapter >= 0]
         names = {workload.adapters[place] for place in set(asked.tolist())}
         ranks = [adapter.rank for adapter in built.adapters if adapter.name in names]
         if not ranks:
             return cls(0, 0.0, 0.0)
         share = len(asked) / len(workload)
-        most = min(built.engine.max_loras, len(ranks), max(1, round(sequences * share)))
-        return cls(most, sum(ranks) / len(ranks), share)
+        distinct = min(built.engine.max_loras, len(ranks), max(1, round(sequences * share)))
+        return cls(distinct, sum(ranks) / len(ranks), share)
 
     def put_on(self, shape: BatchShape) -> BatchShape:
         """The shape with these adapters in it."""

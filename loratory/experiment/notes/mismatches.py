@@ -14,7 +14,7 @@ from loratory.serving.workload import Workload
 
 _LACKS: dict[Decisive, str] = {
     "adapter": "no request has an adapter, and it decides by adapter: it serves in order of arrival",
-    "tenant": "all requests are of one tenant, and it decides by tenant: nobody shares with another; set tenants.map",
+    "tenant": "all requests are of one tenant, and it decides by tenant: there is nothing to share; set tenants.map",
     "priority": "all requests have the same priority: it serves in order of arrival; set tenants.priorities",
     "deadline": "no request has a deadline: it serves in order of arrival; set workload.deadline_s, or its slack_s",
     "predicted_tokens": "requests carry no predicted_tokens, which it decides by: set workload.predicted_tokens",
@@ -47,7 +47,7 @@ def unread(decided_by: Iterable[Collection[str] | None], workload: Workload) -> 
 
 
 def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
-    """What a simulated step's time leaves out of the slots, in a sentence; none without ``adapters`` or slots.
+    """One sentence on how slots change a real step's time but not a simulated one's; none without adapters or slots.
 
     vLLM's LoRA kernels work on tensors padded to max_lora_rank, in a grid over all slots: pulls 22782 and 32005.
     """
@@ -63,7 +63,7 @@ def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
 
 
 def _there(workload: Workload) -> set[str]:
-    """What of `Decisive` tells the requests of a workload apart."""
+    """Those of `Decisive` in which the requests of a workload differ."""
     deadline, priority, weights = workload.deadline, workload.priority, workload.tenant_weights
     there = {
         "adapter": bool((workload.adapter >= 0).any()),

@@ -1,4 +1,4 @@
-"""model_notes and length_notes: what a scenario's reader should know before it runs."""
+"""model_notes and length_notes: what to know about a scenario before it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loratory.sim.catalogue import ModelSpec
 
 
 def model_notes(scenario: Scenario, spec: ModelSpec) -> list[str]:
-    """What dtype the model is taken in, where its checkpoint or vLLM would make one think otherwise."""
+    """The dtype that the models of cost and memory assume, where the checkpoint or vLLM suggest another."""
     roofline = isinstance(scenario.cost, RooflineCostSpec)
     key = "cost.dtype" if roofline else "memory.dtype"
     given = scenario.cost.dtype if isinstance(scenario.cost, RooflineCostSpec) else scenario.memory.dtype
@@ -26,7 +26,7 @@ def model_notes(scenario: Scenario, spec: ModelSpec) -> list[str]:
 
 
 def length_notes(engine: EngineConfig, workload: Workload) -> list[str]:
-    """How many prompts leave no room for an output token, and will be rejected."""
+    """The number of prompts that leave no room for an output token, and will be rejected."""
     pool = engine.require_blocks() * engine.block_size
     longest = pool + 1 if engine.max_model_len is None else min(engine.max_model_len, pool + 1)
     count = int((workload.prompt_tokens >= longest).sum())

@@ -14,7 +14,7 @@ from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
 
 _ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
-"""Engine settings that are named even where they are the default; others are where they are not."""
+"""Engine settings that are always named; others only where they are not the default."""
 
 _COMMON = {"evict": "lru", "prefetch": 0, "reserve": False}
 """Parameters every policy takes, with their defaults: named where they differ."""
