@@ -25,6 +25,7 @@ from loratory.policy import (
     Reservation,
     Rounds,
     Schedule,
+    SortedQueue,
     Unit,
     Units,
     View,
@@ -52,7 +53,7 @@ INTROSPECTION = ("gi_", "f_", "tb_", "cr_", "ag_")
 ASKED = ("idle", "first", "unblocked", "first_waiting")
 """Methods without arguments that answer with views."""
 
-TOOLS = (Units, Rounds, Lanes, Reservation)
+TOOLS = (Units, Rounds, Lanes, Reservation, SortedQueue)
 """A policy makes these itself."""
 
 
@@ -161,6 +162,7 @@ class Explores(Policy):
         self.rounds = Rounds(self.units["tenant"], 30.0)
         self.lanes: Lanes[str] = Lanes()
         self.reservation = Reservation()
+        self.sorted = SortedQueue(lambda request: (request.arrival,))
         self.leaks: set[str] = set()
         self.written: set[str] = set()
         self.met: set[type] = set()
@@ -180,7 +182,8 @@ class Explores(Policy):
         if self.looks % 7 and kind in self.met:
             return
         requests = [*view.waiting, *view.running]
-        handed = {"view": view, "rounds": self.rounds, "lanes": self.lanes, "reservation": self.reservation, **things}
+        tools = {"rounds": self.rounds, "lanes": self.lanes, "reservation": self.reservation, "sorted": self.sorted}
+        handed = {"view": view, **tools, **things}
         for by, units in self.units.items():
             handed[f"{by} units"] = units
             handed |= {f"account of {r.request_id} by {by}": units.of(view, r) for r in requests}
@@ -204,6 +207,7 @@ class Explores(Policy):
                 self.written |= {f"{way}.{name}" for name in settable(thing)}
 
     def observe(self, event: Event) -> None:
+        self.sorted.observe(event)
         if isinstance(event, Arrived):
             self.requests.append(event.request)
             self.rounds.changed(event.request)
