@@ -6,68 +6,79 @@ from loratory.serving.sequence import Sequence
 
 
 class KVPool:
-    """``total`` blocks of ``block_size`` tokens.
+    """``total`` blocks of ``block_size`` tokens, and how many of them are in use.
 
-    All decoding sequences grow by one token a decode step. A sequence needs a new block when its length is a multiple
-    of the block size, so it suffices to count sequences by phase (length minus decode clock, modulo the block size):
-    the blocks that the next n steps need follow from at most ``block_size`` additions.
+    A decoding sequence grows by one token a decode step, and so does the decode clock. Its length is therefore the
+    clock plus a constant, its offset, and it needs a new block whenever the clock is at its phase:
+
+        block_size 4               clock       9   10   11   12   13   14   15
+                                   clock % 4   1    2    3    0    1    2    3
+        A: offset -3, phase 3      length      6    7   [8]   9   10   11  [12]      [ ]: the blocks are full, so
+        B: offset -1, phase 1      length     [8]   9   10   11  [12]  13   14            this step takes a new one
+
+    The pool counts the sequences of each phase, ``phases`` (here [0, 1, 0, 1]). A step needs ``phases[clock % 4]``
+    blocks, n steps need n successive entries, and ``block_size`` steps need one block a sequence, whatever the phases.
     """
 
-    __slots__ = ("block_size", "clock", "decoding", "lengths", "phases", "reserved", "total", "used")
+    __slots__ = ("block_size", "clock", "decoding", "offsets", "phases", "reserved", "total", "used")
 
     def __init__(self, total: int, block_size: int, clock: list[int]) -> None:
         self.total = total
         self.block_size = block_size
         self.clock = clock
+        """The engine's decode clock, shared: the number of decode steps committed so far."""
         self.used = 0
         self.phases = [0] * block_size
+        """Decoding sequences by phase, which is ``-offset % block_size``."""
         self.decoding = 0
-        self.lengths = 0
+        self.offsets = 0
+        """Sum of the offsets of the decoding sequences."""
         self.reserved = 0
+        """1 from `reserve` to `advance`: the decoding sequences hold the block of their next token; else 0."""
 
     @property
     def free(self) -> int:
-        """Blocks nobody holds."""
+        """Blocks that are free."""
         return self.total - self.used
 
     @property
     def tokens_read(self) -> int:
         """Tokens in the cache of all decoding sequences."""
-        return self.lengths + self.decoding * self.clock[0]
+        return self.offsets + self.decoding * self.clock[0]
 
     def blocks(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """Blocks that ``tokens`` tokens of one sequence fill."""
         return -(-tokens // self.block_size)
 
     def take(self, blocks: int) -> None:
-        """Take blocks for a prefill or an adapter; the caller has seen that `free` has them."""
+        """Take blocks for a prefill or an adapter; the caller has checked that they are `free`."""
         self.used += blocks
 
     def give(self, blocks: int) -> None:
-        """Blocks that were taken are free again."""
+        """Free blocks that were taken."""
         self.used -= blocks
 
     def held(self, sequence: Sequence) -> int:
-        """Blocks a running sequence holds now, its place in the step being planned included."""
+        """Blocks that a running sequence holds, that of its next token included once it is reserved."""
         if sequence.decoding:
             return -(-(sequence.offset + self.clock[0] + self.reserved) // self.block_size)
         return sequence.blocks
 
     def join(self, sequence: Sequence) -> None:
-        """A sequence whose whole context is in the cache begins to decode; sets its offset to the decode clock."""
+        """A sequence whose whole context is in the cache begins to decode: set its offset."""
         offset = sequence.target - self.clock[0]
         sequence.offset = offset
         self.phases[-offset % self.block_size] += 1
         self.decoding += 1
-        self.lengths += offset
+        self.offsets += offset
 
     def leave(self, sequence: Sequence) -> None:
-        """A decoding sequence stops: its blocks are free."""
+        """A decoding sequence stops: free its blocks."""
         offset = sequence.offset
         self.used -= -(-(offset + self.clock[0] + self.reserved) // self.block_size)
         self.phases[-offset % self.block_size] -= 1
         self.decoding -= 1
-        self.lengths -= offset
+        self.offsets -= offset
 
     def need(self) -> int:
         """Blocks the next decode step needs beyond those held."""
@@ -83,29 +94,29 @@ class KVPool:
         return True
 
     def steps(self, limit: int) -> int:
-        """How many decode steps, at most ``limit``, fit the free blocks, the one reserved included."""
+        """Decode steps that the free blocks suffice for, at most ``limit``; the first of them is reserved already."""
         size, free = self.block_size, self.total - self.used
-        if (limit // size + 1) * self.decoding <= free:
+        if (limit // size + 1) * self.decoding <= free:  # no sequence takes more blocks in that time
             return limit
         cycles = max(0, free // self.decoding - 1) if self.decoding else 0
-        done = 1 + cycles * size
-        free -= cycles * self.decoding
-        place = self.clock[0] + 1
-        while done < limit:
-            free -= self.phases[place % size]
+        free -= cycles * self.decoding  # a cycle of block_size steps takes one block a sequence
+        steps = 1 + cycles * size
+        clock = self.clock[0] + 1
+        while steps < limit:
+            free -= self.phases[clock % size]
             if free < 0:
                 break
-            place += 1
-            done += 1
-        return min(done, limit)
+            clock += 1
+            steps += 1
+        return min(steps, limit)
 
     def advance(self, steps: int) -> None:
-        """Commit ``steps`` decode steps, the first of which was reserved: takes the blocks of the others."""
+        """Commit ``steps`` decode steps, the first of which was reserved: take the blocks of the others."""
         if steps > 1:
             size, phases = self.block_size, self.phases
             cycles, rest = divmod(steps - 1, size)
             taken = cycles * self.decoding
-            if rest:
+            if rest:  # the phases from the second step on, around the end of the list
                 begin = (self.clock[0] + 1) % size
                 end = begin + rest
                 taken += sum(phases[begin:end]) if end <= size else sum(phases[begin:]) + sum(phases[: end - size])

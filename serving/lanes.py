@@ -15,17 +15,27 @@ Order = tuple[float, ...]
 class Lanes(Generic[Item]):
     """A priority queue of items (requests, tenants ...), each in the lane of one adapter (None: the base model).
 
-    `pick` looks at the first item of each lane on the GPU and at the first item of all others: its cost grows with the
-    GPU slots, not with the items. Lower orders come first; `push` again moves an item.
+    The item with the lowest order comes first; pushing an item again moves it. An item is in two heaps: its lane, and
+    the heap of all items. `pick` compares the first items of the lanes on the GPU; if a slot can be had, also the first
+    item of the other lanes, which it finds in the heap of all. So its cost grows with the GPU slots, not the items:
+
+        lanes on the GPU     a: 3 7 9    b: 5             numbers: orders
+        other lanes          c: 1 2      d: 6 8
+        all items            1 2 3 5 6 7 8 9
+
+        a slot can be had    1, of c: first of all items, and before 3 and 5
+        none can be had      3, of a: the lower of 3 and 5; c and d are not looked at
     """
 
-    __slots__ = ("_cold", "_count", "_lanes", "_places")
+    __slots__ = ("_all", "_lanes", "_places", "_pushes")
 
     def __init__(self) -> None:
         self._places: dict[Item, tuple[int, str | None]] = {}
+        """Each item's latest push, by number, and its adapter. An entry of another number is out of date: it stays in
+        its heaps until it comes first."""
         self._lanes: dict[str | None, list[tuple[Order, int, Item]]] = {}
-        self._cold: list[tuple[Order, int, Item]] = []
-        self._count = 0
+        self._all: list[tuple[Order, int, Item]] = []
+        self._pushes = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -35,23 +45,23 @@ class Lanes(Generic[Item]):
 
     def push(self, item: Item, order: Order, adapter: str | None) -> None:
         """Put an item into the lane of an adapter, or move it there; the lowest order comes first."""
-        self._count += 1
-        self._places[item] = (self._count, adapter)
-        entry = (order, self._count, item)
+        self._pushes += 1
+        self._places[item] = (self._pushes, adapter)
+        entry = (order, self._pushes, item)
         heappush(self._lanes.setdefault(adapter, []), entry)
-        heappush(self._cold, entry)
-        if len(self._cold) > 4 * len(self._places) + 64:
-            self._cold = [entry for entry in self._cold if self._valid(entry)]
-            heapify(self._cold)
+        heappush(self._all, entry)
+        if len(self._all) > 4 * len(self._places) + 64:
+            self._all = [entry for entry in self._all if self._is_current(entry)]
+            heapify(self._all)
 
     def discard(self, item: Item) -> None:
         """Take an item out; one that is not in is ignored."""
         self._places.pop(item, None)
         if not self._places:
             self._lanes.clear()
-            self._cold.clear()
+            self._all.clear()
 
-    def _valid(self, entry: tuple[Order, int, Item]) -> bool:
+    def _is_current(self, entry: tuple[Order, int, Item]) -> bool:
         place = self._places.get(entry[2])
         return place is not None and place[0] == entry[1]
 
@@ -59,7 +69,7 @@ class Lanes(Generic[Item]):
         lane = self._lanes.get(adapter)
         if lane is None:
             return None
-        while lane and not self._valid(lane[0]):
+        while lane and not self._is_current(lane[0]):
             heappop(lane)
         if not lane:
             del self._lanes[adapter]
@@ -68,9 +78,9 @@ class Lanes(Generic[Item]):
 
     def first(self) -> tuple[Order, Item] | None:
         """The order and the item that come first, blocked or not; None when there is no item."""
-        while self._cold and not self._valid(self._cold[0]):
-            heappop(self._cold)
-        return (self._cold[0][0], self._cold[0][2]) if self._cold else None
+        while self._all and not self._is_current(self._all[0]):
+            heappop(self._all)
+        return (self._all[0][0], self._all[0][2]) if self._all else None
 
     def pick(self, view: View, closed: Collection[str | None] = (), nearest: bool = False) -> tuple[Item] | None:
         """The first item that its adapter does not block, in a tuple of one; None if there is none. The item stays in.
@@ -85,7 +95,7 @@ class Lanes(Generic[Item]):
             return self._only(view, closed)
         on_gpu, lanes = view.on_gpu, self._lanes
         best: tuple[Order, int, Item] | None = None
-        far = 2
+        best_distance = 2
         names: set[str | None] = lanes.keys() & on_gpu.keys()
         if None in lanes:
             names.add(None)
@@ -94,13 +104,13 @@ class Lanes(Generic[Item]):
             if entry is None:
                 continue
             if nearest:
-                near = 0 if name is None or on_gpu[name].references else 1
-                if best is None or (near, entry) < (far, best):
-                    best, far = entry, near
+                distance = 0 if name is None or on_gpu[name].references else 1
+                if best is None or (distance, entry) < (best_distance, best):
+                    best, best_distance = entry, distance
             elif best is None or entry < best:
                 best = entry
         if (best is None or not nearest) and view.slot_obtainable:
-            entry = self._first_cold(view, closed, best)
+            entry = self._first_off_gpu(view, closed, best)
             if entry is not None:
                 best = entry
         return None if best is None else (best[2],)
@@ -114,22 +124,22 @@ class Lanes(Generic[Item]):
             return (item,)
         return (item,) if view.adapters[name].tier != "loading" and view.slot_obtainable else None
 
-    def _first_cold(
+    def _first_off_gpu(
         self, view: View, closed: Collection[str | None], best: tuple[Order, int, Item] | None
     ) -> tuple[Order, int, Item] | None:
         """The first item that needs a load and comes before ``best``; None if there is none."""
-        aside: list[tuple[Order, int, Item]] = []
-        found: tuple[Order, int, Item] | None = None
-        while self._cold and (best is None or self._cold[0] < best):
-            entry = self._cold[0]
-            if not self._valid(entry):
-                heappop(self._cold)
+        passed: list[tuple[Order, int, Item]] = []
+        first: tuple[Order, int, Item] | None = None
+        while self._all and (best is None or self._all[0] < best):
+            entry = self._all[0]
+            if not self._is_current(entry):
+                heappop(self._all)
                 continue
             name = self._places[entry[2]][1]
             if name is not None and name not in closed and view.adapters[name].tier not in ("gpu", "loading"):
-                found = entry
+                first = entry
                 break
-            aside.append(heappop(self._cold))
-        for entry in aside:
-            heappush(self._cold, entry)
-        return found
+            passed.append(heappop(self._all))
+        for entry in passed:
+            heappush(self._all, entry)
+        return first

@@ -1,4 +1,4 @@
-"""Reservation: LightLLM's admission, which lets in only what will fit until it ends; Reserved: any policy behind it."""
+"""Reservation: LightLLM's admission rule, for what fits until it ends; WithReservation: any policy behind it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from loratory.serving.views import RequestView
 
 
 class Reservation:
-    """A request is admitted when the KV pool holds all running requests at their largest, each going to max_tokens.
+    """A request is admitted if it and all running requests fit the KV pool until the last of them ends, even if each
+    generates its ``max_tokens``.
 
-    The router looks at the queue when nothing runs, and from ``decode_steps`` decode steps after it last admitted; from
-    then on at every step until it admits. One look brings prompts of at most max(pool / 6, ``min_prefill_tokens``)
-    tokens together, and at most ``max_requests`` run. Adapters in use are set aside: what they take of the pool, or
-    ``tokens_per_rank`` for a unit of their ranks where that is given.
+    The router looks at the queue when nothing runs, and once ``decode_steps`` decode steps have passed since it last
+    admitted a request; from then on it looks at every step until it admits one. One look admits prompts of at most
+    max(pool / 6, ``min_prefill_tokens``) tokens together, and at most ``max_requests`` run. Tokens are set aside for
+    the adapters in use: what they take of the pool, or ``tokens_per_rank`` for each unit of rank where that is given.
 
         if not reservation.steps_left(view):
             reservation.look(view)
@@ -33,9 +34,9 @@ class Reservation:
     __slots__ = (
         "_added",
         "_bound",
-        "_brings",
-        "_brought",
         "_last",
+        "_max_prompt_tokens",
+        "_prompt_tokens",
         "_sets_aside",
         "_sizes",
         "_steps",
@@ -66,17 +67,21 @@ class Reservation:
         self.tokens_per_rank: int | None = tokens_per_rank
         """KV tokens set aside for each unit of rank of the adapters in use; None: what they take of the pool."""
         self._last: int | None = None
+        """The decode step of the last admission; None before the first look."""
         self._total = 0
-        """Tokens the KV pool holds, and of them the most prompt tokens of one look."""
-        self._brings = 0
+        """Tokens that the KV pool holds."""
+        self._max_prompt_tokens = 0
+        """Prompt tokens that one look admits, at most."""
         self._sets_aside = tokens_per_rank is not None
-        """Whether adapters are set aside."""
-        self._brought = 0
+        """Whether tokens are set aside for adapters."""
+        self._prompt_tokens = 0
+        """Prompt tokens admitted in this look."""
         self._bound = 0
-        """At least what those who run hold if each is at its largest; who has ended since may still count."""
+        """An upper limit of the KV tokens of the running requests; some of those counted may have ended since."""
         self._sizes: list[tuple[int, int]] | None = None
+        """(minus the tokens left, tokens held) of the running requests, sorted; None until this look needs them."""
         self._added: list[RequestView] = []
-        """Those admitted at this look."""
+        """The requests admitted in this look."""
 
     def steps_left(self, view: View) -> int:
         """Decode steps until the router looks at the queue again; 0 when it is to look now."""
@@ -87,12 +92,12 @@ class Reservation:
 
     def look(self, view: View) -> None:
         """Begin a look at the queue: what the last one admitted is forgotten."""
-        self._brought = 0
+        self._prompt_tokens = 0
         self._sizes = None
         self._added = []
         if self._last is None:  # the first look, perhaps at an engine that has been running
             self._total = view.kv_total_tokens
-            self._brings = max(self._total // 6, self.min_prefill_tokens)
+            self._max_prompt_tokens = max(self._total // 6, self.min_prefill_tokens)
             self._sets_aside = self._sets_aside or view.memory == "unified"
             self._bound = self._at_largest(view)
             self._last = view.decode_steps - self._steps
@@ -102,11 +107,11 @@ class Reservation:
         if len(view.running) >= self.max_requests:
             return False
         prompt = new.prompt_tokens
-        if self._brought + prompt > self._brings:
+        if self._prompt_tokens + prompt > self._max_prompt_tokens:
             return False
         room = self._total - self._set_aside(view, new.adapter) if self._sets_aside else self._total
         if self._bound + prompt + new.max_tokens < room:
-            return True  # even with all at their largest at once
+            return True  # even if all are at their largest at once
         if self._sizes is None:
             self._bound = self._at_largest(view)
             added = {request.request_id for request in self._added}
@@ -125,30 +130,36 @@ class Reservation:
             insort(self._sizes, _joining(request))
         prompt = request.prompt_tokens
         self._bound += prompt + request.max_tokens
-        self._brought += prompt
+        self._prompt_tokens += prompt
         self._last = view.decode_steps
 
     def _peak(self, new: tuple[int, int]) -> int:
         """The most KV tokens held at one time until all have ended, with one more request.
 
-        When the i-th longest to run ends, the i that run hold their lengths now and i times what it had left.
+        Every request grows by one token a step, so the sum is largest just before one of them ends. Sorted by the
+        tokens left, most first, the requests that still run when the i-th ends are the first i:
+
+            tokens left, held     A: 5, 10     B: 3, 4     C: 1, 7
+            C ends in 1 step      A, B and C hold (10 + 4 + 7) + 3 * 1 = 24     the peak
+            B ends in 3 steps     A and B hold        (10 + 4) + 2 * 3 = 20
+            A ends in 5 steps     A holds                   10 + 1 * 5 = 15
         """
         assert self._sizes is not None
         sizes = self._sizes.copy()
         insort(sizes, new)
-        largest = held = 0
+        peak = held = 0
         for count, (minus_left, length) in enumerate(sizes, start=1):
             held += length
-            if held - minus_left * count > largest:
-                largest = held - minus_left * count
-        return largest
+            if held - minus_left * count > peak:
+                peak = held - minus_left * count
+        return peak
 
     def _at_largest(self, view: View) -> int:
-        """KV tokens of all that run, if each were at its largest."""
+        """KV tokens of all running requests, if each were at its largest."""
         return sum([request.prompt_tokens + request.max_tokens for request in view.running])
 
     def _set_aside(self, view: View, new: str | None) -> int:
-        """KV tokens not to be counted on: those of the adapters in use and a new one."""
+        """KV tokens to set aside for the adapters in use and a new one."""
         names = [name for name, adapter in view.on_gpu.items() if adapter.references]
         if new is not None and not view.adapters[new].references:
             names.append(new)
@@ -158,7 +169,7 @@ class Reservation:
 
 
 def _joining(request: RequestView) -> tuple[int, int]:
-    """(minus the tokens left, length) right after the prefill that a request is admitted to."""
+    """(minus the tokens left, tokens held) of a request right after its prefill."""
     done = request.generated_tokens + 1
     return done - request.max_tokens, request.prompt_tokens + done
 
@@ -166,14 +177,14 @@ def _joining(request: RequestView) -> tuple[int, int]:
 _REFUSED = Outcome(False, "reserve")
 
 
-class Reserved:
-    """The wrapped policy decides who is next; what it wants to admit is refused ("reserve") unless the router looks at
-    the queue now and the request fits to its end (see `Reservation`). A request too large for the rule runs alone.
+class WithReservation:
+    """A policy whose admissions are refused ("reserve") unless the router looks at the queue now and the request fits
+    until it ends (see `Reservation`). A request that is too large for the rule runs alone.
 
-    Everything else is the policy's own: what it is told, its victim, its bound. It is asked as often as without, so
-    that it sees arrivals when they come.
+    Everything else is the policy's own: which request is next, the events it is told, its victim, its bound. It is
+    asked as often as without the rule, so that it sees arrivals when they come.
 
-        policy = Reserved(FairShare())      # as a spec: fair_share:reserve=true
+        policy = WithReservation(FairShare())      # as a spec: fair_share:reserve=true
     """
 
     def __init__(self, policy: PolicyLike, reservation: Reservation | None = None) -> None:
@@ -184,7 +195,7 @@ class Reserved:
         return getattr(self._policy, name)
 
     def schedule(self, view: View) -> Schedule:
-        """The policy's actions, without the admissions that must wait."""
+        """The policy's actions, without the admissions that the rule refuses."""
         reservation = self._reservation
         looks = not reservation.steps_left(view)
         if looks:
@@ -205,5 +216,5 @@ class Reserved:
                     reservation.add(view, action.request)
             else:
                 outcome, refused = _REFUSED, True
-        if refused:  # at the next look it may fit: the ends of those who run are nearer by then
+        if refused:  # it may fit at the next look, when the running requests have fewer tokens left
             yield Wake(after_steps=max(1, reservation.steps_left(view)))

@@ -22,16 +22,29 @@ from loratory.sim.transfers import Transfers
 
 
 class Feed:
-    """Arrivals a replica fetches by itself at its step boundaries; this one has none. ``next_at``: absolute second."""
+    """Arrivals that a replica fetches by itself at its step boundaries; this one has none."""
 
     next_at = inf
+    """The absolute second of the next arrival."""
 
     def deliver(self, now: float) -> None:
-        """Submit everything that has arrived by second ``now``."""
+        """Submit every request that has arrived by second ``now``."""
 
 
 class Replica:
     """Runs an engine's plans in simulated time. It plays the model: it alone knows where each output ends.
+
+    Decode steps of an unchanged batch are one `Segment`, whose boundaries are known in advance. The replica waits for
+    one of them, the target, and commits all steps up to it at once:
+
+        boundaries             0-----1-----2-----3-----4-----5-----6-----7
+        steps committed              ^
+        next arrival                                ^
+        target                                         ^
+        end of an output                                                 ^ the target if nothing arrived before
+
+    An arrival through a router, or a load that ends, while the replica waits moves the target to the first boundary
+    after it (`_disturb`).
 
     ``jump=False`` runs decode steps one at a time; times and decisions are the same, it only takes longer.
     ``ended(n)`` is called when n requests of this replica have ended. ``stall_plans``: plans in a row without a token
@@ -63,21 +76,22 @@ class Replica:
         self._outputs: dict[str, int] = {}
         self._ends: list[tuple[int, int, Sequence, int]] = []
         self._order = 0
-        self._counted = 0
-        """Requests that ended, as far as they have been told of."""
+        self._reported = 0
+        """Ended requests that ``ended`` was called for."""
         self._segment: Segment | None = None
         self._epoch = -1
+        """The epoch of the batch that the segment is of; -1 when it is over."""
         self._plan: StepPlan | None = None
         """The plan being run."""
         self._done = 0
-        """Steps of the segment committed."""
+        """Steps of the segment that are committed."""
         self._target = 0
-        """The boundary of the segment being waited for; 0 when the present step cannot be cut short."""
+        """The boundary of the segment that the replica waits for; 0 when the present step cannot be cut short."""
         self._resting: Event | None = None
         self.process = env.process(self._run())
 
     def submit(self, request: Request, output_tokens: int, late: bool = False) -> None:
-        """A request arrives now; the model will end its output after so many tokens.
+        """A request arrives now; the model will end its output after ``output_tokens`` tokens.
 
         ``late``: it arrives after the step boundaries of this very time, and waits for the next one.
         """
@@ -120,9 +134,9 @@ class Replica:
             if feed.next_at <= now:
                 feed.deliver(now)
             plan = self._plan = engine.plan(now)
-            if ledger.ended > self._counted:
-                ended = ledger.ended - self._counted
-                self._counted = ledger.ended
+            if ledger.ended > self._reported:
+                ended = ledger.ended - self._reported
+                self._reported = ledger.ended
                 self._ended(ended)
             if plan is None or not plan.decode_count:
                 if engine.idle_plans > self._stall_plans:
@@ -155,9 +169,13 @@ class Replica:
             engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s, None), now)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
-        """Set the boundary to wait for, on the segment that the plan's batch is in."""
-        segment, done, target = self._segment, self._done, 1
-        if segment is None or plan.epoch != self._epoch or load_s > 0.0:
+        """The segment of the plan's batch, with `_target` set: how far it can be run before the engine must plan.
+
+        That is one step, or with jumps as many as the plan allows (``max_repeat``), but not past the end of an output,
+        nor past the first boundary after the next arrival or wake-up.
+        """
+        segment, done = self._segment, self._done
+        if segment is None or plan.epoch != self._epoch or load_s > 0.0:  # the batch has changed, or it has waited
             shape = plan.shape
             segment = self._segment = Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds)
             self._epoch = plan.epoch
@@ -166,10 +184,10 @@ class Replica:
         if plan.max_repeat and self._jump:
             last = done + min(plan.max_repeat + 1, self._next_end() - self._clock[0])
             if last > target:
-                wake_at, next_at = plan.wake_at, self.feed.next_at
-                if wake_at is not None and wake_at < next_at:
-                    next_at = wake_at
-                target = segment.first_at_or_after(next_at, target, last) if next_at < inf else last
+                disturbed_at, wake_at = self.feed.next_at, plan.wake_at
+                if wake_at is not None and wake_at < disturbed_at:
+                    disturbed_at = wake_at
+                target = segment.first_at_or_after(disturbed_at, target, last) if disturbed_at < inf else last
         self._target = target
         return segment
 

@@ -12,9 +12,16 @@ from loratory.sim.cost.base import DecodeLine
 class Segment:
     """Boundary k is the end of the k-th decode step after ``start``.
 
-    Stepping and jumping both take their times from here, so they agree to the last bit. With a `DecodeLine` the cost of
-    a step is ``max(floor, intercept + slope * kv_tokens)`` and the KV tokens grow by the batch size a step, so a sum of
-    steps is a quadratic; without one the boundaries are added up step by step and kept.
+    Stepping and jumping both take their times from here, so they agree to the last bit. With a `DecodeLine` a step
+    takes ``max(floor, intercept + slope * kv_tokens)`` seconds, and each step reads one more token of each sequence, so
+    that it takes ``growth`` seconds longer than the one before, once it is above the floor:
+
+        boundary      0   1   2   3    4     5      6       7          ``flat`` = 3 steps at the floor, then
+        start         |---|---|---|----|-----|------|-------|          a + 3 growth, a + 4 growth, ... seconds
+
+        time(k) = start + k a + growth (0 + 1 + ... + (k - 1)) = start + k (a + growth / 2 (k - 1))     if flat is 0
+
+    Without a line the boundaries are added up step by step and kept.
     """
 
     __slots__ = ("_a", "_ends", "_flat", "_floor", "_half", "_shape", "_step_seconds", "start")
@@ -39,7 +46,7 @@ class Segment:
             self._flat = math.ceil((self._floor - self._a) / growth) if growth > 0 else 1 << 60
 
     def time(self, k: int) -> float:
-        """Absolute second at which step k ends; ``time(0)`` is the start."""
+        """The absolute second of boundary k."""
         if self._ends is not None:
             return self.start + self._elapsed(k, self._ends)
         flat = self._flat
@@ -59,22 +66,22 @@ class Segment:
     def first_at_or_after(self, time: float, low: int, high: int) -> int:
         """The first boundary in low..high that is at or after ``time``; ``high`` if none before it is.
 
-        For a line the quadratic gives a first guess and the boundaries themselves decide.
+        Where ``time(k)`` is one quadratic in k, its root is a first guess: it may be off by rounding, so the boundaries
+        on both sides of it decide. Else the boundary is found by bisection.
         """
         if self.time(low) >= time:
             return low
         if self._ends is None and not self._flat:
             start, a, half = self.start, self._a, self._half
-            b, c = a - half, time - start
+            b, c = a - half, time - start  # half k² + b k = c, whose root in this form holds for half = 0, too
             root = math.sqrt(b * b + 4.0 * half * c)
             middle = int(2.0 * c / (b + root)) if b + root > 0 else high
             if middle > high:
                 middle = high
             elif middle < low:
                 middle = low
-            while (
-                middle > low and start + (middle - 1) * (a + half * (middle - 2)) >= time
-            ):  # `time`, without the calls
+            # these two conditions are time(middle - 1) >= time and time(middle) < time, without the calls
+            while middle > low and start + (middle - 1) * (a + half * (middle - 2)) >= time:
                 middle -= 1
             while middle < high and start + middle * (a + half * (middle - 1)) < time:
                 middle += 1

@@ -27,7 +27,7 @@ from loratory.serving.misspelt_members import misspelt
 from loratory.serving.policy import Policy, PolicyLike
 from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
-from loratory.serving.reservation import Reserved
+from loratory.serving.reservation import WithReservation
 
 ENTRY_POINTS = "loratory.policies"
 A = TypeVar("A")
@@ -102,7 +102,7 @@ class PolicyFactory:
                 raise InputError(
                     f"policy {_shown(self.spec)} has no room for {several(self._common)}: do not use __slots__"
                 ) from None
-        return Reserved(policy) if self._common.get("reserve") else typing.cast(PolicyLike, policy)
+        return WithReservation(policy) if self._common.get("reserve") else typing.cast(PolicyLike, policy)
 
 
 def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> PolicyFactory:

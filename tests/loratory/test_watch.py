@@ -190,9 +190,9 @@ def test_a_slow_sink_is_not_the_policy() -> None:
 
 
 def test_behind_a_reservation_too() -> None:
-    from loratory.serving.reservation import Reserved
+    from loratory.serving.reservation import WithReservation
 
-    assert HERE in fault(lambda: Reserved(SpinsInSchedule()))
+    assert HERE in fault(lambda: WithReservation(SpinsInSchedule()))
 
 
 def test_in_another_thread_than_the_main_one() -> None:

@@ -33,7 +33,7 @@ from loratory.serving.events import EVENTS, TOLD, Decided, Stepped
 from loratory.serving.misspelt_members import misspelt
 from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import PolicyWatch
-from loratory.serving.reservation import Reserved
+from loratory.serving.reservation import WithReservation
 from loratory.testing import ToyCost, World, adapter, workload
 
 
@@ -437,7 +437,7 @@ class AsFraction(Plain):
 
 FORMS = [
     AsFunction, AsFunctionWithMore, AsMethod, AsMethodOfTheBase, AsStatic, AsNamed, AsPartial, AsLambda, AsNumpy,
-    AsFraction, lambda: Reserved(AsFunction()), lambda: Reserved(AsMethod()),
+    AsFraction, lambda: WithReservation(AsFunction()), lambda: WithReservation(AsMethod()),
 ]  # fmt: skip
 
 
@@ -547,7 +547,7 @@ def test_no_event_is_made_for_a_policy_that_does_not_override_observe(monkeypatc
         return [engine._announcer.teller(kind) for kind in sorted(EVENTS, key=str)]
 
     assert set(tellers(Based())) == set(tellers(Plain())) == {None}
-    assert set(tellers(Reserved(Based()))) == {None}
+    assert set(tellers(WithReservation(Based()))) == {None}
     assert None in tellers(Told()) and sum(teller is not None for teller in tellers(Told())) == len(TOLD)
     assert Served in TOLD and not {Decided, Stepped} & set(TOLD)
 

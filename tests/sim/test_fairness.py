@@ -21,7 +21,7 @@ from loratory.policies.fifo import Fifo
 from loratory.policies.rotation import Rotation
 from loratory.serving.config import EngineConfig
 from loratory.serving.fairness import FairnessLimits
-from loratory.serving.reservation import Reservation, Reserved
+from loratory.serving.reservation import Reservation, WithReservation
 from loratory.serving.sequence import sequence_of
 from loratory.testing import ToyCost, World, adapter, workload
 
@@ -107,8 +107,8 @@ FAIR: dict[str, Callable[[], Any]] = {
     "fair_share": FairShare,
     "fair_share-min": lambda: FairShare(lift="min"),
     "fair_share-none": lambda: FairShare(lift="none"),
-    "fair_share-reserved": lambda: Reserved(FairShare()),
-    "fair_share-reserved-often": lambda: Reserved(FairShare(), Reservation(decode_steps=2, max_requests=4)),
+    "fair_share-reserved": lambda: WithReservation(FairShare()),
+    "fair_share-reserved-often": lambda: WithReservation(FairShare(), Reservation(decode_steps=2, max_requests=4)),
     "deficit": lambda: Deficit(quantum=60.0),
     "deficit-small": lambda: Deficit(quantum=5.0),
     "affine_deficit": lambda: AffineDeficit(quantum=60.0),

@@ -1,4 +1,4 @@
-"""Reserved: any policy behind LightLLM's router; it admits as S-LoRA's own does, and nobody is preempted."""
+"""WithReservation: any policy behind LightLLM's router; it admits as S-LoRA's own does, and no request is preempted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loratory.policies.fair_share import FairShare
 from loratory.policies.fifo import Fifo
 from loratory.policies.slora import SLora
 from loratory.serving.config import EngineConfig
-from loratory.serving.reservation import Reservation, Reserved
+from loratory.serving.reservation import Reservation, WithReservation
 from loratory.testing import ToyCost as Cost
 from loratory.testing import World, workload
 
@@ -42,7 +42,7 @@ def test_fifo_behind_the_router_is_s_lora_s_router(seed: int, decode_steps: int,
     world = _world(seed)
 
     def behind() -> Any:
-        return Reserved(Fifo(), Reservation(decode_steps, min_prefill_tokens=least))
+        return WithReservation(Fifo(), Reservation(decode_steps, min_prefill_tokens=least))
 
     ours, theirs = run(world, behind), run(world, lambda: SLora(decode_steps, min_prefill_tokens=least))
     assert ours.of("Admitted") == theirs.of("Admitted")
@@ -53,7 +53,7 @@ def test_fifo_behind_the_router_is_s_lora_s_router(seed: int, decode_steps: int,
 @given(seed=st.integers(0, 10**6))
 def test_who_is_let_in_fits_to_the_end(seed: int) -> None:
     world = _world(seed)
-    on_demand, behind = run(world, FairShare), run(world, lambda: Reserved(FairShare()))
+    on_demand, behind = run(world, FairShare), run(world, lambda: WithReservation(FairShare()))
     assert not behind.of("Preempted")
     assert len(behind.of("Ended")) == len(on_demand.of("Ended")) == len(world.workload)
 
@@ -66,7 +66,7 @@ def test_on_demand_preempts_where_the_router_does_not() -> None:
 def test_admissions_are_ten_decode_steps_apart_while_anything_runs() -> None:
     rows = [{"at": 0.02 * place, "prompt": 4, "out": 100, "cap": 100} for place in range(8)]
     config = CONFIG.model_copy(update={"num_gpu_blocks": 4000})
-    result = run(World(workload(rows), (), config, Cost()), lambda: Reserved(Fifo()), jump=False)
+    result = run(World(workload(rows), (), config, Cost()), lambda: WithReservation(Fifo()), jump=False)
     looks = sorted({event[1] for event in result.of("Admitted")})
     shortest_step_s = 0.0031
     assert 1 < len(looks) < len(rows)
@@ -75,5 +75,5 @@ def test_admissions_are_ten_decode_steps_apart_while_anything_runs() -> None:
 
 def test_what_the_policy_is_told_and_promises_is_its_own() -> None:
     policy = FairShare()
-    reserved = Reserved(policy)
+    reserved = WithReservation(policy)
     assert reserved.observes is policy.observes and reserved.only_waiting and reserved.bound == policy.bound

@@ -16,7 +16,7 @@ from loratory.policies.priority import Priority
 from loratory.policies.rotation import Rotation
 from loratory.policies.slora import SLora
 from loratory.serving.policy import PolicyLike
-from loratory.serving.reservation import Reservation, Reserved
+from loratory.serving.reservation import Reservation, WithReservation
 
 
 def _with(policy: Any, **attributes: Any) -> Any:
@@ -31,7 +31,7 @@ POLICIES: dict[str, Callable[[], PolicyLike]] = {
     "fifo-prefetch": lambda: _with(Fifo(), prefetch=3),
     "fifo-lfu": lambda: _with(Fifo(), evict="lfu"),
     "fifo-cost-aware": lambda: _with(Fifo(), evict="cost_aware", prefetch=1),
-    "fifo-reserved": lambda: Reserved(Fifo(), Reservation(decode_steps=4, min_prefill_tokens=20)),
+    "fifo-reserved": lambda: WithReservation(Fifo(), Reservation(decode_steps=4, min_prefill_tokens=20)),
     "affinity": Affinity,
     "affinity-soft-1": lambda: Affinity(cluster_size=1),
     "affinity-hard-1": lambda: Affinity(cluster_size=1, hard=True),
@@ -42,7 +42,7 @@ POLICIES: dict[str, Callable[[], PolicyLike]] = {
     "fair_share-none": lambda: FairShare(lift="none", by="adapter"),
     "fair_share-mean": lambda: FairShare(predict="mean"),
     "fair_share-request": lambda: FairShare(predict="request", by="adapter"),
-    "fair_share-reserved": lambda: Reserved(FairShare(), Reservation(decode_steps=3)),
+    "fair_share-reserved": lambda: WithReservation(FairShare(), Reservation(decode_steps=3)),
     "fair_share-loose": lambda: FairShare(strict=False, by="adapter"),
     "deficit": lambda: Deficit(quantum=30.0),
     "deficit-adapter": lambda: Deficit(quantum=7.0, by="adapter"),
