@@ -75,7 +75,7 @@ def _carry_out(received: list[int]) -> Any:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
         else:
-            tell(f"{error.format_message().rstrip('.')}; see loratory --help")
+            tell(f"{error.format_message().rstrip('.')}; see {_command(error)} --help")
         code = InputError.exit_code
     except (KeyboardInterrupt, typer.Abort) as error:
         tell("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "input ended")
@@ -95,6 +95,16 @@ def _carry_out(received: list[int]) -> Any:
             tell(unexpected(error))
             code = LoratoryError.exit_code
     return code
+
+
+def _command(error: TyperException) -> str:
+    """The command whose help explains a wrong line, such as ``loratory scenarios``."""
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
+    while context is not None and context.parent is not None:
+        names.insert(0, str(context.info_name))
+        context = context.parent
+    return " ".join(["loratory", *names])
 
 
 def _silence() -> None:
@@ -332,8 +342,9 @@ def policies(
         dump(one.as_dict() | {"text": one.text})
         return
     print(f"{one.name}\n")
-    say(one.text)
-    print()
+    for paragraph in one.text.split("\n\n"):
+        say(paragraph)
+        print()
     say(f"source: {one.source or '-'}")
     show(parameters_table(one))
     print(f"example: loratory run quickstart --policy {one.name}")

@@ -137,11 +137,11 @@ def describe(spec: str) -> Description:
     ]
     own = {parameter.name for parameter in parameters}
     parameters += [Parameter(n, _type_text(k), common[n], t) for n, (k, _, t) in _COMMON.items() if n not in own]
-    prose = " ".join(body.split())
+    prose = "\n\n".join(" ".join(paragraph.split()) for paragraph in body.strip().split("\n\n"))
     headline = (sys.modules[policy_class.__module__].__doc__ or "").partition("\n")[0]
     subject, _, summary = headline.partition(": ")
     if subject != spec or not summary:
-        summary = prose.split(". ")[0].rstrip(".") + "."
+        summary = " ".join(body.split()).split(". ")[0].rstrip(".") + "."
     return Description(spec, summary, prose, str(getattr(policy_class, "source", "")), tuple(parameters))
 
 

@@ -306,6 +306,19 @@ def test_help_version_and_completion_are_where_one_looks_for_them(tmp_path: Path
     assert done.stdout.split() == ["scenarios"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (("rum",), "see loratory --help"),
+        (("run",), "see loratory run --help"),
+        (("scenarios", "quickstart"), "see loratory scenarios --help"),
+        (("scenarios", "show", "--wide"), "see loratory scenarios show --help"),
+    ],
+)
+def test_a_wrong_line_names_the_help_of_the_command_it_is_about(arguments: tuple[str, ...], remedy: str) -> None:
+    assert refused(*arguments).endswith(remedy)
+
+
 @pytest.mark.parametrize("columns", ["80", None])
 def test_a_run_tells_what_it_was_and_every_number_whole_in_80_columns(
     columns: str | None, small: Path, tmp_path: Path

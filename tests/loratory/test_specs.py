@@ -48,6 +48,15 @@ def test_the_eviction_scorers_are_the_engines() -> None:
     assert evict.type.split(" | ") == list(SCORERS)
 
 
+def test_a_description_keeps_the_paragraphs_of_the_docstring(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    doc = "One idea\n    goes on. And on.\n\n    Another.\n\n    Parameters:\n        n: a number.\n    "
+    file.write_text(f"class Mine:\n    {doc!r}\n    def schedule(self, view): yield\n")
+    described = describe(f"{file}:Mine")
+    assert described.text == "One idea goes on. And on.\n\nAnother."
+    assert described.summary == "One idea goes on."
+
+
 def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:
     assert type(policy_factory("loratory.policies.fifo:Fifo:strict=true")()).__name__ == "Fifo"
     file = tmp_path / "mine.py"
