@@ -146,7 +146,7 @@ OTHER = {
     *("any", "off", "disk", "sync", "async", "separate", "unified", "true", "false", "yes", "no", "none", "nan", "inf"),
     *("loratory", "testing", "policy", "policy_timeout_s", "itertools", "sys", "exit", "strict", "lift", "OK", "sql"),
     *("decisions", "jsonl", "refusals", "check", "examples", "Parameters", "LORATORY_TRACEBACK", "value", "N", "k"),
-    *("prefetc", "victm", "lruu", "fifi", "no_module"),
+    *("prefetc", "victm", "lruu", "fifi", "no_module", "Wnt", "serving"),
     *("n", "s", "age_rate", "size", "waited", "queue", "lanes", "my_module", "my_package", "depth"),
 }
 """Words of the page's code spans that are no names of `loratory.policy`: types, values, and names of examples."""
@@ -185,6 +185,14 @@ def test_a_spec_that_cannot_be_meant_is_refused_with_the_sentence_of_the_page(ce
     with pytest.raises(InputError) as error:
         policy_factory(cells[0].strip("`"))
     assert cells[1] in str(error.value)
+
+
+@pytest.mark.parametrize("cells", [pytest.param(cells, id=cells[0]) for cells in rows(PAGE, "in the import")])
+def test_an_import_that_cannot_be_meant_is_refused_with_the_sentence_of_the_page(cells: list[str], here: Path) -> None:
+    (here / "mine.py").write_text(cells[0].strip("`") + "\n\n\nclass Mine:\n    def schedule(self, view): yield\n")
+    with pytest.raises(InputError) as error:
+        policy_factory("mine.py:Mine")
+    assert str(error.value) == f"policy 'mine.py:Mine': {cells[1]}"
 
 
 class Anything:
