@@ -172,7 +172,7 @@ class Rounds:
                 return
 
     def begin(self, view: View) -> None:
-        """Take in the changes. Who comes back after idling keeps a debt and loses a credit."""
+        """Take in the changes. A unit that comes back after idling keeps a debt and loses a credit."""
         came, self._came = self._came, []
         for request in came:
             account = self._units.of(view, request)
@@ -186,8 +186,8 @@ class Rounds:
 
     def pick(self, view: View, closed: set[str | None], nearest: bool = False) -> tuple[Account, RequestView] | None:
         """The first unit in credit whose next request's adapter is not blocked or closed, and that request."""
-        while (found := self._lanes.pick(view, closed, nearest)) is not None:
-            account = found[0]
+        while (first := self._lanes.pick(view, closed, nearest)) is not None:
+            (account,) = first
             head = account._usage.queue.first()
             if head is not None and self._credit(account) > 0:
                 return account, head.view
@@ -199,6 +199,10 @@ class Rounds:
         self._sort(account, self._credit(account))
 
     def _sort(self, account: Account, credit: float) -> None:
+        """Put a unit where it belongs: among those in credit, by turn; among the spent; nowhere if no request waits.
+
+        It gets a turn when it comes into credit, behind all the others, and keeps it until the credit is spent.
+        """
         head = account._head = account._usage.queue.first()
         place: Literal["", "credit", "spent"] = "" if head is None else "credit" if credit > 0 else "spent"
         was = account._place
@@ -221,6 +225,8 @@ class Rounds:
         """Begin the next round; False while a backlogged unit has credit, or when none is backlogged."""
         if not view.waiting:
             return False
+        # Outputs grow at every step, also of units that `pick` passes over because their adapter is blocked. So the
+        # first in turn may have no credit left: it is sorted anew, until one that has is the first.
         while (first := self._lanes.first()) is not None:
             account = first[1]
             if account._usage.queue.live and self._credit(account) > 0:
@@ -230,6 +236,13 @@ class Rounds:
             self.sort(account)
         if not self._spent:
             return False
+        # Now all backlogged units are in debt, and one quantum may leave all of them there. As many rounds as bring the
+        # least indebted into credit begin at once. With a quantum of 4:
+        #
+        #     credit              a  -9    b -14    c -30
+        #     + 3 quanta, or 12   a   3    b  -2    c -18      a is served next; 2 quanta would leave it at -1
+        #
+        # Each gets the same, so two units stay as far apart as they were, and none has credit for more than a quantum.
         credits = {account: self._credit(account) for account in self._spent}
         granted = self._quantum * (1 + max(0, int(-max(credits.values()) // self._quantum)))
         for account, credit in credits.items():

@@ -122,10 +122,10 @@ class Unprintable(BaseException):
         raise ValueError
 
 
-def small() -> World:
-    """Ten requests that do not fit together, so that somebody is preempted."""
+def small(requests: int = 10) -> World:
+    """Ten requests do not fit together, so that one of them is preempted."""
     adapters = (adapter(1), adapter(2))
-    rows = [{"at": 0.002 * i, "adapter": i % 2 + 1, "prompt": 7, "out": 12} for i in range(10)]
+    rows = [{"at": 0.002 * i, "adapter": i % 2 + 1, "prompt": 7, "out": 12} for i in range(requests)]
     config = EngineConfig(max_loras=2, max_num_seqs=8, num_gpu_blocks=30, block_size=2, max_num_batched_tokens=32)
     return World(workload(rows, adapters), adapters, config, ToyCost())
 
@@ -238,8 +238,9 @@ def test_a_policy_that_catches_the_first_order_is_stopped_by_the_next() -> None:
 
 
 def test_and_by_the_end_of_the_watch_where_no_other_order_comes() -> None:
-    with pytest.raises(PolicyError, match="mine did not come back within"), PolicyWatch("mine", SOON_S):
-        run(small(), CatchesTheFirst, check_books=False)
+    """What is left of the run is over before the next look."""
+    with pytest.raises(PolicyError, match="mine did not come back within"), PolicyWatch("mine", 5 * SOON_S):
+        run(small(1), CatchesTheFirst, check_books=False)
 
 
 @pytest.mark.parametrize(
