@@ -1,6 +1,6 @@
-"""reports: from engine events to records, metrics, tables, plots and one HTML page. Imports only `serving` of ours.
+"""reports: from engine events to records, metrics, tables, plots and one HTML page. It imports only `loratory.serving`.
 
-The way of the data: an engine's events go into a `Recorder` (requests.parquet, steps.parquet, decisions.jsonl);
+How the data travels: an engine's events go into a `Recorder` (requests.parquet, steps.parquet, decisions.jsonl);
 `summarise` turns the records of one run into a small `RunReport`; a `ResultFolder` writes summary.json, report.html and
 timeline.json over all runs; `compare` reads summaries back. See docs/reports.md.
 """

@@ -21,7 +21,7 @@ LIMITS: Mapping[str, float] = {
     "ttft_s.p95": 0.12,
     "e2e_s.p95": 0.12,
 }
-"""Relative errors a calibrated simulation is held to on a CPU; on a GPU half of each. Other metrics have none."""
+"""Limits on the relative errors of a calibrated simulation on a CPU; on a GPU half of each. Other metrics have none."""
 
 UNDECIDED: Final = "not decidable (2 x noise > limit)"
 
@@ -35,8 +35,8 @@ ALSO: tuple[str, ...] = ("tpot_s.mean", "itl_s.mean", "queue_s.mean", "adapters.
 class MetricAgreement:
     """One metric of one policy: means over simulated and over measured runs, and their relative difference ``error``.
 
-    ``noise``: largest less smallest over the mean, among measured repeats of one seed; the median over seeds, None with
-    one repeat. ``limit``: what ``error`` is held to; None without.
+    ``noise``: (largest - smallest) / mean among measured repeats of one seed, the median over seeds; None with one
+    repeat. ``limit``: the largest ``error`` allowed; None without a limit.
     """
 
     policy: str
@@ -51,8 +51,8 @@ class MetricAgreement:
     def holds(self) -> Holds | None:
         """Whether the error is within its limit; None without a limit.
 
-        Where twice the noise exceeds the limit, an error within twice the noise decides nothing: it can come from a
-        simulator that is off by more than the limit, and from one without any error. A larger error is not noise.
+        If twice the noise exceeds the limit, an error within twice the noise is not decidable: it can come from a
+        simulator that misses by more than the limit, and from one without any error. A larger error is not noise.
         """
         if self.limit is None or self.error is None:
             return None
@@ -64,7 +64,7 @@ class MetricAgreement:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """One simulation against repeated measurements. ``device``: what was measured on, cpu or cuda."""
+    """One simulation against repeated measurements. ``device``: cpu or cuda, where the measurements ran."""
 
     simulation: str
     measurements: tuple[str, ...]
@@ -87,7 +87,7 @@ class Agreement:
         return asdict(self) | {"rows": rows, "holds": self.holds, "undecided": self.undecided}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """(heads, rows) of texts for a table."""
+        """(heads, rows) of a table, as texts."""
         heads = ["policy", "metric", "simulated", "measured", "error", "noise", "limit", "holds"]
         rows = [
             [
@@ -106,9 +106,9 @@ class Agreement:
 
 
 def agreement(simulation: Path, measurements: Sequence[Path]) -> Agreement:
-    """A simulated result folder against one or more of the same scenario that were measured.
+    """Compares a simulated result folder with one or more measured folders of the same scenario.
 
-    Policies and seeds are matched; those that only one side has are left out. Raises `InputError` for a folder without
+    Policies and seeds are matched; those that only one side has are ignored. Raises `InputError` for a folder without
     a summary, one of the wrong backend, or nothing in common.
     """
     simulated = load_runs(simulation)

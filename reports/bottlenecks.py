@@ -14,25 +14,25 @@ NAMES: Mapping[str, str] = {
     "slots": "adapter slots (max_loras)",
     "seqs": "running requests (max_num_seqs)",
     "kv_blocks": "KV blocks",
-    "tokens": "tokens a step (max_num_batched_tokens)",
+    "tokens": "tokens per step (max_num_batched_tokens)",
     "loads": "adapter loads",
     "compute": "the GPU's compute",
     "policy": "the policy itself",
     "context": "the context limit (max_model_len)",
-    "rejected": "that requests were rejected",
+    "rejected": "rejected requests",
     "none": "nothing",
 }
-"""What `bottleneck` says, in words."""
+"""The results of `bottleneck` in words."""
 
 _HELD: Mapping[str, str] = {
-    "slots": "every one of the {limit} slots was held by an adapter in the batch or on its way",
+    "slots": "each of the {limit} slots held an adapter that was in the batch or being loaded",
     "seqs": "{limit} requests were running",
     "kv_blocks": "too few of the {limit} KV blocks were free for a prompt",
     "tokens": "steps computed {limit} tokens",
-    "loads": "an adapter was on its way to the GPU",
-    "policy": "slots, KV blocks, running requests and tokens had room",
+    "loads": "an adapter was being loaded to the GPU",
+    "policy": "there was room in slots, KV blocks, running requests and tokens",
 }
-_UNITS = {"slots": "slots", "seqs": "running requests", "kv_blocks": "KV blocks", "tokens": "tokens a step"}
+_UNITS = {"slots": "slots", "seqs": "running requests", "kv_blocks": "KV blocks", "tokens": "tokens per step"}
 _UNEVEN = 1.25
 _PARTS = {
     "queue_s": "in the queue",
@@ -44,7 +44,7 @@ _PARTS = {
 
 
 def advice_of(runs: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
-    """(policies, advice) of these runs (as in summary.json): advice on the same change is given once."""
+    """(policies, advice) of these runs (as in summary.json): advice on the same change appears once."""
     found: dict[str, tuple[list[str], str]] = {}
     for run in runs:
         for text in run["advice"]:
@@ -55,7 +55,7 @@ def advice_of(runs: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
 
 
 def bottlenecks(policies: list[PolicyRuns]) -> list[Verdict]:
-    """What limits the policies, each limit once, with the figures of the policy whose requests wait most for it."""
+    """The limits of the policies, each once, with the figures of the policy whose requests wait most for it."""
     mine: dict[str, list[PolicyRuns]] = {}
     for policy in policies:
         mine.setdefault(limit_of(policy.runs), []).append(policy)
@@ -82,7 +82,7 @@ def limit_of(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def utilisation(policies: list[PolicyRuns]) -> list[Verdict]:
-    """Tokens a second a GPU against the cost model's ceiling, for each policy, and what else was in use."""
+    """Tokens/s per GPU against the cost model's ceiling, for each policy, and what else was in use."""
     known = [p for p in policies if p.get("throughput.output_tokens_per_s_per_gpu") is not None]
     if not known:
         return []
@@ -103,7 +103,7 @@ def utilisation(policies: list[PolicyRuns]) -> list[Verdict]:
 
 
 def advice(policies: list[PolicyRuns]) -> list[Verdict]:
-    """What to try next: a verdict for each change, with the policies it is for."""
+    """What to try next: a verdict for each change, with its policies."""
     found = []
     for names, text in advice_of([run for p in policies for run in p.runs]):
         whose = "" if len(names) == len(policies) else f" ({listed(names)})"
@@ -116,7 +116,7 @@ def _waits(policy: PolicyRuns) -> str:
 
 
 def _time(policy: PolicyRuns) -> str:
-    """What a completed request's time goes to, the two largest parts."""
+    """The two largest parts of a completed request's time."""
     parts = sorted(((policy.get(f"waits_s.{part}") or 0.0, name) for part, name in _PARTS.items()), reverse=True)
     total = sum(seconds for seconds, _ in parts)
     if not total:
@@ -126,7 +126,7 @@ def _time(policy: PolicyRuns) -> str:
 
 
 def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
-    """The figures behind a limit."""
+    """The figures that show a limit."""
     of_whom = f" ({policy.name})" if named else ""
     if limit in ("context", "rejected"):
         lost = sum(run["rejected"]["count"] for run in policy.runs)
@@ -141,7 +141,7 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
             f"requests wait for {percent(share)} of their time{of_whom}."
         )
     if limit == "loads" and stall >= 0.01:
-        return f"steps stood still for them {percent(stall)} of the time{of_whom}."
+        return f"steps waited for them {percent(stall)} of the time{of_whom}."
     by = policy.get(f"waiting.by.{limit}") or 0.0
     held = _HELD[limit].format(limit=count(policy.get(f"usage.{limit}.limit")))
     others = [text for text in _in_use(policy) if limit in _UNITS and not text.endswith(_UNITS[limit])]
@@ -150,7 +150,7 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
 
 
 def _nearest(policy: PolicyRuns) -> str:
-    """The limit that was approached most."""
+    """The limit that was approached most closely."""
     shares = {
         name: (policy.get(f"usage.{name}.max") or 0.0) / limit
         for name in _UNITS
@@ -158,12 +158,12 @@ def _nearest(policy: PolicyRuns) -> str:
     }
     reached = [f"{_UNITS[name]}" for name, share in shares.items() if share >= 1]
     if reached:
-        return f"Used up at times: {listed(reached)}."
+        return f"At times all were in use: {listed(reached)}."
     if not shares:
         return ""
     name = max(shares, key=lambda key: shares[key])
     return (
-        f"Nearest to their limit come {_UNITS[name]}: at most {count(policy.get(f'usage.{name}.max'))} of "
+        f"The closest to a limit are {_UNITS[name]}: at most {count(policy.get(f'usage.{name}.max'))} of "
         f"{count(policy.get(f'usage.{name}.limit'))} in use."
     )
 

@@ -12,20 +12,20 @@ from loratory.reports.stats import Floats
 WaitCause = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
 
 LIMITS: tuple[WaitCause, ...] = ("seqs", "kv_blocks", "slots", "tokens", "loads", "policy")
-"""What a waiting request can be waiting for, in the order in which they are looked at; see `waiting`."""
+"""What a waiting request can wait for, in the order in which `waiting` checks."""
 
 NEGLIGIBLE = 0.05
-"""Below this share of their time, requests are not said to wait."""
+"""Below this share of their time, the time that requests wait is negligible."""
 
 STALLED = 0.25
-"""From this share of step time on, waiting for loads is what limits a run."""
+"""From this share of step time on, loads limit a run."""
 
 CEILING = 0.85
-"""From this share of the cost model's ceiling on, the GPU's compute is what limits a run."""
+"""From this share of the cost model's ceiling on, the GPU's compute limits a run."""
 
 
 class Steps:
-    """The steps of a run that ended after its warm-up, as columns; ``seconds`` is how much of each was after it."""
+    """The steps of a run that ended after its warm-up, as columns; ``seconds``: the part of each after it."""
 
     def __init__(self, run: RunColumns) -> None:
         end = run.step("end")
@@ -39,7 +39,7 @@ class Steps:
 
 
 def usage(run: RunColumns, steps: Steps) -> dict[str, Any]:
-    """The ``usage`` object: for each limit of one replica, what was in use, over step time and over all replicas."""
+    """The ``usage`` object: for each limit of one replica, the amount in use, over step time and all replicas."""
     info = run.info
     adapters = steps["distinct_adapters"]
     held = steps["resident"] + steps["loading"]
@@ -53,11 +53,11 @@ def usage(run: RunColumns, steps: Steps) -> dict[str, Any]:
 
 
 def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
-    """The ``waiting`` object: request-seconds of waiting, as a share of all request-seconds, and by what was full.
+    """The ``waiting`` object: request-seconds of waiting, as a share of all request-seconds, and by limit.
 
     A step counts for the first limit in `LIMITS` that left no room in it: as many running requests as ``max_num_seqs``;
-    fewer free KV blocks than a mean prompt needs; every slot held by an adapter in the batch or on its way; as many
-    tokens as ``max_num_batched_tokens``; an adapter on its way. If there was room, the policy let them wait.
+    fewer free KV blocks than a mean prompt needs; every slot held by an adapter in the batch or being loaded; as many
+    tokens as ``max_num_batched_tokens``; an adapter being loaded. If there was room, the policy let them wait.
     """
     waited = steps["waiting"] * steps.seconds
     total, served = float(waited.sum()), float((steps["running"] * steps.seconds).sum())
@@ -86,7 +86,7 @@ def loading_share(run: RunColumns) -> float:
 
 
 def imbalance(run: RunColumns, steps: Steps) -> float:
-    """Request-seconds, waiting and running, on the replica that has most, over the mean of all replicas; 1 is even."""
+    """Request-seconds, waiting and running, on the busiest replica, over the mean of all replicas; 1 is even."""
     held = (steps["waiting"] + steps["running"]) * steps.seconds
     mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)
     mean = float(mine.mean())
@@ -94,11 +94,11 @@ def imbalance(run: RunColumns, steps: Steps) -> float:
 
 
 def bottleneck(run: dict[str, Any]) -> str:
-    """What limits a run, from its ``run`` object: one of `LIMITS`, or of the four below.
+    """The limit of a run, from its ``run`` object: one of `LIMITS`, or of the four below.
 
     ``none``: requests wait less than 5 % of their time, loads stall steps for less than 25 % of theirs, and every
     request got its tokens. ``context``, ``rejected``: requests wait as little, and some were rejected, most of them
-    because they exceed ``max_model_len``, or for another reason. ``compute``: output tokens a second reach 85 % of the
+    because they exceed ``max_model_len``, or for another reason. ``compute``: output tokens/s reach 85 % of the
     cost model's ceiling.
     """
     by = run["waiting"]["by"]
@@ -116,7 +116,7 @@ def bottleneck(run: dict[str, Any]) -> str:
 
 
 def _used(limit: int | None, values: Floats, seconds: Floats) -> dict[str, Any]:
-    """``limit``, and of what was in use the median over step time and the maximum."""
+    """``limit``, and the median over step time and the maximum of what was in use."""
     if not len(values):
         return {"limit": limit, "p50": 0, "max": 0}
     share = np.cumsum(np.bincount(values.astype(np.int64), weights=seconds))

@@ -29,14 +29,14 @@ METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One metric of one policy: mean over seeds in two folders, and what lies between.
+    """One metric of one policy: mean over seeds in two folders, and their difference.
 
-    ``reference`` is the mean in the folder ``base``, ``value`` that in the other. The base is the first folder; where
-    the first is simulated and the other measured, it is the measured one: errors are relative to what was measured.
-    ``folder`` is the one compared with the first. ``difference`` is value minus reference; ``relative`` that over the
-    reference (None for a reference of 0); ``low`` and ``high`` bound the difference at 95 %: ``method`` is "paired"
-    where both have the same seeds, "welch" otherwise, None (with no interval) for a single seed. ``clear``: the
-    interval leaves out 0; None without an interval.
+    ``reference`` is the mean in the folder ``base``, ``value`` that in the other. The base is the first folder, unless
+    the first is simulated and the other measured: errors are relative to the measurement.
+    ``folder`` is the one compared with the first. ``difference`` is value minus reference; ``relative`` is that over
+    the reference (None for a reference of 0); ``low`` and ``high`` bound the difference at 95 %: ``method`` is "paired"
+    if both have the same seeds, "welch" otherwise, None (with no interval) for a single seed. ``clear``: the
+    interval excludes 0; None without an interval.
     """
 
     folder: str
@@ -55,9 +55,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Folders against the first of them. ``unmatched``: what only one side has, and other cautions, in words.
+    """Folders against the first of them. ``unmatched``: sentences on what only one side has, and other warnings.
 
-    ``settings``: in which the folders differ.
+    ``settings``: those in which the folders differ.
     """
 
     folders: tuple[str, ...]
@@ -92,12 +92,12 @@ class Comparison:
 
 
 def number(value: float) -> str:
-    """A number with four digits, or all of its whole ones."""
+    """A number with four digits, or with all digits before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _relative(d: Difference) -> list[str]:
-    """The difference in percent of the base, and its 95 % interval; plain numbers where the base is 0."""
+    """The difference in percent of the base, and its 95 % interval; plain numbers if the base is 0."""
     if d.reference and abs(d.difference) >= 10 * abs(d.reference) and d.low is None:
         return [f"{d.value / d.reference:,.0f} times", ""]
     scale, unit, form = (100 / abs(d.reference), " %", "+,.1f") if d.reference else (1.0, "", "+,.4g")
@@ -110,11 +110,11 @@ def _relative(d: Difference) -> list[str]:
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare result folders with the first, policy by policy.
 
-    Policies are matched by their spec; where each side has a single one, those two are compared whatever their names.
+    Policies are matched by their spec; if each side has a single policy, those two are compared whatever their names.
     Raises `InputError` for fewer than two folders, a folder without a readable summary, or nothing in common.
     """
     if len(folders) < 2:
-        raise InputError("compare needs two result folders or more: loratory compare DIR DIR")
+        raise InputError("compare has fewer than two result folders: write loratory compare DIR DIR")
     names = tuple(str(folder) for folder in folders)
     loaded = [load_runs(folder) for folder in folders]
     reference = loaded[0]
@@ -141,7 +141,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 
 def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
-    """The runs of a result folder, by policy. Raises `InputError` where there is no summary."""
+    """The runs of a result folder, by policy. Raises `InputError` if it has no summary."""
     path = folder / SUMMARY
     refuse_pointer(path)
     try:
@@ -153,10 +153,10 @@ def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
             policies.setdefault(run["policy"], []).append(run)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}): name a folder `loratory run` has written"
+            f"{path} cannot be read ({error.strerror}): name a folder that `loratory run` wrote"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no Loratory summary: name a folder `loratory run` has written") from error
+        raise InputError(f"{path} is not a Loratory summary: name a folder that `loratory run` wrote") from error
     if not policies:
         raise InputError(f"{path} has no runs: run the scenario again")
     return policies
@@ -224,7 +224,7 @@ def _welch(a: list[float], b: list[float]) -> float | None:
 def _scenario_notes(names: Sequence[str], loaded: Sequence[Mapping[str, list[Mapping[str, Any]]]]) -> list[str]:
     scenarios = [sorted({run["scenario"] for runs in policies.values() for run in runs}) for policies in loaded]
     return [
-        f"{name} ran scenario {', '.join(scenario)}, {names[0]} ran {', '.join(scenarios[0])}"
+        f"{name} ran scenario {', '.join(scenario)}, but {names[0]} ran {', '.join(scenarios[0])}"
         for name, scenario in zip(names[1:], scenarios[1:], strict=True)
         if scenario != scenarios[0]
     ]

@@ -1,4 +1,4 @@
-"""Curves: what the figures of a report draw of one run, downsampled so that the run's records can be let go."""
+"""Curves: what the figures of a report draw of one run, downsampled so that the run's records can be released."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Curves:
     """Arrays for figures; times in seconds from the run's start.
 
     ``quantiles``: ttft, tpot and e2e at `levels` (shares). ``waits_s``: mean seconds by cause. ``ranks`` (adapter
-    popularity, 1 is the most asked for) with ``rank_ttft_s``: rows p50 and p99. ``series``: waiting, running, resident,
+    popularity, 1 is the most requested) with ``rank_ttft_s``: rows p50 and p99. ``series``: waiting, running, resident,
     kv_blocks as averages over ``times``' cells, all replicas together. ``cache``: loads, evictions, hits, misses in
-    the cells ``cache_times`` starts. ``service``: weighted tokens of the largest tenants over
+    the cells that begin at ``cache_times``. ``service``: weighted tokens of the largest tenants over
     ``service_times``; ``gap`` likewise.
     """
 
@@ -125,7 +125,7 @@ def _cache(run: RunColumns, edges: Floats) -> dict[str, Floats]:
 
 
 def _service(run: RunColumns, times: Floats) -> dict[str, Floats]:
-    """Cumulative service of the tenants that got most."""
+    """Cumulative service of the tenants that received most."""
     names = run.named("tenant")[1]
     totals = np.bincount(run.demand.tenant, service_of(run.demand), len(names))
     largest = [int(t) for t in np.argsort(-totals, kind="stable")[:TENANTS] if totals[t] > 0]

@@ -1,4 +1,4 @@
-"""decisions.jsonl: one compact JSON object for each action a policy yielded and what the ledger answered."""
+"""decisions.jsonl: one compact JSON object per action that a policy yielded, with the ledger's outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loratory.serving.actions import Admit, Evict, Load, Preempt, Prefetch, Reje
 from loratory.serving.events import Decided
 
 _FLUSH_LINES = 256
-"""Decisions kept until they are formatted together; few, so that they stay in the processor's cache."""
+"""Decisions that are formatted together; few, so that they stay in the processor's cache."""
 
 
 class DecisionLog:
@@ -22,7 +22,7 @@ class DecisionLog:
 
     Each line is ``{"t", "replica", "action", ..., "outcome"}``: ``t`` in seconds; ``action`` in admit, load, evict,
     preempt, reject, prefetch, wake with the action's own fields; ``outcome`` "ok" or the ledger's word of refusal.
-    An action that is none of these (a broken policy's) is written as ``"action":"invalid"`` with its type's name.
+    Any other object (of a broken policy) is written as ``"action":"invalid"`` with its type's name.
     """
 
     __slots__ = ("_decided", "_file", "_path", "_tails")
@@ -118,7 +118,7 @@ def _rare(action: Any) -> str:
 
 
 def _number(value: float | None) -> str:
-    """A JSON number that reads back equal, or null for what JSON has no number for."""
+    """A JSON number that reads back equal, or null for a value that JSON cannot hold."""
     if value is None or not math.isfinite(value):
         return "null"
     return str(int(value)) if isinstance(value, int) else float.__repr__(float(value))

@@ -33,9 +33,9 @@ _GREYS = ("#f2f2f2", "#9ecae1", "#fdd0a2", "#d9d9d9", "#a1d99b")
 _CAUSES = ("queue", "adapter load", "prefill", "decode", "preemption")
 _SERVICE_PANELS = 6
 _ABOVE = 2.0
-"""A bound is drawn up to so many times the largest gap; above, it is named, so that the lines keep their height."""
+"""A bound is drawn up to this multiple of the largest gap; a higher one is named, so that the lines stay high."""
 _SPREAD = 20.0
-"""Where gaps of policies are farther apart than this, their axis is logarithmic."""
+"""If the gaps of policies differ by more than this factor, their axis is logarithmic."""
 
 _POINTS: dict[str, Any] = {"textcoords": "offset points"}
 
@@ -74,7 +74,7 @@ class Figure:
 
 
 def draw(reports: Sequence[RunReport]) -> list[Figure]:
-    """Every figure the runs have data for. Each policy's first seed is drawn, where not said otherwise."""
+    """Every figure that the runs have data for. Unless a figure states otherwise, it shows each policy's first seed."""
     first: dict[str, RunReport] = {}
     for report in reports:
         first.setdefault(report.info.policy, report)
@@ -99,7 +99,7 @@ def draw(reports: Sequence[RunReport]) -> list[Figure]:
 def panels(
     rows: int, heights: float, paint: Callable[[list[Axes]], None], legend: int = 0, *, shared: bool = True
 ) -> str:
-    """An SVG of ``rows`` panels above each other that share their x axis if so said; ``legend`` entries go below."""
+    """An SVG of ``rows`` panels above each other, which may share their x axis; ``legend`` entries are below."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
@@ -122,7 +122,7 @@ def panels(
 
 
 def _look(place: int, points: int) -> dict[str, Any]:
-    """Colour, line style and marker of the policy at a place; markers about eight to a line, offset from each other."""
+    """Colour, line style and marker of the policy at a place; about eight markers per line, offset from each other."""
     every = max(1, points // 8)
     return {
         "color": _COLOURS[place % len(_COLOURS)],
@@ -173,10 +173,10 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
             ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
             _plain(ax.xaxis)
             _plain(ax.yaxis)
-        axes[-1].set_xlabel("adapter popularity rank (1 is asked for most)")
+        axes[-1].set_xlabel("adapter popularity rank (1: most requested)")
 
     caption = (
-        "Time to first token against how popular the adapter is. A line that rises to the right means that rare "
+        "Time to first token against the popularity of the adapter. A line that rises to the right means that rare "
         f"adapters wait; one that rises to the left, that the hot ones do. Ranks are grouped.{seed}"
     )
     return Figure("rank", "Latency against adapter popularity", caption, panels(2, 2.1, paint, len(shown)))
@@ -203,7 +203,7 @@ def _waits(shown: list[RunReport], seed: str) -> Figure:
         ax.grid(False, axis="y")
         ax.set_xlabel("mean seconds of a completed request")
 
-    caption = f"Mean end-to-end time of completed requests by what they waited for; the parts sum to the whole.{seed}"
+    caption = f"Mean end-to-end time of completed requests by cause; the parts add up to the total.{seed}"
     svg = panels(1, 0.8 + 0.3 * len(shown), paint, len(_CAUSES))
     return Figure("waits", "Where the time went", caption, svg)
 
@@ -269,13 +269,13 @@ def _service(shown: list[RunReport], seed: str) -> Figure | None:
         axes[-1].set_xlabel("seconds since the start")
 
     caption = (
-        "Service each tenant has got so far, in weighted tokens: prompt tokens plus twice the output tokens. Lines "
-        f"that run apart while both tenants wait are unfair.{seed}"
+        "Service that each tenant has received so far, in weighted tokens: prompt tokens plus twice the output tokens. "
+        f"Lines that diverge while both tenants wait show unfairness.{seed}"
     )
     if any(len(report.run["per_tenant"]) > len(report.curves.service) for report in drawn):
-        caption += " The tenants that got most."
+        caption += " Only the tenants with the most service are shown."
     if len(shown) > len(drawn):
-        caption += f" The first {len(drawn)} policies."
+        caption += f" Only the first {len(drawn)} policies are shown."
     svg = panels(len(drawn), 1.55, paint, len(tenants))
     return Figure("service", "Service per tenant", caption, svg)
 
@@ -311,13 +311,13 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
         ax.set(xlabel="seconds since the start", ylabel="gap, 1,000 weighted tokens")
 
     caption = (
-        "The largest difference in service, over weight, between two tenants since both began to wait without a pause. "
+        "The largest difference in service, over weight, between two tenants since both began to wait continuously. "
         f"{'Not drawn' if log else 'Zero'} when fewer than two tenants wait.{seed}"
     )
     if near:
-        caption += " A thin dashed line is the bound a policy promises."
+        caption += " A thin dashed line is the bound that a policy promises."
     if far:
-        caption += f" Promised bounds lie far above, 1,000 weighted tokens: {', '.join(far)}."
+        caption += f" Promised bounds far above the plot, in 1,000 weighted tokens: {', '.join(far)}."
     return Figure("gap", "Fairness gap", caption, panels(1, 2.6, paint, len(shown)))
 
 
@@ -336,8 +336,8 @@ def _cache(shown: list[RunReport], seed: str) -> Figure | None:
             axes[1].plot(times + width / 2, cache["loads"] / width, **look)
             axes[2].plot(times + width / 2, cache["evictions"] / width, **look)
         axes[0].set(ylabel="hits, %", ylim=(0, 103))
-        axes[1].set_ylabel("loads a second")
-        axes[2].set_ylabel("evictions a second")
+        axes[1].set_ylabel("loads/s")
+        axes[2].set_ylabel("evictions/s")
         for ax in axes[1:]:
             ax.set_ylim(bottom=0)
         axes[2].set_xlabel("seconds since the start")
@@ -373,14 +373,14 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
         ax.set_yticks(range(len(rows)), [_short(policy) for policy, _, _ in rows])
         ax.invert_yaxis()
         ax.grid(False, axis="y")
-        ax.set(xlabel="requests that kept every limit, %", xlim=(0, 105))
+        ax.set(xlabel="requests within every limit, %", xlim=(0, 105))
 
     caption = "Share of all requests that completed within every limit of the SLO; mean over seeds with 95 % interval."
     return Figure("slo", "SLO attainment per policy", caption, panels(1, 0.8 + 0.3 * len(rows), paint))
 
 
 def _plain(axis: Axis) -> None:
-    """Label a logarithmic axis 0.1, 1, 10; also between the decades where it spans fewer than two."""
+    """Label a logarithmic axis 0.1, 1, 10; also between the decades if it spans fewer than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -391,6 +391,6 @@ def _plain(axis: Axis) -> None:
 
 
 def _short(name: str, most: int = 26) -> str:
-    """A name that fits beside an axis; one that starts with an underscore would be left out of legends."""
+    """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends."""
     text = name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
     return f" {text}" if text.startswith("_") else text

@@ -1,4 +1,4 @@
-"""ResultFolder: the folder a run leaves, written aside and put in place whole: no older result is ever half gone."""
+"""ResultFolder: the folder of a result, written elsewhere and moved into place, so that an older one is not lost."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from loratory.reports.timeline import timeline_json
 SUMMARY = "summary.json"
 _OLD = "old"
 _LOCK = ".lock"
-"""Held by the run that fills a folder, as long as it lives."""
+"""The lock that the run that fills a folder holds until it ends."""
 _FILES = ("scenario.yaml", SUMMARY, "timeline.json", "report.html", "run_info.json")
 _PACKAGES = ("loratory", "numpy", "pyarrow", "pandas", "simpy", "matplotlib", "torch")
 
 
 class ResultFolder:
-    """Collects results beside ``target`` and replaces it when the block ends well.
+    """Collects results beside ``target`` and replaces it when the block ends without an exception.
 
         with ResultFolder(Path("results/quickstart")) as folder:
             recorder = folder.recorder("fifo", seed=0)
             ...
             folder.write(reports, title="quickstart", scenario_yaml=text)
 
-    When the block raises, ``target`` is as it was. Entering raises `InputError` when the folder cannot be written, or
-    when ``target`` holds something that is not a Loratory result. It also removes what runs into the same target have
-    left that were killed: a folder being filled is locked by its run, and the lock dies with it.
+    If the block raises, ``target`` stays unchanged. Entering raises `InputError` if the folder cannot be written, or if
+    ``target`` holds something that is not a Loratory result. It also removes what killed runs into the same target
+    left: a run locks the folder that it fills, and the lock ends with the run.
     """
 
     def __init__(self, target: Path) -> None:
@@ -64,7 +64,7 @@ class ResultFolder:
             _tidy(final)
             self._staged = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
             self._staged.chmod(0o755)
-            with suppress(OSError):  # on a file system without locks nothing is tidied up either
+            with suppress(OSError):  # on a file system without locks, nothing is removed either
                 self._lock = FileLock.take(self._staged / _LOCK)
         except OSError as error:
             self.discard()
@@ -85,7 +85,7 @@ class ResultFolder:
             self.discard()
 
     def discard(self) -> None:
-        """Remove what has been written so far, and folders made for it in which nothing is."""
+        """Remove what has been written so far, and the empty folders made for it."""
         staged, self._staged = self._staged, None
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
@@ -97,7 +97,7 @@ class ResultFolder:
 
     @property
     def leavings(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
-        """What is to be removed should the process end without `discard`: the folder, and those made around it."""
+        """What to remove if the process ends without `discard`: the folder, and those made around it."""
         return ((self.staged, tuple(self._made)),)
 
     @property
@@ -108,7 +108,7 @@ class ResultFolder:
         return self._staged
 
     def run_folder(self, policy: str, seed: int) -> Path:
-        """``<policy>/<seed>`` inside the result, made if need be; the policy spec becomes a safe, unique name."""
+        """``<policy>/<seed>`` inside the result, created if necessary; the policy spec becomes a safe, unique name."""
         if policy not in self._names:
             name = safe_name(policy)
             taken = {used.casefold() for used in self._names.values()}
@@ -133,9 +133,9 @@ class ResultFolder:
         setup: Mapping[str, str] | None = None,
         run_info: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Write everything but the records: summary.json, scenario.yaml, report.html, timeline.json, run_info.json.
+        """Write everything except the records: summary.json, scenario.yaml, report.html, timeline.json, run_info.json.
 
-        Returns the summary. ``setup``: what was simulated, texts by label. ``run_info`` adds to run_info.json, which
+        Returns the summary. ``setup``: what ran, texts by label. ``run_info`` is added to run_info.json, which
         holds what differs between two equal runs.
         """
         summary = summary_of([report.run for report in reports], setup)
@@ -172,7 +172,7 @@ class ResultFolder:
 def check_target(target: Path) -> None:
     """Refuse a folder that could not be replaced; call it before a long run.
 
-    Raises `InputError` when ``target`` is a file, cannot be read, or holds anything a Loratory run has not written.
+    Raises `InputError` if ``target`` is a file, cannot be read, or holds anything that no Loratory run wrote.
     """
     try:
         if not target.exists():
@@ -186,7 +186,7 @@ def check_target(target: Path) -> None:
     if foreign:
         raise InputError(
             f"{target} holds {foreign[0]!r}, which no Loratory run wrote there, so it is not replaced: name another "
-            "folder with --out, or move that away"
+            "folder with --out, or move that file away"
         )
 
 
@@ -195,11 +195,13 @@ def _final(target: Path) -> Path:
     try:
         return target.resolve()
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{shortened(str(target), 150)} leads nowhere: name another folder with --out") from error
+        raise InputError(
+            f"{shortened(str(target), 150)} is a link that leads nowhere: name another folder with --out"
+        ) from error
 
 
 def _own_names(folder: Path) -> set[str]:
-    """Names in a finished result that its run has written; none for a folder that is no result."""
+    """The names that its run wrote into a finished result; none for a folder that is not a result."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         info = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))
@@ -216,7 +218,7 @@ def safe_name(policy: str) -> str:
 
 
 def _replace(staged: Path, target: Path) -> None:
-    """Put ``staged`` in the place of ``target``; at every moment one of the two is there whole."""
+    """Move ``staged`` into the place of ``target``; at every moment one of the two is complete."""
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
     kept = aside / _OLD
     lock = None
@@ -238,7 +240,7 @@ def _replace(staged: Path, target: Path) -> None:
 
 
 def _tidy(target: Path) -> None:
-    """Remove the folders that dead runs into ``target`` have left beside it; put back a result they had moved aside."""
+    """Remove the folders that dead runs into ``target`` left beside it; restore a result that they had moved aside."""
     named = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.(partial|old)")
     for folder in target.parent.iterdir():
         found = named.fullmatch(folder.name)
@@ -258,7 +260,7 @@ def _tidy(target: Path) -> None:
 
 @contextmanager
 def writing(folder: Path | None) -> Iterator[None]:
-    """What fails in the block because a file cannot be written is an `InputError`; ``folder`` is inside a result."""
+    """Turns a failure to write a file in the block into an `InputError`; ``folder`` is inside a result."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Groups: the tenants or adapters of a policy, means over its seeds: what the tables list and the verdict judges."""
+"""Groups: the tenants or adapters of a policy, means over its seeds: for the tables and the verdict."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from loratory.reports.slo import read_slo
 from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict
 
 STARVED = 5.0
-"""A tenant or adapter whose p99 TTFT is so many times the median one's is said to starve."""
+"""A tenant or adapter starves if its p99 TTFT is this multiple of the median one's."""
 
 LONG_S = 10.0
-"""Without a limit on TTFT, a p99 TTFT above this is no good sign, however evenly spread."""
+"""Without a limit on TTFT, a p99 TTFT above this is not a good sign, however evenly spread."""
 
 TOO_LONG_S = 60.0
 """Without a limit on TTFT, a p99 TTFT above this is a bad sign."""
 
 FEW = 5
-"""Tenants and adapters with fewer requests a seed are left out of comparisons of percentiles."""
+"""Tenants and adapters with fewer requests per seed are excluded from comparisons of percentiles."""
 
 
 def groups(runs: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
-    """A row for each tenant or adapter of a policy's runs, one run a seed: means over the seeds where it has a value.
+    """One row per tenant or adapter of a policy's runs, one run per seed: means over the seeds in which it has a value.
 
-    Order: those that got no token, then by p99 TTFT from the longest; last those with too few requests to have a p99.
+    Order: those without any token, then by p99 TTFT from the longest; last those with too few requests for a p99.
     """
     found: dict[str | None, list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -40,12 +40,12 @@ def groups(runs: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]
 
 
 def same_units(run: Mapping[str, Any]) -> bool:
-    """Whether tenants and adapters are the same groups of requests, so that one table or verdict says it."""
+    """Whether tenants and adapters are the same groups of requests, so that one table or verdict covers both."""
     return sorted(r["requests"] for r in run["per_tenant"]) == sorted(r["requests"] for r in run["per_adapter"])
 
 
 def starving(policies: list[PolicyRuns]) -> list[Verdict]:
-    """Who waits longest under each policy, against the median tenant or adapter: the worst policy and the best."""
+    """Which tenant or adapter waits longest under each policy, against the median one: worst and best policy."""
     found: list[Verdict] = []
     for unit in ("tenant", "adapter"):
         if unit == "adapter" and found and same_units(policies[0].runs[0]):
@@ -61,7 +61,7 @@ def starving(policies: list[PolicyRuns]) -> list[Verdict]:
         )
         limit = _limit(policies)
         if limit is not None and worst > limit:
-            text += f" That is beyond the SLO's {seconds(limit)}."
+            text += f" That exceeds the SLO's {seconds(limit)}."
         (least, other, low, _), kind = spreads[-1]
         if least < 0.95 * ratio:
             even = f"its worst, {other}, has {seconds(low)}, {least:.1f} times the median"
@@ -74,7 +74,7 @@ def starving(policies: list[PolicyRuns]) -> list[Verdict]:
 
 
 def _mood(policies: list[PolicyRuns], ratio: float, worst: float) -> Mood:
-    """Bad where somebody waits beyond the SLO's TTFT limit, or starves without one; good where waits are short."""
+    """Bad if one waits longer than the SLO's TTFT limit, or starves without a limit; good if waits are short."""
     limit = _limit(policies)
     if worst > (TOO_LONG_S if limit is None else limit) or (ratio >= STARVED and limit is None):
         return "bad"
@@ -82,7 +82,7 @@ def _mood(policies: list[PolicyRuns], ratio: float, worst: float) -> Mood:
 
 
 def _limit(policies: list[PolicyRuns]) -> float | None:
-    """The largest limit the SLO sets on TTFT, seconds."""
+    """The SLO's largest limit on TTFT, seconds."""
     limits = read_slo(policies[0].runs[0]["slo"]["limits"])
     return max((limit.most_s for limit in limits if limit.metric == "ttft"), default=None)
 
@@ -98,10 +98,10 @@ def _spread(policy: PolicyRuns, unit: str) -> tuple[float, str, float, float] | 
 
 
 def _mean(rows: list[Mapping[str, Any]], unit: str, seeds: int) -> dict[str, Any]:
-    """One row for all: counts over all seeds, other numbers over those that have them."""
+    """One row from several: counts over all seeds, other numbers over the seeds that have them."""
     mean: dict[str, Any] = {}
     for key in rows[0]:
-        if key in IDENTITY:  # what an adapter stands for is the same for every seed
+        if key in IDENTITY:  # an adapter's identity is the same for every seed
             mean[key] = rows[0][key]
         elif key != unit:
             values = [row[key] for row in rows if row[key] is not None]

@@ -22,23 +22,26 @@ _MARKS = {"good": "✓", "bad": "✗", "note": "•"}
 
 _TERMS = (
     ("TTFT", "time to first token: from a request's arrival to its first output token."),
-    ("TPOT", "time per output token: from first token to finish, over output tokens less one."),
+    ("TPOT", "time per output token: from first token to finish, over (output tokens - 1)."),
     ("ITL", "inter-token latency: each gap between two successive output tokens."),
-    ("queue time", "from arrival to first admission, less the wait for an adapter's load."),
+    ("queue time", "from arrival to first admission, without the wait for an adapter's load."),
     ("hit rate", "share of admitted adapter requests whose adapter was on the GPU and had been used before."),
     ("load share", "share of end-to-end time spent waiting for an adapter's load."),
     ("ceiling", "output tokens/s that the cost model gives one GPU with a full batch of this workload's mean request."),
-    ("time waiting", "share of the requests' time in the system, all together, in which they wait to run."),
+    ("time waiting", "share of all requests' time in the system in which they wait to run."),
     ("slots in use", "distinct adapters in the batch; medians are over the time of the steps."),
     ("busiest replica", "its waiting and running request-seconds, over the mean of all replicas; 1 is even."),
-    ("loading", "share of the time in which an adapter is on its way to the GPU."),
-    ("attainment", "share of all requests that completed and kept every limit of the SLO."),
+    ("loading", "share of the time in which an adapter is being loaded to the GPU."),
+    ("attainment", "share of all requests that completed within every limit of the SLO."),
     ("service", "weighted tokens: a request's prompt tokens plus twice its output tokens."),
     (
         "service gap",
         "largest difference in service, over weight, between two tenants while both have requests waiting.",
     ),
-    ("Jain's index", "1 when every tenant got equal service over weight; 1/n when one of n tenants got all."),
+    (
+        "Jain's index",
+        "1 if every tenant received equal service over weight; 1/n if one of n tenants received all of it.",
+    ),
     ("p50, p99", "half, 99 % of the values are at or below."),
     ("±", "half the 95 % Student-t interval of the mean over seeds."),
 )
@@ -122,7 +125,7 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
 def render(
     title: str, reports: Sequence[RunReport], description: str = "", setup: Mapping[str, str] | None = None
 ) -> str:
-    """The report over all runs; ``setup``: what was simulated, by label, for its first block.
+    """The report on all runs; ``setup``: what ran, by label, for its first block.
 
     Every text from outside is escaped; the same runs give the same bytes.
     """
@@ -161,7 +164,7 @@ def _resource(name: str) -> str:
 
 
 def _lead(reports: Sequence[RunReport]) -> str:
-    """One line: what ran, on what, how long."""
+    """One line: what ran, on which backend, how long."""
     backends = sorted({report.info.backend for report in reports})
     policies = list(dict.fromkeys(report.info.policy for report in reports))
     seeds = sorted({report.info.seed for report in reports})
@@ -173,7 +176,7 @@ def _lead(reports: Sequence[RunReport]) -> str:
         plural(len(seeds), "seed"),
         plural(run["replicas"], "replica"),
         f"{plural(run['requests']['submitted'], 'request')} over {seconds(run['duration_s'])}",
-        f"{plural(run['adapters']['seen'], 'adapter')} asked for",
+        f"{plural(run['adapters']['seen'], 'adapter')} requested",
     ]
     cuts = sorted({report.run["warmup_s"] for report in reports})
     if cuts[-1]:
@@ -211,14 +214,16 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _identities(info: RunInfo) -> list[Table]:
-    """What each adapter that exists stands for, so that a result can be held against the weights it was made with."""
+    """The identity of each existing adapter, so that a result can be checked against the weights behind it."""
     known = list(info.identities.items())
     if not known:
         return []
     caption = "Adapters by id, version and digest"
     if len(known) > _IDENTITIES:
-        caption += f" ({_IDENTITIES} of {len(known):,}; run_info.json has all)"
-    rows = [[name, *("–" if said[key] is None else str(said[key]) for key in IDENTITY)] for name, said in known]
+        caption += f" ({_IDENTITIES} of {len(known):,}; run_info.json lists all)"
+    rows = [
+        [name, *("–" if identity[key] is None else str(identity[key]) for key in IDENTITY)] for name, identity in known
+    ]
     heads = ["adapter", "id", "version", "digest"]
     return [Table(caption, heads, [[TableCell(text) for text in row] for row in rows[:_IDENTITIES]])]
 
@@ -235,7 +240,7 @@ def _or_dash(form: _Form, value: float | None) -> str:
 
 
 def _worst(runs: Sequence[Mapping[str, Any]], unit: str, caption: str) -> Table:
-    """The groups with the longest p99 TTFT, those that got no token at all first, those with too few requests last."""
+    """The groups with the longest p99 TTFT: first those without any token, last those with too few requests."""
     rows = groups(runs, unit)
     shown = rows[:_ROWS]
     if len(rows) > len(shown):
@@ -243,7 +248,7 @@ def _worst(runs: Sequence[Mapping[str, Any]], unit: str, caption: str) -> Table:
     if len(runs) > 1:
         caption += f", means over {len(runs)} seeds"
     if any(row["few"] for row in shown):
-        caption += f"; fewer than {FEW} requests a seed: last"
+        caption += f"; those with fewer than {FEW} requests per seed last"
     heads = [unit, "requests", "completed", "TTFT p50", "TTFT p99", "queue time p99"]
     heads += ["service", "weight"] if unit == "tenant" else ["hit rate", "loads", "load wait"]
     return Table(caption, heads, [_group(row, unit) for row in shown])

@@ -19,7 +19,7 @@ STATUSES = ("completed", "rejected", "aborted", "failed")
 def run_object(run: RunColumns) -> dict[str, Any]:
     """The ``run`` object of one run, not yet rounded.
 
-    Raises `AssertionError` when the records do not conserve requests: that is a bug of ours, never a result.
+    Raises `AssertionError` if the records do not conserve requests, which is a bug in Loratory.
     """
     requests = _counts(run)
     gaps = inter_token(run)
@@ -75,7 +75,7 @@ def run_object(run: RunColumns) -> dict[str, Any]:
 
 
 def inter_token(run: RunColumns) -> tuple[Floats, Floats]:
-    """(seconds, how many tokens): the gaps between successive output tokens, from the steps.
+    """(seconds, number of tokens): the gaps between successive output tokens, from the steps.
 
     In a step every decoding sequence gets a token, so the gap is the step's duration, and for the sequences that were
     decoding before also the time since the last step that decoded (a prefill-only step of ``batching: separate``).
@@ -182,7 +182,7 @@ def _engine(run: RunColumns, steps: Steps) -> dict[str, Any]:
 
 
 def _per_tenant(run: RunColumns) -> list[dict[str, Any]]:
-    """One row a tenant, the one that got most service first."""
+    """One row per tenant, the one with the most service first."""
     code, names = run.named("tenant")
     n = len(names)
     ones = np.ones(run.count)
@@ -207,7 +207,7 @@ def _per_tenant(run: RunColumns) -> list[dict[str, Any]]:
 
 
 def _per_adapter(run: RunColumns) -> list[dict[str, Any]]:
-    """One row an adapter that was asked for (the base model's ``adapter`` is null), the most popular first."""
+    """One row per requested adapter (the base model's ``adapter`` is null), the most popular first."""
     code, names = run.named("adapter")[0] + 1, ["", *run.named("adapter")[1]]
     n = len(names)
     ones = np.ones(run.count)

@@ -1,10 +1,10 @@
-"""Number text: numbers as a person reads them."""
+"""Number text: numbers, shares, durations and lists as text."""
 
 from __future__ import annotations
 
 
 def seconds(value: float | None) -> str:
-    """``420 ms``, ``4.21 s``; ``none`` where there is no value."""
+    """``420 ms``, ``4.21 s``; ``none`` without a value."""
     if value is None:
         return "none"
     if value == 0 or abs(value) >= 1:

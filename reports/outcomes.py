@@ -1,4 +1,4 @@
-"""Outcomes: requests that were rejected, cut short or never served: how many, why and whose, and sentences on them."""
+"""Outcomes: requests that were rejected, truncated or never served: how many, why and whose; sentences on them."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from loratory.reports.number_text import listed, plural
 from loratory.reports.run_columns import Flags, RunColumns
 
 OUTCOMES = ("rejected", "truncated", "never_served")
-"""The keys of a ``run`` object that `outcomes` makes."""
+"""The keys that `outcomes` adds to a ``run`` object."""
 
 LEFT_WAITING = "never served"
-"""How a backend's reason begins for a request that its policy left waiting to the end."""
+"""The beginning of a backend's reason for a request that its policy left waiting until the end."""
 
 _NAMED = 20
-"""So many request ids, adapters and reasons are kept of each outcome."""
+"""Most request ids, adapters and reasons that are kept of each outcome."""
 
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
-"""What may differ between two texts that give the same reason: names in quotes, and numbers."""
+"""The parts in which two texts with the same reason may differ: names in quotes, and numbers."""
 
 _REFUSED = {
     "slots": "no GPU slot is free",
     "kv": "too few KV blocks are free",
-    "seqs": "max_num_seqs requests run",
+    "seqs": "max_num_seqs requests are running",
     "budget": "the step's tokens are spent",
     "adapter": "the adapter is not on the GPU",
     "pinned": "the adapter is pinned",
     "in_use": "it is in use",
     "unknown": "there is no such request or adapter, or it is not in a state for that",
 }
-"""The ledger's words of refusal (`loratory.serving.actions.Outcome`), as a reader who does not know them reads them."""
+"""The meaning of the ledger's words of refusal (`loratory.serving.actions.Outcome`)."""
 
 
 def outcomes(run: RunColumns) -> dict[str, dict[str, Any]]:
     """``rejected``, ``truncated`` and ``never_served`` of one run, each ``{count, why, adapters, first}``.
 
-    ``why`` counts the requests of each reason, the most frequent first; texts that differ in numbers or in quoted names
-    alone are one reason. ``never_served`` are requests without a token that were not rejected; it also has a ``cause``:
-    what the policy probably does wrong, or None.
+    ``why`` counts the requests of each reason, the most frequent first; texts that differ only in numbers or quoted
+    names are one reason. ``never_served`` are requests without a token that were not rejected; it also has a ``cause``:
+    the probable mistake of the policy, or None.
     """
     rejected = run.has_status("rejected")
     never = np.isnan(run.first) & ~rejected
@@ -61,7 +61,7 @@ def outcomes(run: RunColumns) -> dict[str, dict[str, Any]]:
 def outcome_notes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """(outcome, sentence, share of the requests) for each policy of these runs (as in summary.json) and outcome.
 
-    Policies of which the same is to be said share a sentence.
+    Policies with the same outcome share a sentence.
 
     >>> outcome_notes(summary["runs"])  # doctest: +SKIP
     [("rejected", "fifo: 12 of 12 requests were rejected: ...", 1.0)]
@@ -99,7 +99,7 @@ def reason_of(runs: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 
 def unserved_runs(runs: Sequence[Mapping[str, Any]]) -> str | None:
-    """One sentence on the runs in which no request completed, or None where there is no such run."""
+    """One sentence on the runs in which no request completed, or None without such a run."""
     empty = [run for run in runs if not run["requests"]["completed"]]
     if not empty:
         return None
@@ -118,7 +118,7 @@ def unserved_runs(runs: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def grouped(why: Mapping[str, int]) -> dict[str, int]:
-    """Reasons counted, the most frequent first; where texts differ in numbers or quoted names alone, they are one.
+    """Counts reasons, the most frequent first; texts that differ only in numbers or quoted names are one reason.
 
     >>> grouped({"prompt of 7 tokens": 2, "prompt of 12 tokens": 1})
     {'prompt of 7 to 12 tokens': 3}
@@ -170,7 +170,7 @@ def _whys(run: RunColumns, chosen: Flags) -> dict[str, int]:
 
 
 def _limits(run: RunColumns, chosen: Flags) -> dict[str, int]:
-    """What ended the outputs of truncated requests: their prompt and output together are as long as the limit."""
+    """What ended the outputs of truncated requests, whose prompt and output together are as long as the limit."""
     total = (run.number("prompt_tokens") + run.output)[chosen].astype(np.int64)
     found: Counter[str] = Counter()
     for limit, number in zip(*(values.tolist() for values in np.unique(total, return_counts=True)), strict=True):
@@ -182,12 +182,12 @@ def _limits(run: RunColumns, chosen: Flags) -> dict[str, int]:
 
 
 def _cause(run: RunColumns) -> str | None:
-    """What the policy of a run probably does wrong."""
+    """The probable mistake of a run's policy."""
     return probable_cause(run.info.refusals, len(run.event_times("load")), bool(np.isnan(run.number("admitted")).all()))
 
 
-def probable_cause(refusals: Mapping[str, Mapping[str, int]], loads: int, admitted_nobody: bool) -> str | None:
-    """What a policy that left requests waiting probably does wrong, from what the ledger refused it, if that tells.
+def probable_cause(refusals: Mapping[str, Mapping[str, int]], loads: int, never_admitted: bool) -> str | None:
+    """The probable mistake of a policy that left requests waiting, if the ledger's refusals show it.
 
     ``refusals``: see `loratory.serving.engine.Engine.refusals`. ``loads``: adapter loads that began.
     """
@@ -199,7 +199,7 @@ def probable_cause(refusals: Mapping[str, Mapping[str, int]], loads: int, admitt
         return _times("load", failed) + hint
     if admits:
         return _times("admit", admits)
-    return "the policy admitted nobody: yield Admit, or use want" if admitted_nobody else None
+    return "the policy admitted no request: yield Admit, or use want" if never_admitted else None
 
 
 def _times(action: str, refusals: Counter[str]) -> str:

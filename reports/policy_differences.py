@@ -10,7 +10,7 @@ from loratory.reports.summary import scalars
 from loratory.reports.verdict_types import PolicyRuns, Verdict
 
 SLIGHT = 0.01
-"""A relative difference below this is none, however many seeds confirm it."""
+"""A smaller relative difference does not count, however many seeds confirm it."""
 
 COMPARED: Mapping[str, str] = {
     "ttft_s.mean": "mean TTFT",
@@ -22,11 +22,11 @@ COMPARED: Mapping[str, str] = {
     "adapters.loads": "adapter loads",
     "fairness.max_service_gap": "largest service gap",
 }
-"""What policies are compared by, with its name."""
+"""The metrics that policies are compared by, with their names."""
 
 
 def sameness(policies: list[PolicyRuns]) -> list[Verdict]:
-    """Policies that do not differ from the first of them, fifo where it is there; none when all do."""
+    """Policies that do not differ from the first policy, or from fifo if it is among them; none if all differ."""
     if len(policies) < 2:
         return []
     reference = next((p for p in policies if p.name == "fifo"), policies[0])
@@ -50,15 +50,15 @@ def sameness(policies: list[PolicyRuns]) -> list[Verdict]:
         f"1 % or the noise between {plural(seeds, 'seed')}." if seeds > 1 else "1 % of each other (one seed)."
     )
     if unclear:
-        text += f" Within the noise, but not small: {listed(unclear)}; more seeds would tell."
+        text += f" Within the noise, but not small: {listed(unclear)}; more seeds would decide."
     return [Verdict("No difference", "note", f"{text} {_why(reference, same)}".strip())]
 
 
 def differences(reference: PolicyRuns, other: PolicyRuns) -> dict[str, tuple[float, bool]]:
-    """(relative difference, whether it is clear) for each compared metric both have; no service gaps below a request's.
+    """(relative difference, whether it is clear) for each compared metric that both have.
 
-    Clear is a difference of 1 % or more whose 95 % interval, of the differences in equal seeds, leaves out 0; with one
-    seed, of 1 % or more.
+    A difference is clear if it is 1 % or more and the 95 % interval of the differences in equal seeds excludes 0; with
+    one seed, if it is 1 % or more. Service gaps smaller than the service of one request are ignored.
     """
     before, after = ({run["seed"]: scalars(run) for run in p.runs} for p in (reference, other))
     found = {}
@@ -87,7 +87,7 @@ def differ(reference: PolicyRuns, other: PolicyRuns, metric: str) -> bool:
 
 
 def one_request(policy: PolicyRuns) -> float:
-    """Mean service of a completed request, weighted tokens: service gaps below it are no unfairness."""
+    """Mean service of a completed request, weighted tokens: a smaller service gap is not unfair."""
     rows = [row for run in policy.runs for row in run["per_tenant"]]
     done = sum(row["completed"] for row in rows)
     return sum(row["service"] for row in rows) / done if done else 0.0
@@ -103,11 +103,11 @@ def costs(reference: PolicyRuns, other: PolicyRuns, metrics: Mapping[str, str]) 
 
 
 def _why(reference: PolicyRuns, same: list[PolicyRuns]) -> str:
-    """Why a policy had nothing to decide, where that is so."""
+    """Why a policy had nothing to decide, if that is the reason."""
     every = [reference, *same]
     share = max(p.get("waiting.share") or 0.0 for p in every)
     if share == 0:
-        return "No request ever waited, so there was nothing to put in order."
+        return "No request ever waited, so there was nothing to order."
     slots = max((p.get("waiting.share") or 0.0) * (p.get("waiting.by.slots") or 0.0) for p in every)
     if slots == 0:
         return "No request ever waited for a slot."

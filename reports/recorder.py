@@ -48,7 +48,7 @@ _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What a run left: its tables, and the weight of each tenant seen.
+    """The records of a run: its tables, and the weight of each tenant.
 
     ``requests``, ``steps``: see docs/reports.md. ``events``: adapter loads and evictions, and preemptions, in memory.
     """
@@ -60,7 +60,7 @@ class Records:
 
 
 class Recorder:
-    """Keeps the events of one run: one sink a replica, one set of tables over all.
+    """Keeps the events of one run: one sink per replica, and one set of tables for all replicas.
 
     With a ``folder`` (which exists) requests.parquet, steps.parquet and, unless ``decisions`` is false,
     decisions.jsonl are streamed into it; without one, the tables stay in memory and decisions are not kept.
@@ -86,7 +86,7 @@ class Recorder:
         self._records: Records | None = None
 
     def sink(self, replica: int = 0) -> Sink:
-        """The sink for the events of one replica's engine; it wants those that go into the records."""
+        """The sink for the events of one replica's engine; it wants the events that go into the records."""
         handlers: dict[type, Handler] = {
             Stepped: self._on_stepped(replica),
             Ended: self._on_ended(replica),
@@ -134,7 +134,7 @@ class Recorder:
         rows, flush = buffer.rows, buffer.flush
 
         def on_ended(event: Ended) -> None:
-            # adapters have their codes from other events as well: in the order of all of them
+            # coded at once, because other events give codes to adapters as well, in order of time
             rows.append((replica, adapters[event.request.adapter], event))
             if len(rows) >= CHUNK_ROWS:
                 flush()
@@ -174,7 +174,7 @@ class Recorder:
         }
 
     def _request_numbers(self, rows: RowList) -> dict[str, Sequence[float]]:
-        """What is kept of requests that ended, by name; `_request_columns` makes the table's columns of it."""
+        """The numbers of requests that ended, by name; `_request_columns` turns them into the table's columns."""
         replicas, adapters, events = zip(*rows, strict=True)
         ended = _columns_by_name(Ended._fields, events)
         seqs = [sequence_of(request) for request in ended["request"]]

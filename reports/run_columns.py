@@ -20,14 +20,14 @@ from loratory.reports.warmup import WarmUp, detect
 Flags = npt.NDArray[np.bool_]
 
 WAITS = ("queue_s", "load_wait_s", "prefill_s", "decode_s", "preempted_s")
-"""What the e2e time of a completed request is the sum of, in order."""
+"""The parts of a completed request's e2e time, in order."""
 
 _TIMES = {"arrival", "admitted", "first_token", "finish", "start", "end"}
 
 
 @dataclass(frozen=True)
 class RunColumns:
-    """One run's records as columns, read when asked for. One entry a request, a step or an event."""
+    """One run's records as columns, read when asked for. One entry per request, step or event."""
 
     info: RunInfo
     records: Records
@@ -53,25 +53,25 @@ class RunColumns:
 
     @cached_property
     def by_replica(self) -> slice | Ints:
-        """An index that puts the steps of each replica together, in order of time, as each engine told them."""
+        """An index that puts the steps of each replica together, in order of time, as each engine emitted them."""
         replica = self.step("replica")
         if not len(replica) or bool((replica == replica[0]).all()):
             return slice(None)
         return np.argsort(replica, kind="stable")
 
     def event_times(self, kind: str) -> Floats:
-        """Seconds at which events of a kind happened, warm-up left out."""
+        """Seconds at which events of a kind happened after the warm-up."""
         times, is_kind = self._event_columns[0], self._is(kind)
         return times[is_kind & (times >= self.warmup)]
 
     def loads_by_adapter(self) -> Counter[str]:
-        """How often each adapter was loaded to the GPU, warm-up left out."""
+        """How often each adapter was loaded to the GPU after the warm-up."""
         times, _, _, adapter, names = self._event_columns
         found = np.bincount(adapter[self._is("load") & (times >= self.warmup)], minlength=len(names))
         return Counter({name: int(count) for name, count in zip(names, found, strict=True) if count})
 
     def loads_under_way(self, replica: int) -> tuple[Floats, Ints]:
-        """Times at which a load to the GPU of one replica began (+1) or ended (-1), in order, warm-up not left out."""
+        """Times at which a load to the GPU of one replica began (+1) or ended (-1), in order, including the warm-up."""
         times = self._event_columns[0]
         here = floats(self.records.events.read(["replica"]), "replica") == replica
         began, ended = times[here & self._is("load")], times[here & self._is("loaded")]
@@ -80,7 +80,7 @@ class RunColumns:
         return both[order], np.repeat(np.array([1, -1]), (len(began), len(ended)))[order]
 
     def loads_by_tier(self) -> Counter[str]:
-        """How many loads to the GPU began in each tier, warm-up left out."""
+        """How many loads to the GPU began in each tier after the warm-up."""
         times, _, _, _, _ = self._event_columns
         tier, names = codes(self.records.events.read(["tier"]), "tier")
         found = np.bincount(tier[self._is("load") & (times >= self.warmup)], minlength=len(names))
@@ -97,12 +97,12 @@ class RunColumns:
 
     @property
     def count(self) -> int:
-        """Requests in the records."""
+        """Number of requests in the records."""
         return len(self.number("arrival"))
 
     @cached_property
     def settles(self) -> WarmUp:
-        """When the run has settled."""
+        """When the run settles."""
         return detect(self.arrival, self.finish)
 
     @property
@@ -112,7 +112,7 @@ class RunColumns:
         return (self.settles.end_s or 0.0) if given == "auto" else given
 
     def has_status(self, status: str) -> Flags:
-        """Which requests ended so."""
+        """Which requests ended with this status."""
         code, names = self.named("status")
         return code == names.index(status) if status in names else np.zeros(len(code), bool)
 
@@ -148,7 +148,7 @@ class RunColumns:
 
     @cached_property
     def ttft(self) -> Floats:
-        """Arrival to first token, seconds; NaN where there was none."""
+        """Arrival to first token, seconds; NaN without one."""
         return self.first - self.arrival
 
     @cached_property
@@ -172,7 +172,7 @@ class RunColumns:
 
     @cached_property
     def demand(self) -> Demand:
-        """What the requests asked for and got, for the fairness measures."""
+        """The demand and the service of requests, for the fairness measures."""
         return Demand(
             self.named("tenant")[0],
             self.arrival,
@@ -195,7 +195,7 @@ class RunColumns:
         return service_gap(self.demand, self.weights)
 
     def metric(self, name: str) -> Floats | None:
-        """ttft, tpot, e2e or queue of each request; None for itl, which steps have and single requests have not."""
+        """ttft, tpot, e2e or queue of each request; None for itl, which only steps have."""
         return {"ttft": self.ttft, "tpot": self.tpot, "e2e": self.e2e, "queue": self.number("queue_s")}.get(name)
 
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 IDENTITY = ("lora_int_id", "version", "digest")
-"""What `RunInfo.identities` say of an adapter: its id, its version in a registry, and the digest of its content."""
+"""The entries of `RunInfo.identities`: an adapter's id, its version in a registry, and the digest of its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """One run: a policy, a seed, a backend. Times in seconds.
 
-    ``policy`` is the spec as the user gave it (``fifo:strict=true``). ``submitted``: requests the driver handed over
-    (None: as many as the records hold, which leaves conservation unchecked). ``start_s``: the time the run's clock
+    ``policy`` is the spec as the user gave it (``fifo:strict=true``). ``submitted``: number of requests that were
+    submitted (None: as many as the records hold, so conservation is not checked). ``start_s``: the time the run's clock
     started at; ``duration_s``: from then to the end of the run (None: the last record). Requests that arrived in the
     first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`loratory.reports.warmup`).
     ``slo`` maps names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises,
     weighted tokens, or None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the
-    policy was told true output lengths. ``max_loras`` to ``block_size`` are one replica's; ``gpus`` are those of all
-    replicas. ``refusals`` counts what the ledger refused the policy, by action and word of refusal.
+    policy saw true output lengths. ``max_loras`` to ``block_size`` are one replica's; ``gpus`` are those of all
+    replicas. ``refusals`` counts what the ledger refused the policy, by action and reason.
     ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch; None: not known.
     ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and ``digest`` of
     their content.

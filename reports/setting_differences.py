@@ -29,9 +29,9 @@ class Setting:
 
 
 def differing(folders: Sequence[Path]) -> tuple[Setting, ...]:
-    """The settings in which the folders differ, in the order of the first's scenario; none when nothing does.
+    """The settings in which the folders differ, in the order of the first's scenario; none if none differs.
 
-    Read from each folder's resolved scenario; of adapters that it writes out, digest and version too. Loratory's
+    Read from each folder's resolved scenario; for adapters that it lists, digest and version as well. Loratory's
     version and the cost model's source come from the summary. Raises `InputError` for a scenario that is not YAML.
     """
     every = [_settings(folder) for folder in folders]
@@ -51,14 +51,14 @@ def _settings(folder: Path) -> dict[str, str]:
     except OSError:
         read = {}
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / SCENARIO} is not YAML: name a folder `loratory run` has written") from error
+        raise InputError(f"{folder / SCENARIO} is not YAML: name a folder that `loratory run` wrote") from error
     found = dict(_flat({k: v for k, v in read.items() if k not in _NOT_SETTINGS}, "")) if isinstance(read, dict) else {}
     setup = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("setup") or {}
     return found | {f"({label})": str(setup[label]) for label in ("cost model", "version") if label in setup}
 
 
 def _flat(value: Any, key: str) -> list[tuple[str, str]]:
-    """(dotted key, text) of each leaf; entries of a list of mappings go by their names where they have them."""
+    """(dotted key, text) of each leaf; entries of a list of mappings are named by their name, if they have one."""
     if isinstance(value, Mapping):
         return [pair for name, item in value.items() for pair in _flat(item, f"{key}.{name}" if key else str(name))]
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):

@@ -17,7 +17,7 @@ from loratory.reports.stats import Floats, Ints
 _NAME = re.compile(r"(ttft|tpot|itl|e2e|queue)_(mean|max|p\d{1,2}(?:\.\d+)?)_s")
 
 ATTAINMENT = "attainment"
-"""The key of an SLO that says which share of requests must keep every limit, each judged alone."""
+"""The key of an SLO for the share of requests that must each meet every limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class SloLimit:
 
     @property
     def words(self) -> str:
-        """The limit as a person says it: ``TTFT p99 at most 2 s``."""
+        """The limit in words: ``TTFT p99 at most 2 s``."""
         return f"{self.label} at most {seconds(self.most_s)}"
 
     @property
@@ -42,9 +42,9 @@ class SloLimit:
 
 
 def read_slo(slo: Mapping[str, float]) -> list[SloLimit]:
-    """Limits from ``{"ttft_p99_s": 2.0, ...}``; the key ``attainment`` is no limit and left out.
+    """Limits from ``{"ttft_p99_s": 2.0, ...}``; the key ``attainment`` is not a limit and is ignored.
 
-    Raises `InputError` for a name or a value that means nothing.
+    Raises `InputError` for an unknown name or an impossible value.
     """
     limits = []
     for key, most in slo.items():
@@ -53,21 +53,21 @@ def read_slo(slo: Mapping[str, float]) -> list[SloLimit]:
         match = _NAME.fullmatch(key)
         if match is None:
             raise InputError(
-                f"slo.{key} is no objective: write METRIC_MARK_s with METRIC one of ttft, tpot, itl, e2e, queue and "
-                "MARK one of mean, p50 ... p99, max, for example ttft_p99_s"
+                f"slo.{key} is not an objective: write METRIC_MARK_s with METRIC one of ttft, tpot, itl, e2e, queue "
+                "and MARK one of mean, p50 ... p99, max, for example ttft_p99_s"
             )
         if not most > 0:
-            raise InputError(f"slo.{key} is {most}: a limit is a number of seconds above 0")
+            raise InputError(f"slo.{key} is {most}, but a limit is above 0 seconds: correct it")
         limits.append(SloLimit(key, match[1], match[2], float(most)))
     return limits
 
 
 def judge(run: RunColumns, inter_token: tuple[Floats, Floats]) -> dict[str, Any]:
-    """The ``slo`` object of a run. ``inter_token``: gaps between output tokens and how many tokens had each.
+    """The ``slo`` object of a run. ``inter_token``: gaps between output tokens, and the number of tokens with each gap.
 
-    ``met``: every limit holds, where a measured request that did not complete counts as infinitely late (in a mean it
-    is left out), so that turning requests away meets no objective. ``attainment``: the share of measured requests that
-    completed and kept every limit on its own; limits on itl are left out, since only steps have it.
+    ``met``: every limit holds, where a measured request that did not complete counts as infinitely late (a mean
+    ignores it), so rejecting requests does not meet an objective. ``attainment``: the share of measured requests that
+    completed and met every limit; limits on itl are ignored, since only steps have it.
     """
     limits = read_slo(run.info.slo)
     counted = int(run.counted.sum())
@@ -100,7 +100,7 @@ def _value(run: RunColumns, limit: SloLimit, inter_token: tuple[Floats, Floats])
 
 
 def mark_of(values: Floats, counts: Floats | Ints, mark: str) -> float | None:
-    """Mean, max or percentile of values that each stand for ``counts``; None when there are none.
+    """Mean, max or percentile of values, each of which counts ``counts`` times; None without values.
 
     A percentile is the linear interpolation of numpy when every count is 1 and all values are finite, else the smallest
     value that reaches its share.

@@ -16,7 +16,7 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 
 
 def clean(value: float | None) -> float | None:
-    """A float at 9 significant digits; None for None, NaN and infinities, which JSON has no number for."""
+    """A float at 9 significant digits; None for None, NaN and infinities, which JSON cannot hold."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{float(value):.9g}")
@@ -32,7 +32,7 @@ def cleaned(value: Any) -> Any:
 
 
 def describe(values: Floats) -> dict[str, float | None]:
-    """Mean, percentiles (linear interpolation, as numpy's default) and maximum; all None when there are no values."""
+    """Mean, percentiles (linear interpolation, as numpy's default) and maximum; all None without values."""
     if len(values) == 0:
         return dict.fromkeys(("mean", *PERCENTILES, "max"))
     marks = np.percentile(values, list(PERCENTILES.values()))
@@ -44,7 +44,7 @@ def describe(values: Floats) -> dict[str, float | None]:
 
 
 def describe_weighted(values: Floats, weights: Floats) -> dict[str, float | None]:
-    """As `describe`, each value counted ``weights`` times; a percentile is the smallest value to reach its share."""
+    """Like `describe`, each value counted ``weights`` times; a percentile is the first value to reach its share."""
     keep = weights > 0
     if not keep.all():
         values, weights = values[keep], weights[keep]

@@ -1,4 +1,4 @@
-"""Summary: runs into summary.json, with means and 95 % intervals over seeds for each policy."""
+"""Summary: turns runs into summary.json, with means and 95 % intervals over seeds for each policy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NOT_METRICS = {
 class RunReport:
     """What a report keeps of a run: its ``run`` object, the curves of its figures, and its trace events (JSON texts).
 
-    It is small and can be pickled, so runs can be done in other processes.
+    It is small and can be pickled, so other processes can do runs.
     """
 
     info: RunInfo
@@ -54,7 +54,7 @@ class RunReport:
 def summarise(records: Records, info: RunInfo, timeline_events: int = 0) -> RunReport:
     """Measure one run. ``timeline_events``: about how many trace events to keep for timeline.json.
 
-    Raises `InputError` for an SLO that means nothing, `AssertionError` when records are lost or made up.
+    Raises `InputError` for an unknown SLO, `AssertionError` if records are missing or invented.
     """
     measured = RunColumns(info, records)
     run: dict[str, Any] = cleaned(run_object(measured))
@@ -68,7 +68,7 @@ def summary_of(runs: Sequence[Mapping[str, Any]], setup: Mapping[str, str] | Non
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One object a policy, in the order first run: its seeds and, for each scalar of its runs, mean and interval.
+    """One object per policy, in the order first run: its seeds and, for each scalar of its runs, mean and interval.
 
     ``metrics`` maps dotted names (``ttft_s.p99``) to ``{"mean", "low", "high", "n"}``: the 95 % Student-t interval over
     the seeds that have the value; ``low`` and ``high`` are None for one seed. ``slo.met`` counts as 0 or 1.
@@ -89,7 +89,7 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scalars(run: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a ``run`` object by dotted name, those that measure something."""
+    """The measurements of a ``run`` object by dotted name."""
     return dict(_scalars(run, ""))
 
 

@@ -19,7 +19,7 @@ from loratory.serving.plan import BatchShape
 Floats = npt.NDArray[np.float64]
 
 CHUNK_ROWS = 128
-"""Rows kept as Python objects; few, so that they stay in the processor's cache."""
+"""Rows kept as Python objects: few, so that they stay in the processor's cache."""
 
 BATCH_CHUNKS = 256
 """Chunks that make one Arrow batch, which is also one Parquet row group."""
@@ -67,7 +67,7 @@ STEP_TYPES: Mapping[str, type[np.number[Any]]] = {
 STEP_SCHEMA = pa.schema([(name, pa.from_numpy_dtype(kind)) for name, kind in STEP_TYPES.items()])
 
 KINDS = ("load", "prefetch", "loaded", "prefetched", "evicted", "preempted")
-"""What an adapter event is. ``load`` and ``prefetch`` are starts; ``loaded`` and ``prefetched`` the ends."""
+"""The kinds of adapter events. ``load`` and ``prefetch`` are starts; ``loaded`` and ``prefetched`` the ends."""
 
 EVENT_SCHEMA = pa.schema(
     [("time", pa.float64()), ("replica", pa.int16()), ("kind", _NAME), ("adapter", _NAME), ("tier", _NAME)]
@@ -75,7 +75,7 @@ EVENT_SCHEMA = pa.schema(
 
 
 class Codes(dict[str | None, int]):
-    """Small numbers for names, in the order first seen; None is -1. Looking a name up numbers it."""
+    """Small numbers for names, in the order first seen; None is -1. Looking up a new name numbers it."""
 
     def __init__(self, *names: str) -> None:
         super().__init__({None: -1})
@@ -101,13 +101,13 @@ RowList = list[tuple[Any, ...]]
 
 
 class TableBuffer:
-    """Rows on their way into one table; whoever fills `rows` calls `flush` when there are `CHUNK_ROWS` of them.
+    """Rows on their way into one table. The code that fills `rows` calls `flush` when there are `CHUNK_ROWS`.
 
         rows --numbers--> {name: numbers} --kept, as floats--> {name: array} --convert--> {name: Arrow array}
 
-    ``numbers(rows)`` gives numbers of the rows by name, the same names each time; ``convert`` makes of them the columns
-    of ``schema``, by name. With a ``path`` the batches stream to a Parquet file, else they stay in memory. Equal rows
-    give an equal file, byte for byte.
+    ``numbers(rows)`` gives numbers of the rows by name, the same names each time; ``convert`` turns them into the
+    columns of ``schema``, by name. With a ``path`` the batches stream to a Parquet file, else they stay in memory.
+    Equal rows give an equal file, byte for byte.
     """
 
     __slots__ = ("_batches", "_chunks", "_convert", "_names", "_numbers", "_path", "_schema", "_writer", "rows")
@@ -130,7 +130,7 @@ class TableBuffer:
         self._batches: list[pa.RecordBatch] = []
 
     def flush(self) -> None:
-        """Take the rows out of `rows`; call when it holds `CHUNK_ROWS` of them."""
+        """Move the rows out of `rows`; call it when there are `CHUNK_ROWS`."""
         count = len(self.rows)
         if count:
             pack = _PACK if count == CHUNK_ROWS else Struct(f"{count}d").pack
@@ -181,7 +181,7 @@ _PACK = Struct(f"{CHUNK_ROWS}d").pack
 
 
 def columns_of(rows: RowList) -> Iterator[tuple[float, ...]]:
-    """The columns of rows; a tuple in a row counts as so many columns, in all rows alike."""
+    """The columns of rows; a tuple in a row counts as one column per item."""
     for column in zip(*rows, strict=True):
         if isinstance(column[0], tuple):
             yield from columns_of(list(column))

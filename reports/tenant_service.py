@@ -12,7 +12,7 @@ OUTPUT_WEIGHT = 2.0
 """An output token counts as two prompt tokens (Sheng et al., OSDI 2024, section 5.1)."""
 
 LARGEST_TENANTS = 32
-"""The gap is computed over the pairs of so many tenants, those that asked for most."""
+"""Most tenants in the gap's pairs: those with the largest demand."""
 
 _EXACT_POINTS = 4_096
 _GRID_POINTS = 4_096
@@ -20,7 +20,7 @@ _GRID_POINTS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Requests as arrays, one entry each. ``admitted`` and ``first`` are NaN where they never happened; seconds."""
+    """Requests as arrays, one entry each. ``admitted`` and ``first`` are NaN if they never happened; seconds."""
 
     tenant: Ints
     arrival: Floats
@@ -42,7 +42,7 @@ def service_of(demand: Demand) -> Floats:
 
 
 def jain(service: Floats) -> float | None:
-    """Jain's index (sum x)^2 / (n sum x^2) of non-negative values, in (0, 1]; None when all are 0 or there are none."""
+    """Jain's index (sum x)^2 / (n sum x^2) of non-negative values, in (0, 1]; None if all are 0 or there are none."""
     top = float(service.max()) if len(service) else 0.0
     if top <= 0:
         return None
@@ -74,11 +74,11 @@ def service_curve(demand: Demand, times: Floats) -> Floats:
 def service_gap(demand: Demand, weights: Floats) -> tuple[Floats, Floats]:
     """(times, gap): at each time, the largest service gap between two backlogged tenants, in tokens over weight.
 
-    The gap of tenants f and g at t is how far their weighted services have drifted apart, up or down, since any moment
-    from which both had a request waiting (arrived, not admitted) without a pause until t. Its maximum over time is
-    max |W_f(t1, t2) - W_g(t1, t2)| over all windows in which both stay backlogged. Exact (every time at which a
-    service curve bends is looked at) up to about 4,000 such times, else on an even grid of 4,096 points, which can miss
-    what two tenants gain in one cell.
+    The gap of tenants f and g at t is how far their weighted services have diverged, up or down, since any moment
+    from which both continuously had a request waiting (arrived, not admitted) until t. Its maximum over time is
+    max |W_f(t1, t2) - W_g(t1, t2)| over all windows in which both stay backlogged. It is exact (computed at every
+    time at which a service curve bends) up to about 4,000 such times, else on an even grid of 4,096 points, which can
+    miss a difference within one cell.
     """
     tenants = len(weights)
     size = np.bincount(demand.tenant, demand.prompt + OUTPUT_WEIGHT * demand.output, tenants)
@@ -133,7 +133,7 @@ def _backlog(demand: Demand, times: Floats) -> Ints:
 def _drift(difference: Floats, window: Ints) -> Floats:
     """Distance of each value to the lowest or highest before it in its window; windows start at the given places.
 
-    Each window is lifted clear of those before it, so that one running maximum over all restarts in each.
+    Each window is shifted above those before it, so that one running maximum over all values restarts in each window.
     """
     lift = np.zeros(len(difference))
     spread = float(difference.max() - difference.min()) + 1.0

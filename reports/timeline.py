@@ -48,7 +48,7 @@ def timeline_json(runs: Sequence[tuple[str, int, Iterable[str]]]) -> str:
             events.append(_event(ph="M", name="thread_name", pid=pid, tid=_STEPS_TRACK, args={"name": "steps"}))
         events += [_moved(text, base) for text in trace]
         base += replicas
-    note = "only the start of each policy's first run is shown; steps.parquet and requests.parquet have all of it"
+    note = "only the start of each policy's first run is shown; steps.parquet and requests.parquet have everything"
     head = f'{{"displayTimeUnit":"ms","otherData":{_event(note=note)},"traceEvents":[\n'
     return head + ",\n".join(events) + "\n]}\n"
 
@@ -104,22 +104,22 @@ def _requests(run: RunColumns, until: float, limit: int) -> Iterator[str]:
 
 
 def _loads(run: RunColumns, until: float, limit: int) -> Iterator[str]:
-    """Each load from its start to its end; one that never ended is shown to the end of the run."""
+    """Each load from its start to its end; a load that never ended extends to the end of the run."""
     table = run.records.events.read()
     times, replica = floats(table, "time"), floats(table, "replica").astype(int)
     (kind, kinds), (adapter, names), (tier, tiers) = (codes(table, column) for column in ("kind", "adapter", "tier"))
     open_loads: dict[tuple[int, str, str], tuple[int, float, str]] = {}
     made = 0
     for place in np.flatnonzero(times < until):
-        word, who = kinds[kind[place]], names[adapter[place]] if adapter[place] >= 0 else ""
+        word, subject = kinds[kind[place]], names[adapter[place]] if adapter[place] >= 0 else ""
         if word in ("load", "prefetch"):
             if made >= limit // 2:
                 break
             made += 1
             label = f"{'prefetch' if word == 'prefetch' else 'load'} from {tiers[tier[place]]}"
-            open_loads[replica[place], who, word] = (made, times[place], label)
+            open_loads[replica[place], subject, word] = (made, times[place], label)
             continue
-        key = (replica[place], who, "load" if word == "loaded" else "prefetch")
+        key = (replica[place], subject, "load" if word == "loaded" else "prefetch")
         if word in ("loaded", "prefetched") and key in open_loads:
             yield from _load(run, key, *open_loads.pop(key), times[place])
     for key, opened in open_loads.items():

@@ -1,4 +1,4 @@
-"""Verdict: a sentence of a report with its mood; PolicyRuns: the runs that sentences on one policy are about."""
+"""Verdict: a sentence of a report with its mood; PolicyRuns: the runs of one policy, for sentences about it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRuns:
-    """A policy's runs, one a seed, and the mean over seeds of each scalar."""
+    """A policy's runs, one per seed, and the mean over seeds of each scalar."""
 
     name: str
     runs: list[Mapping[str, Any]]
     mean: dict[str, float]
 
     def get(self, metric: str) -> float | None:
-        """Mean over seeds of a dotted metric, None where no run has it."""
+        """Mean over seeds of a dotted metric, None if no run has it."""
         return self.mean.get(metric)
 
     @property

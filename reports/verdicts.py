@@ -1,4 +1,4 @@
-"""Verdicts: what a report says first, computed from its runs, in sentences with numbers and units."""
+"""Verdicts: the first sentences of a report, computed from its runs, with numbers and units."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict, by_policy
 from loratory.reports.warmup import warmup_notes
 
 MATTERS = 0.01
-"""From this share of the requests on, those rejected or cut short are marked as bad."""
+"""From this share of the requests on, rejected or truncated requests are marked as bad."""
 
 _DETAILED = 3
-"""So many policies that miss the SLO get a sentence each, those that come closest."""
+"""Most policies that miss the SLO with a sentence each: those that come closest."""
 
 _COSTS = {
     "ttft_s.mean": "mean TTFT",
@@ -52,7 +52,7 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
     if not limits:
         best = _lowest(policies, "ttft_s.p99")
         if best is None:
-            return [Verdict("SLO", "bad", "No request got a token, so there is no latency to judge.")]
+            return [Verdict("SLO", "bad", "No request got a token, so there is no latency to report.")]
         others = [p for p in policies if p is not best]
         apart = any(differ(best, p, "ttft_s.p99") for p in others)
         lowest = f"{'Lowest ' if apart else ''}TTFT p99: {best.name + ' with ' if others and apart else ''}"
@@ -77,7 +77,7 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
 
 
 def _doubts(met: list[PolicyRuns], limits: list[SloLimit]) -> list[str]:
-    """Why an SLO that is met is no good sign: waits that it does not limit, and queues that still grow."""
+    """Why meeting an SLO is not a good sign: waits that it does not limit, and queues that still grow."""
     doubts = []
     slowest = max(met, key=lambda p: p.get("ttft_s.p99") or 0.0)
     longest = slowest.get("ttft_s.p99") or 0.0
@@ -108,11 +108,11 @@ def _missed(policy: PolicyRuns, limits: list[SloLimit]) -> str:
 
 
 def _unserved(policies: list[PolicyRuns]) -> list[Verdict]:
-    """Requests that were never served, turned away or cut short: of the worst policy with the reason, then the rest."""
+    """Requests that were never served, rejected or truncated: of the worst policy with the reason, then the others."""
     found = []
     for kind, topic, words in (
         ("never_served", "Never served", "{} never got a token"),
-        ("rejected", "Rejected", "{} turned away"),
+        ("rejected", "Rejected", "{} rejected"),
         ("truncated", "Truncated", "{} cut short"),
     ):
         counts = [(sum(run[kind]["count"] for run in p.runs), p) for p in policies]
@@ -157,7 +157,7 @@ def _load_share(policy: PolicyRuns) -> float | None:
 
 def _fairness(policies: list[PolicyRuns]) -> list[Verdict]:
     if max(len(run["per_tenant"]) for p in policies for run in p.runs) < 2:
-        return [Verdict("Fairness", "note", "There is one tenant, so there is no fairness between tenants to judge.")]
+        return [Verdict("Fairness", "note", "There is one tenant, so there is no fairness between tenants to measure.")]
     found = []
     reference = next((p for p in policies if p.name == "fifo"), policies[0])
     fairest = min(policies, key=_gap)
@@ -199,7 +199,7 @@ def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:
     oracles = [p.name for p in policies if any(run["oracle"] for run in p.runs)]
     if oracles:
         verb = "was" if len(oracles) == 1 else "were"
-        text = f"{listed(oracles)} {verb} told true output lengths (an oracle): no policy knows them in production."
+        text = f"{listed(oracles)} {verb} given true output lengths (an oracle), which no policy knows in production."
         found.append(Verdict("Caution", "bad", text))
     found += [Verdict("Warm-up", "note", text) for text in warmup_notes([r for p in policies for r in p.runs])]
     warnings: dict[str, list[str]] = {}

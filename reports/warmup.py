@@ -16,13 +16,13 @@ BATCH = 5
 """Observations averaged before the rule is applied: the 5 of MSER-5."""
 
 GROUPS = 10
-"""Into so many groups what remains is divided to see whether it has settled."""
+"""Number of groups into which the rest is divided to test whether it has settled."""
 
 FEWEST = 20 * BATCH
-"""With fewer observations nothing is said."""
+"""With fewer observations there is no result."""
 
 SIZEABLE = 0.1
-"""A warm-up that takes more than this share of the run is worth a note where it is not cut."""
+"""A warm-up that takes more than this share of the run and is not cut gets a note."""
 
 State = Literal["steady", "no steady state", "too few requests"]
 
@@ -36,9 +36,9 @@ class WarmUp:
 
 
 def mser(series: Floats, batch: int = BATCH) -> int:
-    """How many first observations to leave out, at most half: MSER (White, 1997) on means of ``batch`` observations.
+    """How many first observations to drop, at most half: MSER (White, 1997) on means of ``batch`` observations.
 
-    The cut d is that for which the mean of what remains is known best: least sum of squared deviations over (n - d)^2.
+    The cut d is the one with the most certain mean of the rest: least sum of squared deviations over (n - d)^2.
     """
     n = len(series) // batch
     if n < 2:
@@ -56,8 +56,8 @@ def mser(series: Floats, batch: int = BATCH) -> int:
 def settled(series: Floats, groups: int = GROUPS) -> bool:
     """Whether the first and the last half of a series have the same mean, by a t test on the means of its ``groups``.
 
-    Geweke's (1992) diagnostic with means of long groups, which are nearly independent where observations are not.
-    False when the difference is beyond the 99 % quantile: the series still rises or falls.
+    Geweke's (1992) diagnostic with means of long groups, which are nearly independent even if observations are not.
+    False if the difference exceeds the 99 % quantile: the series still rises or falls.
     """
     size = len(series) // groups
     if not size:
@@ -70,7 +70,7 @@ def settled(series: Floats, groups: int = GROUPS) -> bool:
 
 
 def number_in_system(arrival: Floats, finish: Floats) -> Floats:
-    """Requests that each one, in order of arrival, finds there; ``finish`` is when each ended, however it did."""
+    """Number of requests in the system that each request, in order of arrival, finds; ``finish``: when each ended."""
     order = np.argsort(arrival, kind="stable")
     gone = np.searchsorted(np.sort(finish), arrival[order], side="right")
     return (np.arange(len(arrival)) - gone).astype(np.float64)
@@ -96,13 +96,13 @@ def warmup_notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         cut = " warmup_s: auto cut nothing there." if any(run["warmup"]["auto"] for run in unsettled) else ""
         notes.append(
             f"No steady state found under {_whose(unsettled, runs)}: the number of requests in the system still rises "
-            f"or falls, so that means depend on how long the run is.{cut}"
+            f"or falls, so means depend on the length of the run.{cut}"
         )
     if late:
         latest = max(late, key=lambda run: float(run["warmup"]["detected_s"]))
         notes.append(
             f"The number of requests in the system settles only after {seconds(latest['warmup']['detected_s'])} of "
-            f"{seconds(latest['duration_s'])} under {_whose(late, runs)}, and the time before is measured too: set "
+            f"{seconds(latest['duration_s'])} under {_whose(late, runs)}, and the time before is measured as well: set "
             "warmup_s: auto, or make the run longer."
         )
     return notes

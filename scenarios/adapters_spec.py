@@ -44,16 +44,16 @@ Ranks = Annotated[
 
 
 class RateGroup(Section):
-    """Some adapters, in order, that share a rate."""
+    """Consecutive adapters that each have the same rate."""
 
     rate: Positive = Field(description="requests/s of each adapter in the group")
     count: Count | None = Field(None, description="how many adapters")
-    share: Share | None = Field(None, description="or which share of them")
+    share: Share | None = Field(None, description="or the share of all adapters")
 
     @model_validator(mode="after")
     def _one_size(self) -> RateGroup:
         if (self.count is None) == (self.share is None):
-            raise wrong("needs either count or share, for the number of adapters that have this rate")
+            raise wrong("needs either count or share, which set how many adapters have this rate")
         return self
 
 
@@ -91,57 +91,59 @@ class AdaptersSpec(Section):
     )
     names: list[Name] | None = Field(
         None,
-        description="their names; by default adapter-000, adapter-001, ...; with registry, those to take, as name or "
-        "name@version",
+        description="their names; by default adapter-000, adapter-001, ...; with registry, the adapters to take, as "
+        "name or name@version",
     )
     registry: RegistrySpec | None = Field(
         None, description="a registry to take the adapters from, with their ids, ranks and sizes"
     )
     records: Annotated[list[RecordSpec], Field(min_length=1)] | None = Field(
-        None, description="the adapters written out; the scenario.yaml of a run with a registry has them"
+        None, description="the adapters themselves; the scenario.yaml of a run with a registry has them"
     )
     ranks: Ranks = Field(
         16, description="one LoRA rank, a list that repeats over the adapters, or {rank: share}, interleaved"
     )
     popularity: PopularitySpec | None = Field(
-        None, description="which adapter a request wants: uniform (default), zipf, power, weights or drift"
+        None, description="which adapter a request uses: uniform (default), zipf, power, weights or drift"
     )
     rates: Rates | None = Field(
         None,
         description="instead of arrivals and popularity, independent Poisson arrivals for each adapter, requests/s",
     )
-    base_share: Share = Field(0.0, description="share of requests that want the base model, without an adapter")
+    base_share: Share = Field(0.0, description="share of requests for the base model, without an adapter")
     target_modules: Modules = Field(
         "all-linear",
         description="modules the adapters change: all-linear (the layers' seven), or a list such as [q_proj, lm_head]",
     )
     pinned: NamesOrCount = Field(0, description="adapters loaded once and never evicted: the first n, or names")
-    initial_tier: RestingTier = Field("disk", description="tier of every adapter at the start")
+    initial_tier: RestingTier = Field("disk", description="storage tier of every adapter at the start")
 
     @model_validator(mode="after")
     def _real(self) -> AdaptersSpec:
-        """With a registry: the same section with its records written out, so that nothing is looked up again."""
+        """With a registry: the same section with its records, so that the registry is read only once."""
         if self.registry is None and self.records is None:
             return self
         key = "registry" if self.registry is not None else "records"
         for other in ("count", "records" if key == "registry" else "names"):
             if getattr(self, other) is not None:
-                raise wrong(f"cannot go with {key}, which lists the adapters: leave one out", other)
+                raise wrong(f"cannot be combined with {key}, which lists the adapters: remove one of them", other)
         spec, records = self.registry, self.records or []
         if spec is not None:
             if self.names is not None and (spec.tenant is not None or spec.labels):
                 raise wrong(
-                    "cannot go with tenant or labels of the registry, which choose adapters as well: leave one out",
+                    "cannot be combined with tenant or labels of the registry, which also choose adapters: remove one "
+                    "of them",
                     "names",
                 )
             records = read_records(spec, self.names)
         for what in ("name", "lora_int_id"):
             values = [getattr(record, what) for record in records]
             if len(set(values)) != len(values):
-                raise wrong(f"has one {what} twice: give every adapter its own", "records")
+                twice = next(value for value in values if values.count(value) > 1)
+                raise wrong(f"repeats the {what} {twice!r}: each adapter needs its own", "records")
         ranks = [record.rank for record in records]
         if "ranks" in self.model_fields_set and (key == "registry" or self.ranks != ranks):
-            raise wrong(f"cannot go with {key}, which gives the rank of each adapter: leave it out", "ranks")
+            raise wrong(f"cannot be combined with {key}, which gives each adapter's rank: remove it", "ranks")
         real: dict[str, Any] = {"registry": None, "names": None, "records": records, "ranks": ranks}
         if "target_modules" not in self.model_fields_set:
             real["target_modules"] = sorted({name for record in records for name in record.target_modules})
@@ -154,18 +156,21 @@ class AdaptersSpec(Section):
             if twice or len(set(self.names)) != len(self.names):
                 raise wrong(f"repeats {min(twice, default='a name')!r}: name each adapter once", "names")
             if self.count is not None and self.count != len(self.names):
-                raise wrong(f"is {self.count}, but names lists {len(self.names)}: leave count out", "count")
+                raise wrong(f"is {self.count}, but names lists {len(self.names)}: remove count", "count")
         if self.rates is not None and self.popularity is not None:
-            raise wrong("cannot go with rates, which make adapters more or less popular: leave one out", "popularity")
+            raise wrong(
+                "cannot be combined with rates, which make adapters more or less popular: remove one of them",
+                "popularity",
+            )
         if self.rates is not None and self.base_share >= 1:
-            raise wrong("should be below 1 where rates are given", "base_share")
+            raise wrong("should be below 1 if rates are given", "base_share")
         if self.rates is not None and self.known_count is None:
             raise wrong("has shares or one number, which need the number of adapters: add count", "rates")
         if isinstance(self.rates, list) and self.known_count is not None:
             counts = [group.count for group in self.rates if group.count is not None]
             if sum(counts) > self.known_count or (len(counts) == len(self.rates) and sum(counts) < self.known_count):
                 raise wrong(
-                    f"is for {sum(counts)} adapters, but there are {self.known_count}: make them agree", "rates"
+                    f"is for {sum(counts)} adapters, but there are {self.known_count}: correct one of them", "rates"
                 )
             shares = sum(group.share for group in self.rates if group.share is not None)
             if shares and not 0.99 <= shares + sum(counts) / max(self.known_count, 1) <= 1.01:
@@ -174,7 +179,7 @@ class AdaptersSpec(Section):
 
     @property
     def known_count(self) -> int | None:
-        """How many adapters there are; None when only the trace can tell."""
+        """The number of adapters; None if only the trace determines it."""
         if self.records is not None:
             return len(self.records)
         if self.count is not None:
@@ -190,7 +195,7 @@ class AdaptersSpec(Section):
         return None
 
     def known_names(self) -> tuple[str, ...] | None:
-        """The adapters' names; None when only the trace can tell."""
+        """The adapters' names; None if only the trace determines them."""
         if self.records is not None:
             return tuple(record.name for record in self.records)
         if self.names is not None:
@@ -226,17 +231,19 @@ class AdaptersSpec(Section):
         return ranks
 
     def pinned_names(self, names: Sequence[str]) -> frozenset[str]:
-        """Which of ``names`` are pinned. Raises `InputError` for a pinned name that is none of them."""
+        """Those of ``names`` that are pinned. Raises `InputError` for a pinned name that is not among them."""
         if isinstance(self.pinned, int):
             return frozenset(names[: self.pinned])
         known = set(names)
         for name in self.pinned:
             if name not in known:
-                raise InputError(f"adapters.pinned names {name!r}, which is no adapter of this scenario: correct it")
+                raise InputError(
+                    f"adapters.pinned names {name!r}, which is not an adapter of this scenario: correct it"
+                )
         return frozenset(self.pinned)
 
     def rate_of(self, names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Requests/s of each adapter, where ``rates`` is given."""
+        """Requests/s of each adapter, if ``rates`` is given."""
         if isinstance(self.rates, dict):
             return np.array([self.rates.get(name, 0.0) for name in names])
         if isinstance(self.rates, list):

@@ -22,7 +22,7 @@ class Gamma(Section):
 
 
 class OnOff(Section):
-    """Arrivals at one rate, then at another, over and over: a client that comes and goes."""
+    """Arrivals that alternate between two rates: a client that comes and goes."""
 
     on_s: Positive = Field(description="length of each busy phase, s; the run begins with one")
     off_s: Positive = Field(description="length of each quiet phase, s")
@@ -37,7 +37,9 @@ class Diurnal(Section):
     rate: Positive = Field(description="mean rate over a period, requests/s")
     peak: float = Field(1.8, ge=1, le=2, description="highest rate / mean rate; the lowest is (2 - peak) of the mean")
     period_s: Positive = Field(86400.0, description="length of a day, s")
-    peak_at_s: NotNegative | None = Field(None, description="when the rate is highest, s; by default half a period in")
+    peak_at_s: NotNegative | None = Field(
+        None, description="when the rate is highest, s; by default after half a period"
+    )
 
     def rate_at(self, time: Floats) -> Floats:
         """Rate at each of ``time`` (s), requests/s."""
@@ -67,7 +69,7 @@ class ArrivalsSpec(OneOf):
     def draw(self, rng: np.random.Generator, requests: int | None, duration_s: float | None) -> Floats:
         """Arrival times from 0, s, in order: the first ``requests``, or all before ``duration_s``.
 
-        A longer duration only adds arrivals at the end. In a closed loop all are 0. One of the two limits is needed.
+        A longer duration only adds arrivals at the end. In a closed loop all are 0. One of the two limits is required.
         """
         if self.closed_loop is not None:
             assert requests is not None
@@ -89,7 +91,7 @@ class ArrivalsSpec(OneOf):
 
 
 def _renewal(gaps: Callable[[int], Floats], requests: int | None, duration_s: float | None) -> Floats:
-    """Sums of gaps, up to a number of requests or a time."""
+    """Cumulated gaps, up to a number of requests or a time."""
     if requests is not None:
         return np.cumsum(gaps(requests))
     assert duration_s is not None
@@ -105,7 +107,7 @@ def _renewal(gaps: Callable[[int], Floats], requests: int | None, duration_s: fl
 
 
 def _on_off(spec: OnOff, rng: np.random.Generator, requests: int | None, duration_s: float | None) -> Floats:
-    """A unit-rate process, Poisson or even, carried through the inverse of the cumulated rate (time change)."""
+    """A process of rate 1, Poisson or even, mapped through the inverse of the cumulated rate (time change)."""
     period = spec.on_s + spec.off_s
     on_area, area = spec.on_s * spec.rate_on, spec.on_s * spec.rate_on + spec.off_s * spec.rate_off
 

@@ -93,7 +93,7 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
     if traced is None:
         names = spec.known_names()
         if names is None:
-            raise InputError("adapters.count is missing, and the trace names no adapters: say how many there are")
+            raise InputError("adapters.count is missing, and the trace names no adapters: add the number of adapters")
         return names
     own = spec.known_names()
     if own is not None and (spec.names is not None or spec.records is not None):
@@ -101,7 +101,7 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
     count = spec.known_count
     if count is not None and count < len(traced):
         raise InputError(
-            f"adapters.count is {count}, but the trace names {len(traced)} adapters: leave count out, or use "
+            f"adapters.count is {count}, but the trace names {len(traced)} adapters: remove count, or use "
             "workload.adapter_from: popularity"
         )
     taken = set(traced)
@@ -110,7 +110,7 @@ def _names(scenario: Scenario) -> tuple[str, ...]:
 
 
 def _drawn(scenario: Scenario, seed: int, names: tuple[str, ...]) -> Workload:
-    """The scenario's requests, before tenants, caps and predictions are decided; see `UNDECIDED`."""
+    """The scenario's requests, before tenants, caps and predictions are filled in; see `UNDECIDED`."""
     spec = scenario.workload
     if spec.trace is not None:
         return trace_workload(scenario, Draws(seed), names)
@@ -164,7 +164,7 @@ def _stream(scenario: Scenario, stream: Stream, draws: Draws, names: tuple[str, 
     end = min(stream.end_s or spec.duration_s, spec.duration_s)
     arrival = stream.start_s + stream.arrivals.draw(draws.rng("arrivals"), None, end - stream.start_s)
     n = len(arrival)
-    # The scenario's weights are for all adapters; a stream with a part of them takes what they say of its own.
+    # The scenario's weights cover all adapters; a stream over some of them takes only their weights.
     popularity = stream.popularity or _narrowed(scenario.adapters.popularity, names, subset)
     base_share = scenario.adapters.base_share if stream.base_share is None else stream.base_share
     local = draw_adapters(draws, popularity, base_share, own, arrival)
@@ -200,7 +200,7 @@ def _deadline(spec: Seconds | None, draws: Draws, n: int) -> Floats | None:
 
 
 def _cap(output: Ints, max_tokens: MaxTokens) -> tuple[Ints, Ints, int]:
-    """True outputs, what policies see of them, and how many outputs the cap cut."""
+    """Returns the true output lengths, the ``max_tokens`` that policies see, and how many outputs the cap cut."""
     if max_tokens == "exact":
         return output, output.copy(), 0
     longest = int(output.max()) if len(output) else 1
@@ -222,7 +222,7 @@ def _tenants(spec: TenantsSpec, drawn: Workload, draws: Draws) -> tuple[Ints, tu
         every = tuple(dict.fromkeys((*own, *tenants)))
         by_map, by_own = positions(tenants, every)[mapped], positions(drawn.tenants, every)[drawn.tenant]
         mapped = np.where(by_own >= 0, by_own, by_map)
-        # With streams of their own, tenants the map could have made but did not are left out.
+        # With streams that name tenants, tenants that the map could produce but does not are left out.
         used = np.unique(mapped)
         renumber = np.zeros(len(every), dtype=np.int64)
         renumber[used] = np.arange(len(used))
@@ -233,7 +233,7 @@ def _tenants(spec: TenantsSpec, drawn: Workload, draws: Draws) -> tuple[Ints, tu
 
 
 def _refuse_unknown(spec: TenantsSpec, tenants: Sequence[str], adapters: Sequence[str]) -> None:
-    """Refuses weights, priorities and owners of tenants or adapters that there are not, which a trace may name."""
+    """Refuses weights, priorities and owners that name an unknown tenant or adapter, once the trace's are known."""
     unknown = spec.unknown((*tenants, BASE_TENANT))
     if unknown is not None:
         key, name = unknown
@@ -253,15 +253,13 @@ def _priority(spec: TenantsSpec, drawn: Workload, tenant: Ints, tenants: tuple[s
     if drawn.priority is None:
         return by_tenant
     if by_tenant is not None and not (drawn.priority == UNSET).any():
-        raise InputError(
-            "tenants.priorities is not used, because every request has a priority of its own: leave it out"
-        )
+        raise InputError("tenants.priorities is not used, because every request has a priority of its own: remove it")
     fallback = np.zeros(len(drawn), dtype=np.int64) if by_tenant is None else by_tenant
     return np.where(drawn.priority == UNSET, fallback, drawn.priority)
 
 
 def _predicted(scenario: Scenario, output: Ints, adapter: Ints, draws: Draws) -> Ints | None:
-    """Output lengths as a predictor would tell them; None without one."""
+    """Output lengths as a predictor would give them; None without a predictor."""
     how = scenario.workload.predicted_tokens
     if how == "none" or not len(output):
         return None

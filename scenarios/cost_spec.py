@@ -12,13 +12,13 @@ _Efficiency = Annotated[float, Field(gt=0, le=1)]
 
 
 class RooflineCostSpec(Section):
-    """From the model's shape and the GPU's datasheet. A key left out has the cost model's own value."""
+    """From the model's shape and the GPU's datasheet. An omitted key has the cost model's default."""
 
     kind: Literal["roofline"] = Field("roofline", description="from model shape and GPU datasheet")
     dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(
         None,
         description="dtype of weights and arithmetic, for time and memory; by default the model's. "
-        "fp8: linear weights of the layers, all else 16 bit",
+        "fp8: the layers' linear weights, with 16 bit for everything else",
     )
     memory_efficiency: _Efficiency | None = Field(
         None, description="share of memory bandwidth, weights and activations"
@@ -56,9 +56,9 @@ class LinearCostSpec(Section):
     decode_base_s: NotNegative = Field(description="per decode step, whatever its batch")
     decode_per_seq_s: NotNegative = Field(description="per decoding sequence")
     decode_per_kv_token_s: NotNegative = Field(description="per KV token read")
-    decode_floor_s: NotNegative = Field(0.0, description="a decode step takes at least this")
+    decode_floor_s: NotNegative = Field(0.0, description="least duration of a decode step")
     decode_gemm_floor_s: NotNegative = Field(
-        0.0, description="base and sequences of a decode step take at least this; KV tokens come on top"
+        0.0, description="least duration of the base and sequences of a decode step; KV tokens are added to it"
     )
     prefill_base_s: NotNegative = Field(description="per step with prefill, whatever its batch")
     prefill_per_token_s: NotNegative = Field(description="per prompt token")
@@ -97,7 +97,7 @@ CostSpec = Annotated[RooflineCostSpec | LinearCostSpec | ProfileCostSpec, Field(
 class TiersSpec(Section):
     """The storage below the GPU. A transfer takes its latency plus the adapter's bytes over the bandwidth.
 
-    The defaults assume a local NVMe drive and an object store behind a 10 Gbit/s network: set your own.
+    The defaults assume a local NVMe drive and an object store behind a 10 Gbit/s network: set the values of yours.
     """
 
     host_bandwidth_bytes_s: Positive | None = Field(
@@ -108,11 +108,11 @@ class TiersSpec(Section):
         None, description="disk to host memory, bytes/s; by default as a profile measured it, else 3.0e9"
     )
     disk_latency_s: NotNegative | None = Field(
-        None, description="to open and parse the files, s; by default as a profile measured it, else 0.01"
+        None, description="time to open and parse the files, s; by default as a profile measured it, else 0.01"
     )
     remote_bandwidth_bytes_s: Positive = Field(1.25e9, description="remote storage to disk, bytes/s")
-    remote_latency_s: NotNegative = Field(0.2, description="before the first byte of a download, s")
+    remote_latency_s: NotNegative = Field(0.2, description="time before the first byte of a download, s")
     remote_concurrency: Count = Field(
         15,
-        description="adapters fetched at once: latencies overlap, bytes share the bandwidth; 1: one after the other",
+        description="adapters fetched at once, with overlapping latencies and shared bandwidth; 1: one by one",
     )

@@ -1,4 +1,4 @@
-"""Document: a YAML file as plain values, with the line of every key, and the values a command line sets on top."""
+"""Document: a YAML file as plain values, with the line of every key, and the overrides of the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Document:
 
 
 def read_document(text: str, source: str) -> Document:
-    """Parse YAML text. Raises `InputError`, with the line, for what is not one mapping or repeats a key."""
+    """Parse YAML text. Raises `InputError`, with the line, for text that is not one mapping or repeats a key."""
     if lfs_text(text):
         raise InputError(f"{source} {LFS_POINTER}")
     loader = None
@@ -68,7 +68,7 @@ def read_document(text: str, source: str) -> Document:
 
 
 class _Reader:
-    """Walks YAML nodes: builds values, and remembers where each key is."""
+    """Walks YAML nodes: builds values, and records the line of each key."""
 
     def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
         self._loader = loader
@@ -78,7 +78,7 @@ class _Reader:
         self.where: dict[Path, str] = {}
 
     def value(self, node: yaml.Node, path: Path) -> Any:
-        """The node's value; a key path that comes again (through ``<<``) keeps its first place."""
+        """The node's value; a key path that appears again (through ``<<``) keeps its first place."""
         self._nodes += 1
         if id(node) in self._open or self._nodes > _MOST_NODES:
             raise InputError(f"{self._at(node)}: an alias refers to itself, or aliases multiply: write the values out")
@@ -116,7 +116,7 @@ class _Reader:
         return {**merged, **out}
 
     def _plain(self, node: yaml.Node) -> Any:
-        """A scalar's value. A date that is none and a number of too many digits are ValueErrors to YAML."""
+        """A scalar's value. YAML raises ValueError for an impossible date and for a number with too many digits."""
         try:
             return self._loader.construct_object(node, deep=True)
         except (ValueError, OverflowError) as error:
@@ -128,15 +128,15 @@ class _Reader:
 
 
 def dotted(path: Sequence[Any]) -> str:
-    """A key path as people write it: ``workload.streams.0.tenant``."""
+    """A key path with dots: ``workload.streams.0.tenant``."""
     return ".".join(str(part) for part in path)
 
 
 def override(document: Document, settings: Sequence[str]) -> Document:
-    """``document`` with ``key.path=value`` settings on top, the value being YAML.
+    """``document`` with ``key.path=value`` overrides, whose values are YAML.
 
-    Setting one alternative (``workload.arrivals.poisson=5``) replaces the one the file chose. Raises `InputError` for
-    a setting without ``=``, an unknown key (naming the nearest) or a value that is not YAML.
+    An override of one alternative (``workload.arrivals.poisson=5``) replaces the one in the file. Raises `InputError`
+    for a setting without ``=``, an unknown key (naming the nearest) or a value that is not YAML.
     """
     raw, where = copy.deepcopy(document.raw), dict(document.where)
     for setting in settings:
@@ -157,7 +157,7 @@ def override(document: Document, settings: Sequence[str]) -> Document:
 
 
 def apply_overrides(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """A copy of a scenario's plain values with ``key.path=value`` settings on top; see `override`."""
+    """A copy of a scenario's plain values with ``key.path=value`` overrides; see `override`."""
     return override(Document("scenario", raw), settings).raw
 
 

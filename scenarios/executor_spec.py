@@ -1,4 +1,4 @@
-"""ExecutorSpec: how a scenario runs on the real executor; the simulator does not look at it."""
+"""ExecutorSpec: how a scenario runs on the real executor; the simulator ignores this section."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class ExecutorSpec(Section):
     checkpoint: NameOrFile | None = Field(
         None, description="folder of a Hugging Face checkpoint; by default random weights of the scenario's model"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of weights, adapters, KV cache")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    threads: Count | None = Field(None, description="CPU threads; by default PyTorch's choice")
-    time_scale: Positive = Field(1.0, description="send requests this many times as fast as the workload does")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of weights, adapters and KV cache"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cpu, cuda, or auto: cuda if the machine has it")
+    threads: Count | None = Field(None, description="number of CPU threads; by default PyTorch's choice")
+    time_scale: Positive = Field(1.0, description="multiply the workload's request rate by this number")

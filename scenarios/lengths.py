@@ -22,8 +22,8 @@ class Lognormal(Section):
 
     mean: Positive = Field(description="mean, before rounding and clipping")
     cv: Positive = Field(description="standard deviation / mean")
-    min: Positive | None = Field(None, description="smaller draws become this; by default the smallest possible")
-    max: Positive | None = Field(None, description="larger draws become this; by default no limit")
+    min: Positive | None = Field(None, description="smaller draws are raised to this; by default the smallest possible")
+    max: Positive | None = Field(None, description="larger draws are lowered to this; by default no limit")
 
     @model_validator(mode="after")
     def _ordered(self) -> Lognormal:
@@ -42,8 +42,8 @@ class Lognormal(Section):
 class Empirical(Section):
     """Measured lengths, drawn from a file; every row is equally likely."""
 
-    file: FileRef = Field(description="CSV, JSON, Parquet, or text with one number a line")
-    column: Name | None = Field(None, description="column to read, where the file has several")
+    file: FileRef = Field(description="CSV, JSON, Parquet, or text with one number per line")
+    column: Name | None = Field(None, description="column to read, if the file has several")
 
 
 class Lengths(OneOf):
@@ -51,7 +51,7 @@ class Lengths(OneOf):
 
     shorthand: ClassVar = {int: "fixed", float: "fixed"}
 
-    fixed: Count | None = Field(None, description="always this many tokens")
+    fixed: Count | None = Field(None, description="every length is this number of tokens")
     uniform: tuple[Count, Count] | None = Field(None, description="[lo, hi], both included")
     lognormal: Lognormal | None = Field(None, description="{mean, cv, min, max}")
     empirical: Empirical | None = Field(None, description="a file of lengths, or {file, column}")
@@ -70,7 +70,7 @@ class Lengths(OneOf):
         return self
 
     def draw(self, rng: np.random.Generator, n: int) -> Ints:
-        """``n`` lengths, tokens, each at least 1. Raises `InputError` when an empirical file holds none."""
+        """``n`` lengths, tokens, each at least 1. Raises `InputError` if an empirical file holds no lengths."""
         if self.fixed is not None:
             return np.full(n, self.fixed, dtype=np.int64)
         if self.uniform is not None:
@@ -89,8 +89,8 @@ class Lengths(OneOf):
 def draw_pairs(prompt: Lengths, output: Lengths, draws: Draws, n: int) -> tuple[Ints, Ints]:
     """``n`` prompt and ``n`` output lengths, tokens: independent, unless both are ``empirical`` and name one file.
 
-    Then a request has both lengths of one row, which keeps the correlation between them (long prompts with short
-    outputs, say). Raises `InputError` when the columns of that file are not equally long.
+    Then a request gets both lengths from one row, which keeps the correlation between them (such as long prompts with
+    short outputs). Raises `InputError` when the columns of that file are not equally long.
     """
     first, second = prompt.empirical, output.empirical
     if first is None or second is None or first.file != second.file:
@@ -110,7 +110,7 @@ class Seconds(OneOf):
 
     shorthand: ClassVar = {int: "fixed", float: "fixed"}
 
-    fixed: Positive | None = Field(None, description="always this long, s")
+    fixed: Positive | None = Field(None, description="every duration, s")
     uniform: tuple[Positive, Positive] | None = Field(None, description="[lo, hi], s")
     lognormal: Lognormal | None = Field(None, description="{mean, cv, min, max}, s")
 

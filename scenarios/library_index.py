@@ -24,7 +24,7 @@ def library_folder() -> Path:
 
 
 def published_folder() -> Path:
-    """The folder of the scenarios that reproduce published measurements, and of the figures they are held against."""
+    """The folder of the scenarios that reproduce published measurements, and of the figures they are compared with."""
     return Path(str(resources.files("loratory.scenarios").joinpath("published")))
 
 

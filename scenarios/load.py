@@ -1,4 +1,4 @@
-"""Load: scenario files in and out; every mistake in one is a single line with its place and remedy."""
+"""Load: reads and writes scenario files; a mistake in one is reported on one line, with its place and a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loratory.scenarios.validation_errors import explain
 __all__ = ["apply_overrides", "dump", "find", "json_schema", "load_scenario", "load_text"]
 
 _LARGEST_BYTES = 64 * 1024**2
-"""Of a scenario file; more is something else by mistake."""
+"""Largest size of a scenario file; a larger file is not a scenario."""
 
 
 def load_scenario(
@@ -30,12 +30,11 @@ def load_scenario(
     *,
     unbounded: bool = False,
 ) -> Scenario:
-    """The scenario in a file, or the library's of that name.
+    """The scenario in a file, or the library scenario of that name.
 
-    ``overrides`` are ``key.path=value`` settings on top; ``policies`` replaces the scenario's. Files the scenario names
-    are looked for next to it, then in the working folder. Sizes beyond all plausibility are refused unless
-    ``unbounded`` (`loratory.scenarios.size_limits`). Raises `InputError` with one line: place, key, what is wrong,
-    remedy.
+    ``overrides`` are ``key.path=value`` settings; ``policies`` replaces the scenario's. Paths in the scenario are
+    relative to its file, or else to the working folder. Implausible sizes are refused unless ``unbounded``
+    (`loratory.scenarios.size_limits`). Raises `InputError` with one line: place, key, what is wrong, remedy.
 
     >>> load_scenario("quickstart", ["engine.max_loras=8"]).engine.max_loras
     8
@@ -66,7 +65,7 @@ def load_text(
     *,
     unbounded: bool = False,
 ) -> Scenario:
-    """The scenario in ``text``; ``source`` names it in errors, ``folder`` is where its files are.
+    """The scenario in ``text``; ``source`` names it in errors; paths in it are relative to ``folder``.
 
     Raises `InputError` like `load_scenario`.
     """
@@ -93,7 +92,7 @@ def find(reference: str | Path) -> Path:
     Raises `InputError` with the nearest name.
     """
     path = Path(reference)
-    if os.path.isfile(path):  # unlike `Path.is_file`, False for a name that the system does not allow
+    if os.path.isfile(path):  # `Path.is_file` raises for a name that the system does not allow
         return path
     name = str(reference)
     bare = os.sep not in name and "/" not in name

@@ -10,15 +10,16 @@ from loratory.scenarios.schema_types import Index, Section
 
 
 class MemorySpec(Section):
-    """What takes memory on a GPU, beyond the engine's settings. A key left out has the memory model's own value."""
+    """What takes memory on a GPU, beyond the engine's settings. An omitted key has the memory model's default."""
 
     dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(
         None,
-        description="of weights, where cost.kind is linear or profile, whose step times hold for one dtype; "
+        description="dtype of the weights, for cost.kind linear or profile, whose step times hold for one dtype; "
         "by default the model's. With roofline set cost.dtype",
     )
     kv_cache_dtype: Literal["fp16", "bf16", "fp8"] | None = Field(
-        None, description="of the KV cache, for memory and roofline's decode attention; by default 16 bit as the model"
+        None,
+        description="dtype of the KV cache, for memory and roofline's decode attention; by default 16 bit as the model",
     )
     overhead_bytes: Index | None = Field(
         None, description="CUDA context and libraries, outside PyTorch; by default 1,020 MiB"

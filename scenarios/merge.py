@@ -1,4 +1,4 @@
-"""merge: the workloads of a scenario's streams as one, before its tenants section has decided what they leave open."""
+"""merge: the workloads of a scenario's streams as one, before the tenants section fills in what they leave open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loratory.scenarios.traces.table import UNSET, Labels
 from loratory.serving.workload import Ints, Workload
 
 UNDECIDED = ""
-"""Stands among `Workload.tenants` for the tenant of requests whose tenant the scenario's tenants section decides.
+"""A placeholder in `Workload.tenants` for requests whose tenant the scenario's tenants section decides.
 
 No tenant can have this name. Likewise a request's priority is `UNSET` until then, and its ``max_tokens`` is its true
 output until the scenario's cap is applied.
@@ -41,7 +41,7 @@ def merge(streams: Sequence[Workload]) -> Workload:
     order = np.argsort(arrival, kind="stable")
 
     def column(name: str, fill: float = 0) -> Any:
-        """One column of all streams, ``fill`` where a stream has none; None where no stream has it."""
+        """One column of all streams, ``fill`` for a stream without it; None if no stream has it."""
         columns = [getattr(stream, name) for stream in streams]
         if all(values is None for values in columns):
             return None
@@ -66,7 +66,7 @@ def merge(streams: Sequence[Workload]) -> Workload:
 
 
 def positions(names: Sequence[str], among: Sequence[str]) -> Ints:
-    """The position of each of ``names`` among others, -1 for one that is not there."""
+    """The position of each of ``names`` among others, -1 if it is not among them."""
     place = {name: index for index, name in enumerate(among)}
     found: npt.NDArray[np.int64] = np.array([place.get(name, -1) for name in names], dtype=np.int64)
     return found

@@ -18,7 +18,9 @@ class Drift(Section):
 
     zipf: NotNegative = Field(1.0, description="Zipf exponent at every moment")
     period_s: Positive = Field(description="time between two shifts, s")
-    step: Count = Field(1, description="places the ranking moves at a shift; the hottest adapter becomes the next one")
+    step: Count = Field(
+        1, description="places by which the ranking moves at a shift; the next adapter becomes the most popular"
+    )
 
 
 def _kind(value: Any) -> str | None:
@@ -34,25 +36,25 @@ Weights = Annotated[
 
 
 class PopularitySpec(OneOf):
-    """How requests spread over the adapters, the first being the most popular; ``uniform`` may stand alone."""
+    """How requests spread over the adapters, the first being the most popular; ``uniform`` may be written alone."""
 
     shorthand: ClassVar = {str: "", list: "weights"}
 
-    uniform: bool | None = Field(None, description="all adapters alike")
+    uniform: bool | None = Field(None, description="all adapters equally")
     zipf: NotNegative | None = Field(None, description="exponent s: the i-th adapter has weight 1 / i^s")
     power: Positive | None = Field(
         None,
         description="alpha: index floor(power(alpha) * count) as in S-LoRA; below 1 the first are the most popular",
     )
     weights: Weights | None = Field(
-        None, description="one weight per adapter, as a list or by name; 0 where a name is missing"
+        None, description="one weight per adapter, as a list or by name; 0 for a name that is missing"
     )
     drift: Drift | None = Field(None, description="{zipf, period_s, step}: the ranking moves with time")
 
     @model_validator(mode="after")
     def _usable(self) -> PopularitySpec:
         if self.uniform is False:
-            raise wrong("should be true, or leave it out and choose another popularity", "uniform")
+            raise wrong("should be true: correct it, or choose another popularity", "uniform")
         if self.weights is not None:
             values = self.weights if isinstance(self.weights, list) else list(self.weights.values())
             if not sum(values) > 0:
@@ -83,7 +85,7 @@ class PopularitySpec(OneOf):
         if isinstance(self.weights, dict):
             unknown = [name for name in self.weights if name not in names]
             if unknown:
-                raise InputError(f"popularity.weights names {unknown[0]!r}, which is no adapter here: correct it")
+                raise InputError(f"popularity.weights names {unknown[0]!r}, which is not an adapter here: correct it")
             weights = np.array([self.weights.get(name, 0.0) for name in names])
         else:
             weights = np.array(self.weights or [], dtype=np.float64)
@@ -99,7 +101,7 @@ class PopularitySpec(OneOf):
 def draw_adapters(
     draws: Draws, popularity: PopularitySpec, base_share: float, names: tuple[str, ...], arrival: Floats
 ) -> Ints:
-    """An index into ``names`` for each request, -1 for the share of them that wants the base model."""
+    """An index into ``names`` for each request, -1 for the share of requests for the base model."""
     if not names:
         return np.full(len(arrival), -1, dtype=np.int64)
     adapter = popularity.draw(draws.rng("adapter"), names, arrival)

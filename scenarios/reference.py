@@ -19,7 +19,7 @@ _BEGIN, _END = "<!-- keys: made by python -m loratory.scenarios.reference -->", 
 
 
 def sections() -> dict[str, type[BaseModel]]:
-    """Every section by the path it has in a scenario, in the order of the schema; a section used twice comes once."""
+    """Every section by the path it has in a scenario, in the order of the schema; a section used twice appears once."""
     found: dict[str, type[BaseModel]] = {}
     for path, model in _walk("", Scenario):
         if model not in found.values():

@@ -28,12 +28,12 @@ def _place(value: str, info: ValidationInfo) -> str:
     except ValueError:
         secret = False  # opening it reports what is wrong
     if secret:
-        raise wrong("has a password, which results would show: put it in ~/.pgpass or PGPASSWORD instead")
+        raise wrong("has a password, which would appear in results: put it in ~/.pgpass or PGPASSWORD instead")
     return value
 
 
 def _source(value: str, info: ValidationInfo) -> str:
-    """A folder's absolute path where it is beside the scenario; anything else as it is."""
+    """The absolute path of a folder beside the scenario; anything else unchanged."""
     folders = (info.context or {}).get("folders", ()) if "://" not in value else ()
     return next((os.path.abspath(folder / value) for folder in folders if (folder / value).exists()), value)
 
@@ -72,14 +72,14 @@ class RegistrySpec(Section):
 class RecordSpec(Section):
     """One adapter that exists, as a registry describes it; a resolved scenario has these instead of the registry."""
 
-    name: Name = Field(description="what requests call it")
+    name: Name = Field(description="the name that requests use")
     lora_int_id: Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(no_bool)] = Field(description="its id")
     rank: Count = Field(description="largest LoRA rank of its modules")
-    parameters: Count = Field(description="numbers in its matrices; its bytes are these times the model's dtype")
-    source: Annotated[Name, AfterValidator(_source)] = Field(description="where it comes from")
-    target_modules: Annotated[list[Name], Field(min_length=1)] = Field(description="modules it changes")
-    base_model: Name | None = Field(None, description="what it was trained on")
-    version: Count | None = Field(None, description="which version of the name a registry has it as")
+    parameters: Count = Field(description="number of parameters; each takes the bytes of the model's dtype")
+    source: Annotated[Name, AfterValidator(_source)] = Field(description="the source of its files")
+    target_modules: Annotated[list[Name], Field(min_length=1)] = Field(description="the modules that it changes")
+    base_model: Name | None = Field(None, description="the base model that it was trained on")
+    version: Count | None = Field(None, description="its version under this name in the registry")
     digest: Annotated[Name, AfterValidator(_digest)] | None = Field(
         None,
         description="sha256:... of its content: the executor serves no other; without it, the content it reads first",

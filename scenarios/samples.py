@@ -13,13 +13,13 @@ from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
 from loratory.serving.workload import Ints
 
 _MOST = 100_000_000
-"""Lengths that a file may count."""
+"""Most lengths in a file."""
 
 
 def read_samples(file: str, column: str | None = None) -> Ints:
     """The lengths in a file, tokens.
 
-    Text holds one number a line, CSV and Parquet a column (``column`` where there are several), JSON a list or an
+    Text holds one number per line, CSV and Parquet a column (``column`` where there are several), JSON a list or an
     object ``{length: how often}``. Raises `InputError` naming the file when it holds no lengths, or anything below 1.
     """
     path = Path(file)

@@ -33,7 +33,7 @@ WarmUpSeconds = Annotated[NotNegative | Literal["auto"], BeforeValidator(_second
 
 
 class ClusterSpec(Section):
-    """How many replicas there are, and how requests are sent to them."""
+    """How many replicas there are, and which router sends requests to them."""
 
     replicas: Count = Field(1, description="engines, each on its own GPUs")
     router: Name = Field("round_robin", description="round_robin (default), least_loaded, lora_affinity or rendezvous")
@@ -93,7 +93,7 @@ class Scenario(Section):
                 raise wrong("repeats an entry: keep each one once", key)
         warmup_s, duration_s = self.warmup_s, self.workload.duration_s
         if duration_s is not None and warmup_s != "auto" and warmup_s >= duration_s:
-            raise wrong(f"is {warmup_s:g}, which leaves nothing of the {duration_s:g} s: lower it", "warmup_s")
+            raise wrong(f"is {warmup_s:g}, but the workload lasts {duration_s:g} s: lower it", "warmup_s")
         return self
 
     def _check_adapters(self) -> None:
@@ -137,7 +137,9 @@ class Scenario(Section):
             for key in ("arrivals", "streams", "trace"):
                 if getattr(workload, key) is not None:
                     raise wrong(
-                        "cannot go with adapters.rates, which set how requests arrive: leave one out", "workload", key
+                        "cannot be combined with adapters.rates, which set how requests arrive: remove one of them",
+                        "workload",
+                        key,
                     )
         elif workload.arrivals is None and workload.streams is None and workload.trace is None:
             raise wrong("is missing: add it, for example {poisson: 10}, or a trace", "workload", "arrivals")
@@ -169,7 +171,7 @@ class Scenario(Section):
         names = self.adapters.known_names()
         workload, tenants = self.workload, self.tenants
         if workload.trace is None and tenants.map.trace:
-            raise wrong("is trace, but there is no workload.trace: choose another map", "tenants", "map")
+            raise wrong("is trace, but workload.trace is missing: choose another map", "tenants", "map")
         if names is None or workload.trace is not None:
             return
         if isinstance(self.adapters.pinned, list):

@@ -30,7 +30,7 @@ def models_at(path: Sequence[str | int], raw: Any) -> list[type[BaseModel]]:
 
 
 def keys_at(path: Sequence[str | int], raw: Any) -> list[str] | None:
-    """The keys a mapping at ``path`` may have; None where any may stand (adapter names, ranks)."""
+    """The keys that a mapping at ``path`` may have; None if it may have any (adapter names, ranks)."""
     models = models_at(path, raw)
     return list(dict.fromkeys(key for m in models for key in m.model_fields)) if models else None
 
@@ -42,17 +42,17 @@ def is_one_of(path: Sequence[str | int], raw: Any) -> bool:
 
 
 ELSEWHERE = {
-    "transfers": "tiers, which says how adapters come from remote storage, disk and host",
-    "quantization": "cost.dtype to fp8, or leave it out",
+    "transfers": "tiers, which sets how adapters come from remote storage, disk and host",
+    "quantization": "cost.dtype to fp8, or remove it",
     "kv_cache_dtype": "memory.kv_cache_dtype",
     "dtype": "cost.dtype",
     "policy_timeout_s": "the option --policy-timeout of loratory run",
 }
-"""Keys that people look for in another section than the one that has them, such as in vLLM's engine arguments."""
+"""Keys that users put into another section than the one that has them, such as vLLM's engine arguments."""
 
 
 def key_hint(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, where the key is instead, or the keys there are."""
+    """``did you mean 'x'?``, the section that has the key, or the known keys."""
     known = list(known)
     if word == "dtype" and "kind" in known:
         return "set memory.dtype: the step times of this kind of cost hold for one dtype"
@@ -64,13 +64,13 @@ def key_hint(word: str, known: Iterable[str]) -> str:
 
 
 def _sections_with(word: str) -> list[str]:
-    """The sections of a scenario that have a key which somebody wrote at its top."""
+    """The sections of a scenario that have a key which was written at the top level."""
     sections = {name: list(_models_in(field.annotation)) for name, field in Scenario.model_fields.items()}
     return [name for name, models in sections.items() if any(word in m.model_fields for m in models)]
 
 
 def description_at(path: Sequence[str | int], raw: Any) -> str | None:
-    """What the schema says of the key at ``path``."""
+    """The schema's field for the key at ``path``."""
     for model in models_at(path[:-1], raw):
         found = model.model_fields.get(str(path[-1]))
         if found is not None and found.description:

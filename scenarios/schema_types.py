@@ -1,4 +1,4 @@
-"""Section: the pydantic base of every part of a scenario, and the field types the parts share."""
+"""Schema types: Section, the pydantic base of every part of a scenario, and the field types that they share."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from loratory.errors import shortened
 
 
 class Section(BaseModel):
-    """A mapping in a scenario file: unknown keys and non-finite numbers are refused, values do not change."""
+    """A mapping in a scenario file: unknown keys and non-finite numbers are refused; its values cannot be changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OneOf(Section):
-    """A mapping with exactly one of its keys: ``{poisson: 12}``. `kind` names the key, `value` gives what it holds.
+    """A mapping with exactly one of its keys: ``{poisson: 12}``. `kind` is the key, `value` is what it holds.
 
     ``shorthand`` lets a plain number, text or list stand for one key: ``512`` for ``{fixed: 512}``. It maps the Python
-    types to the key they mean; a text means the key of that name, set to true.
+    types to the key they mean; a text stands for the key of that name, set to true.
     """
 
     shorthand: ClassVar[Mapping[type, str]] = {}
@@ -67,7 +67,7 @@ class OneOf(Section):
 
     @property
     def value(self) -> Any:
-        """What the one given key holds."""
+        """The value of the one key that is given."""
         return getattr(self, self.kind)
 
     @classmethod
@@ -95,14 +95,14 @@ def wrong(text: str, *path: str | int) -> PydanticCustomError:
 
 
 def no_bool(value: Any) -> Any:
-    """Refuses true and false where a number is wanted; pydantic would take them for 1 and 0."""
+    """Refuses true and false instead of a number; pydantic would read them as 1 and 0."""
     if isinstance(value, bool):
         raise PydanticCustomError("not_a_number", "{text}", {"text": f"should be a number, not {str(value).lower()}"})
     return value
 
 
 def _find(value: str, folders: tuple[Path, ...]) -> str:
-    """The absolute path of a file named in a scenario, looked for in ``folders``; refuses a missing one."""
+    """The absolute path of a file named in a scenario, relative to one of ``folders``; refuses a missing file."""
     if value.startswith("~"):
         value = os.path.expanduser(value)
     for folder in folders:
@@ -120,7 +120,7 @@ def _folders(info: ValidationInfo) -> tuple[Path, ...]:
 
 
 def existing(value: str, info: ValidationInfo) -> str:
-    """A file's absolute path, where the folders to look in are known; refuses a missing one."""
+    """A file's absolute path, if the folders that it is relative to are known; refuses a missing file."""
     folders = _folders(info)
     return _find(value, folders) if folders else value
 
@@ -131,10 +131,10 @@ def _resolve_if_path(value: str, info: ValidationInfo) -> str:
     if not folders:
         return value
     if not looks_like_path:
-        # A bare name is a catalogue's, unless a model's folder of that name is there.
+        # A bare name is a catalogue name, unless a model's folder has that name.
         return next((os.path.abspath(f / value) for f in folders if (f / value / "config.json").is_file()), value)
     if not value.endswith((".json", ".yaml", ".yml", ".parquet")):
-        # A Hugging Face name such as meta-llama/Llama-3.1-8B looks like a path too: the reader of it decides.
+        # A Hugging Face name such as meta-llama/Llama-3.1-8B looks like a path as well: its reader decides.
         return next((os.path.abspath(f / value) for f in folders if (f / value).exists()), value)
     return _find(value, folders)
 

@@ -1,4 +1,4 @@
-"""Turns: a trace's rows whose sessions' later turns wait for the turn before, in the order in which they are due."""
+"""Session turns: the rows of a trace in which later turns of a session wait for the turn before, as they are due."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from loratory.serving.workload import Floats, Ints
 
 
 def in_turn(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[TraceTable, Floats, Ints, Floats]:
-    """The rows to replay; their earliest arrivals, s; the row each follows, -1 for none; and how long after its end, s.
+    """The rows to replay, their earliest arrivals (s), the row that each follows (-1: none), and the delay after that.
 
-    ``workload.arrivals``, where given, say when sessions begin; in a closed loop sessions keep the trace's order.
-    Raises `InputError` when nothing says when they begin.
+    ``workload.arrivals``, if given, set when sessions begin; in a closed loop sessions keep the trace's order.
+    Raises `InputError` if nothing sets when they begin.
     """
     arrivals = workload.arrivals
     closed = arrivals is not None and arrivals.closed_loop is not None
@@ -25,7 +25,7 @@ def in_turn(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[Tr
     elif table.time_s is None:
         raise InputError(
             f"{workload.trace}: its sessions have no times: add workload.arrivals, for example {{poisson: 10}}, which "
-            "says when sessions begin"
+            "sets when sessions begin"
         )
     if not closed:
         table = table.take(np.argsort(earliest_s(table), kind="stable"))
@@ -46,7 +46,7 @@ def in_turn(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[Tr
 
 
 def recorded_note(workload: WorkloadSpec, table: TraceTable) -> str | None:
-    """What is said of sessions whose rows all have times; None where no session has two rows."""
+    """A note on sessions whose rows all have times; None if no session has two rows."""
     if table.session is None:
         return None
     codes = table.session.codes[table.session.codes >= 0]
@@ -54,12 +54,12 @@ def recorded_note(workload: WorkloadSpec, table: TraceTable) -> str | None:
     if sessions == len(codes):
         return None
     if workload.arrivals is not None:
-        return f"sessions: {sessions}; workload.arrivals give each turn a time, as every row"
+        return f"sessions: {sessions}; workload.arrivals give every turn a time, like every row"
     return f"sessions: {sessions}; turns keep their recorded times"
 
 
 def _how_many(workload: WorkloadSpec, table: TraceTable) -> tuple[int | None, float | None]:
-    """How many sessions begin, or until when: the arguments of a draw of arrivals."""
+    """How many sessions begin, or until when: the arguments for drawing arrivals."""
     if workload.duration_s is not None:
         return None, workload.duration_s
     assert table.delay_s is not None
@@ -67,7 +67,7 @@ def _how_many(workload: WorkloadSpec, table: TraceTable) -> tuple[int | None, fl
 
 
 def _begun(table: TraceTable, arrival: Floats) -> TraceTable:
-    """The sessions that begin at these seconds, in the table's order; those for which there are none are left out."""
+    """The sessions that begin at these seconds, in the table's order; sessions without one are left out."""
     assert table.delay_s is not None and table.session is not None
     starts, before = np.isnan(table.delay_s), previous_rows(table.session)
     session = np.cumsum(starts) - 1

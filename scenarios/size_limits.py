@@ -1,7 +1,7 @@
-"""Size limits: the sizes beyond which a number is taken for a typing error; `--unbounded` lifts them all.
+"""Size limits: a number beyond them is treated as a typing error; `--unbounded` lifts them all.
 
-A typing error (a rate of ten million, a duration in nanoseconds) would otherwise take the machine's memory, or hours,
-without a message. The limits are far above what people simulate: benchmarks here have a million requests and 100,000
+Otherwise a typing error (a rate of ten million, a duration in nanoseconds) would use up the machine's memory, or run
+for hours, without a message. The limits are far above real use: the benchmarks have a million requests and 100,000
 adapters.
 """
 
@@ -21,22 +21,22 @@ from loratory.scenarios.document import Path as KeyPath
 from loratory.scenarios.schema import Scenario
 
 MOST_REQUESTS = 10_000_000
-"""Requests of a run, expected or given."""
+"""Most requests of a run, expected or given."""
 
 MOST_TRACE_BYTES = 4_000_000_000
-"""Of a trace, unpacked; its rows may be as many as a run's requests."""
+"""Largest size of a trace, unpacked; it may have as many rows as a run has requests."""
 
 MOST_RUNS = 10_000
-"""Policies times seeds."""
+"""Most runs: policies times seeds."""
 
 LARGEST, SMALLEST = 1e18, 1e-30
-"""What any other number may be, and the least size of one that something is divided by."""
+"""The largest value of any other number, and the least value of a divisor."""
 
 _DIVISOR = re.compile(
     r".*(arrivals(\.(poisson|constant))?|rate(_on|_off|_scale)?|rates(\..*)?|cv|noise|(on|off|period|duration)_s|peak"
     r"|scale|.*bandwidth_bytes_s|.*efficiency|gpu_memory_utilization|deadline_s.*|weights(\..*)?|slo\..*)"
 )
-"""Keys of rates, spreads, periods and the like; any other number may come as close to 0 as it likes."""
+"""Keys of rates, spreads, periods and other divisors; any other number may be arbitrarily close to 0."""
 
 _LIFT = "lift all limits with --unbounded (in Python: unbounded=True)"
 
@@ -71,16 +71,16 @@ _LIMITS: tuple[tuple[str, float], ...] = (
     (r"(?!.*_bytes_s).*_s(\..*)?", 10_000_000_000),
     (r"workload\.window\.\d", 10_000_000_000),
 )
-"""Key paths and the largest number each may hold; the first that fits a path counts."""
+"""Key paths and the largest number that each may hold; the first match counts."""
 
 _LONGEST_NUMBER = 40
-"""Characters of a text that may be a number."""
+"""Characters that a text may have to be read as a number."""
 
 _COMPILED = tuple((re.compile(pattern), most) for pattern, most in _LIMITS)
 
 
 def check_keys(document: Document) -> None:
-    """Refuse an implausibly large number before anything of that size is made.
+    """Refuse an implausibly large number before anything of that size is built.
 
     Raises `InputError` with the place, the key, the value and the limit.
     """
@@ -88,7 +88,7 @@ def check_keys(document: Document) -> None:
         name = dotted(path)
         most = next((limit for pattern, limit in _COMPILED if pattern.fullmatch(name)), LARGEST)
         if abs(value) > most:
-            raise _implausible(document, path, f"is {_number(value)}, beyond {_number(most)}, the largest expected")
+            raise _implausible(document, path, f"is {_number(value)}, above {_number(most)}, the largest expected")
         if 0 < abs(value) < SMALLEST and _DIVISOR.fullmatch(name):
             text = f"is {value:g}, closer to 0 than {SMALLEST:g}, the least expected"
             raise _implausible(document, path, text, "raise")
@@ -98,16 +98,16 @@ def check_keys(document: Document) -> None:
     )
     if runs > MOST_RUNS:
         key: KeyPath = ("seeds",) if isinstance(seeds, list) and len(seeds) > 1 else ("policies",)
-        raise _implausible(document, key, f"asks for {runs:,} runs, beyond {MOST_RUNS:,}, the most expected")
+        raise _implausible(document, key, f"asks for {runs:,} runs, above {MOST_RUNS:,}, the most expected")
 
 
 def check_requests(scenario: Scenario, document: Document) -> None:
-    """Refuse a workload of more requests than people simulate. Raises `InputError` like `check_keys`."""
+    """Refuse a workload with an implausible number of requests. Raises `InputError` like `check_keys`."""
     path, requests = expected_requests(scenario)
     if requests > MOST_REQUESTS:
         duration_s = scenario.workload.duration_s or 0.0
         text = (
-            f"gives about {_number(requests)} requests in {duration_s:g} s (workload.duration_s), beyond "
+            f"gives about {_number(requests)} requests in {duration_s:g} s (workload.duration_s), above "
             f"{MOST_REQUESTS:,}, the most expected of a run"
         )
         raise _implausible(document, path, text)
@@ -116,17 +116,17 @@ def check_requests(scenario: Scenario, document: Document) -> None:
         from loratory.scenarios.traces.files import too_large
 
         if beyond := too_large(Path(trace), MOST_REQUESTS, MOST_TRACE_BYTES):
-            text = f"is {shortened(str(trace), 100)}, which has {beyond}, the most expected of a trace"
+            text = f"is {shortened(str(trace), 100)}, which has {beyond}, the limit for a trace"
             raise _implausible(document, ("workload", "trace"), text, "cut")
     drift = scenario.adapters.popularity.drift if scenario.adapters.popularity is not None else None
     shifts = (scenario.workload.duration_s or 0.0) / drift.period_s if drift is not None else 0.0
     if shifts > MOST_REQUESTS:
-        text = f"makes {_number(shifts)} shifts of popularity, beyond {MOST_REQUESTS:,}, the most expected"
+        text = f"makes {_number(shifts)} shifts of popularity, above {MOST_REQUESTS:,}, the most expected"
         raise _implausible(document, ("adapters", "popularity", "drift", "period_s"), text)
 
 
 def expected_requests(scenario: Scenario) -> tuple[KeyPath, float]:
-    """About how many requests a run has, and the key that sets it; 0 where a trace does."""
+    """About how many requests a run has, and the key that sets it; 0 if a trace does."""
     workload, rates = scenario.workload, scenario.adapters.rates
     if workload.trace is not None or workload.duration_s is None:
         return ("workload", "requests"), float(workload.requests or 0)
@@ -170,14 +170,14 @@ def _numbers(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, float]]:
         for index, item in enumerate(value):
             yield from _numbers(item, (*path, index))
     elif isinstance(value, str) and _may_be_number(value, path):
-        with suppress(ValueError):  # YAML takes 1e12 for a text, and the key's type for a number
+        with suppress(ValueError):  # YAML reads 1e12 as a text, and the key's type reads it as a number
             yield from _numbers(float(value), path)
     elif isinstance(value, int) or (isinstance(value, float) and isfinite(value)):
         yield path, value
 
 
 def _may_be_number(text: str, path: KeyPath) -> bool:
-    """Whether a text stands where a number is looked at; elsewhere it may be a name."""
+    """Whether a text stands in place of a number; elsewhere it may be a name."""
     looks_like_it = len(text) <= _LONGEST_NUMBER and text[:1] in tuple("+-.0123456789")
     return looks_like_it and any(pattern.fullmatch(dotted(path)) for pattern, _ in _COMPILED)
 

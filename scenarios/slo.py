@@ -41,10 +41,8 @@ class SloSpec(Section):
     queue_p90_s: Target = None
     queue_p95_s: Target = None
     queue_p99_s: Target = None
-    attainment: Share | None = Field(
-        None, description="share of requests that must be inside every limit above, each request judged alone"
-    )
+    attainment: Share | None = Field(None, description="share of requests that must each meet every limit above")
 
     def targets(self) -> dict[str, float]:
-        """The limits that are given, by key, seconds."""
+        """The given limits by key, seconds."""
         return {k: v for k, v in self.model_dump(exclude_none=True).items() if k != "attainment"}

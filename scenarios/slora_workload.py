@@ -16,9 +16,9 @@ from loratory.serving.workload import Workload
 def slora_workload(scenario: Scenario, seed: int, adapters: tuple[str, ...]) -> Workload:
     """The requests S-LoRA's generator gives for ``seed`` (its default is 42) over these adapters.
 
-    A scenario's ``uniform: [lo, hi]`` includes hi, S-LoRA's ranges do not: its ``[8, 512]`` is ``[8, 511]`` here.
-    Arrivals may run past ``duration_s``, as they do there. Without adapters it draws as for one, and all requests want
-    the base model.
+    A scenario's ``uniform: [lo, hi]`` includes hi, but S-LoRA's ranges do not: its ``[8, 512]`` is ``[8, 511]`` here.
+    As in S-LoRA, arrivals may be later than ``duration_s``. Without adapters the draws are those for one adapter, and
+    all requests are for the base model.
     """
     workload, popularity = scenario.workload, scenario.adapters.popularity
     gamma = workload.arrivals.gamma if workload.arrivals is not None else None

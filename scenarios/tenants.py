@@ -16,9 +16,9 @@ PriorityNumber = Annotated[int, BeforeValidator(no_bool)]
 
 
 class TenantMap(OneOf):
-    """How requests belong to tenants. ``by_adapter``, ``single`` and ``trace`` may stand alone.
+    """How requests belong to tenants. ``by_adapter``, ``single`` and ``trace`` may be written alone.
 
-    Base-model requests belong to the tenant "default" wherever the adapter decides.
+    If the adapter decides, base-model requests belong to the tenant "default".
     """
 
     shorthand: ClassVar = {str: ""}
@@ -37,11 +37,11 @@ class TenantMap(OneOf):
     @model_validator(mode="after")
     def _true(self) -> TenantMap:
         if self.value is False:
-            raise wrong("should be true, or leave it out and choose another map", self.kind)
+            raise wrong("should be true: correct it, or choose another map", self.kind)
         return self
 
     def names(self, adapters: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Every tenant the map can produce, "default" last unless it is the only one; None when the trace tells."""
+        """Every tenant the map can produce, "default" last unless it is the only one; None if the trace names them."""
         if self.trace:
             return None
         if self.shares is not None:
@@ -91,11 +91,11 @@ class TenantsSpec(Section):
     )
 
     def weight_of(self, names: tuple[str, ...]) -> tuple[float, ...]:
-        """The weight of each tenant, or nothing when all are alike."""
+        """The weight of each tenant, or nothing if all are equal."""
         return tuple(float(self.weights.get(name, 1.0)) for name in names) if self.weights else ()
 
     def priority_of(self, tenant: Ints, names: tuple[str, ...]) -> Ints | None:
-        """Each request's priority, or None when all are alike."""
+        """Each request's priority, or None if all are equal."""
         if not self.priorities:
             return None
         return np.array([self.priorities.get(name, 0) for name in names], dtype=np.int64)[tenant]

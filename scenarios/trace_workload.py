@@ -25,7 +25,7 @@ from loratory.serving.workload import Floats, Ints, Workload
 def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
     """The adapters the scenario's trace names, the most used first (ServeGen: by client number).
 
-    None when popularity chooses adapters. Raises `InputError` for a trace that cannot be read, or has no such column.
+    None if popularity chooses adapters. Raises `InputError` for a trace that cannot be read, or has no such column.
     """
     workload = scenario.workload
     if workload.trace is None or workload.adapter_from == "popularity":
@@ -41,9 +41,9 @@ def trace_adapters(scenario: Scenario) -> tuple[str, ...] | None:
 
 
 def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Workload:
-    """The trace's requests; times, lengths and adapters are the scenario's where it gives them or the trace has none.
+    """The trace's requests; the scenario's times, lengths and adapters override its own.
 
-    Raises `InputError` when neither has them, or the trace names an adapter that is not in ``names``.
+    Raises `InputError` if neither has them, or if the trace names an adapter that is not in ``names``.
     """
     workload = scenario.workload
     assert workload.trace is not None
@@ -81,11 +81,13 @@ def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> 
         own = table.tenant
     elif table.tenant is not None and scenario.tenants.map.by_adapter and workload.adapter_from != "tenant":
         column = dict(table.columns)["tenant"]
-        notes.append(f"the trace's tenants ({shortened(column, 40)}) are not used: tenants: {{map: trace}} takes them")
+        notes.append(
+            f"the trace's tenants ({shortened(column, 40)}) are not used: tenants: {{map: trace}} would use them"
+        )
     priority = table.priority
     if priority is not None and scenario.tenants.priorities and workload.columns.priority is None:
         priority = None
-        notes.append("the trace's priority column is not used, because tenants.priorities says priorities")
+        notes.append("the trace's priority column is not used, because tenants.priorities overrides it")
     closed = workload.arrivals.closed_loop if workload.arrivals is not None else None
     tenant, tenants = own_tenants(own, n)
     return Workload(
@@ -108,7 +110,7 @@ def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> 
 
 
 def _refuse_unread(workload: WorkloadSpec, table: TraceTable) -> None:
-    """Refuses a key of the scenario that says something of columns the trace does not have."""
+    """Refuses a key of the scenario about columns that the trace does not have."""
     timed, sized = table.time_s is not None, table.prompt is not None or table.output is not None
     paced = timed and workload.arrivals is None
     for key, unread, why in (
@@ -122,11 +124,11 @@ def _refuse_unread(workload: WorkloadSpec, table: TraceTable) -> None:
         ),
     ):
         if unread:
-            raise InputError(f"{workload.trace}: workload.{key} does not apply, because {why}: leave it out")
+            raise InputError(f"{workload.trace}: workload.{key} does not apply, because {why}: remove it")
 
 
 def _unused(scenario: Scenario) -> list[str]:
-    """Notes on keys that would choose adapters, where the trace names them."""
+    """Notes on keys that would choose adapters, if the trace names them."""
     spec, default = scenario.adapters, type(scenario.adapters).model_fields
     keys = [key for key in ("popularity", "base_share") if getattr(spec, key) != default[key].default]
     return [
@@ -147,7 +149,7 @@ def _drawn(scenario: Scenario, draws: Draws, names: tuple[str, ...], table: Trac
 
 
 def _cached(workload: WorkloadSpec, table: TraceTable, prompt: Ints, adapter: Ints) -> tuple[Ints | None, list[str]]:
-    """Prompt tokens that are cached: by the blocks that the same adapter's requests had, or as the trace says."""
+    """Cached prompt tokens: counted from the blocks of the same adapter's requests, or read from the trace."""
     if workload.prefix_cache:
         assert table.blocks is not None
         notes = ["cached blocks are counted as if turns took no time"] if table.delay_s is not None else []
@@ -155,7 +157,7 @@ def _cached(workload: WorkloadSpec, table: TraceTable, prompt: Ints, adapter: In
     if table.cached is None:
         return None, []
     over = int((table.cached >= prompt).sum())
-    notes = [f"cached tokens lowered to leave one prompt token to compute: {over}"] if over else []
+    notes = [f"rows whose cached tokens were lowered to leave one prompt token to compute: {over}"] if over else []
     return np.clip(table.cached, 0, prompt - 1), notes
 
 
@@ -172,9 +174,9 @@ def _options(workload: WorkloadSpec, draws: Draws) -> ReadOptions:
 
 
 def _labels(scenario: Scenario, table: TraceTable) -> tuple[Labels | None, list[str]]:
-    """The column that says each row's adapter, or None when popularity does, and notes.
+    """The column with each row's adapter, or None if popularity chooses, and notes.
 
-    A row that names the scenario's model itself wants the base model, as in the ``model`` field of vLLM's requests.
+    A row that names the scenario's model is for the base model, as in the ``model`` field of vLLM's requests.
     """
     workload, source = scenario.workload, scenario.workload.adapter_from
     if source == "popularity":
@@ -192,7 +194,7 @@ def _labels(scenario: Scenario, table: TraceTable) -> tuple[Labels | None, list[
     at = found.names.index(base)
     codes = np.where(found.codes == at, -1, found.codes - (found.codes > at))
     kept = Labels(codes, tuple(name for name in found.names if name != base))
-    return kept, [f"rows that name {base}, which is the base model and no adapter: {int((found.codes == at).sum())}"]
+    return kept, [f"rows that name {base}, which is the base model, not an adapter: {int((found.codes == at).sum())}"]
 
 
 def _positions(workload: WorkloadSpec, labels: Labels, names: tuple[str, ...]) -> Ints:
@@ -201,15 +203,15 @@ def _positions(workload: WorkloadSpec, labels: Labels, names: tuple[str, ...]) -
     missing = [name for code, name in enumerate(labels.names) if code in used and name not in position]
     if missing:
         raise InputError(
-            f"{workload.trace} uses the adapter {missing[0]!r}, which is not in the scenario: leave adapters.names "
-            "out, or use adapter_from: popularity"
+            f"{workload.trace} uses the adapter {missing[0]!r}, which is not in the scenario: remove "
+            "adapters.names, or use adapter_from: popularity"
         )
     table = np.array([*(position.get(name, -1) for name in labels.names), -1], dtype=np.int64)
     return table[labels.codes]
 
 
 def _timed(workload: WorkloadSpec, table: TraceTable, draws: Draws) -> tuple[TraceTable, Floats]:
-    """The rows to replay and their arrivals: the scenario's where it has any, else the trace's."""
+    """The rows to replay and their arrivals: the scenario's if it has any, else the trace's."""
     limit = workload.requests
     if workload.arrivals is not None:
         if workload.duration_s is not None:

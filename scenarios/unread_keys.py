@@ -1,4 +1,4 @@
-"""Unread keys: keys that another key of the same scenario leaves unread; each is refused by name."""
+"""Unread keys: keys that have no effect because of another key of the scenario; each is refused by name."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.workload_spec import WorkloadSpec
 
 _Rule = tuple[tuple[str, ...], bool, str]
-"""A key's path, whether something leaves it unread, and what does."""
+"""A key's path, whether it has no effect, and why."""
 
 
 class Sections(Protocol):
-    """The sections of a `Scenario` whose keys can leave each other unread."""
+    """The sections of a `Scenario` whose keys can make each other ineffective."""
 
     @property
     def workload(self) -> WorkloadSpec:
-        """What requests come."""
+        """The stream of requests."""
 
     @property
     def adapters(self) -> AdaptersSpec:
@@ -30,7 +30,7 @@ class Sections(Protocol):
 
     @property
     def tenants(self) -> TenantsSpec:
-        """Whose requests they are."""
+        """The tenants."""
 
     @property
     def slo(self) -> SloSpec:
@@ -44,7 +44,7 @@ _OF_TRACES = (
 
 
 def refuse_unread(scenario: Sections) -> None:
-    """Raises the error of a validator for the first key that is given and would not be read."""
+    """Raises the error of a validator for the first key that is given but has no effect."""
     for path, unread, why in _rules(scenario):
         if unread and _given(scenario, path):
             raise wrong(why, *path)
@@ -54,7 +54,7 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
     workload = scenario.workload
     trace = workload.trace is not None
     for key in _OF_TRACES:
-        yield ("workload", key), not trace, "is for a trace, but there is none: add trace or leave it out"
+        yield ("workload", key), not trace, "needs workload.trace, which is missing: add that, or remove it"
     if trace:
         yield from _trace_rules(scenario)
     streams = workload.streams or []
@@ -66,21 +66,21 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
         ("adapters.base_share", "base_share"),
     ):
         every = bool(streams) and all(getattr(stream, there) is not None for stream in streams)
-        yield tuple(here.split(".")), every, f"is not used, because every stream has its own {there}: leave it out"
+        yield tuple(here.split(".")), every, f"is not used, because every stream has its own {there}: remove it"
     vtc = workload.generator == "vtc"
     for key in ("popularity", "base_share"):
         yield (
             ("adapters", key),
             vtc,
-            "is not used by workload.generator: vtc, whose requests want the base model: leave it out",
+            "is not used, because workload.generator is vtc, whose requests are for the base model: remove it",
         )
     none = scenario.adapters.known_count == 0
-    yield ("adapters", "base_share"), none, "is not used, because adapters.count is 0: leave it out"
+    yield ("adapters", "base_share"), none, "is not used, because adapters.count is 0: remove it"
     limits = scenario.slo.targets()
     yield (
         ("slo", "attainment"),
         not limits,
-        "is the share of requests within the limits of slo, but there is none: add one, such as ttft_p99_s",
+        "is the share of requests within the limits of slo, but slo has none: add one, such as ttft_p99_s",
     )
 
 
@@ -88,7 +88,7 @@ def _trace_rules(scenario: Sections) -> Iterator[_Rule]:
     workload = scenario.workload
     arrivals, source = workload.arrivals is not None, workload.adapter_from
     prompts, outputs = workload.input_tokens is not None, workload.output_tokens is not None
-    replaced = "is not used, because workload.{} replaces the trace's own: leave one out".format
+    replaced = "is not used, because workload.{} replaces the trace's own: remove one of them".format
     yield ("workload", "rate_scale"), arrivals, replaced("arrivals")
     yield ("workload", "columns", "time"), arrivals and workload.window is None, replaced("arrivals")
     yield ("workload", "columns", "input"), prompts, replaced("input_tokens")
@@ -96,24 +96,24 @@ def _trace_rules(scenario: Sections) -> Iterator[_Rule]:
     yield (
         ("workload", "prefix_cache"),
         prompts,
-        "is not possible, because input_tokens replaces the prompts whose blocks it counts: leave one out",
+        "is not possible, because input_tokens replaces the prompts whose blocks it counts: remove one of them",
     )
     yield (
         ("workload", "block_tokens"),
         not workload.prefix_cache,
-        "is not used without prefix_cache: true: add that or leave it out",
+        "needs prefix_cache: true, which is missing: add that, or remove it",
     )
     yield (
         ("workload", "columns", "hash_ids"),
         not workload.prefix_cache,
-        "is not used without prefix_cache: true: add that or leave it out",
+        "needs prefix_cache: true, which is missing: add that, or remove it",
     )
     yield (
         ("workload", "columns", "cached"),
         workload.prefix_cache,
-        "is not used, because prefix_cache counts cached tokens itself: leave one out",
+        "is not used, because prefix_cache counts cached tokens itself: remove one of them",
     )
-    chosen = f"is not used, because adapter_from is {source}{{}}: leave it out".format
+    chosen = f"is not used, because adapter_from is {source}{{}}: remove it".format
     yield ("workload", "columns", "adapter"), source not in ("auto", "column"), chosen("")
     yield ("workload", "columns", "client"), source != "client", chosen("")
     tenant = source == "tenant" or bool(scenario.tenants.map.trace)

@@ -1,4 +1,4 @@
-"""Validation errors: pydantic's complaints about a scenario as one line that a user can act on."""
+"""Validation errors: pydantic's errors in a scenario as one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _WANTED = {
 _VERBS = frozenset(
     {"is", "are", "has", "have", "should", "cannot", "does", "names", "needs", "repeats", "sends", "ends"}
 )
-"""Words a text begins with whose subject is the key before it; another text comes after a colon."""
+"""First words of texts whose subject is the key before them; any other text follows a colon."""
 
 
 _VERBS = frozenset(
     {"is", "are", "has", "have", "should", "cannot", "does", "names", "needs", "repeats", "sends", "ends"}
 )
-"""Words a text begins with whose subject is the key before it; another text comes after a colon."""
+"""First words of texts whose subject is the key before them; any other text follows a colon."""
 
 
 def explain(error: ValidationError, document: Document) -> InputError:
@@ -85,7 +85,7 @@ def _path(item: ErrorDetails, raw: Any) -> Path:
 
 
 def _named_key(text: str, path: Path, document: Document) -> Path:
-    """The key a message of `EngineConfig` begins with, where the file has it: its line is the one to change."""
+    """The key that a message of `EngineConfig` begins with, if the file has it: its line is the one to change."""
     below = (*path, text.split(" ", 1)[0])
     return below if below in document.where else path
 
@@ -126,7 +126,7 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
         choices = str(context["expected_tags"]).replace("'", "").split(", ")
         tag = str(context["tag"])
         hint = did_you_mean(tag, choices, "correct it")
-        return f"has kind {shortened(tag, 60)!r}, which is none of {', '.join(choices)}; {hint}"
+        return f"has kind {shortened(tag, 60)!r}, which is not one of {', '.join(choices)}; {hint}"
     if kind == "union_tag_not_found":
         return "needs kind: roofline, linear or profile"
     if kind in ("too_short", "string_too_short"):

@@ -15,10 +15,10 @@ from loratory.serving.workload import Floats, Ints, Workload
 
 
 def vtc_workload(spec: WorkloadSpec, seed: int, adapters: tuple[str, ...]) -> Workload:
-    """The requests VTC's generator gives for ``seed`` (its default is 42), one client a stream, all for the base model.
+    """The requests of VTC's generator for ``seed`` (its default is 42), one client per stream, all for the base model.
 
     Clients are all evenly spaced (``constant``, or ``on_off`` with equal gaps), or all ``poisson``; lengths are fixed.
-    int(rate * duration) requests are drawn, so the last may come after ``duration_s``, as there.
+    int(rate * duration) requests are drawn, so, as in VTC, the last may arrive after ``duration_s``.
     """
     assert spec.streams is not None and spec.duration_s is not None
     legacy = np.random.RandomState(seed)

@@ -1,4 +1,4 @@
-"""WorkloadSpec: what requests come, drawn from distributions or read from a trace."""
+"""WorkloadSpec: the stream of requests, drawn from distributions or read from a trace."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Predicted = Annotated[
 
 
 class Slice(Section):
-    """A run of adapters, by position."""
+    """Consecutive adapters, by position."""
 
     start: Index = Field(0, description="position of the first, from 0")
     count: Count = Field(description="how many")
@@ -58,10 +58,10 @@ Subset = Annotated[
 
 
 class Stream(Section):
-    """One part of a workload with arrivals of its own, such as a tenant's; a key left out is inherited."""
+    """One part of a workload with arrivals of its own, such as a tenant's; an omitted key is inherited."""
 
     tenant: Name | None = Field(None, description="the tenant of its requests; by default as in tenants.map")
-    arrivals: ArrivalsSpec = Field(description="its arrivals; closed_loop is not possible here")
+    arrivals: ArrivalsSpec = Field(description="its arrivals; a stream cannot be closed_loop")
     input_tokens: Lengths | None = Field(None, description="prompt lengths; by default the workload's")
     output_tokens: Lengths | None = Field(None, description="output lengths; by default the workload's")
     adapters: Subset | None = Field(None, description="adapters it uses: names or {start, count}; by default all")
@@ -75,7 +75,7 @@ class Stream(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Stream:
         if self.end_s is not None and self.end_s <= self.start_s:
-            raise wrong(f"is {self.end_s:g}, but start_s is {self.start_s:g}: end the stream after it begins", "end_s")
+            raise wrong(f"is {self.end_s:g}, but start_s is {self.start_s:g}: it should end after it begins", "end_s")
         if self.arrivals.closed_loop is not None:
             raise wrong("cannot be closed_loop in a stream: use open arrivals", "arrivals")
         return self
@@ -111,7 +111,9 @@ class WorkloadSpec(Section):
         description="predicted output length that policies see: none (default), exact, adapter_mean or {noise: cv}",
     )
     deadline_s: Seconds | None = Field(None, description="deadline after arrival, s: a number or a distribution")
-    cutoff_s: Positive | None = Field(None, description="the run is cut here, s; unfinished requests are aborted")
+    cutoff_s: Positive | None = Field(
+        None, description="when the run ends at the latest, s; unfinished requests are aborted"
+    )
     trace: FileRef | None = Field(None, description="a log to replay: a file, or a ServeGen folder or .tgz")
     format: TraceFormat | None = Field(None, description="the trace's format; by default detected")
     columns: ColumnsSpec = Field(default_factory=ColumnsSpec, description="which column of the trace holds what")
@@ -130,10 +132,11 @@ class WorkloadSpec(Section):
     )
     prefix_cache: bool = Field(
         False,
-        description="blocks (hash_ids) that an earlier request of the same adapter had count as cached, without limit",
+        description="count blocks (hash_ids) of earlier requests of the same adapter as cached, without limit",
     )
     block_tokens: Count | None = Field(
-        None, description="tokens of a block of hash_ids; by default its format's, or detected from the prompts"
+        None,
+        description="number of tokens in a block of hash_ids; by default its format's, or detected from the prompts",
     )
 
     @model_validator(mode="after")
@@ -144,14 +147,14 @@ class WorkloadSpec(Section):
         if self.generator == "vtc" and not self._drawn_by_vtc():
             raise wrong(
                 "is vtc, which needs streams with fixed lengths, all poisson or all constant or on_off (with "
-                "rate_off: 0 and gaps: equal), and nothing else in them but a tenant",
+                "rate_off: 0 and gaps: equal), and no other key in them but tenant",
                 "generator",
             )
         if self.streams is not None:
             self._check_streams()
             return self
         if (self.duration_s is None) == (self.requests is None):
-            raise wrong("needs either duration_s or requests, to have an end")
+            raise wrong("needs either duration_s or requests, which set its end")
         for key in ("input_tokens", "output_tokens"):
             if getattr(self, key) is None:
                 raise wrong("is missing: add it, for example {lognormal: {mean: 512, cv: 1.0}}", key)
@@ -162,28 +165,30 @@ class WorkloadSpec(Section):
     def _check_trace(self) -> None:
         for key in ("streams", "duration_s"):
             if getattr(self, key) is not None and not (key == "duration_s" and self.arrivals is not None):
-                remedy = "use window" if key == "duration_s" else "leave one out"
-                raise wrong(f"cannot go with trace: {remedy}", key)
+                remedy = "use window" if key == "duration_s" else "remove one of them"
+                raise wrong(f"cannot be combined with trace: {remedy}", key)
         if self.arrivals is not None and self.arrivals.closed_loop is not None and self.duration_s is not None:
-            raise wrong("cannot go with closed_loop, which needs a number of requests: use requests", "duration_s")
+            raise wrong(
+                "cannot be combined with closed_loop, which needs a number of requests: use requests", "duration_s"
+            )
         if self.window is not None and self.window[1] <= self.window[0]:
             raise wrong(
                 f"ends at {self.window[1]:g} s, but begins at {self.window[0]:g} s: give [start, end]", "window"
             )
         if self.generator != "loratory":
-            raise wrong("cannot go with trace: leave one out", "generator")
+            raise wrong("cannot be combined with trace: remove one of them", "generator")
 
     def _check_streams(self) -> None:
         if self.arrivals is not None:
-            raise wrong("cannot go with streams, which have their own: leave one out", "arrivals")
+            raise wrong("cannot be combined with streams, which have their own: remove one of them", "arrivals")
         if self.requests is not None or self.duration_s is None:
-            raise wrong("needs workload.duration_s instead of requests, for the streams to have an end", "streams")
+            raise wrong("needs workload.duration_s, not requests, which sets when the streams end", "streams")
         if self.generator == "slora":
-            raise wrong("cannot go with streams: leave one out", "generator")
+            raise wrong("cannot be combined with streams: remove one of them", "generator")
         for index, stream in enumerate(self.streams or ()):
             for key in ("input_tokens", "output_tokens"):
                 if getattr(self, key) is None and getattr(stream, key) is None:
-                    raise wrong("is missing: add it here, or to workload for every stream", "streams", index, key)
+                    raise wrong("is missing: add it here, or in workload for every stream", "streams", index, key)
             if stream.start_s >= self.duration_s:
                 raise wrong(
                     f"is {stream.start_s:g}, but the workload ends at {self.duration_s:g} s: lower it",
@@ -207,7 +212,7 @@ class WorkloadSpec(Section):
 
 
 def stream_positions(stream: Stream, names: tuple[str, ...]) -> Sequence[int]:
-    """The positions in ``names`` of the adapters a stream uses. `LookupError` names what is not there."""
+    """The positions in ``names`` of the adapters a stream uses. `LookupError` names the missing one."""
     if stream.adapters is None:
         return range(len(names))
     if isinstance(stream.adapters, Slice):

@@ -1,6 +1,6 @@
-"""traces: other people's request logs, one file a format, read into a `TraceTable`.
+"""traces: published request logs, one file per format, read into a `TraceTable`.
 
-`read_trace` reads, `check` reports on a file, `convert` writes it in the generic format, `formats` lists what is known.
+`read_trace` reads a file, `check` reports on it, `convert` writes it in the generic format, `formats` lists them.
 """
 
 from __future__ import annotations

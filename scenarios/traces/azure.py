@@ -1,4 +1,4 @@
-"""Azure: the LLM inference traces of Microsoft Azure (2023 and 2024), one CSV row a request.
+"""Azure: the LLM inference traces of Microsoft Azure (2023 and 2024), one CSV row per request.
 
 Source: github.com/Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and 2024.md (Splitwise, ISCA 2024).
 Timestamps have seven fractional digits, with a zone in 2024 and none in 2023; there is no tenant and no adapter.

@@ -1,8 +1,8 @@
 """AzureFunctions: function invocations that stand in for adapter use, as in S-LoRA and AlpaServe.
 
-Source: github.com/Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.md (one row an invocation:
-``app,func,end_timestamp,duration``) and AzureFunctionsDataset2019.md (one row a function with a count for each minute).
-A function is an adapter. There are no token lengths: the scenario says them.
+Source: github.com/Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.md (one row per invocation:
+``app,func,end_timestamp,duration``) and AzureFunctionsDataset2019.md (one row per function, with a count
+for each minute). A function is an adapter. There are no token lengths: the scenario gives them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST = 20_000_000
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
-    """One request an invocation, at its start; per-minute counts are spread evenly at random over their minute."""
+    """One request per invocation, at its start; per-minute counts are spread evenly at random over their minute."""
     file = open_columns(path)
     if set(_COUNTS[:2]) <= set(file.names):
         options.refuse_columns(path, "Azure Functions counts", "which have one column a minute")
@@ -40,7 +40,9 @@ def _from_counts(file: FileColumns, options: ReadOptions) -> TraceTable:
     counts = np.stack([source.tokens(name) for name in minutes], axis=1)
     per_cell = np.nan_to_num(counts).astype(np.int64)
     if per_cell.sum() > _MOST:
-        raise InputError(f"{file.path} holds {per_cell.sum():,} invocations: keep fewer rows or minutes")
+        raise InputError(
+            f"{file.path} holds {per_cell.sum():,} invocations, above {_MOST:,}: keep fewer rows or minutes"
+        )
     row, column = np.nonzero(per_cell)
     repeat = per_cell[row, column]
     start = (np.array(minutes, dtype=np.float64)[column] - 1.0) * 60.0

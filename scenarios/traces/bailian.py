@@ -1,4 +1,4 @@
-"""Bailian: the traces of Alibaba's Bailian platform (Qwen, ATC 2025), one JSON object a line.
+"""Bailian: the traces of Alibaba's Bailian platform (Qwen, ATC 2025), one JSON object per line.
 
 Source: github.com/alibaba-edu/qwen-bailian-usagetraces-anon. ``timestamp`` is in seconds; ``hash_ids`` name blocks of
 16 tokens; ``parent_chat_id`` is the ``chat_id`` of the turn before, -1 for a first turn.

@@ -17,9 +17,9 @@ _SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Each request's hash ids, a tuple an entry; equal ids mean equal prompts up to the end of that block.
+    """Each request's hash ids, one tuple per request; equal ids mean equal prompts up to the end of that block.
 
-    ``tokens``: tokens of a block; the last of a prompt may be shorter.
+    ``tokens``: number of tokens in a block; the last block of a prompt may be shorter.
     """
 
     ids: npt.NDArray[np.object_]
@@ -33,21 +33,23 @@ class Blocks:
 def blocks_of(lists: list[tuple[Any, ...]], tokens: int) -> Blocks:
     """Blocks of ``tokens`` each from lists of ids."""
     ids = np.empty(len(lists), dtype=np.object_)
-    for row, mine in enumerate(lists):  # numpy would make a matrix of lists of one length
+    for row, mine in enumerate(lists):  # numpy would turn lists of equal length into a matrix
         ids[row] = mine
     return Blocks(ids, tokens)
 
 
 def cached_tokens(blocks: Blocks, prompt: Ints, adapter: Ints) -> Ints:
-    """Prompt tokens that an unlimited prefix cache holds, for requests in the order in which they come.
+    """Prompt tokens that an unlimited prefix cache holds, for requests in order of arrival.
 
     A block's keys and values depend on the adapter, so only an earlier request of the same adapter (-1: the base model)
-    leaves a block behind. At least one token stays to be computed.
+    leaves a block behind. At least one token remains to be computed.
     """
     seen: dict[int, set[Any]] = {}
     cached = np.zeros(len(prompt), dtype=np.int64)
-    for row, (ids, who, tokens) in enumerate(zip(blocks.ids.tolist(), adapter.tolist(), prompt.tolist(), strict=True)):
-        mine = seen.setdefault(who, set())
+    for row, (ids, owner, tokens) in enumerate(
+        zip(blocks.ids.tolist(), adapter.tolist(), prompt.tolist(), strict=True)
+    ):
+        mine = seen.setdefault(owner, set())
         hits = next((i for i, block in enumerate(ids) if block not in mine), len(ids))
         cached[row] = max(min(hits * blocks.tokens, tokens - 1), 0)
         mine.update(ids)
@@ -55,7 +57,7 @@ def cached_tokens(blocks: Blocks, prompt: Ints, adapter: Ints) -> Ints:
 
 
 def repeated_share(blocks: Blocks) -> float:
-    """Share of the blocks that an earlier row has too, whatever its adapter."""
+    """Share of the blocks that an earlier row has as well, whatever its adapter."""
     seen: set[Any] = set()
     total = again = 0
     for ids in blocks.ids.tolist():
@@ -68,11 +70,11 @@ def repeated_share(blocks: Blocks) -> float:
 def block_tokens(
     where: object, lists: list[tuple[Any, ...]], prompt: Floats | None, asked: int | None, usual: int | None
 ) -> tuple[int, list[str]]:
-    """Tokens of a block: ``asked``, else ``usual`` where the prompts agree with it, else the size that fits them.
+    """Tokens of a block: ``asked``, else ``usual`` if the prompts agree with it, else the size that fits them.
 
-    A size fits a row when it has as many ids as its prompt has blocks, with or without the last where that is not
-    full (vLLM hashes full blocks only); either for all rows. Notes tell a size that was found so. Raises
-    `InputError` when none can be told.
+    A size fits a row that has as many ids as its prompt has blocks, with or without a last block that is not full
+    (vLLM hashes full blocks only); either for all rows. A note reports a size that was found this way. Raises
+    `InputError` if no size fits.
     """
     count = np.array([len(ids) for ids in lists], dtype=np.float64)
     known = np.zeros(len(lists), dtype=bool) if prompt is None else (count > 1) & (prompt > 0)
@@ -93,7 +95,7 @@ def block_tokens(
             ((length - 1) / np.maximum(count - 1, 1))[known],
         )
         if low <= high.min():
-            sizes.append(int(low))  # the one size, if no usual one, with which every row agrees
+            sizes.append(int(low))  # the one size that every row agrees with, if no usual one
     best = max(sizes, key=fits)
     if fits(best) >= _SHARE:
         if best == usual:
@@ -109,5 +111,5 @@ def block_tokens(
             f"rows whose hash_ids of {usual} tokens cover only a part of their prompt: {less}"
         ] if less else []
     raise InputError(
-        f"{where}: hash_ids do not tell how many tokens a block has: say it with block_tokens, for example 16 or 512"
+        f"{where}: hash_ids do not show how many tokens a block has: set block_tokens, for example to 16 or 512"
     )

@@ -1,4 +1,4 @@
-"""Clean: the rows of a trace that are replayed, and a note for every class of rows left out or changed."""
+"""Clean: the rows of a trace that are replayed, and a note on every class of rows that is left out or changed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def clean(
 ) -> TraceTable:
     """The rows to replay: in time order, with tokens, inside ``window`` (s), times from 0, divided by ``rate_scale``.
 
-    A row that waits for the turn before it stands where it would if no turn took any time; delays are not scaled.
-
-    Every class of rows dropped or changed adds a note with its number.
+    A row that waits for the turn before it is placed as if no turn took any time; delays are not scaled. A note counts
+    each class of rows that was dropped or changed.
     """
     if table.time_s is not None:
         late = unsorted_rows(table)

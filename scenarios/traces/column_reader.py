@@ -29,7 +29,7 @@ class ColumnReader:
     frame: pd.DataFrame
 
     def numbers(self, column: str) -> Floats:
-        """A column of numbers; blank cells are NaN. Raises `InputError` with the line of one that is no number."""
+        """A column of numbers; blank cells are NaN. Raises `InputError` with the line of any other cell."""
         series = self.frame[column]
         if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
             array: Floats = np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
@@ -80,9 +80,9 @@ class ColumnReader:
         return np.asarray(since.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64), notes
 
     def labels(self, column: str, first_of: str | None = None) -> Labels:
-        """A column of names; blank cells are -1. Of several joined by ``first_of`` the first is taken.
+        """A column of names; blank cells are -1. Of several names joined by ``first_of``, the first is used.
 
-        Names are ordered by how often they come, then by name. Raises `InputError` for a list, object or true.
+        Names are ordered by frequency, then by name. Raises `InputError` for a list, object or true.
         """
         series = self.frame[column]
         if series.dtype == object:
@@ -97,7 +97,7 @@ class ColumnReader:
         return labels_of(text.where(~blank).tolist())
 
     def lists(self, column: str) -> list[tuple[Any, ...]]:
-        """A column of lists of names or numbers, in a CSV written as JSON; blank cells are empty."""
+        """A column of lists of names or numbers, written as JSON in a CSV; blank cells are empty."""
         found: list[tuple[Any, ...]] = []
         for row, value in enumerate(self.frame[column].tolist()):
             if isinstance(value, str):
@@ -134,7 +134,7 @@ class ColumnReader:
 
 
 def labels_of(names: Sequence[Any]) -> Labels:
-    """Names as labels; None and NaN are -1. Ordered by how often they come, then by name."""
+    """Names as labels; None and NaN are -1. Ordered by frequency, then by name."""
     codes, unique = pd.factorize(pd.Series(names, dtype="object"), use_na_sentinel=True)
     counts = np.bincount(codes[codes >= 0], minlength=len(unique))
     order = sorted(range(len(unique)), key=lambda i: (-int(counts[i]), str(unique[i])))

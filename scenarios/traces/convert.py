@@ -25,7 +25,7 @@ _SUFFIXES = (".csv", ".jsonl", ".parquet")
 def convert(
     path: Path | str, out: Path | str, format: str | None = None, options: ReadOptions | None = None
 ) -> TraceTable:
-    """Write a trace as ``timestamp_s,input_tokens,output_tokens`` and whichever other columns it has.
+    """Write a trace as ``timestamp_s,input_tokens,output_tokens`` and the other columns that it has.
 
     Rows are in time order; rows without tokens are left out and counted in the notes of the table returned. ``out``
     ends in .csv, .jsonl or .parquet and is replaced as a whole. Raises `InputError` for another ending, or a file that
@@ -33,7 +33,7 @@ def convert(
     """
     target = Path(out)
     if target.suffix not in _SUFFIXES:
-        raise InputError(f"{out} should end in {', '.join(_SUFFIXES)}, which says how to write it")
+        raise InputError(f"{out} should end in {', '.join(_SUFFIXES)}, which selects the format")
     options = replace(options or ReadOptions(), blocks=True)
     table = clean(read_trace(path, format, options), window=options.window, rate_scale=options.rate_scale)
     frame = pd.DataFrame(_columns(table, kind_of(target)))

@@ -1,4 +1,4 @@
-"""parse_dates: texts as dates, in the one way of writing them that fits a whole column."""
+"""parse_dates: texts as dates, in the one notation that fits a whole column."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 DATED = r"\d[-/]\d|\d\.\d+\.\d|\d{8}T\d|\d[ /-][A-Za-z]{3}[ /-]\d{4}"
-"""What a date contains and no number does."""
+"""What a date contains and a number does not."""
 
 _MONTH_FIRST = ("%m/%d/%Y", "%m-%d-%Y", "%m/%d/%y")
 _DAY_FIRST = ("%d/%m/%Y", "%d-%m-%Y", "%d/%m/%y")
@@ -18,10 +18,10 @@ _ZONES = ("", "%z", " %z")
 
 
 def parse_dates(text: pd.Series[Any], column: str) -> tuple[pd.Series[Any], tuple[str, ...]]:
-    """The dates in ``text`` (blank cells missing), NaT where a cell is none, and notes on what was guessed.
+    """The dates in ``text`` (blank cells missing), NaT for a cell that is not a date, and notes on what was guessed.
 
-    ISO 8601 goes first. Else the column is read in another common form that fits all its cells: dates with slashes
-    month first or day first, whichever fits; where both do, the one that gives the shorter span.
+    ISO 8601 is tried first. Otherwise the column is read in another common form that fits all its cells: dates with
+    slashes month first or day first, whichever fits; if both fit, the one that gives the shorter span.
     """
     spelled = text.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
     iso = pd.to_datetime(spelled, utc=True, format="ISO8601", errors="coerce")
@@ -46,11 +46,13 @@ def parse_dates(text: pd.Series[Any], column: str) -> tuple[pd.Series[Any], tupl
         return dates, ()
     if len({(found - found.min()).max() for found in read.values()}) == 1:
         return dates, ()
-    return dates, (f"{column} is read {order}, which gives the shorter span: dates as 2023-11-16 leave no doubt",)
+    return dates, (
+        f"{column} is read {order}, which gives the shorter span: write dates as 2023-11-16 to avoid the ambiguity",
+    )
 
 
 def _forms(text: pd.Series[Any], days: tuple[str, ...]) -> Iterator[pd.Series[Any]]:
-    """``text`` in each form that fits its first cell, NaT where a cell does not have it."""
+    """``text`` in each form that fits its first cell, NaT for a cell in another form."""
     first = text.iloc[:1]
     for form in (day + time + zone for day in days for time in _TIMES for zone in _ZONES):
         if pd.to_datetime(first, utc=True, format=form, errors="coerce").notna().all():

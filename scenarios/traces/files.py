@@ -1,6 +1,6 @@
-"""Files: the bytes of a trace, packed or not, as named columns: CSV, JSON Lines, a JSON list or Parquet.
+"""Files: a trace's file, packed or not, as named columns: CSV, JSON Lines, a JSON list or Parquet.
 
-Whatever cannot be read is an `InputError` that names the file, the line where there is one, and the remedy.
+A file that cannot be read raises `InputError` with the file, the line if there is one, and the remedy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PARQUET = (".parquet", ".pq")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _HEAD_ROWS = 100
 BLANK = ("", "nan", "NaN", "NA", "N/A", "null", "NULL", "None", "none", "<NA>")
-"""What an empty cell of a column of numbers may hold."""
+"""What counts as an empty cell in a column of numbers."""
 
 
 def kind_of(path: Path) -> str:
@@ -43,11 +43,11 @@ def kind_of(path: Path) -> str:
 
 
 def require(path: Path) -> Path:
-    """``path``, or an `InputError` when there is nothing there, or only a Git LFS pointer."""
+    """``path``, or an `InputError` if there is no file, or only a Git LFS pointer."""
     if not path.exists():
-        raise InputError(f"{path}: no such trace: check the path")
+        raise InputError(f"{path} does not exist: check the path")
     if not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path} is a device or a pipe, which need not end: give a file")
+        raise InputError(f"{path} is a device or a pipe, which may never end: give a file")
     if path.is_file():
         try:
             with path.open("rb") as handle:
@@ -60,9 +60,9 @@ def require(path: Path) -> Path:
 
 
 def too_large(path: Path, most_rows: int, most_bytes: int) -> str:
-    """``more than 10,000,000 rows`` where a file, unpacked, goes beyond a limit; empty else, and for what is no trace.
+    """``more than 10,000,000 rows`` if a file, unpacked, exceeds a limit; empty otherwise, and for other files.
 
-    Reads no more than it must: a file that is too short for so many rows is not opened, a Parquet file says its rows.
+    Reads as little as possible: a file too short for that many rows is not opened; a Parquet file states its rows.
     """
     rows = size = 0
     packed = path.suffix.lower() in _PACKED
@@ -78,7 +78,7 @@ def too_large(path: Path, most_rows: int, most_bytes: int) -> str:
                 while rows <= most_rows and size <= most_bytes and (block := handle.read(1 << 20)):
                     rows, size = rows + block.count(b"\n"), size + len(block)
     except _BROKEN:
-        return ""  # whoever reads it says what is wrong
+        return ""  # its reader reports what is wrong
     if rows > most_rows:
         return f"more than {most_rows:,} rows"
     return f"more than {most_bytes:,} bytes" if size > most_bytes else ""
@@ -86,7 +86,7 @@ def too_large(path: Path, most_rows: int, most_bytes: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileColumns:
-    """A file's columns: their names, and where it holds JSON its objects with the line each stands on."""
+    """A file's columns: their names and, for JSON, its objects with their lines."""
 
     path: Path
     names: tuple[str, ...]
@@ -94,9 +94,9 @@ class FileColumns:
     lines: Sequence[int] | None = None
 
     def frame(self, wanted: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
-        """The columns ``wanted``, those in ``labels`` as they are written (a CSV's 007 stays 007).
+        """The columns ``wanted``, those in ``labels`` as written (a CSV's 007 stays 007).
 
-        Raises `InputError` when the file cannot be read or has no rows.
+        Raises `InputError` if the file cannot be read or has no rows.
         """
         try:
             frame = self._frame(list(dict.fromkeys(wanted)), set(labels))
@@ -109,7 +109,7 @@ class FileColumns:
         return frame
 
     def line(self, row: int) -> str:
-        """Where a row of the frame stands in the file: ``line 7``, or ``row 7`` where lines mean nothing."""
+        """The place of a row in the file: ``line 7``, or ``row 7`` if the file has no lines."""
         if self.lines is not None:
             return f"line {self.lines[row]}"
         if kind_of(self.path) == "csv":
@@ -128,7 +128,7 @@ class FileColumns:
                 packed = io.BytesIO(handle.read())
                 return pd.read_parquet(packed, columns=wanted or None, dtype_backend="numpy_nullable")
             with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row that is longer than the header
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
                 frame = pd.read_csv(
                     handle,
                     encoding="utf-8-sig",
@@ -152,7 +152,7 @@ def column_names(path: Path) -> tuple[str, ...]:
 def open_columns(path: Path, rows: int | None = None) -> FileColumns:
     """A file's columns; of JSON the first ``rows`` objects. Raises `InputError` when it cannot be read."""
     if require(path).is_dir():
-        raise InputError(f"{path} is a folder, and only format servegen has those: give a file")
+        raise InputError(f"{path} is a folder, which only the format servegen reads: give a file")
     try:
         with _opened(path) as handle:
             if kind_of(path) == "parquet":
@@ -180,7 +180,7 @@ _BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.Ba
 
 
 def _opened(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked as its suffix says."""
+    """The file's bytes, unpacked according to its suffix."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
@@ -206,7 +206,7 @@ def _text(handle: BinaryIO) -> io.TextIOWrapper:
 
 
 def _records(handle: BinaryIO, rows: int | None) -> tuple[list[dict[str, Any]], list[int] | None]:
-    """Objects one a line, with their lines, or a list of objects. A line ends at a newline and nowhere else."""
+    """Objects, one per line, with their lines, or a list of objects. Only a newline ends a line."""
     records: list[Any] = []
     lines: list[int] = []
     for number, line in enumerate(handle, 1):
@@ -235,7 +235,7 @@ def _parsed(text: bytes, where: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise _RefusedError(f"{where} has a key twice")
+            raise _RefusedError(f"{where} repeats a key")
         return found
 
     def constant(name: str) -> Any:
@@ -254,7 +254,7 @@ def _parsed(text: bytes, where: str) -> Any:
 
 
 class _RefusedError(ValueError):
-    """JSON that Python reads and others do not."""
+    """JSON that Python accepts but other readers refuse."""
 
 
 def _once(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from loratory.scenarios.traces.table import TraceTable
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How to read. ``time_unit`` and ``block_tokens`` are None where the format or the file tells.
+    """How to read. ``time_unit`` and ``block_tokens`` are None if the format or the file determines them.
 
-    ``prefix_cache``: the hash ids are wanted, and a trace without is refused; ``blocks``: they are read where there
+    ``prefix_cache``: hash ids are required, and a trace without them is refused; ``blocks``: they are read if there
     are any. Only readers that draw requests (ServeGen, Azure Functions counts) use ``rng``, and only ServeGen's uses
     ``window`` (s) and ``rate_scale`` itself; `clean` applies them to the others.
     """
@@ -32,7 +32,7 @@ class ReadOptions:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def refuse_columns(self, path: Path, format: str, why: str) -> None:
-        """Raises `InputError` for an option that says something of columns; ``why`` the format has none."""
+        """Raises `InputError` for an option about columns; ``why`` the format has none."""
         named = next((key for key, name in self.columns.model_dump().items() if name is not None), None)
         given = [
             ("time_unit", self.time_unit is not None),
@@ -42,12 +42,12 @@ class ReadOptions:
         ]
         for option, wrong in given:
             if wrong:
-                raise InputError(f"{path}: {option} does not apply to {format}, {why}: leave it out")
+                raise InputError(f"{path}: {option} does not apply to {format}, {why}: remove it")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What recognising looks at: the path, and the column names (JSON keys) where it is a file of rows."""
+    """What a recogniser sees: the path, and the column names (JSON keys) if it is a file of rows."""
 
     path: Path
     columns: tuple[str, ...] = ()

@@ -11,10 +11,10 @@ from loratory.scenarios.traces.table import TraceTable
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
-    """The requests of a file with a column a quantity.
+    """The requests of a file with one column per quantity.
 
-    Without a time, or without lengths, the scenario has to say them. Raises `InputError` for a column that is not
-    there, or a file in which none can be recognised.
+    The scenario gives times or lengths that the file does not have. Raises `InputError` for a missing column, or a file
+    in which no column is recognised.
     """
     return read_rows(path, options, Layout("generic", guess=True))
 
@@ -26,7 +26,7 @@ def _recognise(head: Head) -> bool:
 
 FORMAT = Format(
     "generic",
-    "any CSV, JSON Lines or Parquet with a column a quantity: time, input, output, adapter, ...",
+    "any CSV, JSON Lines or Parquet with one column per quantity: time, input, output, adapter, ...",
     _recognise,
     read,
 )

@@ -1,8 +1,8 @@
 """GenTD: a production sequence of LoRA use without timestamps (GenTD26, Stable Diffusion).
 
-Columns ``seq,base_model,lora_ids``. Its order is kept; when requests come, and how long they are, the scenario says.
-An empty ``lora_ids`` is the base model. Several ids joined by ``|`` are several adapters on one image; a request here
-has one adapter, so the first is taken, and the rows are counted in the notes.
+Columns ``seq,base_model,lora_ids``. Its order is kept; the scenario gives arrivals and lengths. An empty ``lora_ids``
+is the base model. Several ids joined by ``|`` are several adapters on one image; a request here has one adapter, so the
+first is used, and a note counts these rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Known: the trace formats there are, and which one a file has."""
+"""Known: the known trace formats, and which one a file has."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def formats() -> tuple[Format, ...]:
 
 
 def detect(path: Path, named: bool = False) -> Format:
-    """The format of a file or folder. Raises `InputError` when it is none that is known.
+    """The format of a file or folder. Raises `InputError` for an unknown format.
 
-    With ``named``, its columns are named elsewhere, so that an unknown file of rows is generic.
+    With ``named``, its columns are named elsewhere, so an unknown file of rows is generic.
     """
     require(path)
     packed = path.is_dir() or path.name.endswith((".tgz", ".tar.gz", ".tar"))
@@ -52,12 +52,10 @@ def detect(path: Path, named: bool = False) -> Format:
     columns = f" (columns {several((shortened(name, 40) for name in head.columns), 8)})" if head.columns else ""
     if len(head.columns) == 1 and any(mark in head.columns[0] for mark in ";\t|"):
         raise InputError(
-            f"{path} has one column, {shortened(head.columns[0], 60)!r}, as commas part a CSV's columns: save "
-            "it with commas"
+            f"{path} has one column, {shortened(head.columns[0], 60)!r}, because no commas separate its "
+            "columns: save it with commas"
         )
-    raise InputError(
-        f"{path} is no trace format that is known{columns}: say which with format, or name its columns with columns"
-    )
+    raise InputError(f"{path} is not in a known trace format{columns}: set format, or name its columns with columns")
 
 
 def format_named(name: str) -> Format:
@@ -79,7 +77,7 @@ def format_of(path: Path, format: str | None, options: ReadOptions) -> Format:
 def read_trace(path: Path | str, format: str | None = None, options: ReadOptions | None = None) -> TraceTable:
     """Every row of a trace, in the order of the file; `clean` makes it ready to replay.
 
-    Raises `InputError`, naming the file and where it can the line, for a trace that is missing, empty or broken, and
+    Raises `InputError`, naming the file and, if possible, the line, for a trace that is missing, empty or broken, and
     for an option that its format does not read.
     """
     path = Path(path)

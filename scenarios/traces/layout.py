@@ -29,7 +29,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "priority": ("priority",),
     "hash_ids": ("hash_ids",),
 }  # fmt: skip
-"""Names each column is looked for under, best first; neither case matters nor what parts the words."""
+"""Names under which each column is searched, best first; case and word separators do not matter."""
 
 MODELS = ("model", "modelname", "modelid", "servedmodelname")
 """Columns, `folded`, that name an adapter or the base model."""
@@ -41,22 +41,22 @@ _TELLING: dict[str, str] = {
     "priority": "priority|prio|qos",
     "client": "client|user",
 }
-"""What the `folded` names of columns contain that may hold a quantity."""
+"""Parts of the `folded` names of columns that may hold a quantity."""
 
 BESIDE = ("adapter", "client", "tenant", "cached", "session", "delay", "priority", "hash_ids")
-"""What is looked for beside a known format's own columns."""
+"""Quantities that are searched beside a known format's own columns."""
 
 LABELS = ("adapter", "client", "tenant", "session")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A format of rows. ``own``: its column for each quantity; ``needs``: those it cannot do without.
+    """A format of rows. ``own``: its column for each quantity; ``needs``: those that it requires.
 
-    ``unit``: of its times where they are numbers; ``guess``: another is tried where that is implausible.
-    ``block_tokens``: of a block of its hash ids, None where the prompts tell. ``first_of``: what joins several adapters
-    in a cell. ``order``: a column of numbers that orders the rows. ``duration``: a column to take from the times, which
-    are ends. ``parent``: the columns of a row's own id and the id of the row it continues, which make sessions.
+    ``unit``: of its times if they are numbers; ``guess``: another unit is tried if that is implausible.
+    ``block_tokens``: of a block of its hash ids, None if the prompts show it. ``first_of``: separates several adapters
+    in a cell. ``order``: a column of numbers that orders the rows. ``duration``: a column to subtract from the times,
+    which are ends. ``parent``: the columns of a row's own id and the id of the row it continues, which make sessions.
     """
 
     format: str
@@ -84,15 +84,15 @@ class Chosen:
 def choose(path: Path, names: Sequence[str], given: ColumnsSpec, layout: Layout) -> Chosen:
     """Each quantity's column: as ``given``, else the format's own, else one of a usual name that nothing else uses.
 
-    Raises `InputError` for a column that is not there, and for one the format cannot do without.
+    Raises `InputError` for a missing column that is named or required.
     """
     found = {key: name for key, name in given.model_dump().items() if name is not None}
     for key, name in found.items():
         if name not in names:
             hint = shortened(did_you_mean(name, names, f"it has {several(names, 10)}"), 200)
-            raise InputError(f"{path}: columns.{key} names {name!r}, which is no column of the file; {hint}")
+            raise InputError(f"{path}: columns.{key} names {name!r}, which is not a column of the file; {hint}")
     if "delay" in found and "session" not in found and not _usual("session", names, ()):
-        raise InputError(f"{path}: columns.delay says how long a turn waits: name the sessions with columns.session")
+        raise InputError(f"{path}: columns.delay needs sessions, but no column holds them: name it in columns.session")
     found |= {key: name for key, name in layout.own.items() if key not in found and name in names}
     missing = next((key for key in layout.needs if key not in found), None)
     if missing is not None:
@@ -109,7 +109,7 @@ def choose(path: Path, names: Sequence[str], given: ColumnsSpec, layout: Layout)
             found[key] = usual[0]
             beside.add(key)
         if len(usual) > 1:
-            notes.append(f"{key}: column {usual[0]} is taken, not {several(usual[1:])}: columns.{key} chooses another")
+            notes.append(f"{key}: column {usual[0]} is used, not {several(usual[1:])}: columns.{key} overrides that")
     if "session" not in found and layout.parent is None:
         found.pop("delay", None)
     own = {*found.values(), *(layout.parent or ()), layout.order, layout.duration}
@@ -119,19 +119,19 @@ def choose(path: Path, names: Sequence[str], given: ColumnsSpec, layout: Layout)
 
 
 def _passed_over(found: Mapping[str, str], unread: Sequence[str]) -> list[str]:
-    """Notes on columns whose names say that they may hold what no column was found for."""
+    """Notes on columns that, by their names, may hold a quantity for which no column was found."""
     notes = []
     for key, parts in _TELLING.items():
         named = [shortened(name, 40) for name in unread if re.search(parts, folded(name))]
         if named and key not in found:
             what = f"column {named[0]} is" if len(named) == 1 else f"columns {several(named, 3)} are"
-            notes.append(f"{what} not read: where one holds the {key}, name it in columns.{key}")
+            notes.append(f"{what} not read: if one holds the {key}, name it in columns.{key}")
             unread = [name for name in unread if not re.search(parts, folded(name))]
     return notes
 
 
 def folded(name: str) -> str:
-    """A column's name by which it is compared: ``Lora Name``, ``lora-name`` and ``loraName`` are ``loraname``."""
+    """A name as it is compared with others: ``Lora Name``, ``lora-name`` and ``loraName`` are ``loraname``."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 

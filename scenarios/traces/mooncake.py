@@ -1,4 +1,4 @@
-"""Mooncake: the traces of Kimi's serving platform (FAST 2025), one JSON object a line.
+"""Mooncake: the traces of Kimi's serving platform (FAST 2025), one JSON object per line.
 
 Source: github.com/kvcache-ai/Mooncake, FAST25-release/traces. ``timestamp`` is in milliseconds; ``hash_ids`` name the
 prompt's blocks of 512 tokens, equal ids meaning equal prefixes. AIPerf and Dynamo write rows like these with a
@@ -16,7 +16,7 @@ from loratory.scenarios.traces.table import TraceTable
 
 
 def read(path: Path, options: ReadOptions) -> TraceTable:
-    """The requests of a Mooncake trace, and where they are wanted the blocks of their prompts."""
+    """The requests of a Mooncake trace, and the blocks of their prompts if they are wanted."""
     own = {"time": "timestamp", "input": "input_length", "output": "output_length", "hash_ids": "hash_ids"}
     own |= {"session": "session_id", "delay": "delay"}
     layout = Layout("mooncake", own, needs=("input", "output"), unit="ms", guess=True, block_tokens=512)

@@ -37,10 +37,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class RequestShares:
-    """How requests spread over adapters (or clients, where the trace names no adapters: ``by``).
+    """How requests spread over adapters (or clients, if the trace names no adapters: ``by``).
 
     ``zipf``: exponent fitted by maximum likelihood over the adapters seen, None below two. ``top``: the most used, with
-    their share of the requests that have one. ``base_share``: share of requests without an adapter.
+    their share of the requests that have an adapter. ``base_share``: share of requests without an adapter.
     ``median_cv``: median over adapters of the CV of their own inter-arrival times; ``idle_windows``: share of
     ten-minute windows in which an adapter has no request, over all adapters. Both None without times.
     """
@@ -63,7 +63,7 @@ class TraceReport:
     quantity and the column that holds it. ``time_unit``: of the times, None for dates.
     ``unread``: its other columns. ``waiting_turns``: rows that
     wait for the turn before instead of having a time. ``repeated_blocks``: share of the hash ids that an earlier row
-    has too. ``notes`` tells the rest.
+    has as well. ``notes``: everything else.
     """
 
     path: str
@@ -94,7 +94,7 @@ class TraceReport:
         return asdict(self)
 
     def rows(self) -> tuple[tuple[str, str], ...]:
-        """(name, value) lines for a person."""
+        """(name, value) lines for the terminal."""
         lines = [
             ("format", self.format),
             *((("columns", ", ".join(f"{key}: {name}" for key, name in self.columns)),) if self.columns else ()),
@@ -135,9 +135,9 @@ class TraceReport:
 
 
 def check(path: Path | str, format: str | None = None, options: ReadOptions | None = None) -> TraceReport:
-    """Report on a trace. Nothing is dropped or sorted first, so that what `clean` would do can be seen.
+    """Report on a trace. Nothing is dropped or sorted first, so the report shows what `clean` would do.
 
-    A ServeGen folder stands for requests that have yet to be drawn; its report gives what its fits promise. Raises
+    A ServeGen folder holds fits, from which requests are drawn later; its report describes the fits. Raises
     `InputError` for a trace that is missing, empty or broken.
     """
     options = replace(options or ReadOptions(), blocks=True)
@@ -239,7 +239,7 @@ def _check_fits(path: Path) -> TraceReport:
         ),
         tenants=None,
         notes=(
-            f"fits of {len(clients)} clients, which stand for about {total:,.0f} requests; rows are their windows",
+            f"fits of {len(clients)} clients, which give about {total:,.0f} requests; rows are their windows",
             f"{with_lengths} of {len(clients)} clients have lengths of their own",
         ),
     )

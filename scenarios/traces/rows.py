@@ -1,4 +1,4 @@
-"""Rows: reads a file with a row a request into a `TraceTable`, by a format's layout."""
+"""Rows: reads a file with one row per request into a `TraceTable`, by a format's layout."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from loratory.scenarios.traces.format import ReadOptions
 from loratory.scenarios.traces.layout import LABELS, MODELS, Chosen, Layout, choose, folded
 from loratory.scenarios.traces.sessions import turns_of, without
 from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
-from loratory.scenarios.traces.times import LATEST_S, UNITS, TraceTimes, read_clock, unit_in_name
+from loratory.scenarios.traces.times import LATEST_S, UNITS, TraceTimes, read_times, unit_in_name
 from loratory.serving.workload import Floats, Ints
 
 _LONG_DELAY_S = 3600.0
 
 
 def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
-    """The requests of a file of rows. Raises `InputError` for a broken one, and for an option it cannot follow."""
+    """The requests of a file of rows. Raises `InputError` for a broken one, and for an option that does not apply."""
     file = open_columns(path)
     chosen = choose(path, file.names, options.columns, layout)
     if not chosen.columns:
@@ -44,7 +44,7 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
     if layout.first_of is not None and "adapter" in columns:
         text = source.frame[columns["adapter"]].astype("string")
         many = int(text.str.contains(layout.first_of, regex=False, na=False).sum())
-        notes.extend([f"rows that name several adapters, of which the first is kept: {many}"] if many else [])
+        notes.extend([f"rows that name several adapters, of which the first is used: {many}"] if many else [])
     priority, passed = _priority(source, chosen, columns)
     notes.extend(passed)
     clock = _clock(source, columns, options, layout)
@@ -98,8 +98,8 @@ def table_of(
 ) -> TraceTable:
     """A table of columns as read, where NaN means blank: rows with a blank are dropped and counted.
 
-    A row without a time that has a session waits for the turn before it (see sessions.py). Times are shifted so that
-    the earliest is 0. Raises `InputError` when no row is left.
+    A row with a session but without a time waits for the turn before it (see sessions.py). Times are shifted so that
+    the earliest is 0. Raises `InputError` if no row is left.
     """
     labels = [label.codes for label in (adapter, client, tenant, session) if label is not None]
     others = [priority, cached, None if blocks is None else blocks.ids]
@@ -150,7 +150,7 @@ def _priorities(values: Floats) -> Ints:
 
 
 def _refuse_unread(path: Path, options: ReadOptions, columns: Mapping[str, str]) -> None:
-    """Refuses an option that says something of a column the file does not have."""
+    """Refuses an option about a column that the file does not have."""
     lacks = [
         ("time_unit", options.time_unit is not None and not {"time", "delay"} & set(columns), "times"),
         ("prefix_cache", options.prefix_cache and "hash_ids" not in columns, "hash_ids (columns.hash_ids names them)"),
@@ -159,20 +159,20 @@ def _refuse_unread(path: Path, options: ReadOptions, columns: Mapping[str, str])
     ]
     for option, wrong, noun in lacks:
         if wrong:
-            raise InputError(f"{path}: {option} does not apply, because the file has no {noun}: leave it out")
+            raise InputError(f"{path}: {option} does not apply, because the file has no {noun}: remove it")
     read = options.prefix_cache or options.blocks
     for option, given in (("block_tokens", options.block_tokens), ("columns.hash_ids", options.columns.hash_ids)):
         if given is not None and not read:
-            raise InputError(f"{path}: {option} goes with prefix_cache: true: add that, or leave it out")
+            raise InputError(f"{path}: {option} needs prefix_cache: true: add that, or remove it")
     if options.prefix_cache and options.columns.cached is not None:
-        raise InputError(f"{path}: columns.cached and prefix_cache both say what is cached: leave one out")
+        raise InputError(f"{path}: columns.cached and prefix_cache both set the cached tokens: remove one of them")
 
 
 def _clock(source: ColumnReader, columns: Mapping[str, str], options: ReadOptions, layout: Layout) -> TraceTimes | None:
     if "time" not in columns:
         return None
     guess = layout.guess and "delay" not in columns
-    clock = read_clock(source, columns["time"], options.time_unit, layout.unit, guess)
+    clock = read_times(source, columns["time"], options.time_unit, layout.unit, guess)
     if layout.duration is None or options.columns.time is not None or layout.duration not in source.frame.columns:
         return clock
     return replace(clock, time=clock.time - _durations(source, layout.duration, clock.unit or "s"))
@@ -199,7 +199,7 @@ def _delay(
     typical = float(np.median(delay[delay > 0])) if (delay > 0).any() else 0.0
     if typical <= _LONG_DELAY_S:
         return delay, []
-    return delay, [f"half of the delays are above {typical:,.0f} s, read in {unit}: time_unit says another unit"]
+    return delay, [f"half of the delays are above {typical:,.0f} s, read in {unit}: time_unit overrides that"]
 
 
 def _blocks(
@@ -213,7 +213,7 @@ def _blocks(
     except InputError:
         if options.prefix_cache:
             raise
-        return None, ["hash_ids are left out: they do not tell how many tokens a block has; block_tokens says it"]
+        return None, ["hash_ids are not used, because they do not show how many tokens a block has: set block_tokens"]
     return blocks_of(lists, size), notes
 
 
@@ -227,25 +227,25 @@ def _adapters(chosen: Chosen, columns: dict[str, str], labels: dict[str, Labels]
         return [
             f"{column} holds one name ({shortened(str(*names), 60)}), the base model's: columns.adapter overrides that"
         ]
-    return [f"adapter: column {column} is taken ({len(names)} names): adapter_from: popularity overrides that"]
+    return [f"adapter: column {column} is used ({len(names)} names): adapter_from: popularity overrides that"]
 
 
 def _beside(chosen: Chosen, columns: Mapping[str, str], layout: Layout) -> list[str]:
     return [
-        f"{key}: column {columns[key]} is taken, which is not one of {layout.format}'s own"
+        f"{key}: column {columns[key]} is used, which is not one of {layout.format}'s own"
         for key in ("adapter", "session", "priority", "cached")
         if layout.own and key in chosen.beside and key in columns and folded(columns[key]) not in MODELS
     ]
 
 
 def _priority(source: ColumnReader, chosen: Chosen, columns: dict[str, str]) -> tuple[Floats | None, list[str]]:
-    """The column of priorities; one that nobody named and that holds no number is left out, with a note."""
+    """The column of priorities; one that was found by its name and holds no number is not read, with a note."""
     if "priority" not in columns:
         return None, []
     if "priority" not in chosen.beside or source.numeric(columns["priority"]):
         return source.whole(columns["priority"]), []
     column = shortened(columns.pop("priority"), 40)
-    return None, [f"column {column} is not read, because it holds no numbers, as priorities are"]
+    return None, [f"column {column} is not read, because it holds no numbers, but priorities are numbers"]
 
 
 def _conversations(source: ColumnReader, own: str, parent: str) -> Labels:

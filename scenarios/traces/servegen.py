@@ -2,8 +2,8 @@
 
 Source: github.com/alibaba/ServeGen. A folder or .tgz holds, for each client N, ``chunk-N-trace.csv`` with rows ``start,
 rate, cv, pattern, arg1, arg2`` over windows of 600 s, and ``chunk-N-dataset.json`` with histograms of input and output
-tokens by time of day, as texts of Python dicts. One client is one adapter. A folder may hold rates only; the scenario's
-lengths are used then.
+tokens by time of day, as texts of Python dicts. One client is one adapter. A folder may hold rates only; then the
+scenario's lengths are used.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
         if wrong is not None:
             raise InputError(f"{path}: chunk-{number}-trace.csv line {line}: {wrong}: correct it")
     if not windows:
-        raise InputError(f"{path}: chunk-{number}-trace.csv is empty: give it windows, or leave it out")
+        raise InputError(f"{path}: chunk-{number}-trace.csv is empty: add windows, or remove the file")
     try:
         raw: dict[str, Any] = json.loads(texts.get("dataset.json", "{}"))
         lengths = {float(key): {name: str(text) for name, text in value.items()} for key, value in raw.items()}
@@ -134,7 +134,7 @@ def _client(path: Path, number: int, texts: Mapping[str, str]) -> Client:
 
 
 def _wrong(windows: list[Window]) -> str | None:
-    """What is wrong with the last of a client's windows, given those before it."""
+    """The error in the last of a client's windows, given those before it; empty if there is none."""
     last = windows[-1]
     if not 0 <= last.rate <= _MOST_RATE:
         return f"rate {last.rate:g} is negative, not finite or implausible"
@@ -153,7 +153,7 @@ def _wrong(windows: list[Window]) -> str | None:
 
 
 def expected_requests(clients: tuple[Client, ...], window: tuple[float, float] | None, rate_scale: float) -> float:
-    """How many requests the fits stand for."""
+    """The expected number of requests of the fits."""
     return sum(
         w.rate * client.window_s() * rate_scale
         for client in clients
@@ -172,14 +172,15 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     Each 600 s window gets as many requests as its rate says (a remainder by chance), with gaps drawn from its fitted
     distribution and stretched to fill the window, so that rates are exact and the shape of the gaps is the fit's.
     Lengths come from the client's histogram for the time of day, else from another time of day, else from another
-    client; the notes count those. Raises `InputError` when the fits stand for more requests than fit in memory.
+    client; the notes count those. Raises `InputError` if the fits give more requests than fit in memory.
     """
     options.refuse_columns(path, "servegen", "which has fits instead of rows")
     clients = read_clients(path)
     expected = expected_requests(clients, options.window, options.rate_scale)
     if expected > _MOST_REQUESTS:
         raise InputError(
-            f"{path}: stands for about {_count(expected)} requests: choose a part with window, or lower rate_scale"
+            f"{path} gives about {_count(expected)} requests, too many to draw: choose a part with window, or lower "
+            "rate_scale"
         )
     rng = options.rng
     times: list[Floats] = []
@@ -197,7 +198,7 @@ def read(path: Path, options: ReadOptions) -> TraceTable:
     order = np.argsort(time[inside], kind="stable")
     time, code = time[inside][order], code[inside][order]
     if not len(time):
-        raise InputError(f"{path}: no client sends anything in this window: choose another window or raise rate_scale")
+        raise InputError(f"{path} has no requests in this window: choose another window or raise rate_scale")
     lengths, notes = _lengths(clients, code, time, rng)
     labels = Labels(code, tuple(client.name for client in clients))
     return TraceTable(
@@ -230,7 +231,7 @@ def _arrivals(window: Window, length_s: float, rate_scale: float, rng: np.random
 def _lengths(
     clients: tuple[Client, ...], code: Ints, time: Floats, rng: np.random.Generator
 ) -> tuple[tuple[Ints, Ints] | None, list[str]]:
-    """Prompt and output tokens of each request, and notes on those that had to be borrowed."""
+    """Prompt and output tokens of each request, and notes on lengths taken from another time or client."""
     if not any(_has_tokens(texts) for client in clients for texts in client.lengths.values()):
         return None, ["no length histograms: the scenario's lengths are used"]
     prompt, output = np.zeros(len(code), dtype=np.int64), np.zeros(len(code), dtype=np.int64)
@@ -243,13 +244,13 @@ def _lengths(
         slot = np.maximum(np.searchsorted(keys, second, side="right") - 1, 0)
         for position in np.unique(slot[mine]):
             rows = np.flatnonzero(mine & (slot == position))
-            who, key, how = _source(clients, int(index), float(keys[position]))
+            owner, key, how = _source(clients, int(index), float(keys[position]))
             if how is not None:
                 borrowed[how] += len(rows)
             for column, name in ((prompt, "input_tokens"), (output, "output_tokens")):
-                place = (who, key, name)
+                place = (owner, key, name)
                 if place not in parsed:
-                    parsed[place] = _histogram(clients[who].lengths[key][name])
+                    parsed[place] = _histogram(clients[owner].lengths[key][name])
                 values, cumulated = parsed[place]
                 drawn = np.searchsorted(cumulated, rng.random(len(rows)) * cumulated[-1], side="right")
                 column[rows] = values[np.minimum(drawn, len(values) - 1)]
@@ -257,17 +258,17 @@ def _lengths(
 
 
 def _source(clients: tuple[Client, ...], index: int, key: float) -> tuple[int, float, str | None]:
-    """Whose histogram to use: this client's at this time of day, at another, or the nearest other client's."""
+    """The histogram to use: this client's at this time of day, at another, or the nearest other client's."""
     own = clients[index].lengths
     if key in own and _has_tokens(own[key]):
         return index, key, None
     for other in sorted(own, key=lambda k: abs(k - key)):
         if _has_tokens(own[other]):
             return index, other, "another time of day"
-    for who in sorted(range(len(clients)), key=lambda i: abs(i - index)):
-        for other in sorted(clients[who].lengths, key=lambda k: abs(k - key)):
-            if _has_tokens(clients[who].lengths[other]):
-                return who, other, "another client"
+    for other_client in sorted(range(len(clients)), key=lambda i: abs(i - index)):
+        for other in sorted(clients[other_client].lengths, key=lambda k: abs(k - key)):
+            if _has_tokens(clients[other_client].lengths[other]):
+                return other_client, other, "another client"
     raise AssertionError("a caller checks that some client has lengths")
 
 

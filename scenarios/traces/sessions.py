@@ -5,7 +5,7 @@
     1     b         1.5                   1.5      NaN
     2     a                2.0            NaN      2.0       begins 2 s after row 0 has ended
     3     a                               NaN      0.0       begins when row 2 has ended
-    4     b         9.0    2.0            9.0      NaN       a row's own time counts, not its delay
+    4     b         9.0    2.0            9.0      NaN       a row's own time overrides its delay
 
 The turn before is the row before it of the same session, in the order of the file. Source of the layout: the
 ``mooncake_trace`` rows of AIPerf and Dynamo, where a first turn has a ``timestamp`` and a later one a ``delay`` in ms.
@@ -25,7 +25,7 @@ from loratory.serving.workload import Floats, Ints
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Times and delays of a trace's rows, seconds, as `TraceTable` has them, and which rows can be used at all."""
+    """Times and delays of a trace's rows, seconds, as `TraceTable` has them, and which rows can be used."""
 
     time: Floats | None
     delay: Floats | None
@@ -34,11 +34,11 @@ class Turns:
 
 
 def turns_of(time: Floats | None, delay: Floats | None, session: Labels, where: object = "trace") -> Turns:
-    """What ``time`` and ``delay`` (s, NaN where the cell is empty) mean for rows of these sessions.
+    """What ``time`` and ``delay`` (s, NaN for an empty cell) mean for rows of these sessions.
 
-    A row waits for the turn before it when it has no time of its own. Where no row has a time, first turns have none
-    either: the scenario's arrivals say when sessions begin. Where some have, a session without one is left out.
-    Raises `InputError` for a session with waiting turns in which a time comes after a delay or a later time.
+    A row without a time of its own waits for the turn before it. If no row has a time, neither have first turns: the
+    scenario's arrivals set when sessions begin. If some rows have times, a session without one is left out.
+    Raises `InputError` for a session with waiting turns in which a time follows a delay or a later time.
     """
     before = previous_rows(session)
     n = len(before)
@@ -68,7 +68,7 @@ def turns_of(time: Floats | None, delay: Floats | None, session: Labels, where: 
 
 
 def previous_rows(session: Labels) -> Ints:
-    """For each row the position of the row before it of the same session, -1 for the first and for rows of none."""
+    """For each row the position of the row before it in its session; -1 for the first, and without a session."""
     codes = session.codes
     order = np.argsort(codes, kind="stable")
     before = np.full(len(codes), -1, dtype=np.int64)
@@ -78,7 +78,7 @@ def previous_rows(session: Labels) -> Ints:
 
 
 def earliest_s(table: TraceTable) -> Floats:
-    """Each row's time, and for a row that waits the earliest it can have: no turn before it takes any time, s."""
+    """Each row's time; for a row that waits, its earliest possible time, as if no turn before it took any time, s."""
     assert table.time_s is not None
     if table.session is None or table.delay_s is None:
         return table.time_s
@@ -90,7 +90,7 @@ def earliest_s(table: TraceTable) -> Floats:
 
 
 def without(table: TraceTable, keep: npt.NDArray[np.bool_], *notes: str) -> TraceTable:
-    """The rows to keep; a turn that waited for one that is left out waits for the one before that, or has its time."""
+    """The rows to keep; a turn that waited for a removed turn waits for the turn before that, or takes its time."""
     if table.session is None or table.delay_s is None or keep.all():
         return table.take(keep, *notes)
     time = np.full(len(table), np.nan) if table.time_s is None else table.time_s.copy()
@@ -109,7 +109,7 @@ def without(table: TraceTable, keep: npt.NDArray[np.bool_], *notes: str) -> Trac
 
 
 def _reached(timed: npt.NDArray[np.bool_], before: Ints) -> npt.NDArray[np.bool_]:
-    """Which rows have a time, or come after one of their session that has."""
+    """Which rows have a time, or follow a row of their session that has one."""
     reached = timed.copy()
     for row in np.flatnonzero(~timed & (before >= 0)).tolist():
         reached[row] = reached[before[row]]
@@ -119,7 +119,7 @@ def _reached(timed: npt.NDArray[np.bool_], before: Ints) -> npt.NDArray[np.bool_
 def _refuse_tangled(
     time: Floats | None, session: Labels, before: Ints, waits: npt.NDArray[np.bool_], where: object
 ) -> None:
-    """Refuses a session whose turns have no one order: the times after its delays, or before its earlier times."""
+    """Refuses a session whose turns are not in one order: a time that follows a delay or a later time."""
     if time is None:
         return
     waiting = np.zeros(len(session.names) + 1, dtype=np.bool_)
@@ -130,6 +130,6 @@ def _refuse_tangled(
     if tangled.any():
         name = session.names[session.codes[int(np.flatnonzero(tangled)[0])]]
         raise InputError(
-            f"{where}: session {name!r} has a turn whose time comes after a turn with a delay or with a later time: "
+            f"{where}: session {name!r} has a turn with a time after a turn with a delay or with a later time: "
             "give each turn after its first delay a delay, and order its rows by time"
         )

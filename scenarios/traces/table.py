@@ -30,17 +30,17 @@ UNSET = int(np.iinfo(np.int64).min)
 
 @dataclass(frozen=True, slots=True)
 class TraceTable:
-    """What a trace says of each request; a column it does not have is None.
+    """The requests of a trace, one column per quantity; a column that it does not have is None.
 
     ``time_s``: arrival, seconds from the earliest row; NaN for a row with a ``delay_s``. ``prompt``, ``output``,
     ``cached``: tokens. ``session``: rows of one session are its turns, in this order. ``delay_s``: seconds between the
-    end of the turn before, which is the row before of the same session, and this one; NaN for a row that does not wait.
-    A row with neither begins a session of a trace without times (``time_s`` is None): arrivals come from elsewhere.
+    end of the turn before (the row before of the same session) and this one; NaN for a row that does not wait.
+    A row with neither begins a session of a trace without times (``time_s`` is None); arrivals are given elsewhere.
     ``priority``: lower first; `UNSET` for a row without one. ``blocks``: hash ids of the prompt's blocks. ``columns``:
-    pairs of a quantity and the file's column that holds it. ``time_unit``: of its times, None where they are dates.
+    pairs of a quantity and the file's column that holds it. ``time_unit``: of its times, None if they are dates.
     ``unread``: the file's other columns.
-    ``rows_read`` counts the file's rows, ``notes`` says what became of those that are not here or have changed. ``cut``
-    tells that the reader itself applied the window and the rate scale.
+    ``rows_read`` counts the file's rows, ``notes`` describes rows that were left out or changed. ``cut``: the
+    reader itself applied the window and the rate scale.
     """
 
     format: str
@@ -85,7 +85,7 @@ class TraceTable:
         return replace(self, **columns, notes=(*self.notes, *notes))
 
     def with_times(self, time_s: Floats | None, delay_s: Floats | None) -> TraceTable:
-        """The same rows at other times; delays of which none is left are None."""
+        """The same rows at other times; no delays at all are None."""
         waits = delay_s is not None and bool((~np.isnan(delay_s)).any())
         return replace(self, time_s=time_s, delay_s=delay_s if waits else None)
 

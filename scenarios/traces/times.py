@@ -1,6 +1,6 @@
 """TraceTimes: a column of times as seconds, in the unit that was asked for, or that the column or its values show.
 
-A unit that was guessed is told in a note, and so are a rate and a span that no service has.
+A note reports a unit that was guessed, and a rate or a span that is implausible for a service.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _NAMED = re.compile(
 )
 _EPOCH_S = (9.4e8, 2.6e9)  # from 1999 to 2052, seconds since 1970
 LATEST_S = 1e10
-_FAST, _SLOW = 200.0, 0.012  # requests/s beyond which another unit is tried where none is told
+_FAST, _SLOW = 200.0, 0.012  # requests/s beyond which another unit is tried if none is given
 _FAST_WHOLE = 500.0  # the same for whole numbers, which are seldom seconds
 _DOUBT_FAST, _DOUBT_SLOW = 200.0, 0.02
-_UNTOLD = (_DOUBT_FAST, _DOUBT_SLOW)  # requests/s beyond which a unit that nothing tells is doubted
-_BY_FORMAT = (1000.0, 0.005)  # one that the format alone tells: BurstGPT's quiet hours have 0.02/s
-_TOLD = (1000.0, 1e-4)  # and one that the file or its reader tells
+_UNTOLD = (_DOUBT_FAST, _DOUBT_SLOW)  # requests/s beyond which a guessed unit is doubted
+_BY_FORMAT = (1000.0, 0.005)  # a unit from the format alone: BurstGPT's quiet hours have 0.02/s
+_TOLD = (1000.0, 1e-4)  # and a unit from the file or its reader
 _LONG_S = 1000 * 86_400.0
-_ENOUGH, _SOME = 10, 5  # rows that tell a rate, and that one is implausibly high
+_ENOUGH, _SOME = 10, 5  # rows needed for a rate, and for an implausibly high one
 
 
 @dataclass(frozen=True, slots=True)
 class TraceTimes:
-    """Times in seconds (NaN for an empty cell), and their unit; None where they are dates."""
+    """Times in seconds (NaN for an empty cell), and their unit; None if they are dates."""
 
     time: Floats
     unit: str | None
@@ -43,46 +43,46 @@ class TraceTimes:
 
 
 def unit_in_name(column: str) -> str | None:
-    """The unit a column's name ends in: arrival_ms, time (us), startNs; None where it has none."""
+    """The unit a column's name ends in: arrival_ms, time (us), startNs; None if it has none."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column)
     found = _NAMED.search(spaced.lower())
     return None if found is None else next(unit for unit, text in found.groupdict().items() if text)
 
 
-def read_clock(source: ColumnReader, column: str, asked: str | None, usual: str, guess: bool) -> TraceTimes:
-    """The times in ``column``: in the unit ``asked`` for, else in the one its name or its values tell, else ``usual``.
+def read_times(reader: ColumnReader, column: str, asked: str | None, usual: str, guess: bool) -> TraceTimes:
+    """The times in ``column``: in the unit ``asked`` for, else in that of its name or its values, else ``usual``.
 
-    Numbers that are seconds, ms, us or ns since 1970 are recognised by their size. With ``guess``, a unit that gives an
-    implausible rate gives way to one that does not. Raises `InputError` for a unit asked of dates, and for times that
-    no unit makes sense of.
+    Numbers that are seconds, ms, us or ns since 1970 are recognised by their size. With ``guess``, a unit that gives a
+    plausible rate replaces one that does not. Raises `InputError` for a unit asked of dates, and for times that are
+    implausible in every unit.
     """
-    if source.dated(column):
+    if reader.dated(column):
         if asked is not None:
             raise InputError(
-                f"{source.columns.path}: time_unit does not apply, because {column} holds dates: leave it out"
+                f"{reader.columns.path}: time_unit does not apply, because {column} holds dates: remove it"
             )
-        time, guessed = source.dates(column)
+        time, guessed = reader.dates(column)
         with np.errstate(invalid="ignore"):
-            source.refuse(time > LATEST_S, column, "is 300 years after the earliest")
+            reader.refuse(time > LATEST_S, column, "is 300 years after the earliest")
         return TraceTimes(time, None, (*guessed, *_doubts(time, None, _TOLD)))
-    raw = source.numbers(column)
-    unit, notes = (asked, []) if asked is not None else _unit(source, column, raw, usual, guess)
+    raw = reader.numbers(column)
+    unit, notes = (asked, []) if asked is not None else _unit(reader, column, raw, usual, guess)
     told = asked is not None or bool(notes) or unit_in_name(column) is not None
     time = raw * UNITS[unit]
     with np.errstate(invalid="ignore"):
-        source.refuse(
+        reader.refuse(
             np.abs(time) > LATEST_S, column, f"is beyond 300 years in {_WORDS[unit]} (time_unit may be wrong)"
         )
     return TraceTimes(time, unit, (*notes, *_doubts(time, unit, _TOLD if told else _UNTOLD if guess else _BY_FORMAT)))
 
 
-def _unit(source: ColumnReader, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
+def _unit(reader: ColumnReader, column: str, raw: Floats, usual: str, guess: bool) -> tuple[str, list[str]]:
     named, epoch = unit_in_name(column), _epoch(raw)
     if named is not None:
         if epoch is not None and epoch != named:
             raise InputError(
-                f"{source.columns.path}: {column} names {_WORDS[named]}, but its numbers are {_WORDS[epoch]} since "
-                f"1970: say which with time_unit: {named} or {epoch}"
+                f"{reader.columns.path}: {column} is in {_WORDS[named]} by its name, but in {_WORDS[epoch]} since 1970 "
+                f"by its numbers: set time_unit to {named} or {epoch}"
             )
         return named, []
     if epoch is not None:
@@ -115,14 +115,14 @@ def _epoch(raw: Floats) -> str | None:
 
 
 def _rate(time: Floats, least: int = _ENOUGH) -> float | None:
-    """Requests a second; None for fewer rows than ``least`` or no span."""
+    """Requests a second; None for fewer rows than ``least``, or without a span."""
     known = time[~np.isnan(time)]
     span = float(known.max() - known.min()) if len(known) >= least else 0.0
     return (len(known) - 1) / span if span > 0 else None
 
 
 def _doubts(time: Floats, unit: str | None, bounds: tuple[float, float]) -> tuple[str, ...]:
-    """A note on a rate beyond ``bounds`` (highest, lowest, requests/s), or a span that no service has."""
+    """A note on a rate beyond ``bounds`` (highest, lowest, requests/s), or an implausible span."""
     rate = _rate(time, 2)
     if rate is None:
         rows = int((~np.isnan(time)).sum())
@@ -134,15 +134,15 @@ def _doubts(time: Floats, unit: str | None, bounds: tuple[float, float]) -> tupl
     if not fast and not slow:
         return ()
     length = f"{span / 86_400:,.0f} days" if span > 172_800 else f"{span:,.3g} s"
-    said = f"arrives at {_figure(rate)} requests/s over {length}, which is unusual"
+    text = f"arrives at {_figure(rate)} requests/s over {length}, which is unusual"
     units = list(UNITS)
     at = len(units) if unit is None else units.index(unit)
     others = units[:at][::-1] if fast else units[at + 1 :]
     if unit is None or not others:
-        return (f"{said}: check the times",)
+        return (f"{text}: check the times",)
     rates = {other: rate * UNITS[unit] / UNITS[other] if count >= _ENOUGH else 0.0 for other in others}
     likely = next((other for other in others if _BY_FORMAT[1] <= rates[other] <= _DOUBT_FAST), others[0])
-    return (f"{said}: if the times are in {_WORDS[likely]}, set time_unit: {likely}",)
+    return (f"{text}: if the times are in {_WORDS[likely]}, set time_unit: {likely}",)
 
 
 def _figure(rate: float) -> str:

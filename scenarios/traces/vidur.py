@@ -1,7 +1,7 @@
 """Vidur: the request traces and length traces of the Vidur simulator (MLSys 2024).
 
-Source: github.com/microsoft/vidur, data/processed_traces. Length traces have no ``arrived_at``: the scenario's arrivals
-then say when requests come. Times are seconds.
+Source: github.com/microsoft/vidur, data/processed_traces. Length traces have no ``arrived_at``: then the scenario's
+arrivals are used. Times are seconds.
 """
 
 from __future__ import annotations

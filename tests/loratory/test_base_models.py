@@ -251,7 +251,7 @@ def test_check_counts_the_prompts_that_will_be_rejected() -> None:
 
 
 def test_transfers_are_set_in_tiers() -> None:
-    with pytest.raises(InputError, match=r"cost\.transfers: unknown key; set tiers, which says how adapters come"):
+    with pytest.raises(InputError, match=r"cost\.transfers: unknown key; set tiers, which sets how adapters come"):
         built("cost-dtype-fp8-memory-bf16", "cost={kind: roofline, transfers: {remote_latency_s: 1}}")
     with pytest.raises(InputError, match=r"engine\.kv_cache_dtype: unknown key; set memory\.kv_cache_dtype"):
         built("cost-dtype-fp8-memory-bf16", "engine.kv_cache_dtype=fp8")

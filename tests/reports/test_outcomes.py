@@ -102,7 +102,7 @@ def test_what_ended_an_output_is_named() -> None:
     [
         (AdmitsOnly, ("admit", "adapter"), "admits without loading: yield Load first, or use want"),
         (LoadsOnly, ("load", "slots"), "(no GPU slot is free): yield Evict first, or use want"),
-        (Idle, None, "admitted nobody"),
+        (Idle, None, "admitted no request"),
     ],
 )
 def test_the_likely_cause_of_never_serving_is_told(policy: type, refused: tuple[str, str] | None, cause: str) -> None:

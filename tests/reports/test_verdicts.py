@@ -52,7 +52,7 @@ def test_many_policies_do_not_make_many_sentences(report: Any) -> None:
 def test_cautions_mark_oracles_and_warnings(report: Any) -> None:
     found = verdicts([report("a", oracle=True, warnings=("beyond the profile",)).run, report("b").run])
     texts = [verdict.text for verdict in _of("Caution", found)]
-    assert any("a was told true output lengths" in text for text in texts)
+    assert any("a was given true output lengths" in text for text in texts)
     assert "beyond the profile (a)" in texts
 
 

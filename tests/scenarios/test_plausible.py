@@ -30,16 +30,16 @@ policies: [fifo]
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("adapters.count=1000000000", r"adapters\.count is 1,000,000,000, beyond 1,000,000"),
+        ("adapters.count=1000000000", r"adapters\.count is 1,000,000,000, above 1,000,000"),
         ("workload.arrivals=1.0e+7", r"workload\.arrivals gives about 100,000,000 requests in 10 s"),
         ("workload.arrivals={gamma: {rate: 1.0e+7, cv: 2}}", r"workload\.arrivals gives about 100,000,000"),
         ("workload.arrivals={on_off: {on_s: 1, off_s: 3, rate_on: 1.0e+8}}", r"gives about 250,000,000 requests"),
-        ("workload.duration_s=1.0e+12", r"workload\.duration_s is 1,000,000,000,000, beyond"),
-        ("workload.duration_s=1e12", r"workload\.duration_s is 1,000,000,000,000, beyond"),
+        ("workload.duration_s=1.0e+12", r"workload\.duration_s is 1,000,000,000,000, above"),
+        ("workload.duration_s=1e12", r"workload\.duration_s is 1,000,000,000,000, above"),
         ("workload.duration_s=1.0e+9", r"gives about 4,000,000,000 requests"),
         ("workload.input_tokens=1000000000000", r"workload\.input_tokens is 1,000,000,000,000"),
         ("workload.output_tokens={uniform: [1, 1000000000000]}", r"output_tokens\.uniform\.1 is"),
-        ("workload.input_tokens={lognormal: {mean: 100, cv: 1.0e+300}}", r"lognormal\.cv is over 1e300, beyond 1,000"),
+        ("workload.input_tokens={lognormal: {mean: 100, cv: 1.0e+300}}", r"lognormal\.cv is over 1e300, above 1,000"),
         ("workload.input_tokens={lognormal: {mean: 1.0e+30, cv: 1}}", r"lognormal\.mean is 1e\+30"),
         ("workload.arrivals={gamma: {rate: 4, cv: 1.0e-300}}", r"gamma\.cv is 1e-300, closer to 0"),
         ("workload.cutoff_s=1.0e+300", r"workload\.cutoff_s"),
@@ -55,7 +55,7 @@ policies: [fifo]
         (f"seeds={list(range(10_001))}", r"seeds asks for 10,001 runs"),
     ],
 )
-def test_a_slip_of_the_pen_is_refused_with_its_key_and_the_remedy(setting: str, says: str) -> None:
+def test_a_typing_error_is_refused_with_its_key_and_the_remedy(setting: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         load_text(BASE, overrides=[setting])
     text = str(caught.value)

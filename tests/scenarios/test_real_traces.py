@@ -116,7 +116,7 @@ def test_servegen_fits_give_the_hour_that_was_drawn_from_them(
 def test_gentd_keeps_its_order_and_counts_rows_with_several_adapters() -> None:
     path = data("gentd26_first_part_sequence.csv")
     table = clean(read_trace(path))
-    assert table.notes == ("rows that name several adapters, of which the first is kept: 791",)
+    assert table.notes == ("rows that name several adapters, of which the first is used: 791",)
     w = replay(path, "arrivals: {poisson: 20}, input_tokens: 77, output_tokens: 30")
     assert len(w) == 41372 and w.adapters[0] == "L0000"
     assert w.adapter[2] == w.adapters.index("L0178") and set(w.adapter[:2].tolist()) == {-1}

@@ -148,12 +148,12 @@ def test_records_can_be_written_by_hand(folder: Path) -> None:
         2000,
         "hf://acme/a",
     )
-    assert "lora_int_id twice" in refusal(folder, f"{{records: [{one}, {one.replace('name: a', 'name: b')}]}}")
-    assert "name twice" in refusal(folder, f"{{records: [{one}, {one.replace(': 7', ': 8')}]}}")
-    assert "cannot go with records" in refusal(folder, f"{{records: [{one}], count: 1}}")
-    assert "cannot go with records" in refusal(folder, f"{{records: [{one}], names: [a]}}")
-    assert "cannot go with records" in refusal(folder, f"{{records: [{one}], ranks: 8}}")
-    assert "cannot go with registry" in refusal(folder, f"{{records: [{one}], registry: adapters.db}}")
+    assert "repeats the lora_int_id" in refusal(folder, f"{{records: [{one}, {one.replace('name: a', 'name: b')}]}}")
+    assert "repeats the name" in refusal(folder, f"{{records: [{one}, {one.replace(': 7', ': 8')}]}}")
+    assert "cannot be combined with records" in refusal(folder, f"{{records: [{one}], count: 1}}")
+    assert "cannot be combined with records" in refusal(folder, f"{{records: [{one}], names: [a]}}")
+    assert "cannot be combined with records" in refusal(folder, f"{{records: [{one}], ranks: 8}}")
+    assert "cannot be combined with registry" in refusal(folder, f"{{records: [{one}], registry: adapters.db}}")
     assert "lora_int_id should be at least 1" in refusal(folder, f"{{records: [{one.replace(': 7', ': 0')}]}}")
     assert "is empty" in refusal(folder, "{records: []}")
 
@@ -173,16 +173,16 @@ def test_records_can_be_written_by_hand(folder: Path) -> None:
         ),
         ("{registry: {tenant: acme}}", "adapters.registry.url is missing"),
         ("{registry: 3}", "adapters.registry should be a mapping"),
-        ("{registry: 'postgresql://me:secret@db/x'}", "has a password, which results would show"),
+        ("{registry: 'postgresql://me:secret@db/x'}", "has a password, which would appear in results"),
         ("{registry: 'postgresql://db/x?password=secret'}", "has a password"),
         ("{registry: 'mysql://db/x'}", "a registry cannot be at"),
-        ("{registry: adapters.db, count: 3}", "adapters.count cannot go with registry"),
-        ("{registry: adapters.db, ranks: 16}", "adapters.ranks cannot go with registry"),
+        ("{registry: adapters.db, count: 3}", "adapters.count cannot be combined with registry"),
+        ("{registry: adapters.db, ranks: 16}", "adapters.ranks cannot be combined with registry"),
         ("{registry: adapters.db, names: [sqll]}", "adapters.names: no adapter is called 'sqll': did you mean 'sql'?"),
         ("{registry: adapters.db, names: [sql@9]}", "'sql@9' is not registered"),
         ("{registry: adapters.db, names: [sql, sql@1]}", "are one adapter, sql@1"),
         ("{registry: adapters.db, names: [sql, sql]}", "twice"),
-        ("{registry: {url: adapters.db, tenant: acme}, names: [sql]}", "cannot go with tenant or labels"),
+        ("{registry: {url: adapters.db, tenant: acme}, names: [sql]}", "cannot be combined with tenant or labels"),
         ("{registry: adapters.db, popularity: {weights: {sqll: 1}}}", "did you mean 'sql'?"),
         ("{registry: adapters.db, pinned: [nobody]}", "nobody"),
     ],

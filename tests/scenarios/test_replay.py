@@ -84,7 +84,7 @@ def test_a_sequence_takes_times_and_lengths_from_the_scenario(tmp_path: Path) ->
         (AZURE, "window: [50, 60]", "count: 3", "the trace is empty: no row is left"),
         (LOG, "requests: 3", "count: 1", "is 1, but the trace names 2 adapters"),
         (LOG, "requests: 3", "names: [a, c]", "uses the adapter 'b', which is not in the scenario"),
-        (LOG, "columns: {time: when}", "ranks: 8", "columns.time names 'when', which is no column of the file"),
+        (LOG, "columns: {time: when}", "ranks: 8", "columns.time names 'when', which is not a column of the file"),
     ],
 )
 def test_a_trace_that_does_not_fit_its_scenario(
@@ -97,10 +97,10 @@ def test_a_trace_that_does_not_fit_its_scenario(
 @pytest.mark.parametrize(
     ("workload", "says"),
     [
-        ("duration_s: 5", "workload.duration_s cannot go with trace: use window"),
+        ("duration_s: 5", "workload.duration_s cannot be combined with trace: use window"),
         ("window: [5, 5]", "workload.window ends at 5 s, but begins at 5 s"),
         ("rate_scale: 0", "workload.rate_scale should be above 0"),
-        ("streams: [{arrivals: 1}]", "workload.streams cannot go with trace"),
+        ("streams: [{arrivals: 1}]", "workload.streams cannot be combined with trace"),
         ("format: azur", "did you mean 'azure'"),
     ],
 )

@@ -49,14 +49,14 @@ def test_an_adapter_column_beside_a_known_formats_own_is_used_and_told() -> None
     assert counts(built("trace-adapter-column-lost", scenario="column.yaml")) == azure
     mooncake = built("trace-adapter-column-lost", scenario="mooncake.yaml")
     assert counts(mooncake) == {f"tenant-{i}": 15 for i in range(4)}
-    assert "adapter: column lora_name is taken, which is not one of mooncake's own" in mooncake.notes
+    assert "adapter: column lora_name is used, which is not one of mooncake's own" in mooncake.notes
     report = check(CASES / "trace-adapter-column-lost" / "azure.csv")
     assert dict(report.columns)["adapter"] == "lora" and report.adapters is not None and report.adapters.distinct == 4
 
 
 def test_a_column_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"azure\.csv: columns\.adapter names 'nosuch', which is no column of the file"
+        InputError, match=r"azure\.csv: columns\.adapter names 'nosuch', which is not a column of the file"
     ):
         built("trace-adapter-column-lost", scenario="nosuch.yaml")
     with pytest.raises(InputError, match="did you mean 'lora'"):
@@ -78,13 +78,13 @@ def test_a_model_column_is_the_adapter_only_where_it_holds_several_names(tmp_pat
     path.write_text(rows(tmp_path, [0, 1000], model="a").read_text() + rows(tmp_path, [5], model="b").read_text())
     table = read_trace(path)
     assert table.adapter is not None and table.adapter.names == ("a", "b")
-    assert "adapter: column model is taken (2 names)" in table.notes[0]
+    assert "adapter: column model is used (2 names)" in table.notes[0]
 
 
 def test_of_two_columns_that_may_be_the_adapter_the_note_tells_which(tmp_path: Path) -> None:
     table = read_trace(rows(tmp_path, [0, 1000], lora_name="a", lora_id="1"))
     assert table.adapter is not None and table.adapter.names == ("a",)
-    assert "adapter: column lora_name is taken, not lora_id: columns.adapter chooses another" in table.notes
+    assert "adapter: column lora_name is used, not lora_id: columns.adapter overrides that" in table.notes
 
 
 def test_labels_are_as_they_are_written(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_unit_in_a_columns_name(name: str, unit: str | None) -> None:
 @pytest.mark.parametrize(
     ("times", "name", "options", "says"),
     [
-        ([1.7e12, 1.7e12 + 5], "time_s", ReadOptions(), "time_s names seconds, but its numbers are millis"),
+        ([1.7e12, 1.7e12 + 5], "time_s", ReadOptions(), "time_s is in seconds by its name, but in millis"),
         ([0, 1e300], "time", ReadOptions(), "line 2: time 1e.300 is beyond 300 years in seconds"),
         ([0, 1.7e12], "time", ReadOptions(time_unit="s"), "beyond 300 years in seconds .time_unit may be"),
         (["2024-05-01T10:00:00", "2024-05-01"], "time", ReadOptions(time_unit="s"), "because time holds dates"),
@@ -217,10 +217,10 @@ def test_the_size_of_a_block_is_found_from_the_prompts(tmp_path: Path, size: int
     [
         ({}, ReadOptions(prefix_cache=True), "prefix_cache does not apply, because the file has no hash_ids"),
         ({}, ReadOptions(block_tokens=16), "block_tokens does not apply, because the file has no hash_ids"),
-        ({"hash_ids": [1]}, ReadOptions(block_tokens=16), "block_tokens goes with prefix_cache: true"),
+        ({"hash_ids": [1]}, ReadOptions(block_tokens=16), "block_tokens needs prefix_cache: true"),
         ({"hash_ids": 5}, ReadOptions(prefix_cache=True), "line 1: hash_ids 5 is not a list such as"),
         ({"hash_ids": [[1]]}, ReadOptions(prefix_cache=True), "line 1: hash_ids .* whole numbers or names only"),
-        ({"hash_ids": [1, 2, 3], "input_length": 2}, ReadOptions(prefix_cache=True), "say it with block_tokens"),
+        ({"hash_ids": [1, 2, 3], "input_length": 2}, ReadOptions(prefix_cache=True), "set block_tokens"),
     ],
 )  # fmt: skip
 def test_prefix_keys_that_cannot_apply(
@@ -244,7 +244,7 @@ def test_a_json_line_ends_at_a_newline_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("t.jsonl", '{"timestamp": 0, "timestamp": 1}', "line 1 has a key twice"),
+        ("t.jsonl", '{"timestamp": 0, "timestamp": 1}', "line 1 repeats a key"),
         ("t.jsonl", "\n\n", "the trace is empty: give a file with rows"),
         ("t.csv", "time,input_tokens\n9999-01-01,1\n2024-01-01,1\n", "line 2: time '9999-01-01' is 300 years after"),
         ("t.jsonl", '{"timestamp": NaN}', "line 1 holds NaN, which is not JSON"),
@@ -349,8 +349,8 @@ def test_adapter_columns_are_found_however_they_are_spelled(tmp_path: Path, colu
 def test_a_column_that_may_hold_the_adapter_or_tenant_is_told(tmp_path: Path) -> None:
     report = check(rows(tmp_path, [0.0, 400.0, 800.0], lora_request="x", api_key="k", temperature=0.7))
     assert report.unread == ("lora_request", "api_key", "temperature")
-    assert "column lora_request is not read: where one holds the adapter, name it in columns.adapter" in report.notes
-    assert "column api_key is not read: where one holds the tenant, name it in columns.tenant" in report.notes
+    assert "column lora_request is not read: if one holds the adapter, name it in columns.adapter" in report.notes
+    assert "column api_key is not read: if one holds the tenant, name it in columns.tenant" in report.notes
     assert ("not read", "lora_request, api_key, temperature") in report.rows()
     named = check(tmp_path / "t.jsonl", options=ReadOptions(columns=ColumnsSpec(adapter="lora_request")))
     assert named.unread == ("api_key", "temperature") and not any("lora_request" in note for note in named.notes)
@@ -375,7 +375,7 @@ def test_lengths_are_found_by_the_names_that_benchmarks_use(tmp_path: Path, name
 
 def test_the_second_of_two_columns_of_times_is_told(tmp_path: Path) -> None:
     report = check(rows(tmp_path, [0.0, 1.0, 2.0], arrived_at=3, adapter="a"))
-    assert "time: column arrived_at is taken, not timestamp: columns.time chooses another" in report.notes
+    assert "time: column arrived_at is used, not timestamp: columns.time overrides that" in report.notes
 
 
 def test_a_row_that_names_the_scenarios_model_wants_the_base_model(tmp_path: Path) -> None:
@@ -390,13 +390,13 @@ def test_a_row_that_names_the_scenarios_model_wants_the_base_model(tmp_path: Pat
     loaded = load_scenario(str(scenario), [])
     workload = build_workload(loaded, 0, build_adapters(loaded, lambda rank: rank))
     assert counts(workload) == {"sql": 2, "hr": 1} and workload.adapter.tolist() == [-1, 0, -1, 1, -1, 0]
-    assert "rows that name llama-3.1-8b, which is the base model and no adapter: 3" in workload.notes
+    assert "rows that name llama-3.1-8b, which is the base model, not an adapter: 3" in workload.notes
 
 
 def test_tenants_that_nothing_asks_for_are_told(tmp_path: Path) -> None:
     path = rows(tmp_path, [0.0, 400.0, 800.0], team="blue", lora="sql")
     text = f"name: s\nmodel: llama-3.1-8b\ngpu: h100-80gb\nadapters: {{ranks: 8}}\nworkload: {{trace: {path}}}\n"
-    note = "the trace's tenants (team) are not used: tenants: {map: trace} takes them"
+    note = "the trace's tenants (team) are not used: tenants: {map: trace} would use them"
     for tenants, told in (("", True), ("tenants: {map: trace}\n", False), ("tenants: {map: single}\n", False)):
         (tmp_path / "s.yaml").write_text(f"{text}{tenants}policies: [fifo]\n")
         loaded = load_scenario(str(tmp_path / "s.yaml"), [])

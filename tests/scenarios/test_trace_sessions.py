@@ -77,9 +77,9 @@ def test_a_time_comes_before_a_delay_and_a_session_without_a_start_is_left_out(t
         ([turn("a", timestamp=0), turn("a", delay=-1)], "line 2: delay .* is negative"),
         (
             [turn("a", timestamp=5), turn("a", timestamp=0), turn("a", delay=1)],
-            "session 'a' has a turn whose time comes after",
+            "session 'a' has a turn with a time after",
         ),
-        ([turn("a", timestamp=5), turn("a", delay=1), turn("a", timestamp=9)], "session 'a' has a turn whose time"),
+        ([turn("a", timestamp=5), turn("a", delay=1), turn("a", timestamp=9)], "session 'a' has a turn with a time"),
         ([turn("a", timestamp=5, priority=1.5)], "line 1: priority .* is not a whole number"),
     ],
 )

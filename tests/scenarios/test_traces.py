@@ -102,7 +102,7 @@ def test_gentd_keeps_the_first_of_several_adapters_and_says_so(tmp_path: Path) -
     table = read_trace(write(tmp_path, "g.csv", GENTD))
     assert table.adapter is not None
     assert [None if c < 0 else table.adapter.names[c] for c in table.adapter.codes] == [None, "L7", "L7", "L3"]
-    assert table.notes == ("rows that name several adapters, of which the first is kept: 1",)
+    assert table.notes == ("rows that name several adapters, of which the first is used: 1",)
 
 
 def test_mooncake_blocks_seen_before_count_as_cached(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_dates_mix_zones(tmp_path: Path) -> None:
     [
         ("", None, "the trace is empty"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", None, "the trace is empty: it has no rows"),
-        ("a,b\n1,2\n", None, "is no trace format that is known .columns a, b."),
+        ("a,b\n1,2\n", None, "is not in a known trace format .columns a, b."),
         ("a,b\n1,2\n", "generic", "no column is recognised"),
         (AZURE, "vidur", "has no column 'num_prefill_tokens', which vidur needs"),
         (AZURE, "azur", "unknown; did you mean 'azure'"),
@@ -183,7 +183,7 @@ def test_a_broken_trace_is_one_line_that_names_it(tmp_path: Path, content: str, 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path / "none.tgz", tmp_path / "none"):
-        with pytest.raises(InputError, match="no such trace"):
+        with pytest.raises(InputError, match="does not exist"):
             check(path)
     with pytest.raises(InputError, match="cannot be read as parquet"):
         read_trace(write(tmp_path, "x.parquet", "nonsense"), "generic")
@@ -294,8 +294,8 @@ def test_servegen_reads_an_archive_like_its_folder(tmp_path: Path) -> None:
             '{"0": {"input_tokens": "{1: x}", "output_tokens": "{1: 2}"}}',
             "length histogram cannot be read",
         ),
-        ("0,90000,1,Gamma,1,1\n", "{}", "stands for about 54,000,000 requests: choose a part with window"),
-        ("0,0,0,,0,0\n", "{}", "no client sends anything"),
+        ("0,90000,1,Gamma,1,1\n", "{}", "gives about 54,000,000 requests, too many to draw: choose a part with window"),
+        ("0,0,0,,0,0\n", "{}", "has no requests in this window"),
         ("0,1,1,Gamma,-1,1\n", "{}", "line 1: shape -1 of Gamma is not above 0"),
         ("0,1,1,Weibull,nan,1\n", "{}", "line 1: shape nan of Weibull is not above 0"),
         ("nan,1,1,Gamma,1,1\n", "{}", "line 1: start nan is not a number of seconds"),

@@ -100,7 +100,7 @@ def test_arrivals_say_when_sessions_begin(tmp_path: Path) -> None:
         assert "rows left out (their sessions begin after workload.duration_s): 1" in work.notes
         with_loop = _workload(tmp_path, rows, more.replace("{constant: 0.8}", "{closed_loop: {concurrency: 2}}"))
         assert with_loop.concurrency == 2 and {turn[2] for turn in _turns(with_loop)} == {0, 10, 11, 12}
-    with pytest.raises(InputError, match=r"workload\.duration_s cannot go with closed_loop"):
+    with pytest.raises(InputError, match=r"workload\.duration_s cannot be combined with closed_loop"):
         _workload(tmp_path, ROWS, ", arrivals: {closed_loop: {concurrency: 2}}, duration_s: 9")
     with pytest.raises(InputError, match=r"its sessions have no times: add workload\.arrivals"):
         _workload(tmp_path, timeless, more.replace("arrivals: {constant: 0.8}, ", ""))
