@@ -56,11 +56,11 @@ class Engine:
         self._only_waiting = members.only_waiting and not members.prefetch
         self._separate = config.batching == "separate"
         self._budget = config.max_num_batched_tokens
-        self._tell_stepped = self._announcer.teller(Stepped)
-        self._tell_arrived = self._announcer.teller(Arrived)
-        self._tell_served = self._announcer.teller(Served)
-        self._tell_load_started = self._announcer.teller(LoadStarted)
-        self._tell_loaded = self._announcer.teller(Loaded)
+        self._tell_stepped = self._announcer.handler(Stepped)
+        self._tell_arrived = self._announcer.handler(Arrived)
+        self._tell_served = self._announcer.handler(Served)
+        self._tell_load_started = self._announcer.handler(LoadStarted)
+        self._tell_loaded = self._announcer.handler(Loaded)
         self._inbox: list[Request | Callable[[], None]] = []
         """What happened since the last plan, in order: requests that arrived, and calls that take in all else."""
         self._arriving: set[str] = set()
@@ -135,7 +135,7 @@ class Engine:
 
     def dismiss_policy(self) -> None:
         """The policy has failed: from now on it is told nothing. The engine cannot plan any more."""
-        sink = self._announcer.sink
+        sink = self._announcer.sink_handler
         self._tell_arrived, self._tell_loaded = sink(Arrived), sink(Loaded)
         self._runner.dismiss_policy()
 

@@ -17,7 +17,7 @@ from loratory.serving.views import AdapterView
 
 
 class Announcer:
-    """Events that nobody listens to need not be made.
+    """Gives the function for each type of event, or None: an event without one need not be made.
 
     A sink names the types it wants in ``wants``, a policy in ``observes``; by default they get all. A policy never gets
     `Decided` and `Stepped`, which are for records.
@@ -33,8 +33,8 @@ class Announcer:
         self._raised: PolicyError | None = None
         """The last error made here: it may come back out of the policy's code, through which it was raised."""
 
-    def teller(self, kind: type) -> Handler | None:
-        """The function that passes events of a type on, or None when nobody wants them.
+    def handler(self, kind: type) -> Handler | None:
+        """The function that passes events of a type on to sink and policy, or None when neither wants them.
 
         It raises `PolicyError` when the policy's ``observe`` raises.
         """
@@ -57,8 +57,8 @@ class Announcer:
 
         return tell_both
 
-    def sink(self, kind: type) -> Handler | None:
-        """The sink's part of `teller`: for what is not the policy's to know."""
+    def sink_handler(self, kind: type) -> Handler | None:
+        """The same for the sink alone: for what the policy must not know."""
         return self._sinks.get(kind)
 
     def error(self, now: float, what: str) -> PolicyError:

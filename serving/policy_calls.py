@@ -20,7 +20,7 @@ _ENTRIES = {
         "PolicyRunner.carry_out",
         "PolicyRunner.preempt_one",
     },
-    "loratory.serving.event_dispatch": {"Announcer.teller.<locals>.tell_policy", "Announcer.scorer.<locals>.score"},
+    "loratory.serving.event_dispatch": {"Announcer.handler.<locals>.tell_policy", "Announcer.scorer.<locals>.score"},
     "loratory.serving.guest_errors": {"guest"},
 }
 """The functions that call a policy's code, by module."""

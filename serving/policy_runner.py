@@ -29,11 +29,11 @@ class PolicyRunner:
         self.refused: Counter[tuple[type, str | None]] = Counter()
         """How often the ledger refused an action of a type, by its word of refusal."""
         self._victim = victim
-        self._tell_admitted = announcer.teller(Admitted)
-        self._tell_ended = announcer.teller(Ended)
-        self._tell_preempted = announcer.teller(Preempted)
-        self._tell_evicted = announcer.teller(Evicted)
-        self._tell_decided = announcer.teller(Decided)
+        self._tell_admitted = announcer.handler(Admitted)
+        self._tell_ended = announcer.handler(Ended)
+        self._tell_preempted = announcer.handler(Preempted)
+        self._tell_evicted = announcer.handler(Evicted)
+        self._tell_decided = announcer.handler(Decided)
         self._apply: dict[type, Callable[[Any], Outcome]] = {
             Admit: self._admit,
             Load: lambda action: ledger.load(action.adapter),
@@ -100,7 +100,7 @@ class PolicyRunner:
 
     def dismiss_policy(self) -> None:
         """The policy is told of no end any more."""
-        self._tell_ended = self.announcer.sink(Ended)
+        self._tell_ended = self.announcer.sink_handler(Ended)
 
     # -- what the engine does on its own -------------------------------------------------------------------------
 
@@ -118,9 +118,9 @@ class PolicyRunner:
         now, announcer = self.ledger.now, self.announcer
         self.ledger.end(sequence, "rejected", why)
         self.idle_plans = 0
-        if (tell := announcer.sink(Arrived)) is not None:
+        if (tell := announcer.sink_handler(Arrived)) is not None:
             tell(Arrived(now, sequence.view))
-        if (tell := announcer.sink(Ended)) is not None:
+        if (tell := announcer.sink_handler(Ended)) is not None:
             tell(Ended(now, sequence.view, "rejected", why))
         del sequence.view
 

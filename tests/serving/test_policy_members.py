@@ -542,13 +542,13 @@ def test_no_event_is_made_for_a_policy_that_does_not_override_observe(monkeypatc
     from loratory.serving.engine import Engine
     from loratory.serving.events import Served
 
-    def tellers(policy: Any) -> list[Any]:
+    def handlers(policy: Any) -> list[Any]:
         engine = Engine(world().config, world().adapters, policy, ToyCost())
-        return [engine._announcer.teller(kind) for kind in sorted(EVENTS, key=str)]
+        return [engine._announcer.handler(kind) for kind in sorted(EVENTS, key=str)]
 
-    assert set(tellers(Based())) == set(tellers(Plain())) == {None}
-    assert set(tellers(WithReservation(Based()))) == {None}
-    assert None in tellers(Told()) and sum(teller is not None for teller in tellers(Told())) == len(TOLD)
+    assert set(handlers(Based())) == set(handlers(Plain())) == {None}
+    assert set(handlers(WithReservation(Based()))) == {None}
+    assert None in handlers(Told()) and sum(handler is not None for handler in handlers(Told())) == len(TOLD)
     assert Served in TOLD and not {Decided, Stepped} & set(TOLD)
 
 
