@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,14 +18,26 @@ _ROOMS = ("serving", "policies", "sim", "executor", "scenarios", "reports")
 _NO_NAME = re.compile(r"cannot import name '(\w+)' from 'loratory\.policy'")
 
 
-def wrong_import(error: BaseException | None) -> str:
+def old_rooms() -> list[str]:
+    """Rooms that this process has imported under their old names, from the folder of Loratory."""
+    return [room for room in _ROOMS if _is_our_folder(room)]
+
+
+def forget(rooms: Collection[str]) -> None:
+    """Undo the import of rooms under their old names, so that the next policy is not blamed for it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in rooms]:
+        del sys.modules[name]
+
+
+def wrong_import(error: BaseException | None, before: Collection[str] = ()) -> str:
     """What a policy's import should be, in a sentence; empty where nothing, or something else, is wrong with it.
 
     ``error`` is what the import raised. Without one, a room may have been imported under its old name: in a checkout it
-    is a folder that Python finds, but its classes are not those of `loratory`.
+    is a folder that Python finds, but its classes are not those of `loratory`. ``before``: `old_rooms` before the
+    import.
     """
     if error is None:
-        twice = [room for room in _ROOMS if _is_our_folder(room)]
+        twice = [room for room in old_rooms() if room not in before]
         return _under_its_name(twice[0], "") if twice else ""
     if not isinstance(error, ImportError) or error.name is None:
         return ""

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import loratory.policies
 from loratory.errors import InputError, did_you_mean, several, shortened
-from loratory.experiment.policy_imports import wrong_import
+from loratory.experiment.policy_imports import forget, old_rooms, wrong_import
 from loratory.git_lfs import refuse_pointer
 from loratory.serving.eviction import SCORERS
 from loratory.serving.guest_errors import guest
@@ -201,18 +201,21 @@ def _module(head: str, spec: str) -> types.ModuleType:
 
 def _imported(spec: str, subject: str, name: str, load: Callable[[A], T], what: A) -> T:
     """`guest`, for an import: where it names what is missing, the error says what to import instead."""
+    before = old_rooms()
     try:
         found = guest(spec, subject, load, what)
     except InputError as error:
         cause = error.__cause__
         text = wrong_import(cause)
+        forget({*old_rooms()} - {*before})
         if isinstance(cause, ModuleNotFoundError) and name and cause.name == name.partition(".")[0]:
             hint = f"; did you mean 'loratory.{name}'?" if text else ": check it, or give a .py file"
             text = f"there is no module {_shown(name)}{hint}"
         if not text:
             raise
         raise InputError(shortened(f"policy {_shown(spec)}: {text}")) from cause
-    if text := wrong_import(None):
+    if text := wrong_import(None, before):
+        forget({*old_rooms()} - {*before})
         raise InputError(shortened(f"policy {_shown(spec)}: {text}"))
     return found
 
