@@ -32,7 +32,7 @@ _WHERE = {
 
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "serving")):
     raise ImportError(
-        "loratory/serving is not a folder: this checkout was made without symbolic links. Clone it again with "
+        "loratory/serving is not a folder: this checkout has no symbolic links. Clone it again with "
         "`git clone -c core.symlinks=true` (on Windows with developer mode on), or install a built wheel"
     )
 

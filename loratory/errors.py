@@ -1,4 +1,4 @@
-"""Errors a user can cause: each is one sentence that names the remedy."""
+"""Errors that a user can cause: each is one sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from itertools import islice
 
 LONGEST_MESSAGE = 400
-"""Characters that a message to a user may have; see `several` for lists and `shortened` for texts of others."""
+"""Most characters in a message to a user; `several` shortens lists, and `shortened` shortens texts from outside."""
 
 
 def several(names: Iterable[object], most: int = 5) -> str:
@@ -19,7 +19,7 @@ def several(names: Iterable[object], most: int = 5) -> str:
 
 
 def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """``text`` on one line, and where it has more than ``most`` characters, its middle replaced by ``...``."""
+    """``text`` on one line; if it has more than ``most`` characters, ``...`` replaces its middle."""
     line = " ".join(text.split())
     if len(line) <= most:
         return line
@@ -28,13 +28,13 @@ def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` where none is like it."""
+    """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` if none is similar."""
     near = nearest(word, known)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def nearest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """The names in ``known`` that ``word`` is most likely meant for, those that begin with it first."""
+    """The names in ``known`` that ``word`` most likely means, those that begin with it first."""
     near = get_close_matches(word, list(known), n=most, cutoff=0.5)
     return sorted(near, key=lambda name: not name.startswith(word))
 
@@ -45,7 +45,7 @@ def error_line(text: str) -> str:
 
 
 class LoratoryError(Exception):
-    """Base of every error Loratory raises on purpose; the command line prints its text and no traceback."""
+    """Base of every error that Loratory raises on purpose; the command line prints its text without a traceback."""
 
     exit_code = 1
 
@@ -61,15 +61,15 @@ class UnknownAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
 
 
 class RefusedAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
-    """The adapter one request asks for cannot be served; that request is refused, and nothing else is touched."""
+    """The adapter of one request cannot be served; that request is refused, and no other is affected."""
 
 
 class InvalidAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
-    """An adapter's files are refused. The text names the file, what is wrong with it, and how to mend it."""
+    """An adapter's files are refused. The text names the file, what is wrong with it, and the remedy."""
 
 
 class PolicyError(LoratoryError):
-    """A scheduling policy raised, or kept yielding actions without end; the run it was driving has stopped."""
+    """A scheduling policy raised, or yielded actions without end; its run has stopped."""
 
 
 class Interruption(KeyboardInterrupt):
@@ -77,10 +77,10 @@ class Interruption(KeyboardInterrupt):
 
 
 class PolicyTimeout(BaseException):
-    """Raised inside a policy's code that does not come back in time; ``text`` says where it was."""
+    """Raised inside a policy's code that does not return in time; ``text`` tells where it was."""
 
     text = ""
 
 
 class StalledError(LoratoryError):
-    """A run cannot go on: work is waiting, nothing is running, and no event can change that."""
+    """A run cannot continue: work is waiting, nothing is running, and no event can change that."""

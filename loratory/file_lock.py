@@ -1,4 +1,4 @@
-"""FileLock: a lock between processes that dies with its holder."""
+"""FileLock: a lock between processes that ends with its holder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import TracebackType
 class FileLock:
     """A held flock(2) on a file: shared or exclusive, freed by `release`, at the end of ``with``, or with its holder.
 
-    The lock belongs to this object, not to the process, so two threads exclude each other too. The file is never
-    deleted: whoever waits holds the same one.
+    The lock belongs to this object, not to the process, so two threads exclude each other as well. The file is never
+    deleted: all waiting processes must have the same file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -20,14 +20,14 @@ class FileLock:
 
     @classmethod
     def take(cls, path: Path, *, shared: bool = False) -> FileLock:
-        """Waits for the lock. Raises OSError when the file cannot be opened."""
+        """Waits for the lock. Raises OSError if the file cannot be opened."""
         lock = cls(_open(path))
         fcntl.flock(lock._held, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         return lock
 
     @classmethod
     def attempt(cls, path: Path) -> FileLock | None:
-        """The exclusive lock if nobody holds it in any way, else None."""
+        """The exclusive lock if it is free, else None."""
         lock = cls(_open(path))
         try:
             fcntl.flock(lock._held, fcntl.LOCK_EX | fcntl.LOCK_NB)

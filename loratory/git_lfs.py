@@ -1,4 +1,4 @@
-"""lfs_pointer, lfs_text, refuse_pointer: whether a file is the stand-in that a clone without Git LFS has for it."""
+"""Git LFS: whether a file is the pointer that a clone without Git LFS has in place of it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from loratory.errors import InputError
 
 HEAD_BYTES = 64
-"""How much of a file `lfs_pointer` needs."""
+"""Number of bytes of a file that `lfs_pointer` needs."""
 
 LFS_POINTER = "is a Git LFS pointer, not the file: run git lfs pull"
-"""What a message has after the file's name."""
+"""The text of a message after the file's name."""
 
 _BEGINNINGS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 
 
 def lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` (`HEAD_BYTES`, or all it has) is a Git LFS pointer.
+    """Whether a file that begins with ``head`` (`HEAD_BYTES`, or the whole file) is a Git LFS pointer.
 
     By https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md its first line is ``version`` and a URL, the older of
     which names Hawser, as Git LFS was called.
@@ -33,9 +33,9 @@ def lfs_text(text: str) -> bool:
 
 
 def refuse_pointer(path: Path, subject: str = "") -> None:
-    """Raises `InputError` for a file that is a Git LFS pointer; ``subject`` goes before its name, such as "registry ".
+    """Raises `InputError` for a file that is a Git LFS pointer; ``subject`` precedes its name, such as "registry ".
 
-    A file that is not there or cannot be read is left to whoever reads it.
+    It ignores a file that is missing or cannot be read: the file's reader reports that.
     """
     try:
         with path.open("rb") as file:

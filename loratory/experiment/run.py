@@ -171,7 +171,7 @@ def _run_one(
     backend: Backend,
     leavings: Leavings = (),
 ) -> RunReport:
-    """One policy and seed: run, record, measure. ``leavings`` are removed should the policy take the process down."""
+    """One policy and seed: run, record, measure. ``leavings`` are removed if the policy takes the process down."""
     if not len(workload):
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
@@ -252,7 +252,7 @@ def _info(
 
 
 def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
-    """What each adapter that exists stands for, by its name; those a scenario makes up are left out."""
+    """The identity of each adapter that exists, by name; adapters that a scenario makes up have none."""
     return {
         adapter.name: {"lora_int_id": adapter.lora.lora_int_id, "version": adapter.version, "digest": adapter.digest}
         for adapter in built.adapters

@@ -19,7 +19,7 @@ REPRODUCTIONS: dict[str, str] = {
     "shapes": "Shapes: SGLang issues, a vLLM queue, Punica's popularity",
     "roofline": "Kernel and step times of A100, H100 and H200",
 }
-"""What can be reproduced, in the order of docs/fidelity.md."""
+"""The reproductions, in the order of docs/fidelity.md."""
 
 
 def reproduce(name: str) -> Reproduction:

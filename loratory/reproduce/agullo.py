@@ -19,7 +19,7 @@ from loratory.sim.cost import kv_blocks
 
 SCENARIO = "published/agullo-h100"
 RATES = (0.1, 0.05, 0.025)
-"""Requests/s of an adapter; a third of the adapters has each."""
+"""Requests/s of an adapter; each rate holds for a third of the adapters."""
 
 Cell = tuple[int, int]
 """Slots (max_loras) and adapters."""
@@ -33,7 +33,7 @@ SMALL_TTFT_MS, LARGE_TTFT_MS = 100.0, 1000.0
 
 @dataclass(frozen=True, slots=True)
 class CellFigures:
-    """What was measured, or simulated, in a cell that ran. ``running``: mean requests that run at a time."""
+    """The figures of a cell that ran, measured or simulated. ``running``: mean number of running requests."""
 
     completed: float
     itl_ms: float
@@ -41,18 +41,18 @@ class CellFigures:
     running: float
     preemptions: int = 0
     kv_peak: float = 0.0
-    """Largest share of the KV blocks in use at the start of a step; published cells do not have it."""
+    """Largest share of the KV blocks in use at the start of a step; not known for published cells."""
 
     @property
     def side(self) -> str:
-        """On which side of the two marks the median TTFT lies."""
+        """The side of the two marks on which the median TTFT lies."""
         if self.ttft_p50_ms < SMALL_TTFT_MS:
             return "below 100 ms"
         return "above 1 s" if self.ttft_p50_ms > LARGE_TTFT_MS else "between"
 
 
 def published_cells() -> dict[Cell, CellFigures | None]:
-    """Every cell of the published runs; None where the server ran out of memory and did not start."""
+    """Every cell of the published runs; None if the server ran out of memory and did not start."""
     path = published_folder() / "measured" / "agullo_h100_vllm085_llama31_8b_r16.csv"
     cells: dict[Cell, CellFigures | None] = {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -70,7 +70,7 @@ def published_cells() -> dict[Cell, CellFigures | None]:
 
 
 def changes(cell: Cell) -> tuple[str, ...]:
-    """The ``--set`` changes that make the scenario a cell. Higher rates get what thirds leave over."""
+    """The ``--set`` changes that turn the scenario into a cell. Higher rates get the remainder of the thirds."""
     slots, adapters = cell
     counts = [(adapters + 2 - turn) // 3 for turn in range(3)]
     groups = [f"{{count: {count}, rate: {rate}}}" for count, rate in zip(counts, RATES, strict=True)]
@@ -78,7 +78,7 @@ def changes(cell: Cell) -> tuple[str, ...]:
 
 
 def blocks(cell: Cell) -> int | None:
-    """KV blocks by the memory model; None where the model says that vLLM does not start."""
+    """KV blocks by the memory model; None if vLLM does not start according to the model."""
     scenario = load_scenario(SCENARIO, changes(cell))
     try:
         return build(scenario).engine.num_gpu_blocks
@@ -102,7 +102,7 @@ def figures_of(run: dict[str, Any], kv_blocks: int) -> CellFigures:
 
 
 def simulate_cells(cells: list[Cell]) -> dict[Cell, CellFigures | None]:
-    """The figures of each cell; None where the memory model says that it does not start."""
+    """The figures of each cell; None if it does not start according to the memory model."""
     pools = {cell: blocks(cell) for cell in cells}
     started = [cell for cell in cells if pools[cell] is not None]
     runs = run_cases([Case(SCENARIO, changes(cell)) for cell in started])
@@ -163,7 +163,7 @@ def run_checks(
 ) -> list[Check]:
     """The promises on the runs.
 
-    "Right side" is read strictly: a published median TTFT between the two marks must be between them here too.
+    "Right side" is strict: a published median TTFT between the two marks must be between them here as well.
     """
     both = {cell: (t, o) for cell, t in published.items() if t is not None and (o := simulated[cell]) is not None}
     completed, itl = METRICS["completed"], METRICS["itl_ms"]
@@ -190,7 +190,7 @@ def run_checks(
 
 
 def cliff_checks(simulated: dict[Cell, CellFigures]) -> list[Check]:
-    """The cliff of over-provisioned slots: 128 slots serve less than 64 at 320 adapters and more, for want of KV."""
+    """The cliff of over-provisioned slots: from 320 adapters on, 128 slots serve less than 64, for lack of KV cache."""
     cliff = {cell for cell in simulated if cell[0] == 128 and cell[1] >= 320}
     served = max(simulated[cell].completed / simulated[64, cell[1]].completed for cell in cliff)
     return [
@@ -246,6 +246,6 @@ NOT_MODELLED = (
     "low.",
     "HTTP and tokenisation: about 8 ms of the median TTFT where no request waits.",
     "Arrivals and lengths are drawn, not replayed. By chance, the completed requests of cells with a few thousand "
-    "requests differ by up to 4 %. There the published numbers are below what the rates lead one to expect, and the "
-    "simulated ones are near it.",
+    "requests differ by up to 4 %. There the published numbers are below what the rates suggest, and the simulated "
+    "ones are close to it.",
 )

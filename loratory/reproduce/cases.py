@@ -25,19 +25,19 @@ class Case:
 
 
 def run_case(case: Case) -> list[dict[str, Any]]:
-    """The runs of a case, one a policy and seed, as in summary.json (docs/reports.md)."""
+    """The runs of a case, one per policy and seed, as in summary.json (docs/reports.md)."""
     scenario = load_scenario(case.scenario, case.changes, case.policies)
     runs: list[dict[str, Any]] = run_scenario(scenario, decisions=False)["runs"]
     return runs
 
 
 def run_cases(cases: Sequence[Case], jobs: int | None = None) -> list[list[dict[str, Any]]]:
-    """`run_case` of each, in order, on ``jobs`` processes (by default one a processor)."""
+    """`run_case` of each, in order, on ``jobs`` processes (by default one per processor)."""
     return over(run_case, cases, jobs)
 
 
 def over(function: Callable[[Any], T], items: Sequence[Any], jobs: int | None = None) -> list[T]:
-    """``function`` of each item, in order, on ``jobs`` processes; the function must be a module's own."""
+    """``function`` of each item, in order, on ``jobs`` processes; the function must be defined in a module."""
     jobs = min(jobs or os.cpu_count() or 1, len(items))
     if jobs <= 1:
         return [function(item) for item in items]

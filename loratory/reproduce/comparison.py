@@ -1,4 +1,4 @@
-"""Comparison: published figures beside simulated ones, and the checks that say whether a reproduction holds."""
+"""Comparison: published figures beside simulated ones, and the checks that decide whether a reproduction holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Literal
 class Row:
     """One published figure and its simulation.
 
-    ``case`` says which run ("rate 2, 200 adapters"), ``metric`` which figure, with its unit ("throughput, req/s").
-    ``published`` may be a word where the publication has one ("OOM"), and then ``simulated`` is one too. ``use`` is
-    "fit" where the figure helped to set a constant, else "test": a prediction.
+    ``case`` names the run ("rate 2, 200 adapters"), ``metric`` the figure, with its unit ("throughput, req/s").
+    ``published`` may be a word if the publication has one ("OOM"); then ``simulated`` is a word as well. ``use`` is
+    "fit" if the figure was used to fit a constant, else "test": a prediction.
     """
 
     case: str
@@ -32,10 +32,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A promise on a reproduction: ``value`` is at most ``limit`` (or at least, where ``at_least``).
+    """A promise on a reproduction: ``value`` is at most ``limit`` (or at least, with ``at_least``).
 
-    ``note`` explains a promise that is not kept: why, and by what evidence. Such a check is a strict expected
-    difference: its test fails when the value leaves ``expected`` (lowest, highest), better or worse. ``metric``: the
+    ``note`` explains a promise that is not kept, with the evidence. Such a check is a strict expected difference: its
+    test fails if the value leaves ``expected`` (lowest, highest), for better or worse. ``metric``: the
     metric whose relative error ``limit`` bounds, if it does; plots show it as a band.
     """
 
@@ -54,14 +54,14 @@ class Check:
 
     @property
     def as_expected(self) -> bool:
-        """Whether it holds, or misses exactly as its note says."""
+        """Whether it holds, or misses exactly as its note describes."""
         if self.expected is None:
             return self.holds
         return not self.holds and self.expected[0] <= self.value <= self.expected[1]
 
     @property
     def verdict(self) -> Literal["holds", "expected difference", "FAILS"]:
-        """In a word or two; a note whose promise is kept after all fails as well, since it no longer says the truth."""
+        """The verdict in words. A check with a note also fails if its promise is kept: the note is then false."""
         if not self.as_expected:
             return "FAILS"
         return "holds" if self.expected is None else "expected difference"
@@ -69,11 +69,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What came of simulating one publication.
+    """The result of simulating one publication.
 
-    ``scenarios``: the files under scenarios/published/ anyone can run. ``fitted``: in a sentence or two, which
+    ``scenarios``: its files under scenarios/published/, which anyone can run. ``fitted``: in a sentence or two, which
     constants come from where, and which published rows were used to fit. ``not_modelled``: what the system did that
-    the simulation leaves out, and where errors are largest.
+    the simulation omits, and where errors are largest.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Reproduction:
 def mean_error(rows: tuple[Row, ...] | list[Row], metric: str, *, symmetric: bool = False) -> float:
     """Mean absolute relative error of a metric over its test rows, as a share.
 
-    ``symmetric``: |simulated - published| / ((simulated + published) / 2), as in Agullo et al. Raises `ValueError` when
+    ``symmetric``: |simulated - published| / ((simulated + published) / 2), as in Agullo et al. Raises `ValueError` if
     no test row has the metric.
     """
     errors: list[float] = []

@@ -1,4 +1,4 @@
-"""Kernel times: published times of linear layers, decode steps and prefills, and what a cost model says of them."""
+"""Kernel times: published times of linear layers, decode steps and prefills, and the predictions of a cost model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loratory.sim.catalogue import gpu, model
 from loratory.sim.cost import RooflineCost, RooflineOptions
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 1024, 256
-"""Of AIConfigurator's runs."""
+"""Tokens of AIConfigurator's runs."""
 
 TimeKind = Literal["linear", "decode", "prefill"]
 
@@ -25,7 +25,7 @@ class PublishedTime:
     measured_s: float
 
     def predicted_s(self, options: RooflineOptions | None = None) -> float:
-        """Seconds the roofline says; a decode step is at the run's mean context."""
+        """Seconds by the roofline; a decode step is at the run's mean context."""
         if self.kind == "linear":
             return RooflineCost(model("llama-2-7b"), gpu(self.gpu), options=options).linear_seconds(self.size)
         return RooflineCost(model("llama-3.1-8b"), gpu(self.gpu), options=options).step_seconds(self.shape)

@@ -1,4 +1,4 @@
-"""Page: the generated blocks of docs/fidelity.md, one a reproduction.
+"""Page: the generated blocks of docs/fidelity.md, one per reproduction.
 
 A block begins with ``<!-- made by: loratory reproduce NAME -->`` and ends with ``<!-- end -->``.
 """
@@ -11,13 +11,13 @@ from loratory.errors import InputError
 
 
 def block(text: str, name: str) -> str | None:
-    """What is between a reproduction's marks; None where the page has none."""
+    """The text between a reproduction's marks; None if the page has none."""
     found = _pattern(name).search(text)
     return None if found is None else found[2]
 
 
 def with_block(text: str, name: str, content: str) -> str:
-    """The page with the block of a reproduction replaced. Raises `InputError` where it has none."""
+    """The page with the block of a reproduction replaced. Raises `InputError` if the page has none."""
     if block(text, name) is None:
         raise InputError(
             f"the page has no block for {name}: write <!-- made by: loratory reproduce {name} --> <!-- end -->"

@@ -1,4 +1,4 @@
-"""Plot: published against simulated figures, one panel a metric, legible in black and white."""
+"""Plot: published against simulated figures, one panel per metric, legible in black and white."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BAND = 0.10
-"""Drawn where no check bounds the relative error of the metric."""
+"""Relative error that is drawn as a band if no check bounds the metric's."""
 
 _LOG_FROM = 20.0
-"""Axes are logarithmic where the largest figure is so many times the smallest."""
+"""Axes are logarithmic if the largest figure is at least this multiple of the smallest."""
 
 
 def plot(found: Reproduction) -> str | None:
-    """An SVG; None where the reproduction has no numbers to compare."""
+    """An SVG; None if the reproduction has no numbers to compare."""
     metrics: dict[str, list[Row]] = {}
     for row in found.rows:
         if not isinstance(row.published, str) and not isinstance(row.simulated, str):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from loratory.reproduce.comparison import Check, Reproduction, Row
 
 _SIDE_BY_SIDE = 3
-"""So many metrics of the same cases share a grid."""
+"""Most metrics of the same cases in a grid."""
 
 _FOLDED_ROWS = 40
-"""A page folds away more published figures than this."""
+"""A page folds away tables with more published figures than this."""
 
 FIT_MARK = "*"
 
@@ -33,19 +33,19 @@ class Grid:
 
 
 def number(value: float | str) -> str:
-    """Four digits, or all of a whole number's; a word stays."""
+    """A number with four digits, or with all digits of a whole number; a word unchanged."""
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def checks_grid(found: Reproduction) -> Grid:
-    """One row a check, with its verdict."""
+    """One row per check, with its verdict."""
     return Grid(["check", "value", "limit", "verdict"], [_check(check) for check in found.checks], (0, 3))
 
 
 def metrics_grid(found: Reproduction) -> Grid:
-    """One row a metric: how many figures were used to fit, and the errors of the others."""
+    """One row per metric: how many figures were used to fit, and the errors of the others."""
     rows = []
     for metric in dict.fromkeys(row.metric for row in found.rows):
         mine = [row for row in found.rows if row.metric == metric]
@@ -84,7 +84,7 @@ def figures_grids(found: Reproduction) -> list[Grid]:
 
 
 def markdown(found: Reproduction) -> str:
-    """The block of docs/fidelity.md; the heading is the page's."""
+    """The block of docs/fidelity.md; the page has the heading."""
     parts = [f"Source: {found.source}."]
     if found.scenarios:
         parts.append("Run it: " + ", ".join(f"`loratory run {name}`" for name in found.scenarios) + ".")
@@ -103,7 +103,7 @@ def markdown(found: Reproduction) -> str:
 
 
 def headline(found: Reproduction) -> str:
-    """One line: how the checks stand."""
+    """One line: the state of the checks."""
     verdicts = [check.verdict for check in found.checks]
     counts = [f"{verdicts.count(v)} {w}" for v, w in _COUNTED if v in verdicts]
     return f"{found.name}: {found.title}: {', '.join(counts) or 'no checks'}"
@@ -115,7 +115,7 @@ _COUNTED = (("holds", "hold"), ("expected difference", "differ as expected"), ("
 def _figures(found: Reproduction) -> list[str]:
     grids = [grid.markdown() for grid in figures_grids(found)]
     if any(row.use == "fit" for row in found.rows):
-        grids.insert(0, f"{FIT_MARK} marks a published figure that helped to set a constant.".replace("*", "\\*"))
+        grids.insert(0, f"{FIT_MARK} marks a published figure that was used to fit a constant.".replace("*", "\\*"))
     if len(found.rows) <= _FOLDED_ROWS:
         return grids
     return [f"<details><summary>All {len(found.rows)} published figures</summary>", *grids, "</details>"]

@@ -16,7 +16,7 @@ LIMIT = 0.15
 """Largest relative error of any row."""
 
 _UNSEEN_GPUS = ("h200", "h100-80gb")
-"""GPUs whose constants the figures of others give: the A100 is the only one of its architecture."""
+"""GPUs whose constants come from the figures of others; the A100 is the only GPU of its architecture."""
 
 
 def reproduce() -> Reproduction:
@@ -54,7 +54,7 @@ def reproduce() -> Reproduction:
         not_modelled=(
             "Tile and wave quantisation of GEMMs, padding of CUDA-graph batches, power capping.",
             "Errors are largest for small batches on the H200 when its own figures are left out (the H100's step at "
-            "batch 1 leaves next to no overhead, the H200's leaves half a millisecond), and for the prefill of one "
+            "batch 1 leaves almost no overhead, but the H200's leaves half a millisecond), and for the prefill of one "
             "1024-token prompt.",
         ),
     )

@@ -1,4 +1,4 @@
-"""shapes: two SGLang issues, a vLLM queue and Punica's flat throughput; the form of a result rather than its digits."""
+"""shapes: two SGLang issues, a vLLM queue and Punica's flat throughput: the shape of results, not their digits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUEUE = {
     "fifo": "R1 R2 R3 R4 R5 R6 R7 R12 R13 R14 R15 R16",
     "fifo:strict=true": "R1 R2 R3 R4 R5 R6 R7",
 }
-"""Who is scheduled first; vLLM pull request 15422."""
+"""Which requests are scheduled first; vLLM pull request 15422."""
 
 PUNICA_13B_TOKENS_PER_S = 693.0
 PUNICA_LOAD_S = 0.002
@@ -47,7 +47,7 @@ def reproduce() -> Reproduction:
         not_modelled=(
             "SGLang 17913 measured one draw of 200 requests. The simulation draws twenty, whose means differ by up to "
             "a factor of two. The step time of that SGLang version is not known; with the roofline's, the P50 agrees.",
-            "SGLang 13349 does not tell the rank, the lengths that were drawn, or when outputs ended. With a "
+            "SGLang 13349 does not state the rank, the lengths that were drawn, or when outputs ended. With a "
             "scheduler that stops at the first request without a slot, the median is 3 times the published one. With "
             "one that skips such requests, half of the requests starve, and the median is below or above, depending "
             "on the seed.",
@@ -63,7 +63,7 @@ def _over_seeds(runs: list[dict[str, Any]], policy: str, metric: str, statistic:
 
 
 def _starvation() -> tuple[list[Row], list[Check]]:
-    """SGLang 17913: greedy skip starves, drain bounds the wait."""
+    """SGLang 17913: greedy skip starves requests, drain bounds the wait."""
     runs = run_case(Case("published/sglang-17913"))
     found = {statistic: _over_seeds(runs, "fifo", "e2e_s", statistic) for statistic in STARVED}
     case = "SGLang 17913, greedy skip, mean of 20 seeds"
@@ -135,8 +135,8 @@ def _queue() -> tuple[list[Row], list[Check]]:
 def popularities() -> dict[str, tuple[str, ...]]:
     """Punica's four, as changes of the scenario.
 
-    Distinct draws from 1,000; in skewed each of 15 is wanted 1.5 times as often as the next; uniform has the root of
-    1,000.
+    Distinct draws from 1,000; in skewed, each of 15 is requested 1.5 times as often as the next; uniform has the root
+    of 1,000.
     """
     skewed = ", ".join(f"{1.5**-place:.6g}" for place in range(15))
     return {

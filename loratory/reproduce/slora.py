@@ -56,7 +56,7 @@ class PublishedRun:
 
     @property
     def fitted(self) -> bool:
-        """Whether it helped to set a constant."""
+        """Whether it was used to fit a constant."""
         return self.case in FITTED
 
 
@@ -103,7 +103,7 @@ def figures(run: dict[str, Any]) -> BenchmarkFigures:
 
 
 def simulate(runs: Sequence[PublishedRun]) -> list[BenchmarkFigures]:
-    """Each run's simulation. One takes a tenth of a second, so they share no processes."""
+    """Each run's simulation. One takes a tenth of a second, so they run in one process."""
     return [figures(found[0]) for found in run_cases([run.simulation for run in runs], jobs=1)]
 
 
@@ -128,7 +128,7 @@ def reproduce() -> Reproduction:
         rows=tuple(rows),
         checks=tuple(_checks(found, rows)),
         not_modelled=(
-            "HTTP, tokenising and detokenising: measured first tokens come about 0.1 s later.",
+            "HTTP, tokenising and detokenising: measured first tokens are about 0.1 s later.",
             "The effect of the longest request on a decode step: one constant per KV token stands for batches of mixed "
             "lengths, which take twice the time of a batch of equal lengths.",
             "The copies by which separate memory grows and shrinks its adapter buffer.",

@@ -1,4 +1,4 @@
-"""vllm032: vLLM 0.32 on two CPU cores; its recorded steps replayed, its busier run predicted from the calmer."""
+"""vllm032: vLLM 0.32 on two CPU cores; its recorded steps replayed, its busier run predicted from the calmer one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_MODELLED = (
     "Because of these steps, and of the prompts that they hit, the simulated P95 TTFT (15 requests) is 12 % too "
     "short, although the profile was fitted to this run. Without the 14 requests in such steps the measured P95 is 3 "
     "% lower.",
-    "What LoRA costs apart from the base model: in both runs every request has an adapter. The recorded steps show "
+    "The cost of LoRA apart from the base model: in both runs every request has an adapter. The recorded steps show "
     "0.6 ms per prompt token and 2 ms per prompt, base model and adapter together, rather than 1.5 ms per LoRA token.",
     "The order in which vLLM's slot cache and host cache evict adapters that were last used in the same step.",
 )
@@ -63,7 +63,7 @@ def reproduce() -> Reproduction:
 
 
 def composition(step: ReplayedStep) -> Composition:
-    """A replayed step in the words of the steps files."""
+    """A replayed step in the form of the steps files."""
     s = step.shape
     prefill = (s.prefill_tokens, step.lora_prefill_tokens)
     return Composition(*prefill, s.decode_seqs, s.kv_tokens, s.prefill_seqs + s.decode_seqs, s.distinct_adapters)
@@ -80,7 +80,7 @@ def step_ending_at(steps: Sequence[RecordedStep], seconds: Sequence[float]) -> l
 
 
 def _replay_rows(run: RecordedRun) -> list[Row]:
-    """How many steps and tokens of the replay differ from what was recorded."""
+    """How many steps and tokens of the replay differ from the recording."""
     played, unfinished = replayed(run)
     steps, requests = run.recording.steps, run.recording.requests
     differing = sum(composition(step) != wanted for step, wanted in zip(played, run.compositions, strict=True))

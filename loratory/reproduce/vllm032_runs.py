@@ -33,10 +33,10 @@ class Composition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """One run as measured: absolute seconds, one entry a request and one a step, in order of arrival and of start.
+    """One run as measured: absolute seconds, one entry per request and one per step, in order of arrival and of start.
 
-    ``recording`` holds the requests at the second the engine took them in (``added_s``); ``arrival_s`` is when the load
-    generator meant them to come.
+    ``recording`` holds the requests at the time when the engine received them (``added_s``); ``arrival_s`` is when the
+    load generator intended to send them.
     """
 
     name: RunName
@@ -48,12 +48,12 @@ class RecordedRun:
 
     @property
     def ttft_s(self) -> list[float]:
-        """Seconds from arrival to first token, one a request."""
+        """Seconds from arrival to first token, one per request."""
         return [first - arrival for first, arrival in zip(self.first_token_s, self.arrival_s, strict=True)]
 
     @property
     def e2e_s(self) -> list[float]:
-        """Seconds from arrival to the last token, one a request."""
+        """Seconds from arrival to the last token, one per request."""
         return [finish - arrival for finish, arrival in zip(self.finish_s, self.arrival_s, strict=True)]
 
 
@@ -81,7 +81,7 @@ def recorded(name: RunName) -> RecordedRun:
 
 
 def replayed(run: RecordedRun) -> tuple[list[ReplayedStep], int]:
-    """The run through our engine under ``fifo`` with its recorded times, and how many requests it left unfinished."""
+    """The run through Loratory's engine under ``fifo`` with recorded times, and the number of unfinished requests."""
     scenario = load_scenario(f"published/vllm032-cpu-{run.name}")
     adapters = build_adapters(scenario, lambda rank: 0)
     engine = Engine(scenario.engine, adapters, Fifo(), LinearCost(LinearOptions()))

@@ -1,4 +1,4 @@
-"""vtc: VTC (OSDI 2024) on an A10G: how far two clients' service drifts apart, with a fair scheduler and with FCFS."""
+"""vtc: VTC (OSDI 2024) on an A10G: how far the service of two clients diverges, with a fair scheduler and with FCFS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOUND = 40_000.0
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Figures of one experiment: service gaps, weighted tokens, and requests/s where its result files are published."""
+    """Figures of one experiment: service gaps, weighted tokens, and requests/s if its result files are published."""
 
     scenario: str
     vtc_gap: float
@@ -45,7 +45,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """What came of a run: the gap at each ``times``, s; ``backlogged``: the largest of Loratory's own measure."""
+    """The result of a run: the gap at each ``times``, s; ``backlogged``: the largest of Loratory's own measure."""
 
     times: Floats
     gap: Floats
@@ -59,7 +59,7 @@ class Simulated:
 
     @property
     def final(self) -> float:
-        """The gap when the last request comes."""
+        """The gap when the last request arrives."""
         return float(self.gap[-1])
 
     @property
@@ -115,8 +115,8 @@ def accumulated_gap(demand: Demand, times: Floats) -> Floats:
     """The artifact's measure (fair_bench/plot/visualize.py): the largest minus the least service since the start.
 
     A request's whole service, prompt + 2 output tokens, is spread evenly from its first token to its end. Unlike
-    `loratory.reports.tenant_service.service_gap` it goes on counting while a client has nothing waiting, and one
-    origin serves all.
+    `loratory.reports.tenant_service.service_gap` it continues to count while a client has nothing waiting, and there is
+    one origin.
     """
     service, span = service_of(demand), np.maximum(demand.finish - demand.first, 1e-9)
     clients = int(demand.tenant.max()) + 1
@@ -178,22 +178,22 @@ def _checks(figures: Published, vtc: Simulated, fcfs: Simulated, longer: Simulat
 
 FITTED = (
     "Nothing was fitted to these experiments. Step times are those of the artifact's A10G profile plus 2.2 ms per "
-    "iteration, which is what S-LoRA takes on top of that profile: the profile times the model alone, but the "
+    "iteration, which S-LoRA takes on top of that profile: the profile times the model alone, but the "
     "experiments ran in S-LoRA's server. Requests come from the artifact's generator with seed 42. The published "
     "throughputs were not used for either."
 )
 
 NOT_MODELLED = (
-    "The first seconds of a VTC run decide how it goes: which requests arrive before which look of the router at the "
+    "The first seconds of a VTC run decide its outcome: which requests arrive before which look of the router at the "
     "queue. From then on admissions depend on token counts only. Other offsets of the clients' first requests (seeds "
     "43 to 66) give largest gaps of 8,857 to 12,317 in vtc-overload and of 7,326 to 9,631 in vtc-on-off. Decode steps "
     "that are 0.6 ms shorter or longer give 9,615 to 11,171, 7,376 to 9,083, and 20,697 to 21,928 in vtc-short-long. "
-    "There the long client asks for barely more than its half, and with other Poisson draws it causes the gap itself.",
-    "The publication does not tell how often it sampled the gaps. Loratory samples every second; at the 19 times of "
+    "There the long client requests barely more than its half, and with other Poisson draws it causes the gap itself.",
+    "The publication does not state how often it sampled the gaps. Loratory samples every second; at the 19 times of "
     "the artifact's plots its gaps are 9,285, 7,573 and 18,471.",
     "Cold start: in the published VTC overload run the first token took 3.3 s, in the simulation 0.06 s.",
     "HTTP, tokenisation and the streaming of tokens: the published first token of an idle server takes 0.13 s. "
     "Throughput of the evenly spaced experiments is 2 to 4 % too high.",
     "The artifact charges an output token before its decode step, and does not charge the token of a prefill; of two "
-    "clients with equal counters it serves the one that came first. Loratory charges every token when it exists.",
+    "clients with equal counters it serves the one that arrived first. Loratory charges every token when it exists.",
 )

@@ -2,7 +2,7 @@
 
     python -m loratory.reproduce.fit.agullo
 
-Four constants are fitted to the mean inter-token latency (ITL) of `FIT_CELLS`, nothing else. It is the mean step
+Four constants are fitted to the mean inter-token latency (ITL) of `FIT_CELLS`, and to nothing else. It is the mean step
 duration, each step weighted by the sequences that decode in it; a step is linear in the constants, so each cell gives
 one equation whose coefficients are weighted means of batch sizes. Those means come from simulating the cell, and
 depend on the constants in turn: fit and simulation alternate until they agree.
@@ -41,7 +41,7 @@ ROUNDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """Of one simulated cell, over its output tokens: seconds a step waited for loads, and what else it consisted of."""
+    """Means of one simulated cell over its output tokens: seconds that a step waited for loads, and its composition."""
 
     load_s: float
     decode_seqs: float
@@ -91,7 +91,7 @@ def simulated(work: tuple[Cell, Mapping[str, float]]) -> Means:
 
 
 def equations(means: list[Means], itl_s: list[float], fixed: Mapping[str, float]) -> dict[str, float]:
-    """The `FITTED` constants, none negative, that bring each cell's ITL nearest, relative errors squared."""
+    """The `FITTED` constants, none negative, that fit each cell's ITL best, by squared relative errors."""
     target = np.array(itl_s)
     matrix = np.array([(1.0, m.decode_seqs, m.adapters, m.slot_tokens) for m in means])
     rest = np.array(

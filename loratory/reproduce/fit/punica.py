@@ -14,7 +14,7 @@ TOKENS_PER_S = 1044.0
 
 
 def tokens_per_s(*changes: str) -> float:
-    """Output tokens a second of the scenario under changes."""
+    """Output tokens/s of the scenario under changes."""
     (run,) = run_case(Case(SCENARIO, changes))
     return float(run["throughput"]["output_tokens_per_s"])
 

@@ -3,11 +3,11 @@
 Each constant is solved from the figures that show it alone, GPU by GPU, and averaged over the GPUs:
 
     memory     linear layers at 1 token: all time is reading weights
-    compute    linear layers at 4096 tokens, memory time taken out of the root of the sum of squares
-    attention  slope of the decode step from batch 1 to 32, other kernels taken out, A100 and H100
-    overhead   what is left of the decode step at batch 1, by architecture
+    compute    linear layers at 4096 tokens, with memory time removed from the root of the sum of squares
+    attention  slope of the decode step from batch 1 to 32, without the other kernels, A100 and H100
+    overhead   the rest of the decode step at batch 1, by architecture
 
-The efficiencies in `loratory.sim.cost.roofline` are these, rounded. The linear layers at 512 tokens were looked at to
+The efficiencies in `loratory.sim.cost.roofline` are these, rounded. The linear layers at 512 tokens were used to
 choose the root of the sum of squares over the plain maximum. Everything else is a prediction.
 """
 
@@ -26,7 +26,7 @@ _SLOPE_TO = 32
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Efficiencies as shares of the datasheet's numbers; ``layer_overhead_s`` by architecture, a layer."""
+    """Efficiencies as shares of the datasheet's numbers; ``layer_overhead_s`` by architecture, per layer."""
 
     memory: float
     compute: float
@@ -34,7 +34,7 @@ class Constants:
     layer_overhead_s: dict[str, float]
 
     def options(self, card: str) -> RooflineOptions:
-        """The roofline's options for a GPU. Raises `KeyError` when no figure of its architecture was used."""
+        """The roofline's options for a GPU. Raises `KeyError` if no figure of its architecture was used."""
         return RooflineOptions(
             memory_efficiency=self.memory,
             compute_efficiency=self.compute,
@@ -44,7 +44,7 @@ class Constants:
 
 
 def used(figure: PublishedTime) -> bool:
-    """Whether a figure helped to set a constant or the form of the model."""
+    """Whether a figure was used to fit a constant or to choose the form of the model."""
     if figure.kind == "linear":
         return figure.size in (1, 512, 4096)
     return figure.kind == "decode" and (figure.size == 1 or (figure.size == _SLOPE_TO and figure.gpu != "h200"))
@@ -89,7 +89,7 @@ def _compute(card: str, measured_s: float, memory: float) -> float:
 
 
 def _attention(card: str, one_s: float, many_s: float, options: RooflineOptions) -> float:
-    """Share of bandwidth at which the KV cache is read: the larger batch's further bytes over its further seconds."""
+    """Share of bandwidth at which the KV cache is read: extra bytes of the larger batch over its extra seconds."""
     spec = model("llama-3.1-8b")
     cost = RooflineCost(spec, gpu(card), options=options)
     rest = []

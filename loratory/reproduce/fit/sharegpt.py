@@ -3,7 +3,7 @@
     python -m loratory.reproduce.fit.sharegpt ShareGPT_V3_unfiltered_cleaned_split.json > sharegpt_lengths.csv
 
 The first two turns of each conversation of two turns or more; prompts of 4 to 1,024 tokens, outputs of 4 or more,
-2,048 together at most. No tokenizer is at hand, so tokens are estimated from the text (a word of up to eight letters,
+2,048 together at most. No tokenizer is available, so tokens are estimated from the text (a word of up to eight letters,
 three digits, or a run of punctuation is one) and then scaled, prompts and outputs each by one factor, to the means
 Agullo et al. log for Llama-3.1's tokenizer: 53,946,690 prompt and 47,536,914 output tokens in 241,920 requests.
 """
@@ -27,7 +27,7 @@ _PIECE = re.compile(r"[^\r\n\w]?[^\W\d_]+|\d{1,3}| ?[^\s\w]+[\r\n]*|\s*[\r\n]+|\
 
 
 def estimated_tokens(text: str) -> int:
-    """About how many tokens a byte-pair tokenizer makes of ``text``."""
+    """Approximate number of tokens that a byte-pair tokenizer makes of ``text``."""
     tokens = 0
     for piece in _PIECE.findall(text):
         word = piece.strip()
@@ -39,7 +39,7 @@ def estimated_tokens(text: str) -> int:
 
 
 def conversations(text: str) -> list[dict[str, Any]]:
-    """The conversations in the file; where it is cut short, those that are whole."""
+    """The conversations in the file; only the complete ones if it is truncated."""
     try:
         found: list[dict[str, Any]] = json.loads(text)
     except json.JSONDecodeError:
@@ -48,7 +48,7 @@ def conversations(text: str) -> list[dict[str, Any]]:
 
 
 def pairs(prompts: Floats, outputs: Floats) -> tuple[Ints, Ints]:
-    """`PAIRS` whole lengths spread evenly over the outputs, scaled so that the published means come out."""
+    """`PAIRS` whole lengths spread evenly over the outputs, scaled to the published means."""
     prompt_scale = output_scale = 1.0
     for _ in range(50):
         p, o = np.rint(prompts * prompt_scale), np.rint(outputs * output_scale)

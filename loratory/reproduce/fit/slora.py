@@ -25,7 +25,7 @@ A100_LINEAR_7B_S = {1: 8.5e-3, 512: 30.5e-3, 4096: 238e-3}
 
 _SHORTEST_TOKENS = 64
 """Profile rows with shorter prompts or outputs are left out: a single decode step has no warm-up, and prompts of 8 to
-32 tokens in batches of hundreds have costs by the request that serving never sees."""
+32 tokens in batches of hundreds have costs per request that never occur in serving."""
 
 ConstantValues = dict[str, float]
 
@@ -42,8 +42,7 @@ def profile() -> ConstantValues:
     """Decode and prefill constants of VTC's A10G profile: relative least squares.
 
     decode step = max(gemm_floor, base + per_seq * sequences) + per_kv_token * KV tokens. The largest batch on the floor
-    is the one that leaves the least error. A prefill step has no base: these
-    batches are too large to tell it.
+    is the one with the least error. A prefill step has no base: these batches are too large to show it.
     """
     with (published_folder() / "measured" / "vtc_osdi24_a10g_profile.csv").open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -119,7 +118,7 @@ def a100(small: ConstantValues) -> ConstantValues:
 
 
 def _residuals(rows: Sequence[PublishedRun], constants: ConstantValues) -> Floats:
-    """Differences over what counts as much: 0.5 % of throughput, 2 % of mean latency."""
+    """Differences over amounts of equal weight: 0.5 % of throughput, 2 % of mean latency."""
     changes = tuple(f"cost.{name}={value!r}" for name, value in constants.items())
     tried = [
         replace(row, simulation=replace(row.simulation, changes=(*row.simulation.changes, *changes))) for row in rows
@@ -135,7 +134,7 @@ def _differences(measured: BenchmarkFigures, simulated: BenchmarkFigures) -> Flo
 
 
 def solve(search: Search, residuals: Callable[[ConstantValues], Floats], rounds: int = 8) -> ConstantValues:
-    """Damped Gauss-Newton steps while they help; no constant goes below 0."""
+    """Damped Gauss-Newton steps as long as they help; no constant is below 0."""
     names = list(search.start)
     at, by = np.array([search.start[n] for n in names]), np.array([search.by[n] for n in names])
 

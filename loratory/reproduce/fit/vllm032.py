@@ -2,9 +2,9 @@
 
     python -m loratory.reproduce.fit.vllm032 [scenarios/profiles/vllm-0.32-cpu-56m.json]
 
-A step's seconds are counted from the end of the step before (or, where the engine was idle, from the arrival that woke
-it) to its own end, so that what vLLM does between steps, taking requests in and scheduling, is part of its cost. The
-files do not say which adapters a step had or loaded; the replay of the run does (it agrees with every recorded step).
+A step's seconds are counted from the end of the step before (or, if the engine was idle, from the arrival that woke it)
+to its own end, so the work of vLLM between steps, receiving requests and scheduling, is part of its cost. The files do
+not state which adapters a step had or loaded; the replay of the run does (it agrees with every recorded step).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measured_steps(run: RecordedRun) -> list[Step]:
 
 
 def fitted() -> Fitted:
-    """Fit on `below`: first the two kinds of load beside all features, then the profile without the loads.
+    """Fit on `below`: first the two kinds of load together with all features, then the profile without the loads.
 
     No knots: they are where a GPU turns from memory-bound to compute-bound. Constants are rounded to six digits, so
     that another machine's linear algebra writes the same file.
@@ -90,7 +90,7 @@ def _rounded(value: float) -> float:
 
 
 def main() -> None:
-    """Print the constants; write the profile where an argument says so."""
+    """Print the constants; write the profile to the file that an argument names."""
     found = fitted()
     for feature, seconds in found.profile.coefficients.items():
         print(f"{feature:20} {seconds * 1e3:10.5f} ms")
