@@ -87,9 +87,9 @@ class PolicyWatch:
         self._ignored = 0
         """Looks since the order was first given that found no policy at work."""
         self._order: BaseException | None = None
-        self._ordered_at: tuple[FrameType, int] | None = None
-        """The frame that the order found at work, and its instruction."""
         self._raised = 0
+        self._has_arrived = False
+        """Whether what another thread raised has come to its code: it does not in a call that does not return."""
         self._is_given_up = False
         self._inner = 0
         """How often the thread that has a watch has entered this one."""
@@ -113,7 +113,7 @@ class PolicyWatch:
             self._inner += 1
             return self
         self._call, self._looks, self._ignored = None, 0, 0
-        self._order, self._ordered_at, self._raised, self._is_given_up = None, None, 0, False
+        self._order, self._raised, self._has_arrived, self._is_given_up = None, 0, False, False
         self._spare = self._spare or bytearray(_SPARE_BYTES)
         with _lock:
             if self._guarded:
@@ -143,7 +143,7 @@ class PolicyWatch:
         self._disarm()
         if not self._keep:
             self.close()
-        self._call, self._ordered_at = None, None
+        self._call = None
         name = shortened(self._policy, 100)
         late = error
         if kind is None or isinstance(error, PolicyTimeout):
@@ -239,8 +239,19 @@ class PolicyWatch:
                 del frame
                 if order is not None:
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(self._watched), ctypes.py_object(_class_that_makes(order))
+                        ctypes.c_ulong(self._watched), ctypes.py_object(self._class_that_makes(order))
                     )
+
+    def _class_that_makes(self, order: BaseException) -> type[BaseException]:
+        """A class whose objects are like ``order``: in another thread Python can only raise a class."""
+        kind, watch = type(order), self
+
+        def init(self: BaseException, *_: object) -> None:
+            watch._has_arrived = True
+            self.__dict__.update(order.__dict__)
+            self.args = order.args
+
+        return type(kind.__name__, (kind,), {"__init__": init})
 
     def _due(self, frame: FrameType | None) -> BaseException | None:
         """What is to be raised at this look, if anything."""
@@ -252,9 +263,7 @@ class PolicyWatch:
             self._order = self._late(frame)
         if policy_call(outward(frame)) is not None:
             self._raised += 1
-            if self._raised == 1 and frame is not None:
-                self._ordered_at = frame, frame.f_lasti
-            elif self._raised > _PATIENCE and not self._is_given_up:
+            if self._raised > _PATIENCE and not self._is_given_up:
                 self._give_up(frame)
             return self._order
         self._ignored += 1  # it is on its way out, or the policy has caught it and the run goes on
@@ -279,10 +288,10 @@ class PolicyWatch:
         """The policy cannot be stopped: end the process, or leave the caller's thread behind."""
         self._is_given_up = True
         what = getattr(self._order, "text", "") or "caught the order to stop"
-        if frame is not None and self._ordered_at == (frame, frame.f_lasti):
-            what = f"{late_text(self._timeout_s, place_of(frame))}, in a call that Python cannot interrupt: {MEND}"
-        else:
+        if self._watched is None or self._has_arrived:
             what += "; it also caught what was raised to stop it"
+        else:
+            what = f"{late_text(self._timeout_s, place_of(frame))}, in a call that Python cannot interrupt: {MEND}"
         text = shortened(f"policy {shortened(self._policy, 100)} {what}")
         if self._on_stuck is not None:
             self._on_stuck(text)
@@ -313,17 +322,6 @@ def _refuse_exit(code: int) -> NoReturn:
     if PolicyWatch.armed() is None or policy_call(outward(sys._getframe(1))) is None:
         _exit(code)
     raise SystemExit(code)
-
-
-def _class_that_makes(order: BaseException) -> type[BaseException]:
-    """A class whose objects are like ``order``: in another thread Python can only raise a class."""
-    kind = type(order)
-
-    def init(self: BaseException, *_: object) -> None:
-        self.__dict__.update(order.__dict__)
-        self.args = order.args
-
-    return type(kind.__name__, (kind,), {"__init__": init})
 
 
 def _may_use_alarm() -> bool:

@@ -179,6 +179,38 @@ def test_a_sleep_in_another_thread_ends_the_requests_and_the_process_lives(llama
     assert isinstance(error, PolicyError) and "did not come back" in str(error)
 
 
+def test_a_policy_that_catches_everything_in_another_thread_is_left_behind(llama: Zoo) -> None:
+    over: list[bool] = []
+
+    def catch_all() -> None:
+        while not over:
+            try:
+                while not over:
+                    sum(range(1000))
+            except BaseException:
+                pass
+
+    live = Live(llama, Serves("schedule", catch_all))
+    raised: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            live.serve()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert live.ended.wait(30) and not raised
+    check(
+        live, rf"^policy Serves did not come back within {SOON_S:g} s; .*; it also caught what was raised to stop it$"
+    )
+    over.append(True)
+    thread.join(30)
+    (error,) = raised
+    assert isinstance(error, PolicyError) and "did not come back" in str(error)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_while_the_engine_is_made(llama: Zoo, fault: str) -> None:
     with pytest.raises(PolicyError, match=FAULTS[fault][1]):
