@@ -223,10 +223,10 @@ class Executor:
         waited = False
         for load in plan.loads:
             name = load.adapter.name
-            if load.prefetch or not ledger.sync_loading:
+            if load.prefetch or not ledger.slots.sync:
                 tiers.start(load)
                 continue
-            if name not in ledger.on_gpu or name in tiers.resident:
+            if name not in ledger.slots.on_gpu or name in tiers.resident:
                 continue  # evicted, or evicted and loaded again, before this step began
             waited = True
             try:

@@ -107,17 +107,18 @@ class ModelRunner:
         decodes = len(tokens)
         sample_rows = list(range(decodes))
         chunks: list[Chunk] = []
-        for sequence, start, count, completes in plan.prefills:
-            request_id = sequence.request.request_id
+        for prefill in plan.prefills:
+            start, count = prefill.start, prefill.tokens
+            request_id = prefill.sequence.request.request_id
             if request_id in skip:
                 continue
             chunks.append(Chunk(len(tokens), count, start))
             tokens += generations[request_id].context(start, count)
             positions += range(start, start + count)
-            slots += [slot_of(sequence.request.adapter)] * count
+            slots += [slot_of(prefill.sequence.request.adapter)] * count
             lengths.append(start + count)
             members.append(grow(request_id, start + count))
-            if completes:
+            if prefill.completes:
                 ids.append(request_id)
                 sample_rows.append(len(tokens) - 1)
             else:

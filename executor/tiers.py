@@ -24,13 +24,13 @@ class Slots(Protocol[HostAdapter]):  # type: ignore[misc]  # a value goes in, no
 class AdapterTiers(Generic[HostAdapter]):
     """The adapters in host memory and in slots. The ledger decides which they are; this class moves the bytes.
 
-    ``read(name)`` brings an adapter's weights from disk to host memory; ``slots`` has ``count`` places. There is one
-    transfer at a time over each link, disk to host and host to slot, as in simulation. ``wake()`` is called, in another
-    thread, when a load is over.
+    ``read(name)`` brings an adapter's weights from disk to host memory; ``slots`` holds ``max_loras`` of them. There is
+    one transfer at a time over each link, disk to host and host to slot, as in simulation. ``wake()`` is called, in
+    another thread, when a load is over.
     """
 
     def __init__(
-        self, read: Callable[[str], HostAdapter], slots: Slots[HostAdapter], count: int, wake: Callable[[], None]
+        self, read: Callable[[str], HostAdapter], slots: Slots[HostAdapter], max_loras: int, wake: Callable[[], None]
     ) -> None:
         self._read = read
         self._slots = slots
@@ -38,7 +38,7 @@ class AdapterTiers(Generic[HostAdapter]):
         self._host: dict[str, HostAdapter] = {}
         self._reading: dict[str, Future[HostAdapter]] = {}
         self._slot_of: dict[str, int] = {}
-        self._free = list(range(count))
+        self._free = list(range(max_loras))
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapter-disk")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="adapter-slot")
         self._done: SimpleQueue[tuple[AdapterLoad, str | None]] = SimpleQueue()

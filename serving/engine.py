@@ -106,7 +106,7 @@ class Engine:
     def expect_loads(self, plan: StepPlan, now: float) -> None:
         """The plan's loads that no step waits for start at ``now``; the cost model guesses when they end."""
         for load in plan.loads:
-            if load.prefetch or not self.ledger.sync_loading:
+            if load.prefetch or not self.ledger.slots.sync:
                 self.expect_load(load.adapter.name, now + load.seconds(self.ledger.cost))
 
     @property
@@ -167,7 +167,7 @@ class Engine:
             kept = self._extend_partial() and kept
         if runner.ask and kept:
             runner.ask = False
-            if ledger.index.table or not self._only_waiting:
+            if ledger.waiting.by_ticket or not self._only_waiting:
                 runner.consult(self.view)
                 if self._prefetch:
                     runner.carry_out(look_ahead(self.view, self._prefetch))
@@ -235,7 +235,7 @@ class Engine:
         if ledger.prefills:
             prefills = tuple(ledger.prefills.values())
         elif decodes:
-            if not runner.ask and not (loads and ledger.sync_loading):
+            if not runner.ask and not (loads and ledger.slots.sync):
                 repeat = self._horizon() - 1
         elif not loads:
             return None
@@ -262,10 +262,10 @@ class Engine:
         ledger = self.ledger
         tokens = lora_tokens = lora_token_ranks = 0
         attention = 0.0
-        for sequence, start, chunk, _ in prefills:
+        for prefill in prefills:
+            chunk, rank = prefill.tokens, prefill.sequence.adapter.rank
             tokens += chunk
-            attention += chunk * (start + (chunk + 1) * 0.5)
-            rank = sequence.adapter.rank
+            attention += chunk * (prefill.start + (chunk + 1) * 0.5)
             if rank:
                 lora_tokens += chunk
                 lora_token_ranks += chunk * rank
@@ -275,7 +275,8 @@ class Engine:
             lora_tokens += batch.decoding
             lora_token_ranks += batch.decoding_ranks
         else:
-            ranks = {sequence.adapter.name: sequence.adapter.rank for sequence, *_ in prefills if sequence.adapter.rank}
+            adapters = [prefill.sequence.adapter for prefill in prefills]
+            ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
             kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
         chunks = len(prefills)
         return BatchShape(
@@ -294,8 +295,8 @@ class Engine:
             self._loads_done(plan, start, load_s)
         tell_stepped = self._tell_stepped
         if tell_stepped is not None and (plan.prefills or plan.decode_count or now > start):
-            waiting, running, used = len(ledger.index.table), len(ledger.running), ledger.kv.used
-            resident, loading = len(ledger.on_gpu), len(ledger.loading)
+            waiting, running, used = len(ledger.waiting.by_ticket), len(ledger.running), ledger.kv.used
+            resident, loading = len(ledger.slots.on_gpu), len(ledger.slots.loading)
             tell_stepped(Stepped(start, now, steps, plan.shape, waiting, running, resident, loading, used, load_s))
         if plan.decode_count:
             ledger.kv.advance(steps)
@@ -329,7 +330,7 @@ class Engine:
             for adapter, tier, prefetch in plan.loads:
                 self._tell_load_started(LoadStarted(start, adapter.name, tier, prefetch))
         for adapter, _, prefetch in plan.loads:
-            if ledger.sync_loading and not prefetch:
+            if ledger.slots.sync and not prefetch:
                 ledger.adapters[adapter.name].loaded_at = done
                 if self._tell_loaded is not None:
                     self._tell_loaded(Loaded(done, adapter.name, False))
@@ -341,11 +342,12 @@ class Engine:
         """Prefill chunks are computed: requests whose context is complete got a token, unless they failed."""
         ledger = self.ledger
         now, clock = ledger.now, ledger.clock[0]
-        for sequence, _, _, completes in plan.prefills:
+        for prefill in plan.prefills:
+            sequence = prefill.sequence
             if load_s and sequence.admitted_at == start and sequence.admissions == 1:
                 sequence.admitted_at += load_s
                 sequence.load_wait_s += load_s
-            if not completes or (failed and sequence.request_id in failed):
+            if not prefill.completes or (failed and sequence.request_id in failed):
                 continue
             self._runner.idle_plans = 0
             ledger.begin_decode(sequence)
@@ -362,9 +364,9 @@ class Engine:
 
     def _served(self, plan: StepPlan, steps: int) -> None:
         assert self._tell_served is not None
-        prefill = tuple([(sequence.view, tokens) for sequence, _, tokens, _ in plan.prefills])
+        prefills = tuple([(prefill.sequence.view, prefill.tokens) for prefill in plan.prefills])
         decode = RequestViews(self.ledger.decoding) if plan.decode_count else ()
-        self._tell_served(Served(self.ledger.now, prefill, decode, steps if plan.decode_count else 0))
+        self._tell_served(Served(self.ledger.now, prefills, decode, steps if plan.decode_count else 0))
 
     def _loaded(self, name: str, prefetch: bool) -> None:
         state = self.ledger.adapters[name]
@@ -386,7 +388,7 @@ class Engine:
                 ledger.host.drop(state)
             return
         running = [sequence for sequence in ledger.running.values() if sequence.adapter is state]
-        waiting = [ledger.index.table[queued.ticket] for queued in state.queue.sequences()]
+        waiting = [ledger.waiting.by_ticket[queued.ticket] for queued in state.queue.sequences()]
         for sequence in (*running, *waiting):
             self._runner.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")
         ledger.slots.fail(state)

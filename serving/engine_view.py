@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Literal
 
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView
-from loratory.serving.views import AdapterView, RequestView, TenantView, live
+from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView, live
 from loratory.serving.wait_index import Within
-from loratory.serving.wait_queue import QueueView
+from loratory.serving.wait_queue import QueueView, WaitQueue
 
 
 class _GuestCost:
@@ -37,32 +38,37 @@ class View:
     Times are absolute seconds.
     """
 
-    __slots__ = ("_cost", "_ledger", "_scorer")
+    __slots__ = ("_adapters", "_cost", "_ledger", "_on_gpu", "_running", "_scorer", "_tenants", "_waiting")
 
     def __init__(self, ledger: Ledger, scorer: Callable[[AdapterView, View], float]) -> None:
         self._ledger = ledger
         self._scorer = scorer
         self._cost = _GuestCost(ledger.cost)
+        self._waiting = QueueView(ledger.waiting.queue)
+        self._running = RequestViews(ledger.running)
+        self._adapters = MappingProxyType(ledger.adapter_views)
+        self._tenants = MappingProxyType(ledger.tenant_views)
+        self._on_gpu = MappingProxyType(ledger.slots.views)
 
     now: float = live(attrgetter("_ledger.now"))
     """Second of this call."""
-    waiting: QueueView = live(attrgetter("_ledger.waiting_view"))
+    waiting: QueueView = live(attrgetter("_waiting"))
     """Waiting requests in arrival order, preempted ones first."""
-    running: Collection[RequestView] = live(attrgetter("_ledger.running_views"))
+    running: Collection[RequestView] = live(attrgetter("_running"))
     """Running requests in order of admission."""
-    adapters: Mapping[str, AdapterView] = live(attrgetter("_ledger.shown_adapters"))
+    adapters: Mapping[str, AdapterView] = live(attrgetter("_adapters"))
     """All adapters of the engine by name, the base model not included."""
-    tenants: Mapping[str, TenantView] = live(attrgetter("_ledger.shown_tenants"))
+    tenants: Mapping[str, TenantView] = live(attrgetter("_tenants"))
     """Tenants that have sent a request so far, by name."""
     base: AdapterView = live(attrgetter("_ledger.base.view"))
     """The base model as an adapter: rank 0, no bytes, always on the GPU."""
-    max_loras: int = live(attrgetter("_ledger.max_loras"))
+    max_loras: int = live(attrgetter("_ledger.slots.max_loras"))
     """GPU slots: the most adapters that can be on the GPU at once."""
     free_slots: int = live(attrgetter("_ledger.slots.free"))
     """GPU slots that no adapter holds and no load in flight will fill."""
-    kv_free_tokens: int = live(attrgetter("_ledger.kv_free_tokens"))
+    kv_free_tokens: int = live(attrgetter("_ledger.kv.free_tokens"))
     """Tokens that the free KV blocks hold."""
-    kv_total_tokens: int = live(attrgetter("_ledger.kv_total_tokens"))
+    kv_total_tokens: int = live(attrgetter("_ledger.kv.total_tokens"))
     """Tokens that all KV blocks hold."""
     token_budget: int = live(attrgetter("_ledger.token_budget"))
     """Tokens that this step can still prefill."""
@@ -70,7 +76,7 @@ class View:
     """Requests that can still be admitted before ``max_num_seqs`` run."""
     decode_steps: int = live(lambda self: self._ledger.clock[0])
     """Decode steps that the engine has done so far."""
-    memory: str = live(attrgetter("_ledger.memory"))
+    memory: str = live(attrgetter("_ledger.config.memory"))
     """Where adapters are on the GPU: "slots", in slots of their own; "unified", in one pool with the KV blocks."""
     cost: CostView = live(attrgetter("_cost"))
     """The cost model: seconds of a step, seconds of a load."""
@@ -79,11 +85,13 @@ class View:
 
     def waiting_for(self, adapter: str | None) -> QueueView:
         """Requests that wait for an adapter (None: for the base model), in arrival order, preempted ones first."""
-        return self._ledger.adapter_queue(adapter)
+        ledger = self._ledger
+        return (ledger.base if adapter is None else ledger.adapters[adapter]).queue_view
 
     def waiting_of(self, tenant: str) -> QueueView:
         """Requests of a tenant that wait, in arrival order, preempted ones first."""
-        return self._ledger.tenant_queue(tenant)
+        state = self._ledger.tenants.get(tenant)
+        return QueueView(WaitQueue({})) if state is None else state.queue_view
 
     def adapter(self, request: RequestView) -> AdapterView:
         """The adapter that a request wants, or `base`."""
@@ -113,18 +121,19 @@ class View:
         ``within``: "batch", only adapters that running requests use; "gpu", only adapters on the GPU. ``only``: only
         these adapters. The base model is always among them. ``without``: no requests for these adapters.
         """
-        return self._ledger.unblocked(within, only, without)
+        ledger = self._ledger
+        return ledger.waiting.unblocked(within, only, without) if ledger.can_admit() else iter(())
 
-    backlogged: Set[str | None] = live(lambda self: self._ledger.index.backlogged.keys())
+    backlogged: Set[str | None] = live(lambda self: self._ledger.waiting.backlogged.keys())
     """Names of adapters that a request waits for; None stands for the base model."""
 
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
         """The first waiting request of each adapter, in arrival order; "off": only of adapters that are neither on the
         GPU nor on the way there. Read it to the end, or leave it, before yielding the next action."""
         ledger = self._ledger
-        return ledger.index.heads(where == "off", ledger.slots.loading.values())
+        return ledger.waiting.heads(where == "off", ledger.slots.loading.values())
 
-    on_gpu: Mapping[str, AdapterView] = live(attrgetter("_ledger.slots.shown"))
+    on_gpu: Mapping[str, AdapterView] = live(attrgetter("_on_gpu"))
     """Adapters on the GPU by name, the base model not included."""
 
     def idle(self) -> list[AdapterView]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
@@ -14,7 +12,7 @@ from loratory.serving.views import AdapterView
 
 
 class GpuSlots:
-    """``total`` slots, each free, held by an adapter, or promised to a load in flight.
+    """``max_loras`` slots, each free, held by an adapter, or promised to a load in flight.
 
     ``sync``: a load is usable in the step that starts it. ``adapters``: all that are known; ``running``: the engine's
     running requests; both are shared, and read only.
@@ -25,26 +23,28 @@ class GpuSlots:
         "_host",
         "_kv",
         "_running",
+        "free",
         "idle",
         "loading",
         "loads",
+        "max_loras",
         "on_gpu",
-        "shown",
         "sync",
-        "total",
         "views",
     )
 
     def __init__(
         self,
-        total: int,
+        max_loras: int,
         sync: bool,
         kv: KVPool,
         host: HostCache,
         adapters: dict[str, AdapterState],
         running: dict[str, Sequence],
     ) -> None:
-        self.total = total
+        self.max_loras = max_loras
+        self.free = max_loras
+        """Slots that no adapter holds and no load in flight will fill."""
         self.sync = sync
         self._kv = kv
         self._host = host
@@ -52,21 +52,15 @@ class GpuSlots:
         self._running = running
         self.on_gpu: dict[str, AdapterState] = {}
         self.views: dict[str, AdapterView] = {}
-        self.shown = MappingProxyType(self.views)
         self.idle: dict[str, AdapterState] = {}
         """Of those on the GPU, the ones with no reference that are not pinned."""
         self.loading: dict[str, AdapterState] = {}
         self.loads: list[AdapterLoad] = []
         """Loads to start with the step being planned."""
 
-    @property
-    def free(self) -> int:
-        """Slots neither held nor promised."""
-        return self.total - len(self.on_gpu) - len(self.loading)
-
     def obtainable(self) -> bool:
         """Whether a slot is free or held by an adapter that may go."""
-        if len(self.on_gpu) + len(self.loading) < self.total:
+        if self.free:
             return True
         busy = self._running or self.loading
         for state in self.idle.values():  # noqa: SIM110 - a generator costs more than the usual single turn
@@ -92,7 +86,7 @@ class GpuSlots:
             return REFUSED["unknown"]
         if state.tier in ("gpu", "loading"):
             return REFUSED["adapter"]
-        if len(self.on_gpu) + len(self.loading) >= self.total:
+        if not self.free:
             return REFUSED["slots"]
         if state.blocks > self._kv.free:
             return REFUSED["kv"]
@@ -102,6 +96,7 @@ class GpuSlots:
         self.loads.append(AdapterLoad(state.spec, state.tier, False))
         self._kv.take(state.blocks)
         state.load_started = now
+        self.free -= 1
         self.loading[name] = state
         state.tier = "loading"
         if self.sync:
@@ -129,12 +124,13 @@ class GpuSlots:
         With sync loading the adapter counted as being there; no running request may refer to it any more.
         """
         name = state.name
-        assert name is not None and not state.references
+        assert name is not None and not state.running
         if state.tier in ("loading", "gpu"):
             if self.loading.pop(name, None) is None:
                 del self.on_gpu[name]
                 del self.views[name]
                 self.idle.pop(name, None)
+            self.free += 1
             self._kv.give(state.blocks)
             state.tier = "disk"
         state.eta = None
@@ -160,7 +156,7 @@ class GpuSlots:
         state = self._adapters.get(name)
         if state is None:
             return REFUSED["unknown"]
-        if state.tier == "loading" or state.references:
+        if state.tier == "loading" or state.running:
             return REFUSED["in_use"]
         if state.tier != "gpu":
             return REFUSED["adapter"]
@@ -169,6 +165,7 @@ class GpuSlots:
         del self.on_gpu[name]
         del self.views[name]
         del self.idle[name]
+        self.free += 1
         self._kv.give(state.blocks)
         self._host.rest(state)
         return OK

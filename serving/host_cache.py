@@ -10,17 +10,17 @@ from loratory.serving.usage import AdapterState
 class HostCache:
     """Places in host memory. When all are taken, the least recently used adapter that only rests there goes to disk."""
 
-    __slots__ = ("_resting", "held", "slots")
+    __slots__ = ("_resting", "held", "max_cpu_loras")
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, max_cpu_loras: int) -> None:
+        self.max_cpu_loras = max_cpu_loras
         self.held: dict[str | None, AdapterState] = {}
         self._resting: list[tuple[float, int, AdapterState]] = []
 
     def start(self, state: AdapterState) -> None:
         """Place an adapter that rests in host memory at the start; on disk when all places are taken."""
         if state.tier == "host":
-            if len(self.held) >= self.slots:
+            if len(self.held) >= self.max_cpu_loras:
                 state.tier = "disk"
                 return
             self.held[state.name] = state
@@ -30,7 +30,7 @@ class HostCache:
         """Give the adapter a place, sending another to disk if need be; False when every place is in use."""
         if state.name in self.held:
             return True
-        while len(self.held) >= self.slots:
+        while len(self.held) >= self.max_cpu_loras:
             if not self._send_one_to_disk():
                 return False
         self.held[state.name] = state

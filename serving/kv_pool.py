@@ -42,6 +42,16 @@ class KVPool:
         return self.total - self.used
 
     @property
+    def free_tokens(self) -> int:
+        """Tokens that the free blocks hold."""
+        return self.free * self.block_size
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that all blocks hold."""
+        return self.total * self.block_size
+
+    @property
     def tokens_read(self) -> int:
         """Tokens in the cache of all decoding sequences."""
         return self.offsets + self.decoding * self.clock[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator
 
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.config import EngineConfig
@@ -17,9 +16,8 @@ from loratory.serving.plan import CostView, Prefill
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState, TenantState
-from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView
-from loratory.serving.wait_index import WaitIndex, Within
-from loratory.serving.wait_queue import QueueView, WaitQueue
+from loratory.serving.views import AdapterView, RequestView, TenantView
+from loratory.serving.wait_index import WaitIndex
 
 
 class Ledger:
@@ -32,8 +30,10 @@ class Ledger:
 
     __slots__ = (
         "_chunked",
-        "_largest_chunk",
-        "_most_tokens",
+        "_max_chunk",
+        "_max_context",
+        "_max_seqs",
+        "_max_tokens",
         "adapter_views",
         "adapters",
         "base",
@@ -46,30 +46,17 @@ class Ledger:
         "ended",
         "epoch",
         "host",
-        "idle",
-        "index",
         "kv",
-        "loading",
-        "max_context",
-        "max_loras",
-        "max_seqs",
-        "memory",
         "now",
-        "on_gpu",
         "partial",
         "prefills",
         "running",
-        "running_views",
         "sequences",
-        "shown_adapters",
-        "shown_tenants",
         "slots",
-        "sync_loading",
         "tenant_views",
         "tenants",
         "token_budget",
         "waiting",
-        "waiting_view",
     )
 
     def __init__(
@@ -81,18 +68,14 @@ class Ledger:
     ) -> None:
         self.config = config
         self.cost = cost
-        self.memory = config.memory
-        self.max_loras = config.max_loras
-        self.max_seqs = config.max_num_seqs
-        self.sync_loading = config.adapter_loading == "sync"
-        self._most_tokens = config.max_num_batched_tokens
+        self._max_seqs = config.max_num_seqs
+        self._max_tokens = config.max_num_batched_tokens
         self._chunked = config.enable_chunked_prefill
-        self._largest_chunk = config.long_prefill_token_threshold or self._most_tokens
+        self._max_chunk = config.long_prefill_token_threshold or self._max_tokens
         self.now = 0.0
         self.clock = [0]
         self.sequences: dict[str, Sequence] = {}
         self.running: dict[str, Sequence] = {}
-        self.running_views: Collection[RequestView] = RequestViews(self.running)
         self.decoding: dict[str, Sequence] = {}
         self.partial: dict[str, Sequence] = {}
         self.prefills: dict[str, Prefill] = {}
@@ -100,75 +83,44 @@ class Ledger:
         self.token_budget = 0
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
-        self.shown_tenants = MappingProxyType(self.tenant_views)
         self.adapters: dict[str, AdapterState] = {}
         self.adapter_views: dict[str, AdapterView] = {}
-        self.shown_adapters = MappingProxyType(self.adapter_views)
         self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
         self.host = HostCache(config.host_slots)
-        self.slots = GpuSlots(self.max_loras, self.sync_loading, self.kv, self.host, self.adapters, self.running)
-        self.on_gpu, self.loading, self.idle = self.slots.on_gpu, self.slots.loading, self.slots.idle
-        self.index = WaitIndex(self.slots.obtainable, self._ready)
-        self.waiting: WaitQueue = self.index.queue
-        self.waiting_view = QueueView(self.waiting)
-        self.base = AdapterState(None, 0, self.index.table, self.clock)
+        sync = config.adapter_loading == "sync"
+        self.slots = GpuSlots(config.max_loras, sync, self.kv, self.host, self.adapters, self.running)
+        self.waiting = WaitIndex(self.slots.obtainable, self._ready)
+        self.base = AdapterState(None, 0, self.waiting.by_ticket, self.clock)
         self.base.view = AdapterView(self.base)
         self.batch = LoraBatch()
         self.epoch = 0
         self.ended = 0
         """Requests that were given a final status so far."""
-        for state in adapter_states(config, adapters, self.kv, kv_bytes_per_token, self.index.table):
+        for state in adapter_states(config, adapters, self.kv, kv_bytes_per_token, self.waiting.by_ticket):
             assert state.name is not None
             self.adapters[state.name] = state
             self.adapter_views[state.name] = state.view
             self.host.start(state)
-        self.max_context = max_context(self.kv, self.adapters.values())
-        self.context_limit = min(self.max_context + 1, config.max_model_len or self.max_context + 1)
-        """Most tokens of prompt and output of a request, the last of which needs no place in the KV cache."""
+        self._max_context = max_context(self.kv, self.adapters.values())
+        self.context_limit = min(self._max_context + 1, config.max_model_len or self._max_context + 1)
+        """Tokens that prompt and output of a request may have; the last of them needs no place in the KV cache."""
 
     # -- what a policy reads -------------------------------------------------------------------------------------
 
     @property
-    def kv_free_tokens(self) -> int:
-        """Tokens the free KV blocks hold."""
-        return self.kv.free * self.kv.block_size
-
-    @property
-    def kv_total_tokens(self) -> int:
-        """Tokens the whole KV pool holds."""
-        return self.kv.total * self.kv.block_size
-
-    @property
     def seq_budget(self) -> int:
         """Requests that may still be admitted before ``max_num_seqs``."""
-        return self.max_seqs - len(self.running)
-
-    def adapter_queue(self, adapter: str | None) -> QueueView:
-        """Requests waiting for an adapter."""
-        return (self.base if adapter is None else self.adapters[adapter]).queue_view
-
-    def tenant_queue(self, tenant: str) -> QueueView:
-        """Requests of a tenant that wait."""
-        state = self.tenants.get(tenant)
-        return QueueView(WaitQueue({})) if state is None else state.queue_view
+        return self._max_seqs - len(self.running)
 
     def _ready(self) -> Iterator[AdapterState]:
-        backlogged = self.index.backlogged
-        if len(backlogged) < len(self.on_gpu):
+        backlogged = self.waiting.backlogged
+        if len(backlogged) < len(self.slots.on_gpu):
             return iter([view._state for view in backlogged.values() if view._state.tier == "gpu"])
-        return iter([self.base, *self.on_gpu.values()])
+        return iter([self.base, *self.slots.on_gpu.values()])
 
     def can_admit(self) -> bool:
         """Whether this step has room for another request at all."""
-        return self.token_budget > 0 and len(self.running) < self.max_seqs
-
-    def unblocked(
-        self, within: Within, only: Collection[str] | None, without: Collection[str]
-    ) -> Iterator[RequestView]:
-        """See `loratory.serving.engine_view.View.unblocked`."""
-        if self.token_budget <= 0 or len(self.running) >= self.max_seqs:
-            return iter(())
-        return self.index.unblocked(within, only, without)
+        return self.token_budget > 0 and len(self.running) < self._max_seqs
 
     # -- requests come and go ------------------------------------------------------------------------------------
 
@@ -176,7 +128,7 @@ class Ledger:
         """Take in a request: it waits. A reason in second place says that it can never run and must be rejected."""
         tenant = self.tenants.get(request.tenant)
         if tenant is None:
-            tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.index.table, self.clock)
+            tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.waiting.by_ticket, self.clock)
             tenant.view = self.tenant_views[request.tenant] = TenantView(tenant)
         adapter = self.base if request.adapter is None else self.adapters.get(request.adapter)
         most = request.max_tokens
@@ -190,21 +142,21 @@ class Ledger:
         if room < 1:
             return sequence, f"prompt of {request.prompt_tokens} tokens and an output do not fit {self._fits()}"
         self.sequences[request.request_id] = sequence
-        self.index.join(sequence)
+        self.waiting.join(sequence)
         return sequence, ""
 
     def _fits(self) -> str:
         """What a request's prompt and output must fit, as the reason of a rejection says it."""
         if self.context_limit == self.config.max_model_len:
             return f"max_model_len {self.context_limit}"
-        return f"the KV cache, which holds {self.max_context} tokens of one request"
+        return f"the KV cache, which holds {self._max_context} tokens of one request"
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status and free all it holds."""
         if sequence.state == "running":
             self._stop(sequence)
         elif sequence.state == "waiting" and sequence.ticket:
-            self.index.leave(sequence)
+            self.waiting.leave(sequence)
         self.sequences.pop(sequence.request.request_id, None)
         sequence.state = status
         sequence.why = why
@@ -249,14 +201,13 @@ class Ledger:
                 self.token_budget += prefill.tokens
         tenant.running -= 1
         adapter.running -= 1
-        adapter.references -= 1
         if rank:
             adapter.last_used = self.now
-            if not adapter.references:
+            if not adapter.running:
                 self.batch.leave(rank)
                 if not adapter.pinned:
                     assert adapter.name is not None
-                    self.idle[adapter.name] = adapter
+                    self.slots.idle[adapter.name] = adapter
         self.epoch += 1
 
     # -- actions -------------------------------------------------------------------------------------------------
@@ -266,7 +217,7 @@ class Ledger:
         sequence = view._sequence if type(view) is RequestView else None
         if sequence is None or sequence.state != "waiting" or sequence.clock is not self.clock:
             return REFUSED["unknown"]
-        if len(self.running) >= self.max_seqs:
+        if len(self.running) >= self._max_seqs:
             return REFUSED["seqs"]
         start = sequence.prefilled
         chunk = self.chunk(sequence.target - start)
@@ -282,7 +233,7 @@ class Ledger:
         if adapter.tier != "gpu":
             return REFUSED["adapter"]
         request_id = sequence.request.request_id
-        self.index.leave(sequence)
+        self.waiting.leave(sequence)
         sequence.state = "running"
         sequence.blocks = blocks
         sequence.prefilled = end
@@ -296,15 +247,14 @@ class Ledger:
             self._first_admission(sequence, adapter)
         sequence.tenant.running += 1
         adapter.running += 1
-        adapter.references += 1
         if adapter.rank:
             adapter.fresh = False
             adapter.uses += 1
             adapter.last_used = self.now
-            if adapter.references == 1:
+            if adapter.running == 1:
                 self.batch.enter(adapter.rank)
                 assert adapter.name is not None
-                self.idle.pop(adapter.name, None)
+                self.slots.idle.pop(adapter.name, None)
         return OK
 
     def _first_admission(self, sequence: Sequence, adapter: AdapterState) -> None:
@@ -321,11 +271,11 @@ class Ledger:
     def chunk(self, remaining: int) -> int:
         """Context tokens of a request that this step may prefill, 0 when the budget does not allow any."""
         budget = self.token_budget
-        if remaining > self._largest_chunk:
-            remaining = self._largest_chunk
+        if remaining > self._max_chunk:
+            remaining = self._max_chunk
         if remaining <= budget:
             return remaining
-        if not self._chunked and budget < self._most_tokens:
+        if not self._chunked and budget < self._max_tokens:
             return 0
         return max(budget, 0)
 
@@ -360,7 +310,7 @@ class Ledger:
         sequence.prefilled = sequence.request.cached_tokens
         if sequence.preempted_at is None:
             sequence.preempted_at = self.now
-        self.index.rejoin(sequence)
+        self.waiting.rejoin(sequence)
         return OK
 
     def load(self, name: str) -> Outcome:
@@ -375,7 +325,7 @@ class Ledger:
         """Free the GPU slot of an adapter nobody uses; it stays in host memory."""
         outcome = self.slots.evict(name)
         if outcome.ok:
-            self.index.cooled(self.adapters[name])
+            self.waiting.cooled(self.adapters[name])
         return outcome
 
     # -- the step ------------------------------------------------------------------------------------------------

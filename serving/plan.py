@@ -51,7 +51,8 @@ class CostView(Protocol):
         """Seconds of the hop of an adapter that starts at ``tier``: remote to disk, disk to host, or host to GPU."""
 
 
-class Prefill(NamedTuple):
+@dataclass(slots=True)  # not frozen: every admission makes one, and a frozen one takes five times as long to make
+class Prefill:
     """One request's part of a step's prefill: compute ``tokens`` positions from ``start``.
 
     ``completes`` says that the whole context is then in the KV cache, so that the step samples a token.
@@ -83,7 +84,7 @@ class AdapterLoad(NamedTuple):
         return seconds if self.prefetch else seconds + cost.load_seconds(self.adapter, "host")
 
 
-@dataclass(slots=True)  # not frozen: every step makes one, and a frozen one takes five times as long to make
+@dataclass(slots=True)  # not frozen: see Prefill
 class StepPlan:
     """One step to run. ``decodes`` reads the ledger's live set, so a backend uses it before it commits the plan.
 
@@ -108,7 +109,7 @@ class StepPlan:
         return self.decode_count > 0 or bool(self.prefills)
 
 
-@dataclass(slots=True)  # not frozen: see StepPlan
+@dataclass(slots=True)  # not frozen: see Prefill
 class StepResult:
     """What a backend did with a plan: ``steps`` identical steps (1 for any plan that is not a pure decode).
 

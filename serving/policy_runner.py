@@ -161,9 +161,9 @@ class PolicyRunner:
     def evict_for_kv(self, view: View) -> bool:
         """With unified memory, free the blocks of the idle adapter that scores lowest; False when there is none."""
         ledger = self.ledger
-        if ledger.memory != "unified" or not ledger.idle:
+        if ledger.config.memory != "unified" or not ledger.slots.idle:
             return False
-        views = [state.view for state in ledger.idle.values()]
+        views = [state.view for state in ledger.slots.idle.values()]
         goes = min(views, key=lambda candidate: (view.scorer(candidate, view), candidate.lora_int_id))
         assert goes.name is not None
         return self.evict(goes.name).ok

@@ -10,10 +10,10 @@ from loratory.serving.wait_queue import Queued, QueueView, WaitQueue
 
 
 class Usage:
-    """Service given to one tenant or adapter, in tokens, and who of it waits.
+    """The service that one tenant or adapter has had, in tokens, and its waiting requests.
 
-    Output tokens grow with each decode step of each of its decoding requests; kept as an offset to the decode clock, so
-    a step costs nothing here.
+    Each of its decoding requests adds an output token in every decode step. The sum is therefore kept as a constant
+    plus ``decoding`` times the decode clock, so that a step changes nothing here.
     """
 
     __slots__ = ("admitted_tokens", "clock", "decoding", "output_offset", "queue", "queue_view", "running")
@@ -25,9 +25,9 @@ class Usage:
         self.admitted_tokens = 0
         self.clock = clock
         self.decoding = 0
-        """Its decoding requests: each adds a token in every decode step."""
+        """Its decoding requests."""
         self.output_offset = 0
-        """Its output tokens less ``decoding`` times the decode clock."""
+        """Its output tokens, less ``decoding`` times the decode clock."""
 
     @property
     def output_tokens(self) -> int:
@@ -53,10 +53,10 @@ class TenantState(Usage):
 
 
 class AdapterState(Usage):
-    """One adapter: where it is, who uses it, its service and its waiting requests. ``spec`` is None for the base model.
+    """One adapter: where it is, what uses it, its service and its waiting requests.
 
-    ``references`` are running requests that use it; ``uses`` admissions; ``fresh`` true from a load to the first use;
-    ``blocks`` the KV blocks it takes while on the GPU (``memory: unified``); times are absolute seconds.
+    ``spec`` is None for the base model. ``uses`` are admissions, ``fresh`` is true from a load to the first of them, and ``blocks`` are the KV blocks that
+    the adapter takes while it is on the GPU (``memory: unified``). Times are absolute seconds.
     """
 
     __slots__ = (
@@ -73,7 +73,6 @@ class AdapterState(Usage):
         "pinned",
         "prefetching",
         "rank",
-        "references",
         "spec",
         "tier",
         "uses",
@@ -94,7 +93,6 @@ class AdapterState(Usage):
         self.prefetching = False
         self.blocks = blocks
         self.kv_tokens = 0
-        self.references = 0
         self.uses = 0
         self.fresh = False
         self.eta: float | None = None

@@ -101,7 +101,7 @@ class AdapterView:
     """Where its weights are: "remote", "disk", "host", "loading" (on the way to a GPU slot) or "gpu"."""
     eta: float | None = live(attrgetter("_state.eta"))
     """Second at which its load or prefetch in flight is expected to end; None without one, or if not known."""
-    references: int = live(attrgetter("_state.references"))
+    references: int = live(attrgetter("_state.running"))
     """Running requests that use it."""
     waiting: int = live(attrgetter("_state.waiting"))
     """Requests that wait for it."""

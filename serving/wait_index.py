@@ -27,18 +27,21 @@ class WaitIndex:
         """``obtainable()``: whether a GPU slot can be had; ``ready()``: who is on the GPU, the base model included."""
         self._obtainable = obtainable
         self._ready = ready
-        self.table: dict[int, Sequence] = {}
-        self.queue = WaitQueue(self.table)
+        self.by_ticket: dict[int, Sequence] = {}
+        self.queue = WaitQueue(self.by_ticket)
         self.backlogged: dict[str | None, AdapterView] = {}
         """Adapters with a queue, by name: their views, as a policy is shown the keys, whose ``mapping`` leads here."""
         self._cold: list[tuple[int, str]] = []
         self._last = 0
         self._front = 0
 
+    def __len__(self) -> int:
+        return len(self.by_ticket)
+
     def join(self, sequence: Sequence) -> None:
         """A request arrived: it waits behind all others."""
         ticket = self._last = sequence.ticket = self._last + 1
-        self.table[ticket] = sequence
+        self.by_ticket[ticket] = sequence
         adapter = sequence.adapter
         for queue in (self.queue, adapter.queue, sequence.tenant.queue):  # WaitQueue.append, without the calls
             queue.tickets.append(ticket)
@@ -51,7 +54,7 @@ class WaitIndex:
     def rejoin(self, sequence: Sequence) -> None:
         """A preempted request waits in front of all others."""
         ticket = self._front = sequence.ticket = self._front - 1
-        self.table[ticket] = sequence
+        self.by_ticket[ticket] = sequence
         adapter = sequence.adapter
         for queue in (self.queue, adapter.queue, sequence.tenant.queue):
             queue.push_front(ticket)
@@ -60,7 +63,7 @@ class WaitIndex:
 
     def leave(self, sequence: Sequence) -> None:
         """A request is admitted or ended: it does not wait any more."""
-        del self.table[sequence.ticket]
+        del self.by_ticket[sequence.ticket]
         adapter = sequence.adapter
         for queue in (self.queue, sequence.tenant.queue, adapter.queue):  # WaitQueue.left, without the calls
             queue.live -= 1
@@ -95,15 +98,15 @@ class WaitIndex:
     def unblocked(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """See `loratory.serving.engine_view.View.unblocked`: a scan of a short queue, a merge of adapters' queues for a
         long one."""
-        if len(self.table) > SCAN:
+        if len(self.by_ticket) > SCAN:
             return self._merged(within, only, without)
         return self._scanned(within, only, without)
 
     def _scanned(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """Looks at everybody who waits."""
-        table = self.table
-        for ticket in sorted(table) if len(table) > 1 else tuple(table):
-            sequence = table.get(ticket)
+        by_ticket = self.by_ticket
+        for ticket in sorted(by_ticket) if len(by_ticket) > 1 else tuple(by_ticket):
+            sequence = by_ticket.get(ticket)
             if sequence is None:
                 continue
             adapter = sequence.adapter
@@ -111,7 +114,7 @@ class WaitIndex:
             if name in without or (only is not None and name is not None and name not in only):
                 continue
             if adapter.tier == "gpu":
-                if within != "batch" or adapter.references or not adapter.rank:
+                if within != "batch" or adapter.running or not adapter.rank:
                     yield sequence.view
             elif within == "any" and adapter.tier != "loading" and self._obtainable():
                 yield sequence.view
@@ -127,11 +130,11 @@ class WaitIndex:
 
     def _merged(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:
         """Merges the queues of the adapters on the GPU; others join in when their first request is next."""
-        table, backlogged = self.table, self.backlogged
+        by_ticket, backlogged = self.by_ticket, self.backlogged
         merge: list[tuple[int, AdapterState, Iterator[Queued] | None]] = []
         merging: set[str | None] = set(without)
         for adapter in self._ready() if only is None else self._backlogged_among(only):
-            if adapter.name not in merging and (within != "batch" or adapter.references or not adapter.rank):
+            if adapter.name not in merging and (within != "batch" or adapter.running or not adapter.rank):
                 first = adapter.queue.first()
                 if first is not None:
                     merging.add(adapter.name)
@@ -153,7 +156,7 @@ class WaitIndex:
             if tier == "loading" or (tier != "gpu" and not (within == "any" and self._obtainable())):
                 heappop(merge)
                 continue
-            sequence = table.get(ticket)
+            sequence = by_ticket.get(ticket)
             if sequence is not None:
                 yield sequence.view
             following = adapter.queue.first()
@@ -194,7 +197,7 @@ class WaitIndex:
                 ticket, name = self._cold[0]
                 if name not in seen:
                     seen.add(name)
-                    yield self.table[ticket].view
+                    yield self.by_ticket[ticket].view
                 aside.append(heappop(self._cold))
         finally:
             for entry in aside:

@@ -71,7 +71,7 @@ class Replica:
         self._jump = jump
         self._stall_plans = stall_plans
         self.feed = Feed()
-        self._sync = engine.ledger.sync_loading
+        self._sync = engine.ledger.slots.sync
         self._clock = engine.ledger.clock
         self._outputs: dict[str, int] = {}
         self._ends: list[tuple[int, int, Sequence, int]] = []
@@ -211,8 +211,9 @@ class Replica:
                 _, _, sequence, admissions = heappop(ends)
                 if sequence.decoding and sequence.admissions == admissions:
                     finished.append(sequence.request.request_id)
-        for sequence, _, _, completes in plan.prefills:
-            if completes:
+        for prefill in plan.prefills:
+            if prefill.completes:
+                sequence = prefill.sequence
                 request_id = sequence.request.request_id
                 left = outputs[request_id] - sequence.last_generated - 1
                 if left <= 0:

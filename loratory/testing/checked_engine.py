@@ -63,9 +63,9 @@ class CheckedEngine(Engine):
             raise BrokenLaw("limits", f"{result.steps} steps were run of a plan for at most {plan.max_repeat + 1}")
         for sequence in list(plan.decodes):
             self.sampled[sequence.request_id] += result.steps
-        for sequence, _, tokens, completes in plan.prefills:
-            self.prefill_tokens[sequence.request_id] += tokens
-            self.sampled[sequence.request_id] += completes
+        for prefill in plan.prefills:
+            self.prefill_tokens[prefill.sequence.request_id] += prefill.tokens
+            self.sampled[prefill.sequence.request_id] += prefill.completes
         super().commit(plan, result, now)
         self._check()
 
@@ -107,9 +107,10 @@ class CheckedEngine(Engine):
             # part-prefilled requests that get no token this step keep their adapter in the batch
             limit(shape.distinct_adapters >= len(names), "number of adapters")
             limit(shape.max_rank >= max(names.values(), default=0), "largest rank")
-        for sequence, start, tokens, completes in prefills:
+        for prefill in prefills:
+            sequence, start, tokens = prefill.sequence, prefill.start, prefill.tokens
             limit(tokens >= 1 and start >= sequence.request.cached_tokens, "a prefill chunk")
-            limit(completes == (start + tokens == sequence.target), "the end of a prefill")
+            limit(prefill.completes == (start + tokens == sequence.target), "the end of a prefill")
             if config.long_prefill_token_threshold:
                 limit(tokens <= config.long_prefill_token_threshold, "more than long_prefill_token_threshold")
         limit(shape.prefill_tokens == sum(p.tokens for p in prefills), "number of prompt tokens")

@@ -61,7 +61,7 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
     running = {i: s for i, s in ledger.sequences.items() if s.state == "running"}
     same(
         "set of waiting requests",
-        sorted(s.request_id for s in ledger.index.table.values()),
+        sorted(s.request_id for s in ledger.waiting.by_ticket.values()),
         sorted(by_state["waiting"]),
     )
     same("set of running requests", sorted(ledger.running), sorted(running))
@@ -73,8 +73,9 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
     )
     order = [i for i in ledger.running if i in ledger.partial]
     same("order of part-prefilled requests", list(ledger.partial), order)
-    for request_id, (sequence, start, tokens, completes) in ledger.prefills.items():
-        same(f"completion of the chunk of {request_id}", completes, start + tokens == sequence.target)
+    for request_id, prefill in ledger.prefills.items():
+        sequence, start, tokens = prefill.sequence, prefill.start, prefill.tokens
+        same(f"completion of the chunk of {request_id}", prefill.completes, start + tokens == sequence.target)
         holds(f"prefill of {request_id}, which is not part-prefilled", ledger.partial.get(request_id) is sequence)
         holds(f"prefill of {request_id} from {start} has {tokens} tokens", tokens >= 1)
         same(f"prefilled of {request_id}", sequence.prefilled, start + tokens)
@@ -88,7 +89,7 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
 
 def _queues(ledger: Ledger, same: Same, holds: Holds) -> None:
     """Queues by arrival, adapter and tenant, and the index over them."""
-    index, table = ledger.index, ledger.index.table
+    index, table = ledger.waiting, ledger.waiting.by_ticket
     for ticket, sequence in table.items():
         same(f"ticket of {sequence.request_id}", sequence.ticket, ticket)
         holds(f"request {sequence.request_id} waits with state {sequence.state}", sequence.state == "waiting")
@@ -101,7 +102,7 @@ def _queues(ledger: Ledger, same: Same, holds: Holds) -> None:
         head = None if first is None else first.request.request_id
         same(f"head of the queue of {what}", head, next(iter(expected), None))
 
-    queue("all", ledger.waiting, list(table.values()))
+    queue("all", ledger.waiting.queue, list(table.values()))
     states = [ledger.base, *ledger.adapters.values()]
     for state in states:
         queue(f"adapter {state.name}", state.queue, [s for s in table.values() if s.adapter is state])
@@ -121,7 +122,6 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
     users = Counter(s.adapter.name for s in ledger.running.values())
     tenants = Counter(s.tenant.name for s in ledger.running.values())
     for state in (ledger.base, *ledger.adapters.values()):
-        same(f"references of {state.name}", state.references, users[state.name])
         same(f"running requests of {state.name}", state.running, users[state.name])
         holds(f"adapter {state.name} is in use on tier {state.tier}", state.tier == "gpu" or not users[state.name])
         flying = state.tier == "loading" or state.prefetching
@@ -129,13 +129,14 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
     for tenant in ledger.tenants.values():
         same(f"running requests of tenant {tenant.name}", tenant.running, tenants[tenant.name])
     by_tier = {t: sorted(n for n, s in ledger.adapters.items() if s.tier == t) for t in ("gpu", "loading")}
-    same("set of adapters on the GPU", sorted(map(str, ledger.on_gpu)), by_tier["gpu"])
-    same("set of adapters on the way", sorted(map(str, ledger.loading)), by_tier["loading"])
+    same("set of adapters on the GPU", sorted(map(str, ledger.slots.on_gpu)), by_tier["gpu"])
+    same("set of adapters on the way", sorted(map(str, ledger.slots.loading)), by_tier["loading"])
     idle = sorted(n for n in by_tier["gpu"] if not users[n] and not ledger.adapters[n].pinned)
-    same("set of idle adapters", sorted(map(str, ledger.idle)), idle)
+    same("set of idle adapters", sorted(map(str, ledger.slots.idle)), idle)
     same("set of views of adapters on the GPU", sorted(ledger.slots.views), by_tier["gpu"])
-    taken = len(ledger.on_gpu) + len(ledger.loading)
-    holds(f"{taken} of {ledger.max_loras} slots are taken", taken <= ledger.max_loras)
+    taken = len(ledger.slots.on_gpu) + len(ledger.slots.loading)
+    holds(f"{taken} of {ledger.slots.max_loras} slots are taken", taken <= ledger.slots.max_loras)
+    same("free slots", ledger.slots.free, ledger.slots.max_loras - taken)
     ranks = [ledger.adapters[name].rank for name in users if name is not None]
     same("active adapters", ledger.batch.adapters, len(ranks))
     same("sum of ranks", ledger.batch.sum_ranks, sum(ranks))
@@ -150,7 +151,7 @@ def _host(ledger: Ledger, same: Same, holds: Holds) -> None:
     """The host cache: a superset of the GPU slots, within its limit."""
     held = {name for name, s in ledger.adapters.items() if s.tier in ("gpu", "loading", "host") or s.prefetching}
     same("set of adapters in host memory", set(ledger.host.held), held)
-    holds(f"{len(held)} of {ledger.host.slots} host places are taken", len(held) <= ledger.host.slots)
+    holds(f"{len(held)} of {ledger.host.max_cpu_loras} host places are taken", len(held) <= ledger.host.max_cpu_loras)
 
 
 def _kv(ledger: Ledger, same: Same, holds: Holds) -> None:

@@ -77,7 +77,7 @@ def run(
             flat[index].append(plain(event))
             if isinstance(event, Evicted) and engines:
                 state = engines[index].ledger.adapters[event.adapter]
-                if state.pinned or state.references:
+                if state.pinned or state.running:
                     raise BrokenLaw("limits", f"{event.adapter} was evicted while pinned or in use")
 
         return take

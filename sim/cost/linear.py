@@ -45,18 +45,18 @@ class LinearCost:
     decode:  max(floor, base + per_seq * sequences + per_kv_token * KV tokens)
     prefill: base + per_token * tokens + attention * pairs
     LoRA:    step + per_adapter * adapters + per_rank * sum of ranks + token * tokens + token_rank * sum of token ranks
-    slots:   slot_token * slots * tokens, in every step
+    slots:   slot_token * max_loras * tokens, in every step
 
     A mixed step is one launch of both: the larger of the two bases, once, then every other term; the floor bounds
     the sum of decode and prefill parts. LoRA comes on top of the floor, because a floor is fitted without adapters.
 
-    ``slots`` are the engine's ``max_loras``: LoRA kernels whose grid spans all slots (vLLM V1 0.8.5: thread blocks for
-    each slot and block of tokens, most of them idle) cost in proportion to them, whatever is in the batch.
+    LoRA kernels whose grid spans all of the engine's ``max_loras`` slots (vLLM V1 0.8.5: thread blocks for each slot
+    and block of tokens, most of them idle) cost in proportion to them, whatever is in the batch.
     """
 
     name = "linear"
 
-    def __init__(self, options: LinearOptions, slots: int = 0) -> None:
+    def __init__(self, options: LinearOptions, max_loras: int = 0) -> None:
         self.options = options
         self.source = options.source
         self.known_error = f"that of its constants ({options.source}); none is known beyond that"
@@ -67,14 +67,14 @@ class LinearCost:
         self._decode = (o.decode_base_s, o.decode_per_seq_s, o.decode_per_kv_token_s, o.decode_floor_s)
         self._gemm_floor = o.decode_gemm_floor_s
         self._prefill = (o.prefill_base_s, o.prefill_per_token_s, o.prefill_attention_s)
-        self._slots_per_token = o.slot_token_s * slots
+        self._slots_per_token = o.slot_token_s * max_loras
         self._mixed_base = max(o.decode_base_s, o.prefill_base_s)
         self._lora = (o.lora_step_s, o.per_adapter_s, o.per_rank_s, o.lora_token_s, o.lora_token_rank_s)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, object], slots: int = 0) -> LinearCost:
+    def from_options(cls, options: Mapping[str, object], max_loras: int = 0) -> LinearCost:
         """From a scenario's ``cost:`` mapping; `InputError` for unknown keys or bad values."""
-        return cls(parse(LinearOptions, options, "cost"), slots)
+        return cls(parse(LinearOptions, options, "cost"), max_loras)
 
     def _lora_seconds(self, shape: BatchShape) -> float:
         if not shape.distinct_adapters and not shape.lora_tokens:

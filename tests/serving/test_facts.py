@@ -339,7 +339,7 @@ def test_a_failed_load_fails_those_who_wait_for_it_and_nobody_else() -> None:
     for name, wanted in (("x", "a1"), ("y", "a1"), ("other", "a2"), ("base", None)):
         bench.submit(name, wanted)
     bench.step()
-    assert set(bench.engine.ledger.loading) == {"a1", "a2"}
+    assert set(bench.engine.ledger.slots.loading) == {"a1", "a2"}
     bench.engine.load_failed("a1", "no such file")
     bench.engine.loaded("a2")
     bench.step()
@@ -347,7 +347,7 @@ def test_a_failed_load_fails_those_who_wait_for_it_and_nobody_else() -> None:
     assert set(bench.engine.ledger.running) == {"other", "base"} and bench.engine.ledger.adapters["a1"].tier == "disk"
     bench.submit("again", "a1")
     bench.step()
-    assert set(bench.engine.ledger.loading) == {"a1"}
+    assert set(bench.engine.ledger.slots.loading) == {"a1"}
     bench.engine.loaded("a1")
     for _ in range(9):
         bench.step()

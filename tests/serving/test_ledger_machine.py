@@ -88,7 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def evict(self, name: str) -> None:
         state = self.ledger.adapters.get(name)
-        safe = state is not None and state.tier == "gpu" and not state.pinned and not state.references
+        safe = state is not None and state.tier == "gpu" and not state.pinned and not state.running
         assert bool(self._answer(self.ledger.evict(name))) == safe
 
     @rule(name=st.sampled_from(NAMES))
@@ -132,8 +132,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _free_blocks(self) -> bool:
         ledger = self.ledger
-        if ledger.memory == "unified" and ledger.idle:
-            return bool(ledger.evict(next(iter(ledger.idle))))
+        if ledger.config.memory == "unified" and ledger.slots.idle:
+            return bool(ledger.evict(next(iter(ledger.slots.idle))))
         return bool(ledger.preempt(next(reversed(ledger.running.values())).view))
 
     @rule(steps=st.integers(1, 20), seconds=st.sampled_from([0.0, 0.5]))
@@ -148,7 +148,7 @@ class LedgerMachine(RuleBasedStateMachine):
             left = min(s.finish_clock for s in ledger.decoding.values()) - ledger.clock[0]
             ledger.kv.advance(1 if ledger.prefills else ledger.kv.steps(min(steps, left)))
         ledger.kv.reserved = 0
-        done = [s for s, start, tokens, _ in ledger.prefills.values() if start + tokens == s.target]
+        done = [p.sequence for p in ledger.prefills.values() if p.start + p.tokens == p.sequence.target]
         ledger.prefills.clear()
         for sequence in done:
             ledger.begin_decode(sequence)
@@ -170,14 +170,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 ledger.host.rest(state)
             elif not well and state.prefetching and state.tier != "loading":
                 ledger.slots.fail(state)
-                ledger.index.cooled(state)
+                ledger.waiting.cooled(state)
             state.prefetching = state.prefetching and (name, True) in self.flying
         elif state.tier == "loading":
             if well:
                 ledger.slots.arrive(state, ledger.now)
             else:
                 ledger.slots.fail(state)
-                ledger.index.cooled(state)
+                ledger.waiting.cooled(state)
 
     @invariant()
     def books_balance(self) -> None:

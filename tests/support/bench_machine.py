@@ -188,5 +188,5 @@ def assert_nothing_leaked(ran: Ran) -> None:
     assert not ledger.sequences and ledger.kv.used == 0
     assert tables.free_blocks == tables.num_blocks and tables.sequences == 0
     executor.tiers.follow(ledger)
-    assert set(executor.tiers.resident) <= set(ledger.on_gpu)
+    assert set(executor.tiers.resident) <= set(ledger.slots.on_gpu)
     assert executor.tiers.in_host <= set(ledger.host.held)

@@ -61,7 +61,7 @@ def models() -> dict[str, CostModel]:
             model("llama-2-7b"), gpu("a100-80gb"), options=RooflineOptions(host_layer_s=8e-4)
         ),
         "linear": LinearCost(SLORA),
-        "linear with slots": LinearCost(SLORA.model_copy(update={"slot_token_s": 2e-7}), slots=32),
+        "linear with slots": LinearCost(SLORA.model_copy(update={"slot_token_s": 2e-7}), max_loras=32),
         "profile": ProfileCost(FITTED),
     }
 
