@@ -55,8 +55,9 @@ class TenantState(Usage):
 class AdapterState(Usage):
     """One adapter: where it is, what uses it, its service and its waiting requests.
 
-    ``spec`` is None for the base model. ``uses`` are admissions, ``fresh`` is true from a load to the first of them, and ``blocks`` are the KV blocks that
-    the adapter takes while it is on the GPU (``memory: unified``). Times are absolute seconds.
+    ``spec`` is None for the base model. ``uses`` are admissions, ``fresh`` is true from a load to the first of them,
+    and ``blocks`` are the KV blocks that the adapter takes while it is on the GPU (``memory: unified``). Times are
+    absolute seconds.
     """
 
     __slots__ = (
