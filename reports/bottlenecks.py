@@ -146,7 +146,7 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
     held = _HELD[limit].format(limit=count(policy.get(f"usage.{limit}.limit")))
     others = [text for text in _in_use(policy) if limit in _UNITS and not text.endswith(_UNITS[limit])]
     beside = f" In use at the median: {', '.join(others)}." if others else ""
-    return f"requests wait for {percent(share)} of their time, in {percent(by)} of that {held}{of_whom}.{beside}"
+    return f"requests wait for {percent(share)} of their time; for {percent(by)} of that, {held}{of_whom}.{beside}"
 
 
 def _nearest(policy: PolicyRuns) -> str:

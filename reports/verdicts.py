@@ -104,7 +104,7 @@ def _missed(policy: PolicyRuns, limits: list[SloLimit]) -> str:
     often = "" if len(policy.runs) == 1 else f" in {seeds} of {len(policy.runs)} seeds"
     reasons = f": {listed(failing)};" if failing else ":"
     share = percent(policy.get("slo.attainment"))
-    return f"{policy.name} misses the SLO{often}{reasons} {share} of requests kept every limit."
+    return f"{policy.name} misses the SLO{often}{reasons} {share} of requests met every limit."
 
 
 def _unserved(policies: list[PolicyRuns]) -> list[Verdict]:

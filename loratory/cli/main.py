@@ -19,7 +19,7 @@ from loratory.cli.check_policy import check_policy_command
 from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
 from loratory.cli.scenarios import app as scenarios_app
-from loratory.cli.terminal import Json, complain, dump, progress, say, show, width
+from loratory.cli.terminal import Json, complain, dump, progress, say, show, table_width, width
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, several, shortened
 from loratory.experiment.interruption import interruptible
@@ -331,7 +331,7 @@ def policies(
         if as_json:
             dump([description.as_dict() for description in found])
         else:
-            show(policies_table(found))
+            show(policies_table(found, table_width()))
             say(
                 "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
                 "loratory policies NAME explains one"

@@ -10,6 +10,7 @@ import typer
 
 from loratory.cli.terminal import Json, dump, say, show
 from loratory.errors import InputError, shortened
+from loratory.reports.number_text import plural
 
 app = typer.Typer(help="List, show and check scenario files, or print their schema.", rich_markup_mode=None)
 
@@ -89,9 +90,11 @@ def check_scenario(
     if as_json:
         dump(facts)
         return
+    requests, adapters = plural(len(workload), "request"), plural(len(built.adapters), "adapter")
+    runs = plural(len(loaded.policies) * len(loaded.seeds), "run")
     say(
-        f"{file} is valid: {facts['requests']} requests (seed {loaded.seeds[0]}), {facts['adapters']} adapters, "
-        f"{facts['runs']} runs, KV cache of {facts['kv_tokens']} tokens a replica"
+        f"{file} is valid: {requests} (seed {loaded.seeds[0]}), {adapters}, {runs}, "
+        f"KV cache of {facts['kv_tokens']:,} tokens per replica"
     )
     for note in notes:
         say(f"note: {note}")

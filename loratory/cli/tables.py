@@ -32,6 +32,8 @@ MEASURES: tuple[tuple[str, str, str], ...] = (
 _LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
 _SCALE = {"tpot_s.p99": 1000.0}
 _WIDEST_NAME = 24
+_SOURCES_FROM = 120
+"""Width from which the table of policies has room for their sources."""
 
 
 def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]:
@@ -97,17 +99,19 @@ def _cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
     return "99.9%" if text == "100.0%" and metric["mean"] < 1 else text
 
 
-def policies_table(descriptions: list[Description]) -> Table:
-    """One row per policy: name, what it does, parameters with defaults, source."""
+def policies_table(descriptions: list[Description], columns: int = 160) -> Table:
+    """One row per policy: name, what it does, parameters with defaults, and if there is room its source."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     table.add_column("what it does")
     table.add_column("parameters", overflow="fold", min_width=24)
-    table.add_column("source", style="dim", overflow="fold")
+    sources = columns >= _SOURCES_FROM
+    if sources:
+        table.add_column("source", style="dim", overflow="fold")
     common = {"evict", "prefetch", "reserve"}
     for d in descriptions:
         own = [f"{p.name}={_default(p.default)}" for p in d.parameters if p.name not in common]
-        table.add_row(d.name, d.summary, ", ".join(own) or "-", d.source)
+        table.add_row(d.name, d.summary, ", ".join(own) or "-", *([d.source] if sources else []))
     return table
 
 

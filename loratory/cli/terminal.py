@@ -35,6 +35,11 @@ def width() -> int:
     return max(40, get_terminal_size((80, 24)).columns)
 
 
+def table_width() -> int:
+    """Columns that `show` has for a table: `width`, but at least 160 in a pipe without COLUMNS."""
+    return width() if sys.stdout.isatty() or "COLUMNS" in os.environ else max(width(), 160)
+
+
 def say(text: str) -> None:
     """Print a sentence: wrapped in a terminal or to COLUMNS, on one line in a pipe without COLUMNS."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ

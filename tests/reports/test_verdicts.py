@@ -168,7 +168,7 @@ def test_the_bottleneck_comes_with_its_figures_and_what_to_try(report: Any) -> N
     run["advice"] = ["Try engine.max_loras 16: it fits."]
     found = verdicts([run])
     (verdict,) = _of("Bottleneck", found)
-    assert "adapter slots (max_loras): requests wait for 40 % of their time, in 90 % of that" in verdict.text
+    assert "adapter slots (max_loras): requests wait for 40 % of their time; for 90 % of that," in verdict.text
     assert "8 slots" in verdict.text and "running requests" in verdict.text
     assert [v.text for v in _of("Next", found)] == ["Try engine.max_loras 16: it fits."]
     run["throughput"] |= {"ceiling_tokens_per_s_per_gpu": 1000.0, "ceiling_share": 0.25}
