@@ -1,4 +1,32 @@
-"""Engine: drives a policy over the ledger, builds step plans and applies their results. It reads no clock."""
+"""Engine: drives a policy over the ledger, builds step plans and applies their results. It reads no clock.
+
+One step in pseudo-code:
+
+    plan(now):
+        take in what happened: arrivals, aborts, ends of loads          ask = true if anything did
+        a wake-up that the policy asked for is due                      ask = true
+        reserve the KV blocks that the decoding requests need           }  where blocks are missing: evict an idle
+        give part-prefilled requests their next chunk                   }  adapter (unified memory), or preempt
+        if ask, and no request was preempted:
+            for each action that the policy yields:                     PolicyRunner.carry_out
+                the ledger carries it out or refuses it, and the policy gets the outcome
+        build the plan:
+            prefills    the chunks of requests admitted or continued in this step
+            decodes     every decoding request
+            loads       what the policy's Load and Prefetch began
+            max_repeat  how many more steps like this nothing can change
+
+    the backend runs the plan, and knows then which outputs ended
+
+    commit(plan, result, now):
+        the decode clock advances by result.steps: every decoding request has that many tokens more
+        requests whose context is computed have their first token, and decode from now on     ask = true
+        requests at max_tokens, or reported as finished, end and free what they hold          ask = true
+
+The blocks of the decoding requests are reserved before the policy is asked, so those that it sees free are free: it
+cannot admit a request for which another has to be preempted in the same step. With ``batching: separate`` a step
+prefills or decodes, so they are reserved only if the policy admits nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +42,7 @@ from loratory.serving.events import Arrived, Handler, Loaded, LoadStarted, Serve
 from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
-from loratory.serving.plan import BatchShape, CostView, Prefill, StepPlan, StepResult
+from loratory.serving.plan import CostView, Prefill, StepPlan, StepResult
 from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_members import members_of
 from loratory.serving.policy_runner import PolicyRunner
@@ -64,9 +92,12 @@ class Engine:
         self._inbox: list[Request | Callable[[], None]] = []
         """What happened since the last plan, in order: requests that arrived, and calls that take in all else."""
         self._arriving: set[str] = set()
+        """Ids of the requests in the inbox."""
         self._submitted = 0
         self._finishes: list[tuple[int, int, Sequence, int]] = []
-        self._order = 0
+        """A heap of (decode clock at which a request reaches max_tokens, number, request, its admissions then). Entries
+        of requests that have been preempted since are out of date."""
+        self._finishes_pushed = 0
 
     # -- what a backend tells the engine -------------------------------------------------------------------------
 
@@ -91,20 +122,20 @@ class Engine:
         self._inbox.append(partial(self._loaded, adapter, prefetch))
 
     def load_failed(self, adapter: str, why: str, prefetch: bool = False) -> None:
-        """A load came to nothing: the requests that wait for the adapter, or run with it, fail, and nothing else.
+        """A load failed: the requests that wait for the adapter, or run with it, fail as well.
 
-        A failed prefetch fails nobody: the adapter is loaded when its turn comes.
+        A failed prefetch fails no request: the adapter is loaded when its turn comes.
         """
         self._inbox.append(partial(self._load_failed, adapter, why, prefetch))
 
     def expect_load(self, adapter: str, eta: float) -> None:
-        """A load in flight will be done at about second ``eta``; shown to the policy."""
+        """A load in flight will end at about second ``eta``; policies see it as `AdapterView.eta`."""
         state = self.ledger.adapters[adapter]
         if state.tier == "loading" or state.prefetching:  # else a load overtook its prefetch
             state.eta = eta
 
     def expect_loads(self, plan: StepPlan, now: float) -> None:
-        """The plan's loads that no step waits for start at ``now``; the cost model guesses when they end."""
+        """The plan's loads that no step waits for begin at ``now``; the cost model predicts when they end."""
         for load in plan.loads:
             if load.prefetch or not self.ledger.slots.sync:
                 self.expect_load(load.adapter.name, now + load.seconds(self.ledger.cost))
@@ -116,16 +147,13 @@ class Engine:
 
     @property
     def idle_plans(self) -> int:
-        """Plans since a request last got a token or ended: a policy that stops progress makes it grow."""
+        """Plans since a request last got a token or ended; it grows while a policy stops progress."""
         return self._runner.idle_plans
 
     @property
     def refusals(self) -> dict[str, dict[str, int]]:
         """How often the ledger refused the policy so far: by action (``admit``), by word of refusal (``kv``)."""
-        found: dict[str, dict[str, int]] = {}
-        for (kind, why), number in sorted(self._runner.refused.items(), key=lambda item: -item[1]):
-            found.setdefault(kind.__name__.lower(), {})[str(why)] = number
-        return found
+        return self._runner.refusals()
 
     @property
     def wake_at(self) -> float | None:
@@ -148,7 +176,7 @@ class Engine:
     # -- plan ----------------------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
-        """What to do from second ``now``: takes in what happened, asks the policy, returns the next step or None."""
+        """The next step, from second ``now`` on, or None when there is nothing to do."""
         ledger, runner = self.ledger, self._runner
         ledger.now = now
         if self._inbox:
@@ -156,10 +184,10 @@ class Engine:
         if runner.wake_times or runner.wake_clocks:
             runner.wake_up(now)
         ledger.token_budget = self._budget
-        kept = True
+        kept = True  # whether every running request keeps its blocks; else the policy is asked at the next plan
         if not self._separate:
             kv = ledger.kv
-            if kv.reserve():
+            if kv.reserve():  # as nearly always; `_reserve_decode` without the call
                 ledger.token_budget -= kv.decoding
             else:
                 kept = self._reserve_decode()
@@ -176,7 +204,7 @@ class Engine:
         return self._build()
 
     def _take_in(self, now: float) -> None:
-        """Arrivals, aborts and finished loads since the last plan."""
+        """Take in what happened since the last plan."""
         self.ledger.now = now
         self._runner.ask = True
         self._arriving.clear()
@@ -200,7 +228,7 @@ class Engine:
             self._tell_arrived(Arrived(self.ledger.now, sequence.view))
 
     def _reserve_decode(self) -> bool:
-        """Take the KV blocks the decode step needs, preempting where they are missing; False when it did."""
+        """Take the KV blocks that the decode step needs, preempting where they are missing; False if it preempted."""
         kv = self.ledger.kv
         kept = True
         while not kv.reserve():
@@ -211,7 +239,7 @@ class Engine:
         return kept
 
     def _extend_partial(self) -> bool:
-        """Give part-prefilled requests their next chunk, preempting where blocks are missing; False when it did."""
+        """Give part-prefilled requests their next chunk, preempting where blocks are missing; False if it preempted."""
         ledger = self.ledger
         kept = True
         for sequence in list(ledger.partial.values()):
@@ -227,7 +255,7 @@ class Engine:
         kv = ledger.kv
         decodes = kv.decoding if kv.reserved else 0
         if not decodes:
-            kv.reserved = 0
+            kv.reserved = 0  # no decode step follows, whose commit would reset it
         loads = tuple(ledger.slots.loads) if ledger.slots.loads else ()
         runner.idle_plans += 1
         repeat = 0
@@ -239,7 +267,7 @@ class Engine:
                 repeat = self._horizon() - 1
         elif not loads:
             return None
-        shape = self._shape(prefills, decodes)
+        shape = ledger.shape(prefills, decodes)
         wake_at = runner.wake_times[0] if runner.wake_times else None
         decoding = ledger.decoding.values() if decodes else ()
         return StepPlan(prefills, decodes, decoding, loads, repeat, wake_at, shape, ledger.epoch)
@@ -256,32 +284,6 @@ class Engine:
         if wakes and wakes[0] < at:
             at = wakes[0]
         return ledger.kv.steps(at - clock if at > clock else 1)
-
-    def _shape(self, prefills: tuple[Prefill, ...], decodes: int) -> BatchShape:
-        """The shape of a step: all that runs when it decodes, else only the adapters of its prefill chunks."""
-        ledger = self.ledger
-        tokens = lora_tokens = lora_token_ranks = 0
-        attention = 0.0
-        for prefill in prefills:
-            chunk, rank = prefill.tokens, prefill.sequence.adapter.rank
-            tokens += chunk
-            attention += chunk * (prefill.start + (chunk + 1) * 0.5)
-            if rank:
-                lora_tokens += chunk
-                lora_token_ranks += chunk * rank
-        if decodes:
-            batch = ledger.batch
-            kv_tokens, distinct, total, largest = ledger.kv.tokens_read, batch.adapters, batch.sum_ranks, batch.max_rank
-            lora_tokens += batch.decoding
-            lora_token_ranks += batch.decoding_ranks
-        else:
-            adapters = [prefill.sequence.adapter for prefill in prefills]
-            ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
-            kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
-        chunks = len(prefills)
-        return BatchShape(
-            tokens, attention, chunks, decodes, kv_tokens, distinct, total, largest, lora_tokens, lora_token_ranks
-        )
 
     # -- commit --------------------------------------------------------------------------------------------------
 
@@ -358,8 +360,9 @@ class Engine:
             if sequence.finish_clock <= clock:
                 ended.append(sequence)
             else:
-                self._order += 1
-                heappush(self._finishes, (sequence.finish_clock, self._order, sequence, sequence.admissions))
+                self._finishes_pushed += 1
+                finish = (sequence.finish_clock, self._finishes_pushed, sequence, sequence.admissions)
+                heappush(self._finishes, finish)
         ledger.prefills.clear()
 
     def _served(self, plan: StepPlan, steps: int) -> None:

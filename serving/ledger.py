@@ -12,7 +12,7 @@ from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.lora import Adapter
 from loratory.serving.lora_batch import LoraBatch
-from loratory.serving.plan import CostView, Prefill
+from loratory.serving.plan import BatchShape, CostView, Prefill
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState, TenantState
@@ -329,6 +329,31 @@ class Ledger:
         return outcome
 
     # -- the step ------------------------------------------------------------------------------------------------
+
+    def shape(self, prefills: tuple[Prefill, ...], decodes: int) -> BatchShape:
+        """The shape of a step: all that runs when it decodes, else only the adapters of its prefill chunks."""
+        tokens = lora_tokens = lora_token_ranks = 0
+        attention = 0.0
+        for prefill in prefills:
+            chunk, rank = prefill.tokens, prefill.sequence.adapter.rank
+            tokens += chunk
+            attention += chunk * (prefill.start + (chunk + 1) * 0.5)
+            if rank:
+                lora_tokens += chunk
+                lora_token_ranks += chunk * rank
+        if decodes:
+            batch = self.batch
+            kv_tokens, distinct, total, largest = self.kv.tokens_read, batch.adapters, batch.sum_ranks, batch.max_rank
+            lora_tokens += batch.decoding
+            lora_token_ranks += batch.decoding_ranks
+        else:
+            adapters = [prefill.sequence.adapter for prefill in prefills]
+            ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
+            kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
+        chunks = len(prefills)
+        return BatchShape(
+            tokens, attention, chunks, decodes, kv_tokens, distinct, total, largest, lora_tokens, lora_token_ranks
+        )
 
     def begin_decode(self, sequence: Sequence) -> None:
         """A request's context is in the KV cache and its next token sampled: it decodes from now on."""

@@ -1,4 +1,4 @@
-"""PolicyRunner: asks a policy, carries out what it yields through the ledger, and answers with the outcome."""
+"""PolicyRunner: asks a policy, has the ledger carry out what it yields, and sends it the outcome of each action."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from loratory.serving.sequence import Sequence
 
 
 class PolicyRunner:
-    """The policy's hands. ``ask`` turns true whenever something happened that the policy should be asked about."""
+    """Carries out a policy's actions, and what the engine does on its own to requests and adapters."""
 
     def __init__(self, ledger: Ledger, announcer: Announcer, victim: Callable[[View], Any] | None) -> None:
         self.ledger = ledger
         self.announcer = announcer
         self.ask = True
+        """Whether something has happened that the policy has not been asked about."""
         self.idle_plans = 0
+        """See `Engine.idle_plans`."""
         self.wake_times: list[float] = []
+        """Heap of the seconds at which the policy wants to be asked."""
         self.wake_clocks: list[int] = []
-        self.refused: Counter[tuple[type, str | None]] = Counter()
-        """How often the ledger refused an action of a type, by its word of refusal."""
+        """Heap of the readings of the decode clock at which it wants to be asked."""
+        self._refused: Counter[tuple[type, str | None]] = Counter()
         self._victim = victim
         self._tell_admitted = announcer.handler(Admitted)
         self._tell_ended = announcer.handler(Ended)
@@ -55,7 +58,7 @@ class PolicyRunner:
     def carry_out(self, schedule: Any) -> None:
         """Carry out the actions that ``schedule`` yields, and send it the outcome of each, until it ends."""
         announcer, now = self.announcer, self.ledger.now
-        apply, refused, tell_decided = self._apply, self.refused, self._tell_decided
+        apply, refused, tell_decided = self._apply, self._refused, self._tell_decided
         try:
             send = schedule.send
         except AttributeError:
@@ -63,7 +66,7 @@ class PolicyRunner:
             raise announcer.error(now, what) from None
         outcome: Any = None
         actions = 0  # `loratory.serving.policy_calls` reads this variable
-        limit = 1000
+        limit = 1000  # as long as it suffices, `_action_limit` need not count requests and adapters
         while True:
             try:
                 action = send(outcome)
@@ -99,8 +102,15 @@ class PolicyRunner:
         return limit
 
     def dismiss_policy(self) -> None:
-        """The policy is told of no end any more."""
+        """The policy is told of no more ends."""
         self._tell_ended = self.announcer.sink_handler(Ended)
+
+    def refusals(self) -> dict[str, dict[str, int]]:
+        """See `Engine.refusals`."""
+        refusals: dict[str, dict[str, int]] = {}
+        for (kind, why), number in sorted(self._refused.items(), key=lambda item: -item[1]):
+            refusals.setdefault(kind.__name__.lower(), {})[str(why)] = number
+        return refusals
 
     # -- what the engine does on its own -------------------------------------------------------------------------
 
@@ -114,7 +124,7 @@ class PolicyRunner:
         del sequence.view  # a cycle with its view would wait for the garbage collector
 
     def turn_away(self, sequence: Sequence, why: str) -> None:
-        """Reject a request that can never run: the policy is not told of it, because it never waits."""
+        """Reject a request that can never run. The policy is not told, because the request never waits."""
         now, announcer = self.ledger.now, self.announcer
         self.ledger.end(sequence, "rejected", why)
         self.idle_plans = 0
@@ -125,7 +135,7 @@ class PolicyRunner:
         del sequence.view
 
     def end_by_id(self, request_id: str, status: Status, why: str) -> None:
-        """The same by id; unknown or ended requests are ignored."""
+        """The same by the request's id; unknown and ended requests are ignored."""
         sequence = self.ledger.sequences.get(request_id)
         if sequence is not None:
             self.end(sequence, status, why)
@@ -140,7 +150,7 @@ class PolicyRunner:
         return outcome
 
     def preempt_one(self, view: View) -> None:
-        """KV blocks are missing: preempt the request the policy names, or else the last one admitted (vLLM's rule)."""
+        """Free KV blocks: preempt the request that the policy names, or else the last one admitted (vLLM's rule)."""
         if self._victim is not None:
             try:
                 named = self._victim(view)
@@ -164,12 +174,12 @@ class PolicyRunner:
         if ledger.config.memory != "unified" or not ledger.slots.idle:
             return False
         views = [state.view for state in ledger.slots.idle.values()]
-        goes = min(views, key=lambda candidate: (view.scorer(candidate, view), candidate.lora_int_id))
-        assert goes.name is not None
-        return self.evict(goes.name).ok
+        evicted = min(views, key=lambda adapter: (view.scorer(adapter, view), adapter.lora_int_id))
+        assert evicted.name is not None
+        return self.evict(evicted.name).ok
 
     def wake_up(self, now: float) -> None:
-        """The policy is to be asked when a time or a step count it named is reached."""
+        """Ask the policy again if a second or a decode step that it named has come."""
         while self.wake_times and self.wake_times[0] <= now:
             heappop(self.wake_times)
             self.ask = True
