@@ -19,9 +19,9 @@ def adapter_states(
     adapters: Iterable[Adapter],
     kv: KVPool,
     kv_bytes_per_token: int | None,
-    table: Mapping[int, Queued],
+    by_ticket: Mapping[int, Queued],
 ) -> list[AdapterState]:
-    """The state of each adapter, in order; ``table`` is the engine's of waiting requests.
+    """The state of each adapter, in order; ``by_ticket`` has the engine's waiting requests.
 
     Raises `InputError` for a name or id that repeats, a rank above ``max_lora_rank``, too many pinned adapters, and
     ``memory: unified`` without ``kv_bytes_per_token`` (bytes of KV cache a token takes).
@@ -42,7 +42,7 @@ def adapter_states(
             if not kv_bytes_per_token:
                 raise InputError("memory: unified needs the KV bytes of a token: give a model, or kv_bytes_per_token")
             blocks = kv.blocks(-(-adapter.bytes // kv_bytes_per_token))
-        state = states[name] = AdapterState(adapter, blocks, table, kv.clock)
+        state = states[name] = AdapterState(adapter, blocks, by_ticket, kv.clock)
         state.kv_tokens = blocks * kv.block_size
         state.view = AdapterView(state)
     pinned = sum(state.pinned for state in states.values())

@@ -25,7 +25,7 @@ class Ledger:
 
     ``config`` must name ``num_gpu_blocks``. ``kv_bytes_per_token`` (one replica, all its GPUs) is needed with
     ``memory: unified``, where an adapter takes as many KV blocks as its bytes fill. Raises `InputError` for adapters
-    the configuration can never serve: a rank above ``max_lora_rank``, equal names or ids, too many pinned.
+    that the configuration can never serve: a rank above ``max_lora_rank``, equal names or ids, too many pinned.
     """
 
     __slots__ = (
@@ -73,14 +73,20 @@ class Ledger:
         self._chunked = config.enable_chunked_prefill
         self._max_chunk = config.long_prefill_token_threshold or self._max_tokens
         self.now = 0.0
+        """The absolute second of the last plan or commit."""
         self.clock = [0]
+        """The decode clock: the decode steps committed so far. A list, so that others share it."""
         self.sequences: dict[str, Sequence] = {}
+        """The waiting and the running requests."""
         self.running: dict[str, Sequence] = {}
+        """In order of admission. Each of them is in one of the next two."""
         self.decoding: dict[str, Sequence] = {}
         self.partial: dict[str, Sequence] = {}
+        """Running requests whose context is not in the KV cache yet, or only part of it."""
         self.prefills: dict[str, Prefill] = {}
         """This step's prefill chunks."""
         self.token_budget = 0
+        """Tokens that this step can still prefill."""
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
         self.adapters: dict[str, AdapterState] = {}
@@ -89,13 +95,14 @@ class Ledger:
         self.host = HostCache(config.host_slots)
         sync = config.adapter_loading == "sync"
         self.slots = GpuSlots(config.max_loras, sync, self.kv, self.host, self.adapters, self.running)
-        self.waiting = WaitIndex(self.slots.obtainable, self._ready)
+        self.waiting = WaitIndex(self.slots.obtainable, self._on_gpu)
         self.base = AdapterState(None, 0, self.waiting.by_ticket, self.clock)
         self.base.view = AdapterView(self.base)
         self.batch = LoraBatch()
         self.epoch = 0
+        """Grows whenever the running batch changes."""
         self.ended = 0
-        """Requests that were given a final status so far."""
+        """Requests that have a final status."""
         for state in adapter_states(config, adapters, self.kv, kv_bytes_per_token, self.waiting.by_ticket):
             assert state.name is not None
             self.adapters[state.name] = state
@@ -109,33 +116,34 @@ class Ledger:
 
     @property
     def seq_budget(self) -> int:
-        """Requests that may still be admitted before ``max_num_seqs``."""
+        """Requests that can still be admitted before ``max_num_seqs`` run."""
         return self._max_seqs - len(self.running)
 
-    def _ready(self) -> Iterator[AdapterState]:
+    def _on_gpu(self) -> Iterator[AdapterState]:
+        """The adapters on the GPU, or those of them that requests wait for, whichever are fewer to find."""
         backlogged = self.waiting.backlogged
         if len(backlogged) < len(self.slots.on_gpu):
             return iter([view._state for view in backlogged.values() if view._state.tier == "gpu"])
         return iter([self.base, *self.slots.on_gpu.values()])
 
     def can_admit(self) -> bool:
-        """Whether this step has room for another request at all."""
+        """Whether this step has tokens and a place left for another request."""
         return self.token_budget > 0 and len(self.running) < self._max_seqs
 
     # -- requests come and go ------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> tuple[Sequence, str]:
-        """Take in a request: it waits. A reason in second place says that it can never run and must be rejected."""
+        """A request arrives, and waits. The second value is the reason to reject it if it can never run, else empty."""
         tenant = self.tenants.get(request.tenant)
         if tenant is None:
             tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.waiting.by_ticket, self.clock)
             tenant.view = self.tenant_views[request.tenant] = TenantView(tenant)
         adapter = self.base if request.adapter is None else self.adapters.get(request.adapter)
-        most = request.max_tokens
+        max_tokens = request.max_tokens
         room = self.context_limit - request.prompt_tokens
-        if most > room:
-            most = max(room, 1)
-        sequence = Sequence(request, adapter or self.base, tenant, self.clock, most)
+        if max_tokens > room:
+            max_tokens = max(room, 1)
+        sequence = Sequence(request, adapter or self.base, tenant, self.clock, max_tokens)
         sequence.view = RequestView(sequence)
         if adapter is None:
             return sequence, f"adapter {request.adapter!r} is not registered"
@@ -146,13 +154,13 @@ class Ledger:
         return sequence, ""
 
     def _fits(self) -> str:
-        """What a request's prompt and output must fit, as the reason of a rejection says it."""
+        """What a request's prompt and output must fit, in words."""
         if self.context_limit == self.config.max_model_len:
             return f"max_model_len {self.context_limit}"
         return f"the KV cache, which holds {self._max_context} tokens of one request"
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
-        """Give a request its final status and free all it holds."""
+        """Give a request its final status and free what it holds."""
         if sequence.state == "running":
             self._stop(sequence)
         elif sequence.state == "waiting" and sequence.ticket:
@@ -166,7 +174,7 @@ class Ledger:
             self.settle_preemption(sequence)
 
     def settle_preemption(self, sequence: Sequence) -> None:
-        """The time lost to a preemption is over: count it."""
+        """A preempted request has its next token, or has ended: count the time that the preemption took."""
         assert sequence.preempted_at is not None
         lost = self.now - sequence.preempted_at
         sequence.preempted_s += lost
@@ -175,7 +183,7 @@ class Ledger:
         sequence.preempted_at = None
 
     def _stop(self, sequence: Sequence) -> None:
-        """Take a request off the GPU: blocks, reference, batch statistics."""
+        """Take a running request out of the batch, and free its blocks and its hold on its adapter."""
         adapter, tenant, request_id = sequence.adapter, sequence.tenant, sequence.request.request_id
         kv, rank = self.kv, adapter.rank
         del self.running[request_id]
@@ -269,7 +277,7 @@ class Ledger:
                 sequence.load_wait_s = max(0.0, waited)
 
     def chunk(self, remaining: int) -> int:
-        """Context tokens of a request that this step may prefill, 0 when the budget does not allow any."""
+        """The tokens of a request's ``remaining`` context that this step may prefill; 0 if the budget allows none."""
         budget = self.token_budget
         if remaining > self._max_chunk:
             remaining = self._max_chunk
@@ -280,7 +288,7 @@ class Ledger:
         return max(budget, 0)
 
     def extend(self, sequence: Sequence) -> bool:
-        """Prefill the next chunk of a part-prefilled request in this step; False when KV blocks are missing."""
+        """Prefill the next chunk of a part-prefilled request in this step; False if KV blocks are missing."""
         chunk = self.chunk(sequence.target - sequence.prefilled)
         if chunk < 1:
             return True
@@ -296,7 +304,7 @@ class Ledger:
         return True
 
     def preempt(self, view: RequestView) -> Outcome:
-        """Take a running request's blocks; it waits again in front and recomputes its context."""
+        """Take a running request's blocks: it waits again, in front, and its context will be recomputed."""
         sequence = self.sequences.get(getattr(view, "request_id", ""))
         if sequence is None or sequence.state != "running":
             return REFUSED["unknown"]
@@ -314,7 +322,7 @@ class Ledger:
         return OK
 
     def load(self, name: str) -> Outcome:
-        """Bring an adapter to a free GPU slot. It is usable at once with sync loading, else when the load is done."""
+        """Bring an adapter to a free GPU slot. With sync loading it can be used at once, else when the load ends."""
         return self.slots.load(name, self.now)
 
     def prefetch(self, name: str) -> Outcome:
@@ -322,7 +330,7 @@ class Ledger:
         return self.slots.prefetch(name)
 
     def evict(self, name: str) -> Outcome:
-        """Free the GPU slot of an adapter nobody uses; it stays in host memory."""
+        """Free the GPU slot of an adapter that no running request uses; it stays in host memory."""
         outcome = self.slots.evict(name)
         if outcome.ok:
             self.waiting.cooled(self.adapters[name])
@@ -356,7 +364,7 @@ class Ledger:
         )
 
     def begin_decode(self, sequence: Sequence) -> None:
-        """A request's context is in the KV cache and its next token sampled: it decodes from now on."""
+        """A request's context is in the KV cache and its next token sampled: from now on it decodes."""
         request_id, adapter, tenant = sequence.request.request_id, sequence.adapter, sequence.tenant
         clock = self.clock[0]
         del self.partial[request_id]

@@ -18,8 +18,8 @@ class Usage:
 
     __slots__ = ("admitted_tokens", "clock", "decoding", "output_offset", "queue", "queue_view", "running")
 
-    def __init__(self, table: Mapping[int, Queued], clock: list[int]) -> None:
-        self.queue = WaitQueue(table)
+    def __init__(self, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
+        self.queue = WaitQueue(by_ticket)
         self.queue_view = QueueView(self.queue)
         self.running = 0
         self.admitted_tokens = 0
@@ -47,8 +47,8 @@ class TenantState(Usage):
 
     view: TenantView
 
-    def __init__(self, name: str, table: Mapping[int, Queued], clock: list[int]) -> None:
-        super().__init__(table, clock)
+    def __init__(self, name: str, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
+        super().__init__(by_ticket, clock)
         self.name = name
 
 
@@ -82,8 +82,8 @@ class AdapterState(Usage):
 
     view: AdapterView
 
-    def __init__(self, spec: Adapter | None, blocks: int, table: Mapping[int, Queued], clock: list[int]) -> None:
-        super().__init__(table, clock)
+    def __init__(self, spec: Adapter | None, blocks: int, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
+        super().__init__(by_ticket, clock)
         self.spec = spec
         self.name = None if spec is None else spec.name
         self.lora_int_id = 0 if spec is None else spec.lora.lora_int_id

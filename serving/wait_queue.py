@@ -13,7 +13,7 @@ _view_of = attrgetter("view")
 
 
 class Queued(Protocol):
-    """What a queue reads of a `loratory.serving.sequence.Sequence`, which itself knows the queues it is in."""
+    """What a queue reads of a `loratory.serving.sequence.Sequence`, whose own module imports this one."""
 
     request: Request
     view: RequestView
@@ -21,21 +21,26 @@ class Queued(Protocol):
 
 
 class WaitQueue:
-    """A queue of tickets over a shared ``{ticket: Sequence}`` table; a ticket missing there has left.
+    """A queue of tickets. ``by_ticket`` is shared by all queues, and has the requests that still wait.
 
-    Tickets ascend in arrival order; preempted requests get descending negative ones and so stand in front. Leaving is
-    O(1); the places of those who left are skipped and compacted away, so iteration is linear in who still waits. A
-    policy may admit, reject or preempt while it iterates: who has left in the meantime is not yielded any more.
+    Tickets ascend (see `loratory.serving.wait_index.WaitIndex`). Leaving takes O(1): the ticket of a request that has
+    left is not in ``by_ticket`` any more, and its place is skipped, and dropped with others when they are many:
+
+        tickets      1 2 3 4 5 6
+        by_ticket      2     5 6        1, 3 and 4 have left
+
+    A policy may admit, reject or preempt while it iterates: requests that leave meanwhile are not yielded.
     """
 
-    __slots__ = ("_start", "_table", "live", "tickets")
+    __slots__ = ("_by_ticket", "_start", "live", "tickets")
 
-    def __init__(self, table: Mapping[int, Queued]) -> None:
-        self._table = table
+    def __init__(self, by_ticket: Mapping[int, Queued]) -> None:
+        self._by_ticket = by_ticket
         self.tickets: list[int] = []
         self._start = 0
+        """The place of the first ticket that may still wait."""
         self.live = 0
-        """How many wait."""
+        """The number of its requests that still wait."""
 
     def append(self, ticket: int) -> None:
         """Join at the end."""
@@ -43,7 +48,7 @@ class WaitQueue:
         self.live += 1
 
     def push_front(self, ticket: int) -> None:
-        """Join in front of everybody."""
+        """Join in front of all others."""
         if self._start:
             self._start -= 1
             self.tickets[self._start] = ticket
@@ -52,41 +57,41 @@ class WaitQueue:
         self.live += 1
 
     def left(self) -> None:
-        """One ticket of this queue was removed from the shared table."""
+        """One of its tickets was removed from ``by_ticket``."""
         self.live -= 1
         if not self.live:
             self.clear()
 
     def clear(self) -> None:
-        """Nobody waits here any more: forget the places of those who did."""
+        """No request waits any more: drop all places."""
         self.tickets = []
         self._start = 0
 
     def _compact(self) -> None:
         if len(self.tickets) - self._start > 2 * self.live + 32 or self._start > self.live + 4096:
-            table = self._table
-            self.tickets = [ticket for ticket in self.tickets[self._start :] if ticket in table]
+            by_ticket = self._by_ticket
+            self.tickets = [ticket for ticket in self.tickets[self._start :] if ticket in by_ticket]
             self._start = 0
 
     def first(self) -> Queued | None:
         """The sequence in front, or None."""
         if not self.live:
             return None
-        items, table, start = self.tickets, self._table, self._start
-        while (sequence := table.get(items[start])) is None:
+        tickets, by_ticket, start = self.tickets, self._by_ticket, self._start
+        while (sequence := by_ticket.get(tickets[start])) is None:
             start += 1
         self._start = start
         return sequence
 
     def sequences(self) -> Iterator[Queued]:
-        """Who waits, front first."""
-        if self.first() is None:  # which also moves past those who left from the front
+        """The waiting requests, the one in front first."""
+        if self.first() is None:  # which also moves past those that left from the front
             return
         self._compact()
-        items, table = self.tickets, self._table
+        tickets, by_ticket = self.tickets, self._by_ticket
         place = self._start
-        while place < len(items):
-            sequence = table.get(items[place])
+        while place < len(tickets):
+            sequence = by_ticket.get(tickets[place])
             if sequence is not None:
                 yield sequence
             place += 1
