@@ -88,6 +88,9 @@ class Chameleon(Policy):
     The adapters of the next `ahead` waiting requests are fetched to host memory, and if loads are asynchronous to the
     GPU.
 
+    The formulas of size, quota and score and the default weights were written from memory of the paper, and have not
+    been compared with its text: check them before you cite a result as Chameleon's.
+
     Differences from the paper:
     (1) The paper's adapters share memory with the KV cache. Here they also need slots, and a request lacks a slot more
     often than memory. So the bypass protects a slot, and only after patience_s; the paper's rule is patience_s=0. The
