@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loratory.reports.run_columns import Flags, RunColumns
-from loratory.reports.stats import Floats
+from loratory.serving.workload import Floats
 
 WaitCause = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from loratory.reports.run_columns import WAITS, RunColumns, present
-from loratory.reports.stats import Floats, grouped_percentiles
+from loratory.reports.stats import grouped_percentiles
 from loratory.reports.tenant_service import service_curve, service_of
+from loratory.serving.workload import Floats
 
 LEVELS = 400
 TIME_POINTS = 240

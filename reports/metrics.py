@@ -10,8 +10,9 @@ from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_
 from loratory.reports.outcomes import outcomes
 from loratory.reports.run_columns import WAITS, RunColumns, present
 from loratory.reports.slo import judge
-from loratory.reports.stats import Floats, describe, describe_weighted, grouped_percentiles, grouped_sum
+from loratory.reports.stats import describe, describe_weighted, grouped_percentiles, grouped_sum
 from loratory.reports.tenant_service import jain, service_of
+from loratory.serving.workload import Floats
 
 STATUSES = ("completed", "rejected", "aborted", "failed")
 

@@ -21,7 +21,6 @@ from loratory.reports.tables import (
     STEP_SCHEMA,
     STEP_TYPES,
     Codes,
-    Floats,
     RowList,
     TableBuffer,
     TableSource,
@@ -41,6 +40,7 @@ from loratory.serving.events import (
 )
 from loratory.serving.request import Request
 from loratory.serving.sequence import sequence_of
+from loratory.serving.workload import Floats
 
 _NAN = float("nan")
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from loratory.reports.recorder import Records
 from loratory.reports.run_info import RunInfo
-from loratory.reports.stats import Floats, Ints
 from loratory.reports.tables import codes, floats
 from loratory.reports.tenant_service import Demand, service_gap
 from loratory.reports.warmup import WarmUp, detect
+from loratory.serving.workload import Floats, Ints
 
 Flags = npt.NDArray[np.bool_]
 

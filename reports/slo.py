@@ -12,7 +12,7 @@ import numpy as np
 from loratory.errors import InputError
 from loratory.reports.number_text import seconds
 from loratory.reports.run_columns import RunColumns, present
-from loratory.reports.stats import Floats, Ints
+from loratory.serving.workload import Floats, Ints
 
 _NAME = re.compile(r"(ttft|tpot|itl|e2e|queue)_(mean|max|p\d{1,2}(?:\.\d+)?)_s")
 

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from loratory.serving.events import Stepped
 from loratory.serving.plan import BatchShape
-
-Floats = npt.NDArray[np.float64]
+from loratory.serving.workload import Floats
 
 CHUNK_ROWS = 128
 """Rows kept as Python objects: few, so that they stay in the processor's cache."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loratory.reports.stats import Floats, Ints
+from loratory.serving.workload import Floats, Ints
 
 OUTPUT_WEIGHT = 2.0
 """An output token counts as two prompt tokens (Sheng et al., OSDI 2024, section 5.1)."""

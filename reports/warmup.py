@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from loratory.reports.number_text import listed, seconds
-from loratory.reports.stats import Floats, student_t
+from loratory.reports.stats import student_t
+from loratory.serving.workload import Floats
 
 BATCH = 5
 """Observations averaged before the rule is applied: the 5 of MSER-5."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from loratory.serving.workload import Floats
 
 
 def zipf(count: int, exponent: float) -> Floats:

@@ -8,13 +8,13 @@ import numpy as np
 
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import build
-from loratory.reports.stats import Floats
 from loratory.reports.tenant_service import Demand, service_gap, service_of
 from loratory.reproduce.comparison import Check, Reproduction, Row
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import load_scenario
 from loratory.serving.events import Ended, Event
 from loratory.serving.sequence import Sequence, sequence_of
+from loratory.serving.workload import Floats
 from loratory.sim.cluster import simulate
 
 VTC, FCFS = "fair_share:reserve=true,lift=min", "fifo:reserve=true"
