@@ -113,7 +113,7 @@ def _unserved(policies: list[PolicyRuns]) -> list[Verdict]:
     for kind, topic, words in (
         ("never_served", "Never served", "{} never got a token"),
         ("rejected", "Rejected", "{} rejected"),
-        ("truncated", "Truncated", "{} cut short"),
+        ("truncated", "Truncated", "{} truncated"),
     ):
         counts = [(sum(run[kind]["count"] for run in p.runs), p) for p in policies]
         hit = sorted((item for item in counts if item[0]), key=lambda item: -item[0])
@@ -210,8 +210,8 @@ def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:
                 if policy.name not in names:
                     names.append(policy.name)
     for warning, names in warnings.items():
-        said = len(names) == len(policies) or warning.startswith(f"{names[0]}: ")
-        found.append(Verdict("Caution", "note", warning if said else f"{warning} ({listed(names)})"))
+        named = len(names) == len(policies) or warning.startswith(f"{names[0]}: ")
+        found.append(Verdict("Caution", "note", warning if named else f"{warning} ({listed(names)})"))
     return found
 
 

@@ -98,7 +98,7 @@ def check_keys(document: Document) -> None:
     )
     if runs > MOST_RUNS:
         key: KeyPath = ("seeds",) if isinstance(seeds, list) and len(seeds) > 1 else ("policies",)
-        raise _implausible(document, key, f"asks for {runs:,} runs, above {MOST_RUNS:,}, the most expected")
+        raise _implausible(document, key, f"gives {runs:,} runs, above {MOST_RUNS:,}, the most expected")
 
 
 def check_requests(scenario: Scenario, document: Document) -> None:

@@ -1,4 +1,4 @@
-"""SloSpec: the service levels a fleet is held to."""
+"""SloSpec: the service levels that a fleet must meet."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ policies: [fifo]
         ("adapters.ranks=[8, 100000000]", r"adapters\.ranks\.1"),
         ("tiers.remote_latency_s=1.0e+300", r"tiers\.remote_latency_s"),
         ("tiers.disk_bandwidth_bytes_s=1.0e-300", r"tiers\.disk_bandwidth_bytes_s"),
-        (f"seeds={list(range(10_001))}", r"seeds asks for 10,001 runs"),
+        (f"seeds={list(range(10_001))}", r"seeds gives 10,001 runs"),
     ],
 )
 def test_a_typing_error_is_refused_with_its_key_and_the_remedy(setting: str, says: str) -> None:
