@@ -17,7 +17,8 @@ class Arrivals:
         closed loop     ``concurrency`` clients, each playing one session after the other
         turn            ``delay_s`` after the turn before it ended, however that ended
 
-    A backend takes what is due with `pop` and tells of every end with `ended`. ``time_scale`` divides times and delays.
+    A backend takes the requests that are due with `pop`, and reports every end with `ended`. ``time_scale`` divides
+    times and delays.
     """
 
     def __init__(self, workload: Workload, time_scale: float = 1.0) -> None:
@@ -46,7 +47,7 @@ class Arrivals:
 
     @property
     def starts_at(self) -> list[float]:
-        """The seconds at which sessions begin of themselves, in order; none in a closed loop."""
+        """The seconds at which sessions begin, in order; none in a closed loop, where clients begin them."""
         return [] if self._closed else self._times[:-1]
 
     def pop(self) -> tuple[int, float]:
@@ -59,7 +60,7 @@ class Arrivals:
         return self._starts[self._place - 1], start
 
     def ended(self, index: int, now: float) -> float | None:
-        """A request ended at second ``now``; returns when the one that follows it is due, None when none does."""
+        """A request ended at second ``now``; returns when the one that follows it is due, or None if none does."""
         turn = self._follower.pop(index, None)
         if turn is None:
             return self._begin(now) if self._closed else None

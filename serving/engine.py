@@ -162,7 +162,7 @@ class Engine:
         return times[0] if times else None
 
     def dismiss_policy(self) -> None:
-        """The policy has failed: from now on it is told nothing. The engine cannot plan any more."""
+        """The policy has failed: from now on it gets no event, and the engine cannot plan any more."""
         sink = self._announcer.sink_handler
         self._tell_arrived, self._tell_loaded = sink(Arrived), sink(Loaded)
         self._runner.dismiss_policy()

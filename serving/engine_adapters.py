@@ -52,7 +52,7 @@ def adapter_states(
 
 
 def max_context(kv: KVPool, adapters: Collection[AdapterState]) -> int:
-    """Most tokens of context one request can have in the KV pool when it runs alone.
+    """The tokens of context that one request can have in the KV pool when it runs alone.
 
     Raises `InputError` when the pool has no room beside its adapters.
     """

@@ -1,4 +1,4 @@
-"""GpuSlots: which adapters are on the GPU or on their way there, and which of them may go."""
+"""GpuSlots: which adapters are on the GPU or on their way there, and which of them may be evicted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from loratory.serving.views import AdapterView
 class GpuSlots:
     """``max_loras`` slots, each free, held by an adapter, or promised to a load in flight.
 
-    ``sync``: a load is usable in the step that starts it. ``adapters``: all that are known; ``running``: the engine's
-    running requests; both are shared, and read only.
+    ``sync``: an adapter can be used in the step that starts its load. ``adapters`` are all of the engine's, ``running``
+    its running requests; both belong to the ledger and are only read here.
     """
 
     __slots__ = (
@@ -53,10 +53,10 @@ class GpuSlots:
         self.on_gpu: dict[str, AdapterState] = {}
         self.views: dict[str, AdapterView] = {}
         self.idle: dict[str, AdapterState] = {}
-        """Of those on the GPU, the ones with no reference that are not pinned."""
+        """Adapters on the GPU that no running request uses and that are not pinned."""
         self.loading: dict[str, AdapterState] = {}
         self.loads: list[AdapterLoad] = []
-        """Loads to start with the step being planned."""
+        """Loads that begin with the step being planned."""
 
     def obtainable(self) -> bool:
         """Whether a slot is free or held by an adapter that may go."""
@@ -69,10 +69,10 @@ class GpuSlots:
         return False
 
     def idle_views(self) -> list[AdapterView]:
-        """Adapters that may be evicted and were not just loaded for somebody who waits.
+        """Adapters that may be evicted and were not just loaded for a request that still waits.
 
-        With nothing running and nothing on the way they all may: else a policy that insists on another adapter, having
-        changed its mind while this one was loading, would wait for ever.
+        If nothing runs and nothing is on the way, all of them may be: else a policy that now insists on another adapter
+        than the one it has loaded would wait for ever.
         """
         if not self.idle:
             return []
@@ -80,7 +80,7 @@ class GpuSlots:
         return [state.view for state in self.idle.values() if not (busy and state.fresh and state.queue.live)]
 
     def load(self, name: str, now: float) -> Outcome:
-        """Bring an adapter to a free slot. It is usable at once with sync loading, else when the load is done."""
+        """Bring an adapter to a free slot. With sync loading it can be used at once, else when the load ends."""
         state = self._adapters.get(name)
         if state is None:
             return REFUSED["unknown"]
@@ -104,7 +104,7 @@ class GpuSlots:
         return OK
 
     def arrive(self, state: AdapterState, now: float) -> None:
-        """A load to the GPU is done."""
+        """A load to the GPU has ended."""
         name = state.name
         assert name is not None
         del self.loading[name]
@@ -119,9 +119,9 @@ class GpuSlots:
             self.idle[name] = state
 
     def fail(self, state: AdapterState) -> None:
-        """A load came to nothing: the slot, the blocks and the place in host memory are free again.
+        """A load failed: free the slot, the blocks and the place in host memory.
 
-        With sync loading the adapter counted as being there; no running request may refer to it any more.
+        With sync loading the adapter was already on the GPU, but no running request may use it any more.
         """
         name = state.name
         assert name is not None and not state.running
@@ -152,7 +152,7 @@ class GpuSlots:
         return OK
 
     def evict(self, name: str) -> Outcome:
-        """Free the slot of an adapter nobody uses; it stays in host memory."""
+        """Free the slot of an adapter that no running request uses; it stays in host memory."""
         state = self._adapters.get(name)
         if state is None:
             return REFUSED["unknown"]

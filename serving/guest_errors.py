@@ -16,8 +16,8 @@ from loratory.errors import InputError, Interruption, PolicyError, PolicyTimeout
 T = TypeVar("T")
 
 _OURS = str(Path(__file__).parent)
-_LONGEST = 200
-"""Characters of an exception's own text that are told."""
+_MAX_CHARACTERS = 200
+"""Characters of an exception's own text that an error quotes."""
 
 
 def guest(policy: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
@@ -44,16 +44,16 @@ def is_order(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and python_raises_it
 
 
-def raised(error: BaseException, subject: str = "it", *, ours: bool = False, most: int = _LONGEST) -> str:
+def raised(error: BaseException, subject: str = "it", *, ours: bool = False, characters: int = _MAX_CHARACTERS) -> str:
     """``it raised ValueError: no such key (mine.py:12)``; whatever the exception is, and if it cannot be printed.
 
-    The line is a guest's; with ``ours`` it may be one of the engine's own files. Of the exception's own text, ``most``
-    characters are told.
+    The line is a guest's; with ``ours`` it may be one of the engine's own files. Of the exception's own text, the
+    first ``characters`` are quoted.
     """
     if isinstance(error, PolicyTimeout):
         return f"{subject} {error.text}"
     try:
-        text = shortened(error.msg if isinstance(error, SyntaxError) else str(error), most)
+        text = shortened(error.msg if isinstance(error, SyntaxError) else str(error), characters)
     except Exception:
         text = ""
     where = _unread(error) or place(error, ours=ours)
@@ -64,10 +64,11 @@ def raised(error: BaseException, subject: str = "it", *, ours: bool = False, mos
 
 
 def unexpected(error: BaseException) -> str:
-    """One line for an exception nobody foresaw: what it is, where it comes from, and what to do about it."""
+    """One line for an exception that was not foreseen: what it is, where it comes from, and what to do about it."""
+    what = raised(error, "Loratory", ours=True, characters=100)
     return (
-        f"{raised(error, 'Loratory', ours=True, most=100)}, which is a fault of its own: please report it, with the "
-        "command and the input (LORATORY_TRACEBACK=1 shows the traceback)"
+        f"{what}, which is a fault of its own: please report it, with the command and the input (LORATORY_TRACEBACK=1 "
+        "shows the traceback)"
     )
 
 
@@ -87,7 +88,7 @@ def place_of(frame: FrameType | None) -> str:
 
 
 def _unread(error: BaseException) -> str:
-    """Where Python could not read a file: its traceback ends in whoever wanted it."""
+    """Where Python could not read a file: its traceback ends in the line that imports it."""
     if not isinstance(error, SyntaxError) or not error.filename:
         return ""
     return f"{shortened(_short(error.filename), 100)}:{error.lineno or 1}"

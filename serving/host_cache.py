@@ -8,7 +8,12 @@ from loratory.serving.usage import AdapterState
 
 
 class HostCache:
-    """Places in host memory. When all are taken, the least recently used adapter that only rests there goes to disk."""
+    """Places in host memory. When all are taken, the least recently used adapter that is only there loses its place.
+
+    ``held`` are the adapters that have a place: those in host memory only, those on the GPU, and those on their way to
+    either. ``_resting`` is a heap of (last use, id, adapter) of those in host memory only; entries of adapters that
+    have been used or have left since are out of date.
+    """
 
     __slots__ = ("_resting", "held", "max_cpu_loras")
 
@@ -18,7 +23,7 @@ class HostCache:
         self._resting: list[tuple[float, int, AdapterState]] = []
 
     def start(self, state: AdapterState) -> None:
-        """Place an adapter that rests in host memory at the start; on disk when all places are taken."""
+        """Give an adapter that begins in host memory a place; it begins on disk when all places are taken."""
         if state.tier == "host":
             if len(self.held) >= self.max_cpu_loras:
                 state.tier = "disk"
@@ -27,7 +32,7 @@ class HostCache:
             self.rest(state)
 
     def hold(self, state: AdapterState) -> bool:
-        """Give the adapter a place, sending another to disk if need be; False when every place is in use."""
+        """Give the adapter a place, that of another if none is free; False when no other may leave."""
         if state.name in self.held:
             return True
         while len(self.held) >= self.max_cpu_loras:
@@ -46,14 +51,14 @@ class HostCache:
         return False
 
     def rest(self, state: AdapterState) -> None:
-        """The adapter is in host memory and nowhere above: it may be sent to disk from now on."""
+        """The adapter is in host memory only: from now on it may lose its place."""
         state.tier = "host"
         state.eta = None
         state.prefetching = False
         heappush(self._resting, (state.last_used, state.lora_int_id, state))
 
     def drop(self, state: AdapterState) -> None:
-        """The adapter's load failed: it holds no place."""
+        """The adapter's load failed: it has no place any more."""
         self.held.pop(state.name, None)
         state.prefetching = False
         state.eta = None

@@ -13,7 +13,7 @@ Tier = Literal["remote", "disk", "host", "loading", "gpu"]
 """Where an adapter's weights are. ``loading`` means on the way to a GPU slot, which is already taken."""
 
 RestingTier = Literal["remote", "disk", "host"]
-"""A tier an adapter can be in before anybody asked for it."""
+"""A tier that an adapter can be in at the start of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class LoRARequest:
     def from_vllm(cls, request: Any) -> Self:
         """From vLLM's object of the same name, or anything with its attributes; the older ``lora_local_path`` will do.
 
-        Raises `InputError` for what is no such object, and for ``load_inplace`` and ``tensorizer_config_dict``, which
-        say something that would be lost here.
+        Raises `InputError` for an object that has no such attributes, and for ``load_inplace`` and
+        ``tensorizer_config_dict``, which Loratory cannot honour.
         """
         path = getattr(request, "lora_path", None) or getattr(request, "lora_local_path", None)
         try:
@@ -115,7 +115,7 @@ class Adapter:
 
     @property
     def ref(self) -> str:
-        """``name@version``; the name alone where it says the version, or where there is none."""
+        """``name@version``; the name alone where it contains the version, or where there is none."""
         tail = "" if self.version is None or self.name.endswith(f"@{self.version}") else f"@{self.version}"
         return self.name + tail
 

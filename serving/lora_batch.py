@@ -10,16 +10,17 @@ class LoraBatch:
 
     def __init__(self) -> None:
         self.ranks: dict[int, int] = {}
-        """How many adapters in use have each rank."""
+        """The number of adapters in use of each rank."""
         self.adapters = 0
         self.sum_ranks = 0
         self.max_rank = 0
         self.decoding = 0
-        """Decoding requests that use an adapter, and the sum of their adapters' ranks."""
+        """Decoding requests that use an adapter."""
         self.decoding_ranks = 0
+        """The sum of their adapters' ranks."""
 
     def enter(self, rank: int) -> None:
-        """The first running request that uses an adapter of this rank has come."""
+        """An adapter of this rank has its first running request."""
         self.adapters += 1
         self.sum_ranks += rank
         self.ranks[rank] = self.ranks.get(rank, 0) + 1
@@ -27,7 +28,7 @@ class LoraBatch:
             self.max_rank = rank
 
     def leave(self, rank: int) -> None:
-        """The last running request that used an adapter of this rank is gone."""
+        """An adapter of this rank has no running request any more."""
         ranks = self.ranks
         self.adapters -= 1
         self.sum_ranks -= rank

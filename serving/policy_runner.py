@@ -102,7 +102,7 @@ class PolicyRunner:
         return limit
 
     def dismiss_policy(self) -> None:
-        """The policy is told of no more ends."""
+        """The policy has failed: it gets no event any more."""
         self._tell_ended = self.announcer.sink_handler(Ended)
 
     def refusals(self) -> dict[str, dict[str, int]]:
@@ -124,7 +124,7 @@ class PolicyRunner:
         del sequence.view  # a cycle with its view would wait for the garbage collector
 
     def turn_away(self, sequence: Sequence, why: str) -> None:
-        """Reject a request that can never run. The policy is not told, because the request never waits."""
+        """Reject a request that can never run. The policy gets no event of it, because it never waits."""
         now, announcer = self.ledger.now, self.announcer
         self.ledger.end(sequence, "rejected", why)
         self.idle_plans = 0

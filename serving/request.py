@@ -30,9 +30,9 @@ class Request(_Fields):
     """What a client asks for. It never holds the true output length: that belongs to the backend that finds it out.
 
     ``adapter`` is a registered adapter's name, or None for the base model: nothing is applied implicitly.
-    ``arrival`` and ``deadline`` are absolute seconds, token fields are counts, a lower ``priority`` goes first
-    (as in vLLM), ``weight`` is the tenant's share in fair policies. ``cached_tokens`` of the prompt need KV memory, no
-    compute. Raises `InputError` for values no engine could serve.
+    ``arrival`` and ``deadline`` are absolute seconds, token fields are counts, a lower ``priority`` is served first, as
+    in vLLM, and ``weight`` is the tenant's share in fair policies. ``cached_tokens`` of the prompt need KV memory, but
+    no compute. Raises `InputError` for values that no engine could serve.
 
     A tuple, because a simulation makes a million: `loratory.serving.workload.Workload` checks its columns once, and
     its requests are then made without the checks below.

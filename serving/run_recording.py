@@ -27,7 +27,7 @@ class RecordedStep(NamedTuple):
 
 
 class RecordedLoad(NamedTuple):
-    """A load or prefetch that ended, as the engine was told at an absolute second; ``failed``: the reason, if it did.
+    """A load or prefetch that ended, at the absolute second at which the engine learnt it; ``failed``: the reason.
 
     Loads that a step waited for are in here only where they failed.
     """
@@ -71,16 +71,16 @@ class Recording:
     @classmethod
     def read(cls, path: Path) -> Recording:
         """What `write` wrote. Raises `InputError` for a file that is missing or something else."""
-        found: dict[str, list[Any]] = {"request": [], "step": [], "load": [], "output": []}
+        rows: dict[str, list[Any]] = {"request": [], "step": [], "load": [], "output": []}
         refuse_pointer(path)
         try:
             with open(path, encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):
-                    _read_row(line, number, path, found)
+                    _read_row(line, number, path, rows)
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
+            reason = getattr(error, "strerror", None) or "it is not text"
             raise InputError(f"{path} cannot be read ({reason}): give the recording.jsonl of a run") from error
-        return cls(found["request"], dict(found["output"]), found["step"], found["load"])
+        return cls(rows["request"], dict(rows["output"]), rows["step"], rows["load"])
 
 
 _MAKERS: Mapping[str, Any] = {
@@ -91,9 +91,9 @@ _MAKERS: Mapping[str, Any] = {
 }
 
 
-def _read_row(line: str, number: int, path: Path, found: dict[str, list[Any]]) -> None:
+def _read_row(line: str, number: int, path: Path, rows: dict[str, list[Any]]) -> None:
     try:
         kind, *fields = json.loads(line)
-        found[kind].append(_MAKERS[kind](*fields))
+        rows[kind].append(_MAKERS[kind](*fields))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}, line {number} belongs to no recording: give the recording.jsonl of a run") from error

@@ -27,10 +27,10 @@ def vllm_notes(engine: EngineConfig, adapters: bool) -> list[str]:
     if engine.block_size not in BLOCK_SIZES:
         known = ", ".join(map(str, BLOCK_SIZES))
         notes.append(f"engine.block_size is {engine.block_size}, and vLLM takes {known} only: set one of them")
-    longest = engine.max_model_len
-    if not engine.enable_chunked_prefill and longest is not None and engine.max_num_batched_tokens < longest:
+    max_len = engine.max_model_len
+    if not engine.enable_chunked_prefill and max_len is not None and engine.max_num_batched_tokens < max_len:
         notes.append(
-            f"engine.max_num_batched_tokens is {engine.max_num_batched_tokens}, below max_model_len {longest}, "
+            f"engine.max_num_batched_tokens is {engine.max_num_batched_tokens}, below max_model_len {max_len}, "
             "and vLLM does not start like that without chunked prefill: raise it, or lower engine.max_model_len"
         )
     return notes

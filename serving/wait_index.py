@@ -16,6 +16,9 @@ Within = Literal["batch", "gpu", "any"]
 
 Names = Collection[str | None]
 
+_Next = tuple[int, AdapterState, Iterator[Queued] | None]
+"""A queue in a merge: its next ticket, its adapter, and, once a request was passed over, an iterator at that place."""
+
 SCAN = 8
 """Waiting requests up to which a scan of them all is faster than merging queues."""
 
@@ -153,9 +156,7 @@ class WaitIndex:
         loaded or evicted its adapter, or used up the slots.
         """
         by_ticket, backlogged = self.by_ticket, self.backlogged
-        merge: list[
-            tuple[int, AdapterState, Iterator[Queued] | None]
-        ] = []  # next ticket, adapter, the rest of its queue
+        merge: list[_Next] = []
         merging: set[str | None] = set(without)
         for adapter in self._on_gpu() if only is None else self._backlogged_among(only):
             if adapter.name not in merging and (within != "batch" or adapter.running or not adapter.rank):

@@ -85,9 +85,9 @@ class Workload:
 
 
 class RequestMaker:
-    """Makes the requests of a workload, a chunk at a time, by columns: fast when asked for them in about their order.
+    """Makes the requests of a workload by columns, a chunk at a time: fast if they are made in about their order.
 
-    Each is to be asked for once. A chunk of which some are still to come, as turns are, is kept.
+    Each request is made once. A chunk is kept until all of its requests have been made, which takes longer for turns.
     """
 
     _CHUNK = 1024

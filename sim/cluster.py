@@ -31,7 +31,7 @@ from loratory.sim.transfers import Transfers
 
 
 @dataclass(slots=True)
-class _Seen:
+class _RoutedReplica:
     """A replica as its router sees it."""
 
     index: int
@@ -55,7 +55,7 @@ class _Cluster:
         self.maker = RequestMaker(workload)
         self.router = router
         self.replicas: list[Replica] = []
-        self.seen: list[ReplicaView] = []
+        self.views: list[ReplicaView] = []
         self.sent = 0
         self.left = len(workload)
         self.over = env.event()
@@ -65,17 +65,17 @@ class _Cluster:
     def add(self, replica: Replica) -> None:
         """One more replica."""
         self.replicas.append(replica)
-        self.seen.append(_Seen(replica.index, replica))
+        self.views.append(_RoutedReplica(replica.index, replica))
 
-    def listening(self, sink: Sink | Handler | None) -> Sink | Handler | None:
-        """A replica's sink; with turns, the ends of requests are heard here too."""
+    def sink_of(self, sink: Sink | Handler | None) -> Sink | Handler | None:
+        """A replica's sink; with turns, the cluster takes the ends of requests as well."""
         return sink if self.turns is None else hearing(sink, Ended, self._ended.append)
 
     def send(self, index: int, arrival: float, late: bool = False) -> None:
         """A request arrives at second ``arrival``, which is now (``late``: see `Replica.submit`)."""
         self.sent += 1
         request, output_tokens = self.maker.make(index, arrival)
-        place = 0 if len(self.replicas) == 1 else self.router.route(request, self.seen)
+        place = 0 if len(self.replicas) == 1 else self.router.route(request, self.views)
         self.replicas[place].submit(request, output_tokens, late)
 
     @property
@@ -91,7 +91,7 @@ class _Cluster:
     def send_next(self, now: float) -> float:
         """See `loratory.serving.run_end.Clients`."""
         if self.turns is not None:
-            self.heard()
+            self.due_turns()
             now = max(now, self.turns.next_at)
             self.deliver(now)
             return now
@@ -112,7 +112,7 @@ class _Cluster:
         self.replicas[0].feed = _OpenFeed(self) if self.turns is None else _TurnFeed(self, self.turns)
 
     def open_arrivals(self) -> Generator[Event, Any, None]:
-        """Requests arrive when the workload says, however busy the replicas are."""
+        """Requests arrive at the workload's times, however busy the replicas are."""
         env = self.env
         for index, arrival in enumerate(self.workload.arrival.tolist()):
             if arrival > env.now:
@@ -120,7 +120,7 @@ class _Cluster:
             self.send(index, arrival)
 
     def session_starts(self) -> Generator[Event, Any, None]:
-        """Sessions begin when the workload says; their later turns are sent by `ended`."""
+        """Sessions begin at the workload's times; their later turns are sent by `ended`."""
         assert self.turns is not None
         self.deliver(self.env.now)
         for arrival in self.turns.starts_at:
@@ -135,9 +135,9 @@ class _Cluster:
             self.send(*turns.pop(), late)
 
     def ended(self, count: int) -> None:
-        """So many requests ended: the run may be over, and in a closed loop their clients send their next ones.
+        """``count`` requests ended: the run may be over, and in a closed loop their clients send their next requests.
 
-        These come late: replicas that have a boundary at this very time have planned by then, whichever ended first.
+        Those arrive late: replicas that have a boundary at this very time plan before, whichever request ended first.
         """
         self.left -= count
         if not self.left:
@@ -148,17 +148,17 @@ class _Cluster:
             for _ in range(min(count, self.unsent)):
                 self.env.call_at(self.env.now, self._send_late, LATE)
 
-    def heard(self) -> list[float]:
-        """When the turns that follow the requests that have ended are due."""
+    def due_turns(self) -> list[float]:
+        """When the turns are due that follow the requests that have ended."""
         ended, turns = self._ended.copy(), self.turns
         self._ended.clear()
         due = [] if turns is None else [turns.ended(int(event.request.request_id), event.now) for event in ended]
         return [at for at in due if at is not None]
 
     def _follow(self) -> None:
-        """Have the turns sent that follow the requests that ended; a lone replica asks its feed for them."""
+        """Send the turns that follow the requests that ended, once they are due; a lone replica fetches them itself."""
         now, alone = self.env.now, len(self.replicas) == 1
-        for due in self.heard():
+        for due in self.due_turns():
             if alone:
                 continue
             if due > now:
@@ -229,7 +229,7 @@ def simulate(
     env = ExactEnvironment()
     cluster = _Cluster(env, workload, router or RoundRobin())
     for index in range(replicas):
-        listener = cluster.listening(None if sink is None else sink(index))
+        listener = cluster.sink_of(None if sink is None else sink(index))
         made = engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
         cluster.add(Replica(env, index, made, cost, Transfers(env, cost), cluster.ended, jump, stall_plans))
     if not len(workload):

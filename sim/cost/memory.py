@@ -302,13 +302,13 @@ def _out_of_memory(plan: MemoryPlan, question: _Question, acceptable: Callable[[
 
 def _larger(question: _Question, acceptable: Callable[[EngineConfig], bool]) -> str:
     """A GPU of the catalogue, or several of one, with enough memory; for where no single setting helps."""
-    engine, most = question.engine, question.gpu.memory_bytes
+    engine, memory_bytes = question.engine, question.gpu.memory_bytes
     dtype = question.opts.dtype or question.model.dtype
     cards = sorted((catalogue_gpu(name) for name in gpu_names()), key=lambda card: card.memory_bytes)
     for factor in (1, 2, 4, 8):
         changed = engine.model_copy(update={"tensor_parallel_size": engine.tensor_parallel_size * factor})
         for card in cards:
-            if card.memory_bytes <= most or dtype not in card.flops:
+            if card.memory_bytes <= memory_bytes or dtype not in card.flops:
                 continue
             try:
                 fits = _fits(replace(question, gpu=card, engine=changed).plan()) and acceptable(changed)
