@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
+from loratory.serving.names_read import names_read
 from loratory.serving.policy import Policy
 
 _ARGUMENTS = {"schedule": 1, "observe": 1, "victim": 1, "bound": 1, "evict": 2}
@@ -28,45 +28,96 @@ _VALUES: Mapping[str, Callable[[Any], bool]] = {
 }
 """What the value of each other member looks like."""
 
+_WORDS = {"bounds", "evicts", "observed", "observer", "observers", "schedules", "scheduled", "victims"}
+"""English words one letter from a member's name: names of a policy's own, unless the value is what the member's is."""
+
+_FREE = {"sources", "spec"}
+"""Names that are never a slip."""
+
+_NEAR = {
+    "eviction": "evict",
+    "eviction_policy": "evict",
+    "prefetching": "prefetch",
+    "prefetches": "prefetch",
+    "only_wait": "only_waiting",
+    "only_when_waiting": "only_waiting",
+    "waiting_only": "only_waiting",
+    "observe_types": "observes",
+    "observed_types": "observes",
+    "event_types": "observes",
+    "decides": "decides_by",
+}
+"""Names that are more than one letter from a member's, but are easily taken for it."""
+
 
 def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
 _MEMBERS = {member: _plain(member) for member in (*_ARGUMENTS, *_VALUES)}
+_NEAR_PLAIN = {_plain(name): member for name, member in _NEAR.items()}
+_NO_VALUE = object()
+"""Stands for the value of a name that is only annotated."""
 
 
 def misspelt(kind: type, held: Mapping[str, Any]) -> str:
     """What is wrong with the first such name of a policy's class, or of those that the object holds; else empty.
 
-    A slip is one letter too many, missing or wrong, two letters swapped, or other capitals and underscores:
-    ``prefetc``, ``bounds``, ``only_waitng``, ``Victim``. A name is the policy's own, whatever it is like, if
+    A slip is one letter too many, missing or wrong, two letters swapped, other capitals and underscores
+    (``prefetc``, ``only_waitng``, ``Victim``), or a name that is easily taken for the member's (``eviction``). A name
+    is the policy's own, whatever it is like, if
 
-    * it begins with an underscore, or is a parameter of the constructor;
-    * the policy's own code reads it, as in ``self.bounds``;
+    * it begins with an underscore;
+    * code of the policy's module, or of a module that it imports, reads it (`names_read`);
     * the member that it is like stands beside it, in the same class or object;
-    * its value is not what the member's would be: a method that takes other arguments, a number for a list of events.
+    * it is an English word (``bounds``), and its value is not what the member's would be.
     """
     own: set[str] | None = None
-    places: list[tuple[Mapping[str, Any], int]] = [(held, 0)]
-    places += [(vars(each), 1) for each in kind.__mro__ if each not in (object, Policy)]
-    for names, bound in places:
+    for names, bound in _places(kind, held):
         for name, value in names.items():
-            meant = [m for m in _members_like(name) if m not in names and _could_be(m, value, bound)]
+            like = [member for member in _members_like(name) if member not in names]
+            meant = [m for m in like if _fits(m, value, bound)] or [m for m in like if _may_be(name, value)]
             if not meant:
                 continue
             if own is None:
-                own = {*_parameters(kind), *_read_by(kind)}
+                own = names_read(each for each in kind.__mro__ if each not in (object, Policy))
             if name not in own:
                 return f"its {name} is never read; did you mean {meant[0]!r}? (or begin its name with an underscore)"
     return ""
 
 
+def held_by(policy: object) -> dict[str, Any]:
+    """The attributes of an object itself: of its ``__dict__``, and those in ``__slots__`` that are set."""
+    found = dict(getattr(policy, "__dict__", {}))
+    for kind in type(policy).__mro__:
+        for name, slot in vars(kind).items():
+            if isinstance(slot, MemberDescriptorType) and kind is not object:
+                try:
+                    found[name] = slot.__get__(policy)
+                except AttributeError:
+                    continue  # it is not set
+    return found
+
+
+def _places(kind: type, held: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """The names of the object and of each class, with 1 where a function takes ``self``."""
+    yield held, 0
+    for each in kind.__mro__:
+        if each not in (object, Policy):
+            names = {n: v for n, v in vars(each).items() if not isinstance(v, MemberDescriptorType)}
+            annotated = vars(each).get("__annotations__")
+            if isinstance(annotated, dict):
+                names = {**{n: _NO_VALUE for n in annotated if n not in held}, **names}
+            yield names, 1
+
+
 def _members_like(name: str) -> list[str]:
     """The members whose name is one slip away; none for a member's own name, and for a private one."""
-    if name in _MEMBERS or name == "spec" or name.startswith("_"):
+    if name in _MEMBERS or name in _FREE or name.startswith("_"):
         return []
     word = _plain(name)
+    if word in _NEAR_PLAIN:
+        return [_NEAR_PLAIN[word]]
     return [member for member, plain in _MEMBERS.items() if _is_slip(word, plain)]
 
 
@@ -84,7 +135,16 @@ def _is_slip(word: str, meant: str) -> bool:
     return max(len(here), len(there)) <= 1 or (len(here) == 2 and here == there[::-1])
 
 
-def _could_be(member: str, value: object, bound: int) -> bool:
+def _may_be(name: str, value: object) -> bool:
+    """Whether a name may be meant for a member's although its value does not look like the member's.
+
+    One that is no word may; one that is easily taken for the member's may not have a function that takes other things.
+    """
+    is_function = isinstance(value, FunctionType | staticmethod | classmethod)
+    return name not in _WORDS and not name.endswith("_") and not (is_function and _plain(name) in _NEAR_PLAIN)
+
+
+def _fits(member: str, value: object, bound: int) -> bool:
     """Whether a value looks like the member's; ``bound``: 1 for one in a class, where a function takes ``self``."""
     if isinstance(value, staticmethod):
         value, bound = value.__func__, 0
@@ -108,42 +168,3 @@ def can_take(call: Callable[..., Any], count: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _parameters(kind: type) -> set[str]:
-    try:
-        return set(inspect.signature(kind).parameters)
-    except (TypeError, ValueError):
-        return set()
-
-
-def _read_by(kind: type) -> set[str]:
-    """Names that the code of a class and of its bases reads from an object, or has as a text."""
-    found: set[str] = set()
-    for each in kind.__mro__:
-        if each not in (object, Policy):
-            for value in vars(each).values():
-                for code in _codes(value):
-                    found.update(text for text in code.co_consts if isinstance(text, str))
-                    found.update(
-                        str(step.argval)
-                        for step in dis.get_instructions(code)
-                        if step.opname.startswith("LOAD") and step.opname.endswith(("ATTR", "METHOD"))
-                    )
-    return found
-
-
-def _codes(value: object) -> Iterator[CodeType]:
-    """The code of a method or property, with that of the functions in it."""
-    if isinstance(value, property):
-        for part in (value.fget, value.fset):
-            yield from _codes(part)
-        return
-    if isinstance(value, staticmethod | classmethod):
-        value = value.__func__
-    if isinstance(value, FunctionType):
-        value = inspect.unwrap(value).__code__
-    if isinstance(value, CodeType):
-        yield value
-        for inner in value.co_consts:
-            yield from _codes(inner)

@@ -17,7 +17,7 @@ from loratory.serving.events import EVENTS, TOLD
 from loratory.serving.eviction import SCORERS, Scorer
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.guest_errors import guest
-from loratory.serving.misspelt_members import can_take, misspelt
+from loratory.serving.misspelt_members import can_take, held_by, misspelt
 from loratory.serving.policy import Decisive, Policy
 
 _METHODS = {"schedule": "view", "observe": "event", "victim": "view", "bound": "limits"}
@@ -39,6 +39,12 @@ class Members:
     prefetch: int
     only_waiting: bool
     decides_by: tuple[Decisive, ...] | None
+
+
+class LoadedSpec(str):
+    """The spec that a policy was loaded by, as its attribute ``spec``: its members have been checked."""
+
+    __slots__ = ()
 
 
 def members_of(policy: object, name: str = "") -> Members:
@@ -83,8 +89,8 @@ class _Reader:
         There they are not read again: once its ``__dict__`` is read, CPython 3.11 and 3.12 look up every attribute of
         an object more slowly (with fair_share it is 4 % of a simulation).
         """
-        loaded = not self._loading and self._read("spec") != getattr(type(self._policy), "spec", None)
-        return {} if loaded else getattr(self._policy, "__dict__", {})
+        loaded = not self._loading and type(self._read("spec")) is LoadedSpec
+        return {} if loaded else held_by(self._policy)
 
     def _read(self, key: str) -> Any:
         return guest(self._name, f"its {key}", getattr, self._policy, key, None)

@@ -25,7 +25,7 @@ from loratory.serving.eviction import SCORERS
 from loratory.serving.guest_errors import guest
 from loratory.serving.misspelt_members import misspelt
 from loratory.serving.policy import Policy, PolicyLike
-from loratory.serving.policy_members import members_of
+from loratory.serving.policy_members import LoadedSpec, members_of
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.reservation import WithReservation
 
@@ -95,7 +95,7 @@ class PolicyFactory:
     def __call__(self) -> PolicyLike:
         policy: Any = guest(self.spec, "its __init__()", self._class, **self._parameters)
         try:
-            for key, value in {**self._common, "spec": self.spec}.items():
+            for key, value in {**self._common, "spec": LoadedSpec(self.spec)}.items():
                 setattr(policy, key, value)
         except AttributeError:
             if self._common:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from lab import examples, run
+from lab import run
 from member_policies import BASES, PLACES, Based, Plain, held, made, refusal, world
-from roster import POLICIES
 
 from loratory.errors import InputError, LoratoryError, PolicyError
 from loratory.policy import (
@@ -26,7 +22,6 @@ from loratory.policy import (
     want,
 )
 from loratory.serving.events import EVENTS, TOLD, Decided, Stepped
-from loratory.serving.misspelt_members import misspelt
 from loratory.serving.policy_members import members_of
 from loratory.serving.reservation import WithReservation
 from loratory.testing import ToyCost
@@ -202,120 +197,6 @@ class Decorated(Plain):
 @pytest.mark.parametrize("policy", [ReturnsAGenerator, ReturnsAnExpression, RaisesAlways, Decorated])
 def test_a_schedule_that_may_make_a_generator_is_a_policy(policy: type) -> None:
     members_of(policy())
-
-
-@BASES
-@pytest.mark.parametrize(
-    ("names", "meant"),
-    [
-        ({"prefetc": 3}, "prefetch"),
-        ({"prefetchs": 3}, "prefetch"),
-        ({"only_waitng": True}, "only_waiting"),
-        ({"onlyWaiting": True}, "only_waiting"),
-        ({"evcit": "lru"}, "evict"),
-        ({"evic": lambda self, adapter, view: 1.0}, "evict"),
-        ({"evicts": staticmethod(lambda adapter, view: 1.0)}, "evict"),
-        ({"obsrves": (Arrived,)}, "observes"),
-        ({"observs": ("Arrived",)}, "observes"),
-        ({"decide_by": ("tenant",)}, "decides_by"),
-        ({"sorce": "a paper"}, "source"),
-        ({"observ": lambda self, event: None}, "observe"),
-        ({"Observe": lambda self, event: None}, "observe"),
-        ({"bounds": lambda self, limits: 1.0}, "bound"),
-        ({"Victim": lambda self, view: None}, "victim"),
-        ({"vicitm": lambda self, view: None}, "victim"),
-        ({"shedule": _generator}, "schedule"),
-    ],
-)
-def test_a_name_one_slip_away_from_a_members_is_refused(base: type, names: dict[str, Any], meant: str) -> None:
-    (name,) = names
-    says = f"its {name} is never read; did you mean {meant!r}? (or begin its name with an underscore)"
-    assert says in refusal(made(base, **names))
-    if not callable(names[name]) and not isinstance(names[name], staticmethod):
-        assert says in refusal(held(base, **names))
-
-
-class OwnNames(Policy):
-    """Names of its own, some like a member's: each is one for another reason."""
-
-    window = 8
-    observed = 0  # a number is no list of event types
-    observers: list[Any] = []
-    sources = ("a", "b")  # no text
-    prefetched: set[str] = set()
-    only_waited = 1.5
-    _prefetc = 3
-
-    def __init__(self, prefetchh: int = 3, decide_by: str = "") -> None:
-        self.prefetchh = prefetchh  # a parameter of the constructor
-        self.decide_by = decide_by
-        self.prefetcht = 0
-        self.seen: set[str] = set()
-
-    def schedule(self, view: View) -> Schedule:
-        self.prefetcht += 1  # read by its own code
-        for request in self.schedules(view):
-            yield from want(view, request)
-
-    def schedules(self, view: View) -> list[RequestView]:
-        """Called by `schedule`."""
-        return list(view.unblocked())
-
-    def victim(self, view: View) -> RequestView | None:
-        """Stands beside `victims`."""
-        return None
-
-    def victims(self, view: View) -> list[RequestView]:
-        """For others to call."""
-        return list(view.running)
-
-    def bounds(self) -> tuple[float, float]:
-        """Takes other arguments than `bound`."""
-        return (0.0, 1.0)
-
-    @property
-    def observe_(self) -> int:
-        """A property is nobody's hook."""
-        return 1
-
-
-@dataclass
-class OwnFields:
-    """Fields of a dataclass are parameters of its constructor."""
-
-    prefetcher: int = 3
-    sourc: str = ""
-
-    schedule = Plain.schedule
-
-
-@pytest.mark.parametrize("policy", [OwnNames, OwnFields])
-def test_names_of_its_own_are_let_be(policy: Callable[[], Any]) -> None:
-    members_of(policy())
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_no_policy_of_the_package_has_a_name_like_a_members(name: str) -> None:
-    policy: Any = POLICIES[name]()
-    members = members_of(policy)
-    assert not misspelt(type(policy), vars(policy))
-    assert members.decides_by is not None
-
-
-@examples(300)
-@given(name=st.from_regex(r"[a-z]{1,6}(_[a-z]{1,6})?", fullmatch=True), value=st.sampled_from([3, True, "x", ("a",)]))
-def test_a_name_two_slips_away_is_the_policys_own(name: str, value: Any) -> None:
-    """Whatever is refused is at most one letter away, or one swap, from what it is said to mean."""
-    if name in ("evict", "observe", "observes", "bound", "victim", "source", "spec", "prefetch", "schedule"):
-        return
-    wrong = misspelt(type("Mine", (Plain,), {name: value}), {})
-    if wrong:
-        meant = wrong.split("'")[1].replace("_", "")
-        word = name.replace("_", "")
-        shorter, longer = sorted((word, meant), key=len)
-        drop = [longer[:i] + longer[i + 1 :] for i in range(len(longer))]
-        same = sum(a != b for a, b in zip(shorter, longer, strict=False))
-        assert shorter in drop or (len(shorter) == len(longer) and same <= 2), (name, meant)
 
 
 def test_the_defaults_of_the_base_class_are_those_of_a_policy_without_it() -> None:
