@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from loratory.errors import PolicyError, shortened
+from loratory.serving.action_values import real, whole
 from loratory.serving.engine_view import View
 from loratory.serving.events import TOLD, Event, EventHandlers, Handler, Sink, handlers_of
 from loratory.serving.eviction import Scorer
@@ -80,14 +81,23 @@ class Announcer:
         def score(adapter: AdapterView, view: View) -> float:
             try:
                 found = evict(adapter, view)
+                number = found if type(found) is float or type(found) is int else _number(found)
             except BaseException as error:
                 self.blame(view.now, error, "its evict()")
-            if not isinstance(found, Real) or found != found:
-                what = str(found) if isinstance(found, Real) else f"a value of type {type(found).__name__}"
+            if number is None or number != number:
+                what = f"a value of type {type(found).__name__}" if number is None else str(number)
                 raise self.error(view.now, f"its evict() returned {what} for adapter {adapter.name!r}: return a number")
-            return found
+            return number
 
         return score
+
+
+def _number(value: Any) -> float | None:
+    """A real number of any class as Python's own, so that it compares as numbers do; None for anything else."""
+    kind = type(value)
+    if not issubclass(kind, Real):
+        return None
+    return whole(value) if hasattr(kind, "__index__") else real(value)
 
 
 def hearing(sink: Sink | Handler | None, kind: type, listener: Handler) -> Sink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.config import EngineConfig
@@ -218,11 +219,16 @@ class Ledger:
                     self.slots.idle[adapter.name] = adapter
         self.epoch += 1
 
+    def in_state(self, view: RequestView, state: Literal["waiting", "running"]) -> Sequence | None:
+        """The request behind a view, if it is one of this engine's in that state; None for anything else."""
+        sequence: Sequence | None = view._sequence if type(view) is RequestView else None
+        return sequence if sequence is not None and sequence.state == state and sequence.clock is self.clock else None
+
     # -- actions -------------------------------------------------------------------------------------------------
 
     def admit(self, view: RequestView, tokens: int | None = None) -> Outcome:
         """Run a waiting request, prefilling up to ``tokens`` of its context in this step."""
-        sequence = view._sequence if type(view) is RequestView else None
+        sequence = view._sequence if type(view) is RequestView else None  # `in_state`, without the call
         if sequence is None or sequence.state != "waiting" or sequence.clock is not self.clock:
             return REFUSED["unknown"]
         if len(self.running) >= self._max_seqs:
@@ -230,7 +236,7 @@ class Ledger:
         start = sequence.prefilled
         chunk = self.chunk(sequence.target - start)
         if tokens is not None:
-            chunk = min(chunk, tokens) if isinstance(tokens, int) else 0
+            chunk = min(chunk, tokens) if type(tokens) is int else 0
         if chunk < 1:
             return REFUSED["budget"]
         kv, adapter = self.kv, sequence.adapter
@@ -305,8 +311,8 @@ class Ledger:
 
     def preempt(self, view: RequestView) -> Outcome:
         """Take a running request's blocks: it waits again, in front, and its context will be recomputed."""
-        sequence = self.sequences.get(getattr(view, "request_id", ""))
-        if sequence is None or sequence.state != "running":
+        sequence = self.in_state(view, "running")
+        if sequence is None:
             return REFUSED["unknown"]
         prefill = self.prefills.get(sequence.request_id)
         if prefill is not None and prefill.start == sequence.request.cached_tokens:

@@ -20,13 +20,18 @@ _ENTRIES = {
         "PolicyRunner.carry_out",
         "PolicyRunner.preempt_one",
     },
+    "loratory.serving.action_values": {"whole", "real"},
     "loratory.serving.event_dispatch": {"Announcer.handler.<locals>.tell_policy", "Announcer.scorer.<locals>.score"},
     "loratory.serving.guest_errors": {"guest"},
 }
 """The functions that call a policy's code, by module."""
 
-_PASSING = "loratory.serving.reservation"
-"""A module of ours whose generators pass the call on."""
+_PASSING = tuple(
+    f"loratory.serving.{name}"
+    for name in ("reservation", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
+)
+"""Modules of ours whose functions pass the call on: tools that a policy may hand out as its own ``schedule``, and that
+call its code again, such as a comparison of its orders. They call no sink and no backend."""
 
 PolicyCall = tuple[FrameType, FrameType, object]
 """Who called, what is running, how many answers came before."""
@@ -36,8 +41,8 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
     """The call of a policy's code that is in progress, or None.
 
     ``frames`` from the innermost out. A function of `_ENTRIES` is among them, and right inside it code that is not
-    ours. Generators of ours between the two (`loratory.serving.reservation`) pass the call on. Where the policy calls
-    us, and we call it again (its evict in `want`), the outermost call counts: that is the one without an answer.
+    ours. Generators of ours and functions of `_PASSING` between the two pass the call on. Where the policy calls us,
+    and we call it again (its evict in `want`), the outermost call counts: that is the one without an answer.
     """
     inside: list[FrameType] = []
     found: PolicyCall | None = None
@@ -48,7 +53,7 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
                 if not _is_ours(inner):
                     found = frame, inner, frame.f_locals.get("actions")
                     break
-                if not inner.f_code.co_flags & inspect.CO_GENERATOR:
+                if not inner.f_code.co_flags & inspect.CO_GENERATOR and inner.f_globals.get("__name__") not in _PASSING:
                     break
         inside.append(frame)
     return found
@@ -81,5 +86,5 @@ def in_files() -> tuple[dict[str, list[str]], list[str], list[str]]:
     """The rule of `policy_call` for a stack in text: calling functions by file, folders of ours, files that pass on."""
     files = {name: str(module.__file__) for name in _ENTRIES if (module := sys.modules.get(name)) is not None}
     entries = {file: [each.rpartition(".")[2] for each in _ENTRIES[name]] for name, file in files.items()}
-    passing = [str(module.__file__)] if (module := sys.modules.get(_PASSING)) is not None else []
+    passing = [str(module.__file__) for name in _PASSING if (module := sys.modules.get(name)) is not None]
     return entries, [f"{folder}{os.sep}" for folder in _folders()], passing

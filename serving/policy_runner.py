@@ -7,6 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
+from loratory.serving.action_values import exact
 from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Wake
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
@@ -14,6 +15,7 @@ from loratory.serving.events import Admitted, Arrived, Decided, Ended, Evicted, 
 from loratory.serving.ledger import Ledger
 from loratory.serving.request import Status
 from loratory.serving.sequence import Sequence
+from loratory.serving.views import RequestView
 
 
 class PolicyRunner:
@@ -77,10 +79,14 @@ class PolicyRunner:
             kind = type(action)
             if kind not in apply:
                 raise announcer.error(now, f"it yielded a {kind.__name__}, which is no action")
-            try:
-                outcome = apply[kind](action)
-            except (TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise announcer.error(now, f"a {kind.__name__} it yielded is malformed: {error}") from error
+            if kind is not Admit or len(action) != 2 or action[1] is not None or type(action[0]) is not RequestView:
+                try:
+                    action = exact(action)
+                except (TypeError, ValueError, AttributeError, OverflowError) as error:
+                    raise announcer.error(now, f"a {kind.__name__} it yielded is malformed: {error}") from error
+                except BaseException as error:
+                    announcer.blame(now, error, f"a value of a {kind.__name__} it yielded")
+            outcome = apply[kind](action)
             if outcome is not OK:
                 refused[kind, outcome.why] += 1
             if tell_decided is not None:
@@ -140,13 +146,13 @@ class PolicyRunner:
         if sequence is not None:
             self.end(sequence, status, why)
 
-    def preempt(self, view: Any, why: str) -> Outcome:
+    def preempt(self, view: RequestView, why: str) -> Outcome:
         """Preempt a running request."""
         outcome = self.ledger.preempt(view)
         if outcome.ok:
             self.ask = True
             if self._tell_preempted is not None:
-                self._tell_preempted(Preempted(self.ledger.now, self.ledger.sequences[view.request_id].view, why))
+                self._tell_preempted(Preempted(self.ledger.now, view, why))
         return outcome
 
     def preempt_one(self, view: View) -> None:
@@ -156,7 +162,7 @@ class PolicyRunner:
                 named = self._victim(view)
             except BaseException as error:
                 self.announcer.blame(self.ledger.now, error, "its victim()")
-            if named is not None and self.preempt(named, "kv"):
+            if type(named) is RequestView and self.preempt(named, "kv"):
                 return
         last = next(reversed(self.ledger.running.values()))
         self.preempt(last.view, "kv")
@@ -198,11 +204,9 @@ class PolicyRunner:
         return outcome
 
     def _reject(self, action: Reject) -> Outcome:
-        sequence = self.ledger.sequences.get(getattr(action.request, "request_id", ""))
-        if sequence is None or sequence.state != "waiting":
+        sequence = self.ledger.in_state(action.request, "waiting")
+        if sequence is None:
             return REFUSED["unknown"]
-        if not isinstance(action.why, str):
-            raise TypeError(f"its why is of type {type(action.why).__name__}: give a text")
         self.end(sequence, "rejected", action.why)
         return OK
 
@@ -213,9 +217,9 @@ class PolicyRunner:
         if steps is not None and steps < 1:
             return REFUSED["unknown"]
         if at is not None and at not in self.wake_times[:1]:
-            heappush(self.wake_times, float(at))
+            heappush(self.wake_times, at)
         if steps is not None:
-            clock = self.ledger.clock[0] + int(steps)
+            clock = self.ledger.clock[0] + steps
             if clock not in self.wake_clocks[:1]:
                 heappush(self.wake_clocks, clock)
         return OK

@@ -208,7 +208,7 @@ class WithReservation:
                 action = actions.send(outcome)  # type: ignore[arg-type]
             except StopIteration:
                 break
-            if not isinstance(action, Admit):
+            if type(action) is not Admit or type(action.request) is not RequestView:  # the engine refuses such a one
                 outcome = yield action
             elif looks and (not view.running or reservation.fits(view, action.request)):
                 outcome = yield action

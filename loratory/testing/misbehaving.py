@@ -318,18 +318,6 @@ class TriesDoors:
             yield from want(view, request)
 
 
-class Unprintable:
-    """An object that cannot be shown, hashed or compared."""
-
-    request_id: list[int] = []
-    __hash__ = None  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        raise ValueError("unprintable on purpose")
-
-    __repr__ = __str__
-
-
 ENDS_WELL: dict[str, Callable[[], Any]] = {
     "evicts-everything": EvictsEverything,
     "wrong-victim": WrongVictim,
@@ -357,33 +345,6 @@ NEVER_SERVES: dict[str, Callable[[], Any]] = {
 }
 """These end with a report of who was never served."""
 
-
-class YieldsOnRequest:
-    """Yields one action made from the first waiting request."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = make
-
-    def schedule(self, view: View) -> Any:
-        for request in list(view.waiting)[:1]:
-            yield self.make(request)
-
-
-ODD: dict[str, Callable[[Any], Any]] = {
-    "load-list": lambda request: Load(["a1"]),  # type: ignore[arg-type]
-    "evict-dict": lambda request: Evict({}),  # type: ignore[arg-type]
-    "prefetch-unprintable": lambda request: Prefetch(Unprintable()),  # type: ignore[arg-type]
-    "admit-unhashable": lambda request: Admit(Unprintable()),  # type: ignore[arg-type]
-    "preempt-unhashable": lambda request: Preempt(Unprintable()),  # type: ignore[arg-type]
-    "reject-unprintable": lambda request: Reject(request, Unprintable()),  # type: ignore[arg-type]
-    "wake-word": lambda request: Wake(at="soon"),  # type: ignore[arg-type]
-    "wake-steps-word": lambda request: Wake(after_steps="3"),  # type: ignore[arg-type]
-    "wake-steps-nan": lambda request: Wake(after_steps=float("nan")),  # type: ignore[arg-type]
-    "wake-steps-infinite": lambda request: Wake(after_steps=float("inf")),  # type: ignore[arg-type]
-    "wake-steps-half": lambda request: Wake(after_steps=0.5),  # type: ignore[arg-type]
-    "yields-unprintable": lambda request: Unprintable(),
-}
-"""Actions whose arguments are of the wrong kind: refused, or the policy's error, never a crash of ours."""
 
 FAILS: dict[str, Callable[[], Any]] = {
     "raises-in-schedule": RaisesInSchedule,

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples, run
 
 from loratory.errors import InputError, PolicyError
-from loratory.policy import Admit, Evict, Load, Preempt, Prefetch, Reject, Schedule, View, Wake, want
+from loratory.policy import (
+    AdapterView,
+    Admit,
+    Evict,
+    Load,
+    Outcome,
+    Preempt,
+    Prefetch,
+    Reject,
+    RequestView,
+    Schedule,
+    SortedQueue,
+    View,
+    Wake,
+    want,
+)
 from loratory.serving.config import EngineConfig
+from loratory.serving.policy_watch import PolicyWatch
+from loratory.serving.reservation import WithReservation
 from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
 from loratory.testing.misbehaving import (
     ENDS_WELL,
     FAILS,
     MAY_STARVE,
     NEVER_SERVES,
-    ODD,
     REFUSED,
     RaisesInVictim,
     TriesDoors,
-    YieldsOnRequest,
 )
+from loratory.testing.odd_values import ODD, LyingFloat, LyingInt, OtherText, YieldsOnRequest
 
 
 def crowd(**settings: object) -> World:
@@ -116,6 +135,130 @@ def test_the_reason_of_a_rejection_is_a_text() -> None:
     """Anything else may look different in each run, as an object's address does."""
     with pytest.raises(PolicyError, match="a Reject it yielded is malformed: its why is of type object: give a text"):
         run(crowd(), lambda: YieldsOnRequest(lambda request: Reject(request, object())))  # type: ignore[arg-type]
+
+
+class Loops:
+    """A value whose code never comes back, whatever it is asked for."""
+
+    def _loop(self, *_: Any) -> Any:
+        while True:
+            pass
+
+    __lt__ = __le__ = __gt__ = __ge__ = __float__ = __index__ = _loop
+    request_id = property(_loop)
+    prompt_tokens = property(_loop)
+
+
+LOOPS: dict[str, Any] = {
+    "admit-tokens": lambda request: Admit(request, Loops()),  # type: ignore[arg-type]
+    "wake-at": lambda request: Wake(at=Loops()),  # type: ignore[arg-type]
+    "wake-steps": lambda request: Wake(after_steps=Loops()),  # type: ignore[arg-type]
+}
+"""Actions that hold a number whose code never comes back: only a watch ends such a run."""
+
+
+class Sends:
+    """Yields one action at its first call, made from all it sees, and then serves in order."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+        self.outcomes: list[Outcome] = []
+
+    def schedule(self, view: View) -> Schedule:
+        if not self.outcomes:
+            self.outcomes.append((yield self.make(view)))
+        for request in view.unblocked():
+            yield from want(view, request)
+
+
+def _first(view: View) -> Any:
+    return next(iter(view.waiting))
+
+
+def _flat(make: Any, **settings: object) -> tuple[list[Outcome], Any]:
+    policy = Sends(make)
+    result = run(crowd(**settings), lambda: policy)
+    assert_run(result)
+    return policy.outcomes, result.flat
+
+
+@pytest.mark.parametrize(
+    ("odd", "plain"),
+    [
+        (lambda view: Admit(_first(view), LyingInt(10**6)), lambda view: Admit(_first(view), 10**6)),
+        (lambda view: Admit(_first(view), np.int64(3)), lambda view: Admit(_first(view), 3)),
+        (lambda view: Wake(at=LyingFloat(view.now + 0.5)), lambda view: Wake(at=view.now + 0.5)),
+        (lambda view: Wake(at=LyingFloat(view.now)), lambda view: Wake(at=view.now)),
+        (lambda view: Wake(at=np.float32(2.0)), lambda view: Wake(at=2.0)),
+        (lambda view: Wake(after_steps=LyingInt(-5)), lambda view: Wake(after_steps=-5)),
+        (lambda view: Load(OtherText("a2")), lambda view: Load("a2")),
+        (lambda view: Prefetch(OtherText("a2")), lambda view: Prefetch("a2")),
+        (lambda view: Evict(OtherText("a2")), lambda view: Evict("a2")),
+        (lambda view: Reject(_first(view), OtherText("no")), lambda view: Reject(_first(view), "no")),
+    ],
+)
+def test_a_value_of_a_class_of_its_own_counts_as_what_it_holds(odd: Any, plain: Any) -> None:
+    """However it compares or hashes: through these, budgets and the ledger's tables were once forged."""
+    assert _flat(odd) == _flat(plain)
+
+
+@pytest.mark.parametrize("kind", [Preempt, lambda request: Reject(request, "no"), Admit])
+def test_what_looks_like_a_request_is_none(kind: Any) -> None:
+    class Claims(RequestView):
+        __slots__ = ()
+        request_id = "0"
+
+    for make in (lambda view: Claims(None), lambda view: Loops()):
+        outcomes, _ = _flat(lambda view, make=make: kind(make(view)))
+        assert [outcome.why for outcome in outcomes] == ["unknown"]
+
+
+def test_a_victim_that_only_looks_like_a_request_is_none() -> None:
+    class Names(Sends):
+        def victim(self, view: View) -> Any:
+            return Loops()
+
+    assert_run(run(crowd(num_gpu_blocks=30), lambda: Names(lambda view: Wake())))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("reserve", [False, True])
+def test_a_value_whose_code_never_comes_back_is_stopped(name: str, reserve: bool) -> None:
+    policy = YieldsOnRequest(LOOPS[name])
+    text = r"did not come back within 0\.1 s \(.*odd_values\.py:\d+\)|did not come back within 0\.1 s"
+    with pytest.raises(PolicyError, match=text), PolicyWatch("mine", 0.1):
+        run(crowd(), lambda: WithReservation(policy) if reserve else policy, check_books=False)
+
+
+@pytest.mark.parametrize("reserve", [False, True])
+def test_a_loop_in_what_only_looks_like_a_request_is_not_run(reserve: bool) -> None:
+    policy = YieldsOnRequest(lambda request: Admit(Loops()))  # type: ignore[arg-type]
+    with PolicyWatch("mine", 0.5):
+        run(crowd(), lambda: WithReservation(policy) if reserve else policy, check_books=False)
+
+
+def test_an_order_whose_comparison_never_ends_is_stopped() -> None:
+    class Sorted:
+        def __init__(self) -> None:
+            self.queue = SortedQueue(lambda request: (Loops(),))  # type: ignore[arg-type, return-value]
+            self.observe = self.queue.observe
+
+        def schedule(self, view: View) -> Schedule:
+            return self.queue.admit(view)
+
+    with pytest.raises(PolicyError, match="did not come back within"), PolicyWatch("mine", 0.1):
+        run(crowd(), Sorted, check_books=False)
+
+
+def test_a_score_that_is_a_number_of_its_own_class_counts_as_what_it_holds() -> None:
+    def scored(make: Any) -> Any:
+        class Scores(Sends):
+            def evict(self, adapter: AdapterView, view: View) -> Any:
+                return make(adapter.lora_int_id)
+
+        return run(crowd(), lambda: Scores(lambda view: Wake())).flat
+
+    assert scored(LyingInt) == scored(int) and scored(LyingFloat) == scored(float)
 
 
 def test_a_victim_that_raises_is_the_policys_error() -> None:
