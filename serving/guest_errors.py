@@ -30,8 +30,8 @@ def guest(policy: str, subject: str, call: Callable[..., T], *arguments: Any, **
     except InputError:
         raise
     except BaseException as error:
-        if is_order(error):
-            raise
+        if is_order(error) or (isinstance(error, PolicyError) and str(error).startswith("policy ")):
+            raise  # one of another guest inside has been told already
         kind = InputError if isinstance(error, Exception) else PolicyError
         raise kind(shortened(f"policy {shortened(policy, 100)!r}: {raised(error, subject)}")) from error
 

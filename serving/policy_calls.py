@@ -30,8 +30,11 @@ _PASSING = tuple(
     f"loratory.serving.{name}"
     for name in ("reservation", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
 )
-"""Modules of ours whose functions pass the call on: tools that a policy may hand out as its own ``schedule``, and that
-call its code again, such as a comparison of its orders. They call no sink and no backend."""
+_PASSING += ("loratory.serving.policy_members", "loratory.serving.misspelt_members", "loratory.serving.names_read")
+_PASSING += ("loratory.experiment.policy_spec",)
+"""Modules of ours whose functions pass the call on: what reads a policy's members when it is loaded, and tools that a
+policy may hand out as its own ``schedule``, and that call its code again, such as a comparison of its orders. They call
+no sink and no backend."""
 
 PolicyCall = tuple[FrameType, FrameType, object]
 """Who called, what is running, how many answers came before."""

@@ -7,11 +7,13 @@ import dis
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
+from operator import index
 from textwrap import dedent
 from types import FunctionType, MethodType
 from typing import Any, NoReturn, get_args
 
-from loratory.errors import InputError, did_you_mean, several, shortened
+from loratory.errors import InputError, PolicyError, did_you_mean, several, shortened
 from loratory.serving.engine_view import View
 from loratory.serving.events import EVENTS, TOLD
 from loratory.serving.eviction import SCORERS, Scorer
@@ -39,6 +41,7 @@ class Members:
     prefetch: int
     only_waiting: bool
     decides_by: tuple[Decisive, ...] | None
+    source: str
 
 
 class LoadedSpec(str):
@@ -54,7 +57,8 @@ def members_of(policy: object, name: str = "") -> Members:
     than it takes, a value of the wrong type, an unknown word, a name that is a member's but for one slip
     (`loratory.serving.misspelt_members`). Raises `PolicyError` where a property exits or does not come back.
     """
-    return _Reader(policy, name).members()
+    reader = _Reader(policy, name)
+    return guest(reader.name, "one of its members", reader.members)
 
 
 class _Reader:
@@ -63,8 +67,10 @@ class _Reader:
     def __init__(self, policy: object, name: str) -> None:
         self._policy = policy
         self._loading = bool(name)
-        self._name = type(policy).__name__
-        self._name = name or str(self._read("spec") or self._name)
+        self.name = name or type(policy).__name__
+        spec = None if name else self._read("spec")
+        if isinstance(spec, str) and spec:
+            self.name = spec
 
     def members(self) -> Members:
         if wrong := misspelt(type(self._policy), self._held()):
@@ -81,6 +87,7 @@ class _Reader:
             prefetch=self._prefetch(),
             only_waiting=self._only_waiting(),
             decides_by=self._decides_by(),
+            source=self._source(),
         )
 
     def _held(self) -> Mapping[str, Any]:
@@ -93,10 +100,10 @@ class _Reader:
         return {} if loaded else held_by(self._policy)
 
     def _read(self, key: str) -> Any:
-        return guest(self._name, f"its {key}", getattr, self._policy, key, None)
+        return guest(self.name, f"its {key}", getattr, self._policy, key, None)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise InputError(shortened(f"policy {shortened(self._name, 100)!r}: {what}"))
+        raise InputError(shortened(f"policy {shortened(self.name, 100)!r}: {what}"))
 
     # -- methods -------------------------------------------------------------------------------------------------
 
@@ -147,13 +154,34 @@ class _Reader:
         if not callable(found):
             self._refuse(f"its evict is {_text(found)}: give one of {names}, or a function of (adapter, view)")
         scorer: Scorer = found
-        if isinstance(found, MethodType) and isinstance(found.__func__, FunctionType):
-            function = found.__func__  # def evict(adapter, view) in the class: a scorer, not a method
-            if next(iter(inspect.signature(function).parameters), "") not in ("self", "cls") and can_take(function, 2):
-                scorer = function
+        if (
+            isinstance(found, MethodType)
+            and isinstance(found.__func__, FunctionType)
+            and self._is_scorer(found.__func__)
+        ):
+            scorer = found.__func__
         self._answers("evict", scorer)
         self._takes("evict", scorer, "adapter", "view")
         return scorer
+
+    def _is_scorer(self, function: FunctionType) -> bool:
+        """Whether a function in the class is a scorer, ``def evict(adapter, view)``, and no method.
+
+        What takes two arguments only, or three only, leaves no doubt; nor do the names of its first parameters.
+        """
+        if not can_take(function, 2):
+            return False
+        parameters = [*inspect.signature(function, follow_wrapped=False).parameters.values()]
+        names = [parameter.name for parameter in parameters]
+        if names[:1] in (["self"], ["cls"]) or parameters[0].kind is parameters[0].VAR_POSITIONAL:
+            return False
+        if not can_take(function, 3) or names[:2] == ["adapter", "view"]:
+            return True
+        if names[1:2] != ["adapter"]:
+            given = ", ".join(map(str, parameters))
+            remedy = "name its first parameter self, or write @staticmethod above it"
+            self._refuse(f"its evict({given}) may be a method, or a function of (adapter, view): {remedy}")
+        return False
 
     # -- values --------------------------------------------------------------------------------------------------
 
@@ -171,9 +199,9 @@ class _Reader:
                 if isinstance(kind, str) and kind not in _TOLD:
                     hint = did_you_mean(kind, _TOLD, f"choose among {several(_TOLD, 12)}") + f" {hint}"
                 self._refuse(f"its observes has {_text(kind)}, which is no event type; {hint}")
-            if kind not in _TOLD.values():
+            if not any(kind is each for each in TOLD):
                 name = kind.__name__
-                if kind in EVENTS:
+                if any(kind is each for each in EVENTS):
                     self._refuse(f"its observes has {name}, which is for records only and told to no policy: remove it")
                 hint = did_you_mean(name, _TOLD, f"choose among {several(_TOLD, 12)}")
                 self._refuse(f"its observes has {name}, which is no event type; {hint}")
@@ -185,11 +213,15 @@ class _Reader:
         found = self._read("prefetch")
         if found is None:
             return 0
-        if isinstance(found, bool) or not hasattr(type(found), "__index__"):
+        try:
+            number = None if isinstance(found, bool) else index(found)
+        except TypeError:
+            number = None
+        if number is None:
             self._refuse(f"its prefetch is {_text(found)}: give a whole number of waiting requests")
-        if found < 0:
-            self._refuse(f"its prefetch is {found}: give 0 or more")
-        return int(found)
+        if number < 0:
+            self._refuse(f"its prefetch is {number}: give 0 or more")
+        return number
 
     def _only_waiting(self) -> bool:
         found = self._read("only_waiting")
@@ -209,11 +241,33 @@ class _Reader:
         if not isinstance(found, tuple | list):
             self._refuse(f"its decides_by is {_text(found)}: give a tuple of words from {several(words, 12)}")
         for word in found:
-            if word not in words:
+            if not isinstance(word, str) or word not in words:
                 hint = f"choose among {several(words, 12)}"
                 hint = did_you_mean(word, words, hint) if isinstance(word, str) else hint
                 self._refuse(f"its decides_by has {_text(word)}; {hint}")
         return tuple(found)
+
+    def _source(self) -> str:
+        found = self._read("source")
+        if found is None:
+            return ""
+        if not isinstance(found, str):
+            self._refuse(f"its source is {_text(found)}: give a text")
+        return found
+
+
+def promised(policy: str, bound: Callable[[FairnessLimits], Any], limits: FairnessLimits) -> float | None:
+    """The service gap, in weighted tokens, that ``bound`` of a policy promises; None: it promises none.
+
+    Raises `InputError` where that raises, and `PolicyError` where it returns what is no gap.
+    """
+    found = guest(policy, "its bound()", bound, limits)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found) or found < 0:
+        what = f"its bound() returned {_text(found)}: return a finite number of weighted tokens, 0 or more, or None"
+        raise PolicyError(shortened(f"policy {shortened(policy, 100)}: {what}"))
+    return float(found)
 
 
 def _text(value: object) -> str:

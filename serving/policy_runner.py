@@ -7,6 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
+from loratory.errors import shortened
 from loratory.serving.action_values import exact
 from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Wake
 from loratory.serving.engine_view import View
@@ -16,6 +17,8 @@ from loratory.serving.ledger import Ledger
 from loratory.serving.request import Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.views import RequestView
+
+_VICTIM = "return a running request of view.running, or None"
 
 
 class PolicyRunner:
@@ -162,10 +165,17 @@ class PolicyRunner:
                 named = self._victim(view)
             except BaseException as error:
                 self.announcer.blame(self.ledger.now, error, "its victim()")
-            if type(named) is RequestView and self.preempt(named, "kv"):
-                return
+            if named is not None:
+                if not self._runs(named):
+                    raise self.announcer.error(self.ledger.now, f"its victim() returned {_told(named)}: {_VICTIM}")
+                if self.preempt(named, "kv"):
+                    return
         last = next(reversed(self.ledger.running.values()))
         self.preempt(last.view, "kv")
+
+    def _runs(self, named: Any) -> bool:
+        """Whether it is a request that runs."""
+        return type(named) is RequestView and named.request_id in self.ledger.running
 
     def evict(self, name: str) -> Outcome:
         """Evict an adapter."""
@@ -223,3 +233,10 @@ class PolicyRunner:
             if clock not in self.wake_clocks[:1]:
                 heappush(self.wake_clocks, clock)
         return OK
+
+
+def _told(named: Any) -> str:
+    """What a policy named, which is no running request."""
+    if type(named) is RequestView:
+        return f"the request {shortened(repr(named.request_id), 60)}, which does not run"
+    return shortened(repr(named), 60) if type(named) in (str, int) else f"a value of type {type(named).__name__}"

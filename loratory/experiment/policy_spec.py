@@ -76,9 +76,12 @@ class PolicyFactory:
     {'strict': True, 'evict': 'lru', 'prefetch': 0, 'reserve': False}
     """
 
-    __slots__ = ("_class", "_common", "_parameters", "decides_by", "settings", "spec")
+    __slots__ = ("_class", "_common", "_parameters", "decides_by", "settings", "source", "spec")
 
     def __init__(self, spec: str) -> None:
+        guest(spec, "its class", self._read, spec)
+
+    def _read(self, spec: str) -> None:
         policy_class, given = _find(spec)
         own = _own(policy_class)
         values = _read_parameters(spec, policy_class, given)
@@ -88,21 +91,37 @@ class PolicyFactory:
         self._parameters = {name: value for name, value in values.items() if name not in self._common}
         members = members_of(self(), spec)
         self.decides_by = members.decides_by
+        self.source = members.source
         common = {"evict": _scorer_text(members.evict), "prefetch": members.prefetch, "reserve": False}
         defaults = {name: default for name, (_, default) in own.items()}
         self.settings: dict[str, Any] = {**defaults, **{n: v for n, v in common.items() if n not in own}, **values}
 
     def __call__(self) -> PolicyLike:
         policy: Any = guest(self.spec, "its __init__()", self._class, **self._parameters)
-        try:
-            for key, value in {**self._common, "spec": LoadedSpec(self.spec)}.items():
-                setattr(policy, key, value)
-        except AttributeError:
-            if self._common:
-                raise InputError(
-                    f"policy {_shown(self.spec)} has no room for {several(self._common)}: do not use __slots__"
-                ) from None
+        if (own := guest(self.spec, "its spec", getattr, policy, "spec", None)) is not None and own is not Policy.spec:
+            remedy = "Loratory sets spec, to how the policy was asked for: choose another name"
+            raise InputError(f"policy {_shown(self.spec)}: it has a spec of its own; {remedy}")
+        for key, value in {**self._common, "spec": LoadedSpec(self.spec)}.items():
+            self._set(policy, key, value)
         return WithReservation(policy) if self._common.get("reserve") else typing.cast(PolicyLike, policy)
+
+    def _set(self, policy: object, key: str, value: object) -> None:
+        try:
+            guest(self.spec, "its __setattr__()", setattr, policy, key, value)
+        except InputError as error:
+            if not isinstance(error.__cause__, AttributeError):
+                raise
+            if key != "spec":
+                raise InputError(f"policy {_shown(self.spec)}: {_no_room(policy, key)}") from error.__cause__
+
+
+def _no_room(policy: object, key: str) -> str:
+    """Why an attribute of a policy cannot be set, and the remedy."""
+    if isinstance(inspect.getattr_static(type(policy), key, None), property):
+        return f"its {key} is a property without a setter, so a spec cannot give it: write {key} as an attribute"
+    if "__dict__" not in dir(type(policy)):
+        return f"it has no room for {key}: do not use __slots__, or have {key!r} in them"
+    return f"its {key} cannot be set, so a spec cannot give it: let its objects be changed"
 
 
 def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> PolicyFactory:
@@ -125,10 +144,17 @@ def describe(spec: str) -> Description:
     Raises as `policy_factory` does, but not for a policy that needs parameters.
     """
     with PolicyWatch(spec):
-        policy_class, _ = _find(spec)
-        needs_parameters = any(parameter.default is parameter.empty for parameter in _signature(policy_class).values())
-        common = _of_class(policy_class) if needs_parameters else PolicyFactory(spec).settings
-    text = inspect.cleandoc(policy_class.__doc__ or "No description.")
+        return guest(spec, "its class", _describe, spec)
+
+
+def _describe(spec: str) -> Description:
+    policy_class, _ = _find(spec)
+    needs_parameters = any(parameter.default is parameter.empty for parameter in _signature(policy_class).values())
+    factory = None if needs_parameters else PolicyFactory(spec)
+    common = _of_class(policy_class) if factory is None else factory.settings
+    source = getattr(policy_class, "source", "") if factory is None else factory.source
+    written = policy_class.__doc__
+    text = inspect.cleandoc(written if isinstance(written, str) and written else "No description.")
     body, _, listed = text.partition("\nParameters:\n")
     meanings = _meanings(listed)
     parameters = [
@@ -138,11 +164,11 @@ def describe(spec: str) -> Description:
     own = {parameter.name for parameter in parameters}
     parameters += [Parameter(n, _type_text(k), common[n], t) for n, (k, _, t) in _COMMON.items() if n not in own]
     prose = "\n\n".join(" ".join(paragraph.split()) for paragraph in body.strip().split("\n\n"))
-    headline = (sys.modules[policy_class.__module__].__doc__ or "").partition("\n")[0]
+    headline = str(getattr(sys.modules.get(policy_class.__module__), "__doc__", None) or "").partition("\n")[0]
     subject, _, summary = headline.partition(": ")
     if subject != spec or not summary:
         summary = " ".join(body.split()).split(". ")[0].rstrip(".") + "."
-    return Description(spec, summary, prose, str(getattr(policy_class, "source", "")), tuple(parameters))
+    return Description(spec, summary, prose, source if isinstance(source, str) else "", tuple(parameters))
 
 
 def _of_class(policy_class: type) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from loratory.errors import InputError, PolicyError, shortened
+from loratory.errors import InputError, shortened
 from loratory.experiment.backend import Backend, Simulation, Task
 from loratory.experiment.interruption import interruptible
 from loratory.experiment.notes.advice import advise
@@ -28,9 +27,8 @@ from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import dump
 from loratory.scenarios.schema import Scenario
 from loratory.serving.fairness import FairnessLimits
-from loratory.serving.guest_errors import guest
 from loratory.serving.policy_guard import Leavings
-from loratory.serving.policy_members import members_of
+from loratory.serving.policy_members import members_of, promised
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
@@ -199,13 +197,7 @@ def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) ->
         engine.max_num_seqs,
         engine.max_num_batched_tokens,
     )
-    bound = guest(task.policy, "its bound()", promise, limits)
-    if bound is None:
-        return None
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not isfinite(bound):
-        what = f"its bound() returned {shortened(repr(bound), 60)}: return a finite number of weighted tokens, or None"
-        raise PolicyError(shortened(f"policy {shortened(task.policy, 100)}: {what}"))
-    return float(bound)
+    return promised(task.policy, promise, limits)
 
 
 def _info(

@@ -16,9 +16,10 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout
 from loratory.experiment.policy_spec import policy_factory
+from loratory.serving.fairness import FairnessLimits
 from loratory.serving.guest_errors import guest
 from loratory.serving.policy import PolicyLike
-from loratory.serving.policy_members import members_of
+from loratory.serving.policy_members import members_of, promised
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.edge_worlds import edge_worlds
@@ -186,6 +187,7 @@ class _Search:
     def everywhere(self, seed: int) -> None:
         """Run the policy in all edge worlds, then in random ones."""
         self._tell_unknown_event()
+        self._ask_bound()
         for world in self._edges.values():
             self._check(world)
         chosen = hypothesis.settings(
@@ -261,6 +263,18 @@ class _Search:
                 self.broken["returns"] = found[-1]
                 raise _StuckError(str(error)) from error
         return found
+
+    def _ask_bound(self) -> None:
+        """What it promises for an engine and a workload of usual sizes."""
+        bound = members_of(self._make(), self._spec).bound
+        if bound is None:
+            return
+        try:
+            promised(self._spec, bound, FairnessLimits(1000, 1000, 100_000, 256, 2048))
+        except LoratoryError as error:
+            self.broken["returns"] = _Broken("returns", str(error), None)
+            if _is_late(error):
+                raise _StuckError(str(error)) from error
 
     def _tell_unknown_event(self) -> None:
         """A policy that names no event types gets those of later versions, too."""

@@ -320,7 +320,6 @@ class TriesDoors:
 
 ENDS_WELL: dict[str, Callable[[], Any]] = {
     "evicts-everything": EvictsEverything,
-    "wrong-victim": WrongVictim,
     "victim-none": lambda: WrongVictim(None),
     "wakes-at-infinity": WakesAtInfinity,
     "preempts-for-ever": PreemptsForEver,
@@ -355,6 +354,7 @@ FAILS: dict[str, Callable[[], Any]] = {
     "yields-none": lambda: YieldsGarbage(None),
     "yields-string": lambda: YieldsGarbage("admit"),
     "yields-class": lambda: YieldsGarbage(Admit),
+    "wrong-victim": WrongVictim,
     "returns-list": ReturnsAList,
 }
 """These end with a PolicyError that names the policy."""

@@ -275,3 +275,60 @@ def test_the_scorer_of_a_spec_overrides_the_policys_own(tmp_path: Path) -> None:
     assert members.evict == "lru" and members.prefetch == 0
     assert callable(members_of(policy_factory(f"{file}:Own")()).evict)
     assert policy_words(f"{file}:Made", policy_factory(f"{file}:Made").settings) == f"mine.py:Made (n=1, evict={own})"
+
+
+HEAD = "from loratory.policy import Policy, want\n"
+SCHEDULE = "    def schedule(self, view):\n        for r in view.unblocked():\n            yield from want(view, r)\n"
+OF_THE_POLICY = {
+    "own spec": ("class P:\n    def __init__(self):\n        self.spec = {}\n", "P", "it has a spec of its own; "),
+    "spec in the class": ("class P:\n    spec = 'mine'\n", "P", "it has a spec of its own; "),
+    "spec as a parameter": ("class P:\n    def __init__(self, spec='x'):\n        self.spec = spec\n", "P", "own; "),
+    "no setting": (
+        "class P:\n    def __setattr__(self, key, value):\n        raise KeyError(key)\n",
+        "P",
+        "its __setattr__() raised KeyError: 'spec' (",
+    ),
+    "property": (
+        "class P:\n    @property\n    def prefetch(self):\n        return 1\n",
+        "P:prefetch=2",
+        "its prefetch is a property without a setter, so a spec cannot give it: write prefetch as an attribute",
+    ),
+    "slots": (
+        "class P:\n    __slots__ = ()\n",
+        "P:prefetch=2",
+        "it has no room for prefetch: do not use __slots__, or",
+    ),
+    "module": ("def __getattr__(name):\n    raise KeyError(name)\nclass Q:\n", "P", "raised KeyError: 'P' ("),
+    "metaclass": (
+        "class M(type):\n    def __getattribute__(cls, name):\n        raise KeyError('none')\nclass P(metaclass=M):\n",
+        "P",
+        "raised KeyError: 'none' (",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_THE_POLICY)
+def test_a_fault_in_what_is_read_is_the_policys(case: str, tmp_path: Path) -> None:
+    text, spec, says = OF_THE_POLICY[case]
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD + text + SCHEDULE)
+    for ask in (policy_factory, describe):
+        if ask is describe and "=" in spec:
+            continue
+        with pytest.raises(InputError) as caught:
+            ask(f"{file}:{spec}")
+        assert says in str(caught.value) and str(caught.value).startswith("policy '"), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("class P:\n    __doc__ = 3\n", ""),
+        ("class P:\n    @property\n    def source(self):\n        return 'a paper'\n", "a paper"),
+        ("class P(Policy):\n    source = 'a paper'\n", "a paper"),
+    ],
+)
+def test_what_is_odd_but_sound_is_described(text: str, source: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD + text + SCHEDULE)
+    assert describe(f"{file}:P").source == source

@@ -213,12 +213,15 @@ def test_what_looks_like_a_request_is_none(kind: Any) -> None:
         assert [outcome.why for outcome in outcomes] == ["unknown"]
 
 
-def test_a_victim_that_only_looks_like_a_request_is_none() -> None:
+def test_a_victim_that_only_looks_like_a_request_is_the_policys_error() -> None:
+    """None of its own code is run."""
+
     class Names(Sends):
         def victim(self, view: View) -> Any:
             return Loops()
 
-    assert_run(run(crowd(num_gpu_blocks=30), lambda: Names(lambda view: Wake())))
+    with pytest.raises(PolicyError, match=r"its victim\(\) returned a value of type Loops: return a running request"):
+        run(crowd(num_gpu_blocks=30), lambda: Names(lambda view: Wake()))
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -13,9 +13,10 @@ from lab import run
 from member_policies import Plain, held, world
 from roster import POLICIES
 
-from loratory.errors import PolicyError
+from loratory.errors import InputError, PolicyError
 from loratory.policy import SCORERS, AdapterView, Policy, Schedule, View
 from loratory.serving.config import EngineConfig
+from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import PolicyWatch
 from loratory.serving.reservation import WithReservation
 from loratory.testing import ToyCost, World, adapter, workload
@@ -172,3 +173,41 @@ def test_a_policy_that_asks_the_scorer_for_ever_is_stopped() -> None:
 
     with pytest.raises(PolicyError, match=r"did not come back within 0\.1 s"), PolicyWatch("mine", 0.1):
         run(world(), Asks, check_books=False)
+
+
+def _bare(function: Any) -> Any:
+    """A decorator without functools.wraps."""
+    return lambda *arguments, **named: function(*arguments, **named)
+
+
+class Bare(Plain):
+    @_bare
+    def evict(self, adapter: AdapterView, view: View) -> float:
+        return _largest_id(adapter, view)
+
+
+class OtherSelf(Plain):
+    def evict(this, adapter: AdapterView, view: View | None = None) -> float:  # noqa: N805
+        assert isinstance(this, OtherSelf) and view is not None
+        return _largest_id(adapter, view)
+
+
+class AllArguments(Plain):
+    def evict(*arguments: Any) -> float:
+        assert isinstance(arguments[0], AllArguments)
+        return _largest_id(*arguments[1:])
+
+
+@pytest.mark.parametrize("policy", [Bare, OtherSelf, AllArguments])
+def test_a_method_is_what_python_binds(policy: Callable[[], Any]) -> None:
+    evicted = [event[2] for event in run(world(), policy).of("Evicted")]
+    assert evicted and evicted[0] == "a2"
+
+
+def test_a_function_that_may_be_either_is_refused() -> None:
+    class Mine(Plain):
+        def evict(a, b, c=1.0) -> float:  # type: ignore[no-untyped-def]  # noqa: N805
+            return 0.0
+
+    with pytest.raises(InputError, match=r"its evict\(a, b, c=1.0\) may be a method, or a function of"):
+        members_of(Mine())

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from lab import run
 from member_policies import BASES, PLACES, Based, Plain, held, made, refusal, world
@@ -21,10 +22,13 @@ from loratory.policy import (
     View,
     want,
 )
+from loratory.serving.config import EngineConfig
 from loratory.serving.events import EVENTS, TOLD, Decided, Stepped
-from loratory.serving.policy_members import members_of
+from loratory.serving.fairness import FairnessLimits
+from loratory.serving.policy_members import members_of, promised
+from loratory.serving.policy_watch import PolicyWatch
 from loratory.serving.reservation import WithReservation
-from loratory.testing import ToyCost
+from loratory.testing import ToyCost, World, adapter, workload
 
 
 @BASES
@@ -265,3 +269,93 @@ def test_none_stands_for_no_member() -> None:
     """A policy may switch off what it inherits."""
     names = ("evict", "prefetch", "observe", "observes", "victim", "bound", "only_waiting", "decides_by")
     assert members_of(held(Told, **dict.fromkeys(names))) == members_of(Plain())
+
+
+class OnlyIndex:
+    def __index__(self) -> int:
+        return 2
+
+
+class Loops(OnlyIndex):
+    def __index__(self) -> int:
+        while True:
+            pass
+
+
+class ListLoops(list[Any]):
+    def __iter__(self) -> Any:
+        while True:
+            pass
+
+
+class BadType(type):
+    def __getattribute__(cls, name: str) -> Any:
+        raise KeyError("no names")
+
+
+def test_a_number_is_what_has_an_index() -> None:
+    assert members_of(made(Plain, prefetch=OnlyIndex())).prefetch == 2
+    assert members_of(made(Plain, prefetch=np.int64(3))).prefetch == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"prefetch": np.array([1, 2])}, "its prefetch is a value of type ndarray: give a whole number"),
+        ({"decides_by": [np.array([1, 2])]}, "its decides_by has a value of type ndarray; choose among adapter"),
+        ({"source": 5}, "its source is 5: give a text"),
+    ],
+)
+def test_a_value_of_another_library_is_refused(names: dict[str, Any], says: str) -> None:
+    assert says in refusal(made(Plain, **names))
+
+
+@pytest.mark.parametrize("names", [{"prefetch": Loops()}, {"decides_by": ListLoops()}, {"observes": ListLoops()}])
+def test_reading_the_members_is_watched(names: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match=r"did not come back within 0\.1 s"), PolicyWatch("mine", 0.1):
+        members_of(made(Told, **names), "mine")
+
+
+def test_a_metaclass_that_raises_is_the_policys_error() -> None:
+    kind = BadType("Mine", (Plain,), {})
+    with pytest.raises(InputError, match=r"policy 'mine': .* raised KeyError: 'no names'"):
+        members_of(kind(), "mine")
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (lambda view: "r3", "returned 'r3'"),
+        (lambda view: object(), "returned a value of type object"),
+        (lambda view: next(iter(view.waiting)), "which does not run"),
+        (lambda view: list(view.running), "returned a value of type list"),
+    ],
+)
+def test_a_victim_is_a_running_request(returned: Callable[[View], Any], says: str) -> None:
+    class Mine(Plain):
+        def victim(self, view: View) -> Any:
+            return returned(view)
+
+    work = workload([{"adapter": 1, "prompt": 2, "out": 12}] * 6, (adapter(1),))
+    config = EngineConfig(max_loras=2, num_gpu_blocks=20, block_size=1, max_num_seqs=3)
+    tight = World(work, (adapter(1),), config, ToyCost())
+    with pytest.raises(PolicyError, match=rf"its victim\(\) .*{says}.*: return a running request of view.running, or"):
+        run(tight, Mine, check_books=False)
+    for kind in (None, lambda view: next(iter(view.running))):
+        fine = type("Fine", (Plain,), {"victim": lambda self, view, kind=kind: kind and kind(view)})
+        assert len(run(tight, fine).ended) == 6
+
+
+LIMITS = FairnessLimits(10, 10, 100, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(-1.0, "-1.0"), (float("nan"), "nan"), ("many", "'many'"), (True, "True"), ([1], "a value of type list")],
+)
+def test_a_bound_is_a_number_from_zero(value: Any, says: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        promised("mine", lambda limits: value, LIMITS)
+    text = f"its bound() returned {says}: return a finite number of weighted tokens, 0 or more, or None"
+    assert str(caught.value) == f"policy mine: {text}"
+    assert promised("mine", lambda limits: 0, LIMITS) == 0.0 and promised("mine", lambda limits: None, LIMITS) is None
