@@ -23,6 +23,7 @@ from loratory.serving.policy_members import members_of, promised
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.edge_worlds import edge_worlds
+from loratory.testing.hash_order import differs_elsewhere
 from loratory.testing.laws import LAWS, assert_run, assert_same, assert_serves
 from loratory.testing.random_worlds import worlds
 from loratory.testing.run import run
@@ -39,6 +40,13 @@ PROMISES = {
 """What is checked, by name, in one sentence."""
 
 EXAMPLES = 100
+_ELSEWHERE = 8
+"""Worlds that are run in another process as well."""
+
+_ANOTHER_ORDER = (
+    "it decides otherwise in another process, where Python gives sets another order (PYTHONHASHSEED): sort what a set "
+    "has, or use a dict"
+)
 _SIMPLIFY_S = 6.0
 """Seconds spent on a plainer world for one broken promise."""
 
@@ -101,6 +109,8 @@ def check_policy(
     search = _Search(spec, policy_factory(spec, policy_timeout_s), progress, examples)
     with _quiet_hypothesis():
         stuck = _watched(spec, policy_timeout_s, partial(search.everywhere, seed))
+        if not stuck and not search.broken.keys() & {"determinism", "returns"}:
+            _watched(spec, policy_timeout_s, partial(search.elsewhere, policy_timeout_s))
     undecided = set(PROMISES) if stuck else set()
     if "determinism" in search.broken:  # two runs differ anyway: it is open whether jumps matter
         undecided.add("jumps")
@@ -174,6 +184,7 @@ class _Search:
         self._edges = edge_worlds()
         self._examples = examples
         self.worlds = 0
+        self._ran: list[World] = []
         self.broken: dict[str, _Broken] = {}
         self._refused: Counter[tuple[str, str]] = Counter()
 
@@ -204,6 +215,12 @@ class _Search:
 
         hypothesis.seed(seed)(chosen(hypothesis.given(worlds(most=14))(drawn)))()
 
+    def elsewhere(self, timeout_s: float) -> None:
+        """Run the policy in the largest worlds once more, where sets have another order."""
+        most = sorted(self._ran, key=lambda world: len(world.workload), reverse=True)[:_ELSEWHERE]
+        if differs_elsewhere(self._spec, self._make, most, timeout_s):
+            self.broken["determinism"] = _Broken("determinism", _ANOTHER_ORDER, None)
+
     def simplify(self, law: str) -> None:
         """Look for a plainer world in which a promise is broken."""
         broken = self.broken[law]
@@ -225,6 +242,7 @@ class _Search:
 
     def _check(self, world: World) -> None:
         self.worlds += 1
+        self._ran.append(world)
         planned = self._examples + len(self._edges)
         if self._progress is not None:
             self._progress(self._spec, min(self.worlds, planned), planned)

@@ -82,6 +82,17 @@ BODIES = {
 }
 
 
+BODIES["Sets"] = """
+    def schedule(self, view):
+        for name in {request.request_id for request in view.unblocked()}:
+            yield from want(view, next(r for r in view.waiting if r.request_id == name))
+"""
+BODIES["SortsSets"] = BODIES["Sets"].replace("in {request", "in sorted({request").replace("()}:", "()}):")
+BODIES["Promises"] = PLAIN + "    def bound(self, limits):\n        return -1\n"
+BODIES["RaisesInBound"] = PLAIN + "    def bound(self, limits):\n        raise KeyError('none')\n"
+BODIES["NamesAny"] = PLAIN + "    def victim(self, view):\n        return 'r0'\n"
+
+
 @pytest.fixture
 def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a file of policies, made the working folder."""
@@ -234,3 +245,21 @@ class _Never:
     def schedule(self, view):  # type: ignore[no-untyped-def]
         return
         yield
+
+
+@pytest.mark.parametrize(
+    ("name", "law", "says"),
+    [
+        ("Sets", "determinism", "in another process, where Python gives sets another order (PYTHONHASHSEED)"),
+        ("Promises", "returns", "its bound() returned -1: return a finite number"),
+        ("RaisesInBound", "returns", "its bound() raised KeyError: 'none' (mine.py:"),
+        ("NamesAny", "returns", "its victim() returned 'r0': return a running request"),
+    ],
+)
+def test_what_one_process_does_not_show_and_what_is_promised(policies: Path, name: str, law: str, says: str) -> None:
+    found = check_policy(f"mine.py:{name}", examples=10)
+    assert [(each.law, says in each.found) for each in found.findings if each.ok is False] == [(law, True)]
+
+
+def test_a_set_that_is_sorted_is_no_fault(policies: Path) -> None:
+    assert check_policy("mine.py:SortsSets", examples=10).passed
