@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Literal
 
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView
+from loratory.serving.read_only import LiveKeys, LiveMapping, LiveWalk
 from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView, live
 from loratory.serving.wait_index import Within
 from loratory.serving.wait_queue import QueueView, WaitQueue
@@ -38,7 +38,17 @@ class View:
     Times are absolute seconds.
     """
 
-    __slots__ = ("_adapters", "_cost", "_ledger", "_on_gpu", "_running", "_scorer", "_tenants", "_waiting")
+    __slots__ = (
+        "_adapters",
+        "_backlogged",
+        "_cost",
+        "_ledger",
+        "_on_gpu",
+        "_running",
+        "_scorer",
+        "_tenants",
+        "_waiting",
+    )
 
     def __init__(self, ledger: Ledger, scorer: Callable[[AdapterView, View], float]) -> None:
         self._ledger = ledger
@@ -46,9 +56,10 @@ class View:
         self._cost = _GuestCost(ledger.cost)
         self._waiting = QueueView(ledger.waiting.queue)
         self._running = RequestViews(ledger.running)
-        self._adapters = MappingProxyType(ledger.adapter_views)
-        self._tenants = MappingProxyType(ledger.tenant_views)
-        self._on_gpu = MappingProxyType(ledger.slots.views)
+        self._adapters = LiveMapping(ledger.adapter_views)
+        self._tenants = LiveMapping(ledger.tenant_views)
+        self._on_gpu = LiveMapping(ledger.slots.views)
+        self._backlogged = LiveKeys(LiveMapping(ledger.waiting.backlogged))
 
     now: float = live(attrgetter("_ledger.now"))
     """Second of this call."""
@@ -122,16 +133,16 @@ class View:
         these adapters. The base model is always among them. ``without``: no requests for these adapters.
         """
         ledger = self._ledger
-        return ledger.waiting.unblocked(within, only, without) if ledger.can_admit() else iter(())
+        return LiveWalk(None, ledger.waiting.unblocked(within, only, without)) if ledger.can_admit() else iter(())
 
-    backlogged: Set[str | None] = live(lambda self: self._ledger.waiting.backlogged.keys())
+    backlogged: Set[str | None] = live(attrgetter("_backlogged"))
     """Names of adapters that a request waits for; None stands for the base model."""
 
     def first_waiting(self, where: Literal["any", "off"] = "any") -> Iterator[RequestView]:
         """The first waiting request of each adapter, in arrival order; "off": only of adapters that are neither on the
         GPU nor on the way there. Read it to the end, or leave it, before yielding the next action."""
         ledger = self._ledger
-        return ledger.waiting.heads(where == "off", ledger.slots.loading.values())
+        return LiveWalk(None, ledger.waiting.heads(where == "off", ledger.slots.loading.values()))
 
     on_gpu: Mapping[str, AdapterView] = live(attrgetter("_on_gpu"))
     """Adapters on the GPU by name, the base model not included."""

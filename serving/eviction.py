@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from loratory.serving.engine_view import View
+from loratory.serving.read_only import LiveMapping
 from loratory.serving.views import AdapterView
 
 Scorer = Callable[[AdapterView, View], float]
@@ -34,4 +35,4 @@ def cost_aware(adapter: AdapterView, view: View) -> float:
     return adapter.uses * reload_s / (view.now - adapter.last_used + reload_s + 1e-9)
 
 
-SCORERS: dict[str, Scorer] = {"lru": lru, "lfu": lfu, "fifo": fifo, "cost_aware": cost_aware}
+SCORERS: Mapping[str, Scorer] = LiveMapping({"lru": lru, "lfu": lfu, "fifo": fifo, "cost_aware": cost_aware})

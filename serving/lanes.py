@@ -93,7 +93,7 @@ class Lanes(Generic[Item]):
             return None
         if len(self._places) == 1:  # most calls, at a load the GPU can carry
             return self._only(view, closed)
-        on_gpu, lanes = view.on_gpu, self._lanes
+        on_gpu, lanes = view._ledger.slots.views, self._lanes
         best: tuple[Order, int, Item] | None = None
         best_distance = 2
         names: set[str | None] = lanes.keys() & on_gpu.keys()
@@ -120,9 +120,9 @@ class Lanes(Generic[Item]):
         item, (_, name) = next(iter(self._places.items()))
         if name in closed:
             return None
-        if name is None or name in view.on_gpu:
+        if name is None or name in view._ledger.slots.views:
             return (item,)
-        return (item,) if view.adapters[name].tier != "loading" and view.slot_obtainable else None
+        return (item,) if view._ledger.adapters[name].tier != "loading" and view.slot_obtainable else None
 
     def _first_off_gpu(
         self, view: View, closed: Collection[str | None], best: tuple[Order, int, Item] | None
@@ -136,7 +136,7 @@ class Lanes(Generic[Item]):
                 heappop(self._all)
                 continue
             name = self._places[entry[2]][1]
-            if name is not None and name not in closed and view.adapters[name].tier not in ("gpu", "loading"):
+            if name is not None and name not in closed and view._ledger.adapters[name].tier not in ("gpu", "loading"):
                 first = entry
                 break
             passed.append(heappop(self._all))

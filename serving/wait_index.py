@@ -137,10 +137,12 @@ class WaitIndex:
     def _first_cold_except(self, names: set[str | None]) -> AdapterState | None:
         """The same without the adapters of these names, whose entries stay in the heap."""
         passed: list[tuple[int, str]] = []
-        while (cold := self._first_cold()) is not None and cold.name in names:
-            passed.append(heappop(self._cold))
-        for entry in passed:
-            heappush(self._cold, entry)
+        try:
+            while (cold := self._first_cold()) is not None and cold.name in names:
+                passed.append(heappop(self._cold))
+        finally:  # names that a policy gave may compare by code of its own, which may raise
+            for entry in passed:
+                heappush(self._cold, entry)
         return cold
 
     def _merged(self, within: Within, only: Names | None, without: Names) -> Iterator[RequestView]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Protocol
 
+from loratory.serving.read_only import LiveWalkOf
 from loratory.serving.request import Request
 from loratory.serving.views import RequestView
 
@@ -109,7 +110,7 @@ class QueueView:
         self._queue = queue
 
     def __iter__(self) -> Iterator[RequestView]:
-        return map(_view_of, self._queue.sequences())
+        return LiveWalkOf(_view_of, self._queue.sequences())
 
     def __len__(self) -> int:
         return self._queue.live

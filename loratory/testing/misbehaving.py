@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from operator import and_, eq, gt, lt, ne, or_, sub, xor
 from typing import Any
 
 from loratory.policy import (
+    SCORERS,
     Admit,
     Ended,
     Event,
@@ -282,6 +285,21 @@ class RejectsRunning:
                 yield from want(view, request)
 
 
+class Takes:
+    """The other operand of an operator: it keeps what it is handed."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    def _take(self, other: Any) -> bool:
+        self.taken.append(other)
+        return False
+
+    __ror__ = __rand__ = __rxor__ = __rsub__ = __lt__ = __gt__ = __eq__ = __ne__ = _take
+
+
 class TriesDoors:
     """Tries to write to whatever it is handed: records, service, queues, costs. ``opened``: what let it."""
 
@@ -299,6 +317,23 @@ class TriesDoors:
             return
         self.opened.append(".".join(names))
 
+    def _forge_items(self, mapping: Any) -> None:
+        """Write to a mapping, and to whatever an operator hands to its other operand."""
+        takes = Takes()
+        mappings = [mapping, getattr(mapping, "mapping", mapping)]
+        for each in (
+            *mappings,
+            *(part() for m in mappings for n in ("keys", "values", "items") if (part := getattr(m, n, None))),
+        ):
+            for operate in (or_, and_, xor, sub, eq, ne, lt, gt):
+                with suppress(TypeError):
+                    operate(each, takes)
+        for each in (*mappings, *takes.taken):
+            with suppress(AttributeError, TypeError):
+                each["brand new"] = 0
+                del each["brand new"]
+                self.opened.append(f"{type(each).__name__}[...]")
+
     def observe(self, event: Event) -> None:
         for name in event._fields:
             self._forge(event, name)
@@ -309,9 +344,8 @@ class TriesDoors:
     def schedule(self, view: View) -> Schedule:
         self._forge(view, "token_budget")
         self._forge(view, "cost", "step_seconds")
-        states: Any = view.backlogged.mapping.values()  # type: ignore[attr-defined]
-        for state in list(states):
-            self._forge(state, "tier")
+        for mapping in (view.adapters, view.on_gpu, view.tenants, view.backlogged, SCORERS):
+            self._forge_items(mapping)
         for request in view.unblocked():
             self._forge(self.units.of(view, request), "usage", "admitted_tokens")
             self._forge(self.units.of(view, request), "weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ PLAIN = (int, float, str, bytes, bool, type(None), *CODE)
 """Values that nobody changes, and code."""
 
 INTROSPECTION = ("gi_", "f_", "tb_", "cr_", "ag_")
-"""Python's own doors into whatever runs, such as ``gi_frame`` of a generator: no class of ours can close them."""
+"""Python's own doors into whatever runs: no class of ours can close them. A generator's variables are looked at."""
 
 ASKED = ("idle", "first", "unblocked", "first_waiting")
 """Methods without arguments that answer with views."""
@@ -103,11 +104,31 @@ def _fixed(thing: Any) -> bool:
         return True
     if is_dataclass(thing):
         return bool(thing.__dataclass_params__.frozen)  # type: ignore[attr-defined]
-    return type(thing).__name__ in ("View", "RequestView", "AdapterView", "TenantView", "QueueView", "RequestViews")
+    return type(thing).__name__ in (
+        "View",
+        "RequestView",
+        "AdapterView",
+        "TenantView",
+        "QueueView",
+        "RequestViews",
+        "LiveMapping",
+        "LiveKeys",
+    )
 
 
 def steps(thing: Any, calls: Mapping[str, Iterable[tuple[Any, ...]]]) -> Iterator[tuple[str, Any]]:
     """Where one public step leads: attributes, calls without arguments or with those given, items, iteration."""
+    if isinstance(thing, WaitIndex):
+        return  # found already, and its methods take other arguments than a view's of that name
+    if isinstance(thing, types.GeneratorType) and thing.gi_frame is not None:
+        yield "f_locals", dict(thing.gi_frame.f_locals)
+    if isinstance(thing, types.BuiltinMethodType):
+        yield "__self__", thing.__self__
+    copied = None
+    if isinstance(thing, Iterator):
+        with suppress(TypeError):  # what a copy of it would be made from
+            copied = thing.__reduce__()
+            yield "__reduce__()", copied
     for name in dir(thing):
         if name.startswith(("_", *INTROSPECTION)) or (isinstance(thing, TOOLS) and name in ("changed", "discard")):
             continue
@@ -117,12 +138,12 @@ def steps(thing: Any, calls: Mapping[str, Iterable[tuple[Any, ...]]]) -> Iterato
         elif name in calls:
             for arguments in calls[name]:
                 yield f"{name}{arguments}", value(*arguments)
-        elif name in ASKED or (isinstance(thing, types.MappingProxyType) and name in ("keys", "values", "items")):
+        elif name in ASKED or (isinstance(thing, Mapping) and name in ("keys", "values", "items")):
             yield f"{name}()", value()
     if isinstance(thing, Mapping):
         for key in thing:
             yield f"[{key!r}]", thing[key]
-    elif isinstance(thing, Iterable) and not isinstance(thing, str):
+    elif isinstance(thing, Iterable) and not isinstance(thing, str) and not isinstance(copied, tuple):
         for place, value in enumerate(thing):
             yield f"[{place}]", value
 
@@ -273,6 +294,13 @@ def _reopened(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, read: Call
         (Account, "usage", lambda account: account._usage, ".usage: TenantState"),
         (Account, "queue", lambda account: account._usage.queue_view._queue, ".queue: WaitQueue"),
         (View, "cost", lambda view: view._ledger.cost, "view.cost: ToyCost"),
+        (View, "walk", lambda view: view._ledger.waiting.unblocked("any", None, ()), "f_locals.['self']: WaitIndex"),
+        (
+            View,
+            "walk",
+            lambda view: map(str, view._ledger.waiting.unblocked("any", None, ())),
+            "f_locals.['self']: WaitIndex",
+        ),
         (View, "adapters", lambda view: view._ledger.adapter_views, "view.adapters: dict"),
         (View, "queue", lambda view: view._ledger.sequences.values(), "view.queue.[0]: Sequence"),
         (View, "backlogged", lambda view: view._ledger.adapters.keys(), "view.backlogged.mapping.['a1']: AdapterState"),
