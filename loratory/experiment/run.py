@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 def run_scenario(
     scenario: Scenario,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     jobs: int = 1,
     decisions: bool = True,
@@ -57,6 +57,7 @@ def run_scenario(
     `PolicyError` when a policy fails, exits, or takes longer than ``policy_timeout_s`` for one answer (see
     `loratory.serving.policy_watch`), and `KeyboardInterrupt` on Ctrl-C; in each case nothing is left over.
     """
+    out = None if out is None else Path(out)
     prepared = prepare(scenario, policy_timeout_s, source)
     return run_prepared(prepared, out, jobs=jobs, decisions=decisions, progress=progress)
 

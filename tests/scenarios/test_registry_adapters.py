@@ -123,7 +123,7 @@ def test_filters_choose_by_tenant_and_labels(folder: Path) -> None:
 
 def test_the_resolved_scenario_runs_again_without_the_registry(folder: Path, tmp_path: Path) -> None:
     loaded = scenario(folder, "{registry: adapters.db, popularity: {zipf: 1.0}, pinned: 1}")
-    first = run_scenario(loaded, tmp_path / "first")
+    first = run_scenario(loaded, str(tmp_path / "first"))  # a text is a folder, too
     with Registry(folder / "adapters.db") as registry:
         registry.promote("sql", 2)
         registry.remove("chat")

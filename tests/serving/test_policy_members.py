@@ -37,6 +37,7 @@ from loratory.testing import ToyCost, World, adapter, workload
     ("names", "says"),
     [
         ({"evict": "lruu"}, "its evict is 'lruu'; did you mean 'lru'?"),
+        ({"evict": "LRU"}, "its evict is 'LRU'; did you mean 'lru'?"),
         ({"evict": "cost"}, "its evict is 'cost'; did you mean 'cost_aware'?"),
         ({"evict": "zzz"}, "its evict is 'zzz'; choose one of lru, lfu, fifo, cost_aware, or give a function"),
         ({"evict": 3}, "its evict is 3: give one of lru, lfu, fifo, cost_aware, or a function of (adapter, view)"),
