@@ -148,7 +148,8 @@ class _Reader:
         names = several(SCORERS)
         if isinstance(found, str):
             if found not in SCORERS:
-                hint = did_you_mean(found.lower(), SCORERS, f"choose one of {names}, or give a function of (adapter, view)")
+                otherwise = f"choose one of {names}, or give a function of (adapter, view)"
+                hint = did_you_mean(found.lower(), SCORERS, otherwise)
                 self._refuse(f"its evict is {_text(found)}; {hint}")
             return found
         if not callable(found):
