@@ -6,7 +6,7 @@ Python's own wrappers show what they wrap: a ``MappingProxyType`` passes its dic
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Set, ValuesView
 from typing import Any, TypeVar
 
 Key = TypeVar("Key")
@@ -64,6 +64,20 @@ class LiveKeys(KeysView[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._mapping._of)
+
+    def isdisjoint(self, other: Iterable[Any]) -> bool:
+        """Whether none of ``other`` is a key."""
+        return self._mapping._of.keys().isdisjoint(_plain(other))
+
+    def __and__(self, other: Iterable[Any]) -> set[Key]:
+        return self._mapping._of.keys() & _plain(other)
+
+    __rand__ = __and__  # type: ignore[assignment]
+
+
+def _plain(other: Iterable[Any]) -> Set[Any]:
+    """A set that cannot look at what it is compared with."""
+    return other if type(other) is set else set(other)
 
 
 class _Values(ValuesView[Value]):
