@@ -56,7 +56,12 @@ def test_the_example_of_the_docstring_runs(tmp_path: Path) -> None:
     assert "@given(worlds())" in code and "assert run(world" in code
     assert code.count("import World, assert_laws, worlds") == 1
     code = code.replace("import World, assert_laws, worlds", f"import {', '.join(loratory.testing.__all__)}")
-    (tmp_path / "example.py").write_text(f"{code}\n\ntest_my_policy_keeps_every_law()\n")
+    patient = (
+        "from hypothesis import HealthCheck, settings\n"
+        "settings.register_profile('busy', deadline=None, suppress_health_check=list(HealthCheck))\n"
+        "settings.load_profile('busy')\n"
+    )
+    (tmp_path / "example.py").write_text(f"{patient}{code}\n\ntest_my_policy_keeps_every_law()\n")
     done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
