@@ -113,11 +113,12 @@ class FakeView:
     """As much of a view as `Lanes` reads."""
 
     def __init__(self, tiers: dict[str, str], references: dict[str, int], obtainable: bool) -> None:
-        self.adapters = {
+        adapters = {
             name: SimpleNamespace(name=name, tier=tier, references=references.get(name, 0))
             for name, tier in tiers.items()
         }
-        self.on_gpu = {name: a for name, a in self.adapters.items() if a.tier == "gpu"}
+        on_gpu = {name: a for name, a in adapters.items() if a.tier == "gpu"}
+        self._ledger = SimpleNamespace(adapters=adapters, slots=SimpleNamespace(views=on_gpu))
         self.slot_obtainable = obtainable
 
 
