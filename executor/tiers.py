@@ -67,7 +67,7 @@ class AdapterTiers(Generic[HostAdapter]):
 
     def follow(self, ledger: Ledger) -> None:
         """Drop the weights of adapters that have left host memory."""
-        for name in [name for name in self._host if name not in ledger.host.held]:
+        for name in [name for name in self._host if name not in ledger.host_cache.held]:
             del self._host[name]
 
     def bring(self, load: AdapterLoad) -> None:

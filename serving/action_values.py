@@ -40,7 +40,7 @@ def exact(action: Any) -> Any:
             raise TypeError(f"its why is of type {type(why).__name__}: give a text")
         return Reject(_request(request), str.__str__(why))
     (name,) = action
-    return kind(_name(name))
+    return action if type(name) is str else kind(_name(name))
 
 
 def _request(value: Any) -> Any:

@@ -322,7 +322,8 @@ class Engine:
         for sequence in ended:
             runner.end(sequence, "completed", "length")
         for request_id in result.finished:
-            runner.end_by_id(request_id, "completed", "stop")
+            if (stopped := ledger.sequences.get(request_id)) is not None:  # `end_by_id`, without the call
+                runner.end(stopped, "completed", "stop")
 
     def _loads_done(self, plan: StepPlan, start: float, load_s: float) -> None:
         """The plan's loads began at second ``start``; with sync loading those to the GPU ended ``load_s`` later."""
@@ -375,7 +376,7 @@ class Engine:
         state = self.ledger.adapters[name]
         if prefetch:
             if state.tier in ("disk", "remote") and state.prefetching:
-                self.ledger.host.rest(state)
+                self.ledger.host_cache.rest(state)
             state.prefetching = False
         elif state.tier == "loading":
             self.ledger.slots.arrive(state, self.ledger.now)
@@ -388,7 +389,7 @@ class Engine:
         if prefetch:
             state.prefetching = False
             if state.tier in ("disk", "remote"):
-                ledger.host.drop(state)
+                ledger.host_cache.drop(state)
             return
         running = [sequence for sequence in ledger.running.values() if sequence.adapter is state]
         waiting = [ledger.waiting.by_ticket[queued.ticket] for queued in state.queue.sequences()]

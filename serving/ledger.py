@@ -46,7 +46,7 @@ class Ledger:
         "decoding",
         "ended",
         "epoch",
-        "host",
+        "host_cache",
         "kv",
         "now",
         "partial",
@@ -93,9 +93,9 @@ class Ledger:
         self.adapters: dict[str, AdapterState] = {}
         self.adapter_views: dict[str, AdapterView] = {}
         self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
-        self.host = HostCache(config.host_slots)
+        self.host_cache = HostCache(config.host_slots)
         sync = config.adapter_loading == "sync"
-        self.slots = GpuSlots(config.max_loras, sync, self.kv, self.host, self.adapters, self.running)
+        self.slots = GpuSlots(config.max_loras, sync, self.kv, self.host_cache, self.adapters, self.running)
         self.waiting = WaitIndex(self.slots.obtainable, self._on_gpu)
         self.base = AdapterState(None, 0, self.waiting.by_ticket, self.clock)
         self.base.view = AdapterView(self.base)
@@ -108,7 +108,7 @@ class Ledger:
             assert state.name is not None
             self.adapters[state.name] = state
             self.adapter_views[state.name] = state.view
-            self.host.start(state)
+            self.host_cache.start(state)
         self._max_context = max_context(self.kv, self.adapters.values())
         self.context_limit = min(self._max_context + 1, config.max_model_len or self._max_context + 1)
         """Tokens that prompt and output of a request may have; the last of them needs no place in the KV cache."""
@@ -356,8 +356,9 @@ class Ledger:
                 lora_tokens += chunk
                 lora_token_ranks += chunk * rank
         if decodes:
-            batch = self.batch
-            kv_tokens, distinct, total, largest = self.kv.tokens_read, batch.adapters, batch.sum_ranks, batch.max_rank
+            kv, batch = self.kv, self.batch
+            kv_tokens = kv.offsets + decodes * self.clock[0]  # `KVPool.tokens_read`, without the call
+            distinct, total, largest = batch.adapters, batch.sum_ranks, batch.max_rank
             lora_tokens += batch.decoding
             lora_token_ranks += batch.decoding_ranks
         else:

@@ -84,7 +84,8 @@ class WaitIndex:
         for queue in (self.queue, sequence.tenant.queue, adapter.queue):  # WaitQueue.left, without the calls
             queue.live -= 1
             if not queue.live:
-                queue.clear()
+                queue.tickets = []
+                queue.start = 0
         if adapter.queue.live:
             if adapter.tier != "gpu":
                 self.cooled(adapter)

@@ -33,12 +33,12 @@ class WaitQueue:
     A policy may admit, reject or preempt while it iterates: requests that leave meanwhile are not yielded.
     """
 
-    __slots__ = ("_by_ticket", "_start", "live", "tickets")
+    __slots__ = ("_by_ticket", "live", "start", "tickets")
 
     def __init__(self, by_ticket: Mapping[int, Queued]) -> None:
         self._by_ticket = by_ticket
         self.tickets: list[int] = []
-        self._start = 0
+        self.start = 0
         """The place of the first ticket that may still wait."""
         self.live = 0
         """The number of its requests that still wait."""
@@ -50,9 +50,9 @@ class WaitQueue:
 
     def push_front(self, ticket: int) -> None:
         """Join in front of all others."""
-        if self._start:
-            self._start -= 1
-            self.tickets[self._start] = ticket
+        if self.start:
+            self.start -= 1
+            self.tickets[self.start] = ticket
         else:
             self.tickets.insert(0, ticket)
         self.live += 1
@@ -60,28 +60,24 @@ class WaitQueue:
     def left(self) -> None:
         """One of its tickets was removed from ``by_ticket``."""
         self.live -= 1
-        if not self.live:
-            self.clear()
-
-    def clear(self) -> None:
-        """No request waits any more: drop all places."""
-        self.tickets = []
-        self._start = 0
+        if not self.live:  # drop all places; an iterator keeps the old list
+            self.tickets = []
+            self.start = 0
 
     def _compact(self) -> None:
-        if len(self.tickets) - self._start > 2 * self.live + 32 or self._start > self.live + 4096:
+        if len(self.tickets) - self.start > 2 * self.live + 32 or self.start > self.live + 4096:
             by_ticket = self._by_ticket
-            self.tickets = [ticket for ticket in self.tickets[self._start :] if ticket in by_ticket]
-            self._start = 0
+            self.tickets = [ticket for ticket in self.tickets[self.start :] if ticket in by_ticket]
+            self.start = 0
 
     def first(self) -> Queued | None:
         """The sequence in front, or None."""
         if not self.live:
             return None
-        tickets, by_ticket, start = self.tickets, self._by_ticket, self._start
+        tickets, by_ticket, start = self.tickets, self._by_ticket, self.start
         while (sequence := by_ticket.get(tickets[start])) is None:
             start += 1
-        self._start = start
+        self.start = start
         return sequence
 
     def sequences(self) -> Iterator[Queued]:
@@ -90,7 +86,7 @@ class WaitQueue:
             return
         self._compact()
         tickets, by_ticket = self.tickets, self._by_ticket
-        place = self._start
+        place = self.start
         while place < len(tickets):
             sequence = by_ticket.get(tickets[place])
             if sequence is not None:

@@ -150,8 +150,11 @@ def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
 def _host(ledger: Ledger, same: Same, holds: Holds) -> None:
     """The host cache: a superset of the GPU slots, within its limit."""
     held = {name for name, s in ledger.adapters.items() if s.tier in ("gpu", "loading", "host") or s.prefetching}
-    same("set of adapters in host memory", set(ledger.host.held), held)
-    holds(f"{len(held)} of {ledger.host.max_cpu_loras} host places are taken", len(held) <= ledger.host.max_cpu_loras)
+    same("set of adapters in host memory", set(ledger.host_cache.held), held)
+    holds(
+        f"{len(held)} of {ledger.host_cache.max_cpu_loras} host places are taken",
+        len(held) <= ledger.host_cache.max_cpu_loras,
+    )
 
 
 def _kv(ledger: Ledger, same: Same, holds: Holds) -> None:

@@ -167,7 +167,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger, state = self.ledger, self.ledger.adapters[name]
         if prefetch:
             if well and state.tier in ("disk", "remote") and state.prefetching:
-                ledger.host.rest(state)
+                ledger.host_cache.rest(state)
             elif not well and state.prefetching and state.tier != "loading":
                 ledger.slots.fail(state)
                 ledger.waiting.cooled(state)

@@ -189,4 +189,4 @@ def assert_nothing_leaked(ran: Ran) -> None:
     assert tables.free_blocks == tables.num_blocks and tables.sequences == 0
     executor.tiers.follow(ledger)
     assert set(executor.tiers.resident) <= set(ledger.slots.on_gpu)
-    assert executor.tiers.in_host <= set(ledger.host.held)
+    assert executor.tiers.in_host <= set(ledger.host_cache.held)
