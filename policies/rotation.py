@@ -80,7 +80,8 @@ class Rotation(Policy):
         """
         on_gpu = view.on_gpu
         for other in others:
-            if other not in on_gpu or not on_gpu[other].references:
+            adapter = on_gpu.get(other)
+            if adapter is None or not adapter.references:
                 break
         else:
             return False
@@ -92,7 +93,10 @@ class Rotation(Policy):
         turned = False
         for request in view.first_waiting():
             name = request.adapter
-            if name is None or name not in others or (name in on_gpu and on_gpu[name].references):
+            if name is None or name not in others:
+                continue
+            adapter = on_gpu.get(name)
+            if adapter is not None and adapter.references:
                 continue
             if len(self._active) >= view.max_loras:
                 if (leaving := self._next_to_leave(view)) is None:
@@ -100,7 +104,7 @@ class Rotation(Policy):
                 self._retire(leaving)
             self._active.add(name)
             turned = True
-            if name in on_gpu:
+            if adapter is not None:
                 self._began[name] = view.now
             else:
                 self._coming[name] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,22 @@ from loratory.serving.sequence import sequence_of
 from loratory.serving.workload import Floats
 
 _NAN = float("nan")
+_OF_SEQUENCE = (
+    "request",
+    "admitted_at",
+    "first_token_at",
+    "ended_at",
+    "last_generated",
+    "max_tokens",
+    "load_wait_s",
+    "preempted_s",
+    "preempted_before_first_s",
+    "preemptions",
+    "hit",
+)
+"""What the table of requests holds of a `Sequence`: read when it ends, so that none is kept for its record."""
+
+_read_sequence = attrgetter(*_OF_SEQUENCE)
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
 
 
@@ -134,8 +151,10 @@ class Recorder:
         rows, flush = buffer.rows, buffer.flush
 
         def on_ended(event: Ended) -> None:
+            now, view, status, why = event
             # coded at once, because other events give codes to adapters as well, in order of time
-            rows.append((replica, adapters[event.request.adapter], event))
+            adapter = adapters[view.adapter]
+            rows.append((replica, adapter, now, status, why, _read_sequence(sequence_of(view))))
             if len(rows) >= CHUNK_ROWS:
                 flush()
 
@@ -175,10 +194,9 @@ class Recorder:
 
     def _request_numbers(self, rows: RowList) -> dict[str, Sequence[float]]:
         """The numbers of requests that ended, by name; `_request_columns` turns them into the table's columns."""
-        replicas, adapters, events = zip(*rows, strict=True)
-        ended = _columns_by_name(Ended._fields, events)
-        seqs = [sequence_of(request) for request in ended["request"]]
-        of = _columns_by_name(Request._fields, [seq.request for seq in seqs])
+        replicas, adapters, nows, statuses, whys, sequences = zip(*rows, strict=True)
+        seq = _columns_by_name(_OF_SEQUENCE, sequences)
+        of = _columns_by_name(Request._fields, seq["request"])
         for tenant, weight in dict.fromkeys(zip(of["tenant"], of["weight"], strict=True)):
             self._weights.setdefault(tenant, weight)
         self._ids += of["request_id"]
@@ -186,25 +204,23 @@ class Recorder:
             "replica": replicas,
             "adapter": adapters,
             "tenant": [self._tenants[tenant] for tenant in of["tenant"]],
-            "status": [self._statuses[status] for status in ended["status"]],
-            "why": [self._whys[why] for why in ended["why"]],
+            "status": [self._statuses[status] for status in statuses],
+            "why": [self._whys[why] for why in whys],
             "arrival": of["arrival"],
-            "admitted": [_NAN if (at := seq.admitted_at) is None else at for seq in seqs],
-            "first_token": [_NAN if (at := seq.first_token_at) is None else at for seq in seqs],
-            "finish": [
-                now if (at := seq.ended_at) is None else at for now, seq in zip(ended["now"], seqs, strict=True)
-            ],
+            "admitted": _or_nan(seq["admitted_at"]),
+            "first_token": _or_nan(seq["first_token_at"]),
+            "finish": [now if at is None else at for now, at in zip(nows, seq["ended_at"], strict=True)],
             "prompt_tokens": of["prompt_tokens"],
             "cached_tokens": of["cached_tokens"],
-            "output_tokens": [seq.last_generated for seq in seqs],
+            "output_tokens": seq["last_generated"],
             "max_tokens": of["max_tokens"],
-            "most_tokens": [seq.max_tokens for seq in seqs],
-            "load_wait_s": [seq.load_wait_s for seq in seqs],
-            "preempted_s": [seq.preempted_s for seq in seqs],
-            "preempted_before_first_s": [seq.preempted_before_first_s for seq in seqs],
-            "preemptions": [seq.preemptions for seq in seqs],
-            "hit": [-1 if (hit := seq.hit) is None else hit for seq in seqs],
-            "deadline": [_NAN if at is None else at for at in of["deadline"]],
+            "most_tokens": seq["max_tokens"],
+            "load_wait_s": seq["load_wait_s"],
+            "preempted_s": seq["preempted_s"],
+            "preempted_before_first_s": seq["preempted_before_first_s"],
+            "preemptions": seq["preemptions"],
+            "hit": [-1 if hit is None else hit for hit in seq["hit"]],
+            "deadline": _or_nan(of["deadline"]),
             "priority": of["priority"],
         }
 
@@ -245,6 +261,10 @@ class Recorder:
 def _columns_by_name(names: tuple[str, ...], rows: Collection[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     """The columns of named tuples."""
     return dict(zip(names, zip(*rows, strict=True), strict=True))
+
+
+def _or_nan(times: Collection[float | None]) -> list[float]:
+    return [_NAN if at is None else at for at in times]
 
 
 def _nullable(values: Floats) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import erfc
 from typing import ClassVar
 
 import numpy as np
@@ -37,6 +38,20 @@ class Lognormal(Section):
         """Mean and standard deviation of the logarithm."""
         variance = float(np.log1p(self.cv**2))
         return float(np.log(self.mean)) - variance / 2, variance**0.5
+
+    def clipped_mean(self) -> float:
+        """The mean after draws beyond ``min`` and ``max`` are moved there, in the unit of ``mean``."""
+        below, sum_below = self._up_to(self.min) if self.min else (0.0, 0.0)
+        to_max, sum_to_max = self._up_to(self.max) if self.max else (1.0, 1.0)
+        return (self.min or 0.0) * below + self.mean * (sum_to_max - sum_below) + (self.max or 0.0) * (1.0 - to_max)
+
+    def _up_to(self, limit: float) -> tuple[float, float]:
+        """The share that draws of at most ``limit`` are of all draws, and the share of their sum in that of all."""
+        mu, sigma = self.parameters()
+        if not sigma:
+            return (float(self.mean <= limit),) * 2
+        z = (float(np.log(limit)) - mu) / sigma
+        return 0.5 * erfc(-z / 2**0.5), 0.5 * erfc((sigma - z) / 2**0.5)
 
 
 class Empirical(Section):

@@ -42,12 +42,6 @@ _VERBS = frozenset(
 """First words of texts whose subject is the key before them; any other text follows a colon."""
 
 
-_VERBS = frozenset(
-    {"is", "are", "has", "have", "should", "cannot", "does", "names", "needs", "repeats", "sends", "ends"}
-)
-"""First words of texts whose subject is the key before them; any other text follows a colon."""
-
-
 def explain(error: ValidationError, document: Document) -> InputError:
     """The first of the errors as ``file:line: key is wrong: remedy``, and how many more there are.
 
@@ -57,8 +51,8 @@ def explain(error: ValidationError, document: Document) -> InputError:
     found.sort(key=lambda pair: (pair[1]["type"] != "extra_forbidden", _line(document.place(pair[0]))))
     path, item = found[0]
     text = _sentence(item, path, document.raw)
-    if item["type"] == "value_error":
-        path = _named_key(text, path, document)
+    if item["type"] == "value_error" and (named := _named_key(text, path, document)) != path:
+        path, text = named, text.partition(" ")[2]
     more = len({dotted(p) for p, _ in found}) - 1
     tail = f" (and {more} more problem{'s' * (more > 1)})" if more > 0 else ""
     place, key = shortened(document.place(path), 160), shortened(dotted(path), 100)

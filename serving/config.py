@@ -49,13 +49,14 @@ class EngineConfig(BaseModel):
     def _consistent(self) -> EngineConfig:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
-                "every running request needs a token in each step, so raise the first or lower the second"
+                f"max_num_batched_tokens is {self.max_num_batched_tokens:,}, below max_num_seqs "
+                f"({self.max_num_seqs:,}): every running request needs a token in each step, so raise it or lower "
+                "max_num_seqs"
             )
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ValueError(
-                f"max_cpu_loras ({self.max_cpu_loras}) is below max_loras ({self.max_loras}): the host cache holds "
-                "every adapter that is on the GPU, so raise max_cpu_loras"
+                f"max_cpu_loras is {self.max_cpu_loras:,}, below max_loras ({self.max_loras:,}): the host cache holds "
+                "every adapter that is on the GPU, so raise it"
             )
         return self
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
-from loratory.experiment.notes.model_notes import model_notes
+from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.scenarios.build import build_adapters
 from loratory.scenarios.cost_spec import RooflineCostSpec, TiersSpec
 from loratory.scenarios.registry_adapters import other_base
@@ -82,6 +82,7 @@ def _build(scenario: Scenario) -> Built:
         other_base(scenario.adapters.records or (), (spec.name, spec.source)),
         spec.context.note if scenario.engine.max_model_len is None else None,
         *model_notes(scenario, spec),
+        *clipping_notes(scenario),
         *vllm_notes(engine, bool(used)),
         _router_note(scenario.cluster),
     ]

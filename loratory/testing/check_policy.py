@@ -23,7 +23,7 @@ from loratory.serving.policy_members import members_of, promised
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.edge_worlds import edge_worlds
-from loratory.testing.hash_order import differs_elsewhere
+from loratory.testing.hash_order import other_process
 from loratory.testing.laws import LAWS, assert_run, assert_same, assert_serves
 from loratory.testing.random_worlds import worlds
 from loratory.testing.run import run
@@ -43,10 +43,6 @@ EXAMPLES = 100
 _ELSEWHERE = 8
 """Worlds that are run in another process as well."""
 
-_ANOTHER_ORDER = (
-    "it decides otherwise in another process, where Python gives sets another order (PYTHONHASHSEED): sort what a set "
-    "has, or use a dict"
-)
 _SIMPLIFY_S = 6.0
 """Seconds spent on a plainer world for one broken promise."""
 
@@ -218,8 +214,8 @@ class _Search:
     def elsewhere(self, timeout_s: float) -> None:
         """Run the policy in the largest worlds once more, where sets have another order."""
         most = sorted(self._ran, key=lambda world: len(world.workload), reverse=True)[:_ELSEWHERE]
-        if differs_elsewhere(self._spec, self._make, most, timeout_s):
-            self.broken["determinism"] = _Broken("determinism", _ANOTHER_ORDER, None)
+        if difference := other_process(self._spec, self._make, most, timeout_s):
+            self.broken["determinism"] = _Broken("determinism", difference, None)
 
     def simplify(self, law: str) -> None:
         """Look for a plainer world in which a promise is broken."""

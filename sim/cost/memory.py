@@ -275,6 +275,9 @@ def _out_of_memory(plan: MemoryPlan, question: _Question, acceptable: Callable[[
         ("max_model_len", plan.max_model_len, [max(0, plan.kv_bytes) // plan.kv_bytes_per_token]),
         ("tensor_parallel_size", engine.tensor_parallel_size, [engine.tensor_parallel_size * n for n in (2, 4, 8)]),
     ]
+    fills_a_request = plan.kv_bytes >= plan.max_model_len * plan.kv_bytes_per_token
+    if fills_a_request:  # so it is one block that is too large
+        candidates.insert(0, ("block_size", plan.block_size, [2**n for n in range(12, -1, -1)]))
     if plan.slots:
         candidates.insert(0, ("max_lora_rank", engine.max_lora_rank, LORA_RANKS[::-1]))
         missing = plan.max_model_len * plan.kv_bytes_per_token - plan.kv_bytes
@@ -291,11 +294,16 @@ def _out_of_memory(plan: MemoryPlan, question: _Question, acceptable: Callable[[
         parts.append(f"{plan.slots} slots of rank {engine.max_lora_rank} ({_gib(plan.lora_bytes)})")
     parts.append(f"activations and overhead ({_gib(plan.activation_bytes + plan.overhead_bytes)})")
     left = f"leave {_gib(plan.kv_bytes)} of" if plan.kv_bytes > 0 else f"take {_gib(-plan.kv_bytes)} more than"
-    cache = _gib(plan.max_model_len * plan.kv_bytes_per_token)
+    one, tokens = (
+        ("block of block_size", plan.block_size)
+        if fills_a_request
+        else ("request of max_model_len", plan.max_model_len)
+    )
+    cache = _gib(tokens * plan.kv_bytes_per_token)
     return (
         f"{question.model.name} does not fit {question.gpu.name}: {', '.join(parts)} {left} the "
         f"{_gib(plan.usable_bytes)} usable; "
-        f"a request of max_model_len {plan.max_model_len} needs {cache}: "
+        f"a {one} {tokens} needs {cache}: "
         f"{' or '.join(remedies[:_REMEDIES]) or _larger(question, acceptable)}"
     )
 

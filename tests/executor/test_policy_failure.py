@@ -16,7 +16,7 @@ from bench_machine import JumpingClock, Zoo
 
 from loratory.errors import InputError, PolicyError
 from loratory.executor.generation import Generation
-from loratory.policy import AdapterView, Arrived, Schedule, View, want
+from loratory.policy import AdapterView, Arrived, Schedule, View, Wake, want
 from loratory.serving.config import EngineConfig
 from loratory.serving.request import Request
 from loratory.testing import ToyCost
@@ -52,6 +52,17 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 }
 
 
+class Number:
+    """A whole number that fails when it is read."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+    def __index__(self) -> int:
+        self.fault()
+        return 1
+
+
 class Serves:
     """First come, first served, until the place where it fails is reached."""
 
@@ -68,6 +79,8 @@ class Serves:
         self.calls += 1
         if self.calls == 3:
             self.fault.get("schedule", int)()
+            if "action" in self.fault:
+                yield Wake(after_steps=Number(self.fault["action"]))  # type: ignore[arg-type]
         for request in view.unblocked():
             yield from want(view, request)
 
@@ -111,6 +124,20 @@ class Live:
         finally:
             self.executor.close()
 
+    def serve_in_a_thread(self) -> tuple[threading.Thread, list[BaseException]]:
+        """The thread that serves, and a list that gets what `serve` raises."""
+        raised: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                self.serve()
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        return thread, raised
+
 
 def check(live: Live, reason: str) -> None:
     """Every request has ended, those that were left with the reason; memory is free, and nothing more is taken."""
@@ -127,7 +154,7 @@ def check(live: Live, reason: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("place", ["schedule", "observe", "victim", "evict"])
+@pytest.mark.parametrize("place", ["schedule", "observe", "victim", "evict", "action"])
 def test_in_the_main_thread(llama: Zoo, place: str, fault: str) -> None:
     before = os._exit
     live = Live(llama, Serves(place, FAULTS[fault][0]))
@@ -138,19 +165,10 @@ def test_in_the_main_thread(llama: Zoo, place: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["spins", "exits", "exits at once"])
-@pytest.mark.parametrize("place", ["schedule", "observe", "victim", "evict"])
+@pytest.mark.parametrize("place", ["schedule", "observe", "victim", "evict", "action"])
 def test_in_another_thread(llama: Zoo, place: str, fault: str) -> None:
     live = Live(llama, Serves(place, FAULTS[fault][0]))
-    raised: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            live.serve()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
+    thread, raised = live.serve_in_a_thread()
     thread.join(30)
     (error,) = raised
     assert isinstance(error, PolicyError) and re.search(FAULTS[fault][1], str(error))
@@ -161,16 +179,7 @@ def test_a_sleep_in_another_thread_ends_the_requests_and_the_process_lives(llama
     """No signal reaches it there: that one step returns with the policy, and raises then."""
     wakes = threading.Event()
     live = Live(llama, Serves("schedule", wakes.wait))
-    raised: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            live.serve()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
+    thread, raised = live.serve_in_a_thread()
     assert live.ended.wait(30) and not raised
     check(live, rf"^policy Serves did not come back within {SOON_S:g} s; it was at .*, in a call that Python cannot")
     wakes.set()
@@ -191,16 +200,7 @@ def test_a_policy_that_catches_everything_in_another_thread_is_left_behind(llama
                 pass
 
     live = Live(llama, Serves("schedule", catch_all))
-    raised: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            live.serve()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
+    thread, raised = live.serve_in_a_thread()
     assert live.ended.wait(30) and not raised
     check(
         live, rf"^policy Serves did not come back within {SOON_S:g} s; .*; it also caught what was raised to stop it$"

@@ -27,7 +27,7 @@ class Held:
     """As much of a ledger as tiers look at: who is in host memory."""
 
     def __init__(self, *names: str) -> None:
-        self.host = type("Host", (), {"held": dict.fromkeys(names)})()
+        self.host_cache = type("Host", (), {"held": dict.fromkeys(names)})()
 
 
 def _load(name: str, tier: str = "disk", prefetch: bool = False) -> AdapterLoad:

@@ -8,35 +8,17 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters_home import adapters_home, ok, refused
+from adapters_home import ok, refused
 from adapters_on_disk import CONFIG, WEIGHTS, config, tensors, write
-from command import Command, command_line
+from command import Command
 from servers import Server, adapter
 
 from loratory.adapters.registry.manifest import parse_manifest
 from loratory.adapters.registry.registry import Registry
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return adapters_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def loratory(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
-
-
-@pytest.fixture
-def web() -> Iterator[Server]:
-    with Server().running() as server:
-        yield server
-
 
 ROOT = Path(__file__).resolve().parents[2]
 

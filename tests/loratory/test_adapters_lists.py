@@ -7,32 +7,15 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from adapters_home import adapters_home, ok, refused
+from adapters_home import ok, refused
 from adapters_on_disk import CONFIG, WEIGHTS, write
-from command import Command, command_line
+from command import Command
 from servers import Server, adapter
 
 from loratory.adapters.registry.vllm_lora_modules import parse_lora_modules
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return adapters_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def loratory(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return command_line(capsys, monkeypatch)
-
-
-@pytest.fixture
-def web() -> Iterator[Server]:
-    with Server().running() as server:
-        yield server
 
 
 def test_scan_reports_what_it_refuses_and_exits_1(home: Path, loratory: Command) -> None:

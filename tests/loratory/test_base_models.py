@@ -280,3 +280,17 @@ def test_other_files_of_a_scenario_are_not_pointers_of_git_lfs_either(tmp_path: 
             build_workload(scenario, 0, build(scenario).adapters)
     with pytest.raises(InputError, match=f"adapters[.]yaml {said}"):
         read_list([str(tmp_path / "adapters.yaml")], [])
+
+
+def test_limits_that_move_a_mean_are_reported() -> None:
+    """A mean above max would be another number than the one that is given, without a word."""
+    moved = load_scenario("quickstart", ["workload.input_tokens.lognormal.mean=10_000_000"])
+    assert build(moved).notes == (
+        "workload.input_tokens.lognormal has mean 10,000,000, but 8,000 once its draws are kept within min and max",
+    )
+    assert build(load_scenario("quickstart")).notes == ()
+    streams = load_scenario(
+        "noisy-neighbour", ["workload.streams.1.output_tokens={lognormal: {mean: 50, cv: 1, max: 40}}"]
+    )
+    (note,) = build(streams).notes
+    assert note.startswith("workload.streams.1.output_tokens.lognormal has mean 50, but 30")

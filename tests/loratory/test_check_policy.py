@@ -88,6 +88,15 @@ BODIES["Sets"] = """
             yield from want(view, next(r for r in view.waiting if r.request_id == name))
 """
 BODIES["SortsSets"] = BODIES["Sets"].replace("in {request", "in sorted({request").replace("()}:", "()}):")
+BODIES["FailsElsewhere"] = f"""
+    def schedule(self, view):
+        import os
+        if os.getpid() != {os.getpid()}:
+            raise KeyError("elsewhere")
+        yield from ()
+        for request in view.unblocked():
+            yield from want(view, request)
+"""
 BODIES["Promises"] = PLAIN + "    def bound(self, limits):\n        return -1\n"
 BODIES["RaisesInBound"] = PLAIN + "    def bound(self, limits):\n        raise KeyError('none')\n"
 BODIES["NamesAny"] = PLAIN + "    def victim(self, view):\n        return 'r0'\n"
@@ -251,6 +260,7 @@ class _Never:
     ("name", "law", "says"),
     [
         ("Sets", "determinism", "in another process, where Python gives sets another order (PYTHONHASHSEED)"),
+        ("FailsElsewhere", "determinism", "in another process it fails: policy mine.py:FailsElsewhere failed at"),
         ("Promises", "returns", "its bound() returned -1: return a finite number"),
         ("RaisesInBound", "returns", "its bound() raised KeyError: 'none' (mine.py:"),
         ("NamesAny", "returns", "its victim() returned 'r0': return a running request"),

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from loratory.errors import InputError
 from loratory.scenarios.arrivals import ArrivalsSpec
-from loratory.scenarios.lengths import Lengths, Seconds, draw_pairs
+from loratory.scenarios.lengths import Lengths, Lognormal, Seconds, draw_pairs
 from loratory.scenarios.popularity import PopularitySpec, zipf_weights
 from loratory.scenarios.rng import Draws
+from loratory.serving.workload import Floats
 
 MANY = 200_000
 
@@ -107,6 +108,23 @@ def test_lognormal_has_the_mean_and_cv_of_the_lengths_themselves() -> None:
     assert values.std() / values.mean() == pytest.approx(0.8, rel=0.02)
     clipped = Lengths.model_validate({"lognormal": {"mean": 500, "cv": 0.8, "min": 100, "max": 900}}).draw(rng(), MANY)
     assert (clipped.min(), clipped.max()) == (100, 900)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max": 300}, {"min": 400}, {"min": 450, "max": 600}, {"max": 0.5}])
+@pytest.mark.parametrize("cv", [0.1, 1.0, 3.0])
+def test_the_clipped_mean_is_that_of_draws_within_the_limits(limits: dict[str, float], cv: float) -> None:
+    drawn = {"mean": 500, "cv": cv, **limits}
+    values = Seconds.model_validate({"lognormal": drawn}).draw(rng(), MANY)
+    assert Lognormal.model_validate(drawn).clipped_mean() == pytest.approx(values.mean(), abs=5 * error_of_mean(values))
+
+
+def error_of_mean(values: Floats) -> float:
+    return float(values.std() / len(values) ** 0.5) + 1e-4
+
+
+def test_the_clipped_mean_without_any_spread() -> None:
+    assert Lognormal(mean=10, cv=1e-200, max=3).clipped_mean() == 3
+    assert Lognormal(mean=10, cv=1e-200, min=3, max=20).clipped_mean() == 10
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 100))

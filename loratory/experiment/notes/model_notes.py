@@ -1,8 +1,14 @@
-"""model_notes and length_notes: what to know about a scenario before it runs."""
+"""model_notes, clipping_notes and length_notes: what to know about a scenario before it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from loratory.reports.number_text import count
 from loratory.scenarios.cost_spec import RooflineCostSpec
+from loratory.scenarios.lengths import Lengths, Lognormal, Seconds
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
 from loratory.serving.workload import Workload
@@ -25,12 +31,37 @@ def model_notes(scenario: Scenario, spec: ModelSpec) -> list[str]:
     return []
 
 
+_MOVED = 0.1
+"""A mean is reported that limits move by more than this share."""
+
+
+def clipping_notes(scenario: Scenario) -> list[str]:
+    """The lognormal distributions whose ``min`` or ``max`` leaves another mean than the one that is given."""
+    return [
+        f"{key}.lognormal has mean {count(given.mean)}, but {count(mean)} once its draws are kept within min and max"
+        for key, given in _lognormals(scenario.workload, "workload")
+        if abs((mean := given.clipped_mean()) / given.mean - 1.0) > _MOVED
+    ]
+
+
+def _lognormals(section: object, key: str) -> Iterator[tuple[str, Lognormal]]:
+    """Every lognormal below a section of the scenario, with the key that holds it."""
+    if isinstance(section, (Lengths, Seconds)) and section.lognormal is not None:
+        yield key, section.lognormal
+    elif isinstance(section, BaseModel):
+        for name in type(section).model_fields:
+            yield from _lognormals(getattr(section, name), f"{key}.{name}")
+    elif isinstance(section, (list, tuple)):
+        for place, item in enumerate(section):
+            yield from _lognormals(item, f"{key}.{place}")
+
+
 def length_notes(engine: EngineConfig, workload: Workload) -> list[str]:
     """The number of prompts that leave no room for an output token, and will be rejected."""
     pool = engine.require_blocks() * engine.block_size
     longest = pool + 1 if engine.max_model_len is None else min(engine.max_model_len, pool + 1)
-    count = int((workload.prompt_tokens >= longest).sum())
-    if not count:
+    number = int((workload.prompt_tokens >= longest).sum())
+    if not number:
         return []
     what = f"max_model_len {longest}" if longest == engine.max_model_len else f"the KV cache of {pool} tokens"
-    return [f"{count} of {len(workload)} prompts and an output do not fit {what}: these requests will be rejected"]
+    return [f"{number} of {len(workload)} prompts and an output do not fit {what}: these requests will be rejected"]

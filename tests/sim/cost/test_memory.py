@@ -155,6 +155,7 @@ def test_slots_for_targets_only() -> None:
         ("llama-2-7b", "a10g", {"max_loras": 64}),
         ("llama-3.1-8b", "l4", {}),
         ("llama-3.1-70b", "h200", {"max_loras": 4}),
+        ("llama-3.1-8b", "h100-80gb", {"block_size": 7_000_000}),
     ],
 )
 def test_an_error_offers_only_settings_that_help(name: str, card: str, settings: dict[str, object]) -> None:
