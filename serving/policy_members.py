@@ -126,7 +126,8 @@ class _Reader:
         if not can_take(call, len(arguments)):
             given = ", ".join(arguments)
             there = ", ".join(inspect.signature(getattr(call, "__func__", call), follow_wrapped=False).parameters)
-            self._refuse(f"its {key}({there}) is called as {key}({given}): write def {key}(self, {given})")
+            wrong = "lacks self" if there == given else f"is called as {key}({given})"
+            self._refuse(f"its {key}({there}) {wrong}: write def {key}(self, {given})")
 
     def _answers(self, key: str, call: Callable[..., Any]) -> None:
         """A generator or a coroutine would be made and thrown away, and none of its code run."""
@@ -152,7 +153,7 @@ class _Reader:
                 hint = did_you_mean(found.lower(), SCORERS, otherwise)
                 self._refuse(f"its evict is {_text(found)}; {hint}")
             return found
-        if not callable(found):
+        if not callable(found) or isinstance(found, type):
             self._refuse(f"its evict is {_text(found)}: give one of {names}, or a function of (adapter, view)")
         scorer: Scorer = found
         if (
@@ -275,7 +276,7 @@ def _text(value: object) -> str:
     """A value that can be shown safely, or else its type."""
     if isinstance(value, str | bool | int | float | bytes):
         return shortened(repr(value), 60)
-    return f"a value of type {type(value).__name__}"
+    return f"the class {value.__name__}" if type(value) is type else f"a value of type {type(value).__name__}"
 
 
 _NO_GENERATOR = (ast.Constant, ast.List, ast.ListComp, ast.Tuple, ast.Set, ast.SetComp, ast.Dict, ast.DictComp)

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 
 import loratory.policy
-from loratory.errors import did_you_mean
+from loratory.errors import did_you_mean, nearest
 from loratory.serving.guest_errors import place
 
 _ROOMS = ("serving", "policies", "sim", "executor", "scenarios", "reports")
 """Packages that stood beside `loratory` once, and are in it now."""
 
-_NO_NAME = re.compile(r"cannot import name '(\w+)' from 'loratory\.policy'")
+_NO_NAME = re.compile(r"cannot import name '(\w+)' from '(loratory(?:\.policy)?)'")
 
 
 def old_rooms() -> list[str]:
@@ -43,8 +44,14 @@ def wrong_import(error: BaseException | None, before: Collection[str] = ()) -> s
         return ""
     at = f" ({where})" if (where := place(error)) else ""
     if found := _NO_NAME.match(str(error)):
+        if found[2] == "loratory" and found[1] in loratory.policy.__all__:
+            return f"it imports {found[1]} from loratory{at}: write from loratory.policy import {found[1]}"
         hint = did_you_mean(found[1], loratory.policy.__all__, "docs/policies.md lists its names")
-        return f"it imports {found[1]}, which loratory.policy does not have{at}; {hint}"
+        return f"it imports {found[1]}, which {found[2]} does not have{at}; {hint}"
+    if isinstance(error, ModuleNotFoundError) and error.name.startswith("loratory."):
+        near = nearest(error.name.split(".")[1], [module.name for module in iter_modules(loratory.__path__)])
+        hint = f"did you mean 'loratory.{near[0]}'?" if near else "policies import from loratory.policy"
+        return f"it imports {error.name}, which is no module of Loratory{at}; {hint}"
     room, _, rest = error.name.partition(".")
     missing = isinstance(error, ModuleNotFoundError) and (not rest or _is_ours(error.name))
     return _under_its_name(error.name, at) if room in _ROOMS and (missing or _is_our_folder(room)) else ""

@@ -148,6 +148,12 @@ OLD_NAMES = {
     "loratory. before that name",
     "from sim.cluster import simulate": "it imports sim, which is now loratory.sim (mine.py:1)",
     "import helper": "it imports serving, whose names a policy imports from loratory.policy (helper.py:2)",
+    "from loratory import want": "it imports want from loratory (mine.py:1): write from loratory.policy import want",
+    "from loratory import wnat": "it imports wnat, which loratory does not have (mine.py:1); did you mean 'want'?",
+    "import loratory.polices": "it imports loratory.polices, which is no module of Loratory (mine.py:1); did you mean "
+    "'loratory.policies'?",
+    "import loratory.qqq": "it imports loratory.qqq, which is no module of Loratory (mine.py:1); policies "
+    "import from loratory.policy",
     "from loratory.policy import Vew": "it imports Vew, which loratory.policy does not have (mine.py:1); did you mean "
     "'View'?",
     "from loratory.policy import Xylophone": "it imports Xylophone, which loratory.policy does not have (mine.py:1); "
