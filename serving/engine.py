@@ -30,7 +30,8 @@ prefills or decodes, so they are reserved only if the policy admits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 
@@ -47,9 +48,20 @@ from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_members import members_of
 from loratory.serving.policy_runner import PolicyRunner
 from loratory.serving.request import Request, Status
+from loratory.serving.running_first import RunningFirst
 from loratory.serving.sequence import Sequence
 from loratory.serving.views import RequestViews
 from loratory.serving.want import look_ahead
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A plan that is not committed yet. ``counts``: see `Engine._counts`, as they were planned. ``reached``: the requests
+    that it gives their last token; None until the next step is planned."""
+
+    plan: StepPlan
+    counts: tuple[int, int, int, int, int]
+    reached: list[Sequence] | None = None
 
 
 class Engine:
@@ -83,7 +95,10 @@ class Engine:
         self._prefetch = members.prefetch
         self._only_waiting = members.only_waiting and not members.prefetch
         self._separate = config.batching == "separate"
-        self._budget = config.max_num_batched_tokens
+        self._running_first = RunningFirst(self.ledger, self._runner, self.view)
+        self._async = bool(config.async_scheduling)
+        self._ahead: list[_Ahead] = []
+        """With async scheduling: the plans that are not committed, at most two, in order."""
         self._tell_stepped = self._announcer.handler(Stepped)
         self._tell_arrived = self._announcer.handler(Arrived)
         self._tell_served = self._announcer.handler(Served)
@@ -95,8 +110,8 @@ class Engine:
         """Ids of the requests in the inbox."""
         self._submitted = 0
         self._finishes: list[tuple[int, int, Sequence, int]] = []
-        """A heap of (decode clock at which a request reaches max_tokens, number, request, its admissions then). Entries
-        of requests that have been preempted since are out of date."""
+        """A heap of (decode clock at which a request reaches max_tokens, number, request, its ``joins`` then). Entries of
+        requests that have been preempted or held since are out of date."""
         self._finishes_pushed = 0
 
     # -- what a backend tells the engine -------------------------------------------------------------------------
@@ -170,6 +185,8 @@ class Engine:
     def end_all(self, now: float, status: Status, why: str) -> None:
         """End every unfinished request: the run is over."""
         self._take_in(now)
+        if self._ahead and self._ahead[0].reached is not None:
+            self.ledger.take_back_tokens()
         for sequence in list(self.ledger.sequences.values()):
             self._runner.end(sequence, status, why)
 
@@ -179,29 +196,35 @@ class Engine:
         """The next step, from second ``now`` on, or None when there is nothing to do."""
         ledger, runner = self.ledger, self._runner
         ledger.now = now
+        if self._ahead:
+            self._look_past(self._ahead[-1])
         if self._inbox:
             self._take_in(now)
         if runner.wake_times or runner.wake_clocks:
             runner.wake_up(now)
-        ledger.token_budget = self._budget
-        kept = True  # whether every running request keeps its blocks; else the policy is asked at the next plan
-        if not self._separate:
-            kv = ledger.kv
-            if kv.reserve():  # as nearly always; `_reserve_decode` without the call
-                ledger.token_budget -= kv.decoding
-            else:
-                kept = self._reserve_decode()
-        if ledger.partial:
-            kept = self._extend_partial() and kept
+        ledger.begin_step()
+        kept = True  # whether no running request was preempted; else the policy is asked at the next plan
+        if self._separate:
+            if ledger.partial:
+                kept = self._running_first.extend_each()
+        elif ledger.kv.reserve():
+            ledger.token_budget -= ledger.kv.decoding
+            if ledger.partial:
+                kept = self._running_first.extend_partial()
+        else:
+            kept = self._running_first.in_order()
         if runner.ask and kept:
             runner.ask = False
             if ledger.waiting.by_ticket or not self._only_waiting:
                 runner.consult(self.view)
                 if self._prefetch:
                     runner.carry_out(look_ahead(self.view, self._prefetch))
-        if self._separate and not ledger.prefills and not self._reserve_decode():
+        if self._separate and not ledger.prefills and not self._running_first.reserve_decode():
             runner.ask = True
-        return self._build()
+        plan = self._build()
+        if plan is not None and self._async:
+            self._ahead.append(_Ahead(plan, self._counts()))
+        return plan
 
     def _take_in(self, now: float) -> None:
         """Take in what happened since the last plan."""
@@ -227,27 +250,12 @@ class Engine:
         elif self._tell_arrived is not None:
             self._tell_arrived(Arrived(self.ledger.now, sequence.view))
 
-    def _reserve_decode(self) -> bool:
-        """Take the KV blocks that the decode step needs, preempting where they are missing; False if it preempted."""
-        kv = self.ledger.kv
-        kept = True
-        while not kv.reserve():
-            if not self._runner.evict_for_kv(self.view):
-                self._runner.preempt_one(self.view)
-                kept = False
-        self.ledger.token_budget -= kv.decoding
-        return kept
-
-    def _extend_partial(self) -> bool:
-        """Give part-prefilled requests their next chunk, preempting where blocks are missing; False if it preempted."""
-        ledger = self.ledger
-        kept = True
-        for sequence in list(ledger.partial.values()):
-            while sequence.state == "running" and not ledger.extend(sequence):
-                if not self._runner.evict_for_kv(self.view):
-                    self._runner.preempt_one(self.view)
-                    kept = False
-        return kept
+    def _look_past(self, ahead: _Ahead) -> None:
+        """The step in flight is taken as done: the next one is planned before its outcome is known."""
+        ahead.reached = self._compute(ahead.plan, 1, ())
+        for sequence in ahead.reached:
+            self.ledger.seat(sequence)
+            self._runner.ask = True  # its adapter may go
 
     def _build(self) -> StepPlan | None:
         """The plan for what has been admitted, reserved and loaded."""
@@ -256,7 +264,7 @@ class Engine:
         decodes = kv.decoding if kv.reserved else 0
         if not decodes:
             kv.reserved = 0  # no decode step follows, whose commit would reset it
-        loads = tuple(ledger.slots.loads) if ledger.slots.loads else ()
+        loads = ledger.slots.take_loads() if ledger.slots.loads else ()
         runner.idle_plans += 1
         repeat = 0
         prefills: tuple[Prefill, ...] = ()
@@ -277,8 +285,8 @@ class Engine:
         ledger, finishes, wakes = self.ledger, self._finishes, self._runner.wake_clocks
         clock = ledger.clock[0]
         while True:
-            at, _, sequence, admissions = finishes[0]
-            if sequence.decoding and sequence.admissions == admissions:
+            at, _, sequence, joins = finishes[0]
+            if sequence.decoding and sequence.joins == joins:
                 break
             heappop(finishes)
         if wakes and wakes[0] < at:
@@ -295,26 +303,17 @@ class Engine:
         ledger.now = now
         if plan.loads:
             self._loads_done(plan, start, load_s)
+        ahead = self._ahead.pop(0) if self._ahead else None
         tell_stepped = self._tell_stepped
         if tell_stepped is not None and (plan.prefills or plan.decode_count or now > start):
-            waiting, running, used = len(ledger.waiting.by_ticket), len(ledger.running), ledger.kv.used
-            resident, loading = len(ledger.slots.on_gpu), len(ledger.slots.loading)
-            tell_stepped(Stepped(start, now, steps, plan.shape, waiting, running, resident, loading, used, load_s))
-        if plan.decode_count:
-            ledger.kv.advance(steps)
-            runner.idle_plans = 0
-        if self._tell_served is not None and plan.computes:
-            self._served(plan, steps)
-        ended: list[Sequence] = []
+            counts = self._counts() if ahead is None else ahead.counts
+            tell_stepped(Stepped(start, now, steps, plan.shape, *counts, load_s))
+        if ahead is None or ahead.reached is None:
+            ended = self._compute(plan, steps, failed or ())
+        else:  # the next step is planned already
+            ended = [sequence for sequence in ahead.reached if sequence.ended_at is None]
         if plan.prefills:
-            runner.ask = True
-            self._prefilled(plan, start, load_s, ended, failed or ())
-        if plan.decode_count:
-            clock, finishes = ledger.clock[0], self._finishes
-            while finishes and finishes[0][0] <= clock:
-                _, _, sequence, admissions = heappop(finishes)
-                if sequence.decoding and sequence.admissions == admissions:
-                    ended.append(sequence)
+            self._first_tokens(plan, start, load_s, failed or ())
         if failed:
             ended = [sequence for sequence in ended if sequence.request_id not in failed]
             for request_id, why in failed.items():
@@ -324,6 +323,77 @@ class Engine:
         for request_id in result.finished:
             if (stopped := ledger.sequences.get(request_id)) is not None:  # `end_by_id`, without the call
                 runner.end(stopped, "completed", "stop")
+
+    def repeat(self, plan: StepPlan, steps: int, now: float) -> None:
+        """With async scheduling: ``steps`` identical steps of the plan in flight are done, and one more follows.
+
+        At most ``plan.max_repeat`` steps. The engine is asked for the next plan when the last one begins.
+        """
+        ledger = self.ledger
+        start, ledger.now = ledger.now, now
+        ahead, shape = self._ahead[0], plan.shape
+        if self._tell_stepped is not None:
+            self._tell_stepped(Stepped(start, now, steps, shape, *ahead.counts, 0.0))
+        ledger.kv.advance(steps)
+        self._runner.idle_plans = 0
+        if self._tell_served is not None:
+            self._served(plan, steps)
+        plan.max_repeat -= steps
+        plan.shape = shape._replace(kv_tokens=shape.kv_tokens + steps * shape.decode_seqs)
+        reserved = ledger.kv.reserve()
+        assert reserved  # `max_repeat` has counted the blocks
+        ahead.counts = self._counts()
+
+    @property
+    def must_plan(self) -> bool:
+        """Whether something has happened since the last plan that the next one has to see."""
+        return self._runner.ask or bool(self._inbox)
+
+    def _counts(self) -> tuple[int, int, int, int, int]:
+        """Of `Stepped`: waiting and running requests, adapters on the GPU and loading, KV blocks in use."""
+        ledger = self.ledger
+        slots = ledger.slots
+        waiting, running = len(ledger.waiting.by_ticket), len(ledger.running)
+        return waiting, running, len(slots.on_gpu), len(slots.loading), ledger.kv.used
+
+    def _compute(self, plan: StepPlan, steps: int, failed: Collection[str]) -> list[Sequence]:
+        """The plan's tokens are computed. Returns the requests that have all their tokens now."""
+        ledger, finishes = self.ledger, self._finishes
+        if plan.decode_count:
+            ledger.kv.advance(steps)
+            self._runner.idle_plans = 0
+        if self._tell_served is not None and plan.computes:
+            self._served(plan, steps)
+        reached: list[Sequence] = []
+        clock = ledger.clock[0]
+        if plan.prefills:
+            self._runner.ask = True
+            for prefill in plan.prefills:
+                sequence = prefill.sequence
+                if not prefill.completes or (failed and sequence.request_id in failed):
+                    continue
+                self._runner.idle_plans = 0
+                ledger.begin_decode(sequence)
+                if sequence.finish_clock <= clock:
+                    reached.append(sequence)
+                else:
+                    self._push_finish(sequence)
+            ledger.prefills.clear()
+        if ledger.held:
+            resumed = list(ledger.held.values())
+            ledger.release()
+            for sequence in resumed:
+                self._push_finish(sequence)
+        if plan.decode_count:
+            while finishes and finishes[0][0] <= clock:
+                _, _, sequence, joins = heappop(finishes)
+                if sequence.decoding and sequence.joins == joins:
+                    reached.append(sequence)
+        return reached
+
+    def _push_finish(self, sequence: Sequence) -> None:
+        self._finishes_pushed += 1
+        heappush(self._finishes, (sequence.finish_clock, self._finishes_pushed, sequence, sequence.joins))
 
     def _loads_done(self, plan: StepPlan, start: float, load_s: float) -> None:
         """The plan's loads began at second ``start``; with sync loading those to the GPU ended ``load_s`` later."""
@@ -337,34 +407,23 @@ class Engine:
                 ledger.adapters[adapter.name].loaded_at = done
                 if self._tell_loaded is not None:
                     self._tell_loaded(Loaded(done, adapter.name, False))
-        ledger.slots.loads.clear()
 
-    def _prefilled(
-        self, plan: StepPlan, start: float, load_s: float, ended: list[Sequence], failed: Container[str]
-    ) -> None:
-        """Prefill chunks are computed: requests whose context is complete got a token, unless they failed."""
+    def _first_tokens(self, plan: StepPlan, start: float, load_s: float, failed: Collection[str]) -> None:
+        """Requests whose context is complete have a token, unless they failed: note the time."""
         ledger = self.ledger
-        now, clock = ledger.now, ledger.clock[0]
         for prefill in plan.prefills:
             sequence = prefill.sequence
             if load_s and sequence.admitted_at == start and sequence.admissions == 1:
                 sequence.admitted_at += load_s
                 sequence.load_wait_s += load_s
-            if not prefill.completes or (failed and sequence.request_id in failed):
+            if not prefill.completes or sequence.ended_at is not None or (failed and sequence.request_id in failed):
                 continue
-            self._runner.idle_plans = 0
-            ledger.begin_decode(sequence)
             if sequence.preempted_at is not None:
                 ledger.settle_preemption(sequence)
+                if sequence.state == "waiting":  # preempted again by the plan that was made ahead
+                    sequence.preempted_at = ledger.now
             if sequence.first_token_at is None:
-                sequence.first_token_at = now
-            if sequence.finish_clock <= clock:
-                ended.append(sequence)
-            else:
-                self._finishes_pushed += 1
-                finish = (sequence.finish_clock, self._finishes_pushed, sequence, sequence.admissions)
-                heappush(self._finishes, finish)
-        ledger.prefills.clear()
+                sequence.first_token_at = ledger.now
 
     def _served(self, plan: StepPlan, steps: int) -> None:
         assert self._tell_served is not None

@@ -103,6 +103,12 @@ class GpuSlots:
             self.arrive(state, now)
         return OK
 
+    def take_loads(self) -> tuple[AdapterLoad, ...]:
+        """The loads that begin with the step being planned; they are its plan's from now on."""
+        loads = tuple(self.loads)
+        self.loads.clear()
+        return loads
+
     def arrive(self, state: AdapterState, now: float) -> None:
         """A load to the GPU has ended."""
         name = state.name

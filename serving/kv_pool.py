@@ -103,6 +103,16 @@ class KVPool:
         self.reserved = 1
         return True
 
+    def unreserve(self) -> None:
+        """Undo `reserve`, if it was done."""
+        if self.reserved:
+            self.used -= self.need()
+            self.reserved = 0
+
+    def held_after_step(self, sequence: Sequence) -> int:
+        """Blocks that a decoding sequence holds once it has the block of its next token."""
+        return -(-(sequence.offset + self.clock[0] + 1) // self.block_size)
+
     def steps(self, limit: int) -> int:
         """Decode steps that the free blocks suffice for, at most ``limit``; the first of them is reserved already."""
         size, free = self.block_size, self.total - self.used

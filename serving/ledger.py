@@ -31,10 +31,13 @@ class Ledger:
 
     __slots__ = (
         "_chunked",
+        "_full_context",
         "_max_chunk",
         "_max_context",
         "_max_seqs",
         "_max_tokens",
+        "_thresholds",
+        "_watermark",
         "adapter_views",
         "adapters",
         "base",
@@ -46,12 +49,15 @@ class Ledger:
         "decoding",
         "ended",
         "epoch",
+        "held",
         "host_cache",
         "kv",
         "now",
         "partial",
+        "preempted_decoding",
         "prefills",
         "running",
+        "seated",
         "sequences",
         "slots",
         "tenant_views",
@@ -72,7 +78,12 @@ class Ledger:
         self._max_seqs = config.max_num_seqs
         self._max_tokens = config.max_num_batched_tokens
         self._chunked = config.enable_chunked_prefill
-        self._max_chunk = config.long_prefill_token_threshold or self._max_tokens
+        threshold = config.long_prefill_token_threshold or self._max_tokens
+        self._thresholds = (self._max_tokens if not config.long_prefill_threshold_alone else threshold, threshold)
+        """The largest chunk of a request that is alone in the engine, and of any other."""
+        self._max_chunk = threshold
+        self._full_context = config.scheduler_reserve_full_isl
+        self._watermark = config.watermark_blocks
         self.now = 0.0
         """The absolute second of the last plan or commit."""
         self.clock = [0]
@@ -80,10 +91,17 @@ class Ledger:
         self.sequences: dict[str, Sequence] = {}
         """The waiting and the running requests."""
         self.running: dict[str, Sequence] = {}
-        """In order of admission. Each of them is in one of the next two."""
+        """In order of admission. Each of them is in one of the next four."""
         self.decoding: dict[str, Sequence] = {}
         self.partial: dict[str, Sequence] = {}
         """Running requests whose context is not in the KV cache yet, or only part of it."""
+        self.held: dict[str, Sequence] = {}
+        """Running requests that could decode, but compute nothing in this step: one before them was preempted."""
+        self.seated: dict[str, Sequence] = {}
+        """With async scheduling: the step in flight gives them their last token. They keep their place among the
+        running requests and their blocks, but use no adapter."""
+        self.preempted_decoding: list[Sequence] = []
+        """Requests that decoded, and were preempted by the last plan."""
         self.prefills: dict[str, Prefill] = {}
         """This step's prefill chunks."""
         self.token_budget = 0
@@ -185,38 +203,92 @@ class Ledger:
 
     def _stop(self, sequence: Sequence) -> None:
         """Take a running request out of the batch, and free its blocks and its hold on its adapter."""
-        adapter, tenant, request_id = sequence.adapter, sequence.tenant, sequence.request.request_id
-        kv, rank = self.kv, adapter.rank
+        request_id = sequence.request.request_id
         del self.running[request_id]
         if sequence.decoding:
-            del self.decoding[request_id]
-            clock = self.clock[0]
-            sequence.last_generated = sequence.offset + clock - sequence.request.prompt_tokens + 1  # `generated`
-            kv.leave(sequence)
-            sequence.decoding = False
-            adapter.decoding -= 1
-            adapter.output_offset += clock
-            tenant.decoding -= 1
-            tenant.output_offset += clock
-            if rank:
-                self.batch.decoding -= 1
-                self.batch.decoding_ranks -= rank
+            self._stop_decoding(sequence)
         else:
-            kv.give(sequence.blocks)
+            self.kv.give(sequence.blocks)
             sequence.blocks = 0
             self.partial.pop(request_id, None)
+            self.held.pop(request_id, None)
             prefill = self.prefills.pop(request_id, None)
             if prefill is not None:
                 self.token_budget += prefill.tokens
-        tenant.running -= 1
+        sequence.tenant.running -= 1
+        if not (self.seated and self.seated.pop(request_id, None) is not None):
+            self._leave_adapter(sequence.adapter)
+        self.epoch += 1
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        """Take a request out of those that decode, and free its blocks."""
+        adapter, tenant, request_id = sequence.adapter, sequence.tenant, sequence.request.request_id
+        del self.decoding[request_id]
+        clock = self.clock[0]
+        sequence.last_generated = sequence.offset + clock - sequence.request.prompt_tokens + 1  # `generated`
+        self.kv.leave(sequence)
+        sequence.decoding = False
+        adapter.decoding -= 1
+        adapter.output_offset += clock
+        tenant.decoding -= 1
+        tenant.output_offset += clock
+        if adapter.rank:
+            self.batch.decoding -= 1
+            self.batch.decoding_ranks -= adapter.rank
+
+    def _leave_adapter(self, adapter: AdapterState) -> None:
+        """A running request uses its adapter no more."""
         adapter.running -= 1
-        if rank:
+        if adapter.rank:
             adapter.last_used = self.now
             if not adapter.running:
-                self.batch.leave(rank)
+                self.batch.leave(adapter.rank)
                 if not adapter.pinned:
                     assert adapter.name is not None
                     self.slots.idle[adapter.name] = adapter
+
+    def hold(self, sequence: Sequence) -> None:
+        """A decoding request computes nothing in this step. `release` lets it go on."""
+        self._pause(sequence)
+        self.held[sequence.request_id] = sequence
+
+    def release(self) -> None:
+        """The step is over: the requests that were held decode again."""
+        for sequence in self.held.values():
+            sequence.target = sequence.prefilled
+            sequence.last_generated -= 1  # `begin_decode` counts the token that was sampled last
+            sequence.adapter.output_offset -= 1
+            sequence.tenant.output_offset -= 1
+            self.partial[sequence.request_id] = sequence
+            self.begin_decode(sequence)
+        self.held.clear()
+
+    def seat(self, sequence: Sequence) -> None:
+        """The step in flight gives a request its last token: until that step is committed it only keeps its blocks."""
+        self._pause(sequence)
+        self.seated[sequence.request_id] = sequence
+        self._leave_adapter(sequence.adapter)
+        self.epoch += 1
+
+    def take_back_tokens(self) -> None:
+        """The run ends before the step in flight does: its tokens, which `Engine.plan` counted, were never made."""
+        counted = [*self.decoding.values(), *self.held.values(), *self.seated.values(), *self.preempted_decoding]
+        for sequence in counted:
+            if sequence.ended_at is not None:
+                continue
+            if sequence.decoding:
+                self._pause(sequence)
+                self.held[sequence.request_id] = sequence
+            sequence.last_generated -= 1
+            sequence.adapter.output_offset -= 1
+            sequence.tenant.output_offset -= 1
+
+    def _pause(self, sequence: Sequence) -> None:
+        """Take a request out of those that decode; it goes on running and holding its blocks."""
+        blocks, tokens = self.kv.held(sequence), sequence.kv_tokens
+        self._stop_decoding(sequence)
+        self.kv.take(blocks)
+        sequence.blocks, sequence.prefilled = blocks, tokens
         self.epoch += 1
 
     def in_state(self, view: RequestView, state: Literal["waiting", "running"]) -> Sequence | None:
@@ -242,7 +314,10 @@ class Ledger:
         kv, adapter = self.kv, sequence.adapter
         end = start + chunk
         blocks = -(-end // kv.block_size)
-        if blocks > kv.total - kv.used:
+        free = kv.total - kv.used
+        if self._watermark and self.running:
+            free -= self._watermark
+        if blocks > free or (self._full_context and -(-sequence.target // kv.block_size) > free):
             return REFUSED["kv"]
         if adapter.tier != "gpu":
             return REFUSED["adapter"]
@@ -282,6 +357,13 @@ class Ledger:
                 waited = min(adapter.loaded_at, now) - max(adapter.load_started, request.arrival)
                 sequence.load_wait_s = max(0.0, waited)
 
+    def begin_step(self) -> None:
+        """A step is planned: its token budget, and its largest chunk."""
+        self.token_budget = self._max_tokens
+        if self.preempted_decoding:
+            self.preempted_decoding.clear()
+        self._max_chunk = self._thresholds[len(self.sequences) > 1]
+
     def chunk(self, remaining: int) -> int:
         """The tokens of a request's ``remaining`` context that this step may prefill; 0 if the budget allows none."""
         budget = self.token_budget
@@ -309,6 +391,14 @@ class Ledger:
         self.token_budget -= chunk
         return True
 
+    def retract(self, sequence: Sequence) -> None:
+        """Take back the chunk that this step was to prefill of a part-prefilled request (`extend`)."""
+        prefill = self.prefills.pop(sequence.request_id)
+        blocks = self.kv.blocks(prefill.start)
+        self.kv.give(sequence.blocks - blocks)
+        sequence.blocks, sequence.prefilled = blocks, prefill.start
+        self.token_budget += prefill.tokens
+
     def preempt(self, view: RequestView) -> Outcome:
         """Take a running request's blocks: it waits again, in front, and its context will be recomputed."""
         sequence = self.in_state(view, "running")
@@ -317,6 +407,8 @@ class Ledger:
         prefill = self.prefills.get(sequence.request_id)
         if prefill is not None and prefill.start == sequence.request.cached_tokens:
             return REFUSED["in_use"]
+        if sequence.decoding or sequence.request_id in self.seated:
+            self.preempted_decoding.append(sequence)
         self._stop(sequence)
         sequence.state = "waiting"
         sequence.preemptions += 1
@@ -374,6 +466,7 @@ class Ledger:
         """A request's context is in the KV cache and its next token sampled: from now on it decodes."""
         request_id, adapter, tenant = sequence.request.request_id, sequence.adapter, sequence.tenant
         clock = self.clock[0]
+        sequence.joins += 1
         del self.partial[request_id]
         self.decoding[request_id] = sequence
         sequence.finish_clock = clock + sequence.max_tokens - sequence.last_generated - 1

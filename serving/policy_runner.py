@@ -158,8 +158,11 @@ class PolicyRunner:
                 self._tell_preempted(Preempted(self.ledger.now, view, why))
         return outcome
 
-    def preempt_one(self, view: View) -> None:
-        """Free KV blocks: preempt the request that the policy names, or else the last one admitted (vLLM's rule)."""
+    def preempt_one(self, view: View) -> Sequence:
+        """Free KV blocks: preempt the request that the policy names, or else the last one admitted (vLLM's rule).
+
+        Returns the request that was preempted.
+        """
         if self._victim is not None:
             try:
                 named = self._victim(view)
@@ -169,9 +172,10 @@ class PolicyRunner:
                 if not self._runs(named):
                     raise self.announcer.error(self.ledger.now, f"its victim() returned {_told(named)}: {_VICTIM}")
                 if self.preempt(named, "kv"):
-                    return
+                    return self.ledger.sequences[named.request_id]
         last = next(reversed(self.ledger.running.values()))
         self.preempt(last.view, "kv")
+        return last
 
     def _runs(self, named: Any) -> bool:
         """Whether it is a request that runs."""

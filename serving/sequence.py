@@ -29,6 +29,7 @@ class Sequence:
         "finish_clock",
         "first_token_at",
         "hit",
+        "joins",
         "last_generated",
         "load_wait_s",
         "max_tokens",
@@ -85,6 +86,8 @@ class Sequence:
         self.target = request.prompt_tokens
         self.prefilled = request.cached_tokens
         self.admissions = 0
+        self.joins = 0
+        """How often it began to decode."""
         self.preemptions = 0
         self.hit: bool | None = None
         self.admitted_at: float | None = None

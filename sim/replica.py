@@ -88,7 +88,8 @@ class Replica:
         self._target = 0
         """The boundary of the segment that the replica waits for; 0 when the present step cannot be cut short."""
         self._resting: Event | None = None
-        self.process = env.process(self._run())
+        self._ahead = bool(engine.ledger.config.async_scheduling)
+        self.process = env.process(self._run_ahead() if self._ahead else self._run())
 
     def submit(self, request: Request, output_tokens: int, late: bool = False) -> None:
         """A request arrives now; the model will end its output after ``output_tokens`` tokens.
@@ -123,7 +124,11 @@ class Replica:
             if segment.time(boundary) >= now:
                 boundary -= 1
             if boundary > self._done:
-                self.engine.commit(self._plan, StepResult(boundary - self._done), segment.time(boundary))
+                steps, at = boundary - self._done, segment.time(boundary)
+                if self._ahead:
+                    self.engine.repeat(self._plan, steps, at)
+                else:
+                    self.engine.commit(self._plan, StepResult(steps), at)
 
     def _run(self) -> Generator[Event, Any, None]:
         env, engine, feed = self._env, self.engine, self.feed
@@ -135,12 +140,9 @@ class Replica:
                 feed.deliver(now)
             plan = self._plan = engine.plan(now)
             if ledger.ended > self._reported:
-                ended = ledger.ended - self._reported
-                self._reported = ledger.ended
-                self._ended(ended)
+                self._report_ended()
             if plan is None or not plan.decode_count:
-                if engine.idle_plans > self._stall_plans:
-                    raise stall_error(f"replica {self.index}", self._stall_plans)
+                self._check_stall()
                 if plan is None:
                     yield from self._rest()
                     now = env.now
@@ -157,6 +159,7 @@ class Replica:
                     yield env.at(now)
             elif plan.decode_count:
                 segment = self._begin_decode(plan, now, load_s)
+                self._target = self._jump_to(plan, segment)
                 while not env.reach(now := segment.time(self._target)):
                     try:
                         yield env.at(now)
@@ -168,35 +171,112 @@ class Replica:
                 self._target = 0
             engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s, None), now)
 
-    def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
-        """The segment of the plan's batch, with `_target` set: how far it can be run before the engine must plan.
+    def _run_ahead(self) -> Generator[Event, Any, None]:
+        """With async scheduling: each step is planned when the one before it begins.
 
-        That is one step, or with jumps as many as the plan allows (``max_repeat``), but not past the end of an output,
-        nor past the first boundary after the next arrival or wake-up.
+        A run of equal decode steps is jumped over as without, but for its last: at its start the next plan is made.
+
+            steps          |-- k --|-- k+1 --|-- k+2 --|-- k+3 ---|
+            plans made    k+1     k+2       k+3       k+4                k+2 sees what arrived before k+1 began
+            outcomes               k        k+1       k+2        k+3
         """
-        segment, done = self._segment, self._done
-        if segment is None or plan.epoch != self._epoch or load_s > 0.0:  # the batch has changed, or it has waited
+        env, engine = self._env, self.engine
+        plan: StepPlan | None = None
+        while True:
+            if plan is None:
+                plan = self._next_plan()
+                if plan is None:
+                    yield from self._rest()
+                    continue
+            self._plan = plan
+            decodes = plan.decode_count > 0 and not plan.prefills
+            if decodes and not plan.loads:
+                segment = self._begin_decode(plan, env.now, 0.0)
+                self._target = self._jump_to(plan, segment, last_too=False)
+                while self._target > self._done and not env.reach(now := segment.time(self._target)):
+                    try:
+                        yield env.at(now)
+                        break
+                    except Interrupt:
+                        continue
+                if self._target > self._done:
+                    engine.repeat(plan, self._target - self._done, env.now)
+                    self._done = self._target
+                self._target = 0
+            finished = self._sampled(plan, 1)
+            following = self._next_plan()
+            load_s = (yield from self._load(plan)) if plan.loads else 0.0
+            now = env.now
+            if plan.prefills:
+                self._epoch = -1
+                now += self._cost.step_seconds(plan.shape)
+            elif decodes:
+                segment = self._begin_decode(plan, now, load_s)
+                self._done += 1
+                now = segment.time(self._done)
+            if not env.reach(now):
+                yield env.at(now)
+            engine.commit(plan, StepResult(1, finished, load_s, None), now)
+            plan = following
+
+    def _next_plan(self) -> StepPlan | None:
+        """The engine's next plan, from now on."""
+        now, engine = self._env.now, self.engine
+        if self.feed.next_at <= now:
+            self.feed.deliver(now)
+        plan = engine.plan(now)
+        if engine.ledger.ended > self._reported:
+            self._report_ended()
+        if plan is None or not plan.decode_count:
+            self._check_stall()
+        return plan
+
+    def _report_ended(self) -> None:
+        ended = self.engine.ledger.ended - self._reported
+        self._reported = self.engine.ledger.ended
+        self._ended(ended)
+
+    def _check_stall(self) -> None:
+        if self.engine.idle_plans > self._stall_plans:
+            raise stall_error(f"replica {self.index}", self._stall_plans)
+
+    def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
+        """The segment of the plan's batch: a new one if the batch has changed, or it has waited."""
+        segment = self._segment
+        if segment is None or plan.epoch != self._epoch or load_s > 0.0:
             shape = plan.shape
             segment = self._segment = Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds)
             self._epoch = plan.epoch
-            done = self._done = 0
-        target = done + 1
-        if plan.max_repeat and self._jump:
-            last = done + min(plan.max_repeat + 1, self._next_end() - self._clock[0])
-            if last > target:
-                disturbed_at, wake_at = self.feed.next_at, plan.wake_at
-                if wake_at is not None and wake_at < disturbed_at:
-                    disturbed_at = wake_at
-                target = segment.first_at_or_after(disturbed_at, target, last) if disturbed_at < inf else last
-        self._target = target
+            self._done = 0
         return segment
+
+    def _jump_to(self, plan: StepPlan, segment: Segment, last_too: bool = True) -> int:
+        """How far the plan can be run before the engine must plan, as a boundary of the segment.
+
+        That is one step, or with jumps as many as the plan allows (``max_repeat``), but not past the end of an output,
+        nor past the first boundary after the next arrival or wake-up. Without ``last_too`` it is the start of the last
+        of these steps.
+        """
+        done = self._done
+        target = done + 1 if last_too else done
+        if not plan.max_repeat or not self._jump or not (last_too or not self.engine.must_plan):
+            return target
+        last = done + min(plan.max_repeat + 1, self._next_end() - self._clock[0])
+        if not last_too:
+            last -= 1
+        if last <= target:
+            return target
+        disturbed_at, wake_at = self.feed.next_at, plan.wake_at
+        if wake_at is not None and wake_at < disturbed_at:
+            disturbed_at = wake_at
+        return segment.first_at_or_after(disturbed_at, target, last) if disturbed_at < inf else last
 
     def _next_end(self) -> int:
         """The decode clock at which the model ends the next output."""
         ends = self._ends
         while ends:
-            clock, _, sequence, admissions = ends[0]
-            if sequence.decoding and sequence.admissions == admissions:
+            clock, _, sequence, joins = ends[0]
+            if sequence.decoding and sequence.joins == joins:
                 return clock
             heappop(ends)
         return 1 << 60
@@ -208,8 +288,8 @@ class Replica:
         if plan.decode_count:
             clock += steps
             while ends and ends[0][0] <= clock:
-                _, _, sequence, admissions = heappop(ends)
-                if sequence.decoding and sequence.admissions == admissions:
+                _, _, sequence, joins = heappop(ends)
+                if sequence.decoding and sequence.joins == joins:
                     finished.append(sequence.request.request_id)
         for prefill in plan.prefills:
             if prefill.completes:
@@ -220,7 +300,11 @@ class Replica:
                     finished.append(request_id)
                 else:
                     self._order += 1
-                    heappush(ends, (clock + left, self._order, sequence, sequence.admissions))
+                    heappush(ends, (clock + left, self._order, sequence, sequence.joins + 1))
+        for sequence in self.engine.ledger.held.values():  # they decode again after this step
+            self._order += 1
+            left = outputs[sequence.request.request_id] - sequence.generated
+            heappush(ends, (self._clock[0] + bool(plan.decode_count) + left, self._order, sequence, sequence.joins + 1))
         for request_id in finished:
             del outputs[request_id]
         return finished

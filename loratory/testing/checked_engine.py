@@ -45,6 +45,8 @@ class CheckedEngine(Engine):
         self.sampled: Counter[str] = Counter()
         self.service: list[tuple[float, dict[str, tuple[int, int]]]] = []
         self.checks = 0
+        self._decodes: dict[int, list[str]] = {}
+        """The decoding requests of each plan that is not committed; with async scheduling the next one is made by then."""
         self._at = float("-inf")
 
     def plan(self, now: float) -> StepPlan | None:
@@ -54,6 +56,7 @@ class CheckedEngine(Engine):
         self._check()
         if plan is not None:
             self._check_plan(plan)
+            self._decodes[id(plan)] = [sequence.request_id for sequence in plan.decodes]
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
@@ -61,13 +64,26 @@ class CheckedEngine(Engine):
         self._advance(now)
         if not 1 <= result.steps <= plan.max_repeat + 1:
             raise BrokenLaw("limits", f"{result.steps} steps were run of a plan for at most {plan.max_repeat + 1}")
-        for sequence in list(plan.decodes):
-            self.sampled[sequence.request_id] += result.steps
+        self._count(self._decodes.pop(id(plan)), result.steps)
         for prefill in plan.prefills:
             self.prefill_tokens[prefill.sequence.request_id] += prefill.tokens
             self.sampled[prefill.sequence.request_id] += prefill.completes
         super().commit(plan, result, now)
         self._check()
+
+    def repeat(self, plan: StepPlan, steps: int, now: float) -> None:
+        """See `Engine.repeat`."""
+        self._advance(now)
+        if not 1 <= steps <= plan.max_repeat:
+            raise BrokenLaw("limits", f"{steps} steps were repeated of a plan for at most {plan.max_repeat}")
+        self._count(self._decodes[id(plan)], steps)
+        super().repeat(plan, steps, now)
+        self._check()
+
+    def _count(self, decodes: Iterable[str], steps: int) -> None:
+        for request_id in decodes:
+            if request_id in self.ledger.sequences:  # else it ended after the step was planned, which is wasted on it
+                self.sampled[request_id] += steps
 
     def _advance(self, now: float) -> None:
         if now < self._at:
@@ -111,7 +127,9 @@ class CheckedEngine(Engine):
             sequence, start, tokens = prefill.sequence, prefill.start, prefill.tokens
             limit(tokens >= 1 and start >= sequence.request.cached_tokens, "a prefill chunk")
             limit(prefill.completes == (start + tokens == sequence.target), "the end of a prefill")
-            if config.long_prefill_token_threshold:
+            if config.long_prefill_token_threshold and (
+                config.long_prefill_threshold_alone or len(ledger.sequences) > 1
+            ):
                 limit(tokens <= config.long_prefill_token_threshold, "more than long_prefill_token_threshold")
         limit(shape.prefill_tokens == sum(p.tokens for p in prefills), "number of prompt tokens")
         attended = sum(sum(range(p.start + 1, p.start + p.tokens + 1)) for p in prefills)

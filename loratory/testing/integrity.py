@@ -56,8 +56,10 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
         holds(
             f"request {request_id} decodes while {sequence.state}", not sequence.decoding or sequence.state == "running"
         )
-        generated = sequence.generated
-        holds(f"request {request_id} generated {generated} of {sequence.max_tokens}", generated < sequence.max_tokens)
+        generated, most = sequence.generated, sequence.max_tokens
+        # a step that is planned ahead follows one whose last tokens are not committed yet
+        open_ = generated <= most if ledger.config.async_scheduling else generated < most
+        holds(f"request {request_id} generated {generated} of {most}", open_)
     running = {i: s for i, s in ledger.sequences.items() if s.state == "running"}
     same(
         "set of waiting requests",
@@ -66,11 +68,13 @@ def _requests(ledger: Ledger, same: Same, holds: Holds) -> None:
     )
     same("set of running requests", sorted(ledger.running), sorted(running))
     same("set of decoding requests", sorted(ledger.decoding), sorted(i for i, s in running.items() if s.decoding))
+    paused = {**ledger.held, **ledger.seated}
     same(
         "set of part-prefilled requests",
         sorted(ledger.partial),
-        sorted(i for i, s in running.items() if not s.decoding),
+        sorted(i for i, s in running.items() if not s.decoding and i not in paused),
     )
+    holds("requests that are held or seated run", paused.keys() <= running.keys())
     order = [i for i in ledger.running if i in ledger.partial]
     same("order of part-prefilled requests", list(ledger.partial), order)
     for request_id, prefill in ledger.prefills.items():
@@ -119,7 +123,7 @@ def _queues(ledger: Ledger, same: Same, holds: Holds) -> None:
 
 def _adapters(ledger: Ledger, same: Same, holds: Holds) -> None:
     """Slots, references and the statistics of the batch."""
-    users = Counter(s.adapter.name for s in ledger.running.values())
+    users = Counter(s.adapter.name for i, s in ledger.running.items() if i not in ledger.seated)
     tenants = Counter(s.tenant.name for s in ledger.running.values())
     for state in (ledger.base, *ledger.adapters.values()):
         same(f"running requests of {state.name}", state.running, users[state.name])

@@ -28,6 +28,10 @@ def configs(draw: st.DrawFn, /, **fixed: Any) -> EngineConfig:
         "batching": draw(st.sampled_from(["chunked", "chunked", "separate"])),
         "enable_chunked_prefill": draw(st.sampled_from([True, True, False])),
         "long_prefill_token_threshold": draw(st.sampled_from([0, 0, 5])),
+        "long_prefill_threshold_alone": draw(st.booleans()),
+        "scheduler_reserve_full_isl": draw(st.booleans()),
+        "watermark": draw(st.sampled_from([0.0, 0.0, 0.1])),
+        "null_block": draw(st.booleans()),
         "eviction": draw(st.sampled_from(["lru", "lfu", "fifo", "cost_aware"])),
         "max_model_len": draw(st.sampled_from([None, None, 45])),
     }
@@ -35,6 +39,9 @@ def configs(draw: st.DrawFn, /, **fixed: Any) -> EngineConfig:
     values["num_gpu_blocks"] = -(-tokens // values["block_size"]) + (
         0 if values["memory"] == "slots" else -(-30 // values["block_size"])
     )
+    values["num_gpu_blocks"] += values["null_block"]
+    if {**values, **fixed}["batching"] == "chunked":
+        values["async_scheduling"] = draw(st.sampled_from([None, True]))
     return EngineConfig(**{**values, **fixed})
 
 
