@@ -18,7 +18,7 @@ from loratory.policy import (
 
 
 class Priority(Policy):
-    """Strict priority: lower numbers go first, equals in arrival order; when KV memory runs out the request with the
+    """Strict priority: lower numbers go first, equals in arrival order, then by id as text; when KV memory runs out the request with the
     highest number is preempted. With ageing a request gains one level for each ``aging_s`` seconds it waits.
 
     Parameters:
@@ -45,10 +45,10 @@ class Priority(Policy):
         return self._queue.admit(view)
 
     def victim(self, view: View) -> RequestView:
-        """The running request that matters least."""
-        return max(view.running, key=self._order)
+        """The running request that matters least; of equals the one that was admitted first, as in vLLM."""
+        return max(view.running, key=lambda request: self._order(request)[:2])
 
-    def _order(self, request: RequestView) -> tuple[float, float]:
+    def _order(self, request: RequestView) -> tuple[float, float, str]:
         """Ageing moves all waiting requests alike, so the order between two never changes and needs no update."""
         level = request.priority + (request.arrival / self.aging_s if self.aging_s else 0.0)
-        return level, request.arrival
+        return level, request.arrival, request.request_id

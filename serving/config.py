@@ -88,7 +88,9 @@ class EngineConfig(BaseModel):
                 "max_num_seqs"
             )
         if self.num_gpu_blocks == 1 and self.null_block:
-            raise ValueError("num_gpu_blocks is 1, and that is vLLM's null block, which holds no tokens: give 2 or more")
+            raise ValueError(
+                "num_gpu_blocks is 1, and that is vLLM's null block, which holds no tokens: give 2 or more"
+            )
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ValueError(
                 f"max_cpu_loras is {self.max_cpu_loras:,}, below max_loras ({self.max_loras:,}): the host cache holds "

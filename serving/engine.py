@@ -222,9 +222,21 @@ class Engine:
         if self._separate and not ledger.prefills and not self._running_first.reserve_decode():
             runner.ask = True
         plan = self._build()
-        if plan is not None and self._async:
+        if plan is None:
+            if ledger.held:
+                self._release()
+            # All that could run is preempted or held: vLLM makes such an empty step, too, and it takes no time.
+            return None if kept or self._ahead else self.plan(now)
+        if self._async:
             self._ahead.append(_Ahead(plan, self._counts()))
         return plan
+
+    def _release(self) -> None:
+        """Requests that were held for a step decode again."""
+        held = list(self.ledger.held.values())
+        self.ledger.release()
+        for sequence in held:
+            self._push_finish(sequence)
 
     def _take_in(self, now: float) -> None:
         """Take in what happened since the last plan."""
@@ -380,10 +392,7 @@ class Engine:
                     self._push_finish(sequence)
             ledger.prefills.clear()
         if ledger.held:
-            resumed = list(ledger.held.values())
-            ledger.release()
-            for sequence in resumed:
-                self._push_finish(sequence)
+            self._release()
         if plan.decode_count:
             while finishes and finishes[0][0] <= clock:
                 _, _, sequence, joins = heappop(finishes)

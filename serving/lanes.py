@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from loratory.serving.engine_view import View
 
 Item = TypeVar("Item", bound=Hashable)
-Order = tuple[float, ...]
+Order = tuple[Any, ...]
+"""Numbers, and texts where they break ties: whatever compares with the same place of another order."""
 
 
 class Lanes(Generic[Item]):

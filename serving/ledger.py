@@ -375,9 +375,12 @@ class Ledger:
             return 0
         return max(budget, 0)
 
-    def extend(self, sequence: Sequence) -> bool:
-        """Prefill the next chunk of a part-prefilled request in this step; False if KV blocks are missing."""
-        chunk = self.chunk(sequence.target - sequence.prefilled)
+    def extend(self, sequence: Sequence, tokens: int | None = None) -> bool:
+        """Prefill the next chunk of a part-prefilled request in this step; False if KV blocks are missing.
+
+        ``tokens``: its size, where `chunk` was asked before.
+        """
+        chunk = self.chunk(sequence.target - sequence.prefilled) if tokens is None else tokens
         if chunk < 1:
             return True
         blocks = self.kv.blocks(sequence.prefilled + chunk)

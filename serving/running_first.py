@@ -50,25 +50,26 @@ class RunningFirst:
         for prefill in list(ledger.prefills.values()):
             ledger.retract(prefill.sequence)
         ledger.begin_step()
-        ledger.token_budget -= kv.decoding
         taken: dict[str, int] = {}
         """Blocks that decoding requests were given, by request id."""
         kept = go_on = True
         for sequence in list(ledger.running.values()):
             if sequence.state != "running" or sequence.request_id in ledger.seated:
                 continue
+            go_on = go_on and ledger.token_budget > 0
             if not go_on:
                 if sequence.decoding:
                     ledger.hold(sequence)
-                    ledger.token_budget += 1
                 continue
-            while not self._fits(sequence, taken):
+            tokens = 1 if sequence.decoding else ledger.chunk(sequence.target - sequence.prefilled)
+            while not self._fits(sequence, tokens, taken):
                 if self._runner.evict_for_kv(self._view):
                     continue
                 kept = False
                 victim = self._runner.preempt_one(self._view)
                 if victim.request_id in taken:
                     kv.give(taken.pop(victim.request_id))
+                    ledger.token_budget += 1
                 if victim is sequence:
                     go_on = False
                     break
@@ -76,16 +77,17 @@ class RunningFirst:
         kv.reserve()
         return kept
 
-    def _fits(self, sequence: Sequence, taken: dict[str, int]) -> bool:
-        """Take what a running request needs in this step; False if too few blocks are free."""
+    def _fits(self, sequence: Sequence, tokens: int, taken: dict[str, int]) -> bool:
+        """Take what a running request needs to compute ``tokens`` in this step; False if too few blocks are free."""
         ledger, kv = self._ledger, self._ledger.kv
         if not sequence.decoding:
-            return ledger.extend(sequence)
+            return ledger.extend(sequence, tokens)
         blocks = kv.held_after_step(sequence) - kv.held(sequence)
         if blocks > kv.free:
             return False
         kv.take(blocks)
         taken[sequence.request_id] = blocks
+        ledger.token_budget -= 1
         return True
 
     def reserve_decode(self) -> bool:
