@@ -1,4 +1,4 @@
-"""From tables of kernel times to functions that never fall: curves of GEMM and all-reduce, forms of attention."""
+"""Kernel fits: functions that never fall, from tables of kernel times: curves of GEMM, fitted forms of attention."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Curve:
         if count <= x[0]:
             return y[0]
         if count >= x[-1]:
-            return y[-1] * count / x[-1]
+            return y[-1] + max(0.0, y[-1]) * (count / x[-1] - 1.0)
         right = bisect_right(x, count)
         share = (count - x[right - 1]) / (x[right] - x[right - 1])
         return y[right - 1] + share * (y[right] - y[right - 1])
@@ -218,14 +218,20 @@ class DecodeAttention:
     error: float
 
 
-def decode_attention(rows: pd.DataFrame, beside: Callable[[float], float]) -> DecodeAttention:
+def decode_attention(
+    rows: pd.DataFrame, beside: Callable[[float], float], least_token_s: float = 0.0
+) -> DecodeAttention:
     """Fits measured decode attention (columns batch, length, s) by least squares.
 
+    Rows that took less than ``least_token_s`` a KV token, the time to read it from memory, count as taking that: they
+    read it from the GPU's cache, where a model of many layers does not keep it.
+
     Errors are relative to the row's seconds plus ``beside`` of its batch, the rest of a layer, and count by the square
-    root of its sequences, as those of large batches are in more output tokens. For each time a token,
-    the best floor and start of each batch size are found on their own; the time a token is then the one with the
-    smallest sum of errors. Raises `InputError` where there are too few rows.
+    root of its sequences, as those of large batches are in more output tokens. For each time a token, the best floor
+    and start of each batch size are found on their own; the time a token is then the one with the smallest sum of
+    errors. Raises `InputError` where there are too few rows.
     """
+    rows = rows.assign(s=np.maximum(rows["s"], least_token_s * rows["batch"] * rows["length"]))
     groups: list[tuple[int, Floats, Floats]] = [
         (batch, group["length"].to_numpy(dtype=np.float64) * batch, group["s"].to_numpy(dtype=np.float64))
         for batch in sorted(set(rows["batch"].tolist()))
@@ -240,9 +246,8 @@ def decode_attention(rows: pd.DataFrame, beside: Callable[[float], float]) -> De
     def hinges(slope: float) -> list[tuple[float, float, float]]:
         return [_hinge(kv, s, weight, slope) for _, kv, s, weight in by_batch]
 
-    largest = max(float(np.max(s / kv)) for _, kv, s, _ in by_batch)
     steepest = max(float(s[-1] / kv[-1]) for _, kv, s, _ in by_batch)
-    slope = _least(lambda each: sum(error for _, _, error in hinges(each)), 0.05 * steepest, min(largest, steepest))
+    slope = _least(lambda each: sum(error for _, _, error in hinges(each)), 0.05 * steepest, steepest)
     fitted = hinges(slope)
     batches = [batch for batch, _, _, _ in by_batch]
     floor = Curve.of(batches, [each for each, _, _ in fitted])
@@ -261,24 +266,25 @@ def _hinge(kv: Floats, seconds: Floats, weight: Floats, slope: float) -> tuple[f
     Rows are in order of ``kv``. For each split, the rows before it determine the floor and those after it the start,
     each as a weighted mean, which is least squares.
     """
-    above = seconds - slope * kv
-    best = (0.0, 0.0, float("inf"))
-    for split in range(1, len(kv)):
-        flat = float(np.average(seconds[:split], weights=weight[:split]))
-        start = float(np.average(above[split:], weights=weight[split:]))
-        error = float(np.sum(weight * (np.maximum(flat, start + slope * kv) - seconds) ** 2))
-        if error < best[2]:
-            best = (flat, start, error)
-    return best
+    grown = slope * kv
+    before = np.cumsum(weight)[:-1]
+    flat = np.cumsum(weight * seconds)[:-1] / before
+    after = np.sum(weight) - before
+    above = weight * (seconds - grown)
+    start = (np.sum(above) - np.cumsum(above)[:-1]) / after
+    predicted = np.maximum(flat[:, None], start[:, None] + grown)  # (splits, rows)
+    error = ((predicted - seconds) ** 2) @ weight
+    best = int(np.argmin(error))
+    return float(flat[best]), float(start[best]), float(error[best])
 
 
 def _least(error: Callable[[float], float], low: float, high: float) -> float:
     """Where ``error`` is least between two positive numbers: a coarse search, then golden section."""
-    grid = np.geomspace(low, high, 40)
+    grid = np.geomspace(low, high, 24)
     at = int(np.argmin([error(float(x)) for x in grid]))
     a, b = float(grid[max(0, at - 1)]), float(grid[min(len(grid) - 1, at + 1)])
     ratio = (5**0.5 - 1) / 2
-    for _ in range(40):
+    for _ in range(16):
         left, right = b - ratio * (b - a), a + ratio * (b - a)
         if error(left) <= error(right):
             b = right

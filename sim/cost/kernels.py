@@ -97,7 +97,8 @@ class KernelsCost:
         context, note = heads_like(tables.attention("context", shape.head_dim, cache), heads, kv_heads)
         generation, other = heads_like(tables.attention("generation", shape.head_dim, cache), heads, kv_heads)
         self.warnings += [f"kernels: {kind} {each}" for kind, each in (("prefill", note), ("decode", other)) if each]
-        prefill, decode = prefill_attention(context, layer.at), decode_attention(generation, layer.at)
+        read_s = model.kv_bytes_per_token(tp, cache) / layers / tables.peak_bytes_per_s
+        prefill, decode = prefill_attention(context, layer.at), decode_attention(generation, layer.at, read_s)
         self.known_error = _known_error(gpu, tables, {dtype, cache}, prefill.error, decode.error)
 
         # Small kernels, as AIConfigurator counts them: a latency each, and the bytes of activations in and out. Two
@@ -263,8 +264,9 @@ def _known_error(gpu: GPU, tables: KernelTables, dtypes: set[str], prefill: floa
     """What steps were compared with; elsewhere, how far the fitted attention is from the tables."""
     if gpu.name in COMPARED and tables.engine == "vllm" and dtypes <= {"fp16", "bf16"}:
         return (
-            "steps of Llama-3.1-8B without adapters within 5 % of AIConfigurator 0.12's, which sums the same kernels; "
-            "adapters, loads and whole runs are not compared on a GPU with this cost model"
+            "steps of Llama-3.1-8B without adapters within 5 % of AIConfigurator 0.12's, which sums the same kernels "
+            "(8 % at 4,096 tokens a sequence); adapters, loads and whole runs are not compared on a GPU with this cost "
+            "model"
         )
     return (
         f"not known: steps on {gpu.name} with {tables.engine}'s kernels in {' and '.join(sorted(dtypes))} are compared "

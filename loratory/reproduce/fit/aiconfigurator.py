@@ -42,7 +42,16 @@ def estimates() -> Iterator[dict[str, Any]]:
         for prompt in PROMPTS:
             for batch in BATCHES:
                 prefill, decode, _ = handle.run_static(batch_size=batch, isl=prompt, osl=OUTPUT)
-                values = (name, "vllm", version, batch, prompt, OUTPUT, f"{prefill:.3f}", f"{decode / (OUTPUT - 1):.4f}")
+                values = (
+                    name,
+                    "vllm",
+                    version,
+                    batch,
+                    prompt,
+                    OUTPUT,
+                    f"{prefill:.3f}",
+                    f"{decode / (OUTPUT - 1):.4f}",
+                )
                 yield dict(zip(COLUMNS, values, strict=True))
 
 
