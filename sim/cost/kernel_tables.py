@@ -126,8 +126,8 @@ class KernelTables:
         where = f"the kernel tables of {self.gpu.name} under {self.engine} {self.version}"
         if cache is None or kv_dtype not in caches:
             raise InputError(
-                f"{where} have no attention with a KV cache in {kv_dtype}, only in {', '.join(caches)}: choose one of "
-                "these"
+                f"memory.kv_cache_dtype: {where} have no attention with a KV cache in {kv_dtype}, only in "
+                f"{', '.join(caches)}: choose one of these"
             )
         if head_dim not in sizes:
             raise InputError(
