@@ -17,6 +17,8 @@ from loratory.sim.cost.lora_on_top import LoraOnTop
 from loratory.sim.cost.options import TransferOptions, parse
 
 _ACTIVATION_BYTES = 2
+_LOOSE = 0.03
+"""Mean error of decode attention, as a share of a layer's time, above which a run has a note."""
 
 
 class KernelsOptions(BaseModel):
@@ -99,6 +101,11 @@ class KernelsCost:
         self.warnings += [f"kernels: {kind} {each}" for kind, each in (("prefill", note), ("decode", other)) if each]
         read_s = model.kv_bytes_per_token(tp, cache) / layers / tables.peak_bytes_per_s
         prefill, decode = prefill_attention(context, layer.at), decode_attention(generation, layer.at, read_s)
+        if decode.error > _LOOSE:
+            self.warnings.append(
+                f"kernels: measured decode attention is not quite of the fitted form: {decode.error:.1%} of a layer's "
+                "time off on average"
+            )
         self.known_error = _known_error(gpu, tables, {dtype, cache}, prefill.error, decode.error)
 
         # Small kernels, as AIConfigurator counts them: a latency each, and the bytes of activations in and out. Two

@@ -270,6 +270,13 @@ def test_heads_that_were_not_measured_are_noted() -> None:
 
 
 @needs_tables
+def test_a_loose_fit_is_noted() -> None:
+    heads, loose = build(name="llama-2-7b", card="a100-80gb").warnings
+    assert "KV heads was not measured" in heads and "is not quite of the fitted form" in loose
+    assert build(card="a100-80gb").warnings == []
+
+
+@needs_tables
 def test_an_unknown_error_is_called_so() -> None:
     assert build().known_error.startswith("steps of Llama-3.1-8B without adapters within 5 %")
     assert build({"engine": "sglang"}).known_error.startswith("not known: steps on h100-80gb with sglang's kernels")
