@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Positive, Section
 
@@ -40,6 +40,37 @@ class RooflineCostSpec(Section):
         None, description="per layer: least time of decode attention"
     )
     all_reduce_latency_s: NotNegative | None = Field(None, description="per all-reduce of tensor parallelism")
+    lora_kernel_s: NotNegative | None = Field(None, description="per LoRA kernel of a merged module")
+    lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
+    lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
+    load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
+
+
+def _version_text(value: object) -> object:
+    """YAML reads 0.24 as a number and 0.24.0 as text: both are versions."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+class KernelsCostSpec(Section):
+    """From kernel times that AIConfigurator measured. An omitted key has the cost model's default."""
+
+    kind: Literal["kernels"] = Field(description="measured kernel times; needs loratory[kernels]")
+    engine: Literal["vllm", "sglang", "trtllm"] | None = Field(
+        None, description="whose kernels were measured: vLLM's (default), SGLang's or TensorRT-LLM's"
+    )
+    version: Annotated[Name, BeforeValidator(_version_text)] | None = Field(
+        None, description="version of that engine; by default the newest that has tables for the GPU"
+    )
+    dtype: Literal["fp16", "bf16", "fp8"] | None = Field(
+        None, description="as with roofline; by default the model's. 16-bit dtypes take the tables of bf16"
+    )
+    step_overhead_s: NotNegative | None = Field(
+        None, description="per step: host time that the GPU does not hide; 0 by default, as tables hold none"
+    )
+    host_layer_s: NotNegative | None = Field(
+        None, description="per layer: host time to launch its kernels; a step takes at least their sum"
+    )
+    link_efficiency: _Efficiency | None = Field(None, description="share of host link bandwidth, adapter loads")
     lora_kernel_s: NotNegative | None = Field(None, description="per LoRA kernel of a merged module")
     lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
@@ -91,7 +122,16 @@ class ProfileCostSpec(Section):
     scale: Positive = Field(1.0, description="multiplies every step time")
 
 
-CostSpec = Annotated[RooflineCostSpec | LinearCostSpec | ProfileCostSpec, Field(discriminator="kind")]
+CostSpec = Annotated[RooflineCostSpec | KernelsCostSpec | LinearCostSpec | ProfileCostSpec, Field(discriminator="kind")]
+
+OF_A_MODEL: tuple[type[Section], ...] = (RooflineCostSpec, KernelsCostSpec)
+"""Cost models that compute a model's steps from its shape and dtype; the others hold for the model measured."""
+
+
+def cost_dtype(cost: Section) -> str | None:
+    """``cost.dtype``: that of the weights, for time and memory alike; None where it is not given, or not a key."""
+    dtype: str | None = getattr(cost, "dtype", None)
+    return dtype
 
 
 class TiersSpec(Section):

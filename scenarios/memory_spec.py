@@ -15,11 +15,11 @@ class MemorySpec(Section):
     dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(
         None,
         description="dtype of the weights, for cost.kind linear or profile, whose step times hold for one dtype; "
-        "by default the model's. With roofline set cost.dtype",
+        "by default the model's. With roofline and kernels set cost.dtype",
     )
     kv_cache_dtype: Literal["fp16", "bf16", "fp8"] | None = Field(
         None,
-        description="dtype of the KV cache, for memory and roofline's decode attention; by default 16 bit as the model",
+        description="dtype of the KV cache, for memory and for attention by roofline and kernels; by default 16 bit",
     )
     overhead_bytes: Index | None = Field(
         None, description="CUDA context and libraries, outside PyTorch; by default 1,020 MiB"

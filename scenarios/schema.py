@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from loratory.errors import did_you_mean, several
 from loratory.scenarios.adapters_spec import AdaptersSpec
-from loratory.scenarios.cost_spec import CostSpec, RooflineCostSpec, TiersSpec
+from loratory.scenarios.cost_spec import OF_A_MODEL, CostSpec, RooflineCostSpec, TiersSpec
 from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
 from loratory.scenarios.popularity import PopularitySpec
@@ -48,7 +48,7 @@ class Scenario(Section):
     gpu: Name = Field(description="catalogue name, such as h100-80gb")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(), description="engine settings, vLLM's names")
     cost: CostSpec = Field(
-        default_factory=lambda: RooflineCostSpec(), description="cost model: roofline, linear or profile"
+        default_factory=lambda: RooflineCostSpec(), description="cost model: roofline, kernels, linear or profile"
     )
     memory: MemorySpec = Field(
         default_factory=MemorySpec, description="what the memory model assumes beyond the engine"
@@ -121,7 +121,7 @@ class Scenario(Section):
             raise wrong(problem, "adapters", "initial_tier")
 
     def _check_memory(self) -> None:
-        if self.cost.kind == "roofline" and self.memory.dtype is not None:
+        if isinstance(self.cost, OF_A_MODEL) and self.memory.dtype is not None:
             raise wrong(
                 "is for linear and profile costs: set cost.dtype instead, for time and memory", "memory", "dtype"
             )

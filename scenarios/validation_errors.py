@@ -122,7 +122,7 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
         hint = did_you_mean(tag, choices, "correct it")
         return f"has kind {shortened(tag, 60)!r}, which is not one of {', '.join(choices)}; {hint}"
     if kind == "union_tag_not_found":
-        return "needs kind: roofline, linear or profile"
+        return "needs kind: roofline, kernels, linear or profile"
     if kind in ("too_short", "string_too_short"):
         return "is empty: give at least one" if kind == "too_short" else "is empty: write something"
     if kind == "too_long":

@@ -16,7 +16,7 @@ from loratory.experiment.prepare import prepare
 from loratory.experiment.resolve import Built
 from loratory.experiment.run import Progress, run_prepared
 from loratory.reports.recorder import Recorder
-from loratory.scenarios.cost_spec import RooflineCostSpec
+from loratory.scenarios.cost_spec import cost_dtype
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
@@ -55,7 +55,7 @@ def execute_scenario(
             f"memory.kv_cache_dtype is {scenario.memory.kv_cache_dtype}, but the executor keeps its KV cache in "
             "executor.dtype: leave it out"
         )
-    if isinstance(scenario.cost, RooflineCostSpec) and scenario.cost.dtype == "fp8":
+    if cost_dtype(scenario.cost) == "fp8":
         raise InputError(
             "cost.dtype is fp8, but the executor computes in executor.dtype, which has at least 16 bits: leave it out"
         )

@@ -10,7 +10,7 @@ from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.scenarios.build import build_adapters
-from loratory.scenarios.cost_spec import RooflineCostSpec, TiersSpec
+from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
 from loratory.scenarios.registry_adapters import other_base
 from loratory.scenarios.schema import ClusterSpec, Scenario
 from loratory.serving.config import EngineConfig
@@ -99,14 +99,14 @@ def _router_note(cluster: ClusterSpec) -> str | None:
 def _memory_options(scenario: Scenario) -> MemoryOptions:
     """The settings of the memory model; ``cost.dtype`` is the dtype of the weights, for time and memory alike."""
     given = scenario.memory.model_dump(exclude_none=True)
-    if isinstance(scenario.cost, RooflineCostSpec) and scenario.cost.dtype is not None:
-        given["dtype"] = scenario.cost.dtype
+    if (dtype := cost_dtype(scenario.cost)) is not None:
+        given["dtype"] = dtype
     return MemoryOptions.model_validate(given)
 
 
 def _cost_options(scenario: Scenario) -> dict[str, object]:
     options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
-    if scenario.cost.kind == "roofline":
+    if isinstance(scenario.cost, OF_A_MODEL):
         options["target_modules"] = scenario.adapters.target_modules
         if scenario.memory.kv_cache_dtype is not None:
             options["kv_cache_dtype"] = scenario.memory.kv_cache_dtype

@@ -1,7 +1,8 @@
 """Cost and memory models: what a step, an adapter load and an adapter slot cost on given hardware.
 
 * `cost_model(kind, model, gpu, engine, options)` builds one of `RooflineCost` (datasheet and stated efficiencies),
-  `LinearCost` (published or fitted constants) and `ProfileCost` (fitted to measured steps). All are `CostModel`.
+  `KernelsCost` (measured kernels), `LinearCost` (published or fitted constants) and `ProfileCost` (fitted to measured
+  steps). All are `CostModel`.
 * `kv_blocks(model, gpu, engine, target_modules)` sizes the KV pool as vLLM does, or names the settings to lower.
 * `fit(samples)` turns measured steps into a `Profile`; `cold_load_seconds` adds up an adapter's hops.
 
@@ -24,7 +25,7 @@ from loratory.sim.cost.profile import Profile, ProfileCost, load_profile, profil
 from loratory.sim.cost.roofline import RooflineCost, RooflineOptions
 from loratory.sim.cost.transfer import TransferModel, cold_load_seconds
 
-KINDS: tuple[str, ...] = ("roofline", "linear", "profile")
+KINDS: tuple[str, ...] = ("roofline", "kernels", "linear", "profile")
 """What ``cost: {kind: ...}`` may be in a scenario."""
 
 
@@ -33,11 +34,16 @@ def cost_model(
 ) -> CostModel:
     """The cost model of ``kind`` with the other keys of a scenario's ``cost:`` mapping as ``options``.
 
-    Raises `InputError` for an unknown kind or key (nearest offered), a bad value, or a profile that is not there.
+    Raises `InputError` for an unknown kind or key (nearest offered), a bad value, a profile that is not there, and
+    for kernels that were not measured.
     """
     given = options or {}
     if kind == "roofline":
         return RooflineCost.from_options(model, gpu, engine.tensor_parallel_size, given)
+    if kind == "kernels":
+        from loratory.sim.cost.kernels import KernelsCost  # here, as it needs pandas and pyarrow, slow to import
+
+        return KernelsCost.from_options(model, gpu, engine.tensor_parallel_size, given)
     if kind == "linear":
         return LinearCost.from_options(given, engine.max_loras)
     if kind == "profile":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from loratory.reports.number_text import count
-from loratory.scenarios.cost_spec import RooflineCostSpec
+from loratory.scenarios.cost_spec import OF_A_MODEL, cost_dtype
 from loratory.scenarios.lengths import Lengths, Lognormal, Seconds
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
@@ -17,11 +17,11 @@ from loratory.sim.catalogue import ModelSpec
 
 def model_notes(scenario: Scenario, spec: ModelSpec) -> list[str]:
     """The dtype that the models of cost and memory assume, where the checkpoint or vLLM suggest another."""
-    roofline = isinstance(scenario.cost, RooflineCostSpec)
-    key = "cost.dtype" if roofline else "memory.dtype"
-    given = scenario.cost.dtype if isinstance(scenario.cost, RooflineCostSpec) else scenario.memory.dtype
+    of_a_model = isinstance(scenario.cost, OF_A_MODEL)
+    key = "cost.dtype" if of_a_model else "memory.dtype"
+    given = cost_dtype(scenario.cost) if of_a_model else scenario.memory.dtype
     if given is None and spec.saved_dtype == "fp32":
-        remedy = "cost: {kind: roofline, dtype: fp32}" if roofline else "memory: {dtype: fp32}"
+        remedy = "cost: {kind: roofline, dtype: fp32}" if of_a_model else "memory: {dtype: fp32}"
         return [
             f"{spec.name} is saved in float32; the cost and memory models take it in bfloat16, as vLLM does; "
             f"{remedy} keeps 32 bit"
