@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from loratory.cli.terminal import Json, complain, dump, progress, show
-from loratory.errors import InputError, did_you_mean
-from loratory.reproduce import REPRODUCTIONS, Reproduction, reproduce
+from loratory.errors import InputError, did_you_mean, several
+from loratory.reproduce import REPRODUCTIONS, TAKES_ROWS, Reproduction, reproduce
 
 FAILED = 1
 
@@ -26,6 +26,14 @@ def reproduce_command(
         Path | None, typer.Option("--docs", help="update the generated blocks of this Markdown page")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="list what can be reproduced, without running it")] = False,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", help="compare with these measurements instead; for one NAME that takes them"),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="set a key of each scenario, such as 'cost={kind: roofline}'; may be repeated"),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Simulate published measurements and compare the results.
@@ -36,6 +44,8 @@ def reproduce_command(
     from loratory.reproduce.page import with_block
 
     chosen = _chosen(names or [])
+    settings = tuple(override or ())
+    _check_given(chosen, rows, settings, docs)
     if listed:
         _list(chosen, as_json)
         return 0
@@ -48,7 +58,7 @@ def reproduce_command(
     with progress("reproducing") as tell:
         for number, name in enumerate(chosen):
             tell(name, number, len(chosen))
-            found.append(reproduce(name))
+            found.append(reproduce(name, rows, settings))
     if out is not None:
         _write(found, out)
     if markdown is not None:
@@ -71,6 +81,17 @@ def _chosen(names: Sequence[str]) -> list[str]:
             hint = did_you_mean(name, REPRODUCTIONS, f"choose from {', '.join(REPRODUCTIONS)}")
             raise InputError(f"reproduction {name!r} is unknown; {hint}")
     return list(dict.fromkeys(names)) or list(REPRODUCTIONS)
+
+
+def _check_given(chosen: Sequence[str], rows: Path | None, settings: Sequence[str], docs: Path | None) -> None:
+    """Refuse ``--rows`` and ``--set`` where a reproduction has no use for them."""
+    if rows is None and not settings:
+        return
+    option = "--set" if rows is None else "--rows"
+    if len(chosen) != 1 or chosen[0] not in TAKES_ROWS:
+        raise InputError(f"{option} needs the name of one reproduction that takes it: {several(TAKES_ROWS)}")
+    if docs is not None:
+        raise InputError(f"--docs writes what the published measurements give: remove {option}, or use --markdown")
 
 
 def _list(chosen: Sequence[str], as_json: bool) -> None:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 from loratory.errors import InputError
 from loratory.experiment.resolve import build
+from loratory.reproduce.agullo_cells import (
+    SCENARIO,
+    Cell,
+    CellFigures,
+    Cells,
+    cells_of,
+    figures_of,
+    published_cells,
+)
 from loratory.reproduce.cases import Case, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
 from loratory.scenarios.library_index import published_folder
@@ -17,69 +28,17 @@ from loratory.serving.config import EngineConfig
 from loratory.sim.catalogue import gpu, model
 from loratory.sim.cost import kv_blocks
 
-SCENARIO = "published/agullo-h100"
-RATES = (0.1, 0.05, 0.025)
-"""Requests/s of an adapter; each rate holds for a third of the adapters."""
-
-Cell = tuple[int, int]
-"""Slots (max_loras) and adapters."""
-
-FIT_CELLS: tuple[Cell, ...] = ((8, 8), (8, 192), (32, 384), (64, 192), (128, 128), (128, 384))
+FIT_CELLS: tuple[Cell, ...] = tuple(
+    Cell(*cell) for cell in ((8, 8), (8, 192), (32, 384), (64, 192), (128, 128), (128, 384))
+)
 """The cells whose mean ITL the step constants are fitted to: see `loratory.reproduce.fit.agullo`."""
 
 OOM = "out of memory"
-SMALL_TTFT_MS, LARGE_TTFT_MS = 100.0, 1000.0
 
 
-@dataclass(frozen=True, slots=True)
-class CellFigures:
-    """The figures of a cell that ran, measured or simulated. ``running``: mean number of running requests."""
-
-    completed: float
-    itl_ms: float
-    ttft_p50_ms: float
-    running: float
-    preemptions: int = 0
-    kv_peak: float = 0.0
-    """Largest share of the KV blocks in use at the start of a step; not known for published cells."""
-
-    @property
-    def side(self) -> str:
-        """The side of the two marks on which the median TTFT lies."""
-        if self.ttft_p50_ms < SMALL_TTFT_MS:
-            return "below 100 ms"
-        return "above 1 s" if self.ttft_p50_ms > LARGE_TTFT_MS else "between"
-
-
-def published_cells() -> dict[Cell, CellFigures | None]:
-    """Every cell of the published runs; None if the server ran out of memory and did not start."""
-    path = published_folder() / "measured" / "agullo_h100_vllm085_llama31_8b_r16.csv"
-    cells: dict[Cell, CellFigures | None] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            figures = None
-            if not row["out_of_memory"]:
-                figures = CellFigures(
-                    float(row["completed"]),
-                    float(row["itl_mean_ms"]),
-                    float(row["ttft_p50_ms"]),
-                    float(row["mean_running"]),
-                )
-            cells[int(row["slots"]), int(row["adapters"])] = figures
-    return dict(sorted(cells.items()))
-
-
-def changes(cell: Cell) -> tuple[str, ...]:
-    """The ``--set`` changes that turn the scenario into a cell. Higher rates get the remainder of the thirds."""
-    slots, adapters = cell
-    counts = [(adapters + 2 - turn) // 3 for turn in range(3)]
-    groups = [f"{{count: {count}, rate: {rate}}}" for count, rate in zip(counts, RATES, strict=True)]
-    return f"engine.max_loras={slots}", f"adapters.rates=[{', '.join(groups)}]"
-
-
-def blocks(cell: Cell) -> int | None:
+def blocks(cell: Cell, settings: Sequence[str] = ()) -> int | None:
     """KV blocks by the memory model; None if vLLM does not start according to the model."""
-    scenario = load_scenario(SCENARIO, changes(cell))
+    scenario = load_scenario(SCENARIO, [*cell.changes, *settings])
     try:
         return build(scenario).engine.num_gpu_blocks
     except InputError as error:
@@ -88,27 +47,14 @@ def blocks(cell: Cell) -> int | None:
         return None
 
 
-def figures_of(run: dict[str, Any], kv_blocks: int) -> CellFigures:
-    """The figures of a simulated cell. Running requests by Little's law: a running request gets a token every ITL."""
-    itl, engine = run["itl_s"]["mean"], run["engine"]
-    return CellFigures(
-        run["requests"]["completed"],
-        1e3 * itl,
-        1e3 * run["ttft_s"]["p50"],
-        itl * run["throughput"]["output_tokens_per_s"],
-        engine["preemptions"],
-        engine["max_kv_blocks"] / kv_blocks,
-    )
-
-
-def simulate_cells(cells: list[Cell]) -> dict[Cell, CellFigures | None]:
+def simulate_cells(cells: Sequence[Cell], settings: Sequence[str] = ()) -> Cells:
     """The figures of each cell; None if it does not start according to the memory model."""
-    pools = {cell: blocks(cell) for cell in cells}
+    pools = {cell: blocks(cell, settings) for cell in cells}
     started = [cell for cell in cells if pools[cell] is not None]
-    runs = run_cases([Case(SCENARIO, changes(cell)) for cell in started])
-    found: dict[Cell, CellFigures | None] = dict.fromkeys(cells)
-    for cell, [run] in zip(started, runs, strict=True):
-        found[cell] = figures_of(run, pools[cell] or 1)
+    runs = run_cases([Case(SCENARIO, (*cell.changes, *settings)) for cell in started])
+    found: Cells = dict.fromkeys(cells)
+    for cell, run in zip(started, runs, strict=True):
+        found[cell] = figures_of(run[0], pools[cell] or 1)
     return found
 
 
@@ -142,15 +88,15 @@ METRICS = {
 }
 
 
-def run_rows(published: dict[Cell, CellFigures | None], simulated: dict[Cell, CellFigures | None]) -> list[Row]:
-    """Published and simulated figures of each cell."""
+def run_rows(published: Cells, simulated: Cells, fitted: Sequence[Cell] = FIT_CELLS) -> list[Row]:
+    """Published and simulated figures of each cell; ``fitted``: those that set a constant."""
     rows = []
     for cell, theirs in published.items():
-        name, ours = f"{cell[0]} slots, {cell[1]} adapters", simulated[cell]
+        name, ours = cell.name, simulated[cell]
         if theirs is None or ours is None:
             rows.append(Row(name, "start", OOM if theirs is None else "runs", OOM if ours is None else "runs"))
             continue
-        use: Literal["fit", "test"] = "fit" if cell in FIT_CELLS else "test"
+        use: Literal["fit", "test"] = "fit" if cell in fitted else "test"
         for field, metric in METRICS.items():
             rows.append(Row(name, metric, getattr(theirs, field), getattr(ours, field), use))
     return rows
@@ -158,8 +104,8 @@ def run_rows(published: dict[Cell, CellFigures | None], simulated: dict[Cell, Ce
 
 def run_checks(
     rows: list[Row],
-    published: dict[Cell, CellFigures | None],
-    simulated: dict[Cell, CellFigures | None],
+    published: Cells,
+    simulated: Cells,
 ) -> list[Check]:
     """The promises on the runs.
 
@@ -191,8 +137,8 @@ def run_checks(
 
 def cliff_checks(simulated: dict[Cell, CellFigures]) -> list[Check]:
     """The cliff of over-provisioned slots: from 320 adapters on, 128 slots serve less than 64, for lack of KV cache."""
-    cliff = {cell for cell in simulated if cell[0] == 128 and cell[1] >= 320}
-    served = max(simulated[cell].completed / simulated[64, cell[1]].completed for cell in cliff)
+    cliff = {cell for cell in simulated if cell.slots == 128 and cell.adapters >= 320}
+    served = max(simulated[cell].completed / simulated[Cell(64, cell.adapters)].completed for cell in cliff)
     return [
         Check("cliff: completed with 128 slots over completed with 64, larger of 320 and 384 adapters", served, 0.95),
         Check("cliff: preemptions, fewer of the two cells", min(simulated[c].preemptions for c in cliff), 1000, True),
@@ -210,12 +156,62 @@ def cliff_checks(simulated: dict[Cell, CellFigures]) -> list[Check]:
     ]
 
 
-def reproduce() -> Reproduction:
-    """Every cell of both tables."""
-    return reproduction(published_cells())
+def reproduce(rows: Path | None = None, settings: Sequence[str] = ()) -> Reproduction:
+    """Every cell of both tables; or the cells in the file ``rows``, and with changed keys, no cell counts as fitted."""
+    if rows is None and not settings:
+        return reproduction(published_cells())
+    return given(
+        published_cells() if rows is None else cells_of(rows),
+        "published cells" if rows is None else str(rows),
+        settings,
+    )
 
 
-def reproduction(published: dict[Cell, CellFigures | None]) -> Reproduction:
+def given(cells: Cells, source: str, settings: Sequence[str] = ()) -> Reproduction:
+    """Cells of a user's, under a user's settings: every one is a prediction."""
+    simulated = simulate_cells(list(cells), settings)
+    rows = run_rows(cells, simulated, FIT_CELLS if not settings else ())
+    kind = load_scenario(SCENARIO, settings).cost.kind
+    return Reproduction(
+        name="agullo",
+        title=f"Agullo et al.: {len(cells)} cells, cost model {kind}",
+        source=source,
+        scenarios=("agullo-h100",),
+        fitted="See docs/fidelity.md for what the constants of the cost model were fitted to.",
+        rows=tuple(rows),
+        checks=tuple(given_checks(rows, cells, simulated, kind)),
+        not_modelled=NOT_MODELLED,
+    )
+
+
+def given_checks(rows: Sequence[Row], cells: Cells, simulated: Cells, kind: str) -> list[Check]:
+    """What a cost model promises of any cells: the roofline needs no measurement, so it promises less."""
+    both = {cell: (t, o) for cell, t in cells.items() if t is not None and (o := simulated[cell]) is not None}
+    wrong = sum((cells[cell] is None) != (simulated[cell] is None) for cell in cells)
+    checks = [Check("runs, cells wrongly out of memory or not", wrong, 0)]
+    if not both:
+        return checks
+    tested = [row if row.use == "test" else replace(row, use="test") for row in rows]
+    sides = sum(t.side == o.side for t, o in both.values()) / len(both)
+    share = Check("median TTFT, share of cells on the measured side of 100 ms and 1 s", sides, 0.95, at_least=True)
+    itl, completed = METRICS["itl_ms"], METRICS["completed"]
+    if kind != "roofline":
+        return [
+            *checks,
+            Check("completed requests, mean symmetric error", mean_error(tested, completed, symmetric=True), 0.03),
+            Check("mean ITL, mean symmetric error", mean_error(tested, itl, symmetric=True), 0.12),
+            share,
+        ]
+    factors = [max(o.itl_ms / t.itl_ms, t.itl_ms / o.itl_ms) for t, o in both.values()]
+    return [
+        *checks,
+        Check("mean ITL, mean relative error", mean_error(tested, itl), 0.20),
+        Check("mean ITL, largest factor by which a cell is off", max(factors), 1.6),
+        share,
+    ]
+
+
+def reproduction(published: Cells) -> Reproduction:
     """Both tables, the runs of some cells only (128 and 64 slots at 320 and 384 adapters among them)."""
     simulated = simulate_cells(list(published))
     rows, checks = memory_rows()

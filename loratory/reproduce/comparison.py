@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -97,7 +98,7 @@ class Reproduction:
         return asdict(self) | {"rows": rows, "checks": checks, "holds": self.holds}
 
 
-def mean_error(rows: tuple[Row, ...] | list[Row], metric: str, *, symmetric: bool = False) -> float:
+def mean_error(rows: Sequence[Row], metric: str, *, symmetric: bool = False) -> float:
     """Mean absolute relative error of a metric over its test rows, as a share.
 
     ``symmetric``: |simulated - published| / ((simulated + published) / 2), as in Agullo et al. Raises `ValueError` if

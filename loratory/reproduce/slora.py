@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from loratory.errors import InputError, several
 from loratory.reproduce.cases import Case, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
+from loratory.reproduce.rows import GivenRow, read_rows
 from loratory.scenarios.library_index import published_folder
 
 THROUGHPUT, LATENCY, FIRST, ATTAINMENT = "throughput, req/s", "mean latency, s", "mean TTFT, s", "attainment"
 
 SCENARIOS = {
-    "a10g_S1_slora": "published/slora-a10g",
-    "a10g_S1_no_mem": "published/slora-a10g-separate",
-    "a10g_S1_abort": "published/slora-a10g-abort",
-    "a100-80_S4_slora": "published/slora-a100",
+    "a10g_slora": "published/slora-a10g",
+    "a10g_dm": "published/slora-a10g",
+    "a10g_no_mem": "published/slora-a10g-separate",
+    "a10g_abort": "published/slora-a10g-abort",
+    "a100-80_slora": "published/slora-a100",
 }
-"""The scenario of each suite, by how the suite's name ends."""
+"""The scenario of each suite, by GPU and what its name ends with. ``dm``: a rerun with one pool (ablation_mem)."""
+
+RANKS = {"S1": (8,), "S2": (64, 32, 16, 8), "S4": (64, 32, 16)}
+"""Ranks of the adapters of each setting, repeating."""
+
+COLUMNS = (
+    *("suite", "setting", "num_adapters", "alpha", "req_rate", "cv", "duration_s"),
+    *("input_lo", "input_hi", "output_lo", "output_hi"),
+    *("throughput_req_s", "avg_latency_s", "avg_first_token_latency_s", "avg_attainment", "num_abort"),
+)
 
 FITTED = frozenset(
     {
@@ -62,33 +74,54 @@ class PublishedRun:
 
 def published() -> list[PublishedRun]:
     """Every run of the measured file, in its order."""
-    with (published_folder() / "measured" / "slora_mlsys24.csv").open(encoding="utf-8", newline="") as file:
-        return [_run(row) for row in csv.DictReader(file)]
+    return runs_of(published_folder() / "measured" / "slora_mlsys24.csv")
 
 
-def _run(row: dict[str, str]) -> PublishedRun:
-    suite = row["suite"].removeprefix("synthetic_")
+def runs_of(path: Path, settings: Sequence[str] = ()) -> list[PublishedRun]:
+    """The runs in a file of the same columns, with changed keys. Raises `InputError` for a bad file."""
+    return read_rows(path, COLUMNS, lambda row: _run(row, settings))
+
+
+def _run(row: GivenRow, settings: Sequence[str]) -> PublishedRun:
+    suite = row.text("suite").removeprefix("synthetic_")
+    setting = row.text("setting")
+    if setting not in RANKS:
+        raise InputError(f"{row.place}: setting {setting!r} is unknown: the settings are {several(RANKS)}")
     changes = (
-        f"adapters.count={row['num_adapters']}",
-        f"adapters.popularity.power={row['alpha']}",
-        f"workload.arrivals.gamma.rate={row['req_rate']}",
-        f"workload.arrivals.gamma.cv={row['cv']}",
-        f"workload.duration_s={row['duration_s']}",
-        f"workload.input_tokens.uniform=[{row['input_lo']},{int(row['input_hi']) - 1}]",
-        f"workload.output_tokens.uniform=[{row['output_lo']},{int(row['output_hi']) - 1}]",
+        f"adapters.count={row.whole('num_adapters')}",
+        f"adapters.ranks={list(RANKS[setting])}",
+        f"adapters.popularity.power={row.number('alpha'):g}",
+        f"workload.arrivals.gamma.rate={row.number('req_rate'):g}",
+        f"workload.arrivals.gamma.cv={row.number('cv'):g}",
+        f"workload.duration_s={row.number('duration_s'):g}",
+        f"workload.input_tokens.uniform=[{row.whole('input_lo')},{row.whole('input_hi') - 1}]",
+        f"workload.output_tokens.uniform=[{row.whole('output_lo')},{row.whole('output_hi') - 1}]",
     )
+    throughput, latency = row.number("throughput_req_s"), row.number("avg_latency_s")
+    if not throughput or not latency:
+        raise InputError(f"{row.place}: throughput_req_s and avg_latency_s should be above 0: correct them")
     return PublishedRun(
         suite,
-        f"{suite}: {row['num_adapters']} adapters, {row['req_rate']} req/s, cv {row['cv']}",
-        Case(next(name for end, name in SCENARIOS.items() if suite.endswith(end)), changes),
+        f"{suite}: {row.text('num_adapters')} adapters, {row.text('req_rate')} req/s, cv {row.text('cv')}",
+        Case(_scenario(suite, setting, row.place), (*changes, *settings)),
         BenchmarkFigures(
-            float(row["throughput_req_s"]),
-            float(row["avg_latency_s"]),
-            float(row["avg_first_token_latency_s"]),
-            float(row["avg_attainment"]),
-            int(row["num_abort"]),
+            throughput,
+            latency,
+            row.number("avg_first_token_latency_s"),
+            row.number("avg_attainment"),
+            row.whole("num_abort"),
         ),
     )
+
+
+def _scenario(suite: str, setting: str, place: str) -> str:
+    """The scenario of ``ablation_mem_a10g_S2_dm``: that of its GPU, before the setting, and of what follows it."""
+    before, _, mode = suite.partition(f"_{setting}_")
+    key = f"{before.rpartition('_')[2]}_{mode}"
+    if key not in SCENARIOS:
+        known = [f"..._{name.replace('_', '_SETTING_', 1)}" for name in SCENARIOS]
+        raise InputError(f"{place}: suite {suite!r} is unknown: names of suites are {several(known)}")
+    return SCENARIOS[key]
 
 
 def figures(run: dict[str, Any]) -> BenchmarkFigures:
@@ -107,16 +140,19 @@ def simulate(runs: Sequence[PublishedRun]) -> list[BenchmarkFigures]:
     return [figures(found[0]) for found in run_cases([run.simulation for run in runs], jobs=1)]
 
 
-def reproduce() -> Reproduction:
-    """All published runs against their simulations."""
+def reproduce(rows: Path | None = None, settings: Sequence[str] = ()) -> Reproduction:
+    """All published runs against their simulations; or the runs in the file ``rows``, and with changed keys."""
+    if rows is not None or settings:
+        path = published_folder() / "measured" / "slora_mlsys24.csv" if rows is None else rows
+        return given(runs_of(path, settings), "published runs" if rows is None else str(rows), settings)
     runs = published()
     found = list(zip(runs, simulate(runs), strict=True))
-    rows = [row for run, simulated in found for row in _rows(run, simulated)]
+    compared = [row for run, simulated in found for row in _rows(run, simulated)]
     return Reproduction(
         name="slora",
         title="S-LoRA (MLSys 2024): synthetic workloads on an A10G (Llama-7B) and an A100 (Llama-13B)",
         source="S-LoRA's repository, result files of benchmarks/paper/synthetic",
-        scenarios=tuple(SCENARIOS.values()),
+        scenarios=tuple(dict.fromkeys(SCENARIOS.values())),
         fitted=(
             "Decode and prefill steps without LoRA come from VTC's A10G profile. KV time in batches of mixed lengths, "
             "and LoRA time per token and per adapter, were fitted to three S1 rows (1 adapter at 2 req/s, 200 adapters "
@@ -125,14 +161,29 @@ def reproduce() -> Reproduction:
             "step time and the load time were fitted to the S4 rows with 0 and 400 adapters. All S1 and S4 rows were "
             "known when the form of the cost model was chosen."
         ),
-        rows=tuple(rows),
-        checks=tuple(_checks(found, rows)),
-        not_modelled=(
-            "HTTP, tokenising and detokenising: measured first tokens are about 0.1 s later.",
-            "The effect of the longest request on a decode step: one constant per KV token stands for batches of mixed "
-            "lengths, which take twice the time of a batch of equal lengths.",
-            "The copies by which separate memory grows and shrinks its adapter buffer.",
+        rows=tuple(compared),
+        checks=tuple(_checks(found, compared)),
+        not_modelled=NOT_MODELLED,
+    )
+
+
+def given(runs: Sequence[PublishedRun], source: str, settings: Sequence[str]) -> Reproduction:
+    """Runs of a user's, under a user's settings."""
+    rows = [row for run, simulated in zip(runs, simulate(runs), strict=True) for row in _rows(run, simulated)]
+    tested = [replace(row, use="test") for row in rows]
+    scenarios = tuple(dict.fromkeys(run.simulation.scenario for run in runs))
+    return Reproduction(
+        name="slora",
+        title=f"S-LoRA (MLSys 2024): {len(runs)} runs",
+        source=source,
+        scenarios=scenarios,
+        fitted="See docs/fidelity.md for what the constants of the cost model were fitted to.",
+        rows=tuple(tested if settings else rows),
+        checks=(
+            Check("mean error of throughput", mean_error(tested, THROUGHPUT), 0.02),
+            Check("mean error of mean latency", mean_error(tested, LATENCY), 0.06),
         ),
+        not_modelled=NOT_MODELLED,
     )
 
 
@@ -175,3 +226,11 @@ def mean_difference(rows: Iterable[Row], metric: str) -> float:
 
 def _apart(row: Row) -> float:
     return abs(float(row.simulated) - float(row.published))
+
+
+NOT_MODELLED = (
+    "HTTP, tokenising and detokenising: measured first tokens are about 0.1 s later.",
+    "The effect of the longest request on a decode step: one constant per KV token stands for batches of mixed "
+    "lengths, which take twice the time of a batch of equal lengths.",
+    "The copies by which separate memory grows and shrinks its adapter buffer.",
+)

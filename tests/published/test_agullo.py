@@ -10,15 +10,8 @@ import csv
 import numpy as np
 import pytest
 
-from loratory.reproduce.agullo import (
-    FIT_CELLS,
-    SCENARIO,
-    CellFigures,
-    changes,
-    figures_of,
-    published_cells,
-    reproduce,
-)
+from loratory.reproduce.agullo import FIT_CELLS, reproduce
+from loratory.reproduce.agullo_cells import SCENARIO, Cell, CellFigures, figures_of, published_cells
 from loratory.reproduce.cases import Case, run_case
 from loratory.reproduce.comparison import Reproduction
 from loratory.reproduce.fit import agullo, sharegpt
@@ -71,7 +64,7 @@ def test_the_cliff_is_the_fault_of_the_kv_pool(result: Reproduction) -> None:
     The rest of the way to 64 slots (74,000 requests) is the time 128 adapters take in each step.
     """
     [scarce] = [r for r in result.rows if r.case == "128 slots, 384 adapters" and r.metric == "completed requests"]
-    [run] = run_case(Case(SCENARIO, (*changes((128, 384)), "engine.num_gpu_blocks=60000")))
+    [run] = run_case(Case(SCENARIO, (*Cell(128, 384).changes, "engine.num_gpu_blocks=60000")))
     plenty = figures_of(run, 60_000)
     assert plenty.preemptions == 0 and plenty.kv_peak < 0.5
     assert not isinstance(scarce.simulated, str)
@@ -82,7 +75,7 @@ def test_a_cell_has_as_many_adapters_at_each_rate_as_published() -> None:
     with (published_folder() / "measured" / "agullo_h100_vllm085_llama31_8b_r16.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["rates_req_s"]]
     for row in rows:
-        scenario = load_scenario(SCENARIO, changes((int(row["slots"]), int(row["adapters"]))))
+        scenario = load_scenario(SCENARIO, Cell(int(row["slots"]), int(row["adapters"])).changes)
         rates = scenario.adapters.rates
         assert isinstance(rates, list)
         counts = {group.rate: group.count for group in rates}

@@ -103,8 +103,8 @@ def test_blocks_of_a_page_are_replaced_in_place() -> None:
 
 def test_a_failing_check_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for checks, code in (((KEPT, EXPLAINED), 0), ((MISSED,), 1)):
-        monkeypatch.setattr("loratory.cli.reproduce.reproduce", lambda name, checks=checks: made_up(*checks))
-        assert reproduce_command(["roofline"], None, None, None, False, False) == code
+        monkeypatch.setattr("loratory.cli.reproduce.reproduce", lambda *given, checks=checks: made_up(*checks))
+        assert reproduce_command(["roofline"], None, None, None, False, None, None, False) == code
         printed = capsys.readouterr()
         assert printed.out.count("rate 2 [a|b]") == 1 and ("checks fail for made-up" in printed.err) == bool(code)
     assert "FAILS" in printed.out

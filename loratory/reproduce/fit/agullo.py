@@ -21,7 +21,8 @@ import numpy as np
 
 from loratory.experiment.resolve import build
 from loratory.policies.fifo import Fifo
-from loratory.reproduce.agullo import FIT_CELLS, SCENARIO, Cell, changes, published_cells
+from loratory.reproduce.agullo import FIT_CELLS
+from loratory.reproduce.agullo_cells import SCENARIO, Cell, published_cells
 from loratory.reproduce.cases import over
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import load_scenario
@@ -66,9 +67,9 @@ def known() -> dict[str, float]:
 
 def simulated(work: tuple[Cell, Mapping[str, float]]) -> Means:
     """The means of a cell under constants."""
-    (slots, adapters), constants = work
+    cell, constants = work
     costs = [f"cost.{key}={value!r}" for key, value in constants.items()]
-    scenario = load_scenario(SCENARIO, [*changes((slots, adapters)), *costs])
+    scenario = load_scenario(SCENARIO, [*cell.changes, *costs])
     built = build(scenario)
     sums = np.zeros(7)
 
@@ -76,7 +77,7 @@ def simulated(work: tuple[Cell, Mapping[str, float]]) -> Means:
         if isinstance(event, Stepped) and event.shape.decode_seqs:
             shape, weight = event.shape, event.shape.decode_seqs * event.steps
             of = (shape.decode_seqs, shape.kv_tokens, shape.prefill_tokens, shape.distinct_adapters)
-            sums[:] += weight * np.array((event.load_s, *of, slots * shape.tokens, 1.0))
+            sums[:] += weight * np.array((event.load_s, *of, cell.slots * shape.tokens, 1.0))
 
     simulate(
         build_workload(scenario, 0, built.adapters),

@@ -1,0 +1,82 @@
+"""Rows: measurements in a CSV file, read and checked against the columns that a reproduction needs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TypeVar
+
+from loratory.errors import InputError, several
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRow:
+    """One row of a file. ``place`` names it in errors: ``more.csv:7``. Its methods raise `InputError`."""
+
+    place: str
+    values: dict[str, str]
+
+    def text(self, column: str) -> str:
+        """The text in a column; refused if it is empty."""
+        value = self.values[column].strip()
+        if not value:
+            raise InputError(f"{self.place}: {column} is empty: fill it in, or leave the row out")
+        return value
+
+    def number(self, column: str) -> float:
+        """The number in a column, at least 0."""
+        return self._number(column, self.text(column))
+
+    def whole(self, column: str) -> int:
+        """The whole number in a column, at least 0."""
+        value = self.number(column)
+        if value != int(value):
+            raise InputError(f"{self.place}: {column} is {value:g}: give a whole number")
+        return int(value)
+
+    def numbers(self, column: str) -> tuple[float, ...]:
+        """The numbers in a column, which spaces separate."""
+        return tuple(self._number(column, part) for part in self.text(column).split())
+
+    def _number(self, column: str, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not isfinite(value) or value < 0:
+            raise InputError(f"{self.place}: {column} is {text[:60]!r}: give a number of at least 0")
+        return value
+
+
+def read_rows(path: Path, columns: Iterable[str], read: Callable[[GivenRow], T]) -> list[T]:
+    """Every row of a CSV file as ``read`` makes it; further columns are allowed.
+
+    Raises `InputError` for a file that cannot be read, has no row, or lacks one of ``columns``; ``read`` may as well.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [read(row) for row in _checked(csv.DictReader(file), path, list(columns))]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text: give a CSV file") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is not CSV ({error}): correct it") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the path") from error
+
+
+def _checked(reader: csv.DictReader[str], path: Path, columns: list[str]) -> Iterator[GivenRow]:
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]}: its first line should name {several(columns, 20)}")
+    line = 1
+    for line, row in enumerate(reader, 2):
+        if any(row[column] is None for column in columns):
+            raise InputError(f"{path}:{line} has fewer columns than the first line: fill them in")
+        yield GivenRow(f"{path}:{line}", {column: str(value or "") for column, value in row.items()})
+    if line == 1:
+        raise InputError(f"{path} has no rows: add at least one below the line of column names")
