@@ -17,6 +17,7 @@ from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.sequence import Sequence
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import ExactEnvironment, succeed
+from loratory.sim.noise import StepNoise
 from loratory.sim.segment import Segment
 from loratory.sim.transfers import Transfers
 
@@ -48,7 +49,7 @@ class Replica:
 
     ``jump=False`` runs decode steps one at a time; times and decisions are the same, it only takes longer.
     ``ended(n)`` is called when n requests of this replica have ended. ``stall_plans``: plans in a row without a token
-    or an ended request after which the run counts as stalled (`StalledError`).
+    or an ended request after which the run counts as stalled (`StalledError`). ``noise``: that of the replica's steps.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Replica:
         ended: Callable[[int], None],
         jump: bool = True,
         stall_plans: int = STALL_PLANS,
+        noise: StepNoise | None = None,
     ) -> None:
         self.index = index
         self.engine = engine
@@ -70,6 +72,7 @@ class Replica:
         self._ended = ended
         self._jump = jump
         self._stall_plans = stall_plans
+        self._noise = noise
         self.feed = Feed()
         self._sync = engine.ledger.slots.sync
         self._clock = engine.ledger.clock
@@ -128,7 +131,7 @@ class Replica:
     def _run(self) -> Generator[Event, Any, None]:
         env, engine, feed = self._env, self.engine, self.feed
         ledger = engine.ledger
-        step_seconds = self._cost.step_seconds
+        step_seconds, noise = self._cost.step_seconds, self._noise
         now = env.now
         while True:
             if feed.next_at <= now:
@@ -152,7 +155,8 @@ class Replica:
             steps = 1
             if plan.prefills:
                 self._epoch = -1
-                now += step_seconds(plan.shape)
+                seconds = step_seconds(plan.shape)
+                now += seconds if noise is None else noise.prefill_seconds(seconds)
                 if not env.reach(now):
                     yield env.at(now)
             elif plan.decode_count:
@@ -166,6 +170,8 @@ class Replica:
                 steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
+                if noise is not None:
+                    noise.taken += steps
             engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s, None), now)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
@@ -177,7 +183,8 @@ class Replica:
         segment, done = self._segment, self._done
         if segment is None or plan.epoch != self._epoch or load_s > 0.0:  # the batch has changed, or it has waited
             shape = plan.shape
-            segment = self._segment = Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds)
+            line = self._cost.decode_line(shape)
+            segment = self._segment = Segment(now, shape, line, self._cost.step_seconds, self._noise)
             self._epoch = plan.epoch
             done = self._done = 0
         target = done + 1
