@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from loratory.scenarios.noise_spec import NOISE, NoiseSpec, UnmeasuredNoise
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Positive, Section
 
 _Efficiency = Annotated[float, Field(gt=0, le=1)]
@@ -44,6 +45,7 @@ class RooflineCostSpec(Section):
     lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
     load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
+    noise: UnmeasuredNoise = Field(None, description=NOISE)
 
 
 class LinearCostSpec(Section):
@@ -81,6 +83,7 @@ class LinearCostSpec(Section):
     load_per_rank_s: NotNegative = Field(0.0, description="per load, times the adapter's rank")
     load_per_byte_s: NotNegative = Field(0.0, description="per load, times the adapter's size in bytes")
     source: Name | None = Field(None, description="where the constants come from, for the report")
+    noise: UnmeasuredNoise = Field(None, description=NOISE)
 
 
 class ProfileCostSpec(Section):
@@ -89,9 +92,21 @@ class ProfileCostSpec(Section):
     kind: Literal["profile"] = Field(description="a measured profile")
     profile: NameOrFile = Field(description="a profile's name, or its file")
     scale: Positive = Field(1.0, description="multiplies every step time")
+    noise: NoiseSpec | None = Field(None, description=NOISE)
 
 
-CostSpec = Annotated[RooflineCostSpec | LinearCostSpec | ProfileCostSpec, Field(discriminator="kind")]
+def _roofline_by_default(value: Any) -> Any:
+    """Without a kind, and with keys of roofline only, it is roofline, as without any cost."""
+    if isinstance(value, dict) and "kind" not in value and set(value) <= set(RooflineCostSpec.model_fields):
+        return {"kind": "roofline", **value}
+    return value
+
+
+CostSpec = Annotated[
+    RooflineCostSpec | LinearCostSpec | ProfileCostSpec,
+    Field(discriminator="kind"),
+    BeforeValidator(_roofline_by_default),
+]
 
 
 class TiersSpec(Section):
@@ -109,6 +124,11 @@ class TiersSpec(Section):
     )
     disk_latency_s: NotNegative | None = Field(
         None, description="time to open and parse the files, s; by default as a profile measured it, else 0.01"
+    )
+    disk_first_read_s: NotNegative = Field(
+        0.0,
+        description="added to a replica's first read of each adapter that starts on disk, s: the disk is cold then, "
+        "and later reads come from the operating system's cache",
     )
     remote_bandwidth_bytes_s: Positive = Field(1.25e9, description="remote storage to disk, bytes/s")
     remote_latency_s: NotNegative = Field(0.2, description="time before the first byte of a download, s")

@@ -243,6 +243,8 @@ class Replica:
         self.engine.expect_loads(plan, start)
         waits = []
         for load in loads:
+            if (cold_s := transfers.first_read_s(load)) and (load.prefetch or not self._sync):
+                self.engine.expect_load(load.adapter.name, start + load.seconds(self._cost) + cold_s)
             if self._sync and not load.prefetch:
                 waits.append(env.process(transfers.bring(load, None)))
             else:

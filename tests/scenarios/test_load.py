@@ -116,7 +116,7 @@ def test_a_scenario_loads_with_defaults() -> None:
         ("gpu: h100-80gb", "gpu: h100-80gb\nseeds: [1, 1]", 4, "seeds repeats an entry"),
         ("gpu: h100-80gb", "gpu: h100-80gb\npolicies: []", 4, "policies is empty"),
         ("gpu: h100-80gb", "gpu: h100-80gb\ncost: {kind: liner}", 4, "did you mean 'linear'?"),
-        ("gpu: h100-80gb", "gpu: h100-80gb\ncost: {step_overhead_s: 1}", 4, "needs kind: roofline, linear or profile"),
+        ("gpu: h100-80gb", "gpu: h100-80gb\ncost: {decode_base_s: 1}", 4, "needs kind: roofline, linear or profile"),
         ("gpu: h100-80gb", "gpu: h100-80gb\ncost: {kind: linear, decode_bas_s: 1}", 4, "did you mean 'decode_base_s'?"),
         ("gpu: h100-80gb", "gpu: h100-80gb\ncost: {kind: linear}", 4, "cost.decode_base_s is missing"),
         ("gpu: h100-80gb", "gpu: h100-80gb\ntenants: {map: by_adaptor}", 4, "did you mean 'by_adapter'?"),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from loratory.errors import InputError
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import BatchShape
-from loratory.sim.cost import Profile, ProfileCost, evaluate, fit, load_profile
+from loratory.sim.cost import LinearCost, LinearOptions, Profile, ProfileCost, evaluate, fit, load_profile
+from loratory.sim.cost.base import fitted_ranges
 from loratory.sim.cost.nnls import nnls
 from loratory.sim.cost.profile import LoadTime
 
@@ -180,17 +181,12 @@ def test_an_unknown_profile_is_refused() -> None:
         load_profile("nothing-like-it")
 
 
-def test_out_of_range_is_said_once() -> None:
+def test_a_profile_tells_the_ranges_that_it_was_fitted_in() -> None:
     cost = ProfileCost(Profile(name="p", coefficients={"step": 1.0}, ranges={"decode_seqs": 8, "kv_tokens": 100}))
-    cost.step_seconds(BatchShape(decode_seqs=8, kv_tokens=100))
+    assert fitted_ranges(cost) == ("profile p", {"decode_seqs": 8, "kv_tokens": 100})
+    cost.step_seconds(BatchShape(decode_seqs=9, kv_tokens=500))
     assert cost.warnings == []
-    for _ in range(3):
-        cost.step_seconds(BatchShape(decode_seqs=9, kv_tokens=50))
-        cost.decode_line(BatchShape(decode_seqs=9, kv_tokens=50))
-    assert len(cost.warnings) == 1
-    assert "decode_seqs reached 9, beyond the 8" in cost.warnings[0]
-    cost.step_seconds(BatchShape(decode_seqs=1, kv_tokens=101))
-    assert len(cost.warnings) == 2
+    assert fitted_ranges(LinearCost(LinearOptions(decode_base_s=1.0))) is None
 
 
 def test_loads_come_from_the_profile() -> None:
