@@ -11,7 +11,7 @@ from typing import Any
 from simpy import AllOf, Event, Interrupt
 
 from loratory.serving.engine import Engine
-from loratory.serving.plan import AdapterLoad, StepPlan, StepResult
+from loratory.serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
 from loratory.serving.request import Request
 from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.sequence import Sequence
@@ -131,7 +131,6 @@ class Replica:
     def _run(self) -> Generator[Event, Any, None]:
         env, engine, feed = self._env, self.engine, self.feed
         ledger = engine.ledger
-        step_seconds, noise = self._cost.step_seconds, self._noise
         now = env.now
         while True:
             if feed.next_at <= now:
@@ -155,8 +154,7 @@ class Replica:
             steps = 1
             if plan.prefills:
                 self._epoch = -1
-                seconds = step_seconds(plan.shape)
-                now += seconds if noise is None else noise.prefill_seconds(seconds)
+                now += self._prefill_seconds(plan.shape)
                 if not env.reach(now):
                     yield env.at(now)
             elif plan.decode_count:
@@ -170,8 +168,6 @@ class Replica:
                 steps = self._target - self._done
                 self._done = self._target
                 self._target = 0
-                if noise is not None:
-                    noise.taken += steps
             engine.commit(plan, StepResult(steps, self._sampled(plan, steps), load_s, None), now)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
@@ -182,6 +178,7 @@ class Replica:
         """
         segment, done = self._segment, self._done
         if segment is None or plan.epoch != self._epoch or load_s > 0.0:  # the batch has changed, or it has waited
+            self._leave_segment()
             shape = plan.shape
             line = self._cost.decode_line(shape)
             segment = self._segment = Segment(now, shape, line, self._cost.step_seconds, self._noise)
@@ -197,6 +194,20 @@ class Replica:
                 target = segment.first_at_or_after(disturbed_at, target, last) if disturbed_at < inf else last
         self._target = target
         return segment
+
+    def _leave_segment(self) -> None:
+        """The steps of the segment that are committed have had their noise."""
+        if self._noise is not None:
+            self._noise.taken += self._done
+        self._done = 0
+
+    def _prefill_seconds(self, shape: BatchShape) -> float:
+        """Seconds of a step with prompt tokens, which comes after the segment."""
+        seconds = self._cost.step_seconds(shape)
+        if self._noise is None:
+            return seconds
+        self._leave_segment()
+        return self._noise.prefill_seconds(seconds)
 
     def _next_end(self) -> int:
         """The decode clock at which the model ends the next output."""

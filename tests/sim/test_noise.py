@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from lab import examples, run
 from roster import POLICIES
 
+from loratory.serving.config import EngineConfig
 from loratory.sim.noise import BLOCK, CHUNK, NoiseOptions, StepNoise, level_of
-from loratory.testing import World, assert_run, worlds
+from loratory.testing import ToyCost, World, assert_run, workload, worlds
 
 SEEDS = st.integers(0, 2**32 - 1)
 POOL = st.lists(st.floats(0.2, 5.0), min_size=1, max_size=200).map(tuple)
@@ -146,3 +147,19 @@ def test_seeds_and_replicas_have_their_own_noise() -> None:
     given_noise = NoiseOptions(cv=0.1)
     found = [seconds_of(made(given_noise, *which), 100).tolist() for which in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert found[0] == found[3] and found[0] != found[1] != found[2] != found[0]
+
+
+WAYS = [{}, *([{"async_scheduling": True}] if "async_scheduling" in EngineConfig.model_fields else [])]
+
+
+@pytest.mark.parametrize("config", WAYS)
+@pytest.mark.parametrize("jump", [True, False])
+def test_every_step_has_noise(config: dict[str, bool], jump: bool) -> None:
+    """With a level of 2 each step takes twice as long, those with prompt tokens and those that only decode."""
+    rows = [{"at": 0.0, "prompt": 40, "out": 30}, {"at": 0.0, "prompt": 9, "out": 12}]
+    world = World(workload(rows), (), EngineConfig(max_num_seqs=4, num_gpu_blocks=99, **config), ToyCost())
+    twice = StepNoise(NoiseOptions(), np.random.default_rng(0), level=2.0)
+    plain, slow = (run(world, "fifo", jump=jump, noise=noise) for noise in (None, lambda _: twice))
+    for kind in ("Stepped", "Ended"):
+        assert [event[1] * 2 for event in plain.of(kind)] == pytest.approx([event[1] for event in slow.of(kind)])
+    assert len(plain.of("Stepped")) == len(slow.of("Stepped"))
