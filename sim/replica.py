@@ -178,10 +178,8 @@ class Replica:
         """
         segment, done = self._segment, self._done
         if segment is None or plan.epoch != self._epoch or load_s > 0.0:  # the batch has changed, or it has waited
-            self._leave_segment()
             shape = plan.shape
-            line = self._cost.decode_line(shape)
-            segment = self._segment = Segment(now, shape, line, self._cost.step_seconds, self._noise)
+            segment = self._segment = self._new_segment(now, shape)
             self._epoch = plan.epoch
             done = self._done = 0
         target = done + 1
@@ -194,20 +192,6 @@ class Replica:
                 target = segment.first_at_or_after(disturbed_at, target, last) if disturbed_at < inf else last
         self._target = target
         return segment
-
-    def _leave_segment(self) -> None:
-        """The steps of the segment that are committed have had their noise."""
-        if self._noise is not None:
-            self._noise.taken += self._done
-        self._done = 0
-
-    def _prefill_seconds(self, shape: BatchShape) -> float:
-        """Seconds of a step with prompt tokens, which comes after the segment."""
-        seconds = self._cost.step_seconds(shape)
-        if self._noise is None:
-            return seconds
-        self._leave_segment()
-        return self._noise.prefill_seconds(seconds)
 
     def _next_end(self) -> int:
         """The decode clock at which the model ends the next output."""
@@ -263,6 +247,25 @@ class Replica:
         if waits:
             yield AllOf(env, waits)
         return env.now - start
+
+    def _new_segment(self, now: float, shape: BatchShape) -> Segment:
+        """The segment of a batch that begins to decode now."""
+        self._leave_segment()
+        return Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds, self._noise)
+
+    def _leave_segment(self) -> None:
+        """The steps of the segment that are committed have had their noise."""
+        if self._noise is not None:
+            self._noise.taken += self._done
+        self._done = 0
+
+    def _prefill_seconds(self, shape: BatchShape) -> float:
+        """Seconds of a step with prompt tokens, which comes after the segment."""
+        seconds = self._cost.step_seconds(shape)
+        if self._noise is None:
+            return seconds
+        self._leave_segment()
+        return self._noise.prefill_seconds(seconds)
 
     def _loaded(self, load: AdapterLoad) -> None:
         self.engine.loaded(load.adapter.name, load.prefetch)
