@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_share, usage, waiting
+from loratory.reports.fitted_ranges import beyond_fit, sentences
 from loratory.reports.outcomes import outcomes
 from loratory.reports.run_columns import WAITS, RunColumns, present
 from loratory.reports.slo import judge
-from loratory.reports.stats import describe, describe_weighted, grouped_percentiles, grouped_sum
+from loratory.reports.stats import cleaned, describe, describe_weighted, grouped_percentiles, grouped_sum
 from loratory.reports.tenant_service import jain, service_of
 from loratory.serving.workload import Floats
 
@@ -35,6 +36,7 @@ def run_object(run: RunColumns) -> dict[str, Any]:
     per_tenant = _per_tenant(run)
     share = np.array([row["service"] / row["weight"] for row in per_tenant])
     steps = Steps(run)
+    beyond = cleaned(beyond_fit(run))
     found = {
         "scenario": run.info.scenario,
         "policy": run.info.policy,
@@ -68,7 +70,8 @@ def run_object(run: RunColumns) -> dict[str, Any]:
         "bottleneck": "none",
         "advice": [],
         "slo": judge(run, gaps),
-        "warnings": list(run.info.warnings),
+        "warnings": [*run.info.warnings, *sentences(beyond)],
+        "beyond_fit": beyond,
         "per_tenant": per_tenant,
         "per_adapter": _per_adapter(run),
     }

@@ -24,7 +24,8 @@ class RunInfo:
     replicas. ``refusals`` counts what the ledger refused the policy, by action and reason.
     ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch; None: not known.
     ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and ``digest`` of
-    their content.
+    their content. ``fitted``: the cost model's name in notes, and the largest value of each field of a step's shape
+    that it was fitted to; None where no ranges are known.
     """
 
     scenario: str
@@ -51,3 +52,4 @@ class RunInfo:
     refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ceiling_tokens_per_s: float | None = None
     identities: Mapping[str, Mapping[str, str | int | None]] = field(default_factory=dict)
+    fitted: tuple[str, Mapping[str, float]] | None = None

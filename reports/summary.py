@@ -24,6 +24,7 @@ _NOT_METRICS = {
     "per_tenant",
     "per_adapter",
     "warnings",
+    "beyond_fit",
     "rejected",
     "truncated.why",
     "truncated.adapters",

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loratory.reports.bottlenecks import advice, bottlenecks, utilisation
+from loratory.reports.fitted_ranges import warnings_of
 from loratory.reports.groups import LONG_S, TOO_LONG_S, starving
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.outcomes import reason_of
 from loratory.reports.policy_differences import costs, differ, one_request, sameness
+from loratory.reports.seeds import seed_notes
 from loratory.reports.slo import ATTAINMENT, SloLimit, read_slo
 from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict, by_policy
 from loratory.reports.warmup import warmup_notes
@@ -202,13 +204,14 @@ def _cautions(policies: list[PolicyRuns]) -> list[Verdict]:
         text = f"{listed(oracles)} {verb} given true output lengths (an oracle), which no policy knows in production."
         found.append(Verdict("Caution", "bad", text))
     found += [Verdict("Warm-up", "note", text) for text in warmup_notes([r for p in policies for r in p.runs])]
+    found += [Verdict("Seeds", "note", text) for text in seed_notes([r for p in policies for r in p.runs])]
     warnings: dict[str, list[str]] = {}
-    for policy in policies:
-        for run in policy.runs:
-            for warning in run["warnings"]:
-                names = warnings.setdefault(warning, [])
-                if policy.name not in names:
-                    names.append(policy.name)
+    named_runs = [(policy.name, run) for policy in policies for run in policy.runs]
+    for (name, _), texts in zip(named_runs, warnings_of([run for _, run in named_runs]), strict=True):
+        for warning in texts:
+            names = warnings.setdefault(warning, [])
+            if name not in names:
+                names.append(name)
     for warning, names in warnings.items():
         named = len(names) == len(policies) or warning.startswith(f"{names[0]}: ")
         found.append(Verdict("Caution", "note", warning if named else f"{warning} ({listed(names)})"))

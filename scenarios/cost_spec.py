@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from loratory.scenarios.noise_spec import NOISE, NoiseSpec, UnmeasuredNoise
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Positive, Section
 
 _Efficiency = Annotated[float, Field(gt=0, le=1)]
@@ -44,6 +45,7 @@ class RooflineCostSpec(Section):
     lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
     load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
+    noise: UnmeasuredNoise = Field(None, description=NOISE)
 
 
 def _version_text(value: object) -> object:
@@ -75,6 +77,7 @@ class KernelsCostSpec(Section):
     lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
     load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
+    noise: UnmeasuredNoise = Field(None, description=NOISE)
 
 
 class LinearCostSpec(Section):
@@ -112,6 +115,7 @@ class LinearCostSpec(Section):
     load_per_rank_s: NotNegative = Field(0.0, description="per load, times the adapter's rank")
     load_per_byte_s: NotNegative = Field(0.0, description="per load, times the adapter's size in bytes")
     source: Name | None = Field(None, description="where the constants come from, for the report")
+    noise: UnmeasuredNoise = Field(None, description=NOISE)
 
 
 class ProfileCostSpec(Section):
@@ -120,9 +124,8 @@ class ProfileCostSpec(Section):
     kind: Literal["profile"] = Field(description="a measured profile")
     profile: NameOrFile = Field(description="a profile's name, or its file")
     scale: Positive = Field(1.0, description="multiplies every step time")
+    noise: NoiseSpec | None = Field(None, description=NOISE)
 
-
-CostSpec = Annotated[RooflineCostSpec | KernelsCostSpec | LinearCostSpec | ProfileCostSpec, Field(discriminator="kind")]
 
 OF_A_MODEL: tuple[type[Section], ...] = (RooflineCostSpec, KernelsCostSpec)
 """Cost models that compute a model's steps from its shape and dtype; the others hold for the model measured."""
@@ -132,6 +135,20 @@ def cost_dtype(cost: Section) -> str | None:
     """``cost.dtype``: that of the weights, for time and memory alike; None where it is not given, or not a key."""
     dtype: str | None = getattr(cost, "dtype", None)
     return dtype
+
+
+def _roofline_by_default(value: Any) -> Any:
+    """Without a kind, and with keys of roofline only, it is roofline, as without any cost."""
+    if isinstance(value, dict) and "kind" not in value and set(value) <= set(RooflineCostSpec.model_fields):
+        return {"kind": "roofline", **value}
+    return value
+
+
+CostSpec = Annotated[
+    RooflineCostSpec | KernelsCostSpec | LinearCostSpec | ProfileCostSpec,
+    Field(discriminator="kind"),
+    BeforeValidator(_roofline_by_default),
+]
 
 
 class TiersSpec(Section):
@@ -149,6 +166,11 @@ class TiersSpec(Section):
     )
     disk_latency_s: NotNegative | None = Field(
         None, description="time to open and parse the files, s; by default as a profile measured it, else 0.01"
+    )
+    disk_first_read_s: NotNegative = Field(
+        0.0,
+        description="added to a replica's first read of each adapter that starts on disk, s: the disk is cold then, "
+        "and later reads come from the operating system's cache",
     )
     remote_bandwidth_bytes_s: Positive = Field(1.25e9, description="remote storage to disk, bytes/s")
     remote_latency_s: NotNegative = Field(0.2, description="time before the first byte of a download, s")

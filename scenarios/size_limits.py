@@ -52,6 +52,8 @@ _LIMITS: tuple[tuple[str, float], ...] = (
     (r"engine\.(max_num_batched_tokens|max_model_len|long_prefill_token_threshold)", 100_000_000),
     (r"engine\.num_gpu_blocks", 1_000_000_000),
     (r"cluster\.replicas", 10_000),
+    (r"cost\.noise\.(cv|run_cv)", 10),
+    (r"cost\.noise\.stall_rate_hz", 1_000),
     (r"executor\.(threads|time_scale)", 1_000_000),
     (r"tenants\.map\.groups", 1_000_000),
     (r"tenants\..*priority.*", 1_000_000_000),

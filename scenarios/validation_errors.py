@@ -68,6 +68,8 @@ def _path(item: ErrorDetails, raw: Any) -> Path:
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
         if isinstance(here, dict):
+            if not last and part == here.get("kind") and isinstance(here.get(part), str):
+                continue  # the name of a union's branch, and also a key: cost.profile
             key = next((k for k in here if k == part or str(k) == str(part)), None)
             if key is not None or (last and item["type"] in ("missing", "extra_forbidden")):
                 path.append(part if key is None else key)

@@ -25,6 +25,7 @@ from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
 from loratory.serving.workload import RequestMaker, Workload
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import LATE, URGENT, ExactEnvironment, urge
+from loratory.sim.noise import StepNoise
 from loratory.sim.replica import Feed, Replica
 from loratory.sim.routers import ReplicaView, RoundRobin, Router
 from loratory.sim.transfers import Transfers
@@ -219,11 +220,13 @@ def simulate(
     jump: bool = True,
     stall_plans: int = STALL_PLANS,
     engine: Callable[..., Engine] = Engine,
+    noise: Callable[[int], StepNoise] | None = None,
 ) -> RunEnd:
     """Run a workload to its end, or to second ``cutoff_s``, where unfinished requests are aborted.
 
     ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
     when nothing can happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
+    ``noise(i)`` is the noise of replica i's steps; without it they take what the cost model says.
     Raises `InputError` for a policy with a member that cannot be meant, and `PolicyError` when the policy fails.
     """
     env = ExactEnvironment()
@@ -231,7 +234,8 @@ def simulate(
     for index in range(replicas):
         listener = cluster.sink_of(None if sink is None else sink(index))
         made = engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
-        cluster.add(Replica(env, index, made, cost, Transfers(env, cost), cluster.ended, jump, stall_plans))
+        transfers, scatter = Transfers(env, cost), None if noise is None else noise(index)
+        cluster.add(Replica(env, index, made, cost, transfers, cluster.ended, jump, stall_plans, scatter))
     if not len(workload):
         return RunEnd(0.0, 0, False, 0)
     if replicas == 1 and (workload.concurrency is None or workload.after is not None):

@@ -11,12 +11,13 @@ from typing import Any
 from simpy import AllOf, Event, Interrupt
 
 from loratory.serving.engine import Engine
-from loratory.serving.plan import AdapterLoad, StepPlan, StepResult
+from loratory.serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
 from loratory.serving.request import Request
 from loratory.serving.run_end import STALL_PLANS, stall_error
 from loratory.serving.sequence import Sequence
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import ExactEnvironment, succeed
+from loratory.sim.noise import StepNoise
 from loratory.sim.segment import Segment
 from loratory.sim.transfers import Transfers
 
@@ -48,7 +49,7 @@ class Replica:
 
     ``jump=False`` runs decode steps one at a time; times and decisions are the same, it only takes longer.
     ``ended(n)`` is called when n requests of this replica have ended. ``stall_plans``: plans in a row without a token
-    or an ended request after which the run counts as stalled (`StalledError`).
+    or an ended request after which the run counts as stalled (`StalledError`). ``noise``: that of the replica's steps.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Replica:
         ended: Callable[[int], None],
         jump: bool = True,
         stall_plans: int = STALL_PLANS,
+        noise: StepNoise | None = None,
     ) -> None:
         self.index = index
         self.engine = engine
@@ -70,6 +72,7 @@ class Replica:
         self._ended = ended
         self._jump = jump
         self._stall_plans = stall_plans
+        self._noise = noise
         self.feed = Feed()
         self._sync = engine.ledger.slots.sync
         self._clock = engine.ledger.clock
@@ -133,7 +136,6 @@ class Replica:
     def _run(self) -> Generator[Event, Any, None]:
         env, engine, feed = self._env, self.engine, self.feed
         ledger = engine.ledger
-        step_seconds = self._cost.step_seconds
         now = env.now
         while True:
             if feed.next_at <= now:
@@ -154,7 +156,7 @@ class Replica:
             steps = 1
             if plan.prefills:
                 self._epoch = -1
-                now += step_seconds(plan.shape)
+                now += self._prefill_seconds(plan.shape)
                 if not env.reach(now):
                     yield env.at(now)
             elif plan.decode_count:
@@ -209,7 +211,7 @@ class Replica:
             now = env.now
             if plan.prefills:
                 self._epoch = -1
-                now += self._cost.step_seconds(plan.shape)
+                now += self._prefill_seconds(plan.shape)
             elif decodes:
                 segment = self._begin_decode(plan, now, load_s)
                 self._done += 1
@@ -245,7 +247,7 @@ class Replica:
         segment = self._segment
         if segment is None or plan.epoch != self._epoch or load_s > 0.0:
             shape = plan.shape
-            segment = self._segment = Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds)
+            segment = self._segment = self._new_segment(now, shape)
             self._epoch = plan.epoch
             self._done = 0
         return segment
@@ -320,6 +322,8 @@ class Replica:
         self.engine.expect_loads(plan, start)
         waits = []
         for load in loads:
+            if (cold_s := transfers.first_read_s(load)) and (load.prefetch or not self._sync):
+                self.engine.expect_load(load.adapter.name, start + load.seconds(self._cost) + cold_s)
             if self._sync and not load.prefetch:
                 waits.append(env.process(transfers.bring(load, None)))
             else:
@@ -327,6 +331,25 @@ class Replica:
         if waits:
             yield AllOf(env, waits)
         return env.now - start
+
+    def _new_segment(self, now: float, shape: BatchShape) -> Segment:
+        """The segment of a batch that begins to decode now."""
+        self._leave_segment()
+        return Segment(now, shape, self._cost.decode_line(shape), self._cost.step_seconds, self._noise)
+
+    def _leave_segment(self) -> None:
+        """The steps of the segment that are committed have had their noise."""
+        if self._noise is not None:
+            self._noise.taken += self._done
+        self._done = 0
+
+    def _prefill_seconds(self, shape: BatchShape) -> float:
+        """Seconds of a step with prompt tokens, which comes after the segment."""
+        seconds = self._cost.step_seconds(shape)
+        if self._noise is None:
+            return seconds
+        self._leave_segment()
+        return self._noise.prefill_seconds(seconds)
 
     def _loaded(self, load: AdapterLoad) -> None:
         self.engine.loaded(load.adapter.name, load.prefetch)

@@ -70,6 +70,9 @@ class Transfers:
     ``cost.below.remote_concurrency`` are fetched at once, first come, first served, each from its request to its last
     byte in host memory. Their latencies overlap, their bytes share the network, and disk and host link carry one
     adapter at a time. With a concurrency of 1 nothing overlaps.
+
+    The first read of an adapter that starts on disk takes ``cost.below.disk_first_read_s`` longer. Later ones, and
+    those of adapters that were just downloaded, come from the operating system's cache.
     """
 
     def __init__(self, env: ExactEnvironment, cost: CostModel) -> None:
@@ -80,6 +83,13 @@ class Transfers:
         self._disk = Resource(env, capacity=1)
         self._host_link = Resource(env, capacity=1)
         self._fetching: dict[str, Event] = {}
+        self._first_read_s = cost.below.disk_first_read_s
+        self._cached: set[str] = set()
+        """Adapters that have been read from disk, or written to it."""
+
+    def first_read_s(self, load: AdapterLoad) -> float:
+        """Seconds by which a load takes longer than the cost model says, because the disk is cold."""
+        return self._first_read_s if load.tier == "disk" and load.adapter.name not in self._cached else 0.0
 
     def alone(self, load: AdapterLoad) -> bool:
         """Carry out a load from host memory at once, the clock moved to its end, if nothing else happens until then.
@@ -115,8 +125,10 @@ class Transfers:
         with self._fetches.request() as place:
             if not place.triggered:
                 yield place
+            cold_s = self.first_read_s(load)
+            self._cached.add(load.adapter.name)
             if self._fetches.capacity == 1:
-                yield env.at(env.now + load.fetch_seconds(cost), URGENT)
+                yield env.at(env.now + load.fetch_seconds(cost) + cold_s, URGENT)
                 return
             if load.tier == "remote":
                 latency_s = cost.below.remote_fixed_s
@@ -125,4 +137,4 @@ class Transfers:
             with self._disk.request() as turn:
                 if not turn.triggered:
                     yield turn
-                yield env.at(env.now + cost.load_seconds(load.adapter, "disk"), URGENT)
+                yield env.at(env.now + cost.load_seconds(load.adapter, "disk") + cold_s, URGENT)

@@ -225,7 +225,9 @@ def run(
 def _tell_run(summary: dict[str, Any], description: str, target: Path, required: bool) -> None:
     from loratory.cli.tables import summary_tables
     from loratory.reports.bottlenecks import advice_of
+    from loratory.reports.fitted_ranges import warnings_of
     from loratory.reports.outcomes import outcome_notes
+    from loratory.reports.seeds import seed_notes
     from loratory.reports.warmup import warmup_notes
 
     runs, facts = summary["runs"], summary["setup"]
@@ -233,17 +235,19 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
         say(f"{runs[0]['scenario']}: {description}")
     say(f"{facts['model']} on {facts['GPU']}: {facts['engine']}")
     error = f"; known error: {facts['known error']}" if "known error" in facts else ""
-    say(f"cost model: {facts['cost model'].partition(' (')[0]}{error}")
+    noise = f"; noise: {facts['noise']}" if "noise" in facts else ""
+    say(f"cost model: {facts['cost model'].partition(' (')[0]}{error}{noise}")
     for table in summary_tables(summary, width()):
         show(table)
     if len(facts["seeds"].partition(";")[0].split(",")) > 1:
-        say(f"Metrics are means over seeds {facts['seeds'].partition(';')[0]}; request counts are totals.")
+        seeds = facts["seeds"].partition(";")[0]
+        say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")
     for names, text in advice_of(runs):
         whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
         say(f"next{whose}: {text}")
-    for warning in dict.fromkeys(w for r in runs for w in r.get("warnings", ())):
+    for warning in dict.fromkeys(text for texts in warnings_of(runs) for text in texts):
         say(f"note: {warning}")
-    for text in warmup_notes(runs):
+    for text in (*seed_notes(runs), *warmup_notes(runs)):
         say(f"note: {text}")
     for _, text, _ in outcome_notes(runs):
         say(f"note: {text}")

@@ -27,7 +27,7 @@ MEASURES: tuple[tuple[str, str, str], ...] = (
     ("adapter loads", "adapters.loads", "{:,.0f}"),
     ("Jain's index", "fairness.jain", "{:.3f}"),
 )
-"""(label, metric, form) of the rows of `summary_tables`; means over the seeds."""
+"""(label, metric, form) of the rows of `summary_tables`: means over the seeds, with half their 95 % interval."""
 
 _LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
 _SCALE = {"tpot_s.p99": 1000.0}
@@ -95,8 +95,11 @@ def _cells(policy: Mapping[str, Any], every: Sequence[Mapping[str, Any]], measur
 def _cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
     if metric is None or metric.get("mean") is None:
         return "-"
-    text = form.format(metric["mean"] * _SCALE.get(path, 1.0))
-    return "99.9%" if text == "100.0%" and metric["mean"] < 1 else text
+    scale = _SCALE.get(path, 1.0)
+    text = form.format(metric["mean"] * scale)
+    text = "99.9%" if text == "100.0%" and metric["mean"] < 1 else text
+    half = 0.0 if metric.get("high") is None else metric["high"] - metric["mean"]
+    return f"{text} ±{form.format(half * scale).removesuffix('%')}" if half else text
 
 
 def policies_table(descriptions: list[Description], columns: int = 160) -> Table:

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from loratory.experiment.resolve import Built
 from loratory.reports.recorder import Recorder
+from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 from loratory.sim.cluster import simulate
+from loratory.sim.noise import StepNoise, level_of
 from loratory.sim.routers import router
 
 
@@ -68,4 +70,15 @@ class Simulation:
             sink=recorder.sink,
             kv_bytes_per_token=built.kv_bytes_per_token,
             cutoff_s=scenario.workload.cutoff_s,
+            jump=built.noise is None,  # the records of a jump have one mean gap between tokens, which would hide stalls
+            noise=noise_of(built, task.seed),
         )
+
+
+def noise_of(built: Built, seed: int) -> Callable[[int], StepNoise] | None:
+    """The noise of each replica's steps, None without noise; the level of a run is the same on all of them."""
+    options = built.noise
+    if options is None:
+        return None
+    level = level_of(options, Draws(seed).rng("level"))
+    return lambda replica: StepNoise(options, Draws(seed, replica).rng("noise"), level)

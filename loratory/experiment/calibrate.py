@@ -22,7 +22,7 @@ from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import ModelSpec, gpu, resolve_targets
 from loratory.sim.cost import Profile, fit
-from loratory.sim.cost.fit import FEWEST
+from loratory.sim.cost.fit import FEWEST, caps_within, residuals_of
 from loratory.sim.cost.nnls import nnls
 from loratory.sim.cost.profile import LoadTime
 from loratory.sim.cost.roofline import RooflineCost
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 KNOTS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Token counts at which the fit may let the cost of a token rise."""
 
-CAPS = {"lora_tokens": (2, 4, 8, 16, 32, 64), "tokens": (2, 4, 8, 16, 32, 64), "distinct_adapters": (1, 2, 4, 8)}
-"""Numbers of rows with an adapter, of rows and of adapters up to which the fit may let each cost more."""
+CAPS = {
+    "lora_tokens": (2, 4, 8, 16, 32, 64),
+    "tokens": (2, 4, 8, 16, 32, 64),
+    "decode_seqs": (2, 4, 8, 16, 32, 64, 128),
+    "distinct_adapters": (1, 2, 4, 8),
+}
+"""Numbers of rows with an adapter, of rows, of sequences and of adapters up to which the fit may let each cost more;
+of these, those that the measurements reach twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +136,14 @@ def profile_of(measured: Measurements, name: str, model: str, about: dict[str, s
     host, disk = load_time([(s, s.host_s) for s in measured.loads]), load_time([(s, s.disk_s) for s in measured.loads])
     seen = [shape.tokens for shape, _ in rows(lambda _: True)]
     knots = tuple(knot for knot in KNOTS if knot < max(seen, default=0))
-    held_out = evaluate(fit(fitted, knots=knots, caps=CAPS, hold_out_every=0), tested)
+    caps = caps_within((shape for shape, _ in rows(lambda _: True)), CAPS)
+    held_out = evaluate(fit(fitted, knots=knots, caps=caps, hold_out_every=0), tested)
     whole = fit(
         rows(lambda _: True),
         name=name,
         model=model,
         knots=knots,
-        caps=CAPS,
+        caps=caps,
         hold_out_every=0,
         machine={**about, "load_average": round(os.getloadavg()[0], 2)},
         versions={package: _version(package) for package in ("loratory", "torch", "transformers", "triton")},
@@ -145,7 +152,9 @@ def profile_of(measured: Measurements, name: str, model: str, about: dict[str, s
         disk=disk,
     )
     created = datetime.now(UTC).date().isoformat()
-    judged = whole.model_copy(update={"held_out": held_out, "created": created})
+    again = [(s.shape, run) for turn in (0, 1) for s in measured.steps for run in s.runs[turn : turn + 1]]
+    residuals = residuals_of(whole, again)
+    judged = whole.model_copy(update={"held_out": held_out, "created": created, "residuals": residuals})
     return judged.model_copy(update={"usable": not judged.doubts()})
 
 

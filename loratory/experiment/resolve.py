@@ -11,13 +11,16 @@ from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.scenarios.build import build_adapters
 from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
+from loratory.scenarios.noise_spec import NoiseSpec
 from loratory.scenarios.registry_adapters import other_base
 from loratory.scenarios.schema import ClusterSpec, Scenario
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.vllm_limits import vllm_notes
 from loratory.sim.catalogue import ModelSpec, dtype_bytes, gpu, model, resolve_targets
-from loratory.sim.cost import CostModel, MemoryOptions, MemoryPlan, cost_model, kv_blocks, oversized
+from loratory.sim.cost import CostModel, MemoryOptions, MemoryPlan, ProfileCost, cost_model, kv_blocks, oversized
+from loratory.sim.cost.base import fitted_ranges
+from loratory.sim.noise import NoiseOptions
 
 T = TypeVar("T")
 
@@ -28,7 +31,7 @@ class Built:
 
     ``engine`` has a number of KV blocks; ``memory`` is how it was computed, None where the scenario sets it.
     ``kv_bytes_per_token``: of one replica. ``dtype``: of the weights of linear layers. ``notes``: one sentence each,
-    for the report.
+    for the report. ``noise``: of step times, None where the scenario has none.
     """
 
     engine: EngineConfig
@@ -40,6 +43,7 @@ class Built:
     dtype: str
     kv_cache_dtype: str
     notes: tuple[str, ...] = ()
+    noise: NoiseOptions | None = None
 
 
 def build(scenario: Scenario, source: str | None = None) -> Built:
@@ -75,6 +79,7 @@ def _build(scenario: Scenario) -> Built:
         memory = _at("engine", lambda: kv_blocks(spec, card, engine, used, options, runs))
     sized = engine if memory is None else engine.model_copy(update={"num_gpu_blocks": memory.num_gpu_blocks})
     cost: CostModel = cost_model(scenario.cost.kind, spec, card, sized, _cost_options(scenario))
+    noise = _noise(scenario.cost.noise, cost)
     if scenario.tiers.host_bandwidth_bytes_s is not None or scenario.tiers.host_latency_s is not None:
         cost = HostLinkCost(cost, scenario.tiers)
     notes = [
@@ -87,7 +92,7 @@ def _build(scenario: Scenario) -> Built:
         _router_note(scenario.cluster),
     ]
     given = tuple(note for note in notes if note)
-    return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, given)
+    return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, given, noise)
 
 
 def _router_note(cluster: ClusterSpec) -> str | None:
@@ -105,7 +110,7 @@ def _memory_options(scenario: Scenario) -> MemoryOptions:
 
 
 def _cost_options(scenario: Scenario) -> dict[str, object]:
-    options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k != "kind"}
+    options = {k: v for k, v in scenario.cost.model_dump(exclude_none=True).items() if k not in ("kind", "noise")}
     if isinstance(scenario.cost, OF_A_MODEL):
         options["target_modules"] = scenario.adapters.target_modules
         if scenario.memory.kv_cache_dtype is not None:
@@ -126,10 +131,30 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
     return engine if length is not None else engine.model_copy(update={"max_model_len": spec.context.default})
 
 
+def _noise(given: NoiseSpec | None, cost: CostModel) -> NoiseOptions | None:
+    """The scenario's ``cost.noise``, with the profile's residuals. Raises `InputError` for a profile without them."""
+    if given is None:
+        return None
+    residuals = cost.profile.residuals if isinstance(cost, ProfileCost) else None
+    if given.residuals and residuals is None:
+        raise InputError(
+            f"cost.noise.residuals needs what was measured, and {cost.source.partition(':')[0]} does not hold it: "
+            "measure anew with `loratory profile`, or give cost.noise.cv instead"
+        )
+    return NoiseOptions(
+        given.cv,
+        given.run_cv,
+        given.stall_rate_hz,
+        given.stall_s,
+        *((residuals.decode, residuals.prefill) if given.residuals and residuals is not None else ()),
+    )
+
+
 def _below_gpu(tiers: TiersSpec) -> dict[str, float]:
     given = {
         "disk_fixed_s": tiers.disk_latency_s,
         "disk_bytes_per_s": tiers.disk_bandwidth_bytes_s,
+        "disk_first_read_s": tiers.disk_first_read_s,
         "remote_fixed_s": tiers.remote_latency_s,
         "remote_bytes_per_s": tiers.remote_bandwidth_bytes_s,
         "remote_concurrency": tiers.remote_concurrency,
@@ -148,6 +173,7 @@ class HostLinkCost:
         self.source = f"{cost.source}; host link of the scenario"
         self.known_error = cost.known_error
         self.warnings = cost.warnings
+        self.fitted = fitted_ranges(cost)
         self.below = cost.below
         self.step_seconds = cost.step_seconds
         self.decode_line = cost.decode_line

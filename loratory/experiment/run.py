@@ -32,6 +32,7 @@ from loratory.serving.policy_members import members_of, promised
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
+from loratory.sim.cost.base import fitted_ranges
 
 TIMELINE_EVENTS = 20_000
 """About how many trace events timeline.json keeps, shared among the runs."""
@@ -241,6 +242,7 @@ def _info(
         gpus=scenario.cluster.replicas * engine.tensor_parallel_size,
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
         identities=identities(built),
+        fitted=fitted_ranges(built.cost) if backend.name == "sim" else None,
     )
 
 

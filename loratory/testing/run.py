@@ -13,6 +13,7 @@ from loratory.serving.run_end import RunEnd
 from loratory.serving.sequence import sequence_of
 from loratory.serving.views import RequestViews
 from loratory.sim.cluster import simulate
+from loratory.sim.noise import StepNoise
 from loratory.sim.routers import Router
 from loratory.sim.routers import router as router_named
 from loratory.testing.broken_law import BrokenLaw
@@ -61,8 +62,9 @@ def run(
     router: Router | str | None = None,
     cutoff_s: float | None = None,
     jump: bool = True,
+    noise: Callable[[int], StepNoise] | None = None,
 ) -> Run:
-    """Simulate a world; ``policy()`` makes one policy a replica.
+    """Simulate a world; ``policy()`` makes one policy a replica, ``noise(i)`` the noise of replica i's steps.
 
     With ``check_books`` every plan and commit is recounted from scratch. ``jump=False`` runs decode steps one at a
     time; ``router`` is one or its name. Raises `BrokenLaw`, and `PolicyError` when the policy fails.
@@ -100,6 +102,7 @@ def run(
         jump=jump,
         stall_plans=STALL_PLANS,
         engine=checked if check_books else Engine,
+        noise=noise,
     )
     return Run(world, events, flat, outcome, engines)
 

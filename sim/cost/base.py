@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,8 +33,9 @@ class CostModel(Protocol):
     """How long steps and loads take. Implementations are pure: equal shapes cost the same, and none reads a clock.
 
     ``known_error``: one sentence, shown in every report, on how far predictions are known to be off, and from what.
-    ``warnings`` collects sentences, each once, about predictions outside what the model was fitted on; reports show
-    them. ``below``: the hops that end in host memory; a simulation computes from it which of them overlap.
+    ``warnings``: sentences on what the model does not cover, shown in every report. A model that was fitted within
+    ranges also has ``fitted``: its name in notes, and the largest value of each `BatchShape` field it was fitted to.
+    ``below``: the hops that end in host memory; a simulation computes from it which of them overlap.
     """
 
     name: str
@@ -63,3 +65,9 @@ class CostModel(Protocol):
     def explain(self, shape: BatchShape) -> dict[str, float]:
         """Seconds by part; they sum to ``step_seconds``."""
         ...
+
+
+def fitted_ranges(cost: CostModel) -> tuple[str, Mapping[str, float]] | None:
+    """``cost.fitted``, see `CostModel`; None for a model without."""
+    found: tuple[str, Mapping[str, float]] | None = getattr(cost, "fitted", None)
+    return found

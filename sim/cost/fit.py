@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from loratory.errors import InputError
 from loratory.serving.plan import BatchShape
 from loratory.sim.cost.nnls import nnls
-from loratory.sim.cost.profile import CAPPED, FEATURES, RANGED, HeldOut, LoadTime, Profile, ProfileCost, feature_values
+from loratory.sim.cost.profile import (
+    CAPPED,
+    FEATURES,
+    RANGED,
+    HeldOut,
+    LoadTime,
+    Profile,
+    ProfileCost,
+    Residuals,
+    feature_values,
+)
 
 KNOTS: tuple[int, ...] = (16, 64, 256, 1024)
 """Token counts where the default fit lets the cost of a token increase: from memory-bound to compute-bound GEMMs."""
@@ -80,6 +90,29 @@ def fit(
         load=load or LoadTime(),
         disk=disk,
     )
+
+
+def caps_within(shapes: Iterable[BatchShape], caps: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Those N of ``FIELD_to_N`` that are at most half of the largest FIELD in ``shapes``.
+
+    ``FIELD_to_N`` terms make the cost of a field concave: each further one costs no more than the one before. With an N
+    near the largest value the last slope would rest on few steps, and beyond it a profile would say that more costs
+    nothing.
+    """
+    seen = list(shapes)
+    largest = {field: max((getattr(shape, field) for shape in seen), default=0) for field in caps}
+    return {field: tuple(n for n in most if 2 * n <= largest[field]) for field, most in caps.items()}
+
+
+def residuals_of(profile: Profile, samples: Samples) -> Residuals:
+    """What ``cost: {noise: residuals}`` draws from: how ``samples``, in order, scatter around ``profile``."""
+    cost = ProfileCost(profile)
+    decode: list[float] = []
+    prefill: list[float] = []
+    for shape, seconds in samples:
+        found = prefill if shape.prefill_tokens else decode
+        found.append(float(f"{seconds / cost.step_seconds(shape):.4g}"))
+    return Residuals(decode=tuple(decode), prefill=tuple(prefill))
 
 
 def evaluate(profile: Profile, samples: Samples) -> HeldOut:

@@ -27,6 +27,7 @@ class TransferOptions(BaseModel):
     remote_concurrency: int = Field(default=15, ge=1, description="adapters fetched at once")
     disk_fixed_s: float = Field(default=0.01, ge=0, description="disk to host: seconds to open and parse")
     disk_bytes_per_s: float = Field(default=3e9, gt=0, description="disk to host: bytes/s")
+    disk_first_read_s: float = Field(default=0.0, ge=0, description="disk to host: seconds more for a cold disk")
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)

@@ -60,7 +60,7 @@ RANGED: tuple[str, ...] = (
     "distinct_adapters",
     "sum_ranks",
 )
-"""`BatchShape` fields whose measured range a profile records, and beyond which its model warns."""
+"""`BatchShape` fields whose measured range a profile records."""
 
 MOST_ERROR: dict[str, float] = {"median": 0.15, "p90": 0.4, "total": 0.1}
 """Held-out errors (`HeldOut`) above which a profile is not to be used."""
@@ -92,13 +92,32 @@ class HeldOut(BaseModel):
     total: float = Field(default=0.0, allow_inf_nan=False, description="(sum predicted - sum measured) / sum measured")
 
 
+class Residuals(BaseModel):
+    """Measured seconds over predicted ones, in the order of measurement: how steps scatter around the profile.
+
+    ``decode``: of steps that only decode; ``prefill``: of those with prompt tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decode: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    prefill: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Residuals:
+        if not self.decode and not self.prefill:
+            raise ValueError("residuals has neither decode nor prefill")
+        return self
+
+
 class Profile(BaseModel):
     """A profile file (JSON or YAML), written by ``loratory profile`` and read by the ``profile`` cost model.
 
     ``coefficients`` are seconds per unit of a feature, none negative, so no prediction falls when a batch grows.
-    ``ranges`` are the largest value of each shape field that was measured; beyond, the model warns once.
+    ``ranges`` are the largest value of each shape field that was measured; reports tell how far a run went beyond them.
     ``noise`` is the median relative difference between repeats of one batch. ``load`` is an adapter's hop from host
     memory to the GPU, ``disk`` the one before it, where it was measured. ``usable``: false where `doubts` gave reasons.
+    ``residuals``: what ``cost: {noise: residuals}`` draws from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,6 +136,7 @@ class Profile(BaseModel):
     usable: bool = True
     load: LoadTime = LoadTime()
     disk: LoadTime | None = None
+    residuals: Residuals | None = None
 
     @model_validator(mode="after")
     def _known_and_not_negative(self) -> Profile:
@@ -148,17 +168,25 @@ class Profile(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON, whole or not at all. Raises `OSError` where the path cannot be written."""
-        target = Path(path).resolve()
+        target, text = Path(path).resolve(), self._text()
         if target.exists() and not target.is_file():  # such as /dev/stdout
-            target.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            target.write_text(text, encoding="utf-8")
             return
         draft = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            draft.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            draft.write_text(text, encoding="utf-8")
             os.replace(draft, target)
         finally:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+    def _text(self) -> str:
+        """The profile as JSON, the thousands of residuals on two lines."""
+        text = self.model_dump_json(indent=2, exclude={"residuals"})
+        if self.residuals is not None:
+            kinds = [f'    "{kind}": {json.dumps(found)}' for kind, found in self.residuals.model_dump().items()]
+            text = text.removesuffix("\n}") + ',\n  "residuals": {\n' + ",\n".join(kinds) + "\n  }\n}"
+        return text + "\n"
 
 
 def _knot(feature: str) -> int | None:
@@ -259,9 +287,7 @@ class ProfileCost:
             profile.load.per_byte_s,
             profile.load.per_rank_s,
         )
-        limits = {field: profile.ranges.get(field, float("inf")) for field in RANGED}
-        self._limits = tuple(limits.values())
-        self._unwarned = {field for field, limit in limits.items() if limit != float("inf")}
+        self.fitted = (f"profile {profile.name}", {f: profile.ranges[f] for f in RANGED if f in profile.ranges})
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ProfileCost:
@@ -269,34 +295,12 @@ class ProfileCost:
         o = parse(ProfileOptions, options, "cost")
         return cls(load_profile(o.profile), scale=o.scale, transfers=o.transfers)
 
-    def _warn(self, shape: BatchShape) -> None:
-        """Note, once a field, that ``shape`` lies outside what was measured."""
-        for field, limit in zip(RANGED, self._limits, strict=True):
-            value = getattr(shape, field)
-            if field in self._unwarned and value > limit:
-                self._unwarned.discard(field)
-                self.warnings.append(
-                    f"profile {self.profile.name}: {field} reached {value:g}, beyond the {limit:g} that were measured; "
-                    "from there on step times are extrapolated"
-                )
-
     def _base(self, shape: BatchShape) -> float:
         """Seconds of everything but decode attention."""
         w = self._w
         prefill = shape.prefill_tokens
         decodes = shape.decode_seqs
         tokens = prefill + decodes
-        if self._unwarned:
-            limit = self._limits
-            if (
-                tokens > limit[0]
-                or shape.prefill_attention > limit[1]
-                or decodes > limit[2]
-                or shape.kv_tokens > limit[3]
-                or shape.distinct_adapters > limit[4]
-                or shape.sum_ranks > limit[5]
-            ):
-                self._warn(shape)
         total = w.step + w.tokens * tokens + w.decode_seqs * decodes
         for knot, seconds in self._knots:
             if tokens <= knot:

@@ -343,7 +343,7 @@ def test_a_run_tells_what_it_was_and_every_number_whole_in_80_columns(
     facts = " ".join(lines[:start])
     assert facts.startswith("small: a small one llama-3.1-8b, bf16 on 1 x h100-80gb: ") and "max_loras 4" in facts
     assert " cost model: roofline of llama-3.1-8b; known error: " in facts
-    said = ("next", "note", "Means", "report")
+    said = ("next", "note", "Metrics", "report")
     table = [line for line in lines[start:] if columns or not line.startswith(said)]
     assert max(len(line) for line in table if not line.startswith("report")) <= 80
     assert columns is None or max(map(len, lines[:start])) <= 80

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import numpy as np
 import pytest
 
 from loratory.reproduce import Reproduction, reproduce
 from loratory.reproduce.cases import Case, run_case
-from loratory.reproduce.fit.vllm032 import fitted, measured_steps
+from loratory.reproduce.fit.vllm032 import Shipped, fitted, measured_steps
 from loratory.reproduce.vllm032 import composition, step_ending_at
 from loratory.reproduce.vllm032_runs import RUNS, RunName, recorded, replayed
 from loratory.scenarios.load import load_scenario
-from loratory.sim.cost.profile import load_profile
+from loratory.serving.plan import BatchShape
+from loratory.sim.cost.profile import ProfileCost, load_profile
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +55,44 @@ def test_tokens_are_seen_at_the_end_of_a_step(name: RunName) -> None:
         assert None not in step_ending_at(run.recording.steps, seconds)
 
 
-def test_the_fit_writes_the_profile_that_is_shipped() -> None:
-    fit = fitted()
-    shipped = load_profile("vllm-0.32-cpu-56m")
+@pytest.mark.parametrize("name", get_args(Shipped))
+def test_the_fit_writes_the_profiles_that_are_shipped(name: Shipped) -> None:
+    fit = fitted(name)
+    shipped = load_profile(name)
     assert fit.profile.coefficients == pytest.approx(shipped.coefficients, rel=1e-5)
     assert fit.profile.load.fixed_s == pytest.approx(shipped.load.fixed_s, rel=1e-5)
-    assert fit.profile.model_dump(exclude={"coefficients", "held_out", "load"}) == shipped.model_dump(
-        exclude={"coefficients", "held_out", "load"}
-    )
-    for scenario in ("vllm032-cpu", "vllm032-cpu-below", "vllm032-cpu-near"):
-        latency = load_scenario(f"published/{scenario}").tiers.disk_latency_s
-        assert latency == pytest.approx(fit.disk_s, rel=1e-5)
+    found, written = fit.profile.residuals, shipped.residuals
+    assert found is not None and written is not None
+    assert found.decode == pytest.approx(written.decode, rel=2e-3)
+    assert found.prefill == pytest.approx(written.prefill, rel=2e-3)
+    told = {"coefficients", "held_out", "load", "residuals"}
+    assert fit.profile.model_dump(exclude=told) == shipped.model_dump(exclude=told)
+    users = {"vllm-0.32-cpu-56m-below": ("-below", "-near"), "vllm-0.32-cpu-56m": ("",)}[name]
+    for scenario in (load_scenario(f"published/vllm032-cpu{user}") for user in users):
+        assert scenario.cost.profile == name  # type: ignore[union-attr]
+        assert scenario.tiers.disk_latency_s == pytest.approx(fit.disk_s, rel=1e-5)
+
+
+def test_the_profile_for_users_is_concave_in_the_batch_and_knows_both_runs() -> None:
+    """Each further sequence costs no more than the one before, and never nothing, also beyond the measured 15."""
+    profile = load_profile("vllm-0.32-cpu-56m")
+    assert profile.ranges["decode_seqs"] == 15 and profile.samples == 4558
+    cost = ProfileCost(profile)
+    seconds = [cost.step_seconds(BatchShape(decode_seqs=n, kv_tokens=40 * n)) for n in range(1, 64)]
+    steps = np.diff(seconds)
+    assert (np.diff(steps) < 1e-12).all() and steps[-1] > 5e-4 and steps[0] > 1.3 * steps[-1]
+
+
+def test_what_near_measured_lies_in_the_range_of_the_residuals_of_below() -> None:
+    """TTFT and E2E, mean and P95, of a run that the profile does not know; without noise each is a single number."""
+    run = recorded("near")
+    case = Case("published/vllm032-cpu-near", ("cost.noise=residuals", f"seeds={list(range(20))}"))
+    found = run_case(case)
+    for metric, measured in (("ttft_s", run.ttft_s), ("e2e_s", run.e2e_s)):
+        for mark, value in (("mean", np.mean(measured)), ("p95", np.percentile(measured, 95))):
+            values = [each[metric][mark] for each in found]
+            assert min(values) < value < max(values), (metric, mark)
+            assert max(values) < 1.2 * min(values)
 
 
 def test_step_seconds_cover_the_whole_of_a_busy_run() -> None:

@@ -19,6 +19,7 @@ from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.record import Registration
 from loratory.adapters.registry.registry import Registry
 from loratory.errors import InputError
+from loratory.experiment.backend import noise_of
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import build
 from loratory.experiment.run import run_scenario
@@ -106,14 +107,14 @@ KEYS: dict[str, dict[str, Entry]] = {
     },
     "cost (kind: roofline)": {
         "kind": entry(*LINEAR),
-        "dtype": entry("cost.dtype=fp16"),
+        "dtype": entry("cost.dtype=fp8"),
         "all_reduce_latency_s": entry("cost.all_reduce_latency_s=0.001", given=TP),
     } | each(
         "cost", (),
         memory_efficiency="0.3", compute_efficiency="0.2", prefill_attention_efficiency="0.0001",
         decode_attention_efficiency="0.01", link_efficiency="0.2", step_overhead_s="0.01", layer_overhead_s="0.001",
         host_layer_s="0.01", decode_attention_latency_s="0.001", lora_kernel_s="0.001", lora_adapter_layer_s="0.001",
-        lora_compute_efficiency="0.0001", load_copy_s="0.001",
+        lora_compute_efficiency="0.0001", load_copy_s="0.001", noise="{cv: 0.1}",
     ),
     "cost (kind: kernels)": {"kind": entry(*LINEAR, given=KERNELS)} | each(
         "cost", KERNELS,
@@ -126,12 +127,21 @@ KEYS: dict[str, dict[str, Entry]] = {
         decode_base_s="0.02", decode_per_seq_s="0.01", decode_per_kv_token_s="0.0001", decode_floor_s="0.1",
         decode_gemm_floor_s="0.1", prefill_base_s="0.1", prefill_per_token_s="0.01", prefill_attention_s="0.001",
         lora_step_s="0.1", per_adapter_s="0.1", per_rank_s="0.1", lora_token_s="0.1", lora_token_rank_s="0.1",
-        slot_token_s="0.1", load_base_s="0.1", load_per_rank_s="0.1", load_per_byte_s="0.000001",
+        slot_token_s="0.1", noise="{cv: 0.1}", load_base_s="0.1", load_per_rank_s="0.1", load_per_byte_s="0.000001",
     ),
     "cost (kind: profile)": {
         "kind": entry("cost={kind: roofline}", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
         "profile": entry("cost.profile=vllm-0.32-cpu-56m", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
         "scale": entry("cost.scale=2", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
+        "noise": entry("cost.noise.cv=0.1", given=("cost={kind: profile, profile: loratory-cpu-56m}",)),
+    },
+    "cost (kind: roofline).noise": each("cost.noise", ("cost.noise={cv: 0.1}",), cv="0.2", run_cv="0.1") | each(
+        "cost.noise", ("cost.noise={stall_rate_hz: 5, stall_s: 0.1}",), stall_rate_hz="9", stall_s="0.2"
+    ) | {
+        "residuals": entry(
+            "cost.noise=residuals",
+            given=("cost={kind: profile, profile: vllm-0.32-cpu-56m, noise: {cv: 0.1}}",),
+        ),
     },
     "memory": each(
         "memory", AUTO_BLOCKS, kv_cache_dtype="fp8", overhead_bytes="9000000000", cuda_graph_bytes="9000000000",
@@ -144,7 +154,7 @@ KEYS: dict[str, dict[str, Entry]] = {
     },
     "tiers": each(
         "tiers", (), host_bandwidth_bytes_s="1.0e+9", host_latency_s="1", disk_bandwidth_bytes_s="1.0e+8",
-        disk_latency_s="1",
+        disk_latency_s="1", disk_first_read_s="1",
     ) | each(
         "tiers", REMOTE, remote_bandwidth_bytes_s="1.0e+8", remote_latency_s="1",
         remote_concurrency="1",
@@ -384,6 +394,7 @@ def effect(folder: Path, overrides: tuple[str, ...]) -> str:
                 sink=lambda *event: seen.append(repr(event)),
                 kv_bytes_per_token=built.kv_bytes_per_token,
                 cutoff_s=scenario.workload.cutoff_s,
+                noise=noise_of(built, seed),
             )
             seen.append(outcome)
     return hashlib.sha256(repr(seen).encode()).hexdigest()

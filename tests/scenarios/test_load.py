@@ -118,7 +118,7 @@ def test_a_scenario_loads_with_defaults() -> None:
         ("gpu: h100-80gb", "gpu: h100-80gb\ncost: {kind: liner}", 4, "did you mean 'linear'?"),
         (
             "gpu: h100-80gb",
-            "gpu: h100-80gb\ncost: {step_overhead_s: 1}",
+            "gpu: h100-80gb\ncost: {decode_base_s: 1}",
             4,
             "needs kind: roofline, kernels, linear or profile",
         ),

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from lab import examples, run
 
 from loratory.experiment.run import run_scenario
+from loratory.policies.fifo import Fifo
+from loratory.policy import Event, Loaded, Schedule, View
 from loratory.scenarios.load import load_scenario
 from loratory.serving.config import EngineConfig
 from loratory.serving.sequence import sequence_of
@@ -105,3 +107,50 @@ def test_thirty_nine_cold_adapters_come_as_fast_as_their_bytes(tmp_path: Path) -
         last[fetches] = pc.max(requests["first_token"]).as_py()
     assert 2.6 + 0.2 <= last[15] <= 4.0
     assert last[1] == pytest.approx(11.9, abs=0.05)
+
+
+def _waits(first_read_s: float, fetches: int = 3, tier: str = "disk") -> list[float]:
+    """How long requests for two adapters wait for loads, when each adapter leaves slot and host memory in between."""
+    adapters = tuple(adapter(n, tier=tier) for n in (1, 2))
+    rows = [{"at": 10.0 * n, "prompt": 1, "out": 1, "adapter": 1 + n % 2} for n in range(6)]
+    config = EngineConfig(max_loras=1, max_cpu_loras=1, max_num_seqs=64, num_gpu_blocks=99, adapter_loading="async")
+    cost = ToyCost(grid=True, fetches=fetches)
+    cost.below = cost.below.model_copy(update={"disk_first_read_s": first_read_s})
+    result = run(World(workload(rows, adapters), adapters, config, cost), "fifo")
+    return [sequence_of(result.ended[str(i)].request).admitted_at - 10.0 * i for i in range(6)]
+
+
+@pytest.mark.parametrize("fetches", [1, 3])
+def test_the_first_read_from_a_cold_disk_takes_longer_once_for_each_adapter(fetches: int) -> None:
+    """0.625 s from disk and 0.25 s to the GPU; 0.8 s more for each adapter's first read, and never again."""
+    assert _waits(0.0, fetches) == [0.875] * 6
+    assert _waits(0.8, fetches) == pytest.approx([1.675, 1.675, 0.875, 0.875, 0.875, 0.875])
+
+
+def test_an_adapter_that_was_downloaded_is_not_read_from_a_cold_disk() -> None:
+    assert _waits(0.8, tier="remote") == _waits(0.0, tier="remote")
+
+
+def test_a_policy_is_told_of_a_cold_disk() -> None:
+    """The expected end of a first load includes it, so it is exact where nothing else is in the way."""
+    expected: list[float | None] = []
+    ended: list[float] = []
+
+    class Curious(Fifo):
+        only_waiting = False
+        observes = (Loaded,)
+
+        def schedule(self, view: View) -> Schedule:
+            expected.append(view.adapters["a1"].eta)
+            yield from super().schedule(view)
+
+        def observe(self, event: Event) -> None:
+            ended.append(event.now)
+
+    one = (adapter(1, tier="disk"),)
+    config = EngineConfig(max_loras=1, max_num_seqs=4, num_gpu_blocks=99, adapter_loading="async")
+    cost = ToyCost(grid=True)
+    cost.below = cost.below.model_copy(update={"disk_first_read_s": 0.75})
+    rows = [{"adapter": 1, "out": 2}, {"at": 0.125, "out": 30}]
+    run(World(workload(rows, one), one, config, cost), Curious)
+    assert ended == [1.625] and 1.625 in expected and {None, 1.625} == set(expected)

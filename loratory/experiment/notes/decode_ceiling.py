@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from math import inf
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ def ceiling(built: Built, workload: Workload) -> float:
         prefill_attention=chunk * (prompt - computed / 2),
         prefill_seqs=min(round(chunk), max(1, round(chunk / computed))),
     )
-    cost = deepcopy(built.cost)  # a profile's cost model remembers the shapes it was asked about
+    cost = built.cost
     if separate:
         prefills = wanted / chunk * cost.step_seconds(lora.put_on(prefill))
         seconds = cost.step_seconds(lora.put_on(decode)) + prefills

@@ -12,6 +12,7 @@ from loratory.experiment.prepare import Prepared
 from loratory.experiment.resolve import Built
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
+from loratory.sim.noise import NoiseOptions
 
 _ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
 """Engine settings that are always named; others only where they are not the default."""
@@ -34,6 +35,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
         "workload": _workload(scenario),
         "cost model": _cost(scenario, built),
         "known error": shortened(built.cost.known_error, 400),
+        "noise": noise_words(built.noise),
         "memory": phrase(scenario.memory.model_dump(exclude_none=True)),
         "storage tiers": phrase(scenario.tiers.model_dump(exclude_none=True, exclude_defaults=True)),
         "policies": "; ".join(policy_words(spec, factory.settings) for spec, factory in prepared.policies.items()),
@@ -45,7 +47,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
         named = f"{machine['device_name']} ({machine['device']}), {machine['dtype']}"
         facts["GPU"] = f"the executor on {named}, {machine['threads']} threads, torch {machine['torch']}"
         facts["cost model"] = "none: measured"
-        facts["known error"] = facts["storage tiers"] = ""
+        facts["known error"] = facts["noise"] = facts["storage tiers"] = ""
     return {label: text for label, text in facts.items() if text}
 
 
@@ -73,6 +75,20 @@ def engine_words(engine: EngineConfig) -> str:
     blocks = engine.require_blocks()
     parts.append(f"KV cache of {blocks:,} blocks of {engine.block_size} tokens ({blocks * engine.block_size:,})")
     return ", ".join(parts)
+
+
+def noise_words(noise: NoiseOptions | None) -> str:
+    """``step times with cv 0.05; stalls of 0.3 s, 0.1 per second``; nothing without noise."""
+    if noise is None:
+        return ""
+    drawn = len(noise.decode) + len(noise.prefill)
+    parts = [
+        f"step times with cv {noise.cv:g}" if noise.cv else "",
+        f"step times scatter like the {drawn:,} residuals of the profile" if drawn else "",
+        f"the level of each run with cv {noise.run_cv:g}" if noise.run_cv else "",
+        f"stalls of {noise.stall_s:g} s, {noise.stall_rate_hz:g} per second of steps" if noise.stall_s else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def policy_words(spec: str, settings: Mapping[str, Any]) -> str:
@@ -110,7 +126,8 @@ def _default(value: Any) -> str:
 
 
 def _cost(scenario: Scenario, built: Built) -> str:
-    given = scenario.cost.model_dump(exclude_none=True, exclude_defaults=True, exclude={"kind", "profile", "source"})
+    told = {"kind", "profile", "source", "noise"}
+    given = scenario.cost.model_dump(exclude_none=True, exclude_defaults=True, exclude=told)
     own = "" if scenario.cost.kind == "linear" else phrase(given)
     return shortened(built.cost.source, 200) + (f"; with {own}" if own else "")
 

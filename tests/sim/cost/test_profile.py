@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from loratory.errors import InputError
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import BatchShape
-from loratory.sim.cost import Profile, ProfileCost, evaluate, fit, load_profile
+from loratory.sim.cost import LinearCost, LinearOptions, Profile, ProfileCost, evaluate, fit, load_profile
+from loratory.sim.cost.base import fitted_ranges
+from loratory.sim.cost.fit import caps_within, residuals_of
 from loratory.sim.cost.nnls import nnls
 from loratory.sim.cost.profile import LoadTime
 
@@ -100,6 +103,36 @@ def test_a_fit_recovers_what_the_first_rows_cost_more() -> None:
     assert fit(rows, knots=(), hold_out_every=0).coefficients != profile.coefficients
 
 
+def test_the_last_slope_rests_on_half_of_what_was_measured() -> None:
+    shapes = [BatchShape(decode_seqs=n) for n in range(1, 16)]
+    given = {"decode_seqs": (1, 2, 4, 7, 8, 16), "tokens": (2, 64), "distinct_adapters": (1,)}
+    assert caps_within(shapes, given) == {"decode_seqs": (1, 2, 4, 7), "tokens": (2,), "distinct_adapters": ()}
+
+
+def test_residuals_are_kept_in_order_and_survive_a_file(tmp_path: Path) -> None:
+    rows = samples(80, noise=0.1)
+    profile = fit(rows)
+    residuals = residuals_of(profile, rows)
+    cost = ProfileCost(profile)
+    for kind, prefills in (("decode", False), ("prefill", True)):
+        wanted = [s / cost.step_seconds(shape) for shape, s in rows if bool(shape.prefill_tokens) == prefills]
+        assert len(wanted) > 5 and getattr(residuals, kind) == pytest.approx(wanted, rel=1e-3)
+    kept = profile.model_copy(update={"residuals": residuals})
+    kept.save(tmp_path / "kept.json")
+    assert load_profile(tmp_path / "kept.json") == kept
+    assert len((tmp_path / "kept.json").read_text().splitlines()) < 60
+    profile.save(tmp_path / "without.json")
+    assert "residuals" not in (tmp_path / "without.json").read_text()
+
+
+@pytest.mark.parametrize("given", [{"decode": [1.0, 0.0]}, {"decode": [-1.0]}, {"prefill": [1e999]}, {}])
+def test_residuals_that_are_not_ratios_are_refused(tmp_path: Path, given: dict[str, list[float]]) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps({"name": "bad", "coefficients": {"step": 1.0}, "residuals": given}))
+    with pytest.raises(InputError, match="residuals"):
+        load_profile(file)
+
+
 def test_held_out_errors_are_of_the_size_of_the_noise() -> None:
     held_out = fit(samples(100, noise=0.05)).held_out
     assert 0.01 < held_out.median < 0.08
@@ -180,17 +213,12 @@ def test_an_unknown_profile_is_refused() -> None:
         load_profile("nothing-like-it")
 
 
-def test_out_of_range_is_said_once() -> None:
+def test_a_profile_tells_the_ranges_that_it_was_fitted_in() -> None:
     cost = ProfileCost(Profile(name="p", coefficients={"step": 1.0}, ranges={"decode_seqs": 8, "kv_tokens": 100}))
-    cost.step_seconds(BatchShape(decode_seqs=8, kv_tokens=100))
+    assert fitted_ranges(cost) == ("profile p", {"decode_seqs": 8, "kv_tokens": 100})
+    cost.step_seconds(BatchShape(decode_seqs=9, kv_tokens=500))
     assert cost.warnings == []
-    for _ in range(3):
-        cost.step_seconds(BatchShape(decode_seqs=9, kv_tokens=50))
-        cost.decode_line(BatchShape(decode_seqs=9, kv_tokens=50))
-    assert len(cost.warnings) == 1
-    assert "decode_seqs reached 9, beyond the 8" in cost.warnings[0]
-    cost.step_seconds(BatchShape(decode_seqs=1, kv_tokens=101))
-    assert len(cost.warnings) == 2
+    assert fitted_ranges(LinearCost(LinearOptions(decode_base_s=1.0))) is None
 
 
 def test_loads_come_from_the_profile() -> None:
