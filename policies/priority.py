@@ -18,11 +18,13 @@ from loratory.policy import (
 
 
 class Priority(Policy):
-    """Strict priority: lower numbers go first, equals in arrival order, then by id as text; when KV memory runs out the request with the
+    """Strict priority: lower numbers go first, equals in arrival order; when KV memory runs out the request with the
     highest number is preempted. With ageing a request gains one level for each ``aging_s`` seconds it waits.
 
     Parameters:
         aging_s: seconds of waiting worth one level of priority; 0 is no ageing.
+        ties_by_id: requests that arrived at the same time go by their ids, as texts, as in vLLM's queue; else in the
+            order in which they came.
     """
 
     only_waiting = True
@@ -30,10 +32,11 @@ class Priority(Policy):
     source = "vLLM --scheduling-policy priority"
     decides_by: tuple[Decisive, ...] = ("priority",)
 
-    def __init__(self, aging_s: float = 0.0) -> None:
+    def __init__(self, aging_s: float = 0.0, ties_by_id: bool = False) -> None:
         if aging_s < 0:
             raise InputError(f"priority: aging_s is {aging_s:g}: give 0 or more")
         self.aging_s = aging_s
+        self.ties_by_id = ties_by_id
         self._queue = SortedQueue(self._order)
 
     def observe(self, event: Event) -> None:
@@ -51,4 +54,4 @@ class Priority(Policy):
     def _order(self, request: RequestView) -> tuple[float, float, str]:
         """Ageing moves all waiting requests alike, so the order between two never changes and needs no update."""
         level = request.priority + (request.arrival / self.aging_s if self.aging_s else 0.0)
-        return level, request.arrival, request.request_id
+        return level, request.arrival, request.request_id if self.ties_by_id else ""

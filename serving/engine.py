@@ -56,11 +56,10 @@ from loratory.serving.want import look_ahead
 
 @dataclass(slots=True)
 class _Ahead:
-    """A plan that is not committed yet. ``counts``: see `Engine._counts`, as they were planned. ``reached``: the requests
-    that it gives their last token; None until the next step is planned."""
+    """A plan that is not committed yet. ``reached``: the requests that it gives their last token; None until the next
+    step is planned."""
 
     plan: StepPlan
-    counts: tuple[int, int, int, int, int]
     reached: list[Sequence] | None = None
 
 
@@ -228,7 +227,7 @@ class Engine:
             # All that could run is preempted or held: vLLM makes such an empty step, too, and it takes no time.
             return None if kept or self._ahead else self.plan(now)
         if self._async:
-            self._ahead.append(_Ahead(plan, self._counts()))
+            self._ahead.append(_Ahead(plan))
         return plan
 
     def _release(self) -> None:
@@ -318,8 +317,7 @@ class Engine:
         ahead = self._ahead.pop(0) if self._ahead else None
         tell_stepped = self._tell_stepped
         if tell_stepped is not None and (plan.prefills or plan.decode_count or now > start):
-            counts = self._counts() if ahead is None else ahead.counts
-            tell_stepped(Stepped(start, now, steps, plan.shape, *counts, load_s))
+            tell_stepped(Stepped(start, now, steps, plan.shape, *self._counts(), load_s))
         if ahead is None or ahead.reached is None:
             ended = self._compute(plan, steps, failed or ())
         else:  # the next step is planned already
@@ -343,9 +341,9 @@ class Engine:
         """
         ledger = self.ledger
         start, ledger.now = ledger.now, now
-        ahead, shape = self._ahead[0], plan.shape
+        shape = plan.shape
         if self._tell_stepped is not None:
-            self._tell_stepped(Stepped(start, now, steps, shape, *ahead.counts, 0.0))
+            self._tell_stepped(Stepped(start, now, steps, shape, *self._counts(), 0.0))
         ledger.kv.advance(steps)
         self._runner.idle_plans = 0
         if self._tell_served is not None:
@@ -354,7 +352,6 @@ class Engine:
         plan.shape = shape._replace(kv_tokens=shape.kv_tokens + steps * shape.decode_seqs)
         reserved = ledger.kv.reserve()
         assert reserved  # `max_repeat` has counted the blocks
-        ahead.counts = self._counts()
 
     @property
     def must_plan(self) -> bool:
@@ -383,6 +380,8 @@ class Engine:
             for prefill in plan.prefills:
                 sequence = prefill.sequence
                 if not prefill.completes or (failed and sequence.request_id in failed):
+                    continue
+                if sequence.ended_at is not None:  # by the step before, after this one was planned
                     continue
                 self._runner.idle_plans = 0
                 ledger.begin_decode(sequence)
@@ -436,7 +435,8 @@ class Engine:
 
     def _served(self, plan: StepPlan, steps: int) -> None:
         assert self._tell_served is not None
-        prefills = tuple([(prefill.sequence.view, prefill.tokens) for prefill in plan.prefills])
+        computed = [prefill for prefill in plan.prefills if prefill.sequence.ended_at is None]
+        prefills = tuple([(prefill.sequence.view, prefill.tokens) for prefill in computed])
         decode = RequestViews(self.ledger.decoding) if plan.decode_count else ()
         self._tell_served(Served(self.ledger.now, prefills, decode, steps if plan.decode_count else 0))
 

@@ -294,8 +294,8 @@ class Replica:
                 if sequence.decoding and sequence.joins == joins:
                     finished.append(sequence.request.request_id)
         for prefill in plan.prefills:
-            if prefill.completes:
-                sequence = prefill.sequence
+            sequence = prefill.sequence
+            if prefill.completes and sequence.ended_at is None:  # else it ended after the step was planned
                 request_id = sequence.request.request_id
                 left = outputs[request_id] - sequence.last_generated - 1
                 if left <= 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from loratory.serving.request import Request
 from loratory.sim.cost.linear import LinearCost, LinearOptions
 
 _SUFFIXES = ("_requests.jsonl.gz", "_steps.jsonl.gz")
-_POLICIES: Mapping[str, type[Policy]] = {"fcfs": Fifo, "priority": Priority}
+_POLICIES: Mapping[str, Callable[[], Policy]] = {"fcfs": Fifo, "priority": partial(Priority, ties_by_id=True)}
 _ENGINE_KEYS = (
     "max_loras",
     "max_cpu_loras",

@@ -67,7 +67,7 @@ class CheckedEngine(Engine):
         self._count(self._decodes.pop(id(plan)), result.steps)
         for prefill in plan.prefills:
             self.prefill_tokens[prefill.sequence.request_id] += prefill.tokens
-            self.sampled[prefill.sequence.request_id] += prefill.completes
+            self.sampled[prefill.sequence.request_id] += prefill.completes and prefill.sequence.ended_at is None
         super().commit(plan, result, now)
         self._check()
 

@@ -24,7 +24,13 @@ STEP = 0.125
 def world(
     rows: list[dict[str, Any]], adapters: tuple[Any, ...] = (), cost: ToyCost | None = None, **settings: Any
 ) -> World:
-    base = {"num_gpu_blocks": 1000, "max_num_seqs": 8, "max_num_batched_tokens": 64, "block_size": 1}
+    base = {
+        "num_gpu_blocks": 1000,
+        "null_block": False,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "block_size": 1,
+    }
     return World(workload(rows, adapters), adapters, EngineConfig(**{**base, **settings}), cost or ToyCost(grid=True))
 
 
