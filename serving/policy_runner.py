@@ -46,7 +46,7 @@ class PolicyRunner:
             Admit: self._admit,
             Load: lambda action: ledger.load(action.adapter),
             Evict: lambda action: self.evict(action.adapter),
-            Preempt: lambda action: self.preempt(action.request, "policy"),
+            Preempt: self._preempt,
             Reject: self._reject,
             Prefetch: lambda action: ledger.prefetch(action.adapter),
             Wake: self._wake,
@@ -216,6 +216,12 @@ class PolicyRunner:
             sequence = self.ledger.sequences[request.request_id]
             self._tell_admitted(Admitted(self.ledger.now, sequence.view, sequence.hit))
         return outcome
+
+    def _preempt(self, action: Preempt) -> Outcome:
+        request = action.request
+        if type(request) is RequestView and request.request_id in self.ledger.seated:
+            return REFUSED["in_use"]  # its last token is being computed
+        return self.preempt(request, "policy")
 
     def _reject(self, action: Reject) -> Outcome:
         sequence = self.ledger.in_state(action.request, "waiting")

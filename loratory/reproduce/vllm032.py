@@ -17,7 +17,7 @@ CLOCK_S = 2e-6
 """The files have microseconds; a step's end is a sum of two of them."""
 
 FITTED = (
-    "The profile vllm-0.32-cpu-56m and tiers.disk_latency_s, by non-negative least squares on the 2,867 steps of "
+    "The profile vllm-0.32-cpu-56m-below and tiers.disk_latency_s, by non-negative least squares on the 2,867 steps of "
     "`below`, each measured from the end of the step before, with the default features and no knots "
     "(python -m loratory.reproduce.fit.vllm032). No figure of `near` set a coefficient, but both runs were known when "
     "the features were chosen. The eight sets of features that were tried gave mean TTFT errors of -4.1 to +4.5 % on "

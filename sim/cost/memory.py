@@ -133,7 +133,8 @@ def oversized(
     The parameters are those of `kv_blocks`. Raises `InputError` if ``tensor_parallel_size`` does not divide the model.
     """
     plan = _Question(model, gpu, engine, resolve_targets(target_modules), options or MemoryOptions()).plan()
-    given = engine.require_blocks()
+    engine.require_blocks()
+    given = engine.num_gpu_blocks or 0
     blocks = given * plan.block_size * plan.kv_bytes_per_token
     if blocks <= plan.kv_bytes:
         return None
