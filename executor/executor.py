@@ -75,6 +75,11 @@ class Executor:
             raise InputError(
                 "engine.memory is unified, which is only simulated: set it to slots to run on the executor"
             )
+        if config.async_scheduling:
+            raise InputError(
+                "engine.async_scheduling is true, but the executor plans a step when the one before has ended: set it "
+                "to false"
+            )
         self._failure = ""
         """Why the policy has failed."""
         self._watch: PolicyWatch | None = None

@@ -59,6 +59,12 @@ def execute_scenario(
         raise InputError(
             "cost.dtype is fp8, but the executor computes in executor.dtype, which has at least 16 bits: leave it out"
         )
+    if scenario.engine.async_scheduling:
+        raise InputError(
+            "engine.async_scheduling is true, but the executor plans a step when the one before has ended: leave it out"
+        )
+    synchronous = scenario.engine.model_copy(update={"async_scheduling": False})
+    scenario = scenario.model_copy(update={"engine": synchronous})
     prepared = prepare(scenario, policy_timeout_s, source)
     with machine_for(scenario, prepared.built) as machine:
         served, notes = as_served(scenario, machine.files)

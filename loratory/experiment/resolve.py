@@ -57,7 +57,7 @@ def build(scenario: Scenario, source: str | None = None) -> Built:
 def _build(scenario: Scenario) -> Built:
     spec = _at("model", lambda: model(scenario.model))
     card = _at("gpu", lambda: gpu(scenario.gpu))
-    engine = _limited(scenario.engine, spec)
+    engine = _planning(_limited(scenario.engine, spec))
     targets = scenario.adapters.target_modules
     _at("adapters.target_modules", lambda: resolve_targets(targets))
     used = targets if scenario.adapters.known_count != 0 else ()
@@ -148,6 +148,14 @@ def _noise(given: NoiseSpec | None, cost: CostModel) -> NoiseOptions | None:
         given.stall_s,
         *((residuals.decode, residuals.prefill) if given.residuals and residuals is not None else ()),
     )
+
+
+def _planning(engine: EngineConfig) -> EngineConfig:
+    """The engine's settings with ``async_scheduling`` as the modelled engine has it on a GPU, where they do not say."""
+    if engine.async_scheduling is not None:
+        return engine
+    ahead = engine.modelled.async_scheduling and engine.batching == "chunked"
+    return engine.model_copy(update={"async_scheduling": ahead})
 
 
 def _below_gpu(tiers: TiersSpec) -> dict[str, float]:

@@ -65,12 +65,13 @@ def hardware(scenario: Scenario) -> str:
 
 def engine_words(engine: EngineConfig) -> str:
     """The settings of an engine that matter, under the names they have in a scenario."""
-    parts = []
+    parts = [engine.modelled.title]
+    fixed = {**engine.modelled.settings, "async_scheduling": engine.modelled.async_scheduling}
     for name, field in EngineConfig.model_fields.items():
         value = getattr(engine, name)
-        if name in ("num_gpu_blocks", "block_size", "tensor_parallel_size") or value is None:
+        if name in ("preset", "num_gpu_blocks", "block_size", "tensor_parallel_size") or value is None:
             continue
-        if name in _ALWAYS or value != field.default:
+        if name in _ALWAYS or value != fixed.get(name, field.default):
             parts.append(f"{name} {phrase(value)}")
     blocks = engine.require_blocks()
     parts.append(f"KV cache of {blocks:,} blocks of {engine.block_size} tokens ({blocks * engine.block_size:,})")
