@@ -109,8 +109,8 @@ class Engine:
         """Ids of the requests in the inbox."""
         self._submitted = 0
         self._finishes: list[tuple[int, int, Sequence, int]] = []
-        """A heap of (decode clock at which a request reaches max_tokens, number, request, its ``joins`` then). Entries of
-        requests that have been preempted or held since are out of date."""
+        """A heap of (decode clock at which a request reaches max_tokens, number, request, its ``joins`` then). Entries
+        of requests that have been preempted or held since are out of date."""
         self._finishes_pushed = 0
 
     # -- what a backend tells the engine -------------------------------------------------------------------------

@@ -47,7 +47,7 @@ ENGINE_PRESETS: Mapping[str, EnginePreset] = MappingProxyType(
             "vLLM 0.32",
             _settings(full_isl=True, null_block=True, threshold_alone=False),
             True,
-            "vLLM 0.32, vllm/v1/core/sched/scheduler.py and async_scheduler.py; equal to it at every step of ten recordings",
+            "vLLM 0.32, vllm/v1/core/sched/scheduler.py and async_scheduler.py (loratory reproduce vllm-scheduler)",
             "prefix caching by blocks, speculative decoding, encoder inputs, KV connectors, prefill_schedule_interval",
         ),
         "vllm-0.8.5": EnginePreset(

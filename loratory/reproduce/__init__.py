@@ -20,6 +20,7 @@ REPRODUCTIONS: dict[str, str] = {
     "vtc": "VTC (OSDI 2024): service gaps of fair and unfair schedulers on an A10G",
     "agullo": "Agullo et al. (2025): vLLM 0.8.5 on an H100, KV memory and one-hour runs",
     "vllm032": "vLLM 0.32 on a CPU: every step recorded",
+    "vllm-scheduler": "vLLM 0.32's scheduler, recorded and replayed at every step",
     "shapes": "Shapes: SGLang issues, a vLLM queue, Punica's popularity",
     "roofline": "Kernel and step times of A100, H100 and H200",
 }
@@ -29,6 +30,7 @@ REPRODUCTIONS: dict[str, str] = {
 TAKES_ROWS: dict[str, str] = {
     "slora": "a CSV file with the columns of scenarios/published/measured/slora_mlsys24_more.csv",
     "agullo": "a CSV file with the columns of scenarios/published/measured/agullo_h100_vllm085_more.csv",
+    "vllm-scheduler": "a folder like scenarios/published/measured/vllm032_scheduler",
 }
 """The reproductions that take other measurements than those published here, and changed keys: what a user gives."""
 

@@ -46,7 +46,7 @@ class CheckedEngine(Engine):
         self.service: list[tuple[float, dict[str, tuple[int, int]]]] = []
         self.checks = 0
         self._decodes: dict[int, list[str]] = {}
-        """The decoding requests of each plan that is not committed; with async scheduling the next one is made by then."""
+        """The decoding requests of each plan that is not committed: by then the next one may have been made."""
         self._at = float("-inf")
 
     def plan(self, now: float) -> StepPlan | None:
