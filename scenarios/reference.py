@@ -62,7 +62,7 @@ def _row(key: str, field: FieldInfo, alternative: bool) -> str:
         shown = ""
     else:
         shown = f"`{default}`".replace("'", "")
-    return f"| `{key}` | {shown} | {(field.description or 'upper limit, s').replace('|', '/')} |"
+    return f"| `{field.alias or key}` | {shown} | {(field.description or 'upper limit, s').replace('|', '/')} |"
 
 
 def main(page: str) -> None:

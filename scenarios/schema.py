@@ -77,7 +77,7 @@ class Scenario(Section):
         """Refuses true and false where `EngineConfig` wants a number."""
         for key in value if isinstance(value, dict) else ():
             known = EngineConfig.model_fields.get(str(key))
-            if isinstance(value[key], bool) and known is not None and known.annotation is not bool:
+            if isinstance(value[key], bool) and known is not None and known.annotation not in (bool, bool | None):
                 raise wrong(f"should be a number, not {str(value[key]).lower()}", key)
         return value
 

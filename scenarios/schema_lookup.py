@@ -6,10 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from loratory.errors import did_you_mean, several
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.schema_types import OneOf
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A model's fields by the keys that a scenario has for them."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def models_at(path: Sequence[str | int], raw: Any) -> list[type[BaseModel]]:
@@ -19,7 +25,7 @@ def models_at(path: Sequence[str | int], raw: Any) -> list[type[BaseModel]]:
     here: Any = raw
     for part in path:
         here = _below(here, part)
-        annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
+        annotations = [fields_of(m)[str(part)].annotation for m in models if str(part) in fields_of(m)]
         inside = [element for p in plain for element in _elements(p)]
         plain = [a for a in (*annotations, *inside) if a is not None]
         models = list(dict.fromkeys(m for a in plain for m in _models_in(a)))
@@ -32,7 +38,7 @@ def models_at(path: Sequence[str | int], raw: Any) -> list[type[BaseModel]]:
 def keys_at(path: Sequence[str | int], raw: Any) -> list[str] | None:
     """The keys that a mapping at ``path`` may have; None if it may have any (adapter names, ranks)."""
     models = models_at(path, raw)
-    return list(dict.fromkeys(key for m in models for key in m.model_fields)) if models else None
+    return list(dict.fromkeys(key for m in models for key in fields_of(m))) if models else None
 
 
 def is_one_of(path: Sequence[str | int], raw: Any) -> bool:
@@ -66,13 +72,13 @@ def key_hint(word: str, known: Iterable[str]) -> str:
 def _sections_with(word: str) -> list[str]:
     """The sections of a scenario that have a key which was written at the top level."""
     sections = {name: list(_models_in(field.annotation)) for name, field in Scenario.model_fields.items()}
-    return [name for name, models in sections.items() if any(word in m.model_fields for m in models)]
+    return [name for name, models in sections.items() if any(word in fields_of(m) for m in models)]
 
 
 def description_at(path: Sequence[str | int], raw: Any) -> str | None:
     """The schema's field for the key at ``path``."""
     for model in models_at(path[:-1], raw):
-        found = model.model_fields.get(str(path[-1]))
+        found = fields_of(model).get(str(path[-1]))
         if found is not None and found.description:
             return found.description
     return None

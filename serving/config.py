@@ -20,7 +20,7 @@ class EngineConfig(BaseModel):
     H100 class (vllm/engine/arg_utils.py); larger GPUs usually run 8192 and 1024.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
     preset: PresetName = Field(
         DEFAULT_PRESET, alias="as", description="the engine that is modelled; its settings hold where none is given"
@@ -71,6 +71,8 @@ class EngineConfig(BaseModel):
         """Fill in the settings that the preset fixes."""
         if not isinstance(given, Mapping):
             return given
+        if "as" in given and "preset" in given:
+            raise ValueError("as and preset are the same setting: give one of them")
         name = given.get("as", given.get("preset", DEFAULT_PRESET))
         preset = ENGINE_PRESETS.get(name) if isinstance(name, str) else None
         return given if preset is None else {**preset.settings, **given}

@@ -24,7 +24,7 @@ class Scheduled(NamedTuple):
     tokens: int
 
 
-class Composition(NamedTuple):
+class SchedulerStep(NamedTuple):
     """A step, as far as it is compared. ``free``: blocks before and after scheduling, and after its output."""
 
     scheduled: tuple[Scheduled, ...]
@@ -47,10 +47,10 @@ class SchedulerRecording:
     steps: Sequence[Mapping[str, Any]]
 
     @property
-    def compositions(self) -> list[Composition]:
+    def compositions(self) -> list[SchedulerStep]:
         """The recorded steps."""
         return [
-            Composition(
+            SchedulerStep(
                 tuple(Scheduled(str(i), int(start), int(tokens)) for i, start, tokens, *_ in step["s"]),
                 tuple(map(str, step["adm"])),
                 tuple(map(str, step["pre"])),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from loratory.errors import InputError
 from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
-from loratory.reproduce.scheduler_recordings import Composition, Scheduled, SchedulerRecording
+from loratory.reproduce.scheduler_recordings import SchedulerStep, Scheduled, SchedulerRecording
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.events import Admitted, EventHandlers, Preempted
@@ -29,7 +29,7 @@ CLOCK_S = 2e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SchedulerComparison:
     """Of one recording: its steps, how many differ, and the first that does (recorded and replayed).
 
     ``unfinished``: requests that did not end. ``preemptions``: recorded and replayed.
@@ -38,7 +38,7 @@ class Comparison:
     name: str
     steps: int
     differing: int
-    first: tuple[int, Composition, Composition] | None
+    first: tuple[int, SchedulerStep, SchedulerStep] | None
     unfinished: int
     preemptions: tuple[int, int]
 
@@ -69,7 +69,7 @@ def engine_of(recording: SchedulerRecording, changes: Mapping[str, Any]) -> tupl
 
 def replay_scheduler(
     recording: SchedulerRecording, changes: Mapping[str, Any] | None = None
-) -> tuple[list[Composition], int]:
+) -> tuple[list[SchedulerStep], int]:
     """The steps of Loratory's engine at the recorded times, and the number of requests that did not end.
 
     A step is planned at its recorded time ``t``, and sees the requests that vLLM had taken in by then (``added``).
@@ -88,7 +88,7 @@ def replay_scheduler(
         LinearCost(LinearOptions()),
         sink=EventHandlers({Admitted: watch.on_admitted, Preempted: watch.on_preempted}),
     )
-    played: list[Composition] = []
+    played: list[SchedulerStep] = []
     flying: _InFlight | None = None
 
     def commit(ended: _InFlight) -> None:
@@ -110,10 +110,10 @@ def replay_scheduler(
         watch.clear()
         plan = engine.plan(now)
         if plan is None:
-            played.append(Composition((), tuple(watch.admitted), tuple(watch.preempted), (free, engine.ledger.kv.free)))
+            played.append(SchedulerStep((), tuple(watch.admitted), tuple(watch.preempted), (free, engine.ledger.kv.free)))
             continue
         admitted, preempted = tuple(watch.admitted), tuple(watch.preempted)
-        played.append(Composition(_scheduled(engine, plan), admitted, preempted, (free, engine.ledger.kv.free)))
+        played.append(SchedulerStep(_scheduled(engine, plan), admitted, preempted, (free, engine.ledger.kv.free)))
         if flying is not None:
             commit(flying)
         flying = _InFlight(plan, _finished(plan, outputs), begins + float(step["d"]), number)
@@ -181,7 +181,7 @@ def _finished(plan: StepPlan, outputs: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(s.request_id for s in sampled if s.generated + 1 >= outputs[s.request_id])
 
 
-def compare(recording: SchedulerRecording, changes: Mapping[str, Any] | None = None) -> Comparison:
+def compare(recording: SchedulerRecording, changes: Mapping[str, Any] | None = None) -> SchedulerComparison:
     """Replay a recording, and compare every step; ``changes``: engine settings other than the recording's."""
     played, unfinished = replay_scheduler(recording, changes)
     wanted = [
@@ -192,8 +192,8 @@ def compare(recording: SchedulerRecording, changes: Mapping[str, Any] | None = N
     differing = [number for number, pair in enumerate(zip(wanted, played, strict=True)) if pair[0] != pair[1]]
     first = (differing[0], wanted[differing[0]], played[differing[0]]) if differing else None
     preemptions = (_preemptions(wanted), _preemptions(played))
-    return Comparison(recording.name, len(played), len(differing), first, unfinished, preemptions)
+    return SchedulerComparison(recording.name, len(played), len(differing), first, unfinished, preemptions)
 
 
-def _preemptions(steps: Sequence[Composition]) -> int:
+def _preemptions(steps: Sequence[SchedulerStep]) -> int:
     return sum(len(step.preempted) for step in steps)

@@ -10,8 +10,8 @@ import yaml
 
 from loratory.errors import InputError, did_you_mean, shortened
 from loratory.reproduce.comparison import Check, Reproduction, Row
-from loratory.reproduce.scheduler_recordings import Composition, read_recordings
-from loratory.reproduce.scheduler_replay import Comparison, compare
+from loratory.reproduce.scheduler_recordings import SchedulerStep, read_recordings
+from loratory.reproduce.scheduler_replay import SchedulerComparison, compare
 from loratory.scenarios.library_index import published_folder
 from loratory.serving.config import EngineConfig
 
@@ -76,7 +76,7 @@ def _changes(settings: Sequence[str]) -> Mapping[str, Any]:
     return changes
 
 
-def _first(found: Comparison) -> str:
+def _first(found: SchedulerComparison) -> str:
     """The first difference, in words; empty if there is none."""
     if found.first is None:
         return ""
@@ -84,7 +84,7 @@ def _first(found: Comparison) -> str:
     return f"first at step {number}: vLLM {_words(wanted, played)}; here {_words(played, wanted)}"
 
 
-def _words(step: Composition, other: Composition) -> str:
+def _words(step: SchedulerStep, other: SchedulerStep) -> str:
     own = [part for part in step.scheduled if part not in other.scheduled]
     parts = [f"request {part.request_id} computes {part.tokens} from {part.start}" for part in own[:_SHOWN]]
     if len(own) > _SHOWN:

@@ -99,8 +99,13 @@ KEYS: dict[str, dict[str, Entry]] = {
         "engine", (),
         max_num_batched_tokens="64", max_num_seqs="2", block_size="32", num_gpu_blocks="100", max_model_len="300",
         enable_chunked_prefill="false", long_prefill_token_threshold="32", tensor_parallel_size="2", max_loras="1",
-        max_cpu_loras="2", adapter_loading="async", batching="separate", eviction="lfu",
+        max_cpu_loras="2", adapter_loading="async", batching="separate", eviction="lfu", null_block="false",
+        scheduler_reserve_full_isl="false", watermark="0.4", async_scheduling="false",
     ) | {
+        "as": entry("engine.as=vllm-0.8.5"),
+        "long_prefill_threshold_alone": entry(
+            "engine.long_prefill_threshold_alone=true", given=("engine.long_prefill_token_threshold=32",)
+        ),
         "gpu_memory_utilization": entry("engine.gpu_memory_utilization=0.2225", given=(*AUTO_BLOCKS, "gpu=a100-80gb")),
         "max_lora_rank": entry("engine.max_lora_rank=256", given=AUTO_BLOCKS),
         "memory": entry("engine.memory=unified", given=AUTO_BLOCKS),
@@ -337,7 +342,8 @@ EXECUTOR = {"checkpoint": "no/such", "dtype": "float32", "device": "cpu", "threa
 
 
 def test_no_key_is_forgotten() -> None:
-    known = {(path, key) for path, model in sections().items() for key in model.model_fields}
+    fields = [(path, key, field) for path, model in sections().items() for key, field in model.model_fields.items()]
+    known = {(path, field.alias or key) for path, key, field in fields}
     said = {(path, key) for path, keys in (*KEYS.items(), *TOLD.items()) for key in keys}
     said |= {("executor", key) for key in EXECUTOR} | {("", "executor")}
     assert known - said == set() and said - known == set()
