@@ -125,7 +125,7 @@ KEYS: dict[str, dict[str, Entry]] = {
         "cost", KERNELS,
         engine="sglang", version="0.8.5", dtype="fp8", step_overhead_s="0.01", host_layer_s="0.01",
         link_efficiency="0.2", lora_kernel_s="0.001", lora_adapter_layer_s="0.001", lora_compute_efficiency="0.0001",
-        load_copy_s="0.001",
+        load_copy_s="0.001", noise="{cv: 0.1}",
     ),
     "cost (kind: linear)": {"kind": entry("cost={kind: roofline}", given=LINEAR)} | each(
         "cost", LINEAR,
