@@ -317,7 +317,10 @@ class Engine:
         ahead = self._ahead.pop(0) if self._ahead else None
         tell_stepped = self._tell_stepped
         if tell_stepped is not None and (plan.prefills or plan.decode_count or now > start):
-            tell_stepped(Stepped(start, now, steps, plan.shape, *self._counts(), load_s))
+            slots = ledger.slots  # `_counts`, without the call
+            waiting, running, resident = len(ledger.waiting.by_ticket), len(ledger.running), len(slots.on_gpu)
+            loading, used = len(slots.loading), ledger.kv.used
+            tell_stepped(Stepped(start, now, steps, plan.shape, waiting, running, resident, loading, used, load_s))
         if ahead is None or ahead.reached is None:
             ended = self._compute(plan, steps, failed or ())
         else:  # the next step is planned already
@@ -387,8 +390,9 @@ class Engine:
                 ledger.begin_decode(sequence)
                 if sequence.finish_clock <= clock:
                     reached.append(sequence)
-                else:
-                    self._push_finish(sequence)
+                else:  # `_push_finish`, without the call
+                    self._finishes_pushed += 1
+                    heappush(finishes, (sequence.finish_clock, self._finishes_pushed, sequence, sequence.joins))
             ledger.prefills.clear()
         if ledger.held:
             self._release()

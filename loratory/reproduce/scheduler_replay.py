@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from loratory.errors import InputError
 from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
-from loratory.reproduce.scheduler_recordings import SchedulerStep, Scheduled, SchedulerRecording
+from loratory.reproduce.scheduler_recordings import Scheduled, SchedulerRecording, SchedulerStep
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.events import Admitted, EventHandlers, Preempted
@@ -109,10 +109,10 @@ def replay_scheduler(
         free = engine.ledger.kv.free
         watch.clear()
         plan = engine.plan(now)
-        if plan is None:
-            played.append(SchedulerStep((), tuple(watch.admitted), tuple(watch.preempted), (free, engine.ledger.kv.free)))
-            continue
         admitted, preempted = tuple(watch.admitted), tuple(watch.preempted)
+        if plan is None:
+            played.append(SchedulerStep((), admitted, preempted, (free, engine.ledger.kv.free)))
+            continue
         played.append(SchedulerStep(_scheduled(engine, plan), admitted, preempted, (free, engine.ledger.kv.free)))
         if flying is not None:
             commit(flying)

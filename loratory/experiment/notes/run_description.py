@@ -31,6 +31,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
         "model": _model(built),
         "GPU": hardware(scenario),
         "engine": engine_words(built.engine),
+        "engine's rules": f"{built.engine.modelled.source}; not modelled: {built.engine.modelled.left_out}",
         "adapters": _adapters(scenario, built),
         "workload": _workload(scenario),
         "cost model": _cost(scenario, built),
