@@ -7,6 +7,7 @@ One step in pseudo-code:
         a wake-up that the policy asked for is due                      ask = true
         reserve the KV blocks that the decoding requests need           }  where blocks are missing: evict an idle
         give part-prefilled requests their next chunk                   }  adapter (unified memory), or preempt
+                                                                        }  (loratory.serving.running_first)
         if ask, and no request was preempted:
             for each action that the policy yields:                     PolicyRunner.carry_out
                 the ledger carries it out or refuses it, and the policy gets the outcome
@@ -26,6 +27,14 @@ One step in pseudo-code:
 The blocks of the decoding requests are reserved before the policy is asked, so those that it sees free are free: it
 cannot admit a request for which another has to be preempted in the same step. With ``batching: separate`` a step
 prefills or decodes, so they are reserved only if the policy admits nothing.
+
+With ``async_scheduling`` step k + 1 is planned when step k begins, and committed when it has ended:
+
+    plan(k + 1):   take step k as done: the clock advances, its prefills decode; requests that it gives their last
+                   token are *seated*: they keep their place and their blocks, but compute nothing and use no adapter
+                   then as above
+    commit(k):     times, events, and the requests that ended. One that ended by a stop token is in plan k + 1 as well,
+                   which computes a token for it in vain
 """
 
 from __future__ import annotations
