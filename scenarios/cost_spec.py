@@ -99,6 +99,9 @@ class LinearCostSpec(Section):
     prefill_attention_s: NotNegative = Field(
         0.0, description="per pair of a prompt token and a token that it attends to"
     )
+    lora_floor_s: NotNegative = Field(
+        0.0, description="least duration of a decode step with adapters, everything counted"
+    )
     lora_step_s: NotNegative = Field(0.0, description="per step with any adapter in it")
     per_adapter_s: NotNegative = Field(0.0, description="per distinct adapter in a step")
     per_rank_s: NotNegative = Field(
