@@ -245,7 +245,7 @@ NOT_MODELLED = (
     "The effect of the longest request on a decode step: one constant per KV token stands for batches of mixed "
     "lengths, which take twice the time of a batch of equal lengths.",
     "S2 with one adapter at 2 req/s: measured 4 % fewer requests and 34 % longer latency than the same run with an "
-    "adapter of rank 8, but at 2.5 req/s the two are equal within 1 %. The simulation has them equal at both. Reruns of "
-    "one setting by the authors differ by 2 % in throughput and 10 % in latency.",
+    "adapter of rank 8, but at 2.5 req/s the two are equal within 1 %. The simulation has them equal at both. The "
+    "authors' reruns of one setting differ by 2 % in throughput and 10 % in latency.",
     "The copies by which separate memory grows and shrinks its adapter buffer.",
 )
