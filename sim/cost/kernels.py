@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from loratory.models.linear_layers import FUSED
+from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes
 from loratory.sim.cost.base import DecodeLine
+from loratory.sim.cost.engine_times import HostTime, times_of
 from loratory.sim.cost.kernel_fits import Curve, GemmTable, decode_attention, heads_like, prefill_attention, total
 from loratory.sim.cost.kernel_tables import KernelTables
 from loratory.sim.cost.lora_on_top import LoraOnTop
@@ -62,10 +64,16 @@ class KernelsCost:
     name = "kernels"
 
     def __init__(
-        self, model: ModelSpec, gpu: GPU, *, tensor_parallel_size: int = 1, options: KernelsOptions | None = None
+        self,
+        model: ModelSpec,
+        gpu: GPU,
+        *,
+        tensor_parallel_size: int = 1,
+        options: KernelsOptions | None = None,
+        engine: EngineConfig | None = None,
     ) -> None:
         o = self.options = options or KernelsOptions()
-        tp, shape = tensor_parallel_size, model.shape
+        tp, shape = tensor_parallel_size if engine is None else engine.tensor_parallel_size, model.shape
         model.check_tp(tp)
         layers, dtype = shape.layers, o.dtype or model.dtype
         dtype_bytes(dtype)
@@ -119,8 +127,10 @@ class KernelsCost:
         if shape.qk_norm:
             extras += 4 * (move.seconds(2 * q) + move.seconds(2 * kv))
 
-        self._overhead_s, self._host_s = o.step_overhead_s, layers * o.host_layer_s
-        self._fixed_s = self._small_step_s + self._overhead_s
+        self._overhead_s = o.step_overhead_s
+        self._host = HostTime(times_of(None, engine), None, None, layers * o.host_layer_s)
+        self._host_seq_s = self._host.seq_s
+        self._fixed_s = self._small_step_s + self._overhead_s + self._host.step_s
         self._prefill = (
             layers * (prefill.step_s + 1.1 * extras),
             layers * prefill.seq_s,
@@ -143,16 +153,17 @@ class KernelsCost:
         self._sampled: dict[int, float] = {}
         self._decodes: dict[int, tuple[float, float]] = {}
         given = {name: getattr(o, name) for name in _OF_LORA}
-        self._lora = LoraOnTop(model, gpu, tp, {name: value for name, value in given.items() if value is not None})
+        self._lora = LoraOnTop(
+            model, gpu, tp, engine, {name: value for name, value in given.items() if value is not None}
+        )
         self.below = self._lora.below
 
     @classmethod
     def from_options(
-        cls, model: ModelSpec, gpu: GPU, tensor_parallel_size: int, options: Mapping[str, object]
+        cls, model: ModelSpec, gpu: GPU, engine: EngineConfig, options: Mapping[str, object]
     ) -> KernelsCost:
         """From a scenario's ``cost:`` mapping; `InputError` for unknown keys, bad values, and what has no tables."""
-        parsed = parse(KernelsOptions, options, "cost")
-        return cls(model, gpu, tensor_parallel_size=tensor_parallel_size, options=parsed)
+        return cls(model, gpu, options=parse(KernelsOptions, options, "cost"), engine=engine)
 
     def linear_seconds(self, tokens: int) -> float:
         """Seconds of all layers' linear modules over ``tokens``, without output head, attention and overheads."""
@@ -197,6 +208,7 @@ class KernelsCost:
             self._fixed_s
             + (self._token_seconds(prefill + decodes) if by_tokens is None else by_tokens)
             + (self._head_seconds(decodes + prefill_seqs) if head is None else head)
+            + self._host_seq_s * (decodes + prefill_seqs)
         )
         if prefill:
             step, seq, token, pair = self._prefill
@@ -210,7 +222,7 @@ class KernelsCost:
 
     def step_seconds(self, shape: BatchShape) -> float:
         """See `CostModel.step_seconds`."""
-        decodes, host = shape.decode_seqs, self._host_s
+        decodes, host = shape.decode_seqs, self._host.least(shape.decode_seqs + shape.prefill_seqs)
         if decodes:
             base, attention = self._base(shape), self._decodes.get(decodes)
             start, floor = self._decode_seconds(decodes) if attention is None else attention
@@ -230,7 +242,7 @@ class KernelsCost:
         decodes = shape.decode_seqs
         if shape.prefill_tokens or not decodes:
             return None
-        base, attention, host = self._base(shape), self._decodes.get(decodes), self._host_s
+        base, attention, host = self._base(shape), self._decodes.get(decodes), self._host.least(decodes)
         start, floor = self._decode_seconds(decodes) if attention is None else attention
         least = base + floor
         if shape.kv_tokens > self._most_kv:
@@ -260,7 +272,8 @@ class KernelsCost:
             "all_reduce": self._all_reduce.at(tokens),
             "overhead": self._overhead_s,
         }
-        return parts | {"host": max(0.0, self._host_s - sum(parts.values()))} if self._host_s else parts
+        host = self._host.part(decodes + shape.prefill_seqs, sum(parts.values()))
+        return parts | {"host": host} if self._host.any else parts
 
 
 COMPARED: tuple[str, ...] = ("a100-80gb", "h100-80gb", "h200")

@@ -114,6 +114,8 @@ KEYS: dict[str, dict[str, Entry]] = {
         memory_efficiency="0.3", compute_efficiency="0.2", prefill_attention_efficiency="0.0001",
         decode_attention_efficiency="0.01", link_efficiency="0.2", step_overhead_s="0.01", layer_overhead_s="0.001",
         host_layer_s="0.01", decode_attention_latency_s="0.001", lora_kernel_s="0.001", lora_adapter_layer_s="0.001",
+        engine_times="none",
+        lora_block_s="0.000001", lora_idle_block_s="0.000001", host_step_s="0.1", host_seq_s="0.1",
         lora_compute_efficiency="0.0001", load_copy_s="0.001", noise="{cv: 0.1}",
     ),
     "cost (kind: kernels)": {"kind": entry(*LINEAR, given=KERNELS)} | each(
