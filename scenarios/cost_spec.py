@@ -58,6 +58,12 @@ class RooflineCostSpec(Section):
     host_seq_s: NotNegative | None = Field(
         None, description="host time per sequence in a step; by default the engine's"
     )
+    host_blocked_s: NotNegative | None = Field(
+        None, description="host time per waiting request passed over for want of a slot; by default the engine's"
+    )
+    lora_memory_efficiency: _Efficiency | None = Field(
+        None, description="share of memory bandwidth, weights of adapters"
+    )
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
     load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
     noise: UnmeasuredNoise = Field(None, description=NOISE)

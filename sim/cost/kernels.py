@@ -128,8 +128,8 @@ class KernelsCost:
             extras += 4 * (move.seconds(2 * q) + move.seconds(2 * kv))
 
         self._overhead_s = o.step_overhead_s
-        self._host = HostTime(times_of(None, engine), None, None, layers * o.host_layer_s)
-        self._host_seq_s = self._host.seq_s
+        self._host = HostTime(times_of(None, engine), (None, None, None), layers * o.host_layer_s)
+        self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s = self._small_step_s + self._overhead_s + self._host.step_s
         self._prefill = (
             layers * (prefill.step_s + 1.1 * extras),
@@ -201,14 +201,15 @@ class KernelsCost:
 
     def _base(self, shape: BatchShape) -> float:
         """Seconds of everything but decode attention."""
-        prefill, pairs, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _ = shape
+        prefill, pairs, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _, blocked = shape
         by_tokens = self._tokens.get(prefill + decodes)
         head = self._sampled.get(decodes + prefill_seqs)
         seconds = (
             self._fixed_s
             + (self._token_seconds(prefill + decodes) if by_tokens is None else by_tokens)
             + (self._head_seconds(decodes + prefill_seqs) if head is None else head)
-            + self._host_seq_s * (decodes + prefill_seqs)
+            + self._host_seq_s * prefill_seqs
+            + self._blocked_s * blocked
         )
         if prefill:
             step, seq, token, pair = self._prefill
@@ -222,11 +223,13 @@ class KernelsCost:
 
     def step_seconds(self, shape: BatchShape) -> float:
         """See `CostModel.step_seconds`."""
-        decodes, host = shape.decode_seqs, self._host.least(shape.decode_seqs + shape.prefill_seqs)
+        decodes, host = shape.decode_seqs, self._host.least(shape.decode_seqs + shape.prefill_seqs, shape.blocked_seqs)
         if decodes:
             base, attention = self._base(shape), self._decodes.get(decodes)
             start, floor = self._decode_seconds(decodes) if attention is None else attention
-            seconds, least = base + start + self._kv_token_s * shape.kv_tokens, base + floor
+            by_host = self._host_seq_s * decodes
+            least = base + (floor if floor > by_host else by_host)
+            seconds = base + start + self._kv_token_s * shape.kv_tokens
             if shape.kv_tokens > self._most_kv:
                 self._most_kv = shape.kv_tokens
                 self._see("KV tokens that a step reads", shape.kv_tokens)
@@ -242,9 +245,14 @@ class KernelsCost:
         decodes = shape.decode_seqs
         if shape.prefill_tokens or not decodes:
             return None
-        base, attention, host = self._base(shape), self._decodes.get(decodes), self._host.least(decodes)
+        base, attention, host = (
+            self._base(shape),
+            self._decodes.get(decodes),
+            self._host.least(decodes, shape.blocked_seqs),
+        )
         start, floor = self._decode_seconds(decodes) if attention is None else attention
-        least = base + floor
+        by_host = self._host_seq_s * decodes
+        least = base + (floor if floor > by_host else by_host)
         if shape.kv_tokens > self._most_kv:
             self._most_kv = shape.kv_tokens
             self._see("KV tokens that a step reads", shape.kv_tokens)
@@ -262,18 +270,21 @@ class KernelsCost:
         start, floor = self._decode_seconds(decodes) if decodes else (0.0, 0.0)
         step, seq, token, pair = self._prefill if shape.prefill_tokens else (0.0, 0.0, 0.0, 0.0)
         prompts = seq * shape.prefill_seqs + token * shape.prefill_tokens + pair * shape.prefill_attention
+        attention = max(start + self._kv_token_s * shape.kv_tokens, floor) if decodes else 0.0
         parts = {
             "linear_layers": self._gemm.at(tokens),
             "output_head": self._head_seconds(decodes + shape.prefill_seqs),
             "small_kernels": self._small_step_s + self._small_token_s * tokens,
             "prefill_attention": step + prompts,
-            "decode_attention": max(start + self._kv_token_s * shape.kv_tokens, floor) if decodes else 0.0,
             "lora": self._lora.seconds(shape),
             "all_reduce": self._all_reduce.at(tokens),
             "overhead": self._overhead_s,
         }
-        host = self._host.part(decodes + shape.prefill_seqs, sum(parts.values()))
-        return parts | {"host": host} if self._host.any else parts
+        others = sum(parts.values())
+        parts["decode_attention"] = attention
+        if not self._host.any:
+            return parts
+        return parts | {"host": self._host.part(shape, attention, others)}
 
 
 COMPARED: tuple[str, ...] = ("a100-80gb", "h100-80gb", "h200")

@@ -10,13 +10,14 @@ from loratory.models.linear_layers import FUSED, HEAD
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
 
-SHRINK_SPLITS, RANK_BLOCK = 64, 16
 EXPAND_TOKENS, EXPAND_COLUMNS = 64, 128
-"""Tiles of vLLM's LoRA kernels without a tuned configuration (vllm/lora/ops/triton_ops, 0.8.5): the shrink splits its
-input 64 times and the rank by 16, the expand has 64 tokens and 128 output columns a block."""
+"""Tokens and output columns of a thread block of vLLM's expand kernel (vllm/lora/ops/triton_ops, 0.8.5)."""
 
-BLOCK_S, IDLE_BLOCK_S = 14e-9, 2e-9
+BLOCK_S, IDLE_BLOCK_S = 34.6e-9, 0.86e-9
 """Seconds of a thread block on an H100, all multiprocessors together: python -m loratory.reproduce.fit.lora."""
+
+SLOT_MEMORY_EFFICIENCY = 0.45
+"""Share of the memory bandwidth at which kernels that span slots read adapters: from the same fit."""
 
 ADAPTER_LAYER_S = 3e-6
 """Seconds of a layer and adapter where kernels go by adapter."""
@@ -32,6 +33,8 @@ class LoraOptions(Protocol):
     def target_modules(self) -> str | list[str]: ...
     @property
     def memory_efficiency(self) -> float: ...
+    @property
+    def lora_memory_efficiency(self) -> float | None: ...
     @property
     def lora_kernel_s(self) -> float: ...
     @property
@@ -51,9 +54,10 @@ class LoraKernels:
 
     * by adapter (``slots`` None): the weights of each adapter of the batch are read once, at its own rank;
     * by slots (``slots`` of rank ``max_rank``): as vLLM's kernels, whose grid spans all slots. Weights are read and
-      multiplied at ``max_rank``, whatever the adapters' ranks. The thread blocks of an adapter in the batch take
-      ``lora_block_s`` each. Those of all slots, also of idle ones, are started: ``lora_idle_block_s`` each, the
-      shrink's by slot and rank, the expand's by slot and token of the step.
+      multiplied at ``max_rank``, whatever the adapters' ranks. Each adapter of the batch has the expand's thread blocks
+      of all its output columns, ``lora_block_s`` each. Every slot, also an idle one, has them again for every 64 tokens
+      of the step, whichever adapter those want: they start and find nothing to do, ``lora_idle_block_s`` each. The
+      shrink's blocks show in no measurement beyond the bytes that they read.
 
     ``tp``: tensor parallel size; adapters are split as vLLM splits them.
     """
@@ -79,7 +83,9 @@ class LoraKernels:
         self.step_s = 2 * (layers * len(groups) + (HEAD in targets)) * o.lora_kernel_s
         self.token_s = layers * (read + 2 * written) * size * per_byte
         self.head_s = (hidden + 2 * vocab) * size * per_byte if head_width else 0.0
-        rank_s = self.width * size * per_byte
+        efficiency = o.memory_efficiency if slots is None else SLOT_MEMORY_EFFICIENCY
+        efficiency = o.lora_memory_efficiency or efficiency
+        rank_s = self.width * size / (gpu.memory_bytes_per_s * efficiency)
         token_rank_s = layers * 2.0 * width * per_flop
         head_rank_s = 2.0 * head_width * per_flop
         if slots is None:
@@ -97,18 +103,16 @@ class LoraKernels:
         self.token_s += max_rank * token_rank_s
         self.head_s += max_rank * head_rank_s
         scale = _REFERENCE_MULTIPROCESSORS / gpu.multiprocessors
-        shrinks = layers * len(in_layers) * SHRINK_SPLITS * ceil(max_rank / RANK_BLOCK)
         # All parts of a merged module have as many blocks as the widest of them.
         expands = layers * sum(len(group) * ceil(max(shards[m][1] for m in group) / EXPAND_COLUMNS) for group in groups)
         block_s = scale * (BLOCK_S if o.lora_block_s is None else o.lora_block_s)
         idle_s = scale * (IDLE_BLOCK_S if o.lora_idle_block_s is None else o.lora_idle_block_s)
-        self.adapter_s = max_rank * rank_s + (shrinks + expands) * block_s + layers * (o.lora_adapter_layer_s or 0.0)
-        self.step_s += slots * shrinks * idle_s
+        self.adapter_s = max_rank * rank_s + expands * block_s + layers * (o.lora_adapter_layer_s or 0.0)
         self.any_token_s = slots * expands / EXPAND_TOKENS * idle_s
 
     def seconds(self, shape: BatchShape) -> float:
         """Seconds that the adapters of a step add: 0 without any; never falls in any field."""
-        prefill, _, prefill_seqs, decodes, _, adapters, ranks, _, tokens, token_ranks = shape
+        prefill, _, prefill_seqs, decodes, _, adapters, ranks, _, tokens, token_ranks, _ = shape
         if not adapters and not tokens:
             return 0.0
         head = 0.0

@@ -109,8 +109,8 @@ class RooflineCost:
         self._kv_token_s = model.kv_bytes_per_token(tp, o.kv_cache_dtype or wide) / kv_bandwidth
         self._attention_floor_s = layers * o.decode_attention_latency_s
 
-        self._host = HostTime(times, o.host_step_s, o.host_seq_s, layers * o.host_layer_s)
-        self._host_seq_s = self._host.seq_s
+        self._host = HostTime(times, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
+        self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s += self._host.step_s
         slots = engine.max_loras if engine is not None and times.slot_kernels and engine.memory == "slots" else None
         lora = LoraKernels(model, gpu, tp, wide, o, slots, 0 if engine is None else engine.max_lora_rank)
@@ -153,7 +153,7 @@ class RooflineCost:
 
     def _base(self, shape: BatchShape) -> float:
         """Seconds of everything but decode attention."""
-        prefill, attention, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _ = shape
+        prefill, attention, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _, blocked = shape
         tokens = prefill + decodes
         linear = self._linear.get(tokens)
         head = self._heads.get(decodes + prefill_seqs)
@@ -163,17 +163,24 @@ class RooflineCost:
             + (self.linear_seconds(tokens) if linear is None else linear)
             + (self._head_seconds(decodes + prefill_seqs) if head is None else head)
             + self._pair_s * attention
-            + self._host_seq_s * (decodes + prefill_seqs)
+            + self._host_seq_s * prefill_seqs
+            + self._blocked_s * blocked
         )
         if adapters or lora_tokens:
             total += self.lora_seconds(shape)
         return total
 
+    def _decode_floor(self, decodes: int) -> float:
+        """Least seconds of the attention of so many decoding sequences and of the host's work for them."""
+        host, latency = self._host_seq_s * decodes, self._attention_floor_s
+        return host if host > latency else latency
+
     def step_seconds(self, shape: BatchShape) -> float:
         """See `CostModel.step_seconds`."""
-        seconds, host = self._base(shape), self._host.least(shape.decode_seqs + shape.prefill_seqs)
-        if shape.decode_seqs:
-            attention, floor = self._kv_token_s * shape.kv_tokens, self._attention_floor_s
+        decodes = shape.decode_seqs
+        seconds, host = self._base(shape), self._host.least(decodes + shape.prefill_seqs, shape.blocked_seqs)
+        if decodes:
+            attention, floor = self._kv_token_s * shape.kv_tokens, self._decode_floor(decodes)
             seconds += attention if attention > floor else floor
         elif not shape.prefill_tokens:
             return 0.0
@@ -183,8 +190,8 @@ class RooflineCost:
         """See `CostModel.decode_line`; the floor is that of decode attention or of the host."""
         if shape.prefill_tokens or not shape.decode_seqs:
             return None
-        base = self._base(shape)
-        floor, host = base + self._attention_floor_s, self._host.least(shape.decode_seqs)
+        base, decodes = self._base(shape), shape.decode_seqs
+        floor, host = base + self._decode_floor(decodes), self._host.least(decodes, shape.blocked_seqs)
         return DecodeLine(base, self._kv_token_s, floor if floor > host else host)
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
@@ -196,19 +203,20 @@ class RooflineCost:
         tokens = shape.tokens
         if not tokens:
             return {}
-        attention = self._kv_token_s * shape.kv_tokens
-        sampled = shape.decode_seqs + shape.prefill_seqs
+        decodes, prefills = shape.decode_seqs, shape.prefill_seqs
+        attention = max(self._kv_token_s * shape.kv_tokens, self._attention_floor_s) if decodes else 0.0
         parts = {
             "linear_layers": self.linear_seconds(tokens),
-            "output_head": self._head_seconds(sampled),
+            "output_head": self._head_seconds(decodes + prefills),
             "elementwise": self._elementwise_s * tokens,
             "prefill_attention": self._pair_s * shape.prefill_attention if shape.prefill_tokens else 0.0,
-            "decode_attention": max(attention, self._attention_floor_s) if shape.decode_seqs else 0.0,
             "lora": self.lora_seconds(shape),
             "all_reduce": self._all_reduce_step_s + self._all_reduce_token_s * tokens,
             "overhead": self._overhead_s,
         }
-        return parts | {"host": self._host.part(sampled, sum(parts.values()))} if self._host.any else parts
+        others = sum(parts.values())
+        parts["decode_attention"] = attention
+        return parts | {"host": self._host.part(shape, attention, others)} if self._host.any else parts
 
 
 def _known_error(gpu: str, other_dtypes: set[str]) -> str:

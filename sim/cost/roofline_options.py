@@ -66,6 +66,17 @@ class RooflineOptions(BaseModel):
     host_seq_s: float | None = Field(
         default=None, ge=0, description="host time per sequence in a step; by default the engine's"
     )
+    host_blocked_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="host time per waiting request passed over for want of a slot; by default the engine's",
+    )
+    lora_memory_efficiency: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="of memory bandwidth, adapters; by default memory_efficiency, or less for kernels by slot",
+    )
     lora_compute_efficiency: float = Field(default=0.15, gt=0, le=1, description="of dense FLOP/s, LoRA kernels")
     load_copy_s: float = Field(
         default=1e-5, ge=0, description="per tensor copied into a slot (A and B of every module)"

@@ -92,7 +92,8 @@ LINEAR += "prefill_per_token_s: 0.0001"
 @pytest.mark.parametrize(
     ("cost", "adapters", "says"),
     [
-        ("{kind: roofline}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
+        ("{kind: roofline}", 4, None),
+        ("{kind: roofline, engine_times: none}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
         ("{kind: profile, profile: m-cpu}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
         (LINEAR + "}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
         (LINEAR + ", slot_token_s: 0.00001}", 4, "no time for engine.max_lora_rank:"),
@@ -110,7 +111,8 @@ def test_slots_that_cost_no_time_are_told_of(cost: str, adapters: int, says: str
 
 
 def test_a_run_carries_its_notes() -> None:
-    scenario = load_scenario(SLOTS, ["workload.requests=5"], ["priority"])
+    changes = ["workload.requests=5", "cost={kind: roofline, engine_times: none}"]
+    scenario = load_scenario(SLOTS, changes, ["priority"])
     (ran,) = run_scenario(scenario)["runs"]
     notes = ran["warnings"]
     assert any("no time for engine.max_loras" in note for note in notes)
