@@ -11,12 +11,12 @@ for Llama-3.1-8B and Qwen-2.5-7B, ranks 16 and 32, low and high rates together, 
     lora_memory_efficiency  share of the memory bandwidth at which adapters are read
 
 A step is linear in them (in the inverse of the last), so each cell gives one equation: its ITL is the mean step, each
-step weighted by the sequences that decode in it. Weights, prompts and traffic of tokens are priced by the roofline as it
-is; decode attention is left out, because in these runs of short contexts the host's work for a sequence takes longer.
-The coefficients are means over a simulation of the cell, whose batches depend on the constants in turn: fit and
-simulation alternate. A cell counts once its simulated ITL is within 10 % of the measured one: near the knee, batches are
-not those of the measured run before that. Non-negative least squares on relative errors. The cells of 16 and 64 slots
-are predictions.
+step weighted by the sequences that decode in it. Weights, prompts and traffic of tokens are priced by the roofline as
+it is; decode attention is left out, because in these runs of short contexts the host's work for a sequence takes
+longer. The coefficients are means over a simulation of the cell, whose batches depend on the constants in turn: fit and
+simulation alternate. A cell counts once its simulated ITL is within 10 % of the measured one: near the knee, batches
+are not those of the measured run before that. Non-negative least squares on relative errors. The cells of 16 and 64
+slots are predictions.
 """
 
 from __future__ import annotations
