@@ -61,9 +61,14 @@ ENGINE_TIMES: Mapping[EngineName, EngineTimes] = MappingProxyType(
 )
 
 
+def engine_name(name: EngineName | None, engine: EngineConfig | None) -> EngineName:
+    """The engine that an option names, or the engine's preset; "none" without either."""
+    return name or ("none" if engine is None else engine.preset)
+
+
 def times_of(name: EngineName | None, engine: EngineConfig | None) -> EngineTimes:
-    """The times that an option names, or those of the engine's preset; without either, those of no engine."""
-    return ENGINE_TIMES[name or ("none" if engine is None else engine.preset)]
+    """The times of `engine_name`."""
+    return ENGINE_TIMES[engine_name(name, engine)]
 
 
 class HostTime:

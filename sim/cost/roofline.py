@@ -11,7 +11,8 @@ from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes
 from loratory.sim.cost.base import DecodeLine
-from loratory.sim.cost.engine_times import HostTime, times_of
+from loratory.sim.cost.engine_times import HostTime, engine_name, times_of
+from loratory.sim.cost.known_errors import known_error
 from loratory.sim.cost.lora_kernels import LoraKernels
 from loratory.sim.cost.options import parse
 from loratory.sim.cost.roofline_options import RooflineOptions
@@ -62,7 +63,8 @@ class RooflineCost:
         layers, hidden, vocab = shape.layers, shape.hidden, shape.vocab
         times = self.times = times_of(o.engine_times, engine)
         self.source = f"roofline of {model.name} ({model.source}) on {gpu.name} ({gpu.source})"
-        self.known_error = _known_error(gpu.name, {dtype, o.kv_cache_dtype or wide} - {"fp16", "bf16"})
+        other = sorted({dtype, o.kv_cache_dtype or wide} - {"fp16", "bf16"})
+        self.known_error = known_error(gpu.name, engine_name(o.engine_times, engine), other)
         self.warnings: list[str] = []
         if gpu.name not in CALIBRATED_GPUS:
             self.warnings.append(
@@ -217,18 +219,6 @@ class RooflineCost:
         others = sum(parts.values())
         parts["decode_attention"] = attention
         return parts | {"host": self._host.part(shape, attention, others)} if self._host.any else parts
-
-
-def _known_error(gpu: str, other_dtypes: set[str]) -> str:
-    """What docs/fidelity.md ("Roofline") shows, for a GPU by name and dtypes that are not of 16 bit."""
-    if other_dtypes:
-        return f"not known: in {' and '.join(sorted(other_dtypes))} step times are compared with no measurement"
-    if gpu not in CALIBRATED_GPUS:
-        return f"not known: on {gpu} the efficiencies are assumptions, compared with no measurement"
-    return (
-        "steps of Llama-2-7B and Llama-3.1-8B without adapters within 10 % of published ones on A100, H100 and H200; "
-        "adapters, loads and whole runs are not compared on a GPU with this cost model"
-    )
 
 
 def _shard(model: ModelSpec, module: str, tp: int) -> tuple[float, float]:

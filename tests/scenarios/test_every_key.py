@@ -116,7 +116,8 @@ KEYS: dict[str, dict[str, Entry]] = {
         host_layer_s="0.01", decode_attention_latency_s="0.001", lora_kernel_s="0.001", lora_adapter_layer_s="0.001",
         engine_times="none",
         lora_block_s="0.000001", lora_idle_block_s="0.000001", host_step_s="0.1", host_seq_s="0.1",
-        host_blocked_s="0.1", lora_memory_efficiency="0.001", lora_compute_efficiency="0.0001", load_copy_s="0.001", noise="{cv: 0.1}",
+        host_blocked_s="0.1", lora_memory_efficiency="0.001",
+        lora_compute_efficiency="0.0001", load_copy_s="0.001", noise="{cv: 0.1}",
     ),
     "cost (kind: kernels)": {"kind": entry(*LINEAR, given=KERNELS)} | each(
         "cost", KERNELS,
