@@ -120,8 +120,14 @@ def _drawn(scenario: Scenario, seed: int, names: tuple[str, ...]) -> Workload:
         )
         return replace(generated, deadline=_deadline(spec.deadline_s, Draws(seed), len(generated)))
     if spec.streams is not None:
-        return merge([_stream(scenario, s, Draws(seed, i + 1), names) for i, s in enumerate(spec.streams)])
-    return _single(scenario, Draws(seed), names)
+        drawn = merge([_stream(scenario, s, Draws(seed, i + 1), names) for i, s in enumerate(spec.streams)])
+    else:
+        drawn = _single(scenario, Draws(seed), names)
+    if spec.max_outstanding is None:
+        return drawn
+    n = len(drawn)
+    after = np.full(n, -1, dtype=np.int64)
+    return replace(drawn, max_outstanding=spec.max_outstanding, after=after, delay_s=np.zeros(n))
 
 
 def _single(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> Workload:

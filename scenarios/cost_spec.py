@@ -16,6 +16,11 @@ class RooflineCostSpec(Section):
     """From the model's shape and the GPU's datasheet. An omitted key has the cost model's default."""
 
     kind: Literal["roofline"] = Field("roofline", description="from model shape and GPU datasheet")
+    engine_times: Literal["vllm-0.32", "vllm-0.8.5", "lightllm", "none"] | None = Field(
+        None,
+        description="whose host time and LoRA kernels are priced; by default those of engine.as. none: no host time, "
+        "and kernels that read each adapter of the batch once",
+    )
     dtype: Literal["fp32", "fp16", "bf16", "fp8"] | None = Field(
         None,
         description="dtype of weights and arithmetic, for time and memory; by default the model's. "
@@ -43,6 +48,22 @@ class RooflineCostSpec(Section):
     all_reduce_latency_s: NotNegative | None = Field(None, description="per all-reduce of tensor parallelism")
     lora_kernel_s: NotNegative | None = Field(None, description="per LoRA kernel of a merged module")
     lora_adapter_layer_s: NotNegative | None = Field(None, description="per layer and distinct adapter in the batch")
+    lora_block_s: NotNegative | None = Field(
+        None, description="per thread block of an adapter in the batch, where LoRA kernels span all slots"
+    )
+    lora_idle_block_s: NotNegative | None = Field(
+        None, description="per thread block of every slot, where LoRA kernels span all slots"
+    )
+    host_step_s: NotNegative | None = Field(None, description="host time of a step; by default the engine's")
+    host_seq_s: NotNegative | None = Field(
+        None, description="host time per sequence in a step; by default the engine's"
+    )
+    host_blocked_s: NotNegative | None = Field(
+        None, description="host time per waiting request passed over for want of a slot; by default the engine's"
+    )
+    lora_memory_efficiency: _Efficiency | None = Field(
+        None, description="share of memory bandwidth, weights of adapters"
+    )
     lora_compute_efficiency: _Efficiency | None = Field(None, description="share of dense FLOP/s, LoRA kernels")
     load_copy_s: NotNegative | None = Field(None, description="per tensor copied into a slot")
     noise: UnmeasuredNoise = Field(None, description=NOISE)
@@ -98,6 +119,9 @@ class LinearCostSpec(Section):
     prefill_per_token_s: NotNegative = Field(description="per prompt token")
     prefill_attention_s: NotNegative = Field(
         0.0, description="per pair of a prompt token and a token that it attends to"
+    )
+    lora_floor_s: NotNegative = Field(
+        0.0, description="least duration of a decode step with adapters, everything counted"
     )
     lora_step_s: NotNegative = Field(0.0, description="per step with any adapter in it")
     per_adapter_s: NotNegative = Field(0.0, description="per distinct adapter in a step")

@@ -111,6 +111,11 @@ class WorkloadSpec(Section):
         description="predicted output length that policies see: none (default), exact, adapter_mean or {noise: cv}",
     )
     deadline_s: Seconds | None = Field(None, description="deadline after arrival, s: a number or a distribution")
+    max_outstanding: Count | None = Field(
+        None,
+        description="most requests that clients have open at once, such as 28232, the ports of one Linux client; "
+        "one more arrives when another ends",
+    )
     cutoff_s: Positive | None = Field(
         None, description="when the run ends at the latest, s; unfinished requests are aborted"
     )
@@ -141,6 +146,12 @@ class WorkloadSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> WorkloadSpec:
+        closed = self.arrivals is not None and self.arrivals.closed_loop is not None
+        if self.max_outstanding is not None and (closed or self.trace is not None or self.generator != "loratory"):
+            raise wrong(
+                "needs open arrivals that are drawn: remove it, or the trace, generator or closed_loop",
+                "max_outstanding",
+            )
         if self.trace is not None:
             self._check_trace()
             return self

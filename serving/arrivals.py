@@ -16,6 +16,7 @@ class Arrivals:
         open arrivals   a session begins at its own time
         closed loop     ``concurrency`` clients, each playing one session after the other
         turn            ``delay_s`` after the turn before it ended, however that ended
+        bounded         a session that finds ``max_outstanding`` requests open begins when one of them has ended
 
     A backend takes the requests that are due with `pop`, and reports every end with `ended`. ``time_scale`` divides
     times and delays.
@@ -34,6 +35,10 @@ class Arrivals:
         self._place = 0
         self._due: list[tuple[float, int]] = []
         self._closed = workload.concurrency is not None
+        self._most = inf if workload.max_outstanding is None else workload.max_outstanding
+        self._open = 0
+        self._room_at = 0.0
+        """When the last request ended that left room for one more: no session that waits for room begins before."""
         if workload.concurrency is not None:
             self._times = [inf] * (len(self._starts) + 1)
             for _ in range(workload.concurrency):
@@ -42,8 +47,15 @@ class Arrivals:
     @property
     def next_at(self) -> float:
         """Absolute second at which the next request is due; inf when none is until another ends."""
-        start = self._times[self._place]
+        start = self._next_start()
         return self._due[0][0] if self._due and self._due[0][0] < start else start
+
+    def _next_start(self) -> float:
+        """When the next session begins; inf while there is no room for it."""
+        start = self._times[self._place]
+        if self._open >= self._most:
+            return inf
+        return start if start > self._room_at else self._room_at
 
     @property
     def starts_at(self) -> list[float]:
@@ -52,7 +64,8 @@ class Arrivals:
 
     def pop(self) -> tuple[int, float]:
         """The next request and the second at which it is due."""
-        start = self._times[self._place]
+        start = self._next_start()
+        self._open += 1
         if self._due and self._due[0] < (start, self._starts[self._place] if start < inf else 0):
             at, index = heappop(self._due)
             return index, at
@@ -62,8 +75,13 @@ class Arrivals:
     def ended(self, index: int, now: float) -> float | None:
         """A request ended at second ``now``; returns when the one that follows it is due, or None if none does."""
         turn = self._follower.pop(index, None)
+        self._open -= 1
+        if self._open == self._most - 1:
+            self._room_at = now
         if turn is None:
-            return self._begin(now) if self._closed else None
+            if self._closed:
+                return self._begin(now)
+            return now if self._room_at == now and self._times[self._place] <= now else None
         at = now + turn[1]
         heappush(self._due, (at, turn[0]))
         return at

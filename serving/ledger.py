@@ -460,10 +460,10 @@ class Ledger:
             adapters = [prefill.sequence.adapter for prefill in prefills]
             ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
             kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
-        chunks = len(prefills)
-        return BatchShape(
-            tokens, attention, chunks, decodes, kv_tokens, distinct, total, largest, lora_tokens, lora_token_ranks
-        )
+        chunks, waiting = len(prefills), self.waiting
+        blocked = waiting.blocked() if waiting.by_ticket else 0
+        lora = (distinct, total, largest, lora_tokens, lora_token_ranks)
+        return BatchShape(tokens, attention, chunks, decodes, kv_tokens, *lora, blocked)
 
     def begin_decode(self, sequence: Sequence) -> None:
         """A request's context is in the KV cache and its next token sampled: from now on it decodes."""

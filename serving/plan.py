@@ -34,6 +34,9 @@ class BatchShape(NamedTuple):
     """Tokens, of prefill and decode, of requests that want an adapter."""
     lora_token_ranks: int = 0
     """Sum, over those tokens, of their adapter's rank."""
+    blocked_seqs: int = 0
+    """Waiting requests, if each of them waits for an adapter: a scheduler that passes over them looks at every one. 0
+    if one waits for something else, because it stops there."""
 
     @property
     def tokens(self) -> int:

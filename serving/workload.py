@@ -27,8 +27,9 @@ class Workload:
     ``concurrency``: None for open arrivals; n for a closed loop of n clients, each sending its next request when its
     last one ended. ``after``: the request that this one follows as the next turn of its session, -1 for none; it is
     sent ``delay_s`` seconds after that one ended, and its ``arrival`` is the earliest second that can be, if no turn
-    took any time. In a closed loop with turns, a client plays one session after the other. ``notes`` tell what a reader
-    changed or left out. Raises `InputError` when columns disagree.
+    took any time. In a closed loop with turns, a client plays one session after the other. ``max_outstanding``: most
+    requests that clients have open at once; one more waits at its client until another ends, and arrives then. It needs
+    ``after``. ``notes`` tell what a reader changed or left out. Raises `InputError` when columns disagree.
     """
 
     arrival: Floats
@@ -47,6 +48,7 @@ class Workload:
     concurrency: int | None = None
     after: Ints | None = None
     delay_s: Floats | None = None
+    max_outstanding: int | None = None
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Workload:
             raise InputError(f"workload has tenant weights {self.tenant_weights}: a weight is above 0")
         if self.concurrency is not None and self.concurrency < 1:
             raise InputError(f"closed-loop concurrency is {self.concurrency}: at least 1 client is needed")
+        if self.max_outstanding is not None and (self.max_outstanding < 1 or self.after is None):
+            raise InputError(f"workload max_outstanding is {self.max_outstanding}: it is at least 1, and needs after")
         if (self.after is None) != (self.delay_s is None):
             raise InputError("workload has only one of after and delay_s: a turn needs both")
         if self.after is not None and self.delay_s is not None:

@@ -111,7 +111,7 @@ def calibrate(
         if progress is not None:
             progress(f"percent; loading took {loading:.0f} s, measuring takes {seconds:.0f} s", 0, 100)
         design = Design(config.max_num_seqs, plan.context, config.max_num_batched_tokens, plan.phases, seconds)
-        guess = RooflineCost.from_options(spec, gpu("l4"), 1, {})  # for view.cost, which fifo does not read
+        guess = RooflineCost.from_options(spec, gpu("l4"), None, {})  # for view.cost, which fifo does not read
         measured = measure(machine, adapters, Fifo, guess, design, plan.seed, progress, between)
         about = machine.about()
     return profile_of(measured, name, spec.name, about)

@@ -15,6 +15,7 @@ from loratory.experiment.notes.advice import advise
 from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
 from loratory.experiment.notes.run_description import setup
+from loratory.experiment.notes.seeds import disagreements
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.resolve import Built
@@ -91,6 +92,10 @@ def run_prepared(
             for policy, seed in runs
         ]
         reports = _run_all(tasks, prepared, backend, min(jobs, len(tasks)), progress, folder)
+        for policy, sentence in disagreements([report.run for report in reports]).items():
+            for report in reports:
+                if report.run["policy"] == policy:
+                    report.run["warnings"].append(sentence)
         facts = setup(prepared, None if backend.name == "sim" else backend.about)
         if folder is None:
             return summary_of([report.run for report in reports], facts)

@@ -137,6 +137,9 @@ class CheckedEngine(Engine):
         limit(shape.kv_tokens == sum(s.kv_tokens for s in decodes), "KV tokens")
         work = [(1, s.adapter.rank) for s in decodes] + [(p.tokens, p.sequence.adapter.rank) for p in prefills]
         limit(shape.lora_tokens == sum(tokens for tokens, rank in work if rank), "LoRA tokens")
+        waiting = ledger.waiting.by_ticket.values()
+        passed = 0 if any(s.adapter.tier == "gpu" for s in waiting) else len(waiting)
+        limit(shape.blocked_seqs == passed, "waiting requests that are passed over")
         limit(shape.lora_token_ranks == sum(tokens * rank for tokens, rank in work), "LoRA tokens times ranks")
 
     def _note(self) -> None:

@@ -18,7 +18,8 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """One accelerator. Bandwidths are bytes/s, ``flops`` dense FLOP/s by dtype, ``memory_bytes`` what a process sees.
+    """One accelerator. Bandwidths are bytes/s, ``flops`` dense FLOP/s by dtype, ``memory_bytes`` what a process sees,
+    ``multiprocessors`` the units among which thread blocks are shared.
 
     ``host_link_bytes_per_s`` is one direction to host memory, ``peer_link_bytes_per_s`` one direction to its peers.
     Change a number for a variant with ``dataclasses.replace(gpu("h100-80gb"), memory_bytes=...)``.
@@ -26,6 +27,7 @@ class GPU:
 
     name: str
     memory_bytes: int
+    multiprocessors: int
     memory_bytes_per_s: float
     flops: Mapping[str, float]
     host_link: str
@@ -49,6 +51,7 @@ def _table() -> dict[str, GPU]:
         name: GPU(
             name=name,
             memory_bytes=round(row["memory_gib"] * _GIB),
+            multiprocessors=int(row["multiprocessors"]),
             memory_bytes_per_s=float(row["memory_bandwidth"]),
             flops={key: float(value) for key, value in row["flops"].items()},
             host_link=row["host_link"]["kind"],

@@ -22,7 +22,8 @@ from loratory.sim.cost.linear import LinearCost, LinearOptions
 from loratory.sim.cost.memory import MemoryOptions, MemoryPlan, adapter_tokens, kv_blocks, oversized
 from loratory.sim.cost.options import TransferOptions, parse
 from loratory.sim.cost.profile import Profile, ProfileCost, load_profile, profile_names
-from loratory.sim.cost.roofline import RooflineCost, RooflineOptions
+from loratory.sim.cost.roofline import RooflineCost
+from loratory.sim.cost.roofline_options import RooflineOptions
 from loratory.sim.cost.transfer import TransferModel, cold_load_seconds
 
 KINDS: tuple[str, ...] = ("roofline", "kernels", "linear", "profile")
@@ -39,11 +40,11 @@ def cost_model(
     """
     given = options or {}
     if kind == "roofline":
-        return RooflineCost.from_options(model, gpu, engine.tensor_parallel_size, given)
+        return RooflineCost.from_options(model, gpu, engine, given)
     if kind == "kernels":
         from loratory.sim.cost.kernels import KernelsCost  # here, as it needs pandas and pyarrow, slow to import
 
-        return KernelsCost.from_options(model, gpu, engine.tensor_parallel_size, given)
+        return KernelsCost.from_options(model, gpu, engine, given)
     if kind == "linear":
         return LinearCost.from_options(given, engine.max_loras)
     if kind == "profile":

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from loratory.models.linear_layers import FUSED
+from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes
 from loratory.sim.cost.base import DecodeLine
+from loratory.sim.cost.engine_times import HostTime, times_of
 from loratory.sim.cost.kernel_fits import Curve, GemmTable, decode_attention, heads_like, prefill_attention, total
 from loratory.sim.cost.kernel_tables import KernelTables
 from loratory.sim.cost.lora_on_top import LoraOnTop
@@ -62,10 +64,16 @@ class KernelsCost:
     name = "kernels"
 
     def __init__(
-        self, model: ModelSpec, gpu: GPU, *, tensor_parallel_size: int = 1, options: KernelsOptions | None = None
+        self,
+        model: ModelSpec,
+        gpu: GPU,
+        *,
+        tensor_parallel_size: int = 1,
+        options: KernelsOptions | None = None,
+        engine: EngineConfig | None = None,
     ) -> None:
         o = self.options = options or KernelsOptions()
-        tp, shape = tensor_parallel_size, model.shape
+        tp, shape = tensor_parallel_size if engine is None else engine.tensor_parallel_size, model.shape
         model.check_tp(tp)
         layers, dtype = shape.layers, o.dtype or model.dtype
         dtype_bytes(dtype)
@@ -119,8 +127,10 @@ class KernelsCost:
         if shape.qk_norm:
             extras += 4 * (move.seconds(2 * q) + move.seconds(2 * kv))
 
-        self._overhead_s, self._host_s = o.step_overhead_s, layers * o.host_layer_s
-        self._fixed_s = self._small_step_s + self._overhead_s
+        self._overhead_s = o.step_overhead_s
+        self._host = HostTime(times_of(None, engine), (None, None, None), layers * o.host_layer_s)
+        self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
+        self._fixed_s = self._small_step_s + self._overhead_s + self._host.step_s
         self._prefill = (
             layers * (prefill.step_s + 1.1 * extras),
             layers * prefill.seq_s,
@@ -143,16 +153,17 @@ class KernelsCost:
         self._sampled: dict[int, float] = {}
         self._decodes: dict[int, tuple[float, float]] = {}
         given = {name: getattr(o, name) for name in _OF_LORA}
-        self._lora = LoraOnTop(model, gpu, tp, {name: value for name, value in given.items() if value is not None})
+        self._lora = LoraOnTop(
+            model, gpu, tp, engine, {name: value for name, value in given.items() if value is not None}
+        )
         self.below = self._lora.below
 
     @classmethod
     def from_options(
-        cls, model: ModelSpec, gpu: GPU, tensor_parallel_size: int, options: Mapping[str, object]
+        cls, model: ModelSpec, gpu: GPU, engine: EngineConfig, options: Mapping[str, object]
     ) -> KernelsCost:
         """From a scenario's ``cost:`` mapping; `InputError` for unknown keys, bad values, and what has no tables."""
-        parsed = parse(KernelsOptions, options, "cost")
-        return cls(model, gpu, tensor_parallel_size=tensor_parallel_size, options=parsed)
+        return cls(model, gpu, options=parse(KernelsOptions, options, "cost"), engine=engine)
 
     def linear_seconds(self, tokens: int) -> float:
         """Seconds of all layers' linear modules over ``tokens``, without output head, attention and overheads."""
@@ -190,13 +201,15 @@ class KernelsCost:
 
     def _base(self, shape: BatchShape) -> float:
         """Seconds of everything but decode attention."""
-        prefill, pairs, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _ = shape
+        prefill, pairs, prefill_seqs, decodes, _, adapters, _, _, lora_tokens, _, blocked = shape
         by_tokens = self._tokens.get(prefill + decodes)
         head = self._sampled.get(decodes + prefill_seqs)
         seconds = (
             self._fixed_s
             + (self._token_seconds(prefill + decodes) if by_tokens is None else by_tokens)
             + (self._head_seconds(decodes + prefill_seqs) if head is None else head)
+            + self._host_seq_s * prefill_seqs
+            + self._blocked_s * blocked
         )
         if prefill:
             step, seq, token, pair = self._prefill
@@ -210,11 +223,13 @@ class KernelsCost:
 
     def step_seconds(self, shape: BatchShape) -> float:
         """See `CostModel.step_seconds`."""
-        decodes, host = shape.decode_seqs, self._host_s
+        decodes, host = shape.decode_seqs, self._host.least(shape.decode_seqs + shape.prefill_seqs, shape.blocked_seqs)
         if decodes:
             base, attention = self._base(shape), self._decodes.get(decodes)
             start, floor = self._decode_seconds(decodes) if attention is None else attention
-            seconds, least = base + start + self._kv_token_s * shape.kv_tokens, base + floor
+            by_host = self._host_seq_s * decodes
+            least = base + (floor if floor > by_host else by_host)
+            seconds = base + start + self._kv_token_s * shape.kv_tokens
             if shape.kv_tokens > self._most_kv:
                 self._most_kv = shape.kv_tokens
                 self._see("KV tokens that a step reads", shape.kv_tokens)
@@ -230,9 +245,14 @@ class KernelsCost:
         decodes = shape.decode_seqs
         if shape.prefill_tokens or not decodes:
             return None
-        base, attention, host = self._base(shape), self._decodes.get(decodes), self._host_s
+        base, attention, host = (
+            self._base(shape),
+            self._decodes.get(decodes),
+            self._host.least(decodes, shape.blocked_seqs),
+        )
         start, floor = self._decode_seconds(decodes) if attention is None else attention
-        least = base + floor
+        by_host = self._host_seq_s * decodes
+        least = base + (floor if floor > by_host else by_host)
         if shape.kv_tokens > self._most_kv:
             self._most_kv = shape.kv_tokens
             self._see("KV tokens that a step reads", shape.kv_tokens)
@@ -250,17 +270,21 @@ class KernelsCost:
         start, floor = self._decode_seconds(decodes) if decodes else (0.0, 0.0)
         step, seq, token, pair = self._prefill if shape.prefill_tokens else (0.0, 0.0, 0.0, 0.0)
         prompts = seq * shape.prefill_seqs + token * shape.prefill_tokens + pair * shape.prefill_attention
+        attention = max(start + self._kv_token_s * shape.kv_tokens, floor) if decodes else 0.0
         parts = {
             "linear_layers": self._gemm.at(tokens),
             "output_head": self._head_seconds(decodes + shape.prefill_seqs),
             "small_kernels": self._small_step_s + self._small_token_s * tokens,
             "prefill_attention": step + prompts,
-            "decode_attention": max(start + self._kv_token_s * shape.kv_tokens, floor) if decodes else 0.0,
             "lora": self._lora.seconds(shape),
             "all_reduce": self._all_reduce.at(tokens),
             "overhead": self._overhead_s,
         }
-        return parts | {"host": max(0.0, self._host_s - sum(parts.values()))} if self._host_s else parts
+        others = sum(parts.values())
+        parts["decode_attention"] = attention
+        if not self._host.any:
+            return parts
+        return parts | {"host": self._host.part(shape, attention, others)}
 
 
 COMPARED: tuple[str, ...] = ("a100-80gb", "h100-80gb", "h200")

@@ -26,6 +26,7 @@ class LinearOptions(BaseModel):
     prefill_base_s: float = Field(default=0.0, ge=0, description="a step that prefills")
     prefill_per_token_s: float = Field(default=0.0, ge=0, description="per prefill token")
     prefill_attention_s: float = Field(default=0.0, ge=0, description="per (query, key) pair of prefill attention")
+    lora_floor_s: float = Field(default=0.0, ge=0, description="least time of a decode step with adapters, all counted")
     lora_step_s: float = Field(default=0.0, ge=0, description="a step with any adapter in it")
     per_adapter_s: float = Field(default=0.0, ge=0, description="per distinct adapter in the step")
     per_rank_s: float = Field(default=0.0, ge=0, description="per unit of the sum of distinct adapters' ranks")
@@ -106,7 +107,8 @@ class LinearCost:
             intercept, floor = intercept + slots, floor + slots
         if shape.distinct_adapters or shape.lora_tokens:
             lora = self._lora_seconds(shape)
-            return intercept + lora, floor + lora
+            least = self.options.lora_floor_s if shape.decode_seqs else 0.0
+            return intercept + lora, max(floor + lora, least)
         return intercept, floor
 
     def step_seconds(self, shape: BatchShape) -> float:

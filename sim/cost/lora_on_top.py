@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
-from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec
 from loratory.sim.cost.options import TransferOptions
-from loratory.sim.cost.roofline import RooflineCost, RooflineOptions
+from loratory.sim.cost.roofline import RooflineCost
+from loratory.sim.cost.roofline_options import RooflineOptions
 
 
 class LoraOnTop:
@@ -18,23 +19,14 @@ class LoraOnTop:
     host memory.
     """
 
-    def __init__(self, model: ModelSpec, gpu: GPU, tensor_parallel_size: int, options: dict[str, Any]) -> None:
-        self._roofline = RooflineCost(
-            model, gpu, tensor_parallel_size=tensor_parallel_size, options=RooflineOptions.model_validate(options)
-        )
+    def __init__(
+        self, model: ModelSpec, gpu: GPU, tp: int, engine: EngineConfig | None, options: dict[str, Any]
+    ) -> None:
+        parsed = RooflineOptions.model_validate(options)
+        self._roofline = RooflineCost(model, gpu, tensor_parallel_size=tp, options=parsed, engine=engine)
         self.below: TransferOptions = self._roofline.below
-
-    def seconds(self, shape: BatchShape) -> float:
-        """What the adapters of a step add to it: 0 without any; never falls in any field."""
-        if not shape.distinct_adapters and not shape.lora_tokens:
-            return 0.0
-        return self._roofline._lora_seconds(
-            shape.distinct_adapters,
-            shape.sum_ranks,
-            shape.lora_tokens,
-            shape.lora_token_ranks,
-            shape.decode_seqs + shape.prefill_seqs,
-        )
+        self.seconds = self._roofline.lora_seconds
+        """What the adapters of a `BatchShape` add: 0 without any; never falls in any field."""
 
     def load_seconds(self, adapter: Adapter, tier: str) -> float:
         """See `loratory.sim.cost.CostModel.load_seconds`."""

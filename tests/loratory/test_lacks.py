@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
+from loratory.experiment.notes.seeds import disagreements
 from loratory.experiment.policy_spec import policy_factory, policy_names
 from loratory.experiment.resolve import build
 from loratory.experiment.run import run_scenario
@@ -92,7 +93,8 @@ LINEAR += "prefill_per_token_s: 0.0001"
 @pytest.mark.parametrize(
     ("cost", "adapters", "says"),
     [
-        ("{kind: roofline}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
+        ("{kind: roofline}", 4, None),
+        ("{kind: roofline, engine_times: none}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
         ("{kind: profile, profile: m-cpu}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
         (LINEAR + "}", 4, "no time for engine.max_loras or engine.max_lora_rank"),
         (LINEAR + ", slot_token_s: 0.00001}", 4, "no time for engine.max_lora_rank:"),
@@ -110,8 +112,27 @@ def test_slots_that_cost_no_time_are_told_of(cost: str, adapters: int, says: str
 
 
 def test_a_run_carries_its_notes() -> None:
-    scenario = load_scenario(SLOTS, ["workload.requests=5"], ["priority"])
+    changes = ["workload.requests=5", "cost={kind: roofline, engine_times: none}"]
+    scenario = load_scenario(SLOTS, changes, ["priority"])
     (ran,) = run_scenario(scenario)["runs"]
     notes = ran["warnings"]
     assert any("no time for engine.max_loras" in note for note in notes)
     assert any(note.startswith("priority: all requests have the same priority") for note in notes)
+
+
+def test_seeds_that_disagree_are_told_of() -> None:
+    def told(submitted: int, *completed: int) -> dict[str, str]:
+        return disagreements(
+            [{"policy": "fifo", "requests": {"submitted": submitted, "completed": each}} for each in completed]
+        )
+
+    assert told(217_440, 90_500, 121_400)["fifo"].startswith("seeds disagree: they complete 90,500 to 121,400 requests")
+    assert not told(217_440, 100_000, 101_000) and not told(217_440, 100_000) and not told(10, 0, 0) and not told(0, 0)
+    assert not told(50, 25, 30, 36), "so few requests differ by as much by chance"
+
+
+def test_a_run_says_that_its_seeds_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loratory.experiment.notes.seeds.APART", -1.0)
+    monkeypatch.setattr("loratory.experiment.notes.seeds.CHANCE", -1.0)
+    runs = run_scenario(load_scenario(SLOTS, ["workload.requests=5", "seeds=[0, 1]"]))["runs"]
+    assert all(any(note.startswith("seeds disagree") for note in run["warnings"]) for run in runs)

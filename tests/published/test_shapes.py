@@ -12,7 +12,7 @@ from loratory.reproduce.shapes import first_scheduled, popularities
 from loratory.scenarios.load import load_scenario
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import gpu, model
-from loratory.sim.cost.roofline import RooflineCost, RooflineOptions
+from loratory.sim.cost import RooflineCost, RooflineOptions
 
 
 @pytest.fixture(scope="module")

@@ -158,3 +158,28 @@ def test_turns_that_make_no_sense_are_refused(changes: dict[str, Any], says: str
     work = workload([{"prompt": 1}, {"prompt": 1, "after": 0, "delay": 1.0}])
     with pytest.raises(InputError, match=says):
         replace(work, **changes)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_clients_have_at_most_so_many_requests_open(replicas: int, most: int) -> None:
+    """One more waits at its client: it arrives at its own time, or when the request before it made room by ending."""
+    rows = [{"prompt": 1, "out": 2 + index % 3, "at": 0.25 * (index // 3)} for index in range(12)]
+    world = _world(rows)
+    open_to_all = world.workload
+    bounded = replace(open_to_all, max_outstanding=most, after=np.full(12, -1), delay_s=np.zeros(12))
+    ended = run(replace(world, workload=bounded), "fifo", replicas=replicas).ended
+    spans = [(ended[str(index)].request.arrival, ended[str(index)].now) for index in range(12)]
+    assert all(sum(start <= at < end for start, end in spans) <= most for at, _ in spans)
+    own = open_to_all.arrival.tolist()
+    ends = {end for _, end in spans}
+    assert all(at == planned or (at > planned and at in ends) for (at, _), planned in zip(spans, own, strict=True))
+    assert [at for at, _ in spans] == sorted(at for at, _ in spans), "in the order of the workload"
+    assert (most == 100) == ([at for at, _ in spans] == own)
+
+
+def test_a_bound_on_open_requests_needs_open_arrivals_that_are_drawn() -> None:
+    with pytest.raises(InputError, match="max_outstanding"):
+        load_scenario("closed-loop", ["workload.max_outstanding=4"])
+    with pytest.raises(InputError, match="at least 1"):
+        replace(_world([{"prompt": 1, "out": 1}]).workload, max_outstanding=0)

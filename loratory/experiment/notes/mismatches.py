@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from loratory.experiment.policy_spec import PolicyFactory
-from loratory.scenarios.cost_spec import LinearCostSpec
+from loratory.scenarios.cost_spec import OF_A_MODEL, LinearCostSpec, RooflineCostSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import Decisive
 from loratory.serving.workload import Workload
+from loratory.sim.cost.engine_times import ENGINE_TIMES
 
 _LACKS: dict[Decisive, str] = {
     "adapter": "no request has an adapter, and it decides by adapter: it serves in order of arrival",
@@ -54,6 +55,10 @@ def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
     cost = scenario.cost
     if scenario.engine.memory != "slots" or not adapters:
         return ()
+    if isinstance(cost, OF_A_MODEL):
+        named = cost.engine_times if isinstance(cost, RooflineCostSpec) else None
+        if ENGINE_TIMES[named or scenario.engine.preset].slot_kernels:
+            return ()
     timed = isinstance(cost, LinearCostSpec) and cost.slot_token_s > 0
     keys = "engine.max_lora_rank" if timed else "engine.max_loras or engine.max_lora_rank"
     return (

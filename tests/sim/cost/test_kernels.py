@@ -224,7 +224,7 @@ def test_versions() -> None:
 def test_options_that_change_a_step_and_adapters_as_roofline() -> None:
     shape = decode(16)._replace(distinct_adapters=4, sum_ranks=64, max_rank=16, lora_tokens=16, lora_token_ranks=256)
     adapter = Adapter(LoRARequest("a", 1, "a"), 16, model("llama-3.1-8b").adapter_bytes(16))
-    plain, roofline = build(), RooflineCost(model("llama-3.1-8b"), gpu("h100-80gb"))
+    plain, roofline = build(), RooflineCost(model("llama-3.1-8b"), gpu("h100-80gb"), engine=EngineConfig())
     assert plain.explain(shape)["lora"] == roofline.explain(shape)["lora"] > 0
     assert plain.load_seconds(adapter, "host") == roofline.load_seconds(adapter, "host")
     for key, value in {

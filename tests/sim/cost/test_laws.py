@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loratory.serving.config import EngineConfig
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import gpu, model
 from loratory.sim.cost import CostModel, LinearCost, LinearOptions, Profile, ProfileCost, RooflineCost, RooflineOptions
@@ -69,6 +70,14 @@ def kernels() -> dict[str, CostModel]:
     }
 
 
+def of_engine(
+    preset: str, slots: int, rank: int, options: dict[str, object] | None = None, model_name: str = "llama-3.1-8b"
+) -> RooflineCost:
+    settings = {"as": preset, "max_loras": slots, "max_lora_rank": rank}
+    engine = EngineConfig.model_validate(settings)
+    return RooflineCost.from_options(model(model_name), gpu("h100-80gb"), engine, options or {})
+
+
 def models() -> dict[str, CostModel]:
     return {
         "roofline": RooflineCost(model("llama-3.1-8b"), gpu("h100-80gb")),
@@ -76,6 +85,9 @@ def models() -> dict[str, CostModel]:
         "roofline host": RooflineCost(
             model("llama-2-7b"), gpu("a100-80gb"), options=RooflineOptions(host_layer_s=8e-4)
         ),
+        "roofline vllm-0.8.5": of_engine("vllm-0.8.5", 32, 16),
+        "roofline vllm-0.32": of_engine("vllm-0.32", 32, 16),
+        "roofline head": of_engine("vllm-0.8.5", 8, 64, {"target_modules": ["q_proj", "lm_head"]}),
         "linear": LinearCost(SLORA),
         "linear with slots": LinearCost(SLORA.model_copy(update={"slot_token_s": 2e-7}), max_loras=32),
         "profile": ProfileCost(FITTED),
@@ -107,6 +119,7 @@ def shapes(draw: st.DrawFn, decode_only: bool = False) -> BatchShape:
         max_rank=rank,
         lora_tokens=lora_tokens,
         lora_token_ranks=lora_tokens * rank,
+        blocked_seqs=draw(st.sampled_from([0, 0, 17, 20_000])),
     )
 
 
@@ -161,7 +174,7 @@ def test_explain_adds_up(name: str, shape: BatchShape) -> None:
 def test_adapters_cost_something_where_they_are_priced(name: str, shape: BatchShape) -> None:
     plain = shape._replace(distinct_adapters=0, sum_ranks=0, max_rank=0, lora_tokens=0, lora_token_ranks=0)
     difference = MODELS[name].step_seconds(shape) - MODELS[name].step_seconds(plain)
-    if name.endswith("host"):  # what the host hides costs nothing
+    if name.endswith(("host", "vllm-0.32")):  # what the host hides costs nothing
         assert difference >= 0
         return
     assert difference > 0 if shape.distinct_adapters else difference == 0
@@ -171,3 +184,31 @@ def test_adapters_cost_something_where_they_are_priced(name: str, shape: BatchSh
 def test_models_name_their_source(name: str) -> None:
     assert MODELS[name].source
     assert MODELS[name].name in name
+
+
+@pytest.mark.parametrize("preset", ["vllm-0.8.5", "vllm-0.32"])
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen-2.5-7b"])
+@given(shape=shapes())
+def test_slots_and_their_rank_cost_time_with_adapters_and_none_without(
+    preset: str, name: str, shape: BatchShape
+) -> None:
+    """vLLM pulls 22782 and 32005: LoRA kernels are padded to max_lora_rank, and their grid spans max_loras slots."""
+    few, many, padded = (
+        of_engine(preset, slots, rank, model_name=name) for slots, rank in ((4, 16), (64, 16), (4, 64))
+    )
+    plain = shape._replace(distinct_adapters=0, sum_ranks=0, max_rank=0, lora_tokens=0, lora_token_ranks=0)
+    assert few.step_seconds(plain) == many.step_seconds(plain) == padded.step_seconds(plain)
+    if not shape.distinct_adapters:
+        return
+    lora = few.explain(shape)["lora"]
+    assert many.explain(shape)["lora"] > lora < padded.explain(shape)["lora"]
+    assert many.step_seconds(shape) >= few.step_seconds(shape) <= padded.step_seconds(shape)
+    if preset == "vllm-0.8.5":
+        assert many.step_seconds(shape) > few.step_seconds(shape) < padded.step_seconds(shape)
+
+
+@given(shape=shapes())
+def test_ranks_below_max_lora_rank_cost_what_it_costs(shape: BatchShape) -> None:
+    cost = of_engine("vllm-0.8.5", 8, 64)
+    other = shape._replace(sum_ranks=shape.sum_ranks // 2, max_rank=8, lora_token_ranks=shape.lora_token_ranks // 2)
+    assert cost.step_seconds(shape) == cost.step_seconds(other)

@@ -88,8 +88,8 @@ def test_uncalibrated_gpus_say_so() -> None:
 
 def test_narrow_adapters_are_cheaper() -> None:
     spec, card = model("llama-2-7b"), gpu("a100-80gb")
-    narrow = RooflineCost.from_options(spec, card, 1, {"target_modules": ["q_proj", "v_proj"]})
-    wide = RooflineCost.from_options(spec, card, 1, {})
+    narrow = RooflineCost.from_options(spec, card, None, {"target_modules": ["q_proj", "v_proj"]})
+    wide = RooflineCost.from_options(spec, card, None, {})
     shape = decode(16)._replace(distinct_adapters=4, sum_ranks=64, lora_tokens=16, lora_token_ranks=256)
     assert narrow.explain(shape)["lora"] < wide.explain(shape)["lora"]
 
@@ -98,7 +98,7 @@ def test_an_output_head_costs_what_it_reads_and_computes_on_sampled_positions_al
     spec, card = model("llama-3.1-8b"), gpu("a100-80gb")
 
     def cost(*targets: str) -> RooflineCost:
-        return RooflineCost.from_options(spec, card, 1, {"target_modules": list(targets)})
+        return RooflineCost.from_options(spec, card, None, {"target_modules": list(targets)})
 
     def more(shape: BatchShape) -> float:
         return cost("q", "lm_head").step_seconds(shape) - cost("q").step_seconds(shape)

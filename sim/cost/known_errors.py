@@ -1,0 +1,47 @@
+"""known_error: what the roofline was compared with, and how far off it was there, from a generated summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from loratory.serving.engine_presets import ENGINE_PRESETS
+
+
+@cache
+def measured() -> tuple[dict[str, Any], ...]:
+    """The kinds of setting that were compared: ``python -m loratory.reproduce.known_errors`` writes the file."""
+    text = resources.files("loratory.sim.cost").joinpath("roofline_errors.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text))
+
+
+def known_error(gpu: str, engine: str, other_dtypes: Sequence[str] = ()) -> str:
+    """One sentence on a GPU, an engine (a preset's name, or "none") and dtypes that are not of 16 bit."""
+    parts = []
+    for kind in measured():
+        subject = "roofline with adapters" if kind["adapters"] else "base model"
+        cells = "measured cells" if kind["adapters"] else "published figures"
+        parts.append(
+            f"{subject}: {kind['what']} {kind['mean_error']:.0%} off on average, {kind['worst_error']:.0%} at most, "
+            f"over {kind['figures']} {cells} of {', '.join(kind['gpus'])}, {_title(kind['engine'])}"
+        )
+    family = gpu.partition("-")[0]
+    unmeasured = []
+    if not any(family == each.partition("-")[0] for kind in measured() for each in kind["gpus"]):
+        unmeasured.append(gpu)
+    if not any(family == each.partition("-")[0] for kind in measured() if kind["adapters"] for each in kind["gpus"]):
+        unmeasured.append(f"adapters on {gpu}")
+    if engine in ENGINE_PRESETS and not any(engine == kind["engine"] for kind in measured() if kind["adapters"]):
+        unmeasured.append(f"adapters under {_title(engine)}")
+    unmeasured += sorted(other_dtypes)
+    if gpu in unmeasured:
+        unmeasured = [each for each in unmeasured if each != f"adapters on {gpu}"]
+    return "; ".join(parts) + (f"; not measured: {', '.join(unmeasured)}" if unmeasured else "")
+
+
+def _title(engine: str) -> str:
+    preset = ENGINE_PRESETS.get(engine)
+    return preset.title if preset is not None else engine.replace("vllm-", "vLLM ")
