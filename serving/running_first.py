@@ -52,6 +52,15 @@ class RunningFirst:
         ledger.begin_step()
         taken: dict[str, int] = {}
         """Blocks that decoding requests were given, by request id."""
+        try:
+            return self._go_through(taken)
+        finally:  # also where the policy failed
+            kv.give(sum(taken.values()))
+            kv.reserve()
+
+    def _go_through(self, taken: dict[str, int]) -> bool:
+        """The loop of `in_order`, which counts the blocks of decoding requests in ``taken``."""
+        ledger, kv = self._ledger, self._ledger.kv
         kept = go_on = True
         for sequence in list(ledger.running.values()):
             if sequence.state != "running" or sequence.request_id in ledger.seated:
@@ -73,8 +82,6 @@ class RunningFirst:
                 if victim is sequence:
                     go_on = False
                     break
-        kv.give(sum(taken.values()))
-        kv.reserve()
         return kept
 
     def _fits(self, sequence: Sequence, tokens: int, taken: dict[str, int]) -> bool:

@@ -23,7 +23,13 @@ from loratory.testing import ToyCost
 
 SOON_S = 0.2
 CONFIG = EngineConfig(
-    max_loras=1, max_lora_rank=8, num_gpu_blocks=8, block_size=4, max_num_seqs=4, max_num_batched_tokens=24
+    max_loras=1,
+    max_lora_rank=8,
+    num_gpu_blocks=9,
+    block_size=4,
+    max_num_seqs=4,
+    max_num_batched_tokens=24,
+    scheduler_reserve_full_isl=False,
 )
 HERE = rf"{Path(__file__).name}:\d+"
 Fault = Callable[[], Any]

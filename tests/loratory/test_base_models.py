@@ -242,7 +242,7 @@ def test_check_counts_the_prompts_that_will_be_rejected() -> None:
     assert length_notes(found.engine, workload) == [
         "12 of 12 prompts and an output do not fit max_model_len 4096: these requests will be rejected"
     ]
-    pool = load_scenario(case, ["engine.num_gpu_blocks=100", "workload.input_tokens=1601"])
+    pool = load_scenario(case, ["engine.num_gpu_blocks=101", "workload.input_tokens=1601"])
     assert length_notes(build(pool).engine, build_workload(pool, 0, found.adapters)) == [
         "12 of 12 prompts and an output do not fit the KV cache of 1600 tokens: these requests will be rejected"
     ]

@@ -92,7 +92,7 @@ def test_what_ended_an_output_is_named() -> None:
     """4 + 8 tokens are above 10; the KV cache of 12 blocks of 2 holds 24, and the 25th token needs no place."""
     made = measured(Serves, [4, 1], max_model_len=10)
     assert made["truncated"]["count"] == 1 and made["truncated"]["why"] == {"max_model_len 10 ended the output": 1}
-    made = measured(Serves, [20], num_gpu_blocks=12)
+    made = measured(Serves, [20], num_gpu_blocks=13)
     why = "the KV cache, which holds 24 tokens of one request, ended the output"
     assert made["truncated"]["why"] == {why: 1} and made["truncated"]["first"] == ["0"]
 
