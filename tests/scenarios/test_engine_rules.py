@@ -1,0 +1,48 @@
+"""The library's scenarios for the rules of vLLM 0.32 show what their comments say: each rule changes what it is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loratory import run_scenario
+from loratory.scenarios.load import load_scenario
+
+
+def figures(folder: Path, name: str, *changes: str) -> dict[str, Any]:
+    summary = run_scenario(load_scenario(name, list(changes), policies=["fifo"]), folder / str(len(changes)))
+    run: dict[str, Any] = summary["runs"][0]
+    return run
+
+
+def test_long_prompts_preempt_each_other_without_the_gate(tmp_path: Path) -> None:
+    rule = figures(tmp_path, "rag-long-prompts")
+    without = figures(tmp_path, "rag-long-prompts", "engine.scheduler_reserve_full_isl=false")
+    assert preemptions(rule) < 10 < 500 < preemptions(without)
+    assert 10 * rule["ttft_s"]["p50"] < without["ttft_s"]["p50"]
+
+
+def test_a_watermark_leaves_room_for_what_runs(tmp_path: Path) -> None:
+    without = figures(tmp_path, "agents-kv-full")
+    rule = figures(tmp_path, "agents-kv-full", "engine.watermark=0.05")
+    assert preemptions(rule) == 0 < preemptions(without)
+
+
+def test_a_lone_request_is_not_limited(tmp_path: Path) -> None:
+    rule = figures(tmp_path, "lone-long-prompt")
+    without = figures(tmp_path, "lone-long-prompt", "engine.long_prefill_threshold_alone=true")
+    assert without["ttft_s"]["p50"] == pytest.approx(1.1 * rule["ttft_s"]["p50"], rel=0.05)
+
+
+def test_async_scheduling_costs_a_step_and_not_more(tmp_path: Path) -> None:
+    ahead = figures(tmp_path, "quickstart")
+    between = figures(tmp_path, "quickstart", "engine.async_scheduling=false")
+    step = ahead["tpot_s"]["mean"]
+    assert 0 < ahead["ttft_s"]["mean"] - between["ttft_s"]["mean"] < 4 * step
+
+
+def preemptions(run: dict[str, Any]) -> int:
+    found: int = run["engine"]["preemptions"]
+    return found
