@@ -37,17 +37,21 @@ from loratory.serving.events import Event, Stepped
 from loratory.sim.catalogue import gpu, model
 from loratory.sim.cluster import simulate
 from loratory.sim.cost import RooflineCost, RooflineOptions
+from loratory.sim.cost.engine_times import HOST_BLOCKED_S, HOST_SEQ_S, HOST_STEP_S
+from loratory.sim.cost.lora_kernels import BLOCK_S, IDLE_BLOCK_S, SLOT_MEMORY_EFFICIENCY
 from loratory.sim.cost.nnls import nnls
 
 FIT_SLOTS = (8, 32, 128, 256)
 START = {
-    "host_step_s": 1.57e-3,
-    "host_seq_s": 6e-5,
-    "host_blocked_s": 8e-7,
-    "lora_block_s": 3.5e-8,
-    "lora_idle_block_s": 7.7e-10,
-    "lora_memory_efficiency": 0.33,
+    "host_step_s": HOST_STEP_S,
+    "host_seq_s": HOST_SEQ_S,
+    "host_blocked_s": HOST_BLOCKED_S,
+    "lora_block_s": BLOCK_S,
+    "lora_idle_block_s": IDLE_BLOCK_S,
+    "lora_memory_efficiency": SLOT_MEMORY_EFFICIENCY,
 }
+"""The roofline's own: a fit that begins there ends there."""
+
 CONSTANTS = tuple(START)
 ROUNDS = 6
 NEAR = 0.10
