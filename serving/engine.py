@@ -193,8 +193,6 @@ class Engine:
     def end_all(self, now: float, status: Status, why: str) -> None:
         """End every unfinished request: the run is over."""
         self._take_in(now)
-        if self._ahead and self._ahead[0].reached is not None:
-            self.ledger.take_back_tokens()
         for sequence in list(self.ledger.sequences.values()):
             self._runner.end(sequence, status, why)
 
@@ -273,6 +271,7 @@ class Engine:
     def _look_past(self, ahead: _Ahead) -> None:
         """The step in flight is taken as done: the next one is planned before its outcome is known."""
         ahead.reached = self._compute(ahead.plan, 1, ())
+        self.ledger.looks_past = True
         for sequence in ahead.reached:
             self.ledger.seat(sequence)
             self._runner.ask = True  # its adapter may go
@@ -330,6 +329,7 @@ class Engine:
             waiting, running, resident = len(ledger.waiting.by_ticket), len(ledger.running), len(slots.on_gpu)
             loading, used = len(slots.loading), ledger.kv.used
             tell_stepped(Stepped(start, now, steps, plan.shape, waiting, running, resident, loading, used, load_s))
+        ledger.looks_past = False
         if ahead is None or ahead.reached is None:
             ended = self._compute(plan, steps, failed or ())
         else:  # the next step is planned already

@@ -52,6 +52,7 @@ class Ledger:
         "held",
         "host_cache",
         "kv",
+        "looks_past",
         "now",
         "partial",
         "preempted_decoding",
@@ -118,6 +119,8 @@ class Ledger:
         self.base = AdapterState(None, 0, self.waiting.by_ticket, self.clock)
         self.base.view = AdapterView(self.base)
         self.batch = LoraBatch()
+        self.looks_past = False
+        """Whether the step in flight is taken as done: `Engine.plan` counts its tokens before they are made."""
         self.epoch = 0
         """Grows whenever the running batch changes."""
         self.ended = 0
@@ -270,18 +273,17 @@ class Ledger:
         self._leave_adapter(sequence.adapter)
         self.epoch += 1
 
-    def take_back_tokens(self) -> None:
-        """The run ends before the step in flight does: its tokens, which `Engine.plan` counted, were never made."""
-        counted = [*self.decoding.values(), *self.held.values(), *self.seated.values(), *self.preempted_decoding]
-        for sequence in counted:
-            if sequence.ended_at is not None:
-                continue
-            if sequence.decoding:
-                self._pause(sequence)
-                self.held[sequence.request_id] = sequence
-            sequence.last_generated -= 1
-            sequence.adapter.output_offset -= 1
-            sequence.tenant.output_offset -= 1
+    def take_back_token(self, sequence: Sequence) -> None:
+        """A request ends before the step in flight does: its token of that step, if it has one, was never made."""
+        request_id = sequence.request.request_id
+        if sequence.decoding:
+            self._pause(sequence)
+            self.held[request_id] = sequence
+        elif request_id not in self.held and request_id not in self.seated and sequence not in self.preempted_decoding:
+            return
+        sequence.last_generated -= 1
+        sequence.adapter.output_offset -= 1
+        sequence.tenant.output_offset -= 1
 
     def _pause(self, sequence: Sequence) -> None:
         """Take a request out of those that decode; it goes on running and holding its blocks."""

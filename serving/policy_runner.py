@@ -125,6 +125,8 @@ class PolicyRunner:
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status."""
+        if self.ledger.looks_past and status != "completed":
+            self.ledger.take_back_token(sequence)
         self.ledger.end(sequence, status, why)
         self.idle_plans = 0
         self.ask = True

@@ -118,9 +118,7 @@ def _outputs(result: Run, request_id: str) -> None:
         adds_up = abs(sum(counted) - e2e) <= 1e-9 * max(1.0, event.now)
         require(adds_up, "outputs", f"{what} took {e2e} s, and its parts are {parts}")
     else:
-        # a policy may preempt and reject a request whose last token, a stop token, is in the step in flight
-        in_flight = bool(result.world.config.async_scheduling) and event.status == "rejected"
-        fewer = sequence.generated < max(expected, 1) + in_flight or event.status == "aborted"
+        fewer = sequence.generated < max(expected, 1) or event.status == "aborted"
         require(fewer, "outputs", f"{what} generated all its {expected} tokens")
     if event.status == "rejected" and event.why.startswith("prompt of"):
         require(most < 1, "limits", f"{what} was refused ({event.why}), and it fits")

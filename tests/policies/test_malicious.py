@@ -317,7 +317,8 @@ class Chaos:
 @examples(150)
 @given(world=worlds(most=14), seed=st.integers(0, 10**6), rejects=st.booleans())
 def test_chaos_breaks_nothing(world: World, seed: int, rejects: bool) -> None:
-    assert_run(run(world, lambda: Chaos(seed, rejects), cutoff_s=20.0))
+    result = run(world, lambda: Chaos(seed, rejects), cutoff_s=20.0)
+    assert_run(result, everything_sent=not result.outcome.cut_off)  # turns may follow requests that it never admits
 
 
 @examples(60)
