@@ -70,7 +70,7 @@ def blocks(cell: Cell, settings: Sequence[str] = ()) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class SeedRange:
     """Several seeds of a cell: the fewest and the most completed requests."""
 
     fewest: float
@@ -93,12 +93,12 @@ def simulate_cells(cells: Sequence[Cell], settings: Sequence[str] = ()) -> Cells
     return found
 
 
-def seeds_of(cells: Sequence[Cell], settings: Sequence[str] = ()) -> dict[Cell, Spread]:
+def seeds_of(cells: Sequence[Cell], settings: Sequence[str] = ()) -> dict[Cell, SeedRange]:
     """What other seeds give."""
     changes = [f"seeds={list(SEEDS)}", *settings]
     runs = run_cases([Case(SCENARIO, (*cell.changes, *changes)) for cell in cells])
     completed = [[float(each["requests"]["completed"]) for each in run] for run in runs]
-    return {cell: Spread(min(each), max(each)) for cell, each in zip(cells, completed, strict=True)}
+    return {cell: SeedRange(min(each), max(each)) for cell, each in zip(cells, completed, strict=True)}
 
 
 def memory_rows() -> tuple[list[Row], list[Check]]:
@@ -246,7 +246,7 @@ def reproduction(published: Cells, bistable: Sequence[Cell] = ()) -> Reproductio
     )
 
 
-def _told(cell: Cell, found: Spread) -> str:
+def _told(cell: Cell, found: SeedRange) -> str:
     return (
         f"Beyond the knee a run has more than one course: with {cell.name}, seeds 0 to 3 complete "
         f"{found.fewest:,.0f} to {found.most:,.0f} requests."
