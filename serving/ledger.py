@@ -463,7 +463,9 @@ class Ledger:
             ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
             kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
         chunks, waiting = len(prefills), self.waiting
-        blocked = waiting.blocked() if waiting.by_ticket else 0
+        blocked, wanted = len(waiting.by_ticket), waiting.backlogged
+        if blocked and (None in wanted or not wanted.keys().isdisjoint(self.slots.on_gpu)):
+            blocked = 0
         lora = (distinct, total, largest, lora_tokens, lora_token_ranks)
         return BatchShape(tokens, attention, chunks, decodes, kv_tokens, *lora, blocked)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from operator import attrgetter
 from typing import Literal
 
 from loratory.serving.sequence import Sequence
@@ -19,8 +18,6 @@ Names = Collection[str | None]
 
 _Next = tuple[int, AdapterState, Iterator[Queued] | None]
 """A queue in a merge: its next ticket, its adapter, and, once a request was passed over, an iterator at that place."""
-
-_WAITING = attrgetter("queue.live")
 
 SCAN = 8
 """Waiting requests up to which a scan of them all is faster than merging queues."""
@@ -94,10 +91,6 @@ class WaitIndex:
                 self.cooled(adapter)
         else:
             del self.backlogged[adapter.name]
-
-    def blocked(self) -> int:
-        """The number of waiting requests if each of them waits for an adapter, else 0."""
-        return 0 if any(map(_WAITING, self._on_gpu())) else len(self.by_ticket)
 
     def cooled(self, adapter: AdapterState) -> None:
         """An adapter off the GPU has a new first request, or has just left the GPU."""
