@@ -36,11 +36,11 @@ def test_a_lone_request_is_not_limited(tmp_path: Path) -> None:
     assert without["ttft_s"]["p50"] == pytest.approx(1.1 * rule["ttft_s"]["p50"], rel=0.05)
 
 
-def test_async_scheduling_costs_a_step_and_not_more(tmp_path: Path) -> None:
+def test_async_scheduling_costs_a_few_steps_where_requests_wait(tmp_path: Path) -> None:
     ahead = figures(tmp_path, "quickstart")
     between = figures(tmp_path, "quickstart", "engine.async_scheduling=false")
     step = ahead["tpot_s"]["mean"]
-    assert 0 < ahead["ttft_s"]["mean"] - between["ttft_s"]["mean"] < 4 * step
+    assert 0 < ahead["ttft_s"]["mean"] - between["ttft_s"]["mean"] < 8 * step
 
 
 def preemptions(run: dict[str, Any]) -> int:

@@ -120,6 +120,7 @@ def test_the_samples_are_of_every_format_and_the_keys_are_all_there_are() -> Non
     assert set(SAMPLES) == {entry.name for entry in formats()}
     assert set(COLUMN) == set(ColumnsSpec.model_fields)
     elsewhere = {"duration_s", "streams", "generator", "max_tokens", "predicted_tokens", "cutoff_s", "trace", "columns"}
+    elsewhere.add("max_outstanding")  # refused with a trace
     assert set(OPTIONS) | elsewhere == set(WorkloadSpec.model_fields)
 
 
