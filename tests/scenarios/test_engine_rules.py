@@ -1,4 +1,4 @@
-"""The library's scenarios for the rules of vLLM 0.32 show what their comments say: each rule changes what it is about."""
+"""The library shows the rules of vLLM 0.32: each changes what the comment of its scenario says."""
 
 from __future__ import annotations
 
