@@ -56,8 +56,9 @@ CONSTANTS = tuple(START)
 ROUNDS = 6
 NEAR = 0.05
 EASED = 0.97
-"""The roofline's constants are the solution times this (the last one over it). In full simulation the solution itself is
-off by a factor of 1.65 in one cell near the knee, where a few percent of step time decide ITL; 0.95 times it by 1.55."""
+"""The roofline's constants are the solution times this (the last one over it). In full simulation the solution itself
+is off by a factor of 1.65 in one cell near the knee, where a few percent of step time decide ITL; 0.95 times it, 1.55.
+"""
 EVERY_TOKENS = 2_000
 """One step in so many output tokens is taken for the means of a cell."""
 
