@@ -21,7 +21,7 @@ REPRODUCTIONS: dict[str, str] = {
     "agullo": "Agullo et al. (2025): vLLM 0.8.5 on an H100, KV memory and one-hour runs",
     "vllm032": "vLLM 0.32 on a CPU: every step recorded",
     "vllm-scheduler": "vLLM 0.32's scheduler, recorded and replayed at every step",
-    "shapes": "Shapes: SGLang issues, a vLLM queue, Punica's popularity",
+    "shapes": "Shapes: SGLang issues, a vLLM queue, LoRA throughput of vLLM and Punica",
     "roofline": "Kernel and step times of A100, H100 and H200",
 }
 """The reproductions, in the order of docs/fidelity.md."""

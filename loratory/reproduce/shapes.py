@@ -1,4 +1,4 @@
-"""shapes: two SGLang issues, a vLLM queue and Punica's flat throughput: the shape of results, not their digits."""
+"""shapes: two SGLang issues, a vLLM queue, its LoRA throughput and Punica's: the shape of results, not their digits."""
 
 from __future__ import annotations
 
@@ -27,19 +27,24 @@ QUEUE = {
 }
 """Which requests are scheduled first; vLLM pull request 15422."""
 
+OFFLINE_REQ_S = {"base model": (11.45, "adapters.count=0"), "one adapter of rank 8": (10.96, "adapters.count=1")}
+"""Requests/s of 1,000 prompts on an A100, and the change that gives each; vLLM pull requests 11267 and 11613."""
+
+_SCENARIOS = ("sglang-17913", "sglang-13349", "vllm-15422", "vllm-11267", "punica-a100")
+
 PUNICA_13B_TOKENS_PER_S = 693.0
 PUNICA_LOAD_S = 0.002
 """Punica (MLSys 2024), sections 5.2 and 7.2."""
 
 
 def reproduce() -> Reproduction:
-    """All four."""
-    parts = (_starvation(), _eviction(), _queue(), _punica())
+    """All five."""
+    parts = (_starvation(), _eviction(), _queue(), _offline(), _punica())
     return Reproduction(
         name="shapes",
-        title="Starvation, eviction, a queue, and throughput over popularity",
-        source="SGLang pull requests 17913 and 13349, vLLM pull request 15422, Punica (MLSys 2024)",
-        scenarios=tuple(f"published/{n}" for n in ("sglang-17913", "sglang-13349", "vllm-15422", "punica-a100")),
+        title="Starvation, eviction, a queue, and throughput with LoRA",
+        source="SGLang pull requests 17913 and 13349, vLLM pull requests 15422 and 11267, Punica (MLSys 2024)",
+        scenarios=tuple(f"published/{n}" for n in _SCENARIOS),
         fitted="Only cost.host_layer_s of punica-a100, to its `identical` case (python -m "
         "loratory.reproduce.fit.punica). The others run on the uncalibrated roofline.",
         rows=tuple(row for rows, _ in parts for row in rows),
@@ -51,6 +56,8 @@ def reproduce() -> Reproduction:
             "scheduler that stops at the first request without a slot, the median is 3 times the published one. With "
             "one that skips such requests, half of the requests starve, and the median is below or above, depending "
             "on the seed.",
+            "vLLM 11267's base model ran on V0, and the simulated one is V1's. The kernels of V0, with which LoRA "
+            "served 7.6 requests/s, are not modelled.",
             "Punica's kernels: the fitted host time grows with the number of layers. This makes the 13B model too "
             "fast, so part of that time must grow with the model's width. An adapter load takes its bytes over the "
             "host link.",
@@ -130,6 +137,21 @@ def _queue() -> tuple[list[Row], list[Check]]:
         wrong = {*wanted.split()} ^ {*found.split()}
         checks.append(Check(f"vLLM 15422, {word}: requests scheduled wrongly", len(wrong), 0))
     return rows, checks
+
+
+def _offline() -> tuple[list[Row], list[Check]]:
+    """vLLM 11267: what LoRA costs on a GPU that gave no LoRA constant."""
+    rows = []
+    for name, (published, change) in OFFLINE_REQ_S.items():
+        (run,) = run_case(Case("published/vllm-11267", (change,)))
+        served = run["requests"]["completed"] / run["duration_s"]
+        rows.append(Row(f"vLLM 11267, {name}", "throughput, req/s", published, served))
+    base, lora = rows
+    share = (float(lora.simulated) / float(base.simulated)) / (float(lora.published) / float(base.published))
+    return rows, [
+        Check("vLLM 11267: largest error of a throughput", max(abs(row.error or 0.0) for row in rows), 0.10),
+        Check("vLLM 11267: error of throughput with LoRA over that without", abs(share - 1.0), 0.05),
+    ]
 
 
 def popularities() -> dict[str, tuple[str, ...]]:

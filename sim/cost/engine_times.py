@@ -35,7 +35,7 @@ class EngineTimes:
     ground: str
 
 
-HOST_STEP_S, HOST_SEQ_S, HOST_BLOCKED_S = 1.8e-3, 55e-6, 0.24e-6
+HOST_STEP_S, HOST_SEQ_S, HOST_BLOCKED_S = 2.1e-3, 54.2e-6, 0.194e-6
 """Host time of vLLM 0.8.5 with adapters: python -m loratory.reproduce.fit.lora prints them."""
 
 HIDDEN_SHARE = 0.5

@@ -13,10 +13,10 @@ from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
 EXPAND_TOKENS, EXPAND_COLUMNS = 64, 128
 """Tokens and output columns of a thread block of vLLM's expand kernel (vllm/lora/ops/triton_ops, 0.8.5)."""
 
-BLOCK_S, IDLE_BLOCK_S = 32e-9, 0.70e-9
+BLOCK_S, IDLE_BLOCK_S = 29.2e-9, 0.724e-9
 """Seconds of a thread block on an H100, all multiprocessors together: python -m loratory.reproduce.fit.lora."""
 
-SLOT_MEMORY_EFFICIENCY = 0.40
+SLOT_MEMORY_EFFICIENCY = 0.346
 """Share of the memory bandwidth at which kernels that span slots read adapters: from the same fit."""
 
 ADAPTER_LAYER_S = 3e-6

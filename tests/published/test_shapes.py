@@ -32,6 +32,8 @@ LIMITS = {
     "SGLang 13349: error of the median TTFT with 8 adapters": 0.25,
     "vLLM 15422, SKIP: requests scheduled wrongly": 0,
     "vLLM 15422, BREAK: requests scheduled wrongly": 0,
+    "vLLM 11267: largest error of a throughput": 0.10,
+    "vLLM 11267: error of throughput with LoRA over that without": 0.05,
     "Punica: throughput of the best popularity above the worst": 0.05,
     "Punica: largest error of a 7B throughput": 0.05,
 }
