@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from loratory.errors import InputError
+from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import gpu, model
@@ -51,6 +52,25 @@ def test_first_adapter_and_each_further_one() -> None:
 
     assert 0.10 < seconds(1) / seconds(0) - 1 < 0.17
     assert 0.005 < (seconds(8) - seconds(1)) / 7 / seconds(0) < 0.02
+
+
+def test_first_adapter_under_vllm() -> None:
+    """Agullo et al.: +10..15 % of the step; each further one takes the same time, less than the first."""
+    engine = EngineConfig.model_validate({"as": "vllm-0.8.5", "max_loras": 8})
+    cost = RooflineCost(model("llama-3.1-8b"), gpu("h100-64gb"), engine=engine)
+
+    def seconds(adapters: int) -> float:
+        return cost.step_seconds(decode(8, 400)._replace(distinct_adapters=adapters, lora_tokens=8 * bool(adapters)))
+
+    first = seconds(1) / seconds(0) - 1
+    assert 0.10 < first < 0.16
+    assert 0.02 < (seconds(8) - seconds(1)) / 7 / seconds(0) < first / 2
+
+
+def test_options_of_kernels_by_slot_are_refused_where_kernels_go_by_adapter() -> None:
+    for key in ("lora_block_s", "lora_idle_block_s"):
+        with pytest.raises(InputError, match=f"cost.{key} has no effect"):
+            RooflineCost.from_options(model("llama-2-7b"), gpu("l4"), EngineConfig(memory="unified"), {key: 1e-9})
 
 
 def adapter(rank: int) -> Adapter:
