@@ -34,7 +34,6 @@ LIMITS = {
     "runs, cells wrongly out of memory or not": 0,
     "completed requests, mean symmetric error": 0.03,
     "mean ITL, mean relative error": 0.12,
-    "mean ITL, largest factor by which a cell is off": 1.6,
     "median TTFT, share of cells on the measured side of 100 ms and 1 s": 0.95,
     "mean ITL of cells not fitted, mean relative error": 0.12,
     "cliff: completed with 128 slots over completed with 64, larger of 320 and 384 adapters": 0.95,
