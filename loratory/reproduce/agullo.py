@@ -45,16 +45,17 @@ OOM = "out of memory"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Largest mean errors. ``completed``: None for no promise."""
+    """Largest mean errors, and the largest factor by which the ITL of a cell is off; None for no promise."""
 
     itl: float
     completed: float | None
+    factor: float | None
 
 
-SCENARIO_LIMITS = Limits(itl=0.12, completed=0.03)
-"""With the scenario's own cost model, which was fitted to cells of this kind."""
+SCENARIO_LIMITS = Limits(itl=0.12, completed=0.03, factor=None)
+"""With the scenario's own constants, which were fitted to cells of this kind."""
 
-ROOFLINE_LIMITS = Limits(itl=0.20, completed=None)
+ROOFLINE_LIMITS = Limits(itl=0.20, completed=None, factor=1.6)
 """With ``--set 'cost={kind: roofline}'``: as for hardware without a measurement."""
 
 
@@ -168,12 +169,13 @@ def run_checks(rows: Sequence[Row], cells: Cells, simulated: Cells, limits: Limi
     if limits.completed is not None:
         error = mean_error(tested, completed, symmetric=True)
         checks.append(Check("completed requests, mean symmetric error", error, limits.completed))
-    factor = max(max(o.itl_ms / t.itl_ms, t.itl_ms / o.itl_ms) for t, o in both.values())
+    if limits.factor is not None:
+        factor = max(max(o.itl_ms / t.itl_ms, t.itl_ms / o.itl_ms) for t, o in both.values())
+        checks.append(Check("mean ITL, largest factor by which a cell is off", factor, limits.factor))
     sides = sum(t.side == o.side for t, o in both.values()) / len(both)
     return [
         *checks,
         Check("mean ITL, mean relative error", mean_error(tested, itl), limits.itl),
-        Check("mean ITL, largest factor by which a cell is off", factor, 1.6),
         Check("median TTFT, share of cells on the measured side of 100 ms and 1 s", sides, 0.95, at_least=True),
     ]
 
@@ -222,12 +224,12 @@ def reproduction(published: Cells, bistable: Sequence[Cell] = ()) -> Reproductio
         source="Agullo et al. (arXiv:2508.08343), logs in FerranAgulloLopez/GPULLMAdapterOptimization",
         scenarios=("agullo-h100",),
         fitted=(
-            "Six constants of the roofline (the host's time by step, sequence and request passed over; thread blocks "
-            "of LoRA kernels, of adapters in the batch and of all slots; the bandwidth at which adapters are read) "
-            "were fitted to the mean ITL of the cells with 8, 32, 128 and 256 slots, 162 of them, of which one in six "
-            "of those with rank 32, high rates or Qwen-2.5-7B is shown. The other constants are the roofline's, "
-            "lengths are ShareGPT's, and the KV pool is the memory model's: no cell was used for these, and no cell's "
-            "completed requests or TTFT for anything."
+            "Six constants (the host's time by step, sequence and request passed over; thread blocks of LoRA kernels, "
+            "of adapters in the batch and of all slots; the bandwidth at which adapters are read) were fitted to the "
+            "mean ITL of the cells with 8, 32, 128 and 256 slots, 162 of them, of which one in six of those with rank "
+            "32, high rates or Qwen-2.5-7B is shown. Three of them were then raised until completed requests of cells "
+            "with high rates were right on average. The other constants are the roofline's, lengths are ShareGPT's, "
+            "and the KV pool is the memory model's: no cell was used for these, and no cell's TTFT for anything."
         ),
         rows=tuple(rows + runs),
         checks=(
@@ -238,7 +240,7 @@ def reproduction(published: Cells, bistable: Sequence[Cell] = ()) -> Reproductio
                 {cell: ours for cell in low if (ours := simulated[cell]) is not None and low[cell] is not None}
             ),
             *(
-                Check(f"{cell.name}: completed requests of seeds 0 to 3, their range over its middle", found.share, 0.5)
+                Check(f"{cell.name}: completed requests of seeds 0 to 3, their range over its middle", found.share, 0.1)
                 for cell, found in spreads.items()
             ),
         ),
@@ -248,8 +250,9 @@ def reproduction(published: Cells, bistable: Sequence[Cell] = ()) -> Reproductio
 
 def _told(cell: Cell, found: SeedRange) -> str:
     return (
-        f"Beyond the knee a run has more than one course: with {cell.name}, seeds 0 to 3 complete "
-        f"{found.fewest:,.0f} to {found.most:,.0f} requests."
+        f"Several seeds beyond the knee: with {cell.name}, seeds 0 to 3 complete {found.fewest:,.0f} to "
+        f"{found.most:,.0f} requests. Without a bound on open requests such runs have more than one course, and their "
+        "seeds differ by up to a third; a run says so in a note."
     )
 
 

@@ -34,7 +34,6 @@ LIMITS = {
     "runs, cells wrongly out of memory or not": 0,
     "completed requests, mean symmetric error": 0.03,
     "mean ITL, mean relative error": 0.12,
-    "mean ITL, largest factor by which a cell is off": 1.6,
     "median TTFT, share of cells on the measured side of 100 ms and 1 s": 0.95,
     "mean ITL of cells not fitted, mean relative error": 0.12,
     "cliff: completed with 128 slots over completed with 64, larger of 320 and 384 adapters": 0.95,
@@ -42,7 +41,7 @@ LIMITS = {
     "cliff: peak share of KV blocks in use, lower of the two cells": 0.99,
     "preemptions in all other cells together": 100,
     **{
-        f"{slots} slots, 64 adapters, high rates: completed requests of seeds 0 to 3, their range over its middle": 0.5
+        f"{slots} slots, 64 adapters, high rates: completed requests of seeds 0 to 3, their range over its middle": 0.1
         for slots in (8, 16)
     },
 }
@@ -135,7 +134,7 @@ def test_the_equations_give_back_the_constants_they_were_made_with() -> None:
 def test_the_equation_of_a_cell_is_its_simulation() -> None:
     """Without decode attention, which the host's work hides, the equation is the ITL of the cell's own simulation."""
     found = lora.simulated((Cell(8, 16), lora.START))
-    assert lora.errors([found], [found.itl_s], lora.START) == pytest.approx([0.0], abs=0.01)
+    assert lora.errors([found], [found.itl_s], lora.START) == pytest.approx([0.0], abs=0.03)
 
 
 def test_rows_of_a_file_are_compared_and_bad_files_refused(tmp_path: Path) -> None:
