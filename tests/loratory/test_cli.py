@@ -368,7 +368,7 @@ def test_the_first_block_of_a_report_says_what_was_simulated(small: Path, tmp_pa
     assert setup["workload"].startswith("arrivals poisson 8, input_tokens lognormal mean 200, cv 1")
     assert setup["policies"] == "affinity (cluster_size=0, hard=true)"
     assert setup["SLO"] == "ttft_p99_s 2" and setup["seeds"] == "7; warmup_s 0"
-    assert setup["version"] == f"Loratory {version('loratory')}" and "within 10 %" in setup["known error"]
+    assert setup["version"] == f"Loratory {version('loratory')}" and "off on average, " in setup["known error"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(html.escape(text, quote=False) in page.replace("&#39;", "'") for text in setup.values())
     assert page.index('class="setup"') < page.index('id="verdicts"')
