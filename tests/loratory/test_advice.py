@@ -162,11 +162,7 @@ def test_unused_slots_in_a_sentence(held: int, was: str) -> None:
 
 def test_more_replicas_are_advised_once() -> None:
     """The load is beyond the ceiling and slots are the first limit, of which no more fit."""
-    load = ("workload.arrivals={poisson: 60}", "workload.requests=1200", "adapters={count: 200, ranks: 64}")
-    run = _run(
-        *load,
-        "engine={max_loras: 88, max_cpu_loras: 200, max_lora_rank: 64, max_num_seqs: 1024}",
-        "adapters.initial_tier=host",
-    )
+    load = ("workload.arrivals={poisson: 60}", "workload.requests=1200", "adapters={count: 200, ranks: 128}")
+    run = _run(*load, "engine={max_loras: 55, max_cpu_loras: 200, max_lora_rank: 128}", "adapters.initial_tier=host")
     assert run["bottleneck"] == "slots"
-    assert [text.partition(":")[0] for text in run["advice"]] == ["Try cluster.replicas 2"]
+    assert [text.partition(":")[0] for text in run["advice"]] == ["Try cluster.replicas 3"]
