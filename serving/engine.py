@@ -46,9 +46,10 @@ from heapq import heappop, heappush
 
 from loratory.errors import InputError
 from loratory.serving.config import EngineConfig
+from loratory.serving.engine_loads import EngineLoads
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Arrived, Handler, Loaded, LoadStarted, Served, Sink, Stepped
+from loratory.serving.events import Arrived, Handler, Served, Sink, Stepped
 from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
@@ -59,6 +60,7 @@ from loratory.serving.policy_runner import PolicyRunner
 from loratory.serving.request import Request, Status
 from loratory.serving.running_first import RunningFirst
 from loratory.serving.sequence import Sequence
+from loratory.serving.step_shape import step_shape
 from loratory.serving.views import RequestViews
 from loratory.serving.want import look_ahead
 
@@ -110,8 +112,7 @@ class Engine:
         self._tell_stepped = self._announcer.handler(Stepped)
         self._tell_arrived = self._announcer.handler(Arrived)
         self._tell_served = self._announcer.handler(Served)
-        self._tell_load_started = self._announcer.handler(LoadStarted)
-        self._tell_loaded = self._announcer.handler(Loaded)
+        self._loads = EngineLoads(self.ledger, self._announcer, self._runner)
         self._inbox: list[Request | Callable[[], None]] = []
         """What happened since the last plan, in order: requests that arrived, and calls that take in all else."""
         self._arriving: set[str] = set()
@@ -142,26 +143,22 @@ class Engine:
 
     def loaded(self, adapter: str, prefetch: bool = False) -> None:
         """An asynchronous load (or prefetch) is done."""
-        self._inbox.append(partial(self._loaded, adapter, prefetch))
+        self._inbox.append(partial(self._loads.done, adapter, prefetch))
 
     def load_failed(self, adapter: str, why: str, prefetch: bool = False) -> None:
         """A load failed: the requests that wait for the adapter, or run with it, fail as well.
 
         A failed prefetch fails no request: the adapter is loaded when its turn comes.
         """
-        self._inbox.append(partial(self._load_failed, adapter, why, prefetch))
+        self._inbox.append(partial(self._loads.failed, adapter, why, prefetch))
 
     def expect_load(self, adapter: str, eta: float) -> None:
         """A load in flight will end at about second ``eta``; policies see it as `AdapterView.eta`."""
-        state = self.ledger.adapters[adapter]
-        if state.tier == "loading" or state.prefetching:  # else a load overtook its prefetch
-            state.eta = eta
+        self._loads.expect(adapter, eta)
 
     def expect_loads(self, plan: StepPlan, now: float) -> None:
         """The plan's loads that no step waits for begin at ``now``; the cost model predicts when they end."""
-        for load in plan.loads:
-            if load.prefetch or not self.ledger.slots.sync:
-                self.expect_load(load.adapter.name, now + load.seconds(self.ledger.cost))
+        self._loads.expect_all(plan, now)
 
     @property
     def unfinished(self) -> int:
@@ -186,8 +183,8 @@ class Engine:
 
     def dismiss_policy(self) -> None:
         """The policy has failed: from now on it gets no event, and the engine cannot plan any more."""
-        sink = self._announcer.sink_handler
-        self._tell_arrived, self._tell_loaded = sink(Arrived), sink(Loaded)
+        self._tell_arrived = self._announcer.sink_handler(Arrived)
+        self._loads.dismiss_policy()
         self._runner.dismiss_policy()
 
     def end_all(self, now: float, status: Status, why: str) -> None:
@@ -294,7 +291,7 @@ class Engine:
                 repeat = self._horizon() - 1
         elif not loads:
             return None
-        shape = ledger.shape(prefills, decodes)
+        shape = step_shape(ledger, prefills, decodes)
         wake_at = runner.wake_times[0] if runner.wake_times else None
         decoding = ledger.decoding.values() if decodes else ()
         return StepPlan(prefills, decodes, decoding, loads, repeat, wake_at, shape, ledger.epoch)
@@ -321,7 +318,7 @@ class Engine:
         start = ledger.now
         ledger.now = now
         if plan.loads:
-            self._loads_done(plan, start, load_s)
+            self._loads.begun(plan, start, load_s)
         ahead = self._ahead.pop(0) if self._ahead else None
         tell_stepped = self._tell_stepped
         if tell_stepped is not None and (plan.prefills or plan.decode_count or now > start):
@@ -416,19 +413,6 @@ class Engine:
         self._finishes_pushed += 1
         heappush(self._finishes, (sequence.finish_clock, self._finishes_pushed, sequence, sequence.joins))
 
-    def _loads_done(self, plan: StepPlan, start: float, load_s: float) -> None:
-        """The plan's loads began at second ``start``; with sync loading those to the GPU ended ``load_s`` later."""
-        ledger = self.ledger
-        done = start + load_s
-        if self._tell_load_started is not None:
-            for adapter, tier, prefetch in plan.loads:
-                self._tell_load_started(LoadStarted(start, adapter.name, tier, prefetch))
-        for adapter, _, prefetch in plan.loads:
-            if ledger.slots.sync and not prefetch:
-                ledger.adapters[adapter.name].loaded_at = done
-                if self._tell_loaded is not None:
-                    self._tell_loaded(Loaded(done, adapter.name, False))
-
     def _first_tokens(self, plan: StepPlan, start: float, load_s: float, failed: Collection[str]) -> None:
         """Requests whose context is complete have a token, unless they failed: note the time."""
         ledger = self.ledger
@@ -452,28 +436,3 @@ class Engine:
         prefills = tuple([(prefill.sequence.view, prefill.tokens) for prefill in computed])
         decode = RequestViews(self.ledger.decoding) if plan.decode_count else ()
         self._tell_served(Served(self.ledger.now, prefills, decode, steps if plan.decode_count else 0))
-
-    def _loaded(self, name: str, prefetch: bool) -> None:
-        state = self.ledger.adapters[name]
-        if prefetch:
-            if state.tier in ("disk", "remote") and state.prefetching:
-                self.ledger.host_cache.rest(state)
-            state.prefetching = False
-        elif state.tier == "loading":
-            self.ledger.slots.arrive(state, self.ledger.now)
-        if self._tell_loaded is not None:
-            self._tell_loaded(Loaded(self.ledger.now, name, prefetch))
-
-    def _load_failed(self, name: str, why: str, prefetch: bool) -> None:
-        ledger = self.ledger
-        state = ledger.adapters[name]
-        if prefetch:
-            state.prefetching = False
-            if state.tier in ("disk", "remote"):
-                ledger.host_cache.drop(state)
-            return
-        running = [sequence for sequence in ledger.running.values() if sequence.adapter is state]
-        waiting = [ledger.waiting.by_ticket[queued.ticket] for queued in state.queue.sequences()]
-        for sequence in (*running, *waiting):
-            self._runner.end(sequence, "failed", f"adapter {name!r} could not be loaded: {why}")
-        ledger.slots.fail(state)

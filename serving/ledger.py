@@ -13,7 +13,7 @@ from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.lora import Adapter
 from loratory.serving.lora_batch import LoraBatch
-from loratory.serving.plan import BatchShape, CostView, Prefill
+from loratory.serving.plan import CostView, Prefill
 from loratory.serving.request import Request, Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState, TenantState
@@ -440,34 +440,6 @@ class Ledger:
         return outcome
 
     # -- the step ------------------------------------------------------------------------------------------------
-
-    def shape(self, prefills: tuple[Prefill, ...], decodes: int) -> BatchShape:
-        """The shape of a step: all that runs when it decodes, else only the adapters of its prefill chunks."""
-        tokens = lora_tokens = lora_token_ranks = 0
-        attention = 0.0
-        for prefill in prefills:
-            chunk, rank = prefill.tokens, prefill.sequence.adapter.rank
-            tokens += chunk
-            attention += chunk * (prefill.start + (chunk + 1) * 0.5)
-            if rank:
-                lora_tokens += chunk
-                lora_token_ranks += chunk * rank
-        if decodes:
-            kv, batch = self.kv, self.batch
-            kv_tokens = kv.offsets + decodes * self.clock[0]  # `KVPool.tokens_read`, without the call
-            distinct, total, largest = batch.adapters, batch.sum_ranks, batch.max_rank
-            lora_tokens += batch.decoding
-            lora_token_ranks += batch.decoding_ranks
-        else:
-            adapters = [prefill.sequence.adapter for prefill in prefills]
-            ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
-            kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
-        chunks, waiting = len(prefills), self.waiting
-        blocked, wanted = len(waiting.by_ticket), waiting.backlogged
-        if blocked and (None in wanted or not wanted.keys().isdisjoint(self.slots.on_gpu)):
-            blocked = 0
-        lora = (distinct, total, largest, lora_tokens, lora_token_ranks)
-        return BatchShape(tokens, attention, chunks, decodes, kv_tokens, *lora, blocked)
 
     def begin_decode(self, sequence: Sequence) -> None:
         """A request's context is in the KV cache and its next token sampled: from now on it decodes."""
