@@ -84,6 +84,11 @@ class Replica:
         self._segment: Segment | None = None
         self._epoch = -1
         """The epoch of the batch that the segment is of; -1 when it is over."""
+        lone = BatchShape(decode_seqs=1, kv_tokens=1)
+        self._prices_blocked = cost.step_seconds(lone) < cost.step_seconds(lone._replace(blocked_seqs=1 << 20))
+        """Whether a step takes longer where requests wait for an adapter."""
+        self._blocked = 0
+        """Those that waited when the segment began."""
         self._plan: StepPlan | None = None
         """The plan being run."""
         self._done = 0
@@ -243,10 +248,16 @@ class Replica:
             raise stall_error(f"replica {self.index}", self._stall_plans)
 
     def _begin_decode(self, plan: StepPlan, now: float, load_s: float) -> Segment:
-        """The segment of the plan's batch: a new one if the batch has changed, or it has waited."""
+        """The segment of the plan's batch: a new one if that, or what it passes over, has changed, or it has waited."""
         segment = self._segment
-        if segment is None or plan.epoch != self._epoch or load_s > 0.0:
-            shape = plan.shape
+        shape = plan.shape
+        if (
+            segment is None
+            or plan.epoch != self._epoch
+            or load_s > 0.0
+            or (self._prices_blocked and shape.blocked_seqs != self._blocked)
+        ):
+            self._blocked = shape.blocked_seqs
             segment = self._segment = self._new_segment(now, shape)
             self._epoch = plan.epoch
             self._done = 0
