@@ -56,8 +56,9 @@ def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
     """The ``waiting`` object: request-seconds of waiting, as a share of all request-seconds, and by limit.
 
     A step counts for the first limit in `LIMITS` that left no room in it: as many running requests as ``max_num_seqs``;
-    fewer free KV blocks than a mean prompt needs; every slot held by an adapter in the batch or being loaded; as many
-    tokens as ``max_num_batched_tokens``; an adapter being loaded. If there was room, the policy let them wait.
+    fewer free KV blocks than a mean prompt needs, beside those that ``engine.watermark`` keeps free; every slot held by
+    an adapter in the batch or being loaded; as many tokens as ``max_num_batched_tokens``; an adapter being loaded. If
+    there was room, the policy let them wait.
     """
     waited = steps["waiting"] * steps.seconds
     total, served = float(waited.sum()), float((steps["running"] * steps.seconds).sum())
@@ -147,7 +148,8 @@ def _full(run: RunColumns, steps: Steps, limit: WaitCause) -> Flags:
     if limit == "kv_blocks":
         prompts = run.number("prompt_tokens")
         wanted = float(prompts.mean()) / info.block_size if len(prompts) else 0.0
-        return np.asarray(most - steps["kv_blocks"] < max(1.0, wanted))
+        kept = np.where(steps["running"] > 0, info.watermark_blocks, 0)
+        return np.asarray(most - kept - steps["kv_blocks"] < max(1.0, wanted))
     if limit == "slots":
         return np.asarray(steps["distinct_adapters"] + steps["loading"] >= most)
     return np.asarray(steps["prefill_tokens"] + steps["decode_seqs"] >= most)

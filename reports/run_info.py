@@ -20,7 +20,8 @@ class RunInfo:
     first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`loratory.reports.warmup`).
     ``slo`` maps names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises,
     weighted tokens, or None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the
-    policy saw true output lengths. ``max_loras`` to ``block_size`` are one replica's; ``gpus`` are those of all
+    policy saw true output lengths. ``max_loras`` to ``block_size`` are one replica's, and ``num_gpu_blocks`` are those
+    that hold tokens, of which admissions leave ``watermark_blocks`` free while requests run. ``gpus`` are those of all
     replicas. ``refusals`` counts what the ledger refused the policy, by action and reason.
     ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch; None: not known.
     ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and ``digest`` of
@@ -46,6 +47,7 @@ class RunInfo:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     num_gpu_blocks: int | None = None
+    watermark_blocks: int = 0
     max_model_len: int | None = None
     block_size: int = 16
     gpus: int = 1

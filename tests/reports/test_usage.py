@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,6 +63,13 @@ def test_a_waiting_second_counts_for_what_was_full(measure: Any, limit: str, ful
     assert run["waiting"]["by"] == {name: float(name == limit) for name in run["waiting"]["by"]}
     assert run["waiting"]["share"] == pytest.approx(6 / (6 + 3 * full.get("running", 1) + 7))
     assert run["bottleneck"] == limit
+
+
+def test_blocks_that_the_watermark_keeps_are_not_room(measure: Any) -> None:
+    """Of 50 blocks 10 are in use and 39 are kept free while a request runs: the prompt of two blocks finds one."""
+    kept = replace(INFO, watermark_blocks=39)
+    assert measure(_step(0, 3, waiting=2), info=kept)["bottleneck"] == "kv_blocks"
+    assert measure(_step(0, 3, waiting=2, running=0), info=kept)["bottleneck"] == "policy"
 
 
 def test_medians_are_over_time_and_held_counts_loads(measure: Any) -> None:

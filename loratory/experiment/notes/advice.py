@@ -118,7 +118,9 @@ class _Adviser:
             options.append({"gpu_memory_utilization": 0.95})
         if engine.num_gpu_blocks is not None:
             options.append({"num_gpu_blocks": None})
-        now = self._engine.require_blocks()
+        now, kept = self._engine.require_blocks(), self._engine.watermark_blocks
+        if now >= WORTH * max(1, now - kept):
+            return f"Try engine.watermark 0: it now keeps {kept:,} of {now:,} KV blocks from new requests."
         for change in options:
             other = self._with(**change)
             blocks = 0 if other is None else other.engine.require_blocks()
