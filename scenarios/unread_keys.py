@@ -8,10 +8,12 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from loratory.scenarios.adapters_spec import AdaptersSpec
+from loratory.scenarios.cost_spec import TiersSpec
 from loratory.scenarios.schema_types import wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.workload_spec import WorkloadSpec
+from loratory.serving.config import EngineConfig
 
 _Rule = tuple[tuple[str, ...], bool, str]
 """A key's path, whether it has no effect, and why."""
@@ -33,6 +35,14 @@ class Sections(Protocol):
         """The tenants."""
 
     @property
+    def engine(self) -> EngineConfig:
+        """Settings of the engine."""
+
+    @property
+    def tiers(self) -> TiersSpec:
+        """The storage below the GPU."""
+
+    @property
     def slo(self) -> SloSpec:
         """The service levels."""
 
@@ -48,6 +58,9 @@ def refuse_unread(scenario: Sections) -> None:
     for path, unread, why in _rules(scenario):
         if unread and _given(scenario, path):
             raise wrong(why, *path)
+    engine, key = scenario.engine, "long_prefill_threshold_alone"
+    if not engine.long_prefill_token_threshold and engine.long_prefill_threshold_alone != engine.modelled.settings[key]:
+        raise wrong("needs engine.long_prefill_token_threshold above 0: add that, or remove it", "engine", key)
 
 
 def _rules(scenario: Sections) -> Iterator[_Rule]:
@@ -74,6 +87,12 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
             vtc,
             "is not used, because workload.generator is vtc, whose requests are for the base model: remove it",
         )
+    start = scenario.adapters.initial_tier
+    yield (
+        ("tiers", "disk_first_read_s"),
+        start != "disk",
+        f"is not used, because adapters.initial_tier is {start}, where adapters have been read: remove one of them",
+    )
     none = scenario.adapters.known_count == 0
     yield ("adapters", "base_share"), none, "is not used, because adapters.count is 0: remove it"
     limits = scenario.slo.targets()

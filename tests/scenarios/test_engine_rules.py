@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from loratory import run_scenario
+from loratory.errors import InputError
 from loratory.scenarios.load import load_scenario
 
 
@@ -46,3 +47,23 @@ def test_async_scheduling_costs_a_few_steps_where_requests_wait(tmp_path: Path) 
 def preemptions(run: dict[str, Any]) -> int:
     found: int = run["engine"]["preemptions"]
     return found
+
+
+UNREAD = {
+    ("engine.long_prefill_threshold_alone=true",): "needs engine.long_prefill_token_threshold above 0",
+    ("engine.as=vllm-0.8.5", "engine.long_prefill_threshold_alone=false"): "needs engine.long_prefill_token_threshold",
+    ("adapters.initial_tier=host", "engine.max_cpu_loras=200", "tiers.disk_first_read_s=1"): "initial_tier is host",
+    ("adapters.initial_tier=remote", "tiers.disk_first_read_s=1"): "initial_tier is remote",
+}
+
+
+@pytest.mark.parametrize("changes", UNREAD)
+def test_a_key_without_an_effect_is_refused(changes: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=UNREAD[changes]):
+        load_scenario("quickstart", changes)
+    load_scenario("quickstart", ["engine.as=vllm-0.8.5", "tiers.disk_first_read_s=1"])
+
+
+def test_a_watermark_that_holds_requests_back_is_named(tmp_path: Path) -> None:
+    run = figures(tmp_path, "quickstart", "workload.duration_s=20", "seeds=[0]", "engine.watermark=0.999")
+    assert run["bottleneck"] == "kv_blocks" and run["advice"][0].startswith("Try engine.watermark 0: it now keeps 27,")
