@@ -27,9 +27,21 @@ def step_shape(ledger: Ledger, prefills: tuple[Prefill, ...], decodes: int) -> B
         adapters = [prefill.sequence.adapter for prefill in prefills]
         ranks = {adapter.name: adapter.rank for adapter in adapters if adapter.rank}
         kv_tokens, distinct, total, largest = 0, len(ranks), sum(ranks.values()), max(ranks.values(), default=0)
-    chunks, waiting = len(prefills), ledger.waiting
-    blocked, wanted = len(waiting.by_ticket), waiting.backlogged
-    if blocked and (None in wanted or not wanted.keys().isdisjoint(ledger.slots.on_gpu)):
-        blocked = 0
-    lora = (distinct, total, largest, lora_tokens, lora_token_ranks)
-    return BatchShape(tokens, attention, chunks, decodes, kv_tokens, *lora, blocked)
+    blocked = len(ledger.waiting.by_ticket)
+    if blocked:
+        wanted = ledger.waiting.backlogged
+        if None in wanted or not wanted.keys().isdisjoint(ledger.slots.on_gpu):
+            blocked = 0
+    return BatchShape(
+        tokens,
+        attention,
+        len(prefills),
+        decodes,
+        kv_tokens,
+        distinct,
+        total,
+        largest,
+        lora_tokens,
+        lora_token_ranks,
+        blocked,
+    )

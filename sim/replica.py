@@ -76,6 +76,7 @@ class Replica:
         self.feed = Feed()
         self._sync = engine.ledger.slots.sync
         self._clock = engine.ledger.clock
+        self._held = engine.ledger.held
         self._outputs: dict[str, int] = {}
         self._ends: list[tuple[int, int, Sequence, int]] = []
         self._order = 0
@@ -314,10 +315,12 @@ class Replica:
                 else:
                     self._order += 1
                     heappush(ends, (clock + left, self._order, sequence, sequence.joins + 1))
-        for sequence in self.engine.ledger.held.values():  # they decode again after this step
-            self._order += 1
-            left = outputs[sequence.request.request_id] - sequence.generated
-            heappush(ends, (self._clock[0] + bool(plan.decode_count) + left, self._order, sequence, sequence.joins + 1))
+        if self._held:  # they decode again after this step
+            begin = self._clock[0] + bool(plan.decode_count)
+            for sequence in self._held.values():
+                self._order += 1
+                left = outputs[sequence.request.request_id] - sequence.generated
+                heappush(ends, (begin + left, self._order, sequence, sequence.joins + 1))
         for request_id in finished:
             del outputs[request_id]
         return finished

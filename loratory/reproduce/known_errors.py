@@ -21,7 +21,10 @@ from loratory.reproduce.roofline import DECODE, PREFILL, UNSEEN, reproduce
 
 
 def summary(what: str, engine: str, adapters: bool, gpus: Sequence[str], rows: Sequence[Row]) -> dict[str, object]:
-    """One kind of setting: how many figures were compared, and the mean and the worst of their absolute errors."""
+    """One kind of setting: how many figures were compared, and the mean and the worst of their absolute errors.
+
+    ``fitted``: those of them that set constants of the cost model.
+    """
     errors = [abs(row.error) for row in rows if row.error is not None]
     return {
         "what": what,
@@ -29,6 +32,7 @@ def summary(what: str, engine: str, adapters: bool, gpus: Sequence[str], rows: S
         "adapters": adapters,
         "gpus": list(gpus),
         "figures": len(errors),
+        "fitted": sum(row.error is not None and row.use == "fit" for row in rows),
         "mean_error": round(fmean(errors), 4),
         "worst_error": round(max(errors), 4),
     }

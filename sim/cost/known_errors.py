@@ -26,7 +26,8 @@ def known_error(gpu: str, engine: str, other_dtypes: Sequence[str] = ()) -> str:
         cells = "measured cells" if kind["adapters"] else "published figures"
         parts.append(
             f"{subject}: {kind['what']} {kind['mean_error']:.0%} off on average, {kind['worst_error']:.0%} at most, "
-            f"over {kind['figures']} {cells} of {', '.join(kind['gpus'])}, {_title(kind['engine'])}"
+            f"over {kind['figures']} {cells} of {', '.join(kind['gpus'])}, {_title(kind['engine'])}, of which "
+            f"{kind['fitted']} set its constants"
         )
     family = gpu.partition("-")[0]
     unmeasured = []

@@ -70,6 +70,7 @@ class LinearCost:
         self._prefill = (o.prefill_base_s, o.prefill_per_token_s, o.prefill_attention_s)
         self._slots_per_token = o.slot_token_s * max_loras
         self._mixed_base = max(o.decode_base_s, o.prefill_base_s)
+        self._lora_floor = o.lora_floor_s
         self._lora = (o.lora_step_s, o.per_adapter_s, o.per_rank_s, o.lora_token_s, o.lora_token_rank_s)
 
     @classmethod
@@ -107,8 +108,10 @@ class LinearCost:
             intercept, floor = intercept + slots, floor + slots
         if shape.distinct_adapters or shape.lora_tokens:
             lora = self._lora_seconds(shape)
-            least = self.options.lora_floor_s if shape.decode_seqs else 0.0
-            return intercept + lora, max(floor + lora, least)
+            floor += lora
+            if floor < self._lora_floor and shape.decode_seqs:
+                floor = self._lora_floor
+            return intercept + lora, floor
         return intercept, floor
 
     def step_seconds(self, shape: BatchShape) -> float:

@@ -22,6 +22,7 @@ LIMITS = {
     "S1: mean difference of attainment": 0.03,
     "S1 at low load, 1.5 req/s: error of mean latency": 0.05,
     "S2: mean error of throughput": 0.02,
+    "S2 but for one adapter at 2 req/s: mean error of mean latency": 0.06,
     "S2, one adapter of rank 64 at 2.5 req/s: error of throughput": 0.02,
     "S2, one adapter of rank 64 at 2.5 req/s: error of mean latency": 0.06,
     "S4 on the A100: mean error of throughput": 0.03,
