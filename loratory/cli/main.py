@@ -175,7 +175,7 @@ def run(
 
     given = [*(override or [])]
     loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
-    if require_slo and not loaded.slo.targets():
+    if require_slo and not loaded.slo.given:
         raise InputError(
             "--require-slo needs a slo section, but the scenario has none: add one, such as slo: {ttft_p99_s: 2.0}"
         )

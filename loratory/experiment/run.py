@@ -19,6 +19,7 @@ from loratory.experiment.notes.seeds import disagreements
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.resolve import Built
+from loratory.experiment.slo_targets import slo_targets
 from loratory.experiment.workers import shared
 from loratory.reports.folder import ResultFolder, writing
 from loratory.reports.recorder import Recorder
@@ -227,6 +228,7 @@ def _info(
         duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
         slo=_limits_of(scenario),
+        targets=slo_targets(scenario.slo, built.adapters),
         bound=bound,
         warnings=(
             *workload.notes,
@@ -262,4 +264,4 @@ def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
 
 
 def _limits_of(scenario: Scenario) -> Mapping[str, float]:
-    return scenario.slo.model_dump(exclude_none=True)
+    return scenario.slo.model_dump(exclude_none=True, exclude={"targets"})
