@@ -23,7 +23,7 @@ _LOOKS: Mapping[str, dict[str, Any]] = {
     "too_close": {"marker": "D", "color": "#E69F00", "markerfacecolor": "white", "zorder": 3},
     "met": {"marker": "o", "color": "#009E73", "zorder": 4},
 }
-_SIGNS: Mapping[str, str] = {"met": "✓", "too_close": "?", "missed": "✗"}
+_SIGNS: Mapping[str, str] = {"met": "✓", "too_close": "≈", "missed": "✗"}
 _TINTS: Mapping[str, str] = {"met": "#cdebe0", "too_close": "#fdf1cf", "missed": "#f7d9c6"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 3)))
@@ -56,7 +56,7 @@ def cost_of(plan: Mapping[str, Any]) -> tuple[str, str]:
     """The key of what a candidate costs, and its unit: the price where every candidate has one, or else its GPUs."""
     rows = plan["candidates"]
     if rows and all(row["price_per_hour"] is not None for row in rows):
-        return "price_per_hour", f"{currency(plan)} an hour".strip()
+        return "price_per_hour", f"{currency(plan) or 'price'} an hour"
     return "gpus", "GPUs"
 
 
@@ -102,12 +102,12 @@ def _pareto(plan: Mapping[str, Any], target: Objective) -> Figure | None:
             _whole(ax)
 
     entries = len({row["verdict"] for row in rows}) + 3
-    better = "higher" if target.share else "lower"
-    numbers = listed([f"{sum(row['verdict'] == v for row in rows):,} {VERDICTS[v]}" for v in _LOOKS])
-    caption = (
-        f"{plural(len(rows), 'candidate')}: {numbers}. Further left is cheaper, {better} is better; the blue line "
-        "joins those than which none is both. Bars are 95 % intervals over seeds."
-    )
+    tally = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in _LOOKS}
+    numbers = listed([f"{number:,} {VERDICTS[verdict]}" for verdict, number in tally.items() if number])
+    better = f"further left is cheaper, {'higher' if target.share else 'lower'} is better"
+    caption = f"{plural(len(rows), 'candidate')}: {numbers}; {better}. Bars are 95 % intervals over seeds."
+    if len(frontier) > 1:
+        caption += " The blue line joins the candidates than which none is both cheaper and better."
     if len(rows) < len(plan["candidates"]):
         caption += " Candidates without a value, or at another load, are not drawn."
     title = f"{'Price' if key == 'price_per_hour' else 'GPUs'} against {target.label}"
@@ -161,7 +161,7 @@ def _curves(plan: Mapping[str, Any], target: Objective, x: str) -> Figure | None
         f"{target.label} against {x}, with 95 % intervals over seeds. Filled points meet the whole SLO, hollow ones "
         "miss it or are too close to call."
     )
-    largest = [f"{short_name(c['label'], 60)} {count(c['largest'])}" for c in shown if c["largest"] is not None]
+    largest = [f"{count(c['largest'])} for {short_name(c['label'], 60)}" for c in shown if c["largest"] is not None]
     if largest:
         caption += f" Largest that is met: {'; '.join(largest)}."
     if len(found) > len(shown):
@@ -192,14 +192,19 @@ def _heat(plan: Mapping[str, Any], targets: Sequence[Objective]) -> Figure | Non
                     f"{_SIGNS[verdict]}\n{'–' if value is None else target.number(value)}" if texts else _SIGNS[verdict]
                 )
                 ax.text(column, row, text, ha="center", va="center", fontsize=8 if len(xs) <= 7 else 6.5)
-        ax.set(xlim=(-0.5, len(xs) - 0.5), ylim=(-0.5, len(ys) - 0.5), xlabel=short_name(heat["x"], 40), ylabel=short_name(heat["y"]))
+        ax.set(
+            xlim=(-0.5, len(xs) - 0.5),
+            ylim=(-0.5, len(ys) - 0.5),
+            xlabel=short_name(heat["x"], 40),
+            ylabel=short_name(heat["y"]),
+        )
         ax.set_xticks(range(len(xs)), [count(x) for x in xs], rotation=0 if len(xs) <= _CELLS else 90)
         ax.set_yticks(range(len(ys)), [count(y) for y in ys])
         ax.grid(False)
 
     short_x = heat["x"].rpartition(".")[2]
     caption = (
-        f"{target.label} for each {short_x} and number of {heat['y']}: ✓ met, ? too close to call, ✗ missed. "
+        f"{target.label} for each {short_x} and number of {heat['y']}: ✓ met, ≈ too close to call, ✗ missed. "
         "The verdict is on the whole SLO."
     )
     height = 1.0 + 0.42 * max(2, len(ys))
@@ -233,10 +238,11 @@ def _tornado(plan: Mapping[str, Any], targets: Sequence[Objective]) -> Figure | 
         ax.set(xlabel="times what it is now", xlim=(low, high + 0.55 * (high - low)))
 
     caption = (
-        "How far each factor can grow, alone, before the SLO breaks, the nearest first. Green: the SLO holds; hatched: "
+        "How far each factor can go from what it is now, alone, before the SLO breaks, the nearest first. Green: the "
+        "SLO holds; hatched: "
         "between the last value that holds and the first that does not. Beside it, what breaks first."
     )
-    return Figure("sensitivity", "What breaks first", caption, panels(1, 0.9 + 0.36 * len(rows), paint))
+    return Figure("sensitivity", "How far each factor can go", caption, panels(1, 0.9 + 0.36 * len(rows), paint))
 
 
 def by_room(factors: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -285,6 +291,7 @@ def _errors(
         value, low, high = known(metric), metric.get("low"), metric.get("high")
         if value is None or low is None or high is None:
             continue
+        low, high = target.ends(low, high)
         spread = [[max(0.0, scale * (value - low))], [max(0.0, scale * (high - value))]]
         ax.errorbar([x], [scale * value], yerr=spread, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
 

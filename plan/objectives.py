@@ -10,6 +10,7 @@ from typing import Any
 from loratory.reports.number_text import percent, percent_between, seconds, seconds_between
 
 _TIME = re.compile(r"(ttft|tpot|itl|e2e|queue)_(\w+)_s")
+_LIMIT = re.compile(r"(.+?) at (?:most|least) .*|[\d.]+ % of (.+)", re.DOTALL)
 _METRICS = {"e2e": "end-to-end", "queue": "queue time"}
 
 Metric = Mapping[str, Any]
@@ -42,7 +43,11 @@ class Objective:
         low, high = metric.get("low"), metric.get("high")
         if low is None or high is None:
             return self.number(value)
-        return (percent_between if self.share else seconds_between)(value, low, high)
+        return (percent_between if self.share else seconds_between)(value, *self.ends(low, high))
+
+    def ends(self, low: float, high: float) -> tuple[float, float]:
+        """The ends of an interval; of a share within 0 and 1, where a normal interval may leave them."""
+        return (max(0.0, low), min(1.0, high)) if self.share else (low, high)
 
     def distance(self, metric: Metric | None) -> float | None:
         """How far a value is from the limit, as a ratio: below 1 it is kept. None where it is not known."""
@@ -85,8 +90,6 @@ def metric_label(name: str) -> str:
 
 
 def _label(name: str, words: str) -> str:
-    """What stands before the limit in a target's words; its key where the words have no limit."""
-    head, mark, _ = words.partition(" at most ")
-    if not mark:
-        head, mark, _ = words.partition(" at least ")
-    return head if mark and head else metric_label(name)
+    """A target's words without its limit: ``TTFT p99``, ``requests within TTFT 2 s``."""
+    found = _LIMIT.fullmatch(words)
+    return next((text for text in found.groups() if text), metric_label(name)) if found else metric_label(name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from loratory.plan.figures import by_room, cost_of, currency, draw_plan
+from loratory.plan.figures import by_room, currency, draw_plan
 from loratory.plan.objectives import Objective, objectives
 from loratory.plan.page_tables import (
     candidate_table,
@@ -17,13 +17,13 @@ from loratory.plan.page_tables import (
     regret_table,
     sensitivity_table,
     slo_table,
-    verdict_text,
     what_if_table,
 )
 from loratory.reports.figures import Figure
 from loratory.reports.number_text import count, listed, plural, seconds
 
 _MOODS: Mapping[str, str] = {"met": "good", "too_close": "close", "missed": "bad"}
+_VERDICTS: Mapping[str, str] = {"met": "✓ SLO met", "too_close": "≈ Too close to call", "missed": "✗ SLO missed"}
 _SERVERS: Mapping[str, str] = {"vllm": "vLLM", "sglang": "SGLang", "loratory": "Loratory"}
 _TERMS = (
     ("TTFT", "time to first token: from a request's arrival to its first output token."),
@@ -52,7 +52,7 @@ def page(plan: Mapping[str, Any]) -> str:
         plan=plan,
         css=Markup(_resource("loratory.reports", "report.css") + _resource("loratory.plan", "plan.css")),
         mood=_MOODS[plan["verdict"]],
-        verdict=verdict_text(plan["verdict"]),
+        verdict=_VERDICTS[plan["verdict"]],
         nearest=_nearest_text(near),
         facts=_facts(plan),
         slo=slo_table(targets, plan["best"] or near, subject) if targets else None,
@@ -69,7 +69,7 @@ def page(plan: Mapping[str, Any]) -> str:
         sensitivity=sensitivity_table(plan, targets),
         what_if=what_if_table(plan, targets),
         regret=regret_table(plan),
-        candidates=candidate_table(plan, targets, cost_of(plan)[1]),
+        candidates=candidate_table(plan, targets, f"{currency(plan) or 'price'} an hour"),
         discarded=discarded_tables(plan),
         effort=_effort(plan),
         terms=_TERMS,

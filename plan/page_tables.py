@@ -90,7 +90,7 @@ def regret_table(plan: Mapping[str, Any]) -> PageTable | None:
         "orders with that knowledge. How far a policy is from it bounds what a better policy could gain."
     )
     heads = [Column("policy"), *(Column(metric_label(name)) for name in names)]
-    return PageTable("Distance from the clairvoyant", heads, rows, note)
+    return PageTable("Each policy, and how many times the clairvoyant's value it has", heads, rows, note)
 
 
 def _regret(row: Mapping[str, Any], name: str) -> str:
@@ -99,9 +99,7 @@ def _regret(row: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "not known"
     text = unit.number(value)
-    if ideal is not None:
-        text += f", clairvoyant {unit.number(ideal)}"
-    return text if ratio is None else f"{text}: {count(ratio)} times"
+    return text if ideal is None or ratio is None else f"{text}: {count(ratio)} times {unit.number(ideal)}"
 
 
 def sensitivity_table(plan: Mapping[str, Any], targets: Sequence[Objective]) -> PageTable | None:
@@ -111,12 +109,13 @@ def sensitivity_table(plan: Mapping[str, Any], targets: Sequence[Objective]) -> 
     labels = {target.name: target.label for target in targets}
     rows = []
     for item in by_room(plan["sensitivity"]):
-        unit = "" if item["unit"] == "times" else f" {item['unit']}"
         times = " times" if item["unit"] == "times" else ""
-        told = ["–" if item[key] is None else f"{count(item[key])}{times}" for key in ("now", "holds_to", "breaks_at")]
+        told = ["–" if item[key] is None else f"{count(item[key])}{times}" for key in ("holds_to", "breaks_at")]
         first = labels.get(item["breaks_first"] or "", item["breaks_first"] or "–")
-        rows.append([f"{item['factor']}{f' ({unit.strip()})' if unit else ''}", *told, first, item["note"]])
-    heads = [Column("factor"), Column("now"), Column("holds to"), Column("breaks at"), Column("what breaks first")]
+        name = item["factor"] if times else f"{item['factor']} ({item['unit']})"
+        rows.append([name, count(item["now"]), *told, first, item["note"]])
+    heads = [Column("factor"), Column("now"), Column("holds to"), Column("breaks at")]
+    heads.append(Column("what breaks first", text=True))
     if any(row[-1] for row in rows):
         heads.append(Column("note", text=True))
     return PageTable("Each factor alone", heads, [row[: len(heads)] for row in rows])
@@ -170,9 +169,10 @@ def candidate_table(plan: Mapping[str, Any], targets: Sequence[Objective], unit:
 
     shown = sorted(rows, key=place)[:CANDIDATES]
     heads = [Column("candidate"), Column("verdict"), Column("GPUs")]
-    heads += [Column(f"price, {unit}")] if priced else []
+    heads += [Column(unit)] if priced else []
     heads += [Column("load")] if loads else []
-    heads += [*(Column(target.label) for target in targets), Column("seeds"), Column("why", text=True)]
+    heads += [*(Column(target.label) for target in targets), Column("seeds")]
+    heads += [Column("why", text=True)] if any(_why(row) for row in shown) else []
     cells = []
     for row in shown:
         cell = [row["label"] + (" (the answer)" if row["id"] == best else ""), verdict_text(row["verdict"])]
@@ -180,9 +180,9 @@ def candidate_table(plan: Mapping[str, Any], targets: Sequence[Objective], unit:
         if priced:
             cell.append("–" if row["price_per_hour"] is None else f"{row['price_per_hour']:,.2f}")
         if loads:
-            cell.append(f"{count(row['load'])} times")
+            cell.append("as given" if row["load"] == 1.0 else f"{count(row['load'])} times")
         cell += [target.text(row["metrics"].get(target.name)) for target in targets]
-        cells.append([*cell, _seeds(row), _why(row)])
+        cells.append([*cell, _seeds(row), _why(row)][: len(heads)])
     note = f"{len(rows) - len(shown):,} more are in plan.json." if len(rows) > len(shown) else ""
     return PageTable(f"{plural(len(rows), 'candidate')} simulated", heads, cells, note)
 
