@@ -97,14 +97,19 @@ def draw(reports: Sequence[RunReport]) -> list[Figure]:
 
 
 def panels(
-    rows: int, heights: float, paint: Callable[[list[Axes]], None], legend: int = 0, *, shared: bool = True
+    rows: int,
+    heights: float,
+    paint: Callable[[list[Axes]], None],
+    legend: int = 0,
+    shared: bool = True,
+    columns: int = 3,
 ) -> str:
     """An SVG of ``rows`` panels above each other, which may share their x axis; ``legend`` entries are below."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    lines = -(-legend // 3) if legend > 1 else 0
+    lines = -(-legend // columns) if legend > 1 else 0
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     style: AbstractContextManager[Any] = matplotlib.rc_context({**defaults, **_STYLE})
     with style:
@@ -114,7 +119,7 @@ def panels(
         paint(axes)
         if lines:
             handles, labels = axes[0].get_legend_handles_labels()
-            canvas.legend(handles, labels, loc="outside lower center", ncols=min(3, legend), columnspacing=1.2)
+            canvas.legend(handles, labels, loc="outside lower center", ncols=min(columns, legend), columnspacing=1.2)
         text = StringIO()
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     svg = text.getvalue()
@@ -143,14 +148,14 @@ def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit]
         positive = False
         for place, (policy, levels, values) in enumerate(curves):
             if len(values):
-                ax.plot(values, levels * 100, label=_short(policy), **_look(place, len(values)))
+                ax.plot(values, levels * 100, label=short_name(policy), **_look(place, len(values)))
                 positive = positive or bool((values > 0).any())
         for limit in marks:
             ax.axvline(limit.most_s, color="black", linewidth=1.0, linestyle=(0, (2, 2)))
             ax.annotate(f"SLO {limit.mark}", (limit.most_s, 3), rotation=90, ha="right", va="bottom", fontsize=8)
         if positive:
             ax.set_xscale("log")
-            _plain(ax.xaxis)
+            plain_ticks(ax.xaxis)
         ax.set(xlabel=f"{title.lower()}, seconds", ylabel="requests at or below, %", ylim=(0, 101))
 
     caption = f"Share of requests at or below each {title.lower()}; further left is better.{seed}"
@@ -169,10 +174,10 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
                 values = report.curves.rank_ttft_s[row]
                 some = ~np.isnan(values) & (values > 0)
                 look = _look(place, len(values)) | {"markevery": 1}
-                ax.plot(report.curves.ranks[some], values[some], label=_short(report.info.policy), **look)
+                ax.plot(report.curves.ranks[some], values[some], label=short_name(report.info.policy), **look)
             ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
-            _plain(ax.xaxis)
-            _plain(ax.yaxis)
+            plain_ticks(ax.xaxis)
+            plain_ticks(ax.yaxis)
         axes[-1].set_xlabel("adapter popularity rank (1: most requested)")
 
     caption = (
@@ -198,7 +203,7 @@ def _waits(shown: list[RunReport], seed: str) -> Figure:
             }
             ax.barh(places, widths, height=0.66, label=label, **bars)
             left = left + widths
-        ax.set_yticks(places, [_short(report.info.policy) for report in shown])
+        ax.set_yticks(places, [short_name(report.info.policy) for report in shown])
         ax.invert_yaxis()
         ax.grid(False, axis="y")
         ax.set_xlabel("mean seconds of a completed request")
@@ -220,7 +225,7 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
                 ax.plot(
                     curves.times,
                     curves.series[key],
-                    label=_short(report.info.policy),
+                    label=short_name(report.info.policy),
                     **_look(place, len(curves.times)),
                 )
             ax.set_ylabel(label)
@@ -258,14 +263,14 @@ def _service(shown: list[RunReport], seed: str) -> Figure | None:
             for tenant in tenants:
                 values = report.curves.service.get(tenant)
                 if values is not None:
-                    ax.plot(report.curves.service_times, values / 1000, label=_short(tenant), **look[tenant])
-            ax.set_title(_short(report.info.policy), loc="left")
+                    ax.plot(report.curves.service_times, values / 1000, label=short_name(tenant), **look[tenant])
+            ax.set_title(short_name(report.info.policy), loc="left")
             ax.set_ylabel("1,000 tokens")
             ax.set_ylim(bottom=0)
         handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         missing = [label for label in handles if label not in axes[0].get_legend_handles_labels()[1]]
         for label in missing:
-            axes[0].plot([], [], label=label, **look[next(t for t in tenants if _short(t) == label)])
+            axes[0].plot([], [], label=label, **look[next(t for t in tenants if short_name(t) == label)])
         axes[-1].set_xlabel("seconds since the start")
 
     caption = (
@@ -288,7 +293,7 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
     log = top > _SPREAD * least > 0
     promised = {report.info.policy: report.info.bound for report in shown if report.info.bound is not None}
     near = {policy for policy, bound in promised.items() if bound <= (_SPREAD if log else _ABOVE) * top}
-    far = [f"{_short(policy)} {bound / 1000:,.0f}" for policy, bound in promised.items() if policy not in near]
+    far = [f"{short_name(policy)} {bound / 1000:,.0f}" for policy, bound in promised.items() if policy not in near]
 
     def paint(axes: list[Axes]) -> None:
         (ax,) = axes
@@ -296,16 +301,16 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
             curves, policy = report.curves, report.info.policy
             look = _look(place, len(curves.gap))
             values = np.where(curves.gap >= 1, curves.gap, np.nan) if log else curves.gap
-            ax.plot(curves.service_times, values / 1000, label=_short(policy), **look)
+            ax.plot(curves.service_times, values / 1000, label=short_name(policy), **look)
             if policy in near:
                 ax.axhline(promised[policy] / 1000, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
         if near:
             highest = max(promised[policy] for policy in near) / 1000
-            text = "promised" if len(near) > 1 else f"promised by {_short(next(iter(near)))}"
+            text = "promised" if len(near) > 1 else f"promised by {short_name(next(iter(near)))}"
             ax.annotate(text, (1.0, highest), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
         if log:
             ax.set_yscale("log")
-            _plain(ax.yaxis)
+            plain_ticks(ax.yaxis)
         else:
             ax.set_ylim(bottom=0)
         ax.set(xlabel="seconds since the start", ylabel="gap, 1,000 weighted tokens")
@@ -332,7 +337,7 @@ def _cache(shown: list[RunReport], seed: str) -> Figure | None:
             width = float(times[1] - times[0])
             tries = cache["hits"] + cache["misses"]
             rate = np.where(tries > 0, cache["hits"] / np.maximum(tries, 1), np.nan)
-            axes[0].plot(times + width / 2, rate * 100, label=_short(report.info.policy), **look)
+            axes[0].plot(times + width / 2, rate * 100, label=short_name(report.info.policy), **look)
             axes[1].plot(times + width / 2, cache["loads"] / width, **look)
             axes[2].plot(times + width / 2, cache["evictions"] / width, **look)
         axes[0].set(ylabel="hits, %", ylim=(0, 103))
@@ -370,7 +375,7 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             text = f"{percent(share['mean'])} {'met' if good else 'missed'}"
             ax.annotate(text, (0, place), xytext=(6, 0), va="center", fontsize=8.5, bbox=box, **_POINTS)
-        ax.set_yticks(range(len(rows)), [_short(policy) for policy, _, _ in rows])
+        ax.set_yticks(range(len(rows)), [short_name(policy) for policy, _, _ in rows])
         ax.invert_yaxis()
         ax.grid(False, axis="y")
         ax.set(xlabel="requests within every limit, %", xlim=(0, 105))
@@ -379,7 +384,7 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
     return Figure("slo", "SLO attainment per policy", caption, panels(1, 0.8 + 0.3 * len(rows), paint))
 
 
-def _plain(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Label a logarithmic axis 0.1, 1, 10; also between the decades if it spans fewer than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -390,7 +395,11 @@ def _plain(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _short(name: str, most: int = 26) -> str:
-    """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends."""
+def short_name(name: str, most: int = 26) -> str:
+    """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends.
+
+    SVG cannot hold control characters, which become spaces.
+    """
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
     text = name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
     return f" {text}" if text.startswith("_") else text
