@@ -13,6 +13,7 @@ from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
+from loratory.reports.target_rows import target_rows
 from loratory.reports.verdict_types import by_policy
 from loratory.reports.verdicts import verdicts
 
@@ -198,6 +199,11 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
             for policy in policies
         ]
         tables.append(Table(f"{caption}, per policy", ["policy", *(column[0] for column in used)], rows))
+    targets = target_rows(runs)
+    if targets:
+        heads = ["target", *(cell.policy for cell in targets[0].cells)]
+        rows = [[TableCell(row.words), *(TableCell(cell.text) for cell in row.cells)] for row in targets]
+        tables.insert(0, Table("SLO targets, per policy", heads, rows))
     return tables
 
 

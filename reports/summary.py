@@ -12,10 +12,15 @@ from loratory.reports.metrics import run_object
 from loratory.reports.recorder import Records
 from loratory.reports.run_columns import RunColumns
 from loratory.reports.run_info import RunInfo
+from loratory.reports.slo import further_targets
 from loratory.reports.stats import cleaned, half_width
 from loratory.reports.timeline import trace_events
 
 FORMAT = 1
+
+TARGET = "slo.targets."
+"""What the metric of an SLO's target begins with, before the target's name."""
+
 _NOT_METRICS = {
     "seed",
     "replicas",
@@ -91,7 +96,7 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def scalars(run: Mapping[str, Any]) -> dict[str, float]:
     """The measurements of a ``run`` object by dotted name."""
-    return dict(_scalars(run, ""))
+    return dict(_measured(run))
 
 
 def to_json(summary: Mapping[str, Any]) -> str:
@@ -105,7 +110,7 @@ def to_json(summary: Mapping[str, Any]) -> str:
 def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     values: dict[str, list[float]] = {}
     for run in runs:
-        for name, value in _scalars(run, ""):
+        for name, value in _measured(run):
             values.setdefault(name, []).append(value)
     metrics: dict[str, dict[str, float | int | None]] = {}
     for name, found in values.items():
@@ -113,6 +118,14 @@ def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | i
         low, high = (None, None) if half is None else (mean - half, mean + half)
         metrics[name] = cleaned({"mean": mean, "low": low, "high": high, "n": len(found)})
     return metrics
+
+
+def _measured(run: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every scalar of a run, and the values of its SLO's targets under their names."""
+    yield from _scalars(run, "")
+    for target in further_targets(run.get("slo", {})):
+        if target["value"] is not None:
+            yield TARGET + target["name"], target["value"]
 
 
 def _scalars(item: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

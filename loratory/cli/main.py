@@ -171,6 +171,7 @@ def run(
     from loratory.experiment.run import run_scenario
     from loratory.reports.folder import check_target
     from loratory.reports.outcomes import unserved_runs
+    from loratory.reports.target_rows import unmet_words
     from loratory.scenarios.load import load_scenario
 
     given = [*(override or [])]
@@ -212,12 +213,14 @@ def run(
     else:
         _tell_run(summary, loaded.description, target, require_slo)
     empty = unserved_runs(summary["runs"])
-    missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is not True]
+    missed = [run for run in summary["runs"] if run["slo"]["met"] is not True]
     if empty is not None:
         complain(empty)
         return LoratoryError.exit_code
     if require_slo and missed:
-        complain(f"these policies missed the SLO: {several(dict.fromkeys(missed))}")
+        wanted = dict.fromkeys(words for run in missed for words in unmet_words(run))
+        which = f"; targets not met: {several(wanted)}" if wanted else ""
+        complain(f"these policies missed the SLO: {several(dict.fromkeys(run['policy'] for run in missed))}{which}")
         return MISSED_SLO
     return 0
 
@@ -228,6 +231,7 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     from loratory.reports.fitted_ranges import warnings_of
     from loratory.reports.outcomes import outcome_notes
     from loratory.reports.seeds import seed_notes
+    from loratory.reports.target_rows import target_rows
     from loratory.reports.warmup import warmup_notes
 
     runs, facts = summary["runs"], summary["setup"]
@@ -239,6 +243,8 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     say(f"cost model: {facts['cost model'].partition(' (')[0]}{error}{noise}")
     for table in summary_tables(summary, width()):
         show(table)
+    for row in target_rows(runs):
+        say(f"SLO: {row.sentence}")
     if len(facts["seeds"].partition(";")[0].split(",")) > 1:
         seeds = facts["seeds"].partition(";")[0]
         say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")

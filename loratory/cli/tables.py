@@ -43,6 +43,8 @@ def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]
     every = [[policy["policy"], *_cells(policy, summary["runs"], measures)] for policy in summary["policies"]]
     if all(cells[1] == "-" for cells in every):
         labels, every = labels[2:], [[cells[0], *cells[3:]] for cells in every]
+    elif all(cells[2] == "-" for cells in every):
+        labels, every = [labels[0], *labels[2:]], [[*cells[:2], *cells[3:]] for cells in every]
     left = max(map(len, labels))
     blocks: list[list[list[str]]] = []
     free = 0
