@@ -184,6 +184,9 @@ def _heat(plan: Mapping[str, Any], targets: Sequence[Objective]) -> Figure | Non
         (ax,) = axes
         for row, line in enumerate(cells):
             for column, cell in enumerate(line):
+                if cell is None:  # the two cannot be combined
+                    ax.text(column, row, "–", ha="center", va="center", fontsize=8)
+                    continue
                 verdict = cell["verdict"]
                 face: dict[str, Any] = {"facecolor": _TINTS[verdict], "edgecolor": "white", "linewidth": 1.5}
                 ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **face))
@@ -204,7 +207,7 @@ def _heat(plan: Mapping[str, Any], targets: Sequence[Objective]) -> Figure | Non
 
     short_x = heat["x"].rpartition(".")[2]
     caption = (
-        f"{target.label} for each {short_x} and number of {heat['y']}: ✓ met, ≈ too close to call, ✗ missed. "
+        f"{target.label} for each {short_x} and number of {heat['y']}: ✓ met, ≈ too close to call, ✗ missed, – cannot be. "
         "The verdict is on the whole SLO."
     )
     height = 1.0 + 0.42 * max(2, len(ys))

@@ -145,10 +145,11 @@ def heat_table(plan: Mapping[str, Any], targets: Sequence[Objective]) -> PageTab
     target = None if heat is None else next((t for t in targets if t.name == heat["metric"]), None)
     if heat is None or target is None:
         return None
-    rows = [
-        [count(y), *(f"{_SIGNS[cell['verdict']]} {target.text(cell['metrics'].get(target.name))}" for cell in line)]
-        for y, line in zip(heat["ys"], heat["cells"], strict=True)
-    ]
+
+    def text(cell: Mapping[str, Any] | None) -> str:
+        return "–" if cell is None else f"{_SIGNS[cell['verdict']]} {target.text(cell['metrics'].get(target.name))}"
+
+    rows = [[count(y), *map(text, line)] for y, line in zip(heat["ys"], heat["cells"], strict=True)]
     name = heat["x"].rpartition(".")[2]
     heads = [Column(heat["y"]), *(Column(f"{name} {count(x)}") for x in heat["xs"])]
     return PageTable(f"{target.label} by {name} and {heat['y']}", heads, rows)

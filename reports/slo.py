@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +85,17 @@ class Judged:
 
 def targets_of(info: RunInfo) -> list[SloTarget]:
     """Everything that the SLO of a run demands: its limits, the share of requests within them, its targets."""
-    limits = read_slo(info.slo)
+    return every_target(info.slo, info.targets)
+
+
+def every_target(slo: Mapping[str, float], further: Sequence[SloTarget]) -> list[SloTarget]:
+    """The targets that ``{"ttft_p99_s": 2.0, ...}`` stands for, then ``further`` ones. Raises as `read_slo` does."""
+    limits = read_slo(slo)
     found = [time_target(limit.metric, limit.mark, limit.most_s) for limit in limits]
-    share = info.slo.get(ATTAINMENT)
+    share = slo.get(ATTAINMENT)
     if limits and share is not None:
         found.append(SloTarget(ATTAINMENT, "requests within every limit", share, _each(limits)))
-    return [*found, *info.targets]
+    return [*found, *further]
 
 
 def judged(run: RunColumns, inter_token: Gaps) -> list[Judged]:

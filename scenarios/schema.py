@@ -11,6 +11,7 @@ from loratory.scenarios.adapters_spec import AdaptersSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, CostSpec, RooflineCostSpec, TiersSpec
 from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
+from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
@@ -66,6 +67,7 @@ class Scenario(Section):
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="replicas and router")
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec, description="settings for --on executor")
     slo: SloSpec = Field(default_factory=SloSpec, description="service levels, such as ttft_p99_s: 2.0")
+    plan: PlanSpec = Field(default_factory=PlanSpec, description="settings for `loratory plan`")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
     warmup_s: WarmUpSeconds = Field(
         0.0,

@@ -185,7 +185,7 @@ def _run_one(
             end = backend.run(task, built, workload, policy, recorder)
             bound = _bound(task, built, workload, policy)
         notes = (*lacking(policy, workload), *unread(decided_by, workload))
-        info = _info(task, built, workload, backend, end, bound, notes)
+        info = run_info(task, built, workload, backend, end, bound, notes)
         report = summarise(recorder.close(), info, task.timeline_events)
     if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
@@ -208,15 +208,16 @@ def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) ->
     return promised(task.policy, promise, limits)
 
 
-def _info(
+def run_info(
     task: Task,
     built: Built,
     workload: Workload,
     backend: Backend,
     end: RunEnd,
-    bound: float | None,
-    notes: Sequence[str],
+    bound: float | None = None,
+    notes: Sequence[str] = (),
 ) -> RunInfo:
+    """What a report needs to know of a run besides its records."""
     scenario, engine = task.scenario, built.engine
     return RunInfo(
         scenario=scenario.name,
@@ -227,7 +228,7 @@ def _info(
         submitted=end.submitted,
         duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
-        slo=_limits_of(scenario),
+        slo=slo_limits(scenario),
         targets=slo_targets(scenario.slo, built.adapters),
         bound=bound,
         warnings=(
@@ -263,5 +264,5 @@ def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
     }
 
 
-def _limits_of(scenario: Scenario) -> Mapping[str, float]:
+def slo_limits(scenario: Scenario) -> Mapping[str, float]:
     return scenario.slo.model_dump(exclude_none=True, exclude={"targets"})
