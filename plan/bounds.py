@@ -77,8 +77,8 @@ def _hopeless(scenario: Scenario, built: Built, workload: Workload) -> Bound | N
         if late > limit.may_be_late:
             return Bound(
                 "idle latency",
-                f"{limit.label} cannot be {seconds(limit.most_s)}: on an idle {scenario.gpu}, {late / len(workload):.1%}"
-                " of the requests would take longer",
+                f"{limit.label} cannot be {seconds(limit.most_s)}: on an idle {scenario.gpu}, "
+                f"{late / len(workload):.1%} of the requests would take longer",
                 limit.key,
                 False,
             )

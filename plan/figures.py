@@ -70,7 +70,7 @@ def _pareto(plan: Mapping[str, Any], target: Objective) -> Figure | None:
     rows = [row for row in plan["candidates"] if row["load"] == 1.0 and _value(row["metrics"], target) is not None]
     if len({row[key] for row in rows}) < 2:
         return None
-    frontier = _frontier(rows, key, target)
+    frontier = frontier_of(rows, key, target)
     best = plan["best"]["candidate"] if plan["best"] else None
     size = 4.5 if len(rows) <= 100 else 3.0
 
@@ -114,7 +114,7 @@ def _pareto(plan: Mapping[str, Any], target: Objective) -> Figure | None:
     return Figure("pareto", title, caption, panels(1, 3.3, paint, entries))
 
 
-def _frontier(rows: Sequence[Mapping[str, Any]], key: str, target: Objective) -> list[Mapping[str, Any]]:
+def frontier_of(rows: Sequence[Mapping[str, Any]], key: str, target: Objective) -> list[Mapping[str, Any]]:
     """Candidates than which no other is as cheap and better, from the cheapest; none that was cut short."""
     sign = -1.0 if target.share else 1.0
     whole = [row for row in rows if known(row["metrics"][target.name]) is not None]
@@ -207,8 +207,8 @@ def _heat(plan: Mapping[str, Any], targets: Sequence[Objective]) -> Figure | Non
 
     short_x = heat["x"].rpartition(".")[2]
     caption = (
-        f"{target.label} for each {short_x} and number of {heat['y']}: ✓ met, ≈ too close to call, ✗ missed, – cannot be. "
-        "The verdict is on the whole SLO."
+        f"{target.label} for each {short_x} and number of {heat['y']}: ✓ met, ≈ too close to call, ✗ missed, "
+        "– cannot be. The verdict is on the whole SLO."
     )
     height = 1.0 + 0.42 * max(2, len(ys))
     return Figure("heat", f"{short_x} against {heat['y']}", caption, panels(1, height, paint))

@@ -52,8 +52,8 @@ def plan_scenario(
     With ``out``, that folder gets plan.json, plan.html, best.yaml, and evaluations.jsonl with the result of each run. A
     plan that was interrupted there goes on where it was. ``jobs`` processes share the runs, or with ``ray`` (``auto``
     or an address) the workers of a Ray cluster; the plan is the same but for ``cpu_s``. Without ``discard``, candidates
-    that cannot meet the SLO by calculation are simulated nevertheless. Raises `InputError` for a scenario that cannot be
-    planned and a folder that cannot be written, and what a run raises (`loratory.run_scenario`).
+    that cannot meet the SLO by calculation are simulated nevertheless. Raises `InputError` for a scenario that cannot
+    be planned and a folder that cannot be written, and what a run raises (`loratory.run_scenario`).
     """
     base = scenario if isinstance(scenario, Base) else Base.of(scenario)
     folder = None if out is None else Path(out)
