@@ -59,7 +59,7 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
             continue
         searches[index] = _search(base, each, affordable, start, race)
     found = lab.drive("fleets", searches)
-    outcome.tried = race.tried
+    outcome.tried = list({tried.candidate.label: tried for tried in race.tried}.values())  # one replica needs no router
     _choose(outcome, [each for each in found.values() if each is not None], spec, bounds, replicas)
     return outcome
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from loratory.serving.guest_errors import unexpected
 
 RETRIES = 5
 """How often Ray does a run again whose worker or machine is lost."""
+
+CONNECT_S = 5.0
+"""Seconds to wait for a cluster to answer."""
 
 LOCAL, AUTO = "local", "auto"
 """Addresses with a meaning of their own: a cluster that this process starts; the one that runs here, or else that."""
@@ -84,8 +88,21 @@ def ray_pool(address: str) -> Iterator[RayPool]:
             ray.shutdown()
 
 
+def _check_answers(address: str) -> None:
+    """Whether something listens at ``HOST:PORT`` or ``ray://HOST:PORT``; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"--ray is {address!r}, which is no address: give auto, or HOST:PORT of a cluster's head node")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        text = f"--ray {address}: no Ray cluster answers there ({error.strerror or error}): correct it, or use auto"
+        raise InputError(text) from error
+
+
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     if address != AUTO:
+        _check_answers(address)
         try:
             ray.init(address=address, **options)
         except Exception as error:
