@@ -80,7 +80,8 @@ class Comparison:
     def tables(self, metrics: Sequence[str] = METRICS) -> list[tuple[str, str, list[list[str]]]]:
         """For each folder and policy (folder, policy, rows): metric, both means, relative difference and its interval.
 
-        Only the named metrics, in their order; by default `METRICS` and the values of the SLO's targets. The first folder's mean comes first, whichever of the two is the base.
+        Only the named metrics, in their order; by default `METRICS` and the values of the SLO's targets.
+        The first folder's mean comes first, whichever of the two is the base.
         """
         every = dict.fromkeys(metrics)
         if metrics is METRICS:

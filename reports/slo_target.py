@@ -37,7 +37,7 @@ class SloGroup:
 
 @dataclass(frozen=True, slots=True)
 class SloTarget:
-    """One target: a ``mark`` of a ``metric`` is at most ``limit`` seconds, or a share of requests is at least ``limit``.
+    """One target: a ``mark`` of a ``metric`` is at most ``limit`` seconds, or a share of requests at least ``limit``.
 
     ``name``: a stable key, ``ttft_p95_s of tenant B``. ``label``: what is measured, in words. ``within``: the
     limits, seconds, beyond which a single request is late, as pairs of metric and limit; for a share, those that each
@@ -79,7 +79,7 @@ def metric_words(metric: str) -> str:
     return {"e2e": "end-to-end", "queue": "queue time"}.get(metric, metric.upper())
 
 
-def time_target(metric: str, mark: str, limit: float, group: SloGroup = SloGroup()) -> SloTarget:  # noqa: B008 - frozen
+def time_target(metric: str, mark: str, limit: float, group: SloGroup = SloGroup()) -> SloTarget:
     """A target on a mark of a metric, seconds.
 
     >>> time_target("ttft", "p95", 2.0, SloGroup(over="adapter", mark="p95")).words
@@ -98,7 +98,7 @@ def time_target(metric: str, mark: str, limit: float, group: SloGroup = SloGroup
     return SloTarget(name, label, limit, ((metric, limit),), metric, mark, group)
 
 
-def share_target(share: float, within: tuple[tuple[str, float], ...], group: SloGroup = SloGroup()) -> SloTarget:  # noqa: B008
+def share_target(share: float, within: tuple[tuple[str, float], ...], group: SloGroup = SloGroup()) -> SloTarget:
     """A target on the share of requests that complete and keep every limit of ``within``."""
     keys = ", ".join(f"{metric}_s {limit:.10g}" for metric, limit in within)
     limits = listed([f"{metric_words(metric)} {seconds(limit)}" for metric, limit in within])
@@ -150,5 +150,5 @@ def allowed_misses(target: SloTarget, count: int) -> int | None:
     if target.mark in (None, "mean") or target.metric == "itl" or target.group.mark is not None:
         return None
     share = 100.0 if target.mark == "max" else float(target.mark[1:])
-    # numpy interpolates between the values at floor(place) and the next: the first must be in time, the second need not.
+    # numpy interpolates between the value at floor(place), which must be in time, and the next, which need not be.
     return count - 1 - floor((count - 1) * (share / 100))

@@ -54,7 +54,7 @@ def target_rows(runs: Sequence[Mapping[str, Any]]) -> list[TargetRow]:
 
 
 def missed_words(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The targets that some seed of a policy missed, with the mean: ``TTFT p95 of tenant B at most 2 s (it is 3.1 s)``."""
+    """The targets that a seed of a policy missed, with the mean: ``TTFT p95 of tenant B at most 2 s (it is 3.1 s)``."""
     return [
         f"{row.words} (it is {cell.value})"
         for row in target_rows(runs)

@@ -57,7 +57,9 @@ class SloSpec(Section):
         }
         for place, target in enumerate(self.targets or ()):
             if target.subject in seen:
-                raise wrong(f"repeats {seen[target.subject]} with a limit of its own: keep one of them", "targets", place)
+                raise wrong(
+                    f"repeats {seen[target.subject]} with a limit of its own: keep one of them", "targets", place
+                )
             seen[target.subject] = f"targets.{place}"
         return self
 

@@ -1,4 +1,4 @@
-"""TargetSpec: one target of an SLO that says whose requests it is about: a tenant's, a class of adapters', the worst's."""
+"""TargetSpec: one target of an SLO on requests of a tenant, of a class of adapters, or of the worst of them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ class TargetSpec(Section):
     def _check_attainment(self) -> None:
         for key in ("mark", "at_most_s", "over_adapters", "over_tenants"):
             if getattr(self, key) is not None:
-                remedy = f"use {key[5:-1] if key == 'over_tenants' else key[5:]}: each" if key[0] == "o" else "remove it"
+                remedy = (
+                    f"use {key[5:-1] if key == 'over_tenants' else key[5:]}: each" if key[0] == "o" else "remove it"
+                )
                 raise wrong(f"is for a metric, but the target has attainment: {remedy}", key)
         if not self.within:
             raise wrong("needs a limit that each request keeps: add ttft_s, tpot_s, e2e_s or queue_s", "attainment")
@@ -149,9 +151,7 @@ class TargetSpec(Section):
         if self.over_tenants is not None and self.tenant is not None:
             raise wrong("is over all tenants, but the target is about one: remove one of them", "over_tenants")
         if self.over_adapters is not None and self.adapters == BASE:
-            raise wrong(
-                "is over adapters, but the target is about the base model: remove one of them", "over_adapters"
-            )
+            raise wrong("is over adapters, but the target is about the base model: remove one of them", "over_adapters")
 
 
 def members(target: TargetSpec, names: Sequence[str], ranks: Sequence[int]) -> tuple[str, ...] | None:
