@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush, heapreplace
 from typing import Any
 
 import numpy as np
 
-from loratory.experiment.resolve import Built
 from loratory.reports.run_columns import RunColumns
+from loratory.serving.config import EngineConfig
+from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.serving.workload import Floats, Ints
 from loratory.sim.cost.base import CostModel
@@ -21,11 +22,13 @@ _TRIALS = 41
 """Weights that `token_seconds` tries."""
 
 
-def lower_bound(run: RunColumns, built: Built, open_loop: bool) -> dict[str, Any]:
+def lower_bound(
+    run: RunColumns, cost: CostModel, engine: EngineConfig, adapters: Iterable[Adapter], open_loop: bool
+) -> dict[str, Any]:
     """What no policy can go below on the requests that this run has measured: keys as in a run of summary.json.
 
     ``ttft_s`` (mean, p99), ``e2e_s`` (mean): of the requests that got a token, and of those that completed.
-    ``adapters.loads``: the adapters that were used, each of which was loaded once at least; None after a warm-up.
+    ``adapters.loads``: the adapters that were used, each of which was loaded once at least; not there after a warm-up.
 
     *Alone.* A request's TTFT is at least that of its prompt alone on an idle engine whose GPU holds its adapter, and
     every later token takes at least a decode step of batch 1 (`prefill_alone_s`, `decode_alone_s`): `step_seconds`
@@ -49,17 +52,16 @@ def lower_bound(run: RunColumns, built: Built, open_loop: bool) -> dict[str, Any
     columns = run.records.requests.read(["prompt_tokens", "cached_tokens"])
     prompt, cached = (columns.column(name).to_numpy().astype(np.int64) for name in ("prompt_tokens", "cached_tokens"))
     code, names = run.named("adapter")
-    ranks = {adapter.name: adapter.rank for adapter in built.adapters}
+    ranks = {adapter.name: adapter.rank for adapter in adapters}
     rank = np.array([*(ranks[name] for name in names), 0], dtype=np.int64)[code]
-    engine = built.engine
     begun, done = run.counted & ~np.isnan(run.first), run.counted & run.completed
     if not begun.any():
         return {}
-    first_s = prefill_alone_s(built.cost, prompt, cached, rank, engine.max_num_batched_tokens)
+    first_s = prefill_alone_s(cost, prompt, cached, rank, engine.max_num_batched_tokens)
     steps = np.maximum(run.output.astype(np.int64) - 1, 0)
-    later_s = decode_alone_s(built.cost, prompt, steps, rank)
+    later_s = decode_alone_s(cost, prompt, steps, rank)
     a, b = token_seconds(
-        built.cost,
+        cost,
         engine.max_num_batched_tokens,
         engine.max_num_seqs,
         float((prompt - cached)[done].sum()),
@@ -97,7 +99,8 @@ def prefill_alone_s(cost: CostModel, prompt: Ints, cached: Ints, rank: Ints, bud
     for each in np.unique(rank).tolist():
         mine = np.flatnonzero(rank == each)
         low, high = _cells(int(min(new[mine].max(), budget)), _FINE)
-        times = [cost.step_seconds(_prefill(size, 0, each)) for size in low]
+        before = int(cached[mine].min())
+        times = [cost.step_seconds(_prefill(size, before, each)) for size in low.tolist()]
         rates = np.minimum.accumulate(np.array(times) / high)
         place = np.minimum(np.searchsorted(high, new[mine]), len(high) - 1)
         alone[mine] = rates[place] * new[mine]
@@ -151,7 +154,7 @@ def token_seconds(cost: CostModel, tokens: int, seqs: int, prefill: float, decod
     """
     p_low, p_high = _cells(tokens, _COARSE)
     d_low, d_high = _cells(min(seqs, tokens), _COARSE)
-    decodes = np.array([cost.step_seconds(BatchShape(decode_seqs=d, kv_tokens=d)) for d in d_low])
+    decodes = np.array([cost.step_seconds(BatchShape(decode_seqs=d, kv_tokens=d)) for d in d_low.tolist()])
     least = np.array(
         [
             [
