@@ -22,7 +22,7 @@ MEASURES: tuple[tuple[str, str, _Form], ...] = (
 """(label, metric, form) of what is compared with the clairvoyant."""
 
 _BOUND = "lower_bound."
-_SAID = ("ttft_s.mean", "e2e_s.mean")
+_SAID = (("mean TTFT", "ttft_s.mean"), ("mean E2E", "e2e_s.mean"))
 
 
 def regret_of(runs: Sequence[Mapping[str, Any]], clairvoyant: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -55,44 +55,53 @@ def _bounds(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {path.removeprefix(_BOUND): metrics[path]["mean"] for path in metrics if path.startswith(_BOUND)}
 
 
-def regret_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of a table: the clairvoyant, the lower bound, then each policy's value with its ratio."""
-    regret = summary["regret"]
+def regret_table(policies: Sequence[Mapping[str, Any]], regret: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a table: the clairvoyant, the lower bound, then each policy's value with its ratio.
+
+    ``policies`` are those of the summary, in the same order as those of its ``regret``.
+    """
     best = regret["clairvoyant"]
     shown = [m for m in MEASURES if m[1] in best["metrics"]]
     rows = [
         [best["policy"], *(form(best["metrics"][path]["mean"]) for _, path, form in shown)],
         ["lower bound", *(_or_dash(form, regret["lower_bound"].get(path)) for _, path, form in shown)],
     ]
-    for policy, other in zip(summary["policies"], regret["policies"], strict=True):
+    for policy, other in zip(policies, regret["policies"], strict=True):
         cells = []
         for _, path, form in shown:
             metric, ratio = policy["metrics"].get(path), other["ratio"].get(path)
             text = _or_dash(form, None if metric is None else metric["mean"])
             cells.append(text if ratio is None else f"{text} ({_times(ratio)}×)")
         rows.append([policy["policy"], *cells])
-    return ["", *(label for label, _, _ in shown)], rows
+    return ["policy", *(label for label, _, _ in shown)], rows
 
 
-def regret_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What the table does not say: what it is a comparison with, each policy in words, and unequal requests."""
-    best = summary["regret"]["clairvoyant"]
-    found = [
-        f"{best['policy']}: shortest remaining work on true output lengths, and Belady's rule with cost for evictions. "
-        "It cannot be deployed, and a policy may beat it in one metric; nothing can beat the lower bound."
-    ]
-    labels = {path: label for label, path, _ in MEASURES}
-    for policy in summary["regret"]["policies"]:
-        said = [f"{labels[path]} {_times(ratio)}" for path in _SAID if (ratio := policy["ratio"].get(path)) is not None]
+def regret_sentences(regret: Mapping[str, Any]) -> list[str]:
+    """Each policy in words: ``fifo: mean TTFT 1.17 and mean E2E 1.01 times the clairvoyant's.``"""
+    found = []
+    for policy in regret["policies"]:
+        said = [f"{words} {_times(r)}" for words, path in _SAID if (r := policy["ratio"].get(path)) is not None]
         if said:
             found.append(f"{policy['policy']}: {listed(said)} times the clairvoyant's.")
+    return found
+
+
+def regret_notes(policies: Sequence[Mapping[str, Any]], regret: Mapping[str, Any]) -> list[str]:
+    """What the clairvoyant is, and where its means are over other requests than a policy's."""
+    best = regret["clairvoyant"]
+    found = [
+        "The clairvoyant knows the future: it goes by true output lengths, and evicts by Belady's rule with cost. It "
+        "cannot be deployed. A policy may beat it; nothing can beat the lower bound."
+    ]
+    if not regret["lower_bound"]:
+        found.append("There is no lower bound, because step times have noise.")
     completed = best["metrics"]["requests.completed"]["mean"]
-    for policy in summary["policies"]:
+    for policy in policies:
         mine = policy["metrics"]["requests.completed"]["mean"]
         if mine != completed:
             found.append(
-                f"{policy['policy']} completed {count(mine)} requests and the clairvoyant {count(completed)}: the means "
-                "of E2E are over those alone, so they do not compare exactly."
+                f"{policy['policy']} completed {count(mine)} requests, and the clairvoyant {count(completed)}: their "
+                "means are over different requests."
             )
     return found
 
