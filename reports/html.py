@@ -11,6 +11,7 @@ from typing import Any
 from loratory.reports.figures import draw
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.regret import regret_notes, regret_table
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
 from loratory.reports.target_rows import target_rows
@@ -124,9 +125,13 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
 
 
 def render(
-    title: str, reports: Sequence[RunReport], description: str = "", setup: Mapping[str, str] | None = None
+    title: str,
+    reports: Sequence[RunReport],
+    description: str = "",
+    setup: Mapping[str, str] | None = None,
+    regret: Mapping[str, Any] | None = None,
 ) -> str:
-    """The report on all runs; ``setup``: what ran, by label, for its first block.
+    """The report on all runs; ``setup``: what ran, by label, for its first block; ``regret``: see its module.
 
     Every text from outside is escaped; the same runs give the same bytes.
     """
@@ -153,7 +158,7 @@ def render(
         setup=setup or {},
         verdicts=verdicts(runs),
         marks=_MARKS,
-        tables=_tables(runs),
+        tables=[*_tables(runs), *_regret(runs, regret)],
         groups=[*_groups(runs), *_identities(reports[0].info)],
         figures=pictures,
         terms=_TERMS,
@@ -205,6 +210,16 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
         rows = [[TableCell(row.words), *(TableCell(cell.text) for cell in row.cells)] for row in targets]
         tables.insert(0, Table("SLO targets, per policy", heads, rows))
     return tables
+
+
+def _regret(runs: Sequence[Mapping[str, Any]], regret: Mapping[str, Any] | None) -> list[Table]:
+    """The policies beside one that knows the future, and beside what none can beat."""
+    if regret is None:
+        return []
+    policies = over_seeds(runs)
+    heads, rows = regret_table(policies, regret)
+    caption = f"Distance from the possible. {' '.join(regret_notes(policies, regret))}"
+    return [Table(caption, heads, [[TableCell(text) for text in row] for row in rows])]
 
 
 def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -68,9 +68,15 @@ def summarise(records: Records, info: RunInfo, timeline_events: int = 0) -> RunR
     return RunReport(info, run, curves_of(measured), tuple(trace))
 
 
-def summary_of(runs: Sequence[Mapping[str, Any]], setup: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The content of summary.json: ``{"format", "setup", "policies", "runs"}``; ``setup``: what ran, by label."""
-    return {"format": FORMAT, "setup": dict(setup or {}), "policies": over_seeds(runs), "runs": list(runs)}
+def summary_of(
+    runs: Sequence[Mapping[str, Any]], setup: Mapping[str, str] | None = None, regret: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of summary.json: ``{"format", "setup", "policies", "runs"}``; ``setup``: what ran, by label.
+
+    With ``regret`` (`loratory.reports.regret`) it has that as well.
+    """
+    summary = {"format": FORMAT, "setup": dict(setup or {}), "policies": over_seeds(runs), "runs": list(runs)}
+    return summary if regret is None else {**summary, "regret": dict(regret)}
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -103,7 +109,10 @@ def to_json(summary: Mapping[str, Any]) -> str:
     """JSON text, the same for the same content: one line for each member of a run, one for each row of its tables."""
     lines = ["{", f'"format": {summary["format"]},', f'"setup": {_object(summary["setup"])},', '"policies": [']
     lines.append(",\n".join(_object(policy) for policy in summary["policies"]))
-    lines += ["],", '"runs": [', ",\n".join(_object(run) for run in summary["runs"]), "]", "}"]
+    lines += ["],", '"runs": [', ",\n".join(_object(run) for run in summary["runs"]), "]"]
+    if "regret" in summary:
+        lines[-1:] = ["],", f'"regret": {_object(summary["regret"])}']
+    lines.append("}")
     return "\n".join(lines) + "\n"
 
 

@@ -156,6 +156,9 @@ def run(
     unbounded: Annotated[
         bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
     ] = False,
+    regret: Annotated[
+        bool, typer.Option("--regret", help="also run a policy that knows the future, and show how far the others are")
+    ] = False,
     require_slo: Annotated[
         bool, typer.Option("--require-slo", help="exit with code 3 if a policy misses the SLO")
     ] = False,
@@ -166,6 +169,10 @@ def run(
         raise InputError(f"--on is {on!r}, which is not a backend: use sim or executor")
     if on == "executor" and jobs > 1:
         raise InputError("--jobs needs simulated runs, but --on is executor: remove --jobs")
+    if on == "executor" and regret:
+        raise InputError(
+            "--regret needs simulated runs, because nothing on an executor knows the future: remove --regret, or --on"
+        )
     if time_scale is not None:
         if on != "executor":
             raise InputError("--time-scale needs --on executor: a simulation does not wait for arrivals, so remove it")
@@ -197,6 +204,7 @@ def run(
                 progress=tell,
                 policy_timeout_s=policy_timeout,
                 source=scenario,
+                regret=regret,
             )
     else:
         from loratory.experiment.execute import execute_scenario
@@ -250,6 +258,8 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     if len(facts["seeds"].partition(";")[0].split(",")) > 1:
         seeds = facts["seeds"].partition(";")[0]
         say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")
+    if "regret" in summary:
+        _tell_regret(summary)
     for names, text in advice_of(runs):
         whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
         say(f"next{whose}: {text}")
@@ -262,6 +272,19 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     if not required and any(run["slo"]["met"] is False for run in runs):
         say("note: a policy missed the SLO; with --require-slo the exit code is then 3")
     print(f"report: {target / 'report.html'}")
+
+
+def _tell_regret(summary: dict[str, Any]) -> None:
+    from loratory.cli.tables import regret_tables
+    from loratory.reports.regret import regret_notes, regret_sentences
+
+    say("Distance from the possible:")
+    for table in regret_tables(summary, width()):
+        show(table)
+    for text in regret_sentences(summary["regret"]):
+        say(text)
+    for text in regret_notes(summary["policies"], summary["regret"]):
+        say(f"note: {text}")
 
 
 def _slug(name: str) -> str:

@@ -32,6 +32,8 @@ class Task:
     decisions: bool
     timeline_events: int
     policy_timeout_s: float = POLICY_TIMEOUT_S
+    regret: bool = False
+    """Whether to compute what no policy can beat (`loratory.experiment.lower_bound`)."""
 
 
 class Backend(Protocol):

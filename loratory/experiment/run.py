@@ -10,7 +10,9 @@ from typing import Any
 
 from loratory.errors import InputError, shortened
 from loratory.experiment.backend import Backend, Simulation, Task
+from loratory.experiment.clairvoyant import CLAIRVOYANT, ClairvoyantFactory
 from loratory.experiment.interruption import interruptible
+from loratory.experiment.lower_bound import lower_bound
 from loratory.experiment.notes.advice import advise
 from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
@@ -23,7 +25,10 @@ from loratory.experiment.slo_targets import slo_targets
 from loratory.experiment.workers import shared
 from loratory.reports.folder import ResultFolder, writing
 from loratory.reports.recorder import Recorder
+from loratory.reports.regret import regret_of
+from loratory.reports.run_columns import RunColumns
 from loratory.reports.run_info import RunInfo
+from loratory.reports.stats import cleaned
 from loratory.reports.summary import RunReport, summarise, summary_of
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import dump
@@ -51,18 +56,20 @@ def run_scenario(
     progress: Progress | None = None,
     policy_timeout_s: float = POLICY_TIMEOUT_S,
     source: str | None = None,
+    regret: bool = False,
 ) -> dict[str, Any]:
     """Simulate every policy and seed of a scenario; returns the summary (docs/reports.md).
 
     With ``out`` the result folder is written there, whole or not at all. ``jobs`` processes share the runs; the
     results do not depend on it. ``progress(policy, done, total)`` is called after each run. ``source`` names the
-    scenario's file in errors. Raises `InputError` for a scenario that cannot run and a folder that cannot be written,
-    `PolicyError` when a policy fails, exits, or takes longer than ``policy_timeout_s`` for one answer (see
-    `loratory.serving.policy_watch`), and `KeyboardInterrupt` on Ctrl-C; in each case nothing is left over.
+    scenario's file in errors. With ``regret`` each seed is also run under a policy that knows the future, and the
+    summary says how far the others are from it. Raises `InputError` for a scenario that cannot run and a folder that
+    cannot be written, `PolicyError` when a policy fails, exits, or takes longer than ``policy_timeout_s`` for one
+    answer (see `loratory.serving.policy_watch`), and `KeyboardInterrupt` on Ctrl-C; in each case nothing is left over.
     """
     out = None if out is None else Path(out)
     prepared = prepare(scenario, policy_timeout_s, source)
-    return run_prepared(prepared, out, jobs=jobs, decisions=decisions, progress=progress)
+    return run_prepared(prepared, out, jobs=jobs, decisions=decisions, progress=progress, regret=regret)
 
 
 def run_prepared(
@@ -73,6 +80,7 @@ def run_prepared(
     decisions: bool = True,
     progress: Progress | None = None,
     backend: Backend | None = None,
+    regret: bool = False,
 ) -> dict[str, Any]:
     """`run_scenario` for a scenario that has been prepared, on ``backend``: by default the simulator."""
     scenario, built, backend = prepared.scenario, prepared.built, backend or Simulation()
@@ -89,17 +97,23 @@ def run_prepared(
                 decisions,
                 0 if folder is None or seed != scenario.seeds[0] else TIMELINE_EVENTS // len(scenario.policies),
                 prepared.policy_timeout_s,
+                regret,
             )
             for policy, seed in runs
         ]
-        reports = _run_all(tasks, prepared, backend, min(jobs, len(tasks)), progress, folder)
+        if regret:
+            timeout_s = prepared.policy_timeout_s
+            tasks += [Task(scenario, CLAIRVOYANT, seed, None, False, 0, timeout_s, True) for seed in scenario.seeds]
+        every = _run_all(tasks, prepared, backend, min(jobs, len(tasks)), progress, folder)
+        reports, clairvoyant = every[: len(runs)], every[len(runs) :]
+        distance = regret_of([r.run for r in reports], [r.run for r in clairvoyant]) if regret else None
         for policy, sentence in disagreements([report.run for report in reports]).items():
             for report in reports:
                 if report.run["policy"] == policy:
                     report.run["warnings"].append(sentence)
         facts = setup(prepared, None if backend.name == "sim" else backend.about)
         if folder is None:
-            return summary_of([report.run for report in reports], facts)
+            return summary_of([report.run for report in reports], facts, distance)
         return folder.write(
             reports,
             title=scenario.name,
@@ -112,6 +126,7 @@ def run_prepared(
                 "adapters": [{"adapter": name, **identity} for name, identity in identities(built).items()],
                 **backend.about,
             },
+            regret=distance,
         )
 
 
@@ -133,7 +148,7 @@ def _run_all(
         for place, task in enumerate(tasks):
             if task.seed not in workloads:
                 workloads[task.seed] = build_workload(task.scenario, task.seed, built.adapters)
-            policy, workload = prepared.policies[task.policy], workloads[task.seed]
+            policy, workload = prepared.policies.get(task.policy), workloads[task.seed]
             reports[place] = _run_one(task, built, workload, policy, decided_by, backend, leavings)
             report_progress(task.policy, len(reports), len(tasks))
     else:
@@ -163,7 +178,7 @@ def _name_of(share: _Share) -> str:
 
 def _run_share(share: _Share) -> RunReport:
     task = share.task
-    policy = policy_factory(task.policy, task.policy_timeout_s)
+    policy = None if task.policy == CLAIRVOYANT else policy_factory(task.policy, task.policy_timeout_s)
     workload = build_workload(task.scenario, task.seed, share.built.adapters)
     return _run_one(task, share.built, workload, policy, share.decided_by, Simulation())
 
@@ -172,27 +187,36 @@ def _run_one(
     task: Task,
     built: Built,
     workload: Workload,
-    policy: PolicyFactory,
+    policy: PolicyFactory | None,
     decided_by: DecidedBy,
     backend: Backend,
     leavings: Leavings = (),
 ) -> RunReport:
-    """One policy and seed: run, record, measure. ``leavings`` are removed if the policy takes the process down."""
+    """One policy and seed: run, record, measure. ``leavings`` are removed if the policy takes the process down.
+
+    ``policy``: None for the clairvoyant.
+    """
     if not len(workload):
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
+    make = policy or ClairvoyantFactory(workload, built.cost, built.engine)
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
         with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
-            end = backend.run(task, built, workload, policy, recorder)
-            bound = _bound(task, built, workload, policy)
-        notes = (*lacking(policy, workload), *unread(decided_by, workload))
+            end = backend.run(task, built, workload, make, recorder)
+            bound = _bound(task, built, workload, make)
+        notes = () if policy is None else (*lacking(policy, workload), *unread(decided_by, workload))
         info = run_info(task, built, workload, backend, end, bound, notes)
-        report = summarise(recorder.close(), info, task.timeline_events)
-    if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
+        records = recorder.close()
+        report = summarise(records, info, task.timeline_events)
+        if task.regret and built.noise is None:
+            columns, open_loop = RunColumns(info, records), workload.concurrency is None and workload.after is None
+            bounds = lower_bound(columns, built.cost, built.engine, built.adapters, open_loop)
+            report.run["lower_bound"] = cleaned(bounds)
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
     return report
 
 
-def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) -> float | None:
+def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory | ClairvoyantFactory) -> float | None:
     """The service gap the policy promises, weighted tokens."""
     engine = built.engine
     promise = members_of(make(), task.policy).bound
@@ -239,7 +263,7 @@ def run_info(
             *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
             *end.notes,
         ),
-        oracle=scenario.workload.max_tokens == "exact",
+        oracle=scenario.workload.max_tokens == "exact" or task.policy == CLAIRVOYANT,
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
