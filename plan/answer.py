@@ -143,6 +143,7 @@ def _candidate(index: int, tried: Tried, spec: PlanSpec) -> dict[str, Any]:
         "price_per_hour": candidate.price_per_hour(spec.prices),
         "load": candidate.load,
         "verdict": judgement.verdict,
+        "margin": judgement.margin,
         "reason": judgement.reason,
         "first_missed": judgement.first_missed,
         "seeds": judgement.seeds,

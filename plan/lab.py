@@ -69,7 +69,7 @@ class Lab:
         found: dict[int, Judgement] = {}
         early = dict.fromkeys(seeds, stop_early and bool(self.targets))
         while seeds:
-            if self.most_requests is not None and self.requests >= self.most_requests:
+            if self.spent:
                 raise BudgetSpentError(f"plan.budget.requests ({self.most_requests:,}) is spent")
             asked = [
                 (index, self._evaluation(candidates[index], seed, early[index]))
@@ -160,6 +160,11 @@ class Lab:
             self._drawn = False
 
     @property
+    def spent(self) -> bool:
+        """Whether as many requests were simulated as the budget allows."""
+        return self.most_requests is not None and self.requests >= self.most_requests
+
+    @property
     def facts(self) -> dict[str, Any]:
-        """How much was done, for plan.json."""
+        """How much was done for candidates, for plan.json."""
         return {"runs": self.runs, "requests_simulated": self.requests, "cpu_s": round(self.cpu_s, 2)}

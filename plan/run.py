@@ -24,12 +24,14 @@ from loratory.plan.outcome import PlanOutcome
 from loratory.plan.page import page
 from loratory.plan.pools import pool
 from loratory.plan.prospects import Prospects
+from loratory.plan.regret import regret
 from loratory.plan.sensitivity import sensitivity
 from loratory.plan.settings import Goal, goal_of, settings
 from loratory.plan.space import Base
 from loratory.plan.store import EVALUATIONS, LOCK, Store
 from loratory.plan.unfinished import unfinished
 from loratory.reports.slo_target import SloTarget
+from loratory.reports.stats import cleaned
 from loratory.scenarios.load import dump
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.schema import Scenario
@@ -74,6 +76,9 @@ def plan_scenario(
         found = answer(base, lab, outcome, around, goal.words, setup(prepared))
         chosen = outcome.best or outcome.nearest
         best = None if chosen is None or outcome.best is None else chosen.candidate.scenario
+        if best is not None and base.scenario.plan.details and not lab.spent:
+            policies = dict.fromkeys([best.policies[0], *base.scenario.policies])
+            found["regret"] = cleaned(regret(best, policies, lab.seeds[: lab.first], 1 if ray else jobs))
         found["flags"] = {} if best is None else flags(best, built_of(best))
         if folder is not None:
             _write(folder, found, best)

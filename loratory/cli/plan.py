@@ -83,6 +83,11 @@ def _tell(found: dict[str, Any]) -> None:
         say(f"not simulated: {counts}; such as {found['discarded'][0]['label']}: {found['discarded'][0]['reason']}")
     for each in found["sensitivity"]:
         say(f"{each['factor']}: {_growth(each)}")
+    for each in found["regret"] or ():
+        times = [
+            f"{name} {ratio:.2f}" for name, ratio in each["ratio"].items() if ratio is not None and name != "loads"
+        ]
+        say(f"{each['policy']}, times a policy that knows the future: {', '.join(times)}")
     for name in ("vllm", "sglang", "loratory"):
         if text := found["flags"].get(name):
             print(f"{name}: {text}")
@@ -97,7 +102,10 @@ def _tell(found: dict[str, Any]) -> None:
 def _tell_candidates(found: dict[str, Any]) -> None:
     names = [target["name"] for target in found["slo"]][:2] or ["ttft_p99_s"]
     rank = {"met": 0, "too_close": 1, "missed": 2}
-    ordered = sorted(found["candidates"], key=lambda each: (rank[each["verdict"]], _cost(each), -each["load"]))
+    ordered = sorted(
+        found["candidates"],
+        key=lambda each: (rank[each["verdict"]], -each["load"], _cost(each), each["margin"] is None, each["margin"]),
+    )
     if not ordered:
         return
     priced = any(each["price_per_hour"] is not None for each in ordered)
