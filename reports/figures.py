@@ -121,7 +121,7 @@ def panels(
     return svg[svg.index("<svg") :]
 
 
-def _look(place: int, points: int) -> dict[str, Any]:
+def line_look(place: int, points: int) -> dict[str, Any]:
     """Colour, line style and marker of the policy at a place; about eight markers per line, offset from each other."""
     every = max(1, points // 8)
     return {
@@ -143,7 +143,7 @@ def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit]
         positive = False
         for place, (policy, levels, values) in enumerate(curves):
             if len(values):
-                ax.plot(values, levels * 100, label=_short(policy), **_look(place, len(values)))
+                ax.plot(values, levels * 100, label=short_name(policy), **line_look(place, len(values)))
                 positive = positive or bool((values > 0).any())
         for limit in marks:
             ax.axvline(limit.most_s, color="black", linewidth=1.0, linestyle=(0, (2, 2)))
@@ -168,8 +168,8 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
             for place, report in enumerate(shown):
                 values = report.curves.rank_ttft_s[row]
                 some = ~np.isnan(values) & (values > 0)
-                look = _look(place, len(values)) | {"markevery": 1}
-                ax.plot(report.curves.ranks[some], values[some], label=_short(report.info.policy), **look)
+                look = line_look(place, len(values)) | {"markevery": 1}
+                ax.plot(report.curves.ranks[some], values[some], label=short_name(report.info.policy), **look)
             ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
             _plain(ax.xaxis)
             _plain(ax.yaxis)
@@ -198,7 +198,7 @@ def _waits(shown: list[RunReport], seed: str) -> Figure:
             }
             ax.barh(places, widths, height=0.66, label=label, **bars)
             left = left + widths
-        ax.set_yticks(places, [_short(report.info.policy) for report in shown])
+        ax.set_yticks(places, [short_name(report.info.policy) for report in shown])
         ax.invert_yaxis()
         ax.grid(False, axis="y")
         ax.set_xlabel("mean seconds of a completed request")
@@ -220,8 +220,8 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
                 ax.plot(
                     curves.times,
                     curves.series[key],
-                    label=_short(report.info.policy),
-                    **_look(place, len(curves.times)),
+                    label=short_name(report.info.policy),
+                    **line_look(place, len(curves.times)),
                 )
             ax.set_ylabel(label)
             ax.set_ylim(bottom=0)
@@ -251,21 +251,21 @@ def _service(shown: list[RunReport], seed: str) -> Figure | None:
     tenants = list(dict.fromkeys(tenant for report in drawn for tenant in report.curves.service))
     if len(tenants) < 2:
         return None
-    look = {tenant: _look(place, 240) for place, tenant in enumerate(tenants)}
+    look = {tenant: line_look(place, 240) for place, tenant in enumerate(tenants)}
 
     def paint(axes: list[Axes]) -> None:
         for ax, report in zip(axes, drawn, strict=True):
             for tenant in tenants:
                 values = report.curves.service.get(tenant)
                 if values is not None:
-                    ax.plot(report.curves.service_times, values / 1000, label=_short(tenant), **look[tenant])
-            ax.set_title(_short(report.info.policy), loc="left")
+                    ax.plot(report.curves.service_times, values / 1000, label=short_name(tenant), **look[tenant])
+            ax.set_title(short_name(report.info.policy), loc="left")
             ax.set_ylabel("1,000 tokens")
             ax.set_ylim(bottom=0)
         handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         missing = [label for label in handles if label not in axes[0].get_legend_handles_labels()[1]]
         for label in missing:
-            axes[0].plot([], [], label=label, **look[next(t for t in tenants if _short(t) == label)])
+            axes[0].plot([], [], label=label, **look[next(t for t in tenants if short_name(t) == label)])
         axes[-1].set_xlabel("seconds since the start")
 
     caption = (
@@ -288,20 +288,20 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
     log = top > _SPREAD * least > 0
     promised = {report.info.policy: report.info.bound for report in shown if report.info.bound is not None}
     near = {policy for policy, bound in promised.items() if bound <= (_SPREAD if log else _ABOVE) * top}
-    far = [f"{_short(policy)} {bound / 1000:,.0f}" for policy, bound in promised.items() if policy not in near]
+    far = [f"{short_name(policy)} {bound / 1000:,.0f}" for policy, bound in promised.items() if policy not in near]
 
     def paint(axes: list[Axes]) -> None:
         (ax,) = axes
         for place, report in enumerate(shown):
             curves, policy = report.curves, report.info.policy
-            look = _look(place, len(curves.gap))
+            look = line_look(place, len(curves.gap))
             values = np.where(curves.gap >= 1, curves.gap, np.nan) if log else curves.gap
-            ax.plot(curves.service_times, values / 1000, label=_short(policy), **look)
+            ax.plot(curves.service_times, values / 1000, label=short_name(policy), **look)
             if policy in near:
                 ax.axhline(promised[policy] / 1000, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
         if near:
             highest = max(promised[policy] for policy in near) / 1000
-            text = "promised" if len(near) > 1 else f"promised by {_short(next(iter(near)))}"
+            text = "promised" if len(near) > 1 else f"promised by {short_name(next(iter(near)))}"
             ax.annotate(text, (1.0, highest), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
         if log:
             ax.set_yscale("log")
@@ -328,11 +328,11 @@ def _cache(shown: list[RunReport], seed: str) -> Figure | None:
     def paint(axes: list[Axes]) -> None:
         for place, report in enumerate(shown):
             cache, times = report.curves.cache, report.curves.cache_times
-            look = _look(place, len(times))
+            look = line_look(place, len(times))
             width = float(times[1] - times[0])
             tries = cache["hits"] + cache["misses"]
             rate = np.where(tries > 0, cache["hits"] / np.maximum(tries, 1), np.nan)
-            axes[0].plot(times + width / 2, rate * 100, label=_short(report.info.policy), **look)
+            axes[0].plot(times + width / 2, rate * 100, label=short_name(report.info.policy), **look)
             axes[1].plot(times + width / 2, cache["loads"] / width, **look)
             axes[2].plot(times + width / 2, cache["evictions"] / width, **look)
         axes[0].set(ylabel="hits, %", ylim=(0, 103))
@@ -370,7 +370,7 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             text = f"{percent(share['mean'])} {'met' if good else 'missed'}"
             ax.annotate(text, (0, place), xytext=(6, 0), va="center", fontsize=8.5, bbox=box, **_POINTS)
-        ax.set_yticks(range(len(rows)), [_short(policy) for policy, _, _ in rows])
+        ax.set_yticks(range(len(rows)), [short_name(policy) for policy, _, _ in rows])
         ax.invert_yaxis()
         ax.grid(False, axis="y")
         ax.set(xlabel="requests within every limit, %", xlim=(0, 105))
@@ -390,7 +390,7 @@ def _plain(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _short(name: str, most: int = 26) -> str:
+def short_name(name: str, most: int = 26) -> str:
     """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends."""
     text = name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
     return f" {text}" if text.startswith("_") else text

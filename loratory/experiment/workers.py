@@ -38,10 +38,10 @@ def shared(
 ) -> Iterator[tuple[int, R]]:
     """Call ``function(task)`` for each task, in ``jobs`` processes; yields (place of the task, result) as each is done.
 
-    ``function`` must be defined in a module; tasks and results must be picklable. The first exception of a call is
-    raised here, and `WorkerDiedError`, with ``name_of(task)``, when a process dies. However this ends, no process is
-    left: each is in a process group of its own, which Ctrl-C in a terminal does not reach, and ends by itself when this
-    process is gone.
+    ``function`` is sent to each process once, so it may keep there what its next task needs too. It must be picklable,
+    and so must tasks and results. The first exception of a call is raised here, and `WorkerDiedError`, with
+    ``name_of(task)``, when a process dies. However this ends, no process is left: each is in a process group of its
+    own, which Ctrl-C in a terminal does not reach, and ends by itself when this process is gone.
     """
     lifeline, held = os.pipe()
     workers: list[_Worker[A, R]] = []
@@ -53,10 +53,11 @@ def shared(
         while busy := [worker for worker in workers if worker.place is not None]:
             for ready in wait([worker.connection for worker in busy]):
                 worker = next(one for one in busy if one.connection is ready)
-                yield worker.answer(name_of)
+                answer = worker.answer(name_of)
                 following = next(queue, None)
                 if following is not None:
                     worker.give(*following)
+                yield answer
     finally:
         os.close(held)
         os.close(lifeline)
@@ -65,7 +66,7 @@ def shared(
 
 
 class _Worker(Generic[A, R]):
-    """One process: it gets the function, then a task at a time, and answers each."""
+    """One process: it gets the function once, then a task at a time, and answers each."""
 
     def __init__(self, function: Callable[[A], R], lifeline: int) -> None:
         ours, theirs = socket.socketpair()
@@ -81,7 +82,8 @@ class _Worker(Generic[A, R]):
                 process_group=0,
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
-        self._function = function
+        with suppress(OSError):
+            self.connection.send(function)
         self._task: A | None = None
         self.place: int | None = None
         """Which task it works on; None when it is idle."""
@@ -90,7 +92,7 @@ class _Worker(Generic[A, R]):
         """Let it work on a task."""
         self.place, self._task = place, task
         with suppress(OSError):  # it has died: `answer` reports that
-            self.connection.send((self._function, task))
+            self.connection.send(task)
 
     def answer(self, name_of: Callable[[A], str]) -> tuple[int, R]:
         """The result of its task. Raises what the call raised, or `WorkerDiedError`."""
@@ -137,9 +139,13 @@ def serve(descriptor: int, lifeline: int, words: int) -> None:
     redirect_words(words)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
+    try:
+        function: Callable[[Any], Any] = connection.recv()
+    except (EOFError, OSError):
+        return
     while True:
         try:
-            function, task = connection.recv()
+            task = connection.recv()
         except (EOFError, OSError):
             return
         answer: tuple[bool, Any]
