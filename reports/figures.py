@@ -150,7 +150,7 @@ def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit]
             ax.annotate(f"SLO {limit.mark}", (limit.most_s, 3), rotation=90, ha="right", va="bottom", fontsize=8)
         if positive:
             ax.set_xscale("log")
-            _plain(ax.xaxis)
+            plain_log(ax.xaxis)
         ax.set(xlabel=f"{title.lower()}, seconds", ylabel="requests at or below, %", ylim=(0, 101))
 
     caption = f"Share of requests at or below each {title.lower()}; further left is better.{seed}"
@@ -171,8 +171,8 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
                 look = line_look(place, len(values)) | {"markevery": 1}
                 ax.plot(report.curves.ranks[some], values[some], label=short_name(report.info.policy), **look)
             ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
-            _plain(ax.xaxis)
-            _plain(ax.yaxis)
+            plain_log(ax.xaxis)
+            plain_log(ax.yaxis)
         axes[-1].set_xlabel("adapter popularity rank (1: most requested)")
 
     caption = (
@@ -305,7 +305,7 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
             ax.annotate(text, (1.0, highest), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
         if log:
             ax.set_yscale("log")
-            _plain(ax.yaxis)
+            plain_log(ax.yaxis)
         else:
             ax.set_ylim(bottom=0)
         ax.set(xlabel="seconds since the start", ylabel="gap, 1,000 weighted tokens")
@@ -379,7 +379,7 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
     return Figure("slo", "SLO attainment per policy", caption, panels(1, 0.8 + 0.3 * len(rows), paint))
 
 
-def _plain(axis: Axis) -> None:
+def plain_log(axis: Axis) -> None:
     """Label a logarithmic axis 0.1, 1, 10; also between the decades if it spans fewer than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

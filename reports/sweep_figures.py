@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratory.reports.figures import Figure, line_look, panels, short_name
+from loratory.reports.figures import Figure, line_look, panels, plain_log, short_name
 from loratory.reports.sweep import policies_of, rows_of, short_keys, value_text
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _figure(name: str, summary: Mapping[str, Any], key: str, policy: str, named:
 
     left = len(lines) - len(shown)
     caption = f"The main metrics against {key}, means over seeds with 95 % intervals."
-    caption += f" A line has the same {', '.join(short[other] for other in others)}." if others else ""
+    caption += " Along a line, the other swept keys stay the same." if others else ""
     caption += f" {left} more lines are in the table only." if left else ""
     of = f" under {policy}" if named else ""
     svg = panels(len(shown_metrics), 1.7, paint, len(shown))
@@ -106,6 +106,7 @@ def _paint(
     positive = [value for value in every if value > 0]
     if len(positive) == len(every) and every and max(every) > _SPREAD * min(every):
         ax.set_yscale("log")
+        plain_log(ax.yaxis)
     else:
         ax.set_ylim(bottom=0)
 

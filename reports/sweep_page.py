@@ -22,18 +22,18 @@ from loratory.reports.verdict_types import Verdict
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("within every limit", "slo.attainment", percent),
-    ("completed", "requests.completed", count),
-    ("requests/s", "throughput.requests_per_s", count),
+    ("TTFT p99", "ttft_s.p99", seconds),
+    ("TPOT p99", "tpot_s.p99", seconds),
     ("output tokens/s", "throughput.output_tokens_per_s", count),
     ("of the ceiling", "throughput.ceiling_share", percent),
     ("TTFT p50", "ttft_s.p50", seconds),
-    ("TTFT p99", "ttft_s.p99", seconds),
-    ("TPOT p99", "tpot_s.p99", seconds),
     ("end-to-end mean", "e2e_s.mean", seconds),
     ("time waiting", "waiting.share", percent),
     ("hit rate", "adapters.hit_rate", percent),
     ("loads", "adapters.loads", count),
     ("Jain's index", "fairness.jain", count),
+    ("requests/s", "throughput.requests_per_s", count),
+    ("completed", "requests.completed", count),
 )
 
 

@@ -122,8 +122,8 @@ def test_the_same_name_in_two_sections_is_told_apart() -> None:
     assert list(
         short_keys(["workload.streams.0.arrivals.poisson", "workload.streams.1.arrivals.poisson"]).values()
     ) == [
-        "0.arrivals.poisson",
-        "1.arrivals.poisson",
+        "streams.0.arrivals.poisson",
+        "streams.1.arrivals.poisson",
     ]
 
 
@@ -187,7 +187,7 @@ def test_a_policy_that_fails_in_a_late_variant_leaves_the_older_result(loratory:
         "from loratory.policy import want\n"
         "class Mine:\n"
         "    def schedule(self, view):\n"
-        "        if view.config.max_loras == 4: raise KeyError('lost')\n"
+        "        if view.max_loras == 4: raise KeyError('lost')\n"
         "        for request in view.unblocked(): yield from want(view, request)\n"
     )
     assert loratory("run", "small.yaml", "--set", "engine.max_loras=2,3", "--out", "out").code == 0
