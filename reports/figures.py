@@ -115,10 +115,19 @@ def panels(
         if lines:
             handles, labels = axes[0].get_legend_handles_labels()
             canvas.legend(handles, labels, loc="outside lower center", ncols=min(3, legend), columnspacing=1.2)
+        _lay_out(canvas)
         text = StringIO()
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def _lay_out(canvas: Canvas) -> None:
+    """Place the panels, which ``savefig`` would do by drawing everything once more."""
+    engine = canvas.get_layout_engine()
+    if engine is not None:
+        engine.execute(canvas)
+        canvas.set_layout_engine("none")
 
 
 def line_look(place: int, points: int) -> dict[str, Any]:
