@@ -10,7 +10,7 @@ from pathlib import Path
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.size_limits import expected_requests
 
-REQUESTS_PER_PROCESS = 4_000
+REQUESTS_PER_PROCESS = 10_000
 """Requests that are simulated and recorded in the time that a process takes to start (bench/README.md)."""
 
 _BYTES_PER_ROW = 40

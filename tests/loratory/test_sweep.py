@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 import pytest
 from command import Command, command_line
 
+from loratory.cli import terminal
 from loratory.errors import InputError
 from loratory.experiment import runner, sweep
 from loratory.experiment.cores import _cgroup_limit, sensible_jobs, usable_cores
@@ -38,6 +40,7 @@ REPLICAS = ("--set", "cluster.replicas=2")
 def loratory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal, "_EVERY_S", inf)  # no progress on stderr, however busy the machine is
     return command_line(capsys, monkeypatch)
 
 
@@ -285,12 +288,12 @@ def test_a_trace_counts_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("files", "mine", "cpus"),
     [
         ({"cpu.max": "150000 100000"}, "0::/", 1.5),
-        ({"cpu.max": "max 100000"}, "0::/", float("inf")),
+        ({"cpu.max": "max 100000"}, "0::/", inf),
         ({"cpu.max": "400000 100000", "a/cpu.max": "max 100000", "a/b/cpu.max": "800000 100000"}, "0::/a/b", 4.0),
         ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/docker/x", 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/", float("inf")),
-        ({"cpu.max": "50000 100000"}, "7:memory:/a", float("inf")),
-        ({}, "0::/../../x", float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/", inf),
+        ({"cpu.max": "50000 100000"}, "7:memory:/a", inf),
+        ({}, "0::/../../x", inf),
     ],
 )
 def test_the_cpu_limit_of_control_groups(files: dict[str, str], mine: str, cpus: float, tmp_path: Path) -> None:
@@ -299,5 +302,5 @@ def test_the_cpu_limit_of_control_groups(files: dict[str, str], mine: str, cpus:
         (tmp_path / "fs" / name).write_text(text + "\n")
     (tmp_path / "cgroup").write_text(mine + "\n")
     assert _cgroup_limit(tmp_path / "fs", tmp_path / "cgroup") == cpus
-    assert _cgroup_limit(tmp_path / "fs", tmp_path / "none") == float("inf")
+    assert _cgroup_limit(tmp_path / "fs", tmp_path / "none") == inf
     assert usable_cores() >= 1
