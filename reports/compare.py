@@ -16,7 +16,7 @@ from loratory.git_lfs import refuse_pointer
 from loratory.reports.folder import SUMMARY
 from loratory.reports.setting_differences import Setting, differing
 from loratory.reports.stats import cleaned, half_width, student_t
-from loratory.reports.summary import FORMAT, scalars
+from loratory.reports.summary import FORMAT, TARGET, scalars
 from loratory.reports.sweep import is_sweep_summary
 
 METRICS = (
@@ -25,7 +25,7 @@ METRICS = (
     "adapters.hit_rate", "adapters.loads", "adapters.evictions", "fairness.jain", "fairness.max_service_gap",
     "engine.mean_batch", "engine.preemptions", "slo.attainment",
 )  # fmt: skip
-"""The metrics `Comparison.tables` shows, in this order; `as_dict` has every scalar both sides have."""
+"""The metrics `Comparison.tables` shows, in this order, then targets; `as_dict` has every scalar both sides have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +81,18 @@ class Comparison:
     def tables(self, metrics: Sequence[str] = METRICS) -> list[tuple[str, str, list[list[str]]]]:
         """For each folder and policy (folder, policy, rows): metric, both means, relative difference and its interval.
 
-        Only the named metrics, in their order. The first folder's mean comes first, whichever of the two is the base.
+        Only the named metrics, in their order; by default `METRICS` and the values of the SLO's targets.
+        The first folder's mean comes first, whichever of the two is the base.
         """
-        place = {metric: number for number, metric in enumerate(metrics)}
+        every = dict.fromkeys(metrics)
+        if metrics is METRICS:
+            every |= dict.fromkeys(d.metric for d in self.differences if d.metric.startswith(TARGET))
+        place = {metric: number for number, metric in enumerate(every)}
         shown = sorted((d for d in self.differences if d.metric in place), key=lambda d: place[d.metric])
         groups: dict[tuple[str, str], list[list[str]]] = {(d.folder, d.policy): [] for d in self.differences}
         for d in shown:
             means = (d.reference, d.value) if d.base == self.folders[0] else (d.value, d.reference)
-            groups[d.folder, d.policy].append([d.metric, *map(number, means), *_relative(d)])
+            groups[d.folder, d.policy].append([d.metric.removeprefix(TARGET), *map(number, means), *_relative(d)])
         return [(folder, policy, rows) for (folder, policy), rows in groups.items() if rows]
 
 

@@ -97,14 +97,19 @@ def draw(reports: Sequence[RunReport]) -> list[Figure]:
 
 
 def panels(
-    rows: int, heights: float, paint: Callable[[list[Axes]], None], legend: int = 0, *, shared: bool = True
+    rows: int,
+    heights: float,
+    paint: Callable[[list[Axes]], None],
+    legend: int = 0,
+    shared: bool = True,
+    columns: int = 3,
 ) -> str:
     """An SVG of ``rows`` panels above each other, which may share their x axis; ``legend`` entries are below."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    lines = -(-legend // 3) if legend > 1 else 0
+    lines = -(-legend // columns) if legend > 1 else 0
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     style: AbstractContextManager[Any] = matplotlib.rc_context({**defaults, **_STYLE})
     with style:
@@ -114,7 +119,7 @@ def panels(
         paint(axes)
         if lines:
             handles, labels = axes[0].get_legend_handles_labels()
-            canvas.legend(handles, labels, loc="outside lower center", ncols=min(3, legend), columnspacing=1.2)
+            canvas.legend(handles, labels, loc="outside lower center", ncols=min(columns, legend), columnspacing=1.2)
         _lay_out(canvas)
         text = StringIO()
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
@@ -159,7 +164,7 @@ def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit]
             ax.annotate(f"SLO {limit.mark}", (limit.most_s, 3), rotation=90, ha="right", va="bottom", fontsize=8)
         if positive:
             ax.set_xscale("log")
-            plain_log(ax.xaxis)
+            plain_ticks(ax.xaxis)
         ax.set(xlabel=f"{title.lower()}, seconds", ylabel="requests at or below, %", ylim=(0, 101))
 
     caption = f"Share of requests at or below each {title.lower()}; further left is better.{seed}"
@@ -180,8 +185,8 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
                 look = line_look(place, len(values)) | {"markevery": 1}
                 ax.plot(report.curves.ranks[some], values[some], label=short_name(report.info.policy), **look)
             ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
-            plain_log(ax.xaxis)
-            plain_log(ax.yaxis)
+            plain_ticks(ax.xaxis)
+            plain_ticks(ax.yaxis)
         axes[-1].set_xlabel("adapter popularity rank (1: most requested)")
 
     caption = (
@@ -314,7 +319,7 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
             ax.annotate(text, (1.0, highest), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
         if log:
             ax.set_yscale("log")
-            plain_log(ax.yaxis)
+            plain_ticks(ax.yaxis)
         else:
             ax.set_ylim(bottom=0)
         ax.set(xlabel="seconds since the start", ylabel="gap, 1,000 weighted tokens")
@@ -388,7 +393,7 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
     return Figure("slo", "SLO attainment per policy", caption, panels(1, 0.8 + 0.3 * len(rows), paint))
 
 
-def plain_log(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Label a logarithmic axis 0.1, 1, 10; also between the decades if it spans fewer than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -400,6 +405,10 @@ def plain_log(axis: Axis) -> None:
 
 
 def short_name(name: str, most: int = 26) -> str:
-    """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends."""
+    """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends.
+
+    SVG cannot hold control characters, which become spaces.
+    """
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
     text = name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
     return f" {text}" if text.startswith("_") else text

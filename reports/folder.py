@@ -149,20 +149,21 @@ class ResultFolder:
         description: str = "",
         setup: Mapping[str, str] | None = None,
         run_info: Mapping[str, Any] | None = None,
+        regret: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Write everything except the records: summary.json, scenario.yaml, report.html, timeline.json, run_info.json.
 
         Returns the summary. ``setup``: what ran, texts by label. ``run_info`` is added to run_info.json, which
-        holds what differs between two equal runs.
+        holds what differs between two equal runs. ``regret``: see `loratory.reports.regret`.
         """
-        summary = summary_of([report.run for report in reports], setup)
+        summary = summary_of([report.run for report in reports], setup, regret)
         traced = [report for report in reports if report.trace]
         names = [(f"{r.info.policy}, seed {r.info.seed}", r.info.replicas, r.trace) for r in traced]
         try:
             self._text("scenario.yaml", scenario_yaml)
             self._text(SUMMARY, to_json(summary))
             self._text("timeline.json", timeline_json(names))
-            self._text("report.html", render(title, reports, description, setup))
+            self._text("report.html", render(title, reports, description, setup, regret))
             self._text("run_info.json", json.dumps(self._run_info(run_info or {}), indent=2, default=str) + "\n")
         except OSError as error:
             raise _unwritable(self.target, error) from error

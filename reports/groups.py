@@ -9,7 +9,7 @@ import numpy as np
 
 from loratory.reports.number_text import seconds
 from loratory.reports.run_info import IDENTITY
-from loratory.reports.slo import read_slo
+from loratory.reports.slo import further_targets, read_slo
 from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict
 
 STARVED = 5.0
@@ -83,8 +83,10 @@ def _mood(policies: list[PolicyRuns], ratio: float, worst: float) -> Mood:
 
 def _limit(policies: list[PolicyRuns]) -> float | None:
     """The SLO's largest limit on TTFT, seconds."""
-    limits = read_slo(policies[0].runs[0]["slo"]["limits"])
-    return max((limit.most_s for limit in limits if limit.metric == "ttft"), default=None)
+    slo = policies[0].runs[0]["slo"]
+    limits = [limit.most_s for limit in read_slo(slo["limits"]) if limit.metric == "ttft"]
+    limits += [t["limit"] for t in further_targets(slo) if t["unit"] == "s" and t["metrics"] == ["ttft"]]
+    return max(limits, default=None)
 
 
 def _spread(policy: PolicyRuns, unit: str) -> tuple[float, str, float, float] | None:

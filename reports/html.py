@@ -11,8 +11,10 @@ from typing import Any
 from loratory.reports.figures import Figure, draw
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.regret import regret_notes, regret_table
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
+from loratory.reports.target_rows import target_rows
 from loratory.reports.verdict_types import Verdict, by_policy
 from loratory.reports.verdicts import verdicts
 
@@ -124,9 +126,13 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
 
 
 def render(
-    title: str, reports: Sequence[RunReport], description: str = "", setup: Mapping[str, str] | None = None
+    title: str,
+    reports: Sequence[RunReport],
+    description: str = "",
+    setup: Mapping[str, str] | None = None,
+    regret: Mapping[str, Any] | None = None,
 ) -> str:
-    """The report on all runs; ``setup``: what ran, by label, for its first block.
+    """The report on all runs; ``setup``: what ran, by label, for its first block; ``regret``: see its module.
 
     Every text from outside is escaped; the same runs give the same bytes.
     """
@@ -136,7 +142,7 @@ def render(
         [line for line in (description, _lead(reports)) if line],
         setup or {},
         verdicts(runs),
-        _tables(runs),
+        [*_tables(runs), *_regret(runs, regret)],
         draw(reports),
         [*_groups(runs), *_identities(reports[0].info)],
     )
@@ -219,7 +225,22 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
             for policy in policies
         ]
         tables.append(Table(f"{caption}, per policy", ["policy", *(column[0] for column in used)], rows))
+    targets = target_rows(runs)
+    if targets:
+        heads = ["target", *(cell.policy for cell in targets[0].cells)]
+        rows = [[TableCell(row.words), *(TableCell(cell.text) for cell in row.cells)] for row in targets]
+        tables.insert(0, Table("SLO targets, per policy", heads, rows))
     return tables
+
+
+def _regret(runs: Sequence[Mapping[str, Any]], regret: Mapping[str, Any] | None) -> list[Table]:
+    """The policies beside one that knows the future, and beside what none can beat."""
+    if regret is None:
+        return []
+    policies = over_seeds(runs)
+    heads, rows = regret_table(policies, regret)
+    caption = f"Distance from the possible. {' '.join(regret_notes(policies, regret))}"
+    return [Table(caption, heads, [[TableCell(text) for text in row] for row in rows])]
 
 
 def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -10,7 +10,7 @@ from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_
 from loratory.reports.fitted_ranges import beyond_fit, sentences
 from loratory.reports.outcomes import outcomes
 from loratory.reports.run_columns import WAITS, RunColumns, present
-from loratory.reports.slo import judge
+from loratory.reports.slo import judge, unjudged
 from loratory.reports.stats import cleaned, describe, describe_weighted, grouped_percentiles, grouped_sum
 from loratory.reports.tenant_service import jain, service_of
 from loratory.serving.workload import Floats
@@ -37,6 +37,7 @@ def run_object(run: RunColumns) -> dict[str, Any]:
     share = np.array([row["service"] / row["weight"] for row in per_tenant])
     steps = Steps(run)
     beyond = cleaned(beyond_fit(run))
+    slo = judge(run, gaps)
     found = {
         "scenario": run.info.scenario,
         "policy": run.info.policy,
@@ -69,8 +70,8 @@ def run_object(run: RunColumns) -> dict[str, Any]:
         "waiting": waiting(run, steps),
         "bottleneck": "none",
         "advice": [],
-        "slo": judge(run, gaps),
-        "warnings": [*run.info.warnings, *sentences(beyond)],
+        "slo": slo,
+        "warnings": [*run.info.warnings, *sentences(beyond), *unjudged(slo)],
         "beyond_fit": beyond,
         "per_tenant": per_tenant,
         "per_adapter": _per_adapter(run),

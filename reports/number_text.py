@@ -20,6 +20,18 @@ def percent(share: float | None) -> str:
     return f"{'99.9' if text == '100.0' and share < 1 else text.removesuffix('.0')} %"
 
 
+def seconds_between(value: float, low: float, high: float) -> str:
+    """A duration with its interval, ``1.4 s [1.2, 1.6]``, all in one unit."""
+    scale, unit = (1e6, "µs") if abs(value) < 1e-3 else (1e3, "ms") if abs(value) < 1 else (1.0, "s")
+    scale, unit = (1.0, "s") if value == 0 else (scale, unit)
+    return f"{_three(value * scale)} {unit} [{_three(low * scale)}, {_three(high * scale)}]"
+
+
+def percent_between(share: float, low: float, high: float) -> str:
+    """A share with its interval: ``93.1 % [92.4, 93.8]``."""
+    return f"{percent(share)} [{', '.join(percent(end).removesuffix(' %') for end in (low, high))}]"
+
+
 def count(value: float | None) -> str:
     """``12,288`` or, below 100, up to three digits."""
     if value is None:

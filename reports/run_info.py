@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loratory.reports.slo_target import SloTarget
+
 IDENTITY = ("lora_int_id", "version", "digest")
 """The entries of `RunInfo.identities`: an adapter's id, its version in a registry, and the digest of its content."""
 
@@ -18,15 +20,15 @@ class RunInfo:
     submitted (None: as many as the records hold, so conservation is not checked). ``start_s``: the time the run's clock
     started at; ``duration_s``: from then to the end of the run (None: the last record). Requests that arrived in the
     first ``warmup_s`` are counted, not measured; "auto": until the run has settled (`loratory.reports.warmup`).
-    ``slo`` maps names such as ``ttft_p99_s`` to limits. ``bound``: the largest service gap the policy promises,
-    weighted tokens, or None. ``weights``: tenants' weights, by default those of their requests. ``oracle``: the
-    policy saw true output lengths. ``max_loras`` to ``block_size`` are one replica's, and ``num_gpu_blocks`` are those
-    that hold tokens, of which admissions leave ``watermark_blocks`` free while requests run. ``gpus`` are those of all
-    replicas. ``refusals`` counts what the ledger refused the policy, by action and reason.
-    ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch; None: not known.
-    ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and ``digest`` of
-    their content. ``fitted``: the cost model's name in notes, and the largest value of each field of a step's shape
-    that it was fitted to; None where no ranges are known.
+    ``slo`` maps names such as ``ttft_p99_s`` to limits; ``targets`` are what the SLO demands besides. ``bound``: the
+    largest service gap the policy promises, weighted tokens, or None. ``weights``: tenants' weights, by default those
+    of their requests. ``oracle``: the policy saw true output lengths. ``max_loras`` to ``block_size`` are one
+    replica's, and ``num_gpu_blocks`` are those that hold tokens, of which admissions leave ``watermark_blocks`` free
+    while requests run. ``gpus`` are those of all replicas. ``refusals`` counts what the ledger refused the policy, by
+    action and reason. ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch;
+    None: not known. ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and
+    ``digest`` of their content. ``fitted``: the cost model's name in notes, and the largest value of each field of a
+    step's shape that it was fitted to; None where no ranges are known.
     """
 
     scenario: str
@@ -39,6 +41,7 @@ class RunInfo:
     duration_s: float | None = None
     warmup_s: float | Literal["auto"] = 0.0
     slo: Mapping[str, float] = field(default_factory=dict)
+    targets: tuple[SloTarget, ...] = ()
     bound: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

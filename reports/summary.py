@@ -12,10 +12,15 @@ from loratory.reports.metrics import run_object
 from loratory.reports.recorder import Records
 from loratory.reports.run_columns import RunColumns
 from loratory.reports.run_info import RunInfo
+from loratory.reports.slo import further_targets
 from loratory.reports.stats import cleaned, half_width
 from loratory.reports.timeline import trace_events
 
 FORMAT = 1
+
+TARGET = "slo.targets."
+"""What the metric of an SLO's target begins with, before the target's name."""
+
 _NOT_METRICS = {
     "seed",
     "replicas",
@@ -63,9 +68,15 @@ def summarise(records: Records, info: RunInfo, timeline_events: int = 0) -> RunR
     return RunReport(info, run, curves_of(measured), tuple(trace))
 
 
-def summary_of(runs: Sequence[Mapping[str, Any]], setup: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The content of summary.json: ``{"format", "setup", "policies", "runs"}``; ``setup``: what ran, by label."""
-    return {"format": FORMAT, "setup": dict(setup or {}), "policies": over_seeds(runs), "runs": list(runs)}
+def summary_of(
+    runs: Sequence[Mapping[str, Any]], setup: Mapping[str, str] | None = None, regret: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of summary.json: ``{"format", "setup", "policies", "runs"}``; ``setup``: what ran, by label.
+
+    With ``regret`` (`loratory.reports.regret`) it has that as well.
+    """
+    summary = {"format": FORMAT, "setup": dict(setup or {}), "policies": over_seeds(runs), "runs": list(runs)}
+    return summary if regret is None else {**summary, "regret": dict(regret)}
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -91,21 +102,24 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def scalars(run: Mapping[str, Any]) -> dict[str, float]:
     """The measurements of a ``run`` object by dotted name."""
-    return dict(_scalars(run, ""))
+    return dict(_measured(run))
 
 
 def to_json(summary: Mapping[str, Any]) -> str:
     """JSON text, the same for the same content: one line for each member of a run, one for each row of its tables."""
     lines = ["{", f'"format": {summary["format"]},', f'"setup": {_object(summary["setup"])},', '"policies": [']
     lines.append(",\n".join(_object(policy) for policy in summary["policies"]))
-    lines += ["],", '"runs": [', ",\n".join(_object(run) for run in summary["runs"]), "]", "}"]
+    lines += ["],", '"runs": [', ",\n".join(_object(run) for run in summary["runs"]), "]"]
+    if "regret" in summary:
+        lines[-1:] = ["],", f'"regret": {_object(summary["regret"])}']
+    lines.append("}")
     return "\n".join(lines) + "\n"
 
 
 def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     values: dict[str, list[float]] = {}
     for run in runs:
-        for name, value in _scalars(run, ""):
+        for name, value in _measured(run):
             values.setdefault(name, []).append(value)
     metrics: dict[str, dict[str, float | int | None]] = {}
     for name, found in values.items():
@@ -113,6 +127,14 @@ def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | i
         low, high = (None, None) if half is None else (mean - half, mean + half)
         metrics[name] = cleaned({"mean": mean, "low": low, "high": high, "n": len(found)})
     return metrics
+
+
+def _measured(run: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every scalar of a run, and the values of its SLO's targets under their names."""
+    yield from _scalars(run, "")
+    for target in further_targets(run.get("slo", {})):
+        if target["value"] is not None:
+            yield TARGET + target["name"], target["value"]
 
 
 def _scalars(item: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

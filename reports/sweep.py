@@ -12,7 +12,6 @@ from loratory.reports.bottlenecks import limit_of
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.outcomes import unserved_runs
 from loratory.reports.run_notes import run_notes
-from loratory.reports.slo import read_slo
 from loratory.reports.stats import half_width
 from loratory.reports.summary import FORMAT, over_seeds, scalars
 from loratory.reports.verdict_types import Verdict
@@ -114,7 +113,7 @@ def _policy(means: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict
         "backend": means["backend"],
         "seeds": means["seeds"],
         "slo": {
-            "met": None if None in verdicts else all(verdicts),
+            "met": False if False in verdicts else None if None in verdicts else True,
             "missed_seeds": [run["seed"] for run in mine if run["slo"]["met"] is False],
         },
         "bottleneck": limit_of(mine),
@@ -204,7 +203,7 @@ def _slo_verdict(summary: Mapping[str, Any], variants: Sequence[VariantResult]) 
     if not rows:
         return []
     good = [row_name(summary, *row) for row in rows if row[1]["slo"]["met"]]
-    limits = {_limits(run["slo"]["limits"]) for variant in variants for run in variant.runs}
+    limits = {listed([one["words"] for one in run["slo"]["targets"]]) for variant in variants for run in variant.runs}
     what = f" ({limits.pop()})" if len(limits) == 1 else ""
     of = f"{len(good)} of {len(rows)} combinations of settings and policy" if good else "No combination"
     verb = "meets" if len(good) < 2 else "meet"
@@ -216,13 +215,6 @@ def _slo_verdict(summary: Mapping[str, Any], variants: Sequence[VariantResult]) 
     share = percent(_mean(nearest[1], "slo.attainment"))
     name = row_name(summary, *nearest)
     return [Verdict("SLO", "bad", f"{of} {verb} it{what} under every seed; most requests within it: {share}, {name}.")]
-
-
-def _limits(limits: Mapping[str, float]) -> str:
-    words = [limit.words for limit in read_slo(limits)]
-    if (share := limits.get("attainment")) is not None:
-        words.append(f"attainment {percent(share)}")
-    return listed(words)
 
 
 def _best(summary: Mapping[str, Any], variants: Sequence[VariantResult], topic: str, metric: str, sign: int) -> Verdict:

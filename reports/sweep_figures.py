@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratory.reports.figures import Figure, line_look, panels, plain_log, short_name
+from loratory.reports.figures import Figure, line_look, panels, plain_ticks, short_name
 from loratory.reports.sweep import policies_of, rows_of, short_keys, value_text
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _paint(
     positive = [value for value in every if value > 0]
     if len(positive) == len(every) and every and max(every) > _SPREAD * min(every):
         ax.set_yscale("log")
-        plain_log(ax.yaxis)
+        plain_ticks(ax.yaxis)
     else:
         ax.set_ylim(bottom=0)
 

@@ -12,7 +12,8 @@ from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.outcomes import reason_of
 from loratory.reports.policy_differences import costs, differ, one_request, sameness
 from loratory.reports.seeds import seed_notes
-from loratory.reports.slo import ATTAINMENT, SloLimit, read_slo
+from loratory.reports.slo import ATTAINMENT, SloLimit, further_targets, read_slo
+from loratory.reports.target_rows import missed_words
 from loratory.reports.verdict_types import Mood, PolicyRuns, Verdict, by_policy
 from loratory.reports.warmup import warmup_notes
 
@@ -49,9 +50,9 @@ def verdicts(runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
 
 
 def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
-    slo = policies[0].runs[0]["slo"]["limits"]
-    limits, wanted = read_slo(slo), slo.get(ATTAINMENT)
-    if not limits:
+    slo = policies[0].runs[0]["slo"]
+    limits, wanted, targets = read_slo(slo["limits"]), slo["limits"].get(ATTAINMENT), further_targets(slo)
+    if not limits and not targets:
         best = _lowest(policies, "ttft_s.p99")
         if best is None:
             return [Verdict("SLO", "bad", "No request got a token, so there is no latency to report.")]
@@ -61,10 +62,11 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
         text = f"The scenario sets no SLO. {lowest}{seconds(best.get('ttft_s.p99'))}."
         return [Verdict("SLO", "bad" if best.mean["ttft_s.p99"] > TOO_LONG_S else "note", text)]
     goals = [limit.words for limit in limits]
-    goal = listed(goals if wanted is None else [*goals, f"all of these for {percent(wanted)} of requests"])
+    goals += [] if wanted is None else [f"all of these for {percent(wanted)} of requests"]
+    goal = listed([*goals, *(target["words"] for target in targets)])
     met = [p for p in policies if all(run["slo"]["met"] for run in p.runs)]
     if met:
-        names = listed([f"{p.name} ({percent(p.get('slo.attainment'))} of requests)" for p in met])
+        names = listed([_attained(p) for p in met])
         text = f"{names} {'meet' if len(met) > 1 else 'meets'} the SLO ({goal})."
         doubts = _doubts(met, limits)
         found = [Verdict("SLO", "note" if doubts else "good", " ".join([text, *doubts]))]
@@ -73,9 +75,15 @@ def _slo(policies: list[PolicyRuns]) -> list[Verdict]:
     missed = sorted((p for p in policies if p not in met), key=lambda p: -(p.get("slo.attainment") or 0.0))
     found += [Verdict("SLO", "bad", _missed(policy, limits)) for policy in missed[:_DETAILED]]
     if rest := missed[_DETAILED:]:
-        names = listed([f"{p.name} ({percent(p.get('slo.attainment'))} of requests)" for p in rest])
+        names = listed([_attained(p) for p in rest])
         found.append(Verdict("SLO", "bad", f"Farther from it: {names}."))
     return found
+
+
+def _attained(policy: PolicyRuns) -> str:
+    """A policy's name with the share of requests within every limit on all of them, where there is such a limit."""
+    share = policy.get("slo.attainment")
+    return policy.name if share is None else f"{policy.name} ({percent(share)} of requests)"
 
 
 def _doubts(met: list[PolicyRuns], limits: list[SloLimit]) -> list[str]:
@@ -83,7 +91,9 @@ def _doubts(met: list[PolicyRuns], limits: list[SloLimit]) -> list[str]:
     doubts = []
     slowest = max(met, key=lambda p: p.get("ttft_s.p99") or 0.0)
     longest = slowest.get("ttft_s.p99") or 0.0
-    if longest > LONG_S and not any(limit.metric in ("ttft", "e2e", "queue") for limit in limits):
+    limited = {limit.metric for limit in limits}
+    limited |= {metric for target in further_targets(met[0].runs[0]["slo"]) for metric in target["metrics"]}
+    if longest > LONG_S and not limited & {"ttft", "e2e", "queue"}:
         doubts.append(f"But it sets no limit on TTFT, whose p99 is {seconds(longest)} under {slowest.name}.")
     growing = [p.name for p in met if all(run["warmup"]["state"] == "no steady state" for run in p.runs)]
     if growing:
@@ -102,11 +112,15 @@ def _missed(policy: PolicyRuns, limits: list[SloLimit]) -> str:
             failing.append(f"too many requests did not complete for a {limit.label}")
         elif max(known) > limit.most_s:
             failing.append(f"{limit.label} {seconds(sum(known) / len(known))} against {seconds(limit.most_s)}")
+    failing += missed_words(policy.runs)
+    if not policy.missed:
+        return f"{policy.name} is not judged: a target is about requests of which none was measured."
     seeds = sum(not run["slo"]["met"] for run in policy.runs)
     often = "" if len(policy.runs) == 1 else f" in {seeds} of {len(policy.runs)} seeds"
-    reasons = f": {listed(failing)};" if failing else ":"
-    share = percent(policy.get("slo.attainment"))
-    return f"{policy.name} misses the SLO{often}{reasons} {share} of requests met every limit."
+    reasons = f": {listed(failing)}" if failing else ""
+    share = policy.get("slo.attainment")
+    kept = "" if share is None else f"{';' if failing else ':'} {percent(share)} of requests met every limit"
+    return f"{policy.name} misses the SLO{often}{reasons}{kept}."
 
 
 def _unserved(policies: list[PolicyRuns]) -> list[Verdict]:

@@ -15,6 +15,7 @@ from loratory.scenarios.merge import UNDECIDED, merge, own_tenants, positions
 from loratory.scenarios.popularity import PopularitySpec, draw_adapters
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
+from loratory.scenarios.slo_targets import adapter_problem, tenant_problem
 from loratory.scenarios.slora_workload import slora_workload
 from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.trace_workload import trace_adapters, trace_workload
@@ -43,6 +44,7 @@ def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int], item
         problem = host_problem(len(names), scenario.engine.host_slots)
         if problem is not None:
             raise InputError(f"adapters.initial_tier {problem}")
+    _refuse(adapter_problem(scenario.slo.targets or (), names, spec.rank_of(len(names))))
     if spec.records is not None:
         return tuple(
             Adapter(
@@ -56,10 +58,11 @@ def build_adapters(scenario: Scenario, adapter_bytes: Callable[[int], int], item
             )
             for record in spec.records
         )
-    size = {rank: adapter_bytes(rank) for rank in dict.fromkeys(spec.rank_of(len(names)))}
+    ranks = spec.rank_of(len(names))
+    size = {rank: adapter_bytes(rank) for rank in dict.fromkeys(ranks)}
     return tuple(
         Adapter(LoRARequest(name, index, f"synthetic://{name}"), rank, size[rank], name in pinned, spec.initial_tier)
-        for index, (name, rank) in enumerate(zip(names, spec.rank_of(len(names)), strict=True), 1)
+        for index, (name, rank) in enumerate(zip(names, ranks, strict=True), 1)
     )
 
 
@@ -74,6 +77,8 @@ def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -
     output, limit, cut = _cap(drawn.output_tokens, spec.max_tokens)
     draws = Draws(seed)
     tenant, tenants = _tenants(scenario.tenants, drawn, draws)
+    if spec.trace is not None:
+        _refuse(tenant_problem(scenario.slo.targets or (), tenants))
     return replace(
         drawn,
         tenant=tenant,
@@ -85,6 +90,13 @@ def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -
         priority=_priority(scenario.tenants, drawn, tenant, tenants),
         notes=(*drawn.notes, *([f"outputs cut at max_tokens ({spec.max_tokens}): {cut}"] if cut else [])),
     )
+
+
+def _refuse(problem: tuple[int, str, str] | None) -> None:
+    """Refuses a target of the SLO about what does not exist, once the trace's names are known."""
+    if problem is not None:
+        place, key, text = problem
+        raise InputError(f"slo.targets.{place}.{key} {text}")
 
 
 def _names(scenario: Scenario) -> tuple[str, ...]:

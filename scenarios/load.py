@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from loratory.errors import InputError, did_you_mean, several, shortened
 from loratory.scenarios.document import Document, apply_overrides, override, read_document
 from loratory.scenarios.library_index import library_folder, published_folder
+from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.schema import Scenario
 from loratory.scenarios.size_limits import check_keys, check_requests
 from loratory.scenarios.validation_errors import explain
@@ -114,11 +115,11 @@ def find(reference: str | Path) -> Path:
 
 
 def dump(scenario: Scenario, relative_to: Path | None = None) -> str:
-    """The scenario as YAML with every default written out: enough to run it again bit for bit.
+    """The scenario as YAML with every default written out but a plan's: enough to run it again bit for bit.
 
     Files it names are absolute, or relative to the folder ``relative_to``. Loading the text gives an equal scenario.
     """
-    values = scenario.model_dump(exclude_none=True)
+    values = scenario.model_dump(exclude_none=True, exclude={"plan"} if scenario.plan == PlanSpec() else None)
     if relative_to is not None:
         values = _relative(values, relative_to)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=False)

@@ -11,9 +11,11 @@ from loratory.scenarios.adapters_spec import AdaptersSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, CostSpec, RooflineCostSpec, TiersSpec
 from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
+from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
+from loratory.scenarios.slo_targets import BASE, adapter_problem, tenant_problem
 from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.unread_keys import refuse_unread
 from loratory.scenarios.workload_spec import WorkloadSpec, stream_positions
@@ -65,6 +67,7 @@ class Scenario(Section):
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="replicas and router")
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec, description="settings for --on executor")
     slo: SloSpec = Field(default_factory=SloSpec, description="service levels, such as ttft_p99_s: 2.0")
+    plan: PlanSpec = Field(default_factory=PlanSpec, description="settings for `loratory plan`")
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="one run for each seed and policy")
     warmup_s: WarmUpSeconds = Field(
         0.0,
@@ -196,6 +199,24 @@ class Scenario(Section):
         unknown = tenants.unknown(known)
         if unknown is not None:
             _known([unknown[1]], known, "tenant", "tenants", unknown[0])
+        self._check_targets(names, known)
+
+    def _check_targets(self, names: tuple[str, ...], tenants: tuple[str, ...]) -> None:
+        targets = self.slo.targets or []
+        for problem in (
+            adapter_problem(targets, names, self.adapters.rank_of(len(names))),
+            tenant_problem(targets, tenants),
+        ):
+            if problem is not None:
+                place, key, text = problem
+                raise wrong(text, "slo", "targets", place, key)
+        spec, streams = self.adapters, self.workload.streams or []
+        shares = [spec.base_share if s.base_share is None else s.base_share for s in streams] or [spec.base_share]
+        based = bool(not names or self.workload.generator == "vtc" or any(shares))
+        for place, target in enumerate(targets):
+            if target.adapters == BASE and not based:
+                text = "is base, but no request is for the base model: raise adapters.base_share"
+                raise wrong(text, "slo", "targets", place, "adapters")
 
 
 def _check_weights(popularity: PopularitySpec | None, names: tuple[str, ...], *path: str | int) -> None:

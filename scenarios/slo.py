@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from loratory.scenarios.schema_types import Positive, Section, Share
+from pydantic import Field, model_validator
+
+from loratory.scenarios.schema_types import Positive, Section, Share, wrong
+from loratory.scenarios.slo_targets import TargetSpec
 
 Target = Positive | None
 
@@ -42,7 +45,29 @@ class SloSpec(Section):
     queue_p95_s: Target = None
     queue_p99_s: Target = None
     attainment: Share | None = Field(None, description="share of requests that must each meet every limit above")
+    targets: Annotated[list[TargetSpec], Field(min_length=1)] | None = Field(
+        None, description="further targets: any percentile, of one tenant, of a class of adapters, or of the worst"
+    )
 
-    def targets(self) -> dict[str, float]:
-        """The given limits by key, seconds."""
-        return {k: v for k, v in self.model_dump(exclude_none=True).items() if k != "attainment"}
+    @model_validator(mode="after")
+    def _each_once(self) -> SloSpec:
+        seen: dict[tuple[object, ...], str] = {
+            TargetSpec(metric=key.split("_")[0], mark=key.split("_")[1], at_most_s=limit).subject: key
+            for key, limit in self.limits().items()
+        }
+        for place, target in enumerate(self.targets or ()):
+            if target.subject in seen:
+                raise wrong(
+                    f"repeats {seen[target.subject]} with a limit of its own: keep one of them", "targets", place
+                )
+            seen[target.subject] = f"targets.{place}"
+        return self
+
+    def limits(self) -> dict[str, float]:
+        """The given limits on all requests by key, seconds."""
+        return self.model_dump(exclude_none=True, exclude={"attainment", "targets"})
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to meet."""
+        return bool(self.limits() or self.targets)

@@ -95,7 +95,7 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
     )
     none = scenario.adapters.known_count == 0
     yield ("adapters", "base_share"), none, "is not used, because adapters.count is 0: remove it"
-    limits = scenario.slo.targets()
+    limits = scenario.slo.limits()
     yield (
         ("slo", "attainment"),
         not limits,

@@ -227,7 +227,7 @@ class Engine:
         plan = self._build()
         if plan is None:
             if ledger.held:
-                self._release()
+                self._resume()
             # All that could run is preempted or held: vLLM makes such an empty step, too, and it takes no time.
             return None if kept or self._ahead else self.plan(now)
         if self._async:
@@ -240,6 +240,13 @@ class Engine:
         self.ledger.release()
         for sequence in held:
             self._push_finish(sequence)
+
+    def _resume(self) -> None:
+        """The same where no step is made: what engine and backend have noted of their ends still holds."""
+        held = list(self.ledger.held.values())
+        self.ledger.release()
+        for sequence in held:
+            sequence.joins -= 1
 
     def _take_in(self, now: float) -> None:
         """Take in what happened since the last plan."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _MOST = 30
 """Most settings to show; an experiment that changes more is another experiment."""
 
+_NAMES = 30
+"""Columns for the names of metrics beside the numbers of a comparison; longer ones, of SLO targets, are folded."""
+
 
 def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
     """Folders by letter, the settings in which they differ, then a table for each of the others and each policy."""
@@ -34,7 +37,8 @@ def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
         interval = "with 95 % interval" if known else "no interval: one seed"
         say(f"{policy}: {'A' if base != 'A' else other} against {base}, in percent of {base}, {interval}")
         heads = ["metric", "A", other, "difference", "interval"]
-        show(text_table(heads if known else heads[:-1], rows if known else [row[:-1] for row in rows], tight=True))
+        cells = rows if known else [row[:-1] for row in rows]
+        show(text_table(heads if known else heads[:-1], cells, tight=True, first=_NAMES))
     for note in found.unmatched:
         say(f"note: {note}")
 

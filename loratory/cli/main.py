@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 
 from loratory.cli.adapters import app as adapters_app
 from loratory.cli.check_policy import check_policy_command
+from loratory.cli.plan import plan_command
 from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
 from loratory.cli.run import run_command
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run_command)
+app.command("plan")(plan_command)
 app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
 app.command("check-policy")(check_policy_command)

@@ -51,6 +51,9 @@ def run_command(
     unbounded: Annotated[
         bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
     ] = False,
+    regret: Annotated[
+        bool, typer.Option("--regret", help="also run a policy that knows the future, and show how far the others are")
+    ] = False,
     require_slo: Annotated[
         bool, typer.Option("--require-slo", help="exit with code 3 if a policy misses the SLO")
     ] = False,
@@ -61,6 +64,10 @@ def run_command(
         raise InputError(f"--on is {on!r}, which is not a backend: use sim or executor")
     if on == "executor" and (jobs or 1) > 1:
         raise InputError("--jobs needs simulated runs, but --on is executor: remove --jobs")
+    if on == "executor" and regret:
+        raise InputError(
+            "--regret needs simulated runs, because nothing on an executor knows the future: remove --regret, or --on"
+        )
     settings = [*(override or [])]
     if time_scale is not None:
         if on != "executor":
@@ -82,16 +89,18 @@ def run_command(
             decisions=decisions,
             policy_timeout_s=policy_timeout,
             unbounded=unbounded,
+            regret=regret,
             require_slo=require_slo,
             as_json=as_json,
         )
     from loratory.experiment.run import run_scenario
     from loratory.reports.folder import check_target
     from loratory.reports.outcomes import unserved_runs
+    from loratory.reports.target_rows import unmet_words
 
     loaded = load_scenario(scenario, overrides=settings, policies=policy or None, unbounded=unbounded)
     if require_slo:
-        need_slo(loaded.slo.targets())
+        need_slo(loaded.slo)
     target = out or default_target(loaded.name)
     check_target(target)
     # stdout is for results, not for what a policy prints
@@ -105,6 +114,7 @@ def run_command(
                 progress=tell,
                 policy_timeout_s=policy_timeout,
                 source=scenario,
+                regret=regret,
             )
         else:
             from loratory.experiment.execute import execute_scenario
@@ -122,12 +132,14 @@ def run_command(
     else:
         _tell_run(summary, loaded.description, target, require_slo)
     empty = unserved_runs(summary["runs"])
-    missed = [r["policy"] for r in summary["runs"] if r["slo"]["met"] is not True]
+    missed = [run for run in summary["runs"] if run["slo"]["met"] is not True]
     if empty is not None:
         complain(empty)
         return LoratoryError.exit_code
     if require_slo and missed:
-        complain(f"these policies missed the SLO: {several(dict.fromkeys(missed))}")
+        wanted = dict.fromkeys(words for run in missed for words in unmet_words(run))
+        which = f"; targets not met: {several(wanted)}" if wanted else ""
+        complain(f"these policies missed the SLO: {several(dict.fromkeys(run['policy'] for run in missed))}{which}")
         return MISSED_SLO
     return 0
 
@@ -136,6 +148,7 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     from loratory.cli.tables import summary_tables
     from loratory.reports.bottlenecks import advice_of
     from loratory.reports.run_notes import run_notes
+    from loratory.reports.target_rows import target_rows
 
     runs, facts = summary["runs"], summary["setup"]
     if description:
@@ -143,9 +156,13 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     tell_setup(facts)
     for table in summary_tables(summary, width()):
         show(table)
+    for row in target_rows(runs):
+        say(f"SLO: {row.sentence}")
     seeds = facts["seeds"].partition(";")[0]
     if len(seeds.split(",")) > 1:
         say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")
+    if "regret" in summary:
+        _tell_regret(summary)
     for names, text in advice_of(runs):
         whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
         say(f"next{whose}: {text}")
@@ -154,3 +171,16 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     if not required and any(run["slo"]["met"] is False for run in runs):
         say("note: a policy missed the SLO; with --require-slo the exit code is then 3")
     print(f"report: {target / 'report.html'}")
+
+
+def _tell_regret(summary: dict[str, Any]) -> None:
+    from loratory.cli.tables import regret_tables
+    from loratory.reports.regret import regret_notes, regret_sentences
+
+    say("Distance from the possible:")
+    for table in regret_tables(summary, width()):
+        show(table)
+    for text in regret_sentences(summary["regret"]):
+        say(text)
+    for text in regret_notes(summary["policies"], summary["regret"]):
+        say(f"note: {text}")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratory.cli.terminal import say
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.scenarios.slo import SloSpec
 
 MISSED_SLO = 3
 """The exit code where ``--require-slo`` is not met."""
 
 
-def need_slo(targets: Mapping[str, float]) -> None:
+def need_slo(slo: SloSpec) -> None:
     """Raises `InputError` where ``--require-slo`` has nothing to require."""
-    if not targets:
+    if not slo.given:
         raise InputError(
             "--require-slo needs a slo section, but the scenario has none: add one, such as slo: {ttft_p99_s: 2.0}"
         )

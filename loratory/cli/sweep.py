@@ -43,6 +43,7 @@ def sweep_command(
     decisions: bool,
     policy_timeout_s: float,
     unbounded: bool,
+    regret: bool,
     require_slo: bool,
     as_json: bool,
 ) -> int:
@@ -55,12 +56,12 @@ def sweep_command(
     first = sweep.variants[0].scenario
     if require_slo:
         for variant in sweep.variants:
-            need_slo(variant.scenario.slo.targets())
+            need_slo(variant.scenario.slo)
     target = out or default_target(first.name)
     check_target(target)
     with progress("simulating" if on == "sim" else "running") as tell, redirect_stdout(sys.stderr):
         if on == "sim":
-            summary = run_sweep(sweep, target, jobs=jobs, decisions=decisions, progress=tell)
+            summary = run_sweep(sweep, target, jobs=jobs, decisions=decisions, progress=tell, regret=regret)
         else:
             summary = execute_sweep(sweep, target, decisions=decisions, progress=tell, source=scenario)
     if as_json:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loratory.experiment.policy_spec import Description
+from loratory.reports.regret import regret_table
 
 if TYPE_CHECKING:
     from loratory.reproduce.render import Grid
@@ -43,6 +44,19 @@ def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]
     every = [[policy["policy"], *_cells(policy, summary["runs"], measures)] for policy in summary["policies"]]
     if all(cells[1] == "-" for cells in every):
         labels, every = labels[2:], [[cells[0], *cells[3:]] for cells in every]
+    elif all(cells[2] == "-" for cells in every):
+        labels, every = [labels[0], *labels[2:]], [[*cells[:2], *cells[3:]] for cells in every]
+    return _blocks(labels, every, columns)
+
+
+def regret_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]:
+    """The same for what is compared with the clairvoyant, which is the first column; the second is the lower bound."""
+    heads, rows = regret_table(summary["policies"], summary["regret"])
+    return _blocks(heads[1:], rows, columns)
+
+
+def _blocks(labels: list[str], every: list[list[str]], columns: int) -> list[Table]:
+    """Tables with these labels on the left, and one column for each list of cells, of which the first is its name."""
     left = max(map(len, labels))
     blocks: list[list[list[str]]] = []
     free = 0

@@ -43,7 +43,7 @@ def table_width() -> int:
 def say(text: str) -> None:
     """Print a sentence: wrapped in a terminal or to COLUMNS, on one line in a pipe without COLUMNS."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    indent = "  " if text.startswith(("note", "next")) else ""
+    indent = "  " if text.startswith(("note", "next", "SLO")) else ""
     print(
         fill(text, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         if narrow
@@ -67,10 +67,17 @@ def show(thing: Any, whole: bool = False) -> None:
     console.print(thing)
 
 
-def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, tight: bool = False) -> Any:
+def text_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: int = 1,
+    tight: bool = False,
+    first: int | None = None,
+) -> Any:
     """A table of texts; all but the first ``left`` columns are numbers, aligned right and never folded.
 
-    ``tight``: one space between columns instead of three.
+    ``tight``: one space between columns instead of three. ``first``: columns from which on the first cells of rows are
+    folded; by default half of the width.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -80,7 +87,7 @@ def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0) if tight else (0, 1))
     for place, head in enumerate(heads):
         numbers = place >= left
-        least = min(max(map(len, (head, *(row[0] for row in cells)))), width() // 2) if place == 0 else None
+        least = min(max(map(len, (head, *(row[0] for row in cells)))), first or width() // 2) if place == 0 else None
         justify: Any = "right" if numbers else "left"
         table.add_column(Text(head), justify=justify, no_wrap=numbers, overflow="fold", min_width=least)
     for row in cells:

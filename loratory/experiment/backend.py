@@ -11,6 +11,7 @@ from loratory.experiment.resolve import Built
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
+from loratory.serving.events import Handler, Sink
 from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
@@ -31,6 +32,8 @@ class Task:
     decisions: bool
     timeline_events: int
     policy_timeout_s: float = POLICY_TIMEOUT_S
+    regret: bool = False
+    """Whether to compute what no policy can beat (`loratory.experiment.lower_bound`)."""
 
 
 class Backend(Protocol):
@@ -58,21 +61,32 @@ class Simulation:
         self, task: Task, built: Built, workload: Workload, policy: Callable[[], PolicyLike], recorder: Recorder
     ) -> RunEnd:
         """See `Backend`."""
-        scenario = task.scenario
-        return simulate(
-            workload,
-            adapters=built.adapters,
-            config=built.engine,
-            policy=policy,
-            cost=built.cost,
-            replicas=scenario.cluster.replicas,
-            router=router(scenario.cluster.router),
-            sink=recorder.sink,
-            kv_bytes_per_token=built.kv_bytes_per_token,
-            cutoff_s=scenario.workload.cutoff_s,
-            jump=built.noise is None,  # the records of a jump have one mean gap between tokens, which would hide stalls
-            noise=noise_of(built, task.seed),
-        )
+        return simulate_task(task, built, workload, policy, recorder.sink)
+
+
+def simulate_task(
+    task: Task,
+    built: Built,
+    workload: Workload,
+    policy: Callable[[], PolicyLike],
+    sink: Callable[[int], Sink | Handler],
+) -> RunEnd:
+    """Simulate a workload to its end; the events of replica i go to ``sink(i)``."""
+    scenario = task.scenario
+    return simulate(
+        workload,
+        adapters=built.adapters,
+        config=built.engine,
+        policy=policy,
+        cost=built.cost,
+        replicas=scenario.cluster.replicas,
+        router=router(scenario.cluster.router),
+        sink=sink,
+        kv_bytes_per_token=built.kv_bytes_per_token,
+        cutoff_s=scenario.workload.cutoff_s,
+        jump=built.noise is None,  # the records of a jump have one mean gap between tokens, which would hide stalls
+        noise=noise_of(built, task.seed),
+    )
 
 
 def noise_of(built: Built, seed: int) -> Callable[[int], StepNoise] | None:

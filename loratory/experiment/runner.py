@@ -8,15 +8,20 @@ from typing import Any
 
 from loratory.errors import InputError, shortened
 from loratory.experiment.backend import Backend, Simulation, Task
+from loratory.experiment.clairvoyant import CLAIRVOYANT, ClairvoyantFactory
+from loratory.experiment.lower_bound import lower_bound
 from loratory.experiment.notes.advice import advise
 from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.notes.mismatches import lacking, unread, untimed
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.resolve import Built
+from loratory.experiment.slo_targets import slo_targets
 from loratory.experiment.workers import shared
 from loratory.reports.folder import writing
 from loratory.reports.recorder import Recorder
+from loratory.reports.run_columns import RunColumns
 from loratory.reports.run_info import RunInfo
+from loratory.reports.stats import cleaned
 from loratory.reports.summary import RunReport, summarise
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.schema import Scenario
@@ -84,10 +89,11 @@ class Runner:
 
     def __call__(self, share: Share) -> RunReport:
         task = share.task
-        if task.policy not in self._policies:
-            self._policies[task.policy] = policy_factory(task.policy, task.policy_timeout_s)
+        policy = self._policies.get(task.policy)
+        if policy is None and task.policy != CLAIRVOYANT:
+            policy = self._policies[task.policy] = policy_factory(task.policy, task.policy_timeout_s)
         workload = self._workload(task.scenario, task.seed, share.built)
-        return _run(share, workload, self._policies[task.policy], self._backend, self._leavings)
+        return _run(share, workload, policy, self._backend, self._leavings)
 
     def _workload(self, scenario: Scenario, seed: int, built: Built) -> Workload:
         """The workload of a run, from an earlier one if everything that it is drawn from is the same."""
@@ -103,24 +109,32 @@ class Runner:
         return found
 
 
-def _run(share: Share, workload: Workload, policy: PolicyFactory, backend: Backend, leavings: Leavings) -> RunReport:
-    """One policy and seed: run, record, measure."""
+def _run(
+    share: Share, workload: Workload, policy: PolicyFactory | None, backend: Backend, leavings: Leavings
+) -> RunReport:
+    """One policy and seed: run, record, measure. ``policy``: None for the clairvoyant."""
     task, built = share.task, share.built
     if not len(workload):
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
+    make = policy or ClairvoyantFactory(workload, built.cost, built.engine)
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
         with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
-            end = backend.run(task, built, workload, policy, recorder)
-            bound = _bound(task, built, workload, policy)
-        notes = (*lacking(policy, workload), *unread(share.decided_by, workload))
-        info = _info(task, built, workload, backend, end, bound, notes)
-        report = summarise(recorder.close(), info, task.timeline_events)
-    if backend.name == "sim" and task.seed == task.scenario.seeds[0]:
+            end = backend.run(task, built, workload, make, recorder)
+            bound = _bound(task, built, workload, make)
+        notes = () if policy is None else (*lacking(policy, workload), *unread(share.decided_by, workload))
+        info = run_info(task, built, workload, backend, end, bound, notes)
+        records = recorder.close()
+        report = summarise(records, info, task.timeline_events)
+        if task.regret and built.noise is None:
+            columns, open_loop = RunColumns(info, records), workload.concurrency is None and workload.after is None
+            bounds = lower_bound(columns, built.cost, built.engine, built.adapters, open_loop)
+            report.run["lower_bound"] = cleaned(bounds)
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
     return report
 
 
-def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) -> float | None:
+def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory | ClairvoyantFactory) -> float | None:
     """The service gap the policy promises, weighted tokens."""
     engine = built.engine
     promise = members_of(make(), task.policy).bound
@@ -136,15 +150,16 @@ def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory) ->
     return promised(task.policy, promise, limits)
 
 
-def _info(
+def run_info(
     task: Task,
     built: Built,
     workload: Workload,
     backend: Backend,
     end: RunEnd,
-    bound: float | None,
-    notes: Sequence[str],
+    bound: float | None = None,
+    notes: Sequence[str] = (),
 ) -> RunInfo:
+    """What a report needs to know of a run besides its records."""
     scenario, engine = task.scenario, built.engine
     return RunInfo(
         scenario=scenario.name,
@@ -155,7 +170,8 @@ def _info(
         submitted=end.submitted,
         duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
-        slo=_limits_of(scenario),
+        slo=slo_limits(scenario),
+        targets=slo_targets(scenario.slo, built.adapters),
         bound=bound,
         warnings=(
             *workload.notes,
@@ -165,7 +181,7 @@ def _info(
             *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
             *end.notes,
         ),
-        oracle=scenario.workload.max_tokens == "exact",
+        oracle=scenario.workload.max_tokens == "exact" or task.policy == CLAIRVOYANT,
         max_loras=engine.max_loras,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -190,5 +206,6 @@ def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
     }
 
 
-def _limits_of(scenario: Scenario) -> Mapping[str, float]:
-    return scenario.slo.model_dump(exclude_none=True)
+def slo_limits(scenario: Scenario) -> Mapping[str, float]:
+    """The scenario's limits on all requests, with its attainment."""
+    return scenario.slo.model_dump(exclude_none=True, exclude={"targets"})

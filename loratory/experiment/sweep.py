@@ -111,21 +111,24 @@ def run_sweep(
     jobs: int | None = 1,
     decisions: bool = True,
     progress: Progress | None = None,
+    regret: bool = False,
 ) -> dict[str, Any]:
     """Simulate every variant with all its policies and seeds; returns the summary over all (docs/reports.md).
 
     ``out`` is written whole or not at all: the report over all, and in a folder for each variant what a run of it alone
     leaves, byte for byte. ``jobs`` processes share the runs of all variants, None for as many as save time. Seeds are
-    the same in each variant, and equal workloads are built once in each process. Raises as
-    `loratory.experiment.run.run_scenario` does.
+    the same in each variant, and equal workloads are built once in each process. ``regret``, and what is raised: as in
+    `loratory.experiment.run.run_scenario`.
     """
     backend = Simulation()
 
     def results(folder: ResultFolder) -> Iterator[VariantResult]:
         parts = [folder.part(variant.name) for variant in sweep.variants]
+        expected: list[int] = []
         owners, shares = [], []
         for place, (variant, part) in enumerate(zip(sweep.variants, parts, strict=True)):
-            mine = shares_of(variant.prepared, part, decisions)
+            mine = shares_of(variant.prepared, part, decisions, regret)
+            expected.append(len(mine))
             owners += [(place, number) for number in range(len(mine))]
             shares += mine
         reports: list[dict[int, RunReport]] = [{} for _ in sweep.variants]
@@ -137,7 +140,7 @@ def run_sweep(
             reports[owner][number] = report
             if progress is not None:
                 progress(f"{variant.name}, {report.info.policy}", done, len(shares))
-            if len(reports[owner]) == len(variant.scenario.policies) * len(variant.scenario.seeds):
+            if len(reports[owner]) == expected[owner]:
                 own = [reports[owner][number] for number in range(len(reports[owner]))]
                 summary = conclude(variant.prepared, own, parts[owner], backend)
                 reports[owner].clear()  # curves and trace events are written, and would only take memory

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from loratory.errors import LoratoryError
 from loratory.serving.guest_errors import unexpected
@@ -38,31 +39,69 @@ def shared(
 ) -> Iterator[tuple[int, R]]:
     """Call ``function(task)`` for each task, in ``jobs`` processes; yields (place of the task, result) as each is done.
 
-    ``function`` is sent to each process once, so it may keep there what its next task needs too. It must be picklable,
-    and so must tasks and results. The first exception of a call is raised here, and `WorkerDiedError`, with
-    ``name_of(task)``, when a process dies. However this ends, no process is left: each is in a process group of its
-    own, which Ctrl-C in a terminal does not reach, and ends by itself when this process is gone.
+    See `Workers`.
     """
-    lifeline, held = os.pipe()
-    workers: list[_Worker[A, R]] = []
-    try:
-        queue = iter(enumerate(tasks))
-        for _ in range(min(jobs, len(tasks))):
-            workers.append(_Worker(function, lifeline))
-            workers[-1].give(*next(queue))
-        while busy := [worker for worker in workers if worker.place is not None]:
+    with Workers(function, jobs, name_of) as workers:
+        yield from workers.results(tasks)
+
+
+class Workers(Generic[A, R]):
+    """Up to ``jobs`` processes that call ``function(task)``, and are kept from one `results` to the next.
+
+    ``function`` is sent to each process once, so it may keep there what its next task needs too. It must be picklable,
+    and so must tasks and results. ``attempts``: how often a task is
+    tried whose process dies. However ``with`` ends, no process is left: each is in a process group of its own, which
+    Ctrl-C in a terminal does not reach, and ends by itself when this process is gone.
+    """
+
+    def __init__(self, function: Callable[[A], R], jobs: int, name_of: Callable[[A], str], attempts: int = 1) -> None:
+        self._function, self._name_of, self._jobs, self._attempts = function, name_of, jobs, attempts
+        self._lifeline, self._held = os.pipe()
+        self._workers: list[_Worker[A, R]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._held)
+        os.close(self._lifeline)
+        for worker in self._workers:
+            worker.end()
+
+    def results(self, tasks: Sequence[A]) -> Iterator[tuple[int, R]]:
+        """(place of the task, result) of each task as it is done.
+
+        The first exception of a call is raised here, and `WorkerDiedError`, with the task's name, when a process dies.
+        """
+        for _ in range(min(self._jobs, len(tasks)) - len(self._workers)):
+            self._workers.append(_Worker(self._function, self._lifeline))
+        queue = deque(enumerate(tasks))
+        tried = [0] * len(tasks)
+        self._give(queue)
+        while busy := [worker for worker in self._workers if worker.place is not None]:
             for ready in wait([worker.connection for worker in busy]):
                 worker = next(one for one in busy if one.connection is ready)
-                answer = worker.answer(name_of)
-                following = next(queue, None)
-                if following is not None:
-                    worker.give(*following)
-                yield answer
-    finally:
-        os.close(held)
-        os.close(lifeline)
-        for worker in workers:
-            worker.end()
+                place = worker.place
+                assert place is not None
+                answer = None
+                try:
+                    answer = worker.answer(self._name_of)
+                except WorkerDiedError:
+                    tried[place] += 1
+                    if tried[place] >= self._attempts:
+                        raise
+                    worker.end()
+                    self._workers[self._workers.index(worker)] = _Worker(self._function, self._lifeline)
+                    queue.appendleft((place, tasks[place]))
+                self._give(queue)
+                if answer is not None:
+                    yield answer
+
+    def _give(self, queue: deque[tuple[int, A]]) -> None:
+        """Let idle processes work on what is next."""
+        for worker in self._workers:
+            if worker.place is None and queue:
+                worker.give(*queue.popleft())
 
 
 class _Worker(Generic[A, R]):
@@ -82,7 +121,7 @@ class _Worker(Generic[A, R]):
                 process_group=0,
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
-        with suppress(OSError):
+        with suppress(OSError):  # it has died: `answer` reports that
             self.connection.send(function)
         self._task: A | None = None
         self.place: int | None = None

@@ -152,6 +152,10 @@ def test_fewer_replicas_are_advised_only_where_their_slots_suffice_and_the_slo_h
     assert _run(*FLEET, slo, "cluster.replicas=1")["slo"]["met"] is False
     tight = _run(*FLEET, slo)["slo"]["values"]["tpot_p99_s"] * 1.02
     assert _run(*FLEET, f"slo={{tpot_p99_s: {tight}}}")["advice"] == []
+    target = f"{{metric: tpot, mark: p99, at_most_s: {tight}, over_tenants: p99}}"
+    assert _run(*FLEET, f"slo.targets=[{target}]")["advice"] == []
+    loose = "{metric: tpot, mark: p99, at_most_s: 9, over_tenants: p99}"
+    assert _run(*FLEET, f"slo.targets=[{loose}]")["advice"] != []
 
 
 @pytest.mark.parametrize(("held", "was"), [(3, "1 of the 4 slots was"), (2, "2 of the 4 slots were")])

@@ -390,3 +390,28 @@ def test_nothing_is_cut_in_80_columns(small: Path, tmp_path: Path) -> None:
     assert "engine.max_loras" in done.stdout and "workload.arrivals.gamma.cv" in done.stdout
     assert "throughput.output_tokens_per_s" in done.stdout and "settings: no difference" not in done.stdout
     assert "settings: no difference" in loratory("compare", a, a).stdout
+
+
+TARGETS = (
+    "slo={targets: [{metric: ttft, mark: p95, at_most_s: 0.0001, tenant: each}, "
+    "{attainment: 0.5, e2e_s: 1000, adapters: each}]}"
+)
+
+
+def test_targets_alone_are_an_slo_and_are_shown_in_words(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loratory", "run", str(small), "--set", TARGETS, "--require-slo"]
+    runs = [tmp_path / name for name in "ab"]
+    for folder in runs:
+        done = subprocess.run(
+            [*command, "--out", str(folder)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+        )
+        assert done.returncode == 3
+        words = " ".join(done.stdout.split())
+        assert "SLO: TTFT p95 of each tenant at most 100 µs: missed under" in words and "worst: " in words
+        assert "SLO: 50 % of requests of each adapter within end-to-end 1,000 s: met under" in words
+        assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith("report: "))
+        assert "targets not met: TTFT p95 of each tenant at most 100 µs" in done.stderr
+    page = (runs[0] / "report.html").read_text()
+    assert "SLO targets, per policy" in page and "TTFT p95 of each tenant at most 100 µs (it is" in page
+    compared = loratory("compare", *runs)
+    assert "ttft_p95_s of each tenant" in compared.stdout

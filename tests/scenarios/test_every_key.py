@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from every_key import BASE, EXECUTOR, KERNELS, KEYS, LINEAR, TOLD
+from every_key import BASE, EXECUTOR, KERNELS, KEYS, TOLD, TOLD_WITH
 
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.record import Registration
@@ -134,7 +134,7 @@ def told(folder: Path, overrides: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize(("path", "key"), [(path, key) for path, keys in TOLD.items() for key in keys])
 def test_a_key_changes_what_a_result_tells(folder: Path, path: str, key: str) -> None:
-    given = {"slo": ("slo.e2e_p90_s=9",), "cost (kind: linear)": LINEAR}.get(path, ())
-    where = path.split(" ")[0]
+    given = TOLD_WITH.get(f"{path}.{key}", TOLD_WITH.get(path, ()))
+    where = path.split(" ")[0].replace("[]", ".0")
     setting = f"{where}.{key}={TOLD[path][key]}" if where else f"{key}={TOLD[path][key]}"
     assert told(folder, given) != told(folder, (*given, setting))

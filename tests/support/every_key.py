@@ -308,9 +308,27 @@ TOLD: dict[str, dict[str, str]] = {
         for metric in ("ttft", "tpot", "itl", "e2e", "queue")
         for statistic in ("mean", "p50", "p90", "p95", "p99")
     }
-    | {"attainment": "0.5"},
-}
+    | {"attainment": "0.5", "targets": "[{metric: ttft, mark: p95, at_most_s: 9, tenant: each}]"},
+    "slo.targets[]": {
+        "metric": "e2e", "mark": "p90", "at_most_s": "0.01", "attainment": "0.9", "ttft_s": "0.01", "tpot_s": "0.01",
+        "e2e_s": "0.01", "queue_s": "0.01", "tenant": "adapter-000", "adapters": "[adapter-001]",
+        "over_adapters": "p95", "over_tenants": "max",
+    },
+    "slo.targets[].adapters": {"ranks": "[8]"},
+}  # fmt: skip
 """Keys of which not the run but its result tells: the summary or a file beside it."""
+
+SHARE = ("slo.targets=[{attainment: 0.5, ttft_s: 9}]",)
+TOLD_WITH: dict[str, tuple[str, ...]] = {
+    "slo": ("slo.e2e_p90_s=9",),
+    "cost (kind: linear)": LINEAR,
+    "slo.targets[]": ("slo.targets=[{metric: ttft, mark: p95, at_most_s: 9}]",),
+    "slo.targets[].adapters": (
+        "adapters.ranks=[8, 16]",
+        "slo.targets=[{metric: ttft, mark: p95, at_most_s: 9, adapters: {ranks: [16]}}]",
+    ),
+} | {f"slo.targets[].{key}": SHARE for key in ("attainment", "ttft_s", "tpot_s", "e2e_s", "queue_s")}
+"""What both results have for a section or a key of `TOLD`."""
 
 EXECUTOR = {"checkpoint": "no/such", "dtype": "float32", "device": "cpu", "threads": "1", "time_scale": "2"}
 """Keys that only ``--on executor`` reads (docs/scenarios.md says so); tests/loratory/test_execute.py runs them."""

@@ -9,6 +9,7 @@ from typing import Any
 from loratory.errors import InputError
 from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.resolve import Built, build
+from loratory.reports.slo import further_targets
 from loratory.scenarios.schema import Scenario
 from loratory.serving.workload import Workload
 
@@ -199,7 +200,12 @@ class _Adviser:
             for key, limit in (slo["limits"] or {}).items()
             if key in slo["values"] and key.endswith("_s")
         )
-        return not (full or slow)
+        # How a share of requests would change, its value does not tell.
+        late = any(
+            target["unit"] == "share" or target["value"] is None or target["value"] * factor > target["limit"]
+            for target in further_targets(slo)
+        )
+        return not (full or slow or late)
 
     def unused_slots(self) -> str:
         """Slots that no adapter ever held take memory from the KV cache."""

@@ -10,6 +10,7 @@ from typing import Any
 from loratory.errors import several, shortened
 from loratory.experiment.prepare import Prepared
 from loratory.experiment.resolve import Built
+from loratory.experiment.slo_targets import slo_targets
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
 from loratory.sim.noise import NoiseOptions
@@ -40,7 +41,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
         "memory": phrase(scenario.memory.model_dump(exclude_none=True)),
         "storage tiers": phrase(scenario.tiers.model_dump(exclude_none=True, exclude_defaults=True)),
         "policies": "; ".join(policy_words(spec, factory.settings) for spec, factory in prepared.policies.items()),
-        "SLO": phrase(scenario.slo.model_dump(exclude_none=True)) or "none",
+        "SLO": _slo(scenario, built),
         "seeds": ", ".join(map(str, scenario.seeds)) + f"; warmup_s {phrase(scenario.warmup_s)}",
         "version": f"Loratory {version('loratory')}",
     }
@@ -132,6 +133,11 @@ def _cost(scenario: Scenario, built: Built) -> str:
     given = scenario.cost.model_dump(exclude_none=True, exclude_defaults=True, exclude=told)
     own = "" if scenario.cost.kind == "linear" else phrase(given)
     return shortened(built.cost.source, 200) + (f"; with {own}" if own else "")
+
+
+def _slo(scenario: Scenario, built: Built) -> str:
+    limits = phrase(scenario.slo.model_dump(exclude_none=True, exclude={"targets"}))
+    return "; ".join(filter(None, [limits, *(t.words for t in slo_targets(scenario.slo, built.adapters))])) or "none"
 
 
 def _adapters(scenario: Scenario, built: Built) -> str:

@@ -1,0 +1,147 @@
+"""plan: the ``loratory plan`` command."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loratory.cli.terminal import Json, dump, progress, say, show, table_width, text_table
+
+MISSED = 3
+"""Exit code where the SLO cannot be met, and it was required."""
+
+_ROWS = 12
+"""Candidates that the terminal shows."""
+
+
+def plan_command(
+    scenario: Annotated[str, typer.Argument(help="a scenario file, or the name of a library scenario")],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="set a key of the scenario, such as plan.ask=capacity; may be repeated"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder; by default results/NAME-plan")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="number of processes; by default the machine's cores")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="run on Ray: auto, or the address of a cluster's head node")
+    ] = None,
+    unbounded: Annotated[
+        bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
+    ] = False,
+    require_slo: Annotated[
+        bool, typer.Option("--require-slo", help="exit with code 3 if no candidate meets the SLO")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Find how many GPUs, which settings, policy and router meet the SLO of a scenario.
+
+    The scenario's plan section says what to ask (fleet, capacity, settings, sensitivity), what to try, and prices; each
+    key has a default. The folder gets plan.html, plan.json and best.yaml. A plan that was interrupted goes on.
+    """
+    from loratory.errors import InputError
+    from loratory.experiment.cores import usable_cores
+    from loratory.plan.run import PAGE, plan_scenario
+    from loratory.plan.space import Base
+    from loratory.scenarios.load import find, load_scenario
+
+    if ray is not None and jobs is not None:
+        raise InputError("--jobs is for processes of this machine, but --ray is given: remove one of them")
+    loaded = load_scenario(scenario, override or (), unbounded=unbounded)
+    path = find(scenario)
+    base = Base(loaded, path.read_text(encoding="utf-8"), scenario, path.parent, tuple(override or ()), unbounded)
+    target = out or Path("results") / f"{_slug(loaded.name)}-plan"
+    with progress("planning") as tell, redirect_stdout(sys.stderr):
+        found = plan_scenario(base, target, jobs=jobs or usable_cores(), ray=ray, progress=tell)
+    if as_json:
+        dump(found)
+    else:
+        _tell(found)
+        print(f"report: {target / PAGE}")
+    return MISSED if require_slo and found["verdict"] != "met" else 0
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "scenario"
+
+
+def _tell(found: dict[str, Any]) -> None:
+    """The verdict first, then the candidates, what was discarded, and the flags."""
+    say(found["answer"])
+    say(f"{found['question']}")
+    _tell_candidates(found)
+    by: dict[str, int] = {}
+    for each in found["discarded"]:
+        by[each["by"]] = by.get(each["by"], 0) + 1
+    if by:
+        counts = ", ".join(f"{count} by {what}" for what, count in by.items())
+        say(f"not simulated: {counts}; such as {found['discarded'][0]['label']}: {found['discarded'][0]['reason']}")
+    for each in found["sensitivity"]:
+        say(f"{each['factor']}: {_growth(each)}")
+    for name in ("vllm", "sglang", "loratory"):
+        if text := found["flags"].get(name):
+            print(f"{name}: {text}")
+    for note in (*found["notes"], *found["flags"].get("notes", ())):
+        say(f"note: {note}")
+    say(
+        f"{found['runs']:,} runs, {found['requests_simulated']:,} requests, {found['cpu_s']:.1f} CPU seconds; "
+        f"known error: {found['setup'].get('known error', 'none')}"
+    )
+
+
+def _tell_candidates(found: dict[str, Any]) -> None:
+    names = [target["name"] for target in found["slo"]][:2] or ["ttft_p99_s"]
+    rank = {"met": 0, "too_close": 1, "missed": 2}
+    ordered = sorted(found["candidates"], key=lambda each: (rank[each["verdict"]], _cost(each), -each["load"]))
+    if not ordered:
+        return
+    priced = any(each["price_per_hour"] is not None for each in ordered)
+    heads = ["candidate", *(["load"] if any(each["load"] != 1 for each in ordered) else []), *names, "SLO"]
+    heads += ["an hour"] if priced else []
+    rows = []
+    for each in ordered[:_ROWS]:
+        row = [each["label"]]
+        if "load" in heads:
+            row.append(f"{each['load']:.3g}")
+        row += [_value(each["metrics"].get(name), name) for name in names]
+        row.append(each["verdict"].replace("_", " "))
+        if priced:
+            row.append("" if each["price_per_hour"] is None else f"{each['price_per_hour']:.2f}")
+        rows.append(row)
+    show(text_table(heads, rows, tight=table_width() <= 100))
+    if (more := len(ordered) - len(rows)) > 0:
+        say(f"{more} more candidates are in plan.json")
+
+
+def _cost(each: dict[str, Any]) -> float:
+    return float(each["gpus"] if each["price_per_hour"] is None else each["price_per_hour"])
+
+
+def _value(metric: dict[str, Any] | None, name: str) -> str:
+    from loratory.reports.number_text import count, percent, seconds
+
+    if metric is None:
+        return "-"
+    if metric["mean"] is None:
+        return f"> {seconds(metric['at_least'])}" if "at_least" in metric and "attainment" not in name else "-"
+    if "attainment" in name or "share" in name or "rate" in name:
+        return percent(metric["mean"])
+    return seconds(metric["mean"]) if "_s" in name and "per_s" not in name else count(metric["mean"])
+
+
+def _growth(each: dict[str, Any]) -> str:
+    """``holds to 1.5 times, breaks at 2 times: ttft_p99_s``."""
+    if not each["points"]:
+        return f"not varied: {each['note']}"
+    parts = []
+    if each["holds_to"] is not None:
+        parts.append(f"holds to {each['holds_to']:.3g}")
+    if each["breaks_at"] is not None:
+        parts.append(f"breaks at {each['breaks_at']:.3g}")
+    said = f"{', '.join(parts)} ({each['unit']}; now {each['now']:.3g})"
+    return said + (f": {each['breaks_first']}" if each["breaks_first"] else f"; {each['note']}" if each["note"] else "")

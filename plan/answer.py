@@ -1,0 +1,300 @@
+"""answer: what a plan found, as plan.json and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loratory import __version__
+from loratory.plan.candidate import Candidate
+from loratory.plan.details import Details
+from loratory.plan.evaluate import built_of, workload_of
+from loratory.plan.fleet import too_close_words
+from loratory.plan.growth import requests_per_s
+from loratory.plan.lab import Lab
+from loratory.plan.outcome import Curve, Discarded, Growth, Outcome, Tried
+from loratory.plan.space import Base
+from loratory.plan.verdict import Estimate, Judgement
+from loratory.reports.number_text import count, seconds
+from loratory.reports.slo_target import SloTarget, value_words
+from loratory.reports.stats import cleaned
+from loratory.scenarios.plan_spec import PlanSpec
+
+QUESTIONS = {
+    "fleet": "the cheapest fleet that meets the SLO",
+    "capacity": "the largest {grow} that meets the SLO",
+    "settings": "the settings with {goal}",
+    "sensitivity": "what breaks first when the load grows",
+}
+
+ENGINE_KEYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
+"""Engine settings that a best candidate always names."""
+
+
+def answer(
+    base: Base, lab: Lab, outcome: Outcome, around: Details, goal: str, setup: Mapping[str, str]
+) -> dict[str, Any]:
+    """The plan as plain values (docs/planning.md has the keys); floats are rounded to nine digits.
+
+    ``goal``: of a plan that asks for settings, in words. ``setup``: facts of the scenario, by label.
+    """
+    scenario, spec = base.scenario, base.scenario.plan
+    ids = {id(tried): index for index, tried in enumerate(outcome.tried)}
+    best = outcome.best
+    verdict = "met" if best is not None else "too_close" if outcome.too_close else "missed"
+    if not lab.targets and best is not None:
+        verdict = "met"
+    question = QUESTIONS[spec.ask].format(
+        grow="number of adapters" if spec.grow == "adapters" else "traffic", goal=goal
+    )
+    found = {
+        "loratory": __version__,
+        "name": scenario.name,
+        "ask": spec.ask,
+        "question": f"{question}: {slo_words(lab.targets)}" if lab.targets else question,
+        "answer": _sentence(base, lab, outcome, goal),
+        "currency": spec.currency if spec.prices else None,
+        "verdict": verdict,
+        "feasible": {"met": True, "missed": False}.get(verdict),
+        "binding": outcome.binding,
+        "slo": [
+            {"name": each.name, "words": each.words, "limit": each.limit, "sense": each.sense} for each in lab.targets
+        ],
+        "workload": _workload(base, lab),
+        "setup": dict(setup),
+        "best": None if best is None else _best(best, outcome, ids, spec),
+        "candidates": [_candidate(index, tried, spec) for index, tried in enumerate(outcome.tried)],
+        "discarded": [_discarded(each) for each in outcome.discarded],
+        "curves": [_curve(each) for each in (*outcome.curves, *([around.curve] if around.curve else []))],
+        "heat": _heat(around, lab),
+        "sensitivity": [_growth(each) for each in (*outcome.growth, *around.growth)],
+        "what_if": [
+            {"label": words, "verdict": tried.judgement.verdict, "metrics": metrics_of(tried.judgement)}
+            for words, tried in around.what_if
+        ],
+        "regret": None,
+        "notes": [*outcome.notes, *_notes(base, lab, outcome)],
+        "seeds": list(lab.seeds[: max((tried.judgement.seeds for tried in outcome.tried), default=lab.first)]),
+        **lab.facts,
+    }
+    result: dict[str, Any] = cleaned(found)
+    return result
+
+
+def slo_words(targets: Sequence[SloTarget]) -> str:
+    """``TTFT p99 at most 2 s, TPOT p99 at most 50 ms``."""
+    return ", ".join(target.words for target in targets)
+
+
+def metrics_of(judgement: Judgement) -> dict[str, Any]:
+    """The metrics of plan.json."""
+    return {name: estimate.as_dict() for name, estimate in judgement.metrics.items()}
+
+
+def _workload(base: Base, lab: Lab) -> dict[str, Any]:
+    built = built_of(base.scenario)
+    workload = workload_of(base.scenario, lab.seeds[0], built)
+    last = float(workload.arrival[-1]) if len(workload) else 0.0
+    return {
+        "requests_per_s": requests_per_s(base.scenario, len(workload), last),
+        "requests": len(workload),
+        "adapters": len(built.adapters),
+        "duration_s": base.scenario.workload.duration_s or last,
+    }
+
+
+def _best(best: Tried, outcome: Outcome, ids: Mapping[int, int], spec: PlanSpec) -> dict[str, Any]:
+    candidate = best.candidate
+    engine = candidate.scenario.engine
+    chosen = {key.removeprefix("engine."): value for key, value in candidate.settings if key.startswith("engine.")}
+    place = next((index for index, tried in enumerate(outcome.tried) if _same(tried, best)), None)
+    return {
+        "candidate": ids.get(id(best), place),
+        "replicas": candidate.replicas,
+        "gpu": candidate.scenario.gpu,
+        "gpus": candidate.gpus,
+        "engine": {key: getattr(engine, key) for key in ENGINE_KEYS} | chosen,
+        "policy": candidate.policy,
+        "router": candidate.scenario.cluster.router if candidate.replicas > 1 else None,
+        "load": candidate.load,
+        "price_per_hour": candidate.price_per_hour(spec.prices),
+        "currency": spec.currency if spec.prices else None,
+        "metrics": metrics_of(best.judgement),
+    }
+
+
+def _same(one: Tried, other: Tried) -> bool:
+    return one.candidate is other.candidate or (
+        one.candidate.scenario == other.candidate.scenario and one.candidate.policy == other.candidate.policy
+    )
+
+
+def _candidate(index: int, tried: Tried, spec: PlanSpec) -> dict[str, Any]:
+    candidate, judgement = tried.candidate, tried.judgement
+    return {
+        "id": index,
+        "set": candidate.chosen,
+        "label": candidate.label,
+        "replicas": candidate.replicas,
+        "gpus": candidate.gpus,
+        "gpu": candidate.scenario.gpu,
+        "policy": candidate.policy,
+        "router": candidate.scenario.cluster.router if candidate.replicas > 1 else None,
+        "price_per_hour": candidate.price_per_hour(spec.prices),
+        "load": candidate.load,
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "first_missed": judgement.first_missed,
+        "seeds": judgement.seeds,
+        "stopped_early": judgement.stopped,
+        "more_seeds": judgement.more_seeds,
+        "metrics": metrics_of(judgement),
+    }
+
+
+def _discarded(each: Discarded) -> dict[str, Any]:
+    return {"label": each.label, "set": each.settings, "by": each.by, "reason": each.reason}
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    return {
+        "label": curve.label,
+        "x": curve.x,
+        "largest": curve.largest,
+        "missed_at": curve.missed_at,
+        "points": [_point(x, tried) for x, tried in curve.points],
+    }
+
+
+def _point(x: float, tried: Tried) -> dict[str, Any]:
+    return {"x": x, "verdict": tried.judgement.verdict, "metrics": metrics_of(tried.judgement)}
+
+
+def _heat(around: Details, lab: Lab) -> dict[str, Any] | None:
+    heat = around.heat
+    if heat is None:
+        return None
+    return {
+        "x": "engine.max_loras",
+        "y": "adapters",
+        "xs": heat.xs,
+        "ys": heat.ys,
+        "metric": lab.targets[0].name if lab.targets else "ttft_p99_s",
+        "cells": [
+            [
+                None if tried is None else {"verdict": tried.judgement.verdict, "metrics": metrics_of(tried.judgement)}
+                for tried in row
+            ]
+            for row in heat.cells
+        ],
+    }
+
+
+def _growth(each: Growth) -> dict[str, Any]:
+    return {
+        "factor": each.factor,
+        "now": each.now,
+        "holds_to": each.holds_to,
+        "breaks_at": each.breaks_at,
+        "unit": each.unit,
+        "breaks_first": each.breaks_first,
+        "note": each.note,
+        "points": [_point(x, tried) for x, tried in each.points],
+    }
+
+
+def _notes(base: Base, lab: Lab, outcome: Outcome) -> list[str]:
+    notes = []
+    best = outcome.best
+    if best is not None and best.judgement.unsteady:
+        notes.append(
+            f"in {best.judgement.unsteady} of {best.judgement.seeds} runs of the best candidate the number of requests "
+            "in the system had not settled: the SLO is met for this length of traffic, and may not be for a longer one"
+        )
+    if best is not None and best.judgement.seeds == 1:
+        drawn = "nothing in this scenario is drawn" if lab.most > 1 else "plan.seeds allows one"
+        notes.append(f"each candidate ran with one seed, as {drawn}: there are no intervals")
+    if base.scenario.plan.ask in ("fleet", "capacity") and outcome.tried:
+        notes.append(
+            "more replicas are taken to be no worse, and more load to be no better: values between were bisected"
+        )
+    return notes
+
+
+def _sentence(base: Base, lab: Lab, outcome: Outcome, goal: str) -> str:
+    """The answer in one sentence."""
+    spec, best = base.scenario.plan, outcome.best
+    if best is None:
+        return _without(lab, outcome)
+    candidate, judgement = best.candidate, best.judgement
+    values = [
+        _value(judgement.metrics[target.name], target) for target in lab.targets if target.name in judgement.metrics
+    ]
+    load = _load_words(best, lab)
+    price = candidate.price_per_hour(spec.prices)
+    money = "" if price is None else f", {price:,.2f} {spec.currency or ''}".rstrip() + " an hour"
+    said = f"{candidate.label}: {', '.join(values) or _metric_words(judgement, goal)} at {load}{money}"
+    if spec.ask == "fleet" and (lost := _cheaper(outcome, best, spec)):
+        said += f"; {lost}"
+    if spec.ask == "capacity" and outcome.curves:
+        curve = max(outcome.curves, key=lambda each: each.largest or 0.0)
+        if curve.missed_at is not None:
+            said += (
+                f"; missed at {count(curve.missed_at)}{' adapters' if curve.x == 'adapters' else ''}: {outcome.binding}"
+            )
+    if spec.ask == "sensitivity" and outcome.binding:
+        said += f"; {outcome.binding}"
+    return said
+
+
+def _without(lab: Lab, outcome: Outcome) -> str:
+    if outcome.too_close and outcome.nearest is not None:
+        return f"{outcome.nearest.candidate.label}: {too_close_words(outcome.nearest.judgement)}"
+    near = "" if outcome.nearest is None else f"; nearest is {outcome.nearest.candidate.label}"
+    return f"no candidate meets the SLO: {outcome.binding or 'none can run'}{near}"
+
+
+def _value(estimate: Estimate, target: SloTarget) -> str:
+    """``TTFT p99 1.4 s [1.2, 1.6]``."""
+    said = f"{target.label} {value_words(estimate.mean, target.unit)}"
+    if estimate.low is None or estimate.high is None:
+        return said
+    return f"{said} [{value_words(max(0.0, estimate.low), target.unit)}, {value_words(estimate.high, target.unit)}]"
+
+
+def _metric_words(judgement: Judgement, goal: str) -> str:
+    name = goal.rpartition(" ")[2]
+    value = judgement.value(name) if name in judgement.metrics else judgement.value("ttft_p99_s")
+    label = name if name in judgement.metrics else "ttft_p99_s"
+    return f"{label} {seconds(value) if label.endswith('_s') and 'per_s' not in label else count(value)}"
+
+
+def _load_words(best: Tried, lab: Lab) -> str:
+    scenario = best.candidate.scenario
+    built = built_of(scenario)
+    workload = workload_of(scenario, lab.seeds[0], built)
+    adapters = f" over {len(built.adapters):,} adapters" if built.adapters else ""
+    if workload.concurrency is not None:
+        return f"{workload.concurrency:,} clients{adapters}"
+    last = float(workload.arrival[-1]) if len(workload) else 0.0
+    return f"{count(requests_per_s(scenario, len(workload), last))} requests/s{adapters}"
+
+
+def _cheaper(outcome: Outcome, best: Tried, spec: PlanSpec) -> str:
+    """Why a fleet that is one replica smaller does not do: ``1 fails: TTFT p99 ...``."""
+    fewer = [
+        tried
+        for tried in outcome.tried
+        if tried.candidate.replicas == best.candidate.replicas - 1
+        and tried.candidate.scenario.gpu == best.candidate.scenario.gpu
+    ]
+    same = [tried for tried in fewer if _without_size(tried.candidate) == _without_size(best.candidate)] or fewer
+    if same:
+        nearest = min(same, key=lambda tried: tried.judgement.margin)
+        verb = "fails" if nearest.judgement.verdict == "missed" else "is too close to call"
+        return f"{nearest.candidate.replicas} {verb}: {nearest.judgement.reason}"
+    return ""
+
+
+def _without_size(candidate: Candidate) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in candidate.settings if key not in ("cluster.replicas", "cluster.router")]

@@ -1,0 +1,160 @@
+"""flags: commands to paste that start the planned engine in vLLM, SGLang and Loratory, and what they leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.resolve import Built
+from loratory.plan.command_text import CommandText, hub_name, model_argument, model_note
+from loratory.plan.sglang_flags import SGLANG_VERSION, sglang_command, sglang_command_notes
+from loratory.plan.vllm_flags import VLLM_VERSION, vllm_command, vllm_command_notes
+from loratory.scenarios.schema import Scenario
+from loratory.serving.engine_presets import DEFAULT_PRESET
+
+_ROUTERS: Mapping[str, str] = {
+    "round_robin": "any load balancer that takes the replicas in turn",
+    "least_loaded": "a load balancer that counts connections, such as nginx with least_conn",
+    "lora_affinity": (
+        "the LoRA affinity of llm-d and the Gateway API Inference Extension comes nearest; the routers of SGLang and "
+        "vLLM (cache_aware) follow prompts that share a prefix, not adapters"
+    ),
+    "rendezvous": (
+        "a load balancer that hashes the adapter's name, such as nginx with hash and consistent, or vLLM's production "
+        "stack with --routing-logic session and the adapter's name as the key"
+    ),
+}
+
+
+def flags(scenario: Scenario, built: Built) -> dict[str, Any]:
+    """``vllm``, ``sglang`` and ``loratory``: one command each, for one replica; ``notes``: sentences on them.
+
+    ``scenario`` is a candidate of a plan, with one policy; ``built`` is what `resolve.build` makes of it. The commands
+    are quoted for a POSIX shell. The notes name what the servers do otherwise than planned.
+    """
+    factory = policy_factory(scenario.policies[0])
+    # A spec such as my_file.py:Fifo is no policy of ours, whatever its class is called.
+    name = factory.spec.partition(":")[0]
+    settings = factory.settings
+    return {
+        "vllm": vllm_command(scenario, built, settings if name == "priority" else None),
+        "sglang": sglang_command(scenario, built, name, settings),
+        "loratory": _loratory(scenario, built),
+        "notes": [
+            *_fleet_notes(scenario),
+            *_policy_notes(factory.spec, name, settings),
+            *_engine_notes(scenario, built, settings),
+            *vllm_command_notes(built),
+            *sglang_command_notes(scenario, built),
+            *_start_notes(scenario, built),
+        ],
+    }
+
+
+def _checkpoint(scenario: Scenario, built: Built) -> str:
+    return scenario.executor.checkpoint or model_argument(scenario, built.model)
+
+
+def _loratory(scenario: Scenario, built: Built) -> str:
+    engine = built.engine
+    command = CommandText("loratory", "serve", _checkpoint(scenario, built))
+    command.add("--policy", scenario.policies[0])
+    if built.adapters:
+        command.add("--max-loras", engine.max_loras)
+        command.add("--max-cpu-loras", engine.host_slots)
+        command.add("--max-lora-rank", engine.max_lora_rank)
+    command.add("--max-num-seqs", engine.max_num_seqs)
+    command.add("--max-num-batched-tokens", engine.max_num_batched_tokens)
+    return command.text
+
+
+def _fleet_notes(scenario: Scenario) -> list[str]:
+    cluster, width = scenario.cluster, scenario.engine.tensor_parallel_size
+    notes = []
+    if cluster.replicas > 1:
+        gpus = "GPU" if width == 1 else f"{width} GPUs"
+        notes.append(
+            f"The plan has {cluster.replicas} replicas: run a command {cluster.replicas} times, each with its own "
+            f"{gpus} and port."
+        )
+        advice = _ROUTERS.get(cluster.router, "put it in front of the replicas")
+        notes.append(f"The router is {cluster.router}, which none of the commands starts: {advice}.")
+    return notes
+
+
+def _policy_notes(spec: str, name: str, settings: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if name == "fifo":
+        if settings["strict"]:
+            notes.append(
+                "vLLM and SGLang pass over a request whose adapter finds no slot; fifo:strict=true waits for it."
+            )
+    elif name == "priority":
+        if settings["aging_s"]:
+            notes.append(
+                "vLLM and SGLang have priorities without ageing (aging_s), so a low priority can wait for ever there."
+            )
+    elif name == "drain":
+        notes.append("vLLM has no counterpart of drain and serves first come, first served; SGLang's command drains.")
+    else:
+        notes.append(
+            f"The policy {spec} exists in neither vLLM nor SGLang, which serve first come, first served, or by "
+            "priority: the plan's figures hold with this policy, and may not without it."
+        )
+    if settings.get("prefetch"):
+        notes.append("vLLM and SGLang do not prefetch the adapters of waiting requests.")
+    if settings.get("reserve"):
+        notes.append("vLLM and SGLang do not reserve KV blocks for a request's whole output (reserve=true).")
+    return notes
+
+
+def _engine_notes(scenario: Scenario, built: Built, settings: Mapping[str, Any]) -> list[str]:
+    engine, notes = built.engine, []
+    if engine.preset != DEFAULT_PRESET:
+        notes.append(
+            f"The plan models {engine.modelled.title}: the commands bring vLLM {VLLM_VERSION} and SGLang "
+            f"{SGLANG_VERSION} as near to it as their options allow."
+        )
+    evict = settings.get("evict", "lru")
+    eviction = engine.eviction if evict == "lru" else evict
+    if built.adapters and eviction != "lru":
+        other = "SGLang has it as well" if eviction == engine.eviction == "fifo" else "so does SGLang by default"
+        notes.append(f"The plan evicts adapters by {eviction}, and vLLM evicts the least recently used; {other}.")
+    if engine.adapter_loading == "async":
+        notes.append("vLLM has no adapter_loading async: a step of its waits for the adapter that it loads.")
+    if engine.memory == "unified":
+        notes.append(
+            "vLLM and SGLang have no unified memory: they reserve adapter slots, which leaves less for the KV cache."
+        )
+    if engine.batching == "separate":
+        notes.append("vLLM does not batch prefill apart from decode (batching separate); SGLang's command does.")
+    if scenario.engine.num_gpu_blocks is not None:
+        notes.append(
+            f"The plan sets engine.num_gpu_blocks to {scenario.engine.num_gpu_blocks:,} instead of computing it: the "
+            "commands override what vLLM and SGLang would measure."
+        )
+    if scenario.adapters.pinned:
+        notes.append(
+            "The plan pins adapters: SGLang does so with pinned in the JSON form of --lora-paths, vLLM has no option "
+            "for it."
+        )
+    if not scenario.workload.prefix_cache:
+        notes.append(
+            "The plan counts no prefix caching, which vLLM and SGLang have on by default: prompts that share a prefix "
+            "cost less there."
+        )
+    return notes
+
+
+def _start_notes(scenario: Scenario, built: Built) -> list[str]:
+    notes = [model_note(scenario, built.model)]
+    if hub_name(built.model) == _checkpoint(scenario, built):
+        name = _checkpoint(scenario, built)
+        notes.append(f"loratory serve reads a folder: `hf download {name} --local-dir {name}` makes it.")
+    notes.append("loratory serve serves one replica.")
+    if built.adapters:
+        notes.append(
+            "Adapters come with --lora-modules NAME=PATH in vLLM and Loratory, with --lora-paths NAME=PATH in SGLang."
+        )
+    return notes

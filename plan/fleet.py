@@ -1,0 +1,165 @@
+"""fleet: the cheapest fleet that meets the SLO, over GPU types, numbers of replicas, settings, routers and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from loratory.errors import InputError, several
+from loratory.plan.bounds import Bound
+from loratory.plan.candidate import GPU, REPLICAS, Candidate
+from loratory.plan.lab import Lab
+from loratory.plan.outcome import Discarded, Outcome, Tried
+from loratory.plan.prospects import Prospects
+from loratory.plan.space import Base, Settings, combinations, possible, space_of
+from loratory.plan.verdict import Judgement
+from loratory.scenarios.plan_spec import PlanSpec
+
+
+@dataclass(slots=True)
+class _Race:
+    """What all searches know: the least cost at which the SLO is met so far."""
+
+    least: float = inf
+    tried: list[Tried] = field(default_factory=list)
+
+
+def fleet(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
+    """The cheapest fleet of the space that meets the SLO; among equally cheap ones that with the largest margin.
+
+    Each combination of settings is a search over the number of replicas: up from the first number with a chance, in
+    steps that double, then by halves; more replicas are taken to be no worse. A combination is left as soon as its next
+    fleet would cost more than one that meets the SLO.
+    """
+    spec = base.scenario.plan
+    replicas = spec.replica_counts()
+    space = space_of(base)
+    _check_prices(base, space.get(GPU, [base.scenario.gpu]))
+    settings = list(combinations(space))
+    if len(settings) > spec.budget.candidates:
+        raise InputError(
+            f"plan.space has {len(settings):,} combinations, more than plan.budget.candidates "
+            f"({spec.budget.candidates:,}): take values out, or raise it"
+        )
+    good, refused = possible(base, settings)
+    outcome = Outcome(None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused])
+    race, searches = _Race(), {}
+    bounds: list[Bound] = []
+    for index, each in enumerate(good):
+        affordable = _affordable(base, each, replicas)
+        if not affordable:
+            label = base.candidate({**each, REPLICAS: replicas[0]}).label
+            outcome.discarded.append(Discarded(each, label, "price", f"{label} is beyond plan.budget"))
+            continue
+        start, discarded, bound = prospects.fewest(each, affordable)
+        outcome.discarded += discarded
+        if start is None:
+            bounds += [] if bound is None else [bound]
+            continue
+        searches[index] = _search(base, each, affordable, start, race)
+    found = lab.drive("fleets", searches)
+    outcome.tried = list({tried.candidate.label: tried for tried in race.tried}.values())  # one replica needs no router
+    _choose(outcome, [each for each in found.values() if each is not None], spec, bounds, replicas)
+    return outcome
+
+
+def _check_prices(base: Base, gpus: Sequence[str]) -> None:
+    prices = base.scenario.plan.prices or {}
+    missing = [name for name in gpus if name not in prices]
+    if missing and (len(gpus) > 1 or prices):
+        raise InputError(
+            f"plan.prices has no price for {several(missing)}: add it, because "
+            + (
+                "several GPU types are compared by price"
+                if len(gpus) > 1
+                else "the fleet has a price limit or currency"
+            )
+        )
+
+
+def cost_of(candidate: Candidate, spec: PlanSpec) -> float:
+    """What a fleet is compared by: its price an hour, or without prices its number of GPUs."""
+    price = candidate.price_per_hour(spec.prices)
+    return float(candidate.gpus) if price is None else price
+
+
+def _affordable(base: Base, settings: Settings, replicas: Sequence[int]) -> list[int]:
+    """The numbers of replicas within the budget."""
+    budget, spec = base.scenario.plan.budget, base.scenario.plan
+    one = base.candidate({**settings, REPLICAS: 1})
+    price = one.price_per_hour(spec.prices)
+    most_gpus = budget.gpus or inf
+    most_price = inf if budget.price_per_hour is None or price is None else budget.price_per_hour / price * (1 + 1e-9)
+    return [count for count in replicas if count * one.gpus <= most_gpus and count <= most_price]
+
+
+def _search(
+    base: Base, settings: Settings, replicas: Sequence[int], start: int, race: _Race
+) -> Generator[Candidate, Judgement, Tried | None]:
+    """The smallest of ``replicas`` at which the SLO is met, as long as that is no dearer than what others found."""
+    spec = base.scenario.plan
+    missed, met = start - 1, len(replicas)
+    best: Tried | None = None
+    step = 1
+    while missed + 1 < met:
+        cheap = [
+            place
+            for place in range(missed + 1, met)
+            if cost_of(base.candidate({**settings, REPLICAS: replicas[place]}), spec) <= race.least * (1 + 1e-9)
+        ]
+        if not cheap:
+            break
+        place = min(missed + step, cheap[-1]) if best is None else min((missed + met) // 2, cheap[-1])
+        step *= 2
+        candidate = base.candidate({**settings, REPLICAS: replicas[place]})
+        judgement = yield candidate
+        tried = Tried(candidate, judgement)
+        race.tried.append(tried)
+        if judgement.verdict == "met":
+            best, met = tried, place
+            race.least = min(race.least, cost_of(candidate, spec))
+        else:
+            missed = place
+    return best
+
+
+def _choose(
+    outcome: Outcome, met: Sequence[Tried], spec: PlanSpec, bounds: Sequence[Bound], replicas: Sequence[int]
+) -> None:
+    """The best of those that meet the SLO; or what stands in the way."""
+    if met:
+        outcome.best = min(met, key=lambda each: (cost_of(each.candidate, spec), each.judgement.margin))
+        least = cost_of(outcome.best.candidate, spec)
+        close = [each for each in outcome.tried if each.judgement.verdict == "too_close"]
+        for each in close:
+            if cost_of(each.candidate, spec) < least * (1 - 1e-9):
+                outcome.notes.append(f"{each.candidate.label} is cheaper and {too_close_words(each.judgement)}")
+        return
+    outcome.nearest = min(outcome.tried, key=lambda each: each.judgement.margin, default=None)
+    outcome.too_close = any(each.judgement.verdict == "too_close" for each in outcome.tried)
+    limits = _limits_of(spec, replicas)
+    never = [bound for bound in bounds if not bound.replicas_help]
+    if outcome.nearest is not None:
+        outcome.binding = f"{outcome.nearest.judgement.reason}, within {limits}"
+    elif never:
+        outcome.binding = never[0].reason
+    elif bounds:
+        outcome.binding = f"{bounds[0].reason}, within {limits}"
+    elif outcome.discarded:
+        outcome.binding = outcome.discarded[0].reason
+
+
+def _limits_of(spec: PlanSpec, replicas: Sequence[int]) -> str:
+    budget = spec.budget
+    if budget.price_per_hour is not None:
+        return f"plan.budget.price_per_hour {budget.price_per_hour:g}"
+    if budget.gpus is not None:
+        return f"plan.budget.gpus {budget.gpus}"
+    return f"{replicas[-1]} replicas, the most that plan.replicas allows"
+
+
+def too_close_words(judgement: Judgement) -> str:
+    """``too close to call: TTFT p99 is ...; about 9 more seeds would decide``."""
+    more = "" if judgement.more_seeds is None else f"; about {judgement.more_seeds} more seeds would decide"
+    return f"too close to call: {judgement.reason}{more}"

@@ -1,0 +1,153 @@
+"""PlanSpec: what `loratory plan` asks of a scenario, what it may change, and what that costs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from loratory.scenarios.schema_types import Count, Name, Positive, Section, no_bool, wrong
+
+Ask = Literal["fleet", "capacity", "settings", "sensitivity"]
+"""fleet: the cheapest that meets the SLO; capacity: the largest load that a fleet sustains; settings: the best ones for
+a fleet; sensitivity: what breaks first when the load changes."""
+
+Factor = Literal["traffic", "adapters", "skew", "rank", "burstiness"]
+"""What of the load can grow."""
+
+FACTORS: tuple[Factor, ...] = ("traffic", "adapters", "skew", "rank", "burstiness")
+
+SHORT_KEYS = {"replicas": "cluster.replicas", "router": "cluster.router"}
+"""Keys of a space that may be written without their section. ``gpu`` and ``policy`` are the others without one."""
+
+
+class Between(Section):
+    """Whole numbers from one to another."""
+
+    least: Count = Field(1, description="the smallest")
+    most: Count = Field(description="the largest")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Between:
+        if self.most < self.least:
+            raise wrong(f"is {self.most}, below least ({self.least}): raise it, or lower least", "most")
+        return self
+
+
+class Budget(Section):
+    """What a fleet may cost, and how much may be simulated to find it."""
+
+    price_per_hour: Positive | None = Field(None, description="most that a fleet may cost in an hour")
+    gpus: Count | None = Field(None, description="most GPUs that a fleet may have")
+    candidates: Count = Field(200, description="most combinations of settings that are tried one by one")
+    requests: Count | None = Field(None, description="most requests to simulate, after which the search ends")
+
+
+class PlanSeeds(Section):
+    """How many seeds a candidate is run with: the scenario's first, then more while the verdict is open."""
+
+    first: Count = Field(3, description="seeds of every candidate")
+    most: Count = Field(12, description="seeds of a candidate whose interval holds the limit")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PlanSeeds:
+        if self.most < self.first:
+            raise wrong(f"is {self.most}, below first ({self.first}): raise it, or lower first", "most")
+        return self
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return "mapping"
+    if isinstance(value, list | tuple):
+        return "list"
+    return "number" if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+Replicas = Annotated[
+    Annotated[Between, Tag("mapping")] | Annotated[list[Count], Field(min_length=1), Tag("list")],
+    Discriminator(
+        lambda value: "mapping" if isinstance(value, Between) else _kind(value),
+        custom_error_type="replicas",
+        custom_error_message="should be {least, most} or a list of numbers of replicas",
+    ),
+]
+Value = Annotated[bool | int | float | str | list[Any] | dict[str, Any], BeforeValidator(lambda value: value)]
+
+
+class PlanSpec(Section):
+    """A capacity plan: the question, the space of candidates, prices and a budget. Every key has a default."""
+
+    ask: Ask = Field("fleet", description="fleet (default), capacity, settings or sensitivity")
+    replicas: Replicas | None = Field(
+        None, description="fleet: numbers of replicas to choose from; by default 1 to 16, within the budget"
+    )
+    space: dict[str, list[Value]] | None = Field(
+        None,
+        description="values to try, by key of the scenario, such as engine.max_loras: [16, 32]; also gpu, policy and "
+        "router; by default policies, slots and routers",
+    )
+    prices: dict[Name, Positive] | None = Field(None, description="price of one GPU for an hour, by catalogue name")
+    currency: Name | None = Field(None, description="of the prices, such as USD")
+    budget: Budget = Field(default_factory=Budget, description="most price, GPUs, candidates, simulated requests")
+    seeds: PlanSeeds = Field(default_factory=PlanSeeds, description="how many seeds decide on a candidate")
+    grow: Literal["traffic", "adapters"] | None = Field(
+        None, description="capacity: what grows until the SLO is missed; by default traffic"
+    )
+    factors: Annotated[list[Factor], Field(min_length=1)] | None = Field(
+        None, description="sensitivity: what grows, of traffic, adapters, skew, rank and burstiness; by default all"
+    )
+    goal: str | None = Field(
+        None,
+        description="settings: what is best, a target of the SLO or a metric such as output_tokens_per_s; by default "
+        "the distance from the SLO",
+    )
+    details: bool = Field(
+        True, description="also curves, a heat map, sensitivity, what-ifs and regret around the best candidate"
+    )
+
+    @field_validator("space", mode="after")
+    @classmethod
+    def _has_values(cls, space: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+        for key, values in (space or {}).items():
+            if not values:
+                raise wrong("has no values: give at least one", key)
+            if key in ("replicas", SHORT_KEYS["replicas"]):
+                raise wrong("is set by plan.replicas: move the values there", key)
+            texts = [repr(value) for value in values]
+            if len(set(texts)) != len(texts):
+                raise wrong("repeats a value: keep each one once", key)
+        return space
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        for item in value.values() if isinstance(value, dict) else ():
+            no_bool(item)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PlanSpec:
+        if self.budget.price_per_hour is not None and self.prices is None:
+            raise wrong("needs prices: add plan.prices, such as {h100-80gb: 3.0}", "budget", "price_per_hour")
+        if self.currency is not None and self.prices is None:
+            raise wrong("needs prices: add plan.prices, or remove it", "currency")
+        if self.replicas is not None and self.ask != "fleet":
+            raise wrong(f"is for ask: fleet, but ask is {self.ask}: set cluster.replicas instead", "replicas")
+        if self.factors is not None and self.ask != "sensitivity" and not self.details:
+            raise wrong("is for ask: sensitivity or details, but details is false: remove it", "factors")
+        if self.space is not None and self.ask == "sensitivity":
+            raise wrong("is for other questions than sensitivity, which asks of one fleet: remove it", "space")
+        if self.goal is not None and self.ask != "settings":
+            raise wrong(f"is for ask: settings, but ask is {self.ask}: remove it", "goal")
+        if self.grow is not None and self.ask != "capacity":
+            raise wrong(f"is for ask: capacity, but ask is {self.ask}: remove it", "grow")
+        return self
+
+    def replica_counts(self) -> tuple[int, ...]:
+        """Numbers of replicas to choose from, rising."""
+        if self.replicas is None:
+            return tuple(range(1, 17))
+        if isinstance(self.replicas, Between):
+            return tuple(range(self.replicas.least, self.replicas.most + 1))
+        return tuple(sorted(set(self.replicas)))
