@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
-from loratory import __version__
 from loratory.plan.candidate import Candidate
 from loratory.plan.details import Details
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.fleet import too_close_words
 from loratory.plan.growth import requests_per_s
 from loratory.plan.lab import Lab
-from loratory.plan.outcome import Curve, Discarded, Growth, Outcome, Tried
+from loratory.plan.outcome import Discarded, Growth, LoadCurve, PlanOutcome, Tried
 from loratory.plan.space import Base
 from loratory.plan.verdict import Estimate, Judgement
 from loratory.reports.number_text import count, seconds
@@ -32,7 +32,7 @@ ENGINE_KEYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "m
 
 
 def answer(
-    base: Base, lab: Lab, outcome: Outcome, around: Details, goal: str, setup: Mapping[str, str]
+    base: Base, lab: Lab, outcome: PlanOutcome, around: Details, goal: str, setup: Mapping[str, str]
 ) -> dict[str, Any]:
     """The plan as plain values (docs/planning.md has the keys); floats are rounded to nine digits.
 
@@ -48,7 +48,7 @@ def answer(
         grow="number of adapters" if spec.grow == "adapters" else "traffic", goal=goal
     )
     found = {
-        "loratory": __version__,
+        "loratory": version("loratory"),
         "name": scenario.name,
         "ask": spec.ask,
         "question": f"{question}: {slo_words(lab.targets)}" if lab.targets else question,
@@ -103,7 +103,7 @@ def _workload(base: Base, lab: Lab) -> dict[str, Any]:
     }
 
 
-def _best(best: Tried, outcome: Outcome, ids: Mapping[int, int], spec: PlanSpec) -> dict[str, Any]:
+def _best(best: Tried, outcome: PlanOutcome, ids: Mapping[int, int], spec: PlanSpec) -> dict[str, Any]:
     candidate = best.candidate
     engine = candidate.scenario.engine
     chosen = {key.removeprefix("engine."): value for key, value in candidate.settings if key.startswith("engine.")}
@@ -156,7 +156,7 @@ def _discarded(each: Discarded) -> dict[str, Any]:
     return {"label": each.label, "set": each.settings, "by": each.by, "reason": each.reason}
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
+def _curve(curve: LoadCurve) -> dict[str, Any]:
     return {
         "label": curve.label,
         "x": curve.x,
@@ -203,7 +203,7 @@ def _growth(each: Growth) -> dict[str, Any]:
     }
 
 
-def _notes(base: Base, lab: Lab, outcome: Outcome) -> list[str]:
+def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
     notes = []
     best = outcome.best
     if best is not None and best.judgement.unsteady:
@@ -221,7 +221,7 @@ def _notes(base: Base, lab: Lab, outcome: Outcome) -> list[str]:
     return notes
 
 
-def _sentence(base: Base, lab: Lab, outcome: Outcome, goal: str) -> str:
+def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     """The answer in one sentence."""
     spec, best = base.scenario.plan, outcome.best
     if best is None:
@@ -247,7 +247,9 @@ def _sentence(base: Base, lab: Lab, outcome: Outcome, goal: str) -> str:
     return said
 
 
-def _without(lab: Lab, outcome: Outcome) -> str:
+def _without(lab: Lab, outcome: PlanOutcome) -> str:
+    if outcome.binding is not None and outcome.binding.startswith("plan.budget.requests"):
+        return f"not known: {outcome.binding}"
     if outcome.too_close and outcome.nearest is not None:
         return f"{outcome.nearest.candidate.label}: {too_close_words(outcome.nearest.judgement)}"
     near = "" if outcome.nearest is None else f"; nearest is {outcome.nearest.candidate.label}"
@@ -280,7 +282,7 @@ def _load_words(best: Tried, lab: Lab) -> str:
     return f"{count(requests_per_s(scenario, len(workload), last))} requests/s{adapters}"
 
 
-def _cheaper(outcome: Outcome, best: Tried, spec: PlanSpec) -> str:
+def _cheaper(outcome: PlanOutcome, best: Tried, spec: PlanSpec) -> str:
     """Why a fleet that is one replica smaller does not do: ``1 fails: TTFT p99 ...``."""
     fewer = [
         tried

@@ -12,7 +12,7 @@ from loratory.plan.climb import Climb, climb
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.growth import grown, ladder, requests_per_s
 from loratory.plan.lab import Lab
-from loratory.plan.outcome import Curve, Discarded, Outcome, Tried
+from loratory.plan.outcome import Discarded, LoadCurve, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects
 from loratory.plan.space import Base, combinations, possible, space_of
 
@@ -20,7 +20,7 @@ _UP = tuple(2.0**k for k in range(1, 11))
 """Factors at which a load is tried while the SLO is met: up to 1,024 times the scenario's."""
 
 
-def capacity(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
+def capacity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     """The combination of settings with the largest load that meets the SLO, and the curve of each.
 
     The load is multiplied by powers of two until the SLO is missed, then bisected to 5 %.
@@ -34,7 +34,9 @@ def capacity(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
             f"({spec.budget.candidates:,}): take values out, or raise it"
         )
     good, refused = possible(base, settings)
-    outcome = Outcome(None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused])
+    outcome = PlanOutcome(
+        None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused]
+    )
     tolerance = ladder(base.scenario, factor).tolerance
     searches = {}
     for index, each in enumerate(good):
@@ -65,12 +67,12 @@ def loaded(candidate: Candidate, factor: Literal["traffic", "adapters"]) -> Call
     return at
 
 
-def curve_of(found: Climb, factor: str, lab: Lab) -> Curve:
+def curve_of(found: Climb, factor: str, lab: Lab) -> LoadCurve:
     """The points in requests a second, or in adapters."""
     points = [(load_of(tried.candidate, factor, lab.seeds[0]), tried) for _, tried in found.points]
     at = {x: load for (x, _), (load, _) in zip(found.points, points, strict=True)}
     label = found.points[0][1].candidate.label
-    return Curve(
+    return LoadCurve(
         label,
         "requests/s" if factor == "traffic" else "adapters",
         points,
@@ -90,7 +92,7 @@ def load_of(candidate: Candidate, factor: str, seed: int) -> float:
     return requests_per_s(candidate.scenario, len(workload), float(workload.arrival[-1]))
 
 
-def _choose(outcome: Outcome, found: list[Climb]) -> None:
+def _choose(outcome: PlanOutcome, found: list[Climb]) -> None:
     def largest(each: Climb) -> tuple[float, float]:
         at = each.holds_to or 0.0
         tried = next((tried for x, tried in each.points if x == at), None)

@@ -12,7 +12,7 @@ from loratory.plan.capacity import load_of, loaded
 from loratory.plan.evaluate import built_of
 from loratory.plan.growth import CannotGrowError, grown
 from loratory.plan.lab import Lab
-from loratory.plan.outcome import Curve, Growth, Outcome, Tried
+from loratory.plan.outcome import Growth, LoadCurve, PlanOutcome, Tried
 from loratory.plan.sensitivity import growth
 from loratory.plan.space import Base
 from loratory.scenarios.plan_spec import FACTORS
@@ -36,13 +36,13 @@ class Heat:
 class Details:
     """What was tried around the best candidate."""
 
-    curve: Curve | None = None
+    curve: LoadCurve | None = None
     heat: Heat | None = None
     what_if: list[tuple[str, Tried]] = field(default_factory=list)
     growth: list[Growth] = field(default_factory=list)
 
 
-def details(base: Base, lab: Lab, outcome: Outcome) -> Details:
+def details(base: Base, lab: Lab, outcome: PlanOutcome) -> Details:
     """Try what lies around the best candidate, or without one around the nearest. Nothing here changes the answer."""
     found, centre = Details(), outcome.best or outcome.nearest
     if centre is None:
@@ -58,7 +58,7 @@ def details(base: Base, lab: Lab, outcome: Outcome) -> Details:
     judged = iter(lab.judge_all("details", asked, stop_early=False, decide=False))
     points = [(load_of(each, "traffic", lab.seeds[0]), Tried(each, next(judged))) for _, each in curve]
     if len(points) > 1:
-        found.curve = Curve(candidate.label, "requests/s", points)
+        found.curve = LoadCurve(candidate.label, "requests/s", points)
     cells = [[None if each is None else Tried(each, next(judged)) for each in row] for row in heat.candidates]
     if cells:
         found.heat = Heat(heat.xs, heat.ys, cells)

@@ -10,7 +10,7 @@ from loratory.errors import InputError, several
 from loratory.plan.bounds import Bound
 from loratory.plan.candidate import GPU, REPLICAS, Candidate
 from loratory.plan.lab import Lab
-from loratory.plan.outcome import Discarded, Outcome, Tried
+from loratory.plan.outcome import Discarded, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects
 from loratory.plan.space import Base, Settings, combinations, possible, space_of
 from loratory.plan.verdict import Judgement
@@ -25,7 +25,7 @@ class _Race:
     tried: list[Tried] = field(default_factory=list)
 
 
-def fleet(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
+def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     """The cheapest fleet of the space that meets the SLO; among equally cheap ones that with the largest margin.
 
     Each combination of settings is a search over the number of replicas: up from the first number with a chance, in
@@ -43,7 +43,9 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
             f"({spec.budget.candidates:,}): take values out, or raise it"
         )
     good, refused = possible(base, settings)
-    outcome = Outcome(None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused])
+    outcome = PlanOutcome(
+        None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused]
+    )
     race, searches = _Race(), {}
     bounds: list[Bound] = []
     for index, each in enumerate(good):
@@ -125,7 +127,7 @@ def _search(
 
 
 def _choose(
-    outcome: Outcome, met: Sequence[Tried], spec: PlanSpec, bounds: Sequence[Bound], replicas: Sequence[int]
+    outcome: PlanOutcome, met: Sequence[Tried], spec: PlanSpec, bounds: Sequence[Bound], replicas: Sequence[int]
 ) -> None:
     """The best of those that meet the SLO; or what stands in the way."""
     if met:

@@ -50,6 +50,8 @@ class Lab:
     runs: int = 0
     requests: int = 0
     cpu_s: float = 0.0
+    judged: list[tuple[Candidate, Judgement]] = field(default_factory=list)
+    """Every candidate that was judged so far."""
     _asked: int = 0
     _drawn: bool = True
     _seen: dict[str, Measured] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class Lab:
                 if decide and self._drawn and found[index].verdict == "too_close" and seeds[index] < self.most:
                     following[index] = min(self.most, 2 * seeds[index])
             seeds = following
+        self.judged += [(candidates[index], found[index]) for index in range(len(candidates))]
         return [found[index] for index in range(len(candidates))]
 
     def judge_with(self, what: str, candidates: Sequence[Candidate], seeds: int) -> list[Judgement]:

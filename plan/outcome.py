@@ -1,4 +1,4 @@
-"""Outcome: what a question of a plan found, before it is put into words."""
+"""PlanOutcome: what a question of a plan found, before it is put into words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Discarded:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class LoadCurve:
     """Candidates along a quantity. ``largest``: its largest value at which the SLO is met, ``missed_at``: the smallest
     above it at which it is not; None where there is none."""
 
@@ -56,7 +56,7 @@ class Growth:
 
 
 @dataclass(slots=True)
-class Outcome:
+class PlanOutcome:
     """The answer of a question. ``best`` is None where no candidate is good; then ``nearest`` came nearest.
 
     ``binding``: what stands in the way of a better answer, in words.
@@ -65,7 +65,7 @@ class Outcome:
     best: Tried | None
     tried: list[Tried] = field(default_factory=list)
     discarded: list[Discarded] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
+    curves: list[LoadCurve] = field(default_factory=list)
     growth: list[Growth] = field(default_factory=list)
     nearest: Tried | None = None
     binding: str | None = None

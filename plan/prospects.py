@@ -9,7 +9,7 @@ from loratory.plan.bounds import Bound, hopeless
 from loratory.plan.candidate import REPLICAS, Candidate
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.outcome import Discarded
-from loratory.plan.space import Base, Settings
+from loratory.plan.space import Base, Refused, Settings
 
 
 class Prospects:
@@ -57,3 +57,8 @@ class Prospects:
         discarded = [refused for _, (refused, _) in sorted(found.items())][-1:]
         last = found[max(found)][1] if found else None
         return (low if low < len(replicas) else None), discarded, last
+
+
+def discarded_of(refused: Sequence[Refused]) -> list[Discarded]:
+    """What the schema refused, as discarded candidates."""
+    return [Discarded(each.settings, each.label, "settings", each.why) for each in refused]

@@ -20,7 +20,7 @@ from loratory.plan.flags import flags
 from loratory.plan.fleet import fleet
 from loratory.plan.lab import BudgetSpentError, Lab, Progress
 from loratory.plan.measure import targets_of
-from loratory.plan.outcome import Outcome
+from loratory.plan.outcome import PlanOutcome
 from loratory.plan.page import page
 from loratory.plan.pools import pool
 from loratory.plan.prospects import Prospects
@@ -28,6 +28,7 @@ from loratory.plan.sensitivity import sensitivity
 from loratory.plan.settings import Goal, goal_of, settings
 from loratory.plan.space import Base
 from loratory.plan.store import EVALUATIONS, LOCK, Store
+from loratory.plan.unfinished import unfinished
 from loratory.reports.slo_target import SloTarget
 from loratory.scenarios.load import dump
 from loratory.scenarios.plan_spec import PlanSpec
@@ -95,15 +96,18 @@ def _lab(base: Base, targets: Sequence[SloTarget], store: Store, workers: Any, p
     )
 
 
-def _ask(base: Base, lab: Lab, goal: Goal, discard: bool) -> tuple[Outcome, Details]:
+def _ask(base: Base, lab: Lab, goal: Goal, discard: bool) -> tuple[PlanOutcome, Details]:
     prospects = Prospects(base, lab.seeds[: lab.first], discard)
-    questions: Mapping[str, Callable[[], Outcome]] = {
+    questions: Mapping[str, Callable[[], PlanOutcome]] = {
         "fleet": lambda: fleet(base, lab, prospects),
         "capacity": lambda: capacity(base, lab, prospects),
         "settings": lambda: settings(base, lab, prospects, goal),
         "sensitivity": lambda: sensitivity(base, lab, prospects),
     }
-    outcome = questions[base.scenario.plan.ask]()
+    try:
+        outcome = questions[base.scenario.plan.ask]()
+    except BudgetSpentError as error:
+        return unfinished(base.scenario.plan, lab, goal, str(error)), Details()
     around = Details()
     if base.scenario.plan.details:
         try:

@@ -11,17 +11,17 @@ from loratory.plan.climb import Climb, climb
 from loratory.plan.evaluate import built_of
 from loratory.plan.growth import CannotGrowError, Ladder, grown, ladder
 from loratory.plan.lab import Lab
-from loratory.plan.outcome import Growth, Outcome
+from loratory.plan.outcome import Growth, PlanOutcome
 from loratory.plan.prospects import Prospects
 from loratory.plan.space import Base
 from loratory.scenarios.plan_spec import FACTORS, Factor
 
 
-def sensitivity(base: Base, lab: Lab, prospects: Prospects) -> Outcome:
+def sensitivity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     """The scenario as it is, under its first policy, and how far each factor of its load can grow."""
     spec = base.scenario.plan
     candidate, discarded, _ = prospects.check({})
-    outcome = Outcome(None)
+    outcome = PlanOutcome(None)
     if candidate is None:
         assert discarded is not None
         outcome.discarded, outcome.binding = [discarded], discarded.reason

@@ -10,7 +10,7 @@ from loratory.errors import InputError, did_you_mean, several
 from loratory.plan.candidate import Candidate
 from loratory.plan.lab import Lab
 from loratory.plan.measure import HIGHER_IS_BETTER, METRICS
-from loratory.plan.outcome import Discarded, Outcome, Tried
+from loratory.plan.outcome import Discarded, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects
 from loratory.plan.sampler import Sampler
 from loratory.plan.space import Base, Settings, combinations, possible, space_of
@@ -63,7 +63,7 @@ def goal_of(base: Base, targets: Sequence[SloTarget]) -> Goal:
     return Goal(name, name in HIGHER_IS_BETTER or name in shares)
 
 
-def settings(base: Base, lab: Lab, prospects: Prospects, goal: Goal) -> Outcome:
+def settings(base: Base, lab: Lab, prospects: Prospects, goal: Goal) -> PlanOutcome:
     """The combination that is best by the goal, of those that meet the SLO if any do.
 
     All combinations of the space are tried, or where there are more than ``plan.budget.candidates`` as many as that,
@@ -73,7 +73,9 @@ def settings(base: Base, lab: Lab, prospects: Prospects, goal: Goal) -> Outcome:
     every = list(combinations(space_of(base)))
     most = base.scenario.plan.budget.candidates
     good, refused = possible(base, every)
-    outcome = Outcome(None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused])
+    outcome = PlanOutcome(
+        None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused]
+    )
     found: dict[int, Tried] = {}
     sampler = None if len(good) <= most else Sampler(space_of(base), good)
     proposals = [list(range(len(good)))] if sampler is None else sampler.batches(most, BATCH)
@@ -97,14 +99,14 @@ def settings(base: Base, lab: Lab, prospects: Prospects, goal: Goal) -> Outcome:
     return outcome
 
 
-def _check(settings: Settings, prospects: Prospects, outcome: Outcome) -> Candidate | None:
+def _check(settings: Settings, prospects: Prospects, outcome: PlanOutcome) -> Candidate | None:
     candidate, discarded, _ = prospects.check(settings)
     if discarded is not None:
         outcome.discarded.append(discarded)
     return candidate
 
 
-def _race(outcome: Outcome, lab: Lab, goal: Goal) -> None:
+def _race(outcome: PlanOutcome, lab: Lab, goal: Goal) -> None:
     """Choose the best, adding seeds while others may be as good: those whose paired difference holds 0."""
     order = _by(goal)
     in_race = outcome.tried

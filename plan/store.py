@@ -12,7 +12,6 @@ from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
-import loratory
 from loratory.errors import InputError
 from loratory.file_lock import FileLock
 from loratory.plan.evaluate import Evaluation
@@ -103,7 +102,7 @@ def _file(text: str) -> list[Any]:
 @cache
 def code() -> str:
     """A digest of Loratory's own code and tables."""
-    digest, package = sha256(), Path(loratory.__file__).parent
+    digest, package = sha256(), Path(__file__).parents[1]
     for room in _ROOMS:
         for path in sorted((package / room).rglob("*")):
             if path.suffix in (".py", ".yaml", ".json") and path.is_file():

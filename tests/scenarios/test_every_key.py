@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from every_key import BASE, EXECUTOR, KERNELS, KEYS, TOLD, TOLD_WITH
+from every_key import BASE, EXECUTOR, KERNELS, KEYS, PLAN, TOLD, TOLD_WITH
 
 from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.record import Registration
@@ -38,8 +38,8 @@ CASES = Path(__file__).resolve().parents[1] / "cases"
 def test_no_key_is_forgotten() -> None:
     fields = [(path, key, field) for path, model in sections().items() for key, field in model.model_fields.items()]
     known = {(path, field.alias or key) for path, key, field in fields}
-    said = {(path, key) for path, keys in (*KEYS.items(), *TOLD.items()) for key in keys}
-    said |= {("executor", key) for key in EXECUTOR} | {("", "executor")}
+    said = {(path, key) for path, keys in (*KEYS.items(), *TOLD.items(), *PLAN.items()) for key in keys}
+    said |= {("executor", key) for key in EXECUTOR} | {("", "executor"), ("", "plan")}
     assert known - said == set() and said - known == set()
 
 

@@ -332,3 +332,39 @@ TOLD_WITH: dict[str, tuple[str, ...]] = {
 
 EXECUTOR = {"checkpoint": "no/such", "dtype": "float32", "device": "cpu", "threads": "1", "time_scale": "2"}
 """Keys that only ``--on executor`` reads (docs/scenarios.md says so); tests/loratory/test_execute.py runs them."""
+
+NO_REPLICAS = ("plan.replicas=null",)
+
+PLAN: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "plan": {
+        "ask": (NO_REPLICAS, ("plan.ask=settings",)),
+        "replicas": (("workload.arrivals.poisson=30",), ("plan.replicas=[4, 5]",)),
+        "space": ((), ("plan.space={engine.max_loras: [4]}",)),
+        "prices": ((), ("plan.prices={h100-80gb: 3}",)),
+        "currency": (("plan.prices={h100-80gb: 3}",), ("plan.currency=EUR",)),
+        "budget": ((), ("plan.budget={gpus: 1}",)),
+        "seeds": ((), ("plan.seeds={first: 2, most: 2}",)),
+        "grow": ((*NO_REPLICAS, "plan.ask=capacity"), ("plan.grow=adapters",)),
+        "factors": ((*NO_REPLICAS, "plan.ask=sensitivity", "plan.factors=[skew]"), ("plan.factors=[rank]",)),
+        "goal": ((*NO_REPLICAS, "plan.ask=settings"), ("plan.goal=output_tokens_per_s",)),
+        "details": ((), ("plan.details=true",)),
+    },
+    "plan.budget": {
+        "price_per_hour": (("plan.prices={h100-80gb: 3}",), ("plan.budget.price_per_hour=4",)),
+        "gpus": ((), ("plan.budget.gpus=1",)),
+        "candidates": (
+            (*NO_REPLICAS, "plan.ask=settings", "plan.space={engine.max_num_seqs: [1, 2, 4, 8]}"),
+            ("plan.budget.candidates=2",),
+        ),
+        "requests": (("plan.details=true",), ("plan.budget.requests=500",)),
+    },
+    "plan.seeds": {
+        "first": (("plan.seeds={most: 4}",), ("plan.seeds.first=2",)),
+        "most": (("slo={ttft_p95_s: 0.12}", "plan.space={engine.max_loras: [4]}"), ("plan.seeds.most=3",)),
+    },
+    "plan.replicas": {
+        "least": (("plan.replicas={most: 6}",), ("plan.replicas.least=4",)),
+        "most": (("workload.arrivals.poisson=40", "plan.replicas={most: 6}"), ("plan.replicas.most=1",)),
+    },
+}
+"""Keys that only ``loratory plan`` reads: settings under which another value changes the plan, and that value."""
