@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from loratory.experiment.backend import Simulation, Task, simulate_task
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import Built, build
-from loratory.experiment.run import run_info
+from loratory.experiment.runner import run_info
 from loratory.plan.early_stop import CertainlyMissedError, Watch
 from loratory.plan.measure import Measured, read, targets_of
 from loratory.reports.recorder import Recorder

@@ -8,7 +8,7 @@ from math import isfinite
 import numpy as np
 
 from loratory.experiment.resolve import Built
-from loratory.experiment.run import slo_limits
+from loratory.experiment.runner import slo_limits
 from loratory.experiment.slo_targets import slo_targets
 from loratory.reports.metrics import inter_token
 from loratory.reports.run_columns import RunColumns, present

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from loratory.errors import InputError
+from loratory.errors import InputError, shortened
 from loratory.git_lfs import refuse_pointer
 from loratory.reports.folder import SUMMARY
 from loratory.reports.setting_differences import Setting, differing
 from loratory.reports.stats import cleaned, half_width, student_t
 from loratory.reports.summary import FORMAT, TARGET, scalars
+from loratory.reports.sweep import is_sweep_summary
 
 METRICS = (
     "ttft_s.mean", "ttft_s.p50", "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "itl_s.p99", "e2e_s.mean", "e2e_s.p99",
@@ -150,6 +151,8 @@ def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
     refuse_pointer(path)
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(summary, dict) and is_sweep_summary(summary):
+            raise InputError(_of_sweep(folder, summary))
         policies: dict[str, list[Mapping[str, Any]]] = {}
         for run in summary["runs"]:
             if not isinstance(run["policy"], str) or not isinstance(run["seed"], int) or summary["format"] != FORMAT:
@@ -164,6 +167,11 @@ def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:
     if not policies:
         raise InputError(f"{path} has no runs: run the scenario again")
     return policies
+
+
+def _of_sweep(folder: Path, summary: Mapping[str, Any]) -> str:
+    names = [shortened(str(folder / variant["folder"]), 100) for variant in summary["variants"][:2]]
+    return f"{shortened(str(folder), 100)} is of a sweep: name the folders of variants in it, such as {' '.join(names)}"
 
 
 def _differences(

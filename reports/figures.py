@@ -120,13 +120,22 @@ def panels(
         if lines:
             handles, labels = axes[0].get_legend_handles_labels()
             canvas.legend(handles, labels, loc="outside lower center", ncols=min(columns, legend), columnspacing=1.2)
+        _lay_out(canvas)
         text = StringIO()
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 
 
-def _look(place: int, points: int) -> dict[str, Any]:
+def _lay_out(canvas: Canvas) -> None:
+    """Place the panels, which ``savefig`` would do by drawing everything once more."""
+    engine = canvas.get_layout_engine()
+    if engine is not None:
+        engine.execute(canvas)
+        canvas.set_layout_engine("none")
+
+
+def line_look(place: int, points: int) -> dict[str, Any]:
     """Colour, line style and marker of the policy at a place; about eight markers per line, offset from each other."""
     every = max(1, points // 8)
     return {
@@ -148,7 +157,7 @@ def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit]
         positive = False
         for place, (policy, levels, values) in enumerate(curves):
             if len(values):
-                ax.plot(values, levels * 100, label=short_name(policy), **_look(place, len(values)))
+                ax.plot(values, levels * 100, label=short_name(policy), **line_look(place, len(values)))
                 positive = positive or bool((values > 0).any())
         for limit in marks:
             ax.axvline(limit.most_s, color="black", linewidth=1.0, linestyle=(0, (2, 2)))
@@ -173,7 +182,7 @@ def _by_rank(shown: list[RunReport], seed: str) -> Figure | None:
             for place, report in enumerate(shown):
                 values = report.curves.rank_ttft_s[row]
                 some = ~np.isnan(values) & (values > 0)
-                look = _look(place, len(values)) | {"markevery": 1}
+                look = line_look(place, len(values)) | {"markevery": 1}
                 ax.plot(report.curves.ranks[some], values[some], label=short_name(report.info.policy), **look)
             ax.set(xscale="log", yscale="log", ylabel=f"TTFT {name}, seconds")
             plain_ticks(ax.xaxis)
@@ -226,7 +235,7 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
                     curves.times,
                     curves.series[key],
                     label=short_name(report.info.policy),
-                    **_look(place, len(curves.times)),
+                    **line_look(place, len(curves.times)),
                 )
             ax.set_ylabel(label)
             ax.set_ylim(bottom=0)
@@ -256,7 +265,7 @@ def _service(shown: list[RunReport], seed: str) -> Figure | None:
     tenants = list(dict.fromkeys(tenant for report in drawn for tenant in report.curves.service))
     if len(tenants) < 2:
         return None
-    look = {tenant: _look(place, 240) for place, tenant in enumerate(tenants)}
+    look = {tenant: line_look(place, 240) for place, tenant in enumerate(tenants)}
 
     def paint(axes: list[Axes]) -> None:
         for ax, report in zip(axes, drawn, strict=True):
@@ -299,7 +308,7 @@ def _gap(shown: list[RunReport], seed: str) -> Figure | None:
         (ax,) = axes
         for place, report in enumerate(shown):
             curves, policy = report.curves, report.info.policy
-            look = _look(place, len(curves.gap))
+            look = line_look(place, len(curves.gap))
             values = np.where(curves.gap >= 1, curves.gap, np.nan) if log else curves.gap
             ax.plot(curves.service_times, values / 1000, label=short_name(policy), **look)
             if policy in near:
@@ -333,7 +342,7 @@ def _cache(shown: list[RunReport], seed: str) -> Figure | None:
     def paint(axes: list[Axes]) -> None:
         for place, report in enumerate(shown):
             cache, times = report.curves.cache, report.curves.cache_times
-            look = _look(place, len(times))
+            look = line_look(place, len(times))
             width = float(times[1] - times[0])
             tries = cache["hits"] + cache["misses"]
             rate = np.where(tries > 0, cache["hits"] / np.maximum(tries, 1), np.nan)

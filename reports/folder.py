@@ -24,6 +24,7 @@ from loratory.file_lock import FileLock
 from loratory.reports.html import render
 from loratory.reports.recorder import Recorder
 from loratory.reports.summary import RunReport, summary_of, to_json
+from loratory.reports.sweep import is_sweep_summary, sweep_json
 from loratory.reports.timeline import timeline_json
 
 SUMMARY = "summary.json"
@@ -54,6 +55,7 @@ class ResultFolder:
         self._made: list[Path] = []
         self._names: dict[str, str] = {}
         self._started = (0.0, 0.0, "")
+        self._whole: ResultFolder | None = None
 
     def __enter__(self) -> Self:
         check_target(self.target)
@@ -95,10 +97,21 @@ class ResultFolder:
             with suppress(OSError):
                 parent.rmdir()
 
+    def part(self, name: str) -> ResultFolder:
+        """A folder like that of one scenario inside this one: whole with it or gone with it.
+
+        ``name`` becomes a safe, unique name of a folder. Raises `InputError` if it cannot be made.
+        """
+        inner = ResultFolder(self.target / self._safe(name))
+        inner._staged, inner._whole, inner._started = self.staged / self._names[name], self, self._started
+        with writing(inner._staged / name):
+            inner._staged.mkdir()
+        return inner
+
     @property
     def leavings(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
         """What to remove if the process ends without `discard`: the folder, and those made around it."""
-        return ((self.staged, tuple(self._made)),)
+        return ((self.staged, tuple(self._made)),) if self._whole is None else self._whole.leavings
 
     @property
     def staged(self) -> Path:
@@ -109,15 +122,19 @@ class ResultFolder:
 
     def run_folder(self, policy: str, seed: int) -> Path:
         """``<policy>/<seed>`` inside the result, created if necessary; the policy spec becomes a safe, unique name."""
-        if policy not in self._names:
-            name = safe_name(policy)
-            taken = {used.casefold() for used in self._names.values()}
-            if name.casefold() in taken:
-                name = f"{name}-{sha256(policy.encode()).hexdigest()[:8]}"
-            self._names[policy] = name
-        folder = self.staged / self._names[policy] / str(seed)
+        folder = self.staged / self._safe(policy) / str(seed)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _safe(self, name: str) -> str:
+        """The folder of a policy or a part: its name if that is a safe and unique name of a file, else one like it."""
+        if name not in self._names:
+            safe = safe_name(name)
+            taken = {used.casefold() for used in self._names.values()}
+            if safe.casefold() in taken:
+                safe = f"{safe}-{sha256(name.encode()).hexdigest()[:8]}"
+            self._names[name] = safe
+        return self._names[name]
 
     def recorder(self, policy: str, seed: int, *, decisions: bool = True) -> Recorder:
         """A recorder that writes into `run_folder`."""
@@ -152,15 +169,24 @@ class ResultFolder:
             raise _unwritable(self.target, error) from error
         return summary
 
+    def write_sweep(self, summary: Mapping[str, Any], page: str) -> None:
+        """Write what a sweep has beside its `part`s: its summary.json, its report.html and a run_info.json."""
+        try:
+            self._text(SUMMARY, sweep_json(summary))
+            self._text("report.html", page)
+            self._text("run_info.json", json.dumps(self._run_info({}), indent=2) + "\n")
+        except OSError as error:
+            raise _unwritable(self.target, error) from error
+
     def _text(self, name: str, text: str) -> None:
         (self.staged / name).write_text(text, encoding="utf-8", newline="\n")
 
     def _run_info(self, more: Mapping[str, Any]) -> dict[str, Any]:
         wall, cpu, started = self._started
+        spent = {"wall_s": round(time.perf_counter() - wall, 3), "cpu_s": round(_cpu_seconds() - cpu, 3)}
         return {
             "started": started,
-            "wall_s": round(time.perf_counter() - wall, 3),
-            "cpu_s": round(_cpu_seconds() - cpu, 3),
+            **(spent if self._whole is None else {}),  # a part shares its time with others
             "host": platform.node(),
             "platform": platform.platform(),
             "python": platform.python_version(),
@@ -206,7 +232,8 @@ def _own_names(folder: Path) -> set[str]:
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         info = json.loads((folder / "run_info.json").read_text(encoding="utf-8"))
-        return {*_FILES, *info["folders"].values()} if {"format", "policies", "runs"} <= set(summary) else set()
+        ours = {"format"} < set(summary) and ({"policies", "runs"} <= set(summary) or is_sweep_summary(summary))
+        return {*_FILES, *info["folders"].values()} if ours else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from loratory.reports.figures import draw
+from loratory.reports.figures import Figure, draw
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.regret import regret_notes, regret_table
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
 from loratory.reports.target_rows import target_rows
-from loratory.reports.verdict_types import by_policy
+from loratory.reports.verdict_types import Verdict, by_policy
 from loratory.reports.verdicts import verdicts
 
 _IDENTITIES = 100
@@ -51,10 +51,11 @@ _TERMS = (
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """A table cell: text, and half the 95 % interval over seeds where there is one."""
+    """A table cell: text, half the 95 % interval over seeds where there is one, and where its text leads to."""
 
     text: str
     spread: str = ""
+    href: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +136,33 @@ def render(
 
     Every text from outside is escaped; the same runs give the same bytes.
     """
-    from jinja2 import Environment, StrictUndefined
-
     runs = [report.run for report in reports]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    template = environment.from_string(_resource("report.html"))
+    return page(
+        title,
+        [line for line in (description, _lead(reports)) if line],
+        setup or {},
+        verdicts(runs),
+        [*_tables(runs), *_regret(runs, regret)],
+        draw(reports),
+        [*_groups(runs), *_identities(reports[0].info)],
+    )
+
+
+def page(
+    title: str,
+    lead: Sequence[str],
+    setup: Mapping[str, str],
+    told: Sequence[Verdict],
+    tables: Sequence[Table],
+    figures: Sequence[Figure],
+    groups: Sequence[Table] = (),
+) -> str:
+    """A report of these parts, in one file. ``groups``: tables that are folded at first."""
+    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    template = environment.from_string(_resource("report.html"))
     pictures = [
         {
             "name": figure.name,
@@ -149,17 +170,17 @@ def render(
             "caption": figure.caption,
             "data": base64.b64encode(figure.svg.encode()).decode("ascii"),
         }
-        for figure in draw(reports)
+        for figure in figures
     ]
     return template.render(
         title=title,
         css=Markup(_resource("report.css")),
-        lead=[line for line in (description, _lead(reports)) if line],
-        setup=setup or {},
-        verdicts=verdicts(runs),
+        lead=lead,
+        setup=setup,
+        verdicts=told,
         marks=_MARKS,
-        tables=[*_tables(runs), *_regret(runs, regret)],
-        groups=[*_groups(runs), *_identities(reports[0].info)],
+        tables=tables,
+        groups=groups,
         figures=pictures,
         terms=_TERMS,
     )
@@ -200,7 +221,7 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
         alone = {"engine.imbalance"} if runs[0]["replicas"] == 1 else set()
         used = [c for c in columns if c[1] not in alone and any(c[1] in policy["metrics"] for policy in policies)]
         rows = [
-            [TableCell(policy["policy"]), *(_cell(policy["metrics"].get(c[1]), c[2]) for c in used)]
+            [TableCell(policy["policy"]), *(cell(policy["metrics"].get(c[1]), c[2]) for c in used)]
             for policy in policies
         ]
         tables.append(Table(f"{caption}, per policy", ["policy", *(column[0] for column in used)], rows))
@@ -249,7 +270,8 @@ def _identities(info: RunInfo) -> list[Table]:
     return [Table(caption, heads, [[TableCell(text) for text in row] for row in rows[:_IDENTITIES]])]
 
 
-def _cell(metric: Mapping[str, Any] | None, form: _Form) -> TableCell:
+def cell(metric: Mapping[str, Any] | None, form: _Form) -> TableCell:
+    """The mean of a metric as ``form`` writes it, with half its interval."""
     if metric is None:
         return TableCell("–")
     half = None if metric["high"] is None else metric["high"] - metric["mean"]

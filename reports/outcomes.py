@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from loratory.errors import several, shortened
+from loratory.reports.arrow_arrays import numeric
 from loratory.reports.number_text import listed, plural
 from loratory.reports.run_columns import Flags, RunColumns
 
@@ -151,7 +152,7 @@ def _together(values: Sequence[str]) -> str:
 
 def _outcome(run: RunColumns, chosen: Flags, why: Mapping[str, int]) -> dict[str, Any]:
     places = np.flatnonzero(chosen)
-    ids = run.records.requests.read(["request_id"]).column("request_id").take(places[:_NAMED]).to_pylist()
+    ids = run.records.requests.read(["request_id"]).column("request_id").take(numeric(places[:_NAMED])).to_pylist()
     code, names = run.named("adapter")
     adapters = Counter("base model" if code[i] < 0 else names[code[i]] for i in places)
     return {

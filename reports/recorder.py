@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from loratory.reports.arrow_arrays import numeric, texts
 from loratory.reports.decisions import DecisionLog
 from loratory.reports.tables import (
     CHUNK_ROWS,
@@ -185,8 +186,8 @@ class Recorder:
 
     def _event_columns(self, numbers: Mapping[str, Floats]) -> dict[str, pa.Array]:
         return {
-            "time": pa.array(numbers["time"]),
-            "replica": pa.array(numbers["replica"].astype(np.int16)),
+            "time": numeric(numbers["time"]),
+            "replica": numeric(numbers["replica"].astype(np.int16)),
             "kind": self._kinds.array(numbers["kind"]),
             "adapter": self._adapters.array(numbers["adapter"]),
             "tier": self._tiers.array(numbers["tier"]),
@@ -228,17 +229,17 @@ class Recorder:
         arrival, admitted, first, finish = (numbers[at] for at in ("arrival", "admitted", "first_token", "finish"))
         generated, most, hit = numbers["output_tokens"], numbers["most_tokens"], numbers["hit"]
         preempted, before_first = numbers["preempted_s"], numbers["preempted_before_first_s"]
-        ids = pa.array(self._ids, pa.string())
+        ids = texts(self._ids)
         self._ids.clear()
         return {
             "request_id": ids,
             "adapter": self._adapters.array(numbers["adapter"]),
             "tenant": self._tenants.array(numbers["tenant"]),
-            "replica": pa.array(numbers["replica"].astype(np.int16)),
-            "arrival": pa.array(arrival),
+            "replica": numeric(numbers["replica"].astype(np.int16)),
+            "arrival": numeric(arrival),
             "admitted": _nullable(admitted),
             "first_token": _nullable(first),
-            "finish": pa.array(finish),
+            "finish": numeric(finish),
             "prompt_tokens": _whole(numbers["prompt_tokens"]),
             "cached_tokens": _whole(numbers["cached_tokens"]),
             "output_tokens": _whole(generated),
@@ -246,13 +247,13 @@ class Recorder:
             "status": self._statuses.array(numbers["status"]),
             "why": self._whys.array(numbers["why"]),
             "queue_s": _nullable(admitted - arrival - numbers["load_wait_s"]),
-            "load_wait_s": pa.array(numbers["load_wait_s"]),
+            "load_wait_s": numeric(numbers["load_wait_s"]),
             "prefill_s": _nullable(first - admitted - before_first),
             "decode_s": _nullable(finish - first - (preempted - before_first)),
-            "preempted_s": pa.array(preempted),
-            "preemptions": pa.array(numbers["preemptions"].astype(np.int32)),
-            "hit": pa.array(hit > 0, mask=hit < 0),
-            "truncated": pa.array((generated >= most) & (most < numbers["max_tokens"])),
+            "preempted_s": numeric(preempted),
+            "preemptions": numeric(numbers["preemptions"].astype(np.int32)),
+            "hit": numeric(hit > 0, hit < 0),
+            "truncated": numeric((generated >= most) & (most < numbers["max_tokens"])),
             "deadline": _nullable(numbers["deadline"]),
             "priority": _whole(numbers["priority"]),
         }
@@ -268,11 +269,11 @@ def _or_nan(times: Collection[float | None]) -> list[float]:
 
 
 def _nullable(values: Floats) -> pa.Array:
-    return pa.array(values, mask=np.isnan(values))
+    return numeric(values, np.isnan(values))
 
 
 def _whole(values: Floats) -> pa.Array:
-    return pa.array(values.astype(np.int64))
+    return numeric(values.astype(np.int64))
 
 
 def _step_numbers(rows: RowList) -> dict[str, tuple[float, ...]]:
@@ -280,7 +281,7 @@ def _step_numbers(rows: RowList) -> dict[str, tuple[float, ...]]:
 
 
 def _step_columns(numbers: Mapping[str, Floats]) -> dict[str, pa.Array]:
-    return {name: pa.array(values.astype(STEP_TYPES[name])) for name, values in numbers.items()}
+    return {name: numeric(values.astype(STEP_TYPES[name])) for name, values in numbers.items()}
 
 
 def _event_numbers(rows: RowList) -> dict[str, tuple[float, ...]]:

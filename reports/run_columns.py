@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loratory.reports.arrow_arrays import values_of
 from loratory.reports.recorder import Records
 from loratory.reports.run_info import RunInfo
 from loratory.reports.tables import codes, floats
@@ -48,7 +49,7 @@ class RunColumns:
 
     def step(self, name: str) -> Floats:
         """A column of the steps; start and end in seconds from the run's start. Not kept: a run has millions."""
-        values: Floats = self.records.steps.read([name]).column(name).to_numpy()
+        values: Floats = values_of(self.records.steps.read([name]).column(name))
         return values - self.info.start_s if name in _TIMES and self.info.start_s else values
 
     @cached_property

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loratory.reports.arrow_arrays import numeric, texts, values_of
 from loratory.serving.events import Stepped
 from loratory.serving.plan import BatchShape
 from loratory.serving.workload import Floats
@@ -92,8 +93,8 @@ class Codes(dict[str | None, int]):
 
     def array(self, codes: Floats) -> pa.DictionaryArray:
         """Codes as an Arrow dictionary array, null where -1."""
-        indices = pa.array(codes.astype(np.int32), mask=codes < 0)
-        return pa.DictionaryArray.from_arrays(indices, pa.array(self.names, pa.string()))
+        indices = numeric(codes.astype(np.int32), codes < 0)
+        return pa.DictionaryArray.from_arrays(indices, texts(self.names))
 
 
 RowList = list[tuple[Any, ...]]
@@ -204,7 +205,8 @@ class TableSource:
             table = pa.Table.from_batches(self._batches, self._schema)
             table = (table if columns is None else table.select(columns)).slice(0, rows)
         elif rows is None:
-            table = pq.read_table(self._path, columns=columns, use_threads=False)
+            with pq.ParquetFile(self._path) as file:  # pq.read_table would import pandas
+                table = file.read(columns, use_threads=False)
         else:
             with pq.ParquetFile(self._path) as file:
                 first = next(file.iter_batches(batch_size=rows, columns=columns, use_threads=False), None)
@@ -214,10 +216,7 @@ class TableSource:
 
 def floats(table: pa.Table, column: str) -> Floats:
     """A numeric column as float64, NaN where null."""
-    values = table.column(column)
-    if values.null_count:
-        values = values.cast(pa.float64())
-    return np.asarray(values.to_numpy(), dtype=np.float64)
+    return values_of(table.column(column)).astype(np.float64, copy=False)
 
 
 def codes(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -227,4 +226,5 @@ def codes(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], list[str
         if array.num_chunks == 0:
             return np.zeros(0, np.int64), []
         array = array.chunk(0)
-    return np.asarray(array.indices.fill_null(-1).to_numpy(), np.int64), array.dictionary.to_pylist()
+    found = values_of(pa.chunked_array([array.indices]))
+    return np.where(np.isnan(found), -1, found).astype(np.int64), array.dictionary.to_pylist()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from loratory.reports.arrow_arrays import numeric
 from loratory.reports.run_columns import RunColumns
 from loratory.reports.tables import codes, floats
 
@@ -89,7 +90,7 @@ def _requests(run: RunColumns, until: float, limit: int) -> Iterator[str]:
     arrival = floats(table, "arrival")
     order = np.argsort(arrival, kind="stable")
     early = order[arrival[order] < until][: max(1, limit // 4)]
-    for row in table.take(early).to_pylist():
+    for row in table.take(numeric(early)).to_pylist():
         marks = [row["arrival"], row["admitted"], row["first_token"], row["finish"]]
         times = [_us(run, t) for t in marks if t is not None]
         phases = [phase for phase, at in zip(("queue", "prefill", "decode"), marks, strict=False) if at is not None]

@@ -38,7 +38,7 @@ _DIVISOR = re.compile(
 )
 """Keys of rates, spreads, periods and other divisors; any other number may be arbitrarily close to 0."""
 
-_LIFT = "lift all limits with --unbounded (in Python: unbounded=True)"
+LIFT = "lift all limits with --unbounded (in Python: unbounded=True)"
 
 _LIMITS: tuple[tuple[str, float], ...] = (
     (r"adapters\.count", 1_000_000),
@@ -190,4 +190,4 @@ def _number(value: float) -> str:
 
 def _implausible(document: Document, path: KeyPath, text: str, remedy: str = "lower") -> InputError:
     where = f"{shortened(document.place(path), 120)}: {shortened(dotted(path), 80)}"
-    return InputError(shortened(f"{where} {text}: {remedy} it, or {_LIFT}"))
+    return InputError(shortened(f"{where} {text}: {remedy} it, or {LIFT}"))

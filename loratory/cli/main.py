@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,14 +19,13 @@ from loratory.cli.check_policy import check_policy_command
 from loratory.cli.plan import plan_command
 from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
+from loratory.cli.run import run_command
 from loratory.cli.scenarios import app as scenarios_app
-from loratory.cli.terminal import Json, complain, dump, progress, say, show, table_width, width
+from loratory.cli.terminal import Json, complain, dump, say, show, table_width
 from loratory.cli.traces import app as traces_app
-from loratory.errors import InputError, LoratoryError, several, shortened
+from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
-from loratory.reports.number_text import listed
 from loratory.serving.guest_errors import unexpected
-from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
@@ -35,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("run")(run_command)
 app.command("plan")(plan_command)
 app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
@@ -42,8 +42,6 @@ app.command("check-policy")(check_policy_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(traces_app, name="traces")
-
-MISSED_SLO = 3
 
 
 def main() -> NoReturn:
@@ -130,165 +128,6 @@ def _loratory(
     ] = False,
 ) -> None:
     """Options of the command itself; ``--version`` is carried out by its callback."""
-
-
-@app.command()
-def run(
-    scenario: Annotated[str, typer.Argument(help="a scenario file, or the name of a library scenario")],
-    on: Annotated[str, typer.Option("--on", help="where to run: sim (simulator) or executor (this machine)")] = "sim",
-    policy: Annotated[
-        list[str] | None,
-        typer.Option("--policy", "-p", help="run this policy instead of the scenario's; may be repeated"),
-    ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="set a key of the scenario, such as engine.max_loras=8; may be repeated"),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="result folder; by default results/NAME")] = None,
-    time_scale: Annotated[
-        float | None, typer.Option("--time-scale", help="with --on executor: multiply the request rate by this number")
-    ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="number of processes that share the runs")] = 1,
-    decisions: Annotated[bool, typer.Option(help="write decisions.jsonl")] = True,
-    policy_timeout: Annotated[
-        float, typer.Option("--policy-timeout", help="seconds that a policy may take to decide or to be imported")
-    ] = POLICY_TIMEOUT_S,
-    unbounded: Annotated[
-        bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
-    ] = False,
-    regret: Annotated[
-        bool, typer.Option("--regret", help="also run a policy that knows the future, and show how far the others are")
-    ] = False,
-    require_slo: Annotated[
-        bool, typer.Option("--require-slo", help="exit with code 3 if a policy misses the SLO")
-    ] = False,
-    as_json: Json = False,
-) -> int:
-    """Run a scenario with each of its policies and write a report."""
-    if on not in ("sim", "executor"):
-        raise InputError(f"--on is {on!r}, which is not a backend: use sim or executor")
-    if on == "executor" and jobs > 1:
-        raise InputError("--jobs needs simulated runs, but --on is executor: remove --jobs")
-    if on == "executor" and regret:
-        raise InputError(
-            "--regret needs simulated runs, because nothing on an executor knows the future: remove --regret, or --on"
-        )
-    if time_scale is not None:
-        if on != "executor":
-            raise InputError("--time-scale needs --on executor: a simulation does not wait for arrivals, so remove it")
-        override = [*(override or []), f"executor.time_scale={time_scale}"]
-    from loratory.experiment.run import run_scenario
-    from loratory.reports.folder import check_target
-    from loratory.reports.outcomes import unserved_runs
-    from loratory.reports.target_rows import unmet_words
-    from loratory.scenarios.load import load_scenario
-
-    given = [*(override or [])]
-    loaded = load_scenario(scenario, overrides=given, policies=policy or None, unbounded=unbounded)
-    if require_slo and not loaded.slo.given:
-        raise InputError(
-            "--require-slo needs a slo section, but the scenario has none: add one, such as slo: {ttft_p99_s: 2.0}"
-        )
-    target = out or Path("results") / _slug(loaded.name)
-    check_target(target)
-    if on == "sim":
-        with (
-            progress("simulating") as tell,
-            redirect_stdout(sys.stderr),
-        ):  # stdout is for results, not for what a policy prints
-            summary = run_scenario(
-                loaded,
-                target,
-                jobs=jobs,
-                decisions=decisions,
-                progress=tell,
-                policy_timeout_s=policy_timeout,
-                source=scenario,
-                regret=regret,
-            )
-    else:
-        from loratory.experiment.execute import execute_scenario
-
-        with progress("running") as tell, redirect_stdout(sys.stderr):
-            summary = execute_scenario(
-                loaded,
-                target,
-                decisions=decisions,
-                progress=tell,
-                policy_timeout_s=policy_timeout,
-                source=scenario,
-            )
-    if as_json:
-        dump(summary)
-    else:
-        _tell_run(summary, loaded.description, target, require_slo)
-    empty = unserved_runs(summary["runs"])
-    missed = [run for run in summary["runs"] if run["slo"]["met"] is not True]
-    if empty is not None:
-        complain(empty)
-        return LoratoryError.exit_code
-    if require_slo and missed:
-        wanted = dict.fromkeys(words for run in missed for words in unmet_words(run))
-        which = f"; targets not met: {several(wanted)}" if wanted else ""
-        complain(f"these policies missed the SLO: {several(dict.fromkeys(run['policy'] for run in missed))}{which}")
-        return MISSED_SLO
-    return 0
-
-
-def _tell_run(summary: dict[str, Any], description: str, target: Path, required: bool) -> None:
-    from loratory.cli.tables import summary_tables
-    from loratory.reports.bottlenecks import advice_of
-    from loratory.reports.fitted_ranges import warnings_of
-    from loratory.reports.outcomes import outcome_notes
-    from loratory.reports.seeds import seed_notes
-    from loratory.reports.target_rows import target_rows
-    from loratory.reports.warmup import warmup_notes
-
-    runs, facts = summary["runs"], summary["setup"]
-    if description:
-        say(f"{runs[0]['scenario']}: {description}")
-    say(f"{facts['model']} on {facts['GPU']}: {facts['engine']}")
-    error = f"; known error: {facts['known error']}" if "known error" in facts else ""
-    noise = f"; noise: {facts['noise']}" if "noise" in facts else ""
-    say(f"cost model: {facts['cost model'].partition(' (')[0]}{error}{noise}")
-    for table in summary_tables(summary, width()):
-        show(table)
-    for row in target_rows(runs):
-        say(f"SLO: {row.sentence}")
-    if len(facts["seeds"].partition(";")[0].split(",")) > 1:
-        seeds = facts["seeds"].partition(";")[0]
-        say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")
-    if "regret" in summary:
-        _tell_regret(summary)
-    for names, text in advice_of(runs):
-        whose = "" if len(names) == len(summary["policies"]) else f" ({listed(names)})"
-        say(f"next{whose}: {text}")
-    for warning in dict.fromkeys(text for texts in warnings_of(runs) for text in texts):
-        say(f"note: {warning}")
-    for text in (*seed_notes(runs), *warmup_notes(runs)):
-        say(f"note: {text}")
-    for _, text, _ in outcome_notes(runs):
-        say(f"note: {text}")
-    if not required and any(run["slo"]["met"] is False for run in runs):
-        say("note: a policy missed the SLO; with --require-slo the exit code is then 3")
-    print(f"report: {target / 'report.html'}")
-
-
-def _tell_regret(summary: dict[str, Any]) -> None:
-    from loratory.cli.tables import regret_tables
-    from loratory.reports.regret import regret_notes, regret_sentences
-
-    say("Distance from the possible:")
-    for table in regret_tables(summary, width()):
-        show(table)
-    for text in regret_sentences(summary["regret"]):
-        say(text)
-    for text in regret_notes(summary["policies"], summary["regret"]):
-        say(f"note: {text}")
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "scenario"
 
 
 @app.command()

@@ -30,7 +30,7 @@ MEASURES: tuple[tuple[str, str, str], ...] = (
 )
 """(label, metric, form) of the rows of `summary_tables`: means over the seeds, with half their 95 % interval."""
 
-_LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
+LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
 _SCALE = {"tpot_s.p99": 1000.0}
 _WIDEST_NAME = 24
 _SOURCES_FROM = 120
@@ -95,18 +95,19 @@ def _cells(policy: Mapping[str, Any], every: Sequence[Mapping[str, Any]], measur
         slo += f" ({missed} of {len(runs)} seeds)"
     limits = [run["bottleneck"] for run in runs]
     limit = max(dict.fromkeys(limits), key=limits.count)
-    share = _cell(policy["metrics"].get("slo.attainment"), "", "{:.1%}")
-    cells = [_cell(policy["metrics"].get(path), path, form) for _, path, form in measures]
+    share = metric_cell(policy["metrics"].get("slo.attainment"), "", "{:.1%}")
+    cells = [metric_cell(policy["metrics"].get(path), path, form) for _, path, form in measures]
     return [
         slo,
         share,
         f"all {done:,}" if done == sent else f"{done:,} of {sent:,}",
-        _LIMITS.get(limit, limit),
+        LIMITS.get(limit, limit),
         *cells,
     ]
 
 
-def _cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
+def metric_cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
+    """A metric's mean in ``form``, with half its interval behind ±; times are scaled as their label says."""
     if metric is None or metric.get("mean") is None:
         return "-"
     scale = _SCALE.get(path, 1.0)

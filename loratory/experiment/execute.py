@@ -15,6 +15,7 @@ from loratory.experiment.machine import machine_for
 from loratory.experiment.prepare import prepare
 from loratory.experiment.resolve import Built
 from loratory.experiment.run import Progress, run_prepared
+from loratory.reports.folder import ResultFolder
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.cost_spec import cost_dtype
 from loratory.scenarios.schema import Scenario
@@ -33,7 +34,7 @@ _NAMED = 3
 
 def execute_scenario(
     scenario: Scenario,
-    out: Path | None = None,
+    out: Path | ResultFolder | None = None,
     *,
     decisions: bool = True,
     progress: Progress | None = None,
@@ -46,6 +47,20 @@ def execute_scenario(
     simulation. ``source`` names the scenario's file in errors. Raises as `loratory.experiment.run.run_scenario` does,
     and `InputError` for a scenario that cannot run on this machine.
     """
+    refuse_unmeasurable(scenario)
+    synchronous = scenario.engine.model_copy(update={"async_scheduling": False})
+    scenario = scenario.model_copy(update={"engine": synchronous})
+    prepared = prepare(scenario, policy_timeout_s, source)
+    with machine_for(scenario, prepared.built) as machine:
+        served, notes = as_served(scenario, machine.files)
+        digests = {record.name: record.digest for record in served.adapters.records or ()}
+        adapters = tuple(replace(each, digest=digests.get(each.name)) for each in prepared.built.adapters)
+        prepared = replace(prepared, scenario=served, built=replace(prepared.built, adapters=adapters))
+        return run_prepared(prepared, out, decisions=decisions, progress=progress, backend=Execution(machine, notes))
+
+
+def refuse_unmeasurable(scenario: Scenario) -> None:
+    """Raises `InputError` for a scenario that asks for what the executor does not do."""
     if scenario.cluster.replicas > 1:
         raise InputError(
             f"cluster.replicas is {scenario.cluster.replicas}, but the executor runs one replica: set it to 1"
@@ -63,15 +78,6 @@ def execute_scenario(
         raise InputError(
             "engine.async_scheduling is true, but the executor plans a step when the one before has ended: leave it out"
         )
-    synchronous = scenario.engine.model_copy(update={"async_scheduling": False})
-    scenario = scenario.model_copy(update={"engine": synchronous})
-    prepared = prepare(scenario, policy_timeout_s, source)
-    with machine_for(scenario, prepared.built) as machine:
-        served, notes = as_served(scenario, machine.files)
-        digests = {record.name: record.digest for record in served.adapters.records or ()}
-        adapters = tuple(replace(each, digest=digests.get(each.name)) for each in prepared.built.adapters)
-        prepared = replace(prepared, scenario=served, built=replace(prepared.built, adapters=adapters))
-        return run_prepared(prepared, out, decisions=decisions, progress=progress, backend=Execution(machine, notes))
 
 
 class Execution:

@@ -22,13 +22,20 @@ class Prepared:
     policy_timeout_s: float = POLICY_TIMEOUT_S
 
 
-def prepare(scenario: Scenario, policy_timeout_s: float = POLICY_TIMEOUT_S, source: str | None = None) -> Prepared:
+def prepare(
+    scenario: Scenario,
+    policy_timeout_s: float = POLICY_TIMEOUT_S,
+    source: str | None = None,
+    parsed: Mapping[str, PolicyFactory] | None = None,
+) -> Prepared:
     """Build the scenario, parse its policies, and check its router.
 
-    ``source`` names the scenario's file in errors. Raises `InputError` for a scenario that cannot run, and
-    `PolicyError` for a policy that exits, or takes longer than ``policy_timeout_s``, while it is imported or made.
+    ``source`` names the scenario's file in errors; ``parsed`` has policies that need not be parsed again. Raises
+    `InputError` for a scenario that cannot run, and `PolicyError` for a policy that exits, or takes longer than
+    ``policy_timeout_s``, while it is imported or made.
     """
     built = build(scenario, source)
-    policies = {spec: policy_factory(spec, policy_timeout_s) for spec in scenario.policies}
+    known = parsed or {}
+    policies = {spec: known.get(spec) or policy_factory(spec, policy_timeout_s) for spec in scenario.policies}
     router(scenario.cluster.router)
     return Prepared(scenario, built, policies, policy_timeout_s)

@@ -30,11 +30,6 @@ _START = (
 _SECONDS_TO_END = 5.0
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class WorkerDiedError(LoratoryError):
     """A process ended without an answer."""
 
@@ -53,7 +48,8 @@ def shared(
 class Workers(Generic[A, R]):
     """Up to ``jobs`` processes that call ``function(task)``, and are kept from one `results` to the next.
 
-    ``function`` must be defined in a module; tasks and results must be picklable. ``attempts``: how often a task is
+    ``function`` is sent to each process once, so it may keep there what its next task needs too. It must be picklable,
+    and so must tasks and results. ``attempts``: how often a task is
     tried whose process dies. However ``with`` ends, no process is left: each is in a process group of its own, which
     Ctrl-C in a terminal does not reach, and ends by itself when this process is gone.
     """
@@ -87,8 +83,9 @@ class Workers(Generic[A, R]):
                 worker = next(one for one in busy if one.connection is ready)
                 place = worker.place
                 assert place is not None
+                answer = None
                 try:
-                    yield worker.answer(self._name_of)
+                    answer = worker.answer(self._name_of)
                 except WorkerDiedError:
                     tried[place] += 1
                     if tried[place] >= self._attempts:
@@ -97,6 +94,8 @@ class Workers(Generic[A, R]):
                     self._workers[self._workers.index(worker)] = _Worker(self._function, self._lifeline)
                     queue.appendleft((place, tasks[place]))
                 self._give(queue)
+                if answer is not None:
+                    yield answer
 
     def _give(self, queue: deque[tuple[int, A]]) -> None:
         """Let idle processes work on what is next."""
@@ -106,7 +105,7 @@ class Workers(Generic[A, R]):
 
 
 class _Worker(Generic[A, R]):
-    """One process: it gets the function, then a task at a time, and answers each."""
+    """One process: it gets the function once, then a task at a time, and answers each."""
 
     def __init__(self, function: Callable[[A], R], lifeline: int) -> None:
         ours, theirs = socket.socketpair()
@@ -122,7 +121,8 @@ class _Worker(Generic[A, R]):
                 process_group=0,
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
-        self._function = function
+        with suppress(OSError):  # it has died: `answer` reports that
+            self.connection.send(function)
         self._task: A | None = None
         self.place: int | None = None
         """Which task it works on; None when it is idle."""
@@ -131,7 +131,7 @@ class _Worker(Generic[A, R]):
         """Let it work on a task."""
         self.place, self._task = place, task
         with suppress(OSError):  # it has died: `answer` reports that
-            self.connection.send((self._function, task))
+            self.connection.send(task)
 
     def answer(self, name_of: Callable[[A], str]) -> tuple[int, R]:
         """The result of its task. Raises what the call raised, or `WorkerDiedError`."""
@@ -178,9 +178,13 @@ def serve(descriptor: int, lifeline: int, words: int) -> None:
     redirect_words(words)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
+    try:
+        function: Callable[[Any], Any] = connection.recv()
+    except (EOFError, OSError):
+        return
     while True:
         try:
-            function, task = connection.recv()
+            task = connection.recv()
         except (EOFError, OSError):
             return
         answer: tuple[bool, Any]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from loratory.errors import InputError, shortened
 from loratory.scenarios.traces.dates import DATED, parse_dates
 from loratory.scenarios.traces.files import BLANK, FileColumns
+from loratory.scenarios.traces.lazy_pandas import pd
 from loratory.scenarios.traces.table import Labels
 from loratory.serving.workload import Floats
 

@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from loratory.errors import InputError
 from loratory.scenarios.traces.clean import clean
 from loratory.scenarios.traces.files import kind_of
 from loratory.scenarios.traces.format import ReadOptions
 from loratory.scenarios.traces.known import read_trace
+from loratory.scenarios.traces.lazy_pandas import pd
 from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
 from loratory.serving.workload import Ints
 

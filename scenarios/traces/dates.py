@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
+from loratory.scenarios.traces.lazy_pandas import pd
 
 DATED = r"\d[-/]\d|\d\.\d+\.\d|\d{8}T\d|\d[ /-][A-Za-z]{3}[ /-]\d{4}"
 """What a date contains and a number does not."""

@@ -20,10 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import pandas as pd
-
 from loratory.errors import InputError, several, shortened
 from loratory.git_lfs import HEAD_BYTES, LFS_POINTER, lfs_pointer
+from loratory.scenarios.traces.lazy_pandas import pd
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet", ".pq")

@@ -321,6 +321,21 @@ def test_a_checkpoint_and_adapters_on_disk_are_what_runs(quick: Quick, scenario:
     assert any("4 times as fast" in warning for warning in summary["runs"][0]["warnings"])
 
 
+def test_a_sweep_measures_its_variants_one_after_another(quick: Quick, scenario: Path, tmp_path: Path) -> None:
+    """Each leaves what can be replayed; a variant that the executor cannot run is refused before any is run."""
+    out = tmp_path / "out"
+    sweep = ("run", str(scenario), "--on", "executor", "--policy", "fifo", "--out", str(out), "--set")
+    code, _, err = quick(*sweep, "cluster.replicas=1,2")
+    assert code == 2 and "variant replicas=2: cluster.replicas" in err and not out.exists()
+    code, said, err = quick(*sweep, "engine.max_loras=1,2")
+    assert code == 0, err
+    summary = json.loads((out / "summary.json").read_text())
+    assert [variant["policies"][0]["backend"] for variant in summary["variants"]] == ["executor", "executor"]
+    assert "measured on the executor" in (out / "report.html").read_text() and "max_loras" in said
+    for variant in summary["variants"]:
+        assert quick("replay", str(out / variant["folder"]))[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
