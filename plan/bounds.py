@@ -1,13 +1,15 @@
 """Bounds: candidates that cannot meet their SLO, found without simulating them.
 
 Each bound is on the safe side: it discards a candidate only where no policy could keep the target, because it grants
-the candidate more than any run can have. `popularity_estimate` is the exception, an estimate that discards nothing.
+the candidate more than any run can have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -20,7 +22,6 @@ from loratory.reports.slo_target import SloGroup, allowed_misses
 from loratory.scenarios.schema import Scenario
 from loratory.serving.plan import BatchShape
 from loratory.serving.workload import Floats, Workload
-from loratory.sim.analytic import che_hit_rate
 from loratory.sim.cost import CostModel
 
 HOPS = ("remote", "disk", "host")
@@ -84,7 +85,7 @@ def _hopeless(scenario: Scenario, built: Built, workload: Workload) -> Bound | N
             )
     if workload.concurrency is not None or workload.after is not None:
         return None  # arrivals wait for the ends of others, so that an overload has no queue
-    return _overloaded(scenario, built, workload, limits)
+    return _overloaded(scenario, built, workload, limits) or _reading(scenario, built, workload, limits)
 
 
 def _limits(scenario: Scenario, built: Built, count: int) -> list[_Limit]:
@@ -184,14 +185,59 @@ def _least_prompt_s(cost: CostModel, most: int) -> float:
     return min(seconds)
 
 
-def popularity_estimate(built: Built, workload: Workload) -> float | None:
-    """Share of adapter requests that find their adapter on the GPU, by Che's approximation for LRU; None without any.
+def _reading(scenario: Scenario, built: Built, workload: Workload, limits: Sequence[_Limit]) -> Bound | None:
+    """Whether too many requests must wait for their adapter to be read, because host memory holds too few adapters.
 
-    An estimate of what to try first: policies that reorder requests have more hits, running requests that pin adapters
-    make fewer.
+    The host caches of all replicas together are granted as one, run by Belady's MIN, which knows the future and has the
+    fewest misses of any cache that is filled on demand. A request that arrives while its adapter is being read waits
+    less than a whole read, so it is not counted. Schedulers that hold requests back can have fewer misses than MIN over
+    the order of arrival, so a candidate is discarded only where there are half as many again as the target allows.
     """
-    used = workload.adapter[workload.adapter >= 0]
-    if not len(used):
-        return None
-    popularity = np.bincount(used).astype(np.float64)
-    return che_hit_rate(popularity / popularity.sum(), built.engine.max_loras)
+    hops = [tier for tier in HOPS if tier != "host"]
+    adapters = {adapter.name: adapter for adapter in built.adapters if not adapter.pinned}
+    slowest = {
+        name: sum(built.cost.load_seconds(adapter, tier) for tier in (hops if adapter.tier == "remote" else hops[1:]))
+        for name, adapter in adapters.items()
+    }
+    places = built.engine.host_slots * scenario.cluster.replicas
+    for limit in limits:
+        slow = {index for index, name in enumerate(workload.adapters) if slowest.get(name, 0.0) > limit.most_s}
+        if limit.metric != "ttft" or len(slow) <= places:
+            continue
+        read_s = max(slowest.values())
+        late = _waits_for_reads(workload, slow, places, read_s)
+        if late > 1.5 * limit.may_be_late + 20:
+            return Bound(
+                "adapter reads",
+                f"host memory holds {places} of {len(slow)} adapters, so that at least {late / len(workload):.0%} of "
+                f"the requests wait for one to be read, which takes longer than {limit.label} {seconds(limit.most_s)}",
+                limit.key,
+                True,
+            )
+    return None
+
+
+def _waits_for_reads(workload: Workload, slow: Collection[int], places: int, read_s: float) -> int:
+    """Misses of Belady's MIN over the requests for ``slow`` adapters, with ``places``, those during a read left out."""
+    asked = [(i, int(each)) for i, each in enumerate(workload.adapter.tolist()) if each in slow]
+    arrival = workload.arrival.tolist()
+    following, last = [inf] * len(asked), dict[int, int]()
+    for place in range(len(asked) - 1, -1, -1):
+        following[place] = last.get(asked[place][1], inf)
+        last[asked[place][1]] = place
+    held: dict[int, float] = {}
+    furthest: list[tuple[float, int]] = []
+    read_at: dict[int, float] = {}
+    misses = 0
+    for place, (index, adapter) in enumerate(asked):
+        if adapter not in held:
+            if arrival[index] - read_at.get(adapter, -inf) >= read_s:
+                misses += 1
+                read_at[adapter] = arrival[index]
+            while len(held) >= places:
+                use, other = heappop(furthest)
+                if held.get(other) == -use:
+                    del held[other]
+        held[adapter] = following[place]
+        heappush(furthest, (-following[place], adapter))
+    return misses

@@ -45,12 +45,14 @@ SMALL: dict[str, Any] = {
 
 
 def text(**changes: Any) -> str:
-    """The scenario as YAML, with changed sections: a mapping is merged into the section, anything else replaces it."""
+    """The scenario as YAML, with changed sections: a mapping is merged into the section, or with ``_replace`` takes its
+    place, as anything else does."""
     values = {**SMALL}
     for key, change in changes.items():
-        old = values.get(key)
-        merge = isinstance(old, dict) and isinstance(change, dict) and not change.pop("_replace", False)
-        values[key] = {**old, **change} if merge and isinstance(old, dict) else change
+        if isinstance(change, dict):
+            kept = {} if "_replace" in change else values.get(key, {})
+            change = {**kept, **{name: value for name, value in change.items() if name != "_replace"}}
+        values[key] = change
     return yaml.safe_dump(values, sort_keys=False)
 
 
