@@ -215,10 +215,9 @@ def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
     if best is not None and best.judgement.seeds == 1:
         drawn = "nothing in this scenario is drawn" if lab.most > 1 else "plan.seeds allows one"
         notes.append(f"each candidate ran with one seed, as {drawn}: there are no intervals")
-    if base.scenario.plan.ask in ("fleet", "capacity") and outcome.tried:
-        notes.append(
-            "more replicas are taken to be no worse, and more load to be no better: values between were bisected"
-        )
+    taken = {"fleet": "more replicas are taken to be no worse", "capacity": "more load is taken to be no better"}
+    if base.scenario.plan.ask in taken and outcome.tried:
+        notes.append(f"{taken[base.scenario.plan.ask]}: values between were bisected")
     return notes
 
 
@@ -226,7 +225,7 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     """The answer in one sentence."""
     spec, best = base.scenario.plan, outcome.best
     if best is None:
-        return _without(lab, outcome)
+        return _without(spec, outcome)
     candidate, judgement = best.candidate, best.judgement
     values = [
         _value(judgement.metrics[target.name], target) for target in lab.targets if target.name in judgement.metrics
@@ -248,11 +247,16 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     return said
 
 
-def _without(lab: Lab, outcome: PlanOutcome) -> str:
+def _without(spec: PlanSpec, outcome: PlanOutcome) -> str:
     if outcome.binding is not None and outcome.binding.startswith("plan.budget.requests"):
         return f"not known: {outcome.binding}"
     if outcome.too_close and outcome.nearest is not None:
         return f"{outcome.nearest.candidate.label}: {too_close_words(outcome.nearest.judgement)}"
+    if spec.ask == "sensitivity" and outcome.nearest is not None:
+        less = [f"{each.holds_to:.3g} {each.unit} the {each.factor}" for each in outcome.growth if each.holds_to]
+        return f"the SLO is missed as it is: {outcome.binding}" + (
+            f"; it is met at {' or '.join(less)}" if less else ""
+        )
     near = "" if outcome.nearest is None else f"; nearest is {outcome.nearest.candidate.label}"
     return f"no candidate meets the SLO: {outcome.binding or 'none can run'}{near}"
 

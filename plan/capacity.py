@@ -45,7 +45,7 @@ def capacity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
             assert discarded is not None
             outcome.discarded.append(discarded)
             continue
-        searches[index] = climb(loaded(candidate, factor), 1.0, _UP, tolerance, True)
+        searches[index] = climb(loaded(candidate, factor), 1.0, _UP, tolerance, True, down=True)
     climbs = [each for each in lab.drive("loads", searches).values() if each.points]
     for found in climbs:
         outcome.tried += [tried for _, tried in found.points]

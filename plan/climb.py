@@ -30,11 +30,11 @@ class Climb:
 
 
 def climb(
-    at: Callable[[float], Candidate], now: float, up: Sequence[float], tolerance: float, ratio: bool, down: float = 0.0
+    at: Callable[[float], Candidate], now: float, up: Sequence[float], tolerance: float, ratio: bool, down: bool
 ) -> Generator[Candidate, Judgement, Climb]:
     """Try ``now``, the values ``up`` until one misses the SLO, and halves between; larger values are taken to be worse.
 
-    Where ``now`` misses it, go down by halves, but not below ``down`` (which is not tried; 0: to a thousandth of now).
+    Where ``now`` misses it, with ``down`` go down by halves, to a thousandth of ``now``.
     ``at(x)`` makes the candidate; it raises `InputError` for a value that cannot be. With ``ratio`` the bracket is
     halved geometrically, and ``tolerance`` is the largest ratio of its ends, else their largest difference.
     """
@@ -61,9 +61,9 @@ def climb(
         for x in up:
             if (yield from attempt(x)) is not True:
                 break
-    elif ratio:
-        floor, x = down or now / 1000, now / 2
-        while x >= floor and not (yield from attempt(x)):
+    elif down:
+        x = now / 2
+        while x >= now / 1000 and not (yield from attempt(x)):
             x /= 2
     while found.holds_to is not None and found.breaks_at is not None:
         low, high = found.holds_to, found.breaks_at

@@ -45,7 +45,7 @@ class Prospects:
         low, high = 0, len(replicas)
         found: dict[int, tuple[Discarded, Bound | None]] = {}
         while low < high:
-            middle = (low + high) // 2
+            middle = (low + high) // 2 if found else 0
             _, refused, bound = self.check({**settings, REPLICAS: replicas[middle]})
             if refused is None:
                 high = middle

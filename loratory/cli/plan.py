@@ -74,7 +74,10 @@ def _tell(found: dict[str, Any]) -> None:
     """The verdict first, then the candidates, what was discarded, and the flags."""
     say(found["answer"])
     say(f"{found['question']}")
-    _tell_candidates(found)
+    if found["ask"] == "capacity" and found["curves"]:
+        _tell_loads(found)
+    elif found["ask"] != "sensitivity":
+        _tell_candidates(found)
     by: dict[str, int] = {}
     for each in found["discarded"]:
         by[each["by"]] = by.get(each["by"], 0) + 1
@@ -97,6 +100,24 @@ def _tell(found: dict[str, Any]) -> None:
         f"{found['runs']:,} runs, {found['requests_simulated']:,} requests, {found['cpu_s']:.1f} CPU seconds; "
         f"known error: {found['setup'].get('known error', 'none')}"
     )
+
+
+def _tell_loads(found: dict[str, Any]) -> None:
+    """The largest load of each combination of settings."""
+    from loratory.reports.number_text import count
+
+    curves = [each for each in found["curves"] if each["points"]]
+    searched = {each["label"] for each in found["candidates"]}
+    curves = [each for each in curves if each["label"] in searched and each["missed_at"] != each["largest"]]
+    ordered = sorted(curves, key=lambda each: -(each["largest"] or 0.0))
+    heads = ["candidate", f"meets the SLO to, {curves[0]['x']}", "missed at"]
+    rows = [
+        [each["label"], *("-" if each[key] is None else count(each[key]) for key in ("largest", "missed_at"))]
+        for each in ordered[:_ROWS]
+    ]
+    show(text_table(heads, rows, tight=table_width() <= 100))
+    if (more := len(ordered) - len(rows)) > 0:
+        say(f"{more} more combinations are in plan.json")
 
 
 def _tell_candidates(found: dict[str, Any]) -> None:

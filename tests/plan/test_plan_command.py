@@ -1,0 +1,75 @@
+"""``loratory plan`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Command, command_line
+from small_plan import text
+
+from loratory.errors import InputError
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    found = command_line(capsys, monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    return found
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(text(workload={"requests": 60}, plan={"space": {"engine.max_loras": [2, 4]}}))
+    return path
+
+
+def test_the_verdict_comes_first_and_lines_fit(scenario: Path, tmp_path: Path, plan: Command) -> None:
+    done = plan("plan", str(scenario), "--out", str(tmp_path / "plan"), "--jobs", "1")
+    assert done.code == 0 and done.err == ""
+    lines, out = done.out.splitlines(), done.out
+    assert lines[0].startswith("2 x h100-80gb, max_loras 4, fifo: TTFT p95 ") or lines[0].startswith("1 x h100-80gb")
+    commands = ("vllm: ", "sglang: ", "loratory: ", "report: ")
+    assert all(len(line) <= 80 for line in lines if not line.startswith(commands)), out
+    assert {line.partition(":")[0] for line in lines if line.startswith(commands)} >= {"vllm", "sglang", "loratory"}
+
+
+def test_json_is_what_the_file_holds(scenario: Path, tmp_path: Path, plan: Command) -> None:
+    folder = tmp_path / "plan"
+    done = plan("plan", str(scenario), "--out", str(folder), "--jobs", "1", "--json")
+    found = json.loads(done.out)
+    assert done.code == 0 and found == json.loads((folder / "plan.json").read_text())
+    keys = {"question", "answer", "verdict", "feasible", "binding", "best", "flags", "candidates", "discarded"}
+    assert keys | {"seeds", "cpu_s"} <= set(found)
+    assert set(found["best"]) >= {"replicas", "gpu", "engine", "policy", "router", "price_per_hour", "metrics"}
+
+
+def test_a_slo_that_cannot_be_met_is_code_3_where_it_is_required(scenario: Path, tmp_path: Path, plan: Command) -> None:
+    words = ("plan", str(scenario), "--out", str(tmp_path / "plan"), "--jobs", "1", "--set", "slo.ttft_p95_s=0.001")
+    done = plan(*words)
+    assert done.code == 0 and done.out.startswith("no candidate meets the SLO: TTFT p95 cannot be")
+    assert not (tmp_path / "plan" / "best.yaml").exists()
+    assert plan(*words, "--require-slo").code == 3
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (("--set", "plan.ask=flee"), "fleet"),
+        (("--set", "plan.space={engine.max_loras: [2, 2]}"), "repeats"),
+        (("--set", "plan.spaces={}"), "space"),
+        (("--set", "plan.prices={h100: -1}"), "above 0"),
+        (("--set", "slo={}"), "needs an SLO"),
+        (("--ray", "auto", "--jobs", "2"), "--jobs"),
+        (("--out", "/proc/plan"), "/proc/plan"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    scenario: Path, tmp_path: Path, plan: Command, words: tuple[str, ...], why: str
+) -> None:
+    out = () if "--out" in words else ("--out", str(tmp_path / "plan"))
+    done = plan("plan", str(scenario), *out, *words)
+    assert done.code == InputError.exit_code and why in done.err and len(done.err.strip().splitlines()) == 1, done
+    assert not (tmp_path / "plan" / "plan.json").exists()
