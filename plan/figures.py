@@ -34,6 +34,8 @@ _CELLS = 12
 """A heat map writes its values into the cells up to this many columns."""
 _SPREAD = 20.0
 """Values that differ by more than this factor get a logarithmic axis."""
+_FAR = 6.0
+"""A limit that is more than this many times the axis is named beside it instead of drawn."""
 _FACTORS: Mapping[str, str] = {"skew": "skew (zipf exponent)"}
 
 
@@ -314,9 +316,17 @@ def _scale(ax: Axes, values: Sequence[float], target: Objective) -> None:
 
 def _limit(ax: Axes, target: Objective) -> None:
     limit = 100 * target.limit if target.share else target.limit
+    low, high = ax.get_ylim()
+    if not low <= limit <= high:
+        if limit < low or limit > _FAR * high:  # a line there would squeeze the points
+            below = limit < low
+            text = f"limit {target.number(target.limit)}, {'below' if below else 'above'}"
+            place = (1.0, 0.02 if below else 0.98)
+            ax.annotate(text, place, xycoords="axes fraction", ha="right", va="bottom" if below else "top", fontsize=8)
+            return
+        ax.set_ylim(top=1.08 * limit)
     ax.axhline(limit, color="black", linewidth=1.0, linestyle=(0, (2, 2)), zorder=0)
-    where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
-    ax.annotate("limit", (1.0, limit), **where)
+    ax.annotate("limit", (1.0, limit), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
 
 
 def _whole(ax: Axes) -> None:

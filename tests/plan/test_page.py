@@ -259,3 +259,20 @@ def test_no_page_is_wider_than_its_window(tmp_path: Path) -> None:
     assert set(measured) == {f"{name} {width}" for name in samples.SAMPLES for width in WIDTHS}
     for name, (window, scrolls, broken) in measured.items():
         assert window == int(name.split()[1]) and scrolls <= window and broken == 0, (name, window, scrolls, broken)
+
+
+@pytest.mark.parametrize("times", [0.01, 0.5, 2.0, 50.0])
+@pytest.mark.filterwarnings("error")
+def test_a_limit_far_from_every_value_leaves_room_for_the_points(times: float) -> None:
+    """A line or a word outside of the axes would leave them no room, of which matplotlib warns."""
+    plan = samples.fleet()
+    for target in plan["slo"]:
+        target["limit"] *= times
+    assert page(plan).count("data:image/svg+xml") >= 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_slots_and_adapters_that_cannot_be_combined_are_left_open() -> None:
+    plan = samples.fleet()
+    plan["heat"]["cells"][0][0] = None
+    assert "–" in page(plan)
