@@ -152,10 +152,7 @@ def _noise(given: NoiseSpec | None, cost: CostModel) -> NoiseOptions | None:
 
 def _planning(engine: EngineConfig) -> EngineConfig:
     """The engine's settings with ``async_scheduling`` as the modelled engine has it on a GPU, where they do not say."""
-    if engine.async_scheduling is not None:
-        return engine
-    ahead = engine.modelled.async_scheduling and engine.batching == "chunked"
-    return engine.model_copy(update={"async_scheduling": ahead})
+    return engine.model_copy(update={"async_scheduling": engine.plans_ahead})
 
 
 def _below_gpu(tiers: TiersSpec) -> dict[str, float]:

@@ -12,7 +12,7 @@ from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes
 from loratory.sim.cost.base import DecodeLine
-from loratory.sim.cost.engine_times import HostTime, times_of
+from loratory.sim.cost.engine_times import HostTime, host_is_hidden, times_of
 from loratory.sim.cost.kernel_fits import Curve, GemmTable, decode_attention, heads_like, prefill_attention, total
 from loratory.sim.cost.kernel_tables import KernelTables
 from loratory.sim.cost.lora_on_top import LoraOnTop
@@ -128,7 +128,8 @@ class KernelsCost:
             extras += 4 * (move.seconds(2 * q) + move.seconds(2 * kv))
 
         self._overhead_s = o.step_overhead_s
-        self._host = HostTime(times_of(None, engine), (None, None, None), layers * o.host_layer_s)
+        times = times_of(None, engine)
+        self._host = HostTime(times, host_is_hidden(times, engine), (None, None, None), layers * o.host_layer_s)
         self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s = self._small_step_s + self._overhead_s + self._host.step_s
         self._prefill = (
