@@ -142,8 +142,11 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
 
 
 def _noise(given: NoiseSpec | None, cost: CostModel) -> NoiseOptions | None:
-    """The scenario's ``cost.noise``, with the profile's residuals. Raises `InputError` for a profile without them."""
-    if given is None:
+    """The scenario's ``cost.noise``, with the profile's residuals; None where it has no effect.
+
+    Raises `InputError` for a profile without residuals.
+    """
+    if given is None or not given.has_an_effect:
         return None
     residuals = cost.profile.residuals if isinstance(cost, ProfileCost) else None
     if given.residuals and residuals is None:
