@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from loratory.scenarios.noise_spec import NOISE, NoiseSpec, UnmeasuredNoise
 from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Positive, Section
 
+_EngineTimes = Literal["vllm-0.32", "vllm-0.8.5", "lightllm", "none"]
 _Efficiency = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -16,7 +17,7 @@ class RooflineCostSpec(Section):
     """From the model's shape and the GPU's datasheet. An omitted key has the cost model's default."""
 
     kind: Literal["roofline"] = Field("roofline", description="from model shape and GPU datasheet")
-    engine_times: Literal["vllm-0.32", "vllm-0.8.5", "lightllm", "none"] | None = Field(
+    engine_times: _EngineTimes | None = Field(
         None,
         description="whose host time and LoRA kernels are priced; by default those of engine.as. none: no host time, "
         "and kernels that read each adapter of the batch once",
@@ -83,6 +84,10 @@ class KernelsCostSpec(Section):
     )
     version: Annotated[Name, BeforeValidator(_version_text)] | None = Field(
         None, description="version of that engine; by default the newest that has tables for the GPU"
+    )
+    engine_times: _EngineTimes | None = Field(
+        None,
+        description="whose host time and LoRA kernels come on top, as with roofline; by default those of engine.as",
     )
     dtype: Literal["fp16", "bf16", "fp8"] | None = Field(
         None, description="as with roofline; by default the model's. 16-bit dtypes take the tables of bf16"

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from loratory.scenarios.adapters_spec import AdaptersSpec
-from loratory.scenarios.cost_spec import TiersSpec
-from loratory.scenarios.schema_types import wrong
+from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec
+from loratory.scenarios.schema_types import Section, wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.tenants import TenantsSpec
 from loratory.scenarios.workload_spec import WorkloadSpec
@@ -37,6 +37,10 @@ class Sections(Protocol):
     @property
     def engine(self) -> EngineConfig:
         """Settings of the engine."""
+
+    @property
+    def cost(self) -> Section:
+        """The cost model."""
 
     @property
     def tiers(self) -> TiersSpec:
@@ -88,19 +92,37 @@ def _rules(scenario: Sections) -> Iterator[_Rule]:
             "is not used, because workload.generator is vtc, whose requests are for the base model: remove it",
         )
     start = scenario.adapters.initial_tier
+    none = scenario.adapters.known_count == 0
+    yield ("tiers", "disk_first_read_s"), none, _NO_ADAPTERS
     yield (
         ("tiers", "disk_first_read_s"),
         start != "disk",
         f"is not used, because adapters.initial_tier is {start}, where adapters have been read: remove one of them",
     )
-    none = scenario.adapters.known_count == 0
-    yield ("adapters", "base_share"), none, "is not used, because adapters.count is 0: remove it"
+    yield ("adapters", "base_share"), none, _NO_ADAPTERS
+    yield from _cost_rules(scenario, none)
     limits = scenario.slo.limits()
     yield (
         ("slo", "attainment"),
         not limits,
         "is the share of requests within the limits of slo, but slo has none: add one, such as ttft_p99_s",
     )
+
+
+_NO_ADAPTERS = "is not used, because adapters.count is 0: remove it"
+
+
+def _cost_rules(scenario: Sections, none: bool) -> Iterator[_Rule]:
+    """Keys of cost models that price a model's kernels; the constants of a linear one describe a machine."""
+    cost, alone = scenario.cost, scenario.engine.tensor_parallel_size == 1
+    if not isinstance(cost, OF_A_MODEL):
+        return
+    for key in type(cost).model_fields:
+        if key.startswith("lora_") or key == "load_copy_s":
+            yield ("cost", key), none, _NO_ADAPTERS
+    if "all_reduce_latency_s" in type(cost).model_fields:
+        why = "is not used, because engine.tensor_parallel_size is 1: raise that, or remove it"
+        yield ("cost", "all_reduce_latency_s"), alone, why
 
 
 def _trace_rules(scenario: Sections) -> Iterator[_Rule]:

@@ -92,7 +92,8 @@ def _line(place: str) -> tuple[int, str]:
 
 
 def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
-    kind, context, given = item["type"], item.get("ctx", {}), _shown(item["input"])
+    """What is wrong with the key at ``path``, where the scenario's schema can say more than `words`."""
+    kind = item["type"]
     if kind == "extra_forbidden":
         return f"unknown key; {key_hint(str(path[-1]), keys_at(path[:-1], raw) or [])}"
     if kind == "missing":
@@ -100,19 +101,22 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
             return "is missing: give [lo, hi]"
         meaning = description_at(path, raw)
         return "is missing: add it" + (f" ({meaning})" if meaning else "")
-    if kind in _LIMITS:
-        key, words = _LIMITS[kind]
-        limit = context[key]
-        return (
-            f"should be {words} {limit:g}, not {given}"
-            if isinstance(limit, float)
-            else f"should be {words} {limit}, not {given}"
-        )
     if kind == "model_type" and is_one_of(path, raw):
         keys = keys_at(path, raw) or []
-        return (
-            f"should be one of {', '.join(keys)}, such as {{{keys[0]}: ...}}, not {given}{_meant(item['input'], keys)}"
-        )
+        given = f"{_shown(item['input'])}{_meant(item['input'], keys)}"
+        return f"should be one of {', '.join(keys)}, such as {{{keys[0]}: ...}}, not {given}"
+    return words(item)
+
+
+def words(item: ErrorDetails) -> str:
+    """What pydantic found wrong, to follow the name of the key; for any model."""
+    kind, context, given = item["type"], item.get("ctx", {}), _shown(item["input"])
+    if kind == "missing":
+        return "is missing: add it"
+    if kind in _LIMITS:
+        key, limited = _LIMITS[kind]
+        limit = context[key]
+        return f"should be {limited} {f'{limit:g}' if isinstance(limit, float) else limit}, not {given}"
     if kind in _WANTED:
         return f"should be {_WANTED[kind]}, not {given}"
     if kind == "literal_error":

@@ -110,6 +110,14 @@ class EngineConfig(BaseModel):
         """The engine that is modelled."""
         return ENGINE_PRESETS[self.preset]
 
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether a step is planned while the one before runs; where the settings do not say, as the modelled engine
+        has it on a GPU."""
+        if self.async_scheduling is not None:
+            return self.async_scheduling
+        return self.modelled.async_scheduling and self.batching == "chunked"
+
     def require_blocks(self) -> int:
         """The KV blocks that hold tokens: `num_gpu_blocks`, less the null block.
 

@@ -20,6 +20,9 @@ from loratory.serving.usage import AdapterState, TenantState
 from loratory.serving.views import AdapterView, RequestView, TenantView
 from loratory.serving.wait_index import WaitIndex
 
+KV_CACHE = "the KV cache"
+"""What the reasons of rejections call it."""
+
 
 class Ledger:
     """Waiting and running requests, adapter tiers and slots, KV blocks and budgets of one engine.
@@ -179,7 +182,7 @@ class Ledger:
         """What a request's prompt and output must fit, in words."""
         if self.context_limit == self.config.max_model_len:
             return f"max_model_len {self.context_limit}"
-        return f"the KV cache, which holds {self._max_context} tokens of one request"
+        return f"{KV_CACHE}, which holds {self._max_context} tokens of one request"
 
     def end(self, sequence: Sequence, status: Status, why: str) -> None:
         """Give a request its final status and free what it holds."""

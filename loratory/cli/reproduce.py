@@ -122,6 +122,8 @@ def _tell(found: Sequence[Reproduction]) -> None:
         for check in each.checks:
             if check.note:
                 print(f"note: {check.what}: {check.note}")
+        for text in each.notes:
+            print(f"note: {text}")
         for text in each.not_modelled:
             print(f"limits: {text}")
         print()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
@@ -14,10 +14,11 @@ from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
 from loratory.scenarios.noise_spec import NoiseSpec
 from loratory.scenarios.registry_adapters import other_base
 from loratory.scenarios.schema import ClusterSpec, Scenario
+from loratory.scenarios.schema_types import Section
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.vllm_limits import vllm_notes
-from loratory.sim.catalogue import ModelSpec, dtype_bytes, gpu, model, resolve_targets
+from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu, model, resolve_targets
 from loratory.sim.cost import CostModel, MemoryOptions, MemoryPlan, ProfileCost, cost_model, kv_blocks, oversized
 from loratory.sim.cost.base import fitted_ranges
 from loratory.sim.noise import NoiseOptions
@@ -65,7 +66,7 @@ def _build(scenario: Scenario) -> Built:
     if options.dtype is not None:
         _at(
             "cost.dtype" if scenario.memory.dtype is None else "memory.dtype",
-            lambda: card.flops_for(str(options.dtype)),
+            lambda: _computes(card, str(options.dtype), scenario),
         )
     wide = spec.wide_dtype(options.dtype)
     cache = options.kv_cache_dtype or wide
@@ -93,6 +94,15 @@ def _build(scenario: Scenario) -> Built:
     ]
     given = tuple(note for note in notes if note)
     return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, given, noise)
+
+
+def _computes(card: GPU, dtype: str, scenario: Scenario) -> None:
+    """Raises `InputError` where the GPU cannot compute in a dtype, with those that it can and that may be given."""
+    if dtype not in card.flops:
+        section: Section = scenario.memory if scenario.memory.dtype is not None else scenario.cost
+        words = get_args(get_args(type(section).model_fields["dtype"].annotation)[0])
+        known = ", ".join(each for each in card.flops if each in words)
+        raise InputError(f"GPU {card.name} has no {dtype} arithmetic: use one of {known}")
 
 
 def _router_note(cluster: ClusterSpec) -> str | None:
@@ -132,8 +142,11 @@ def _limited(engine: EngineConfig, spec: ModelSpec) -> EngineConfig:
 
 
 def _noise(given: NoiseSpec | None, cost: CostModel) -> NoiseOptions | None:
-    """The scenario's ``cost.noise``, with the profile's residuals. Raises `InputError` for a profile without them."""
-    if given is None:
+    """The scenario's ``cost.noise``, with the profile's residuals; None where it has no effect.
+
+    Raises `InputError` for a profile without residuals.
+    """
+    if given is None or not given.has_an_effect:
         return None
     residuals = cost.profile.residuals if isinstance(cost, ProfileCost) else None
     if given.residuals and residuals is None:
@@ -152,10 +165,7 @@ def _noise(given: NoiseSpec | None, cost: CostModel) -> NoiseOptions | None:
 
 def _planning(engine: EngineConfig) -> EngineConfig:
     """The engine's settings with ``async_scheduling`` as the modelled engine has it on a GPU, where they do not say."""
-    if engine.async_scheduling is not None:
-        return engine
-    ahead = engine.modelled.async_scheduling and engine.batching == "chunked"
-    return engine.model_copy(update={"async_scheduling": ahead})
+    return engine.model_copy(update={"async_scheduling": engine.plans_ahead})
 
 
 def _below_gpu(tiers: TiersSpec) -> dict[str, float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from loratory.errors import InputError
@@ -22,7 +23,7 @@ from loratory.reproduce.agullo_cells import (
     more_cells,
     published_cells,
 )
-from loratory.reproduce.cases import Case, run_cases
+from loratory.reproduce.cases import Case, mean_note, refuse_policies, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
 from loratory.scenarios.library_index import published_folder
 from loratory.scenarios.load import load_scenario
@@ -60,15 +61,24 @@ ROOFLINE_LIMITS = Limits(itl=0.20, completed=None, factor=1.6)
 """With ``--set 'cost={kind: roofline}'``: as for hardware without a measurement."""
 
 
-def blocks(cell: Cell, settings: Sequence[str] = ()) -> int | None:
-    """KV blocks by the memory model; None if vLLM does not start according to the model."""
-    scenario = load_scenario(SCENARIO, [*cell.changes, *settings])
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A server at its start. ``blocks``: KV blocks by the memory model; None if it does not start according to it."""
+
+    blocks: int | None
+    notes: tuple[str, ...] = ()
+
+
+def start(cell: Cell, settings: Sequence[str] = ()) -> Start:
+    """How vLLM starts with a cell's settings. Raises `InputError`, with the cell's place, for bad ones."""
     try:
-        return build(scenario).engine.num_gpu_blocks
+        scenario = load_scenario(SCENARIO, [*cell.changes, *settings])
+        built = build(scenario)
     except InputError as error:
-        if "engine:" not in str(error):
-            raise
-        return None
+        if str(error).startswith("engine: "):
+            return Start(None)
+        raise error if cell.origin is None else cell.origin.told(error) from error
+    return Start(built.engine.num_gpu_blocks, built.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +95,20 @@ class SeedRange:
 
 
 def simulate_cells(cells: Sequence[Cell], settings: Sequence[str] = ()) -> Cells:
-    """The figures of each cell; None if it does not start according to the memory model."""
-    pools = {cell: blocks(cell, settings) for cell in cells}
-    started = [cell for cell in cells if pools[cell] is not None]
-    runs = run_cases([Case(SCENARIO, (*cell.changes, *settings)) for cell in started])
-    found: Cells = dict.fromkeys(cells)
-    for cell, run in zip(started, runs, strict=True):
-        found[cell] = figures_of(run[0], pools[cell] or 1)
+    """The figures of each cell, the mean over its seeds; None if it does not start according to the memory model."""
+    return _simulated({cell: start(cell, settings) for cell in cells}, settings)
+
+
+def _simulated(starts: Mapping[Cell, Start], settings: Sequence[str]) -> Cells:
+    started = [cell for cell, found in starts.items() if found.blocks is not None]
+    runs = run_cases([Case(SCENARIO, (*cell.changes, *settings), origin=cell.origin) for cell in started])
+    found: Cells = dict.fromkeys(starts)
+    for cell, seeds in zip(started, runs, strict=True):
+        try:
+            each = [figures_of(run, starts[cell].blocks or 1) for run in seeds]
+        except InputError as error:
+            raise error if cell.origin is None else cell.origin.told(error) from error
+        found[cell] = each[0] if len(each) == 1 else CellFigures(*map(fmean, zip(*map(astuple, each), strict=True)))
     return found
 
 
@@ -138,8 +155,13 @@ def sets_constants(cell: Cell, field: str) -> bool:
     return cell.slots in FIT_SLOTS if field == "itl_ms" else field == "completed" and cell.groups[0][0] == HIGH_RATES[0]
 
 
-def run_rows(published: Cells, simulated: Cells, fitted: bool = True) -> list[Row]:
-    """Published and simulated figures of each cell; ``fitted``: some of them set constants (`sets_constants`)."""
+def run_rows(published: Cells, simulated: Cells, fitted: Cells | None = None) -> list[Row]:
+    """Published and simulated figures of each cell.
+
+    ``fitted``: the cells whose figures may have set a constant (`sets_constants`), by default ``published``. A figure
+    did where it is theirs.
+    """
+    known = published if fitted is None else fitted
     rows = []
     for cell, theirs in published.items():
         name, ours = cell.name, simulated[cell]
@@ -147,7 +169,8 @@ def run_rows(published: Cells, simulated: Cells, fitted: bool = True) -> list[Ro
             rows.append(Row(name, "start", OOM if theirs is None else "runs", OOM if ours is None else "runs"))
             continue
         for field, metric in METRICS.items():
-            use: Literal["fit", "test"] = "fit" if fitted and sets_constants(cell, field) else "test"
+            same = getattr(known.get(cell), field, None) == getattr(theirs, field)
+            use: Literal["fit", "test"] = "fit" if same and sets_constants(cell, field) else "test"
             if getattr(theirs, field):
                 rows.append(Row(name, metric, getattr(theirs, field), getattr(ours, field), use))
     return rows
@@ -273,11 +296,14 @@ def _told(cell: Cell, found: SeedRange) -> str:
 
 
 def given(cells: Cells, source: str, settings: Sequence[str] = ()) -> Reproduction:
-    """Cells of a user's, under a user's settings."""
-    simulated = simulate_cells(list(cells), settings)
+    """Cells of a user's, under a user's settings; of several seeds, the mean."""
+    refuse_policies(settings)
+    starts = {cell: start(cell, settings) for cell in cells}
+    simulated = _simulated(starts, settings)
     changed = any(each.partition("=")[0].split(".")[0] == "cost" for each in settings)
-    rows = run_rows(cells, simulated, fitted=not settings)
-    kind = load_scenario(SCENARIO, settings).cost.kind
+    rows = run_rows(cells, simulated, {} if settings else published_cells() | more_cells())
+    scenario = load_scenario(SCENARIO, [*next(iter(cells)).changes, *settings])
+    kind = scenario.cost.kind
     limits = ROOFLINE_LIMITS if changed and kind == "roofline" else SCENARIO_LIMITS
     return Reproduction(
         name="agullo",
@@ -288,6 +314,10 @@ def given(cells: Cells, source: str, settings: Sequence[str] = ()) -> Reproducti
         rows=tuple(rows),
         checks=tuple(run_checks(rows, cells, simulated, limits)),
         not_modelled=NOT_MODELLED,
+        notes=(
+            *mean_note(len(scenario.seeds)),
+            *dict.fromkeys(note for found in starts.values() for note in found.notes),
+        ),
     )
 
 

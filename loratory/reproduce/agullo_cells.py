@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loratory.errors import InputError
-from loratory.reproduce.rows import GivenRow, read_rows
+from loratory.reproduce.rows import GivenRow, RowOrigin, read_rows
 from loratory.scenarios.library_index import published_folder
 from loratory.sim.catalogue import model
 
@@ -27,7 +27,8 @@ RANKS = (8, 16, 32, 64, 128, 256)
 class Cell:
     """The settings of a run. ``rates``: (requests/s of an adapter, number of adapters), largest rate first.
 
-    Of a number of adapters that three does not divide, the higher rates get the remainder.
+    Of a number of adapters that three does not divide, the higher rates get the remainder. ``place``: the file and line
+    that it was read from, for errors.
     """
 
     slots: int
@@ -35,6 +36,7 @@ class Cell:
     model: str = LLAMA
     max_lora_rank: int = 16
     rates: tuple[tuple[float, int], ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def groups(self) -> tuple[tuple[float, int], ...]:
@@ -63,6 +65,13 @@ class Cell:
             given += [f"engine.max_lora_rank={self.max_lora_rank}", f"adapters.ranks={ranks}"]
         return (*given, f"model={self.model}") if self.model != LLAMA else tuple(given)
 
+    @property
+    def origin(self) -> RowOrigin | None:
+        """The row of a file whose columns give `changes`; None for a cell that was not read."""
+        if not self.place:
+            return None
+        return RowOrigin(self.place, tuple((change, _COLUMN_OF[change.partition("=")[0]]) for change in self.changes))
+
 
 @dataclass(frozen=True, slots=True)
 class CellFigures:
@@ -72,7 +81,7 @@ class CellFigures:
     itl_ms: float
     ttft_p50_ms: float
     running: float
-    preemptions: int = 0
+    preemptions: float = 0
     kv_peak: float = 0.0
     """Largest share of the KV blocks in use at the start of a step; not known for published cells."""
 
@@ -86,6 +95,16 @@ class CellFigures:
 
 Cells = dict[Cell, CellFigures | None]
 """Figures by cell; None if the server ran out of memory and did not start."""
+
+_COLUMN_OF = {
+    "engine.max_loras": "slots",
+    "engine.max_cpu_loras": "adapters",
+    "engine.max_lora_rank": "max_lora_rank",
+    "adapters.ranks": "max_lora_rank",
+    "adapters.rates": "rates_req_s, adapters_per_rate",
+    "model": "model",
+}
+"""The column from which `Cell.changes` sets a key."""
 
 _COLUMNS = ("slots", "adapters", "rates_req_s", "adapters_per_rate", "completed", "itl_mean_ms", "ttft_p50_ms")
 _MORE_COLUMNS = ("model", "max_lora_rank", *_COLUMNS)
@@ -108,14 +127,22 @@ def cells_of(path: Path) -> Cells:
 
 def _table(path: Path, columns: Sequence[str]) -> Cells:
     found = read_rows(path, columns, _read)
-    cells = dict(found)
-    if len(cells) < len(found):
-        raise InputError(f"{path} has two rows with equal settings: leave one of them out")
+    cells: Cells = {}
+    for cell, figures in found:
+        if cell in cells:
+            before = next(each for each in cells if each == cell)
+            raise InputError(f"{cell.place} has the settings of {before.place}: leave one of the two rows out")
+        cells[cell] = figures
     return dict(sorted(cells.items()))
 
 
 def _read(row: GivenRow) -> tuple[Cell, CellFigures | None]:
-    rates = _rates(row) if row.values["rates_req_s"].strip() else ()
+    given = [column for column in ("rates_req_s", "adapters_per_rate") if row.values[column].strip()]
+    if len(given) == 1:
+        raise InputError(
+            f"{row.place}: {given[0]} is given alone: give both of rates_req_s and adapters_per_rate, or none"
+        )
+    rates = _rates(row) if given else ()
     name, rank = LLAMA, 16
     if "model" in row.values:
         name, rank = row.text("model").removesuffix("-instruct"), row.whole("max_lora_rank")
@@ -124,10 +151,10 @@ def _read(row: GivenRow) -> tuple[Cell, CellFigures | None]:
         except InputError as error:
             raise InputError(f"{row.place}: {error}") from error
     slots, adapters = row.whole("slots"), row.whole("adapters")
-    cell = Cell(slots, adapters, name, rank, () if rates == Cell(slots, adapters).groups else rates)
+    cell = Cell(slots, adapters, name, rank, () if rates == Cell(slots, adapters).groups else rates, row.place)
     if not cell.slots or not cell.adapters or not rank:
         raise InputError(f"{row.place}: slots, adapters and max_lora_rank should be at least 1: correct them")
-    if row.values.get("out_of_memory", "").strip():
+    if row.flag("out_of_memory"):
         return cell, None
     running = row.number("mean_running") if row.values.get("mean_running", "").strip() else 0.0
     figures = (row.number("completed"), row.number("itl_mean_ms"), row.number("ttft_p50_ms"))
@@ -138,6 +165,9 @@ def _read(row: GivenRow) -> tuple[Cell, CellFigures | None]:
 
 def _rates(row: GivenRow) -> tuple[tuple[float, int], ...]:
     rates, counts = row.numbers("rates_req_s"), row.numbers("adapters_per_rate")
+    part = next((count for count in counts if count != int(count)), None)
+    if part is not None:
+        raise InputError(f"{row.place}: adapters_per_rate has {part:g}: give whole numbers of adapters")
     if len(rates) != len(counts) or sum(counts) != row.whole("adapters") or not all(rates):
         raise InputError(
             f"{row.place}: rates_req_s and adapters_per_rate should have as many numbers, rates above 0, and counts "
@@ -148,8 +178,13 @@ def _rates(row: GivenRow) -> tuple[tuple[float, int], ...]:
 
 
 def figures_of(run: dict[str, Any], kv_blocks: int) -> CellFigures:
-    """The figures of a simulated cell. Running requests by Little's law: a running request gets a token every ITL."""
+    """The figures of a simulated cell. Running requests by Little's law: a running request gets a token every ITL.
+
+    Raises `InputError` where no request ended.
+    """
     itl, engine = run["itl_s"]["mean"], run["engine"]
+    if itl is None or not run["requests"]["completed"]:
+        raise InputError("no request of the simulation ends, so there is nothing to compare: change its settings")
     return CellFigures(
         run["requests"]["completed"],
         1e3 * itl,

@@ -74,7 +74,7 @@ class Reproduction:
 
     ``scenarios``: its files under scenarios/published/, which anyone can run. ``fitted``: in a sentence or two, which
     constants come from where, and which published rows were used to fit. ``not_modelled``: what the system did that
-    the simulation omits, and where errors are largest.
+    the simulation omits, and where errors are largest. ``notes``: on these measurements, one sentence each.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Reproduction:
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
     not_modelled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:

@@ -93,6 +93,7 @@ def markdown(found: Reproduction) -> str:
     if found.checks:
         parts.append(checks_grid(found).markdown())
         parts += [f"*{check.what}*: {check.note}" for check in found.checks if check.note]
+    parts += [f"Note: {note}." for note in found.notes]
     if found.rows:
         parts += [metrics_grid(found).markdown(), *_figures(found)]
     if found.not_modelled:

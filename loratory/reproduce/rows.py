@@ -9,9 +9,33 @@ from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
-from loratory.errors import InputError, several
+from loratory.errors import InputError, several, shortened
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrigin:
+    """Where the changes of a simulated row come from. ``place``: its file and line. ``columns``: the column from which
+    each ``key=value`` was made."""
+
+    place: str
+    columns: tuple[tuple[str, str], ...]
+
+    def told(self, error: InputError) -> InputError:
+        """An error of the simulation as one of this row; an option that the user gave is named as it is."""
+        text = str(error).replace(_LIFT, "")
+        for change, column in self.columns:
+            for label in (shortened(f"--set {change}", 160), shortened(f"--set {change}", 120)):
+                if text.startswith(label):
+                    return InputError(f"{self.place}: {column}{text[len(label) :]}")
+        return InputError(text if text.startswith("--set ") else f"{self.place}: {text}")
+
+
+_LIFT = ", or lift all limits with --unbounded (in Python: unbounded=True)"
+"""What a reproduction does not offer."""
+
+_YES, _NO = frozenset({"1", "true", "yes", "oom"}), frozenset({"", "0", "false", "no"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +67,16 @@ class GivenRow:
         """The numbers in a column, which spaces separate."""
         return tuple(self._number(column, part) for part in self.text(column).split())
 
+    def flag(self, column: str) -> bool:
+        """Whether a column says yes (1, true, yes, oom) or no (0, false, no, or empty, also where it is missing)."""
+        value = self.values.get(column, "").strip().lower()
+        if value not in _YES | _NO:
+            shown = shortened(value, 60)
+            raise InputError(
+                f"{self.place}: {column} is {shown!r}: give 1, true, yes or oom, or 0, false, no or nothing"
+            )
+        return value in _YES
+
     def _number(self, column: str, text: str) -> float:
         try:
             value = float(text)
@@ -59,8 +93,8 @@ def read_rows(path: Path, columns: Iterable[str], read: Callable[[GivenRow], T])
     Raises `InputError` for a file that cannot be read, has no row, or lacks one of ``columns``; ``read`` may as well.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [read(row) for row in _checked(csv.DictReader(file), path, list(columns))]
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark of the encoding
+            return [read(row) for row in _checked(csv.DictReader(file, skipinitialspace=True), path, list(columns))]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: give a CSV file") from error
     except csv.Error as error:
@@ -70,13 +104,20 @@ def read_rows(path: Path, columns: Iterable[str], read: Callable[[GivenRow], T])
 
 
 def _checked(reader: csv.DictReader[str], path: Path, columns: list[str]) -> Iterator[GivenRow]:
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    names = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}:1 has two columns {shortened(twice, 60)!r}: leave one of them out")
+    missing = [column for column in columns if column not in names]
     if missing:
         raise InputError(f"{path} has no column {missing[0]}: its first line should name {several(columns, 20)}")
     line = 1
     for line, row in enumerate(reader, 2):
         if any(row[column] is None for column in columns):
             raise InputError(f"{path}:{line} has fewer columns than the first line: fill them in")
+        if None in row:
+            raise InputError(f"{path}:{line} has more columns than the first line: leave the rest out")
         yield GivenRow(f"{path}:{line}", {column: str(value or "") for column, value in row.items()})
     if line == 1:
         raise InputError(f"{path} has no rows: add at least one below the line of column names")

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loratory.errors import InputError
-
-_SUFFIXES = ("_requests.jsonl.gz", "_steps.jsonl.gz")
-_REQUEST_KEYS = ("id", "arrival", "added", "adapter", "inp", "out")
-_STEP_KEYS = ("t", "d", "s", "adm", "pre", "free")
-
-
-class Scheduled(NamedTuple):
-    """What one step does for one request: ``tokens`` of its context from ``start`` on; a decode is one token."""
-
-    request_id: str
-    start: int
-    tokens: int
+from loratory.errors import InputError, shortened
+from loratory.reproduce.recorded_lines import RecordedRequest, Scheduled, SchedulerLine, read_lines
+from loratory.reproduce.recorded_settings import SettingsFile
 
 
 class SchedulerStep(NamedTuple):
@@ -35,88 +23,106 @@ class SchedulerStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerRecording:
-    """One recording: settings under vLLM's names, requests and steps as the files have them, in order.
+    """One recording: settings under vLLM's names; requests as the engine took them in, and steps in order.
 
-    ``place``: what to call it in errors.
+    ``place``: what to call it in errors. ``notes``: one sentence each on where its files contradict its settings, and
+    on requests that do not end.
     """
 
     name: str
     place: str
     settings: Mapping[str, Any]
-    requests: Sequence[Mapping[str, Any]]
-    steps: Sequence[Mapping[str, Any]]
+    requests: Sequence[RecordedRequest]
+    steps: Sequence[SchedulerLine]
+    notes: tuple[str, ...] = ()
 
     @property
     def compositions(self) -> list[SchedulerStep]:
         """The recorded steps."""
-        return [
-            SchedulerStep(
-                tuple(Scheduled(str(i), int(start), int(tokens)) for i, start, tokens, *_ in step["s"]),
-                tuple(map(str, step["adm"])),
-                tuple(map(str, step["pre"])),
-                tuple(step["free"]),
-            )
-            for step in self.steps
-        ]
+        return [SchedulerStep(tuple(s.s), tuple(s.adm), tuple(s.pre), tuple(s.free)) for s in self.steps]
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have no last token when the recording ends."""
+        return _unfinished(self.requests, self.steps)
 
 
 def read_recordings(folder: Path) -> list[SchedulerRecording]:
     """The recordings of a folder: ``settings.json`` and, for each name in it, ``NAME_requests.jsonl.gz`` and
-    ``NAME_steps.jsonl.gz``. Raises `InputError` where something is missing or unreadable."""
-    path = folder / "settings.json"
-    settings = _json(path)
-    if not isinstance(settings, dict) or not settings or not all(isinstance(each, dict) for each in settings.values()):
-        raise InputError(f"{path} names no recordings: give an object that has the settings of each")
-    return [recording_of(folder, name, given) for name, given in settings.items()]
+    ``NAME_steps.jsonl.gz``. Raises `InputError` where something is missing, unreadable or contradicts itself."""
+    file = SettingsFile(folder)
+    return [_recording(folder, file, name) for name in file.recordings]
 
 
-def recording_of(folder: Path, name: str, settings: Mapping[str, Any]) -> SchedulerRecording:
-    """One recording of a folder."""
-    requests = _rows(folder / f"{name}{_SUFFIXES[0]}", _REQUEST_KEYS)
-    steps = _rows(folder / f"{name}{_SUFFIXES[1]}", _STEP_KEYS)
-    place = f"{folder / 'settings.json'}: {name}"
+def _recording(folder: Path, file: SettingsFile, name: str) -> SchedulerRecording:
+    about = file.about(name)
+    requests_file, steps_file = (folder / f"{name}_{what}.jsonl.gz" for what in ("requests", "steps"))
+    requests, steps = read_lines(requests_file, RecordedRequest), read_lines(steps_file, SchedulerLine)
+    _check_requests(requests_file, requests)
+    _check_steps(steps_file, steps, {request.id for request in requests}, requests_file.name)
+    settings = file.recordings[name]
+    counted = {
+        "requests": (about.requests, len(requests)),
+        "steps": (about.steps, len(steps)),
+        "preemptions": (about.preemptions, sum(len(step.pre) for step in steps)),
+    }
+    notes = tuple(
+        f"{name}: {file.path.name} says {said:,} {what}, and the files have {has:,}"
+        for what, (said, has) in counted.items()
+        if said is not None and said != has
+    )
+    if left := _unfinished(requests, steps):
+        notes += (f"{name}: the recording ends while {left:,} request{'s are' if left > 1 else ' is'} unfinished",)
     return SchedulerRecording(
-        name, place, settings, requests, steps if settings.get("async_scheduling") else _merged(steps)
+        name,
+        file.place(name),
+        settings,
+        sorted(requests, key=lambda request: request.added),
+        steps if settings.get("async_scheduling") else _merged(steps),
+        notes,
     )
 
 
-def _merged(steps: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _check_requests(path: Path, requests: Iterable[RecordedRequest]) -> None:
+    lines: dict[str, int] = {}
+    for number, request in enumerate(requests, 1):
+        shown = shortened(request.id, 60)
+        if request.id in lines:
+            raise InputError(f"{path}:{number}: id {shown!r} is that of line {lines[request.id]}: ids should differ")
+        if request.max_tokens is not None and request.max_tokens < request.out:
+            raise InputError(f"{path}:{number}: max_tokens is {request.max_tokens}, below out ({request.out})")
+        lines[request.id] = number
+
+
+def _check_steps(path: Path, steps: Iterable[SchedulerLine], ids: set[str], requests: str) -> None:
+    before = 0.0
+    for number, step in enumerate(steps, 1):
+        named = [*(part.request_id for part in step.s), *step.adm, *step.pre]
+        unknown = next((each for each in named if each not in ids), None)
+        if unknown is not None:
+            raise InputError(f"{path}:{number}: it names request {shortened(unknown, 60)!r}, which {requests} lacks")
+        if step.t < before:
+            raise InputError(f"{path}:{number}: t is {step.t:g}, before that of line {number - 1} ({before:g})")
+        before = step.t
+
+
+def _unfinished(requests: Iterable[RecordedRequest], steps: Iterable[SchedulerLine]) -> int:
+    computed: dict[str, int] = {}
+    for step in steps:
+        for part in step.s:
+            computed[part.request_id] = max(part.start + part.tokens, computed.get(part.request_id, 0))
+    return sum(computed.get(request.id, 0) < request.computed for request in requests)
+
+
+def _merged(steps: list[SchedulerLine]) -> list[SchedulerLine]:
     """Steps that only preempted, and took no time, joined with the next ones, as the engine makes them."""
-    merged: list[Mapping[str, Any]] = []
-    before: Mapping[str, Any] | None = None
+    merged: list[SchedulerLine] = []
+    before: SchedulerLine | None = None
     for step in steps:
         if before is not None:
-            step = {**step, "pre": [*before["pre"], *step["pre"]], "free": [before["free"][0], *step["free"][1:]]}
-        before = None if step["s"] else step
+            update = {"pre": [*before.pre, *step.pre], "free": [before.free[0], *step.free[1:]]}
+            step = step.model_copy(update=update)
+        before = None if step.s else step
         if before is None:
             merged.append(step)
     return merged
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a folder of recordings") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): give a folder of recordings") from error
-
-
-def _rows(path: Path, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-    rows: list[Mapping[str, Any]] = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                row = json.loads(line)
-                missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-                if missing:
-                    raise InputError(f"{path}, line {number} has no {missing[0]}: it is no recording of a scheduler")
-                rows.append(row)
-    except OSError as error:
-        reason = error.strerror or "it is not compressed with gzip"
-        raise InputError(f"{path} cannot be read ({reason}), but settings.json names this recording") from error
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} holds no JSON lines compressed with gzip ({error}): record it anew") from error
-    if not rows:
-        raise InputError(f"{path} is empty: record it anew")
-    return rows

@@ -12,9 +12,12 @@ from pydantic import ValidationError
 from loratory.errors import InputError
 from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
-from loratory.reproduce.scheduler_recordings import Scheduled, SchedulerRecording, SchedulerStep
+from loratory.reproduce.recorded_lines import RecordedRequest, Scheduled
+from loratory.reproduce.recorded_settings import ENGINE_KEYS, problem
+from loratory.reproduce.scheduler_recordings import SchedulerRecording, SchedulerStep
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
+from loratory.serving.engine_presets import ENGINE_PRESETS
 from loratory.serving.events import Admitted, EventHandlers, Preempted
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import StepPlan, StepResult
@@ -27,44 +30,76 @@ _POLICIES: Mapping[str, Callable[[], Policy]] = {"fcfs": Fifo, "priority": parti
 CLOCK_S = 2e-6
 """The files have microseconds."""
 
+_FREE = "as its adapters are loaded in no time"
+UNREAD: Mapping[str, str] = {
+    "tensor_parallel_size": "as its step times are the recorded ones",
+    "gpu_memory_utilization": "as num_gpu_blocks is recorded",
+    "max_lora_rank": "as its adapters have the rank of their slots",
+    "max_cpu_loras": _FREE,
+    "adapter_loading": _FREE,
+    "eviction": _FREE,
+    "memory": "as its adapters take no KV blocks",
+}
+"""Settings of an engine that change no step of a replay, and why."""
+
+_DEFAULTS = {key: EngineConfig.model_fields[key].default for key in UNREAD}
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerComparison:
     """Of one recording: its steps, how many differ, and the first that does (recorded and replayed).
 
-    ``unfinished``: requests that did not end. ``preemptions``: recorded and replayed.
+    ``unfinished``: requests that did not end, ``preemptions``: each recorded and replayed.
     """
 
     name: str
     steps: int
     differing: int
     first: tuple[int, SchedulerStep, SchedulerStep] | None
-    unfinished: int
+    unfinished: tuple[int, int]
     preemptions: tuple[int, int]
 
 
 def engine_of(recording: SchedulerRecording, changes: Mapping[str, Any]) -> tuple[EngineConfig, Policy]:
     """The engine's settings and the policy that a recording was made with; ``changes`` override settings.
 
-    Keys of the recording that are no engine settings describe it. Raises `InputError` for what cannot be replayed.
+    Another preset (``as``) sets what it fixes, whatever the recording has of it; of ``async_scheduling`` only false,
+    because a recording without it does not tell when a plan ahead would have been made.
+    Raises `InputError` for what cannot be replayed, and for changes that a replay does not read.
     """
-    given = dict(recording.settings)
-    policy = _POLICIES.get(str(given.get("scheduling_policy", "fcfs")))
-    if policy is None:
+    own = {key: value for key, value in recording.settings.items() if key in ENGINE_KEYS}
+    for key, value in changes.items():
+        if key in UNREAD and own.get(key, _DEFAULTS[key]) != value:
+            raise InputError(f"--set engine.{key} changes nothing in a replay, {UNREAD[key]}: leave it out")
+    if "as" in changes and (preset := ENGINE_PRESETS.get(str(changes["as"]))) is not None:
+        own = {key: value for key, value in own.items() if key not in preset.settings}
+        own["async_scheduling"] = bool(own.get("async_scheduling")) and preset.async_scheduling
+    if changes.get("async_scheduling") is True and not own.get("async_scheduling"):
         raise InputError(
-            f"{recording.place}: scheduling_policy is {given['scheduling_policy']!r}: only "
-            f"{' and '.join(_POLICIES)} can be replayed"
+            f"--set engine.async_scheduling=true: {recording.name} was recorded without it, and its times say when "
+            "each step was planned, not when one would be planned ahead: leave it out"
         )
-    if given.get("enable_prefix_caching"):
-        raise InputError(f"{recording.place}: enable_prefix_caching is true, and prefix caching is not modelled")
-    known = {**{key: value for key, value in given.items() if key in EngineConfig.model_fields}, **changes}
+    policy = _POLICIES[recording.settings.get("scheduling_policy", "fcfs")]()
     try:
-        return EngineConfig.model_validate({"as": "vllm-0.32", **known}), policy()
+        return EngineConfig.model_validate({"as": "vllm-0.32", **own, **changes}, strict=True), policy
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{recording.place}: {f'{key}: ' if key else ''}{reason}") from error
+        key, text = problem(error)
+        if not changes:
+            raise InputError(f"{recording.place}: {key} {text}") from None
+        if key in changes:
+            raise InputError(f"--set engine.{key} {text}") from None
+        given = ", ".join(f"--set engine.{each}" for each in changes)
+        raise InputError(f"{given}: in recording {recording.name}, {key} {text}") from None
+
+
+def idle(recording: SchedulerRecording, changes: Mapping[str, Any]) -> str:
+    """A sentence where ``changes`` cannot change a step of this recording; empty where they may."""
+    config = engine_of(recording, changes)[0]
+    if changes and config == engine_of(recording, {})[0]:
+        return f"{recording.name}: --set changes nothing, as it was recorded with these settings"
+    if set(changes) == {"long_prefill_threshold_alone"} and not config.long_prefill_token_threshold:
+        return f"{recording.name}: --set changes nothing, as engine.long_prefill_token_threshold is 0"
+    return ""
 
 
 def replay_scheduler(
@@ -78,8 +113,8 @@ def replay_scheduler(
     """
     config, policy = engine_of(recording, changes or {})
     arriving = list(reversed(recording.requests))
-    outputs = {str(row["id"]): int(row["out"]) for row in arriving}
-    names = sorted({row["adapter"] for row in arriving if row["adapter"] is not None})
+    outputs = {request.id: request.out for request in arriving}
+    names = sorted({request.adapter for request in arriving if request.adapter is not None})
     watch = _Watch()
     engine = Engine(
         config,
@@ -97,14 +132,14 @@ def replay_scheduler(
         played[ended.row] = row._replace(free=(*row.free, engine.ledger.kv.free))
 
     for number, step in enumerate(recording.steps):
-        now = float(step["t"])
+        now = step.t
         begins = now
         if flying is not None:
             begins = max(now, flying.ends_at)
             if flying.ends_at <= now + CLOCK_S or not config.async_scheduling:
                 commit(flying)
                 flying = None
-        while arriving and float(arriving[-1]["added"]) <= now + CLOCK_S:
+        while arriving and arriving[-1].added <= now + CLOCK_S:
             engine.submit(_request(arriving.pop()))
         free = engine.ledger.kv.free
         watch.clear()
@@ -116,7 +151,7 @@ def replay_scheduler(
         played.append(SchedulerStep(_scheduled(engine, plan), admitted, preempted, (free, engine.ledger.kv.free)))
         if flying is not None:
             commit(flying)
-        flying = _InFlight(plan, _finished(plan, outputs), begins + float(step["d"]), number)
+        flying = _InFlight(plan, _finished(plan, outputs), begins + step.d, number)
     if flying is not None:
         commit(flying)
     return played, engine.unfinished
@@ -150,16 +185,14 @@ class _Watch:
         self.preempted.append(event.request.request_id)
 
 
-def _adapter(name: object, number: int, rank: int) -> Adapter:
+def _adapter(name: int, number: int, rank: int) -> Adapter:
     return Adapter(LoRARequest(f"adapter{name}", number, f"adapters/{name}"), rank, 1)
 
 
-def _request(row: Mapping[str, Any]) -> Request:
-    adapter = None if row["adapter"] is None else f"adapter{row['adapter']}"
-    most = int(row.get("max_tokens") or row["out"])
-    return Request(
-        str(row["id"]), adapter, float(row["arrival"]), int(row["inp"]), most, priority=int(row.get("priority") or 0)
-    )
+def _request(given: RecordedRequest) -> Request:
+    adapter = None if given.adapter is None else f"adapter{given.adapter}"
+    most = given.max_tokens or given.out
+    return Request(given.id, adapter, given.arrival, given.inp, most, priority=given.priority or 0)
 
 
 def _scheduled(engine: Engine, plan: StepPlan) -> tuple[Scheduled, ...]:
@@ -192,7 +225,8 @@ def compare(recording: SchedulerRecording, changes: Mapping[str, Any] | None = N
     differing = [number for number, pair in enumerate(zip(wanted, played, strict=True)) if pair[0] != pair[1]]
     first = (differing[0], wanted[differing[0]], played[differing[0]]) if differing else None
     preemptions = (_preemptions(wanted), _preemptions(played))
-    return SchedulerComparison(recording.name, len(played), len(differing), first, unfinished, preemptions)
+    ended = (recording.unfinished, unfinished)
+    return SchedulerComparison(recording.name, len(played), len(differing), first, ended, preemptions)
 
 
 def _preemptions(steps: Sequence[SchedulerStep]) -> int:

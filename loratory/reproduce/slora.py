@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from loratory.errors import InputError, several
-from loratory.reproduce.cases import Case, run_cases
+from loratory.errors import InputError, several, shortened
+from loratory.reproduce.cases import Case, mean_note, refuse_policies, run_cases
 from loratory.reproduce.comparison import Check, Reproduction, Row, mean_error
-from loratory.reproduce.rows import GivenRow, read_rows
+from loratory.reproduce.rows import GivenRow, RowOrigin, read_rows
 from loratory.scenarios.library_index import published_folder
+from loratory.scenarios.load import load_scenario
 
 THROUGHPUT, LATENCY, FIRST, ATTAINMENT = "throughput, req/s", "mean latency, s", "mean TTFT, s", "attainment"
+METRICS = {THROUGHPUT: "throughput", LATENCY: "latency_s", FIRST: "first_token_s", ATTAINMENT: "attainment"}
 
 SCENARIOS = {
     "a10g_slora": "published/slora-a10g",
@@ -23,6 +26,9 @@ SCENARIOS = {
     "a100-80_slora": "published/slora-a100",
 }
 """The scenario of each suite, by GPU and what its name ends with. ``dm``: a rerun with one pool (ablation_mem)."""
+
+GPUS = {"a10g": ("a10g",), "a100-80": ("a100-80gb", "a100-80", "a100")}
+"""What the gpu column may hold, in any case, by the GPU in the name of a suite."""
 
 RANKS = {"S1": (8,), "S2": (64, 32, 16, 8), "S4": (64, 32, 16)}
 """Ranks of the adapters of each setting, repeating."""
@@ -55,13 +61,13 @@ CONTRADICTED = "num_adapters_a10g_S2_slora: 1 adapters, 2 req/s"
 @dataclass(frozen=True, slots=True)
 class BenchmarkFigures:
     """What S-LoRA's benchmark reports of a run: req/s up to the last finish, means over finished requests in s, share
-    of all requests whose first token came within 6 s, and how many were aborted."""
+    of all requests whose first token came within 6 s, and how many were aborted (the mean, of several seeds)."""
 
     throughput: float
     latency_s: float
     first_token_s: float
     attainment: float
-    aborted: int
+    aborted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,14 @@ def published() -> list[PublishedRun]:
 
 def runs_of(path: Path, settings: Sequence[str] = ()) -> list[PublishedRun]:
     """The runs in a file of the same columns, with changed keys. Raises `InputError` for a bad file."""
-    return read_rows(path, COLUMNS, lambda row: _run(row, settings))
+    runs = read_rows(path, COLUMNS, lambda row: _run(row, settings))
+    seen: dict[tuple[str, Case], str] = {}
+    for run in runs:
+        key, place = (run.suite, run.simulation), run.simulation.origin.place if run.simulation.origin else ""
+        if key in seen:
+            raise InputError(f"{place} has the settings of {seen[key]}: leave one of the two rows out")
+        seen[key] = place
+    return runs
 
 
 def _run(row: GivenRow, settings: Sequence[str]) -> PublishedRun:
@@ -95,26 +108,30 @@ def _run(row: GivenRow, settings: Sequence[str]) -> PublishedRun:
     setting = row.text("setting")
     if setting not in RANKS:
         raise InputError(f"{row.place}: setting {setting!r} is unknown: the settings are {several(RANKS)}")
-    changes = (
-        f"adapters.count={row.whole('num_adapters')}",
-        f"adapters.ranks={list(RANKS[setting])}",
-        f"adapters.popularity.power={row.number('alpha'):g}",
-        f"workload.arrivals.gamma.rate={row.number('req_rate'):g}",
-        f"workload.arrivals.gamma.cv={row.number('cv'):g}",
-        f"workload.duration_s={row.number('duration_s'):g}",
-        f"workload.input_tokens.uniform=[{row.whole('input_lo')},{row.whole('input_hi') - 1}]",
-        f"workload.output_tokens.uniform=[{row.whole('output_lo')},{row.whole('output_hi') - 1}]",
+    columns = (
+        (f"adapters.count={row.whole('num_adapters')}", "num_adapters"),
+        (f"adapters.ranks={list(RANKS[setting])}", "setting"),
+        (f"adapters.popularity.power={row.number('alpha'):g}", "alpha"),
+        (f"workload.arrivals.gamma.rate={row.number('req_rate'):g}", "req_rate"),
+        (f"workload.arrivals.gamma.cv={row.number('cv'):g}", "cv"),
+        (f"workload.duration_s={row.number('duration_s'):g}", "duration_s"),
+        (f"workload.input_tokens.uniform={_lengths(row, 'input')}", "input_lo, input_hi"),
+        (f"workload.output_tokens.uniform={_lengths(row, 'output')}", "output_lo, output_hi"),
     )
-    throughput, latency = row.number("throughput_req_s"), row.number("avg_latency_s")
-    if not throughput or not latency:
-        raise InputError(f"{row.place}: throughput_req_s and avg_latency_s should be above 0: correct them")
+    for column in ("throughput_req_s", "avg_latency_s", "avg_first_token_latency_s"):
+        if not row.number(column):
+            raise InputError(f"{row.place}: {column} should be above 0: correct it")
+    if row.number("avg_attainment") > 1:
+        raise InputError(f"{row.place}: avg_attainment is a share and should be at most 1: correct it")
+    changes = tuple(change for change, _ in columns)
+    origin = RowOrigin(row.place, columns)
     return PublishedRun(
         suite,
         f"{suite}: {row.text('num_adapters')} adapters, {row.text('req_rate')} req/s, cv {row.text('cv')}",
-        Case(_scenario(suite, setting, row.place), (*changes, *settings)),
+        Case(_scenario(suite, setting, row), (*changes, *settings), origin=origin),
         BenchmarkFigures(
-            throughput,
-            latency,
+            row.number("throughput_req_s"),
+            row.number("avg_latency_s"),
             row.number("avg_first_token_latency_s"),
             row.number("avg_attainment"),
             row.whole("num_abort"),
@@ -122,30 +139,57 @@ def _run(row: GivenRow, settings: Sequence[str]) -> PublishedRun:
     )
 
 
-def _scenario(suite: str, setting: str, place: str) -> str:
+def _lengths(row: GivenRow, which: str) -> str:
+    """The range of S-LoRA's columns, whose upper end is excluded, as a scenario has it."""
+    lo, hi = row.whole(f"{which}_lo"), row.whole(f"{which}_hi")
+    if not 0 < lo < hi:
+        raise InputError(
+            f"{row.place}: {which}_lo is {lo} and {which}_hi is {hi}: the first should be at least 1, and the second, "
+            "which is excluded, above it"
+        )
+    return f"[{lo},{hi - 1}]"
+
+
+def _scenario(suite: str, setting: str, row: GivenRow) -> str:
     """The scenario of ``ablation_mem_a10g_S2_dm``: that of its GPU, before the setting, and of what follows it."""
     before, _, mode = suite.partition(f"_{setting}_")
-    key = f"{before.rpartition('_')[2]}_{mode}"
+    gpu = before.rpartition("_")[2]
+    key = f"{gpu}_{mode}"
     if key not in SCENARIOS:
         known = [f"..._{name.replace('_', '_SETTING_', 1)}" for name in SCENARIOS]
-        raise InputError(f"{place}: suite {suite!r} is unknown: names of suites are {several(known)}")
+        raise InputError(f"{row.place}: suite {suite!r} is unknown: names of suites are {several(known)}")
+    said = row.values.get("gpu", "").strip()
+    if said and said.lower() not in GPUS[gpu]:
+        raise InputError(
+            f"{row.place}: gpu is {shortened(said, 60)!r}, but suite {suite!r} was run on {GPUS[gpu][0].upper()}: "
+            "correct one of them"
+        )
     return SCENARIOS[key]
 
 
 def figures(run: dict[str, Any]) -> BenchmarkFigures:
-    """The same of a simulated run (a ``run`` object of summary.json)."""
-    return BenchmarkFigures(
-        run["requests"]["completed"] / run["duration_s"],
-        run["e2e_s"]["mean"],
-        run["ttft_s"]["mean"],
-        run["slo"]["attainment"],
-        run["requests"]["rejected"],
-    )
+    """The same of a simulated run (a ``run`` object of summary.json). Raises `InputError` where it has none of one."""
+    latency, first, attainment = run["e2e_s"]["mean"], run["ttft_s"]["mean"], run["slo"]["attainment"]
+    if latency is None or first is None:
+        raise InputError("no request of the simulation ends, so there is nothing to compare: change its settings")
+    if attainment is None:
+        raise InputError("slo has no limit, so there is no attainment to compare: leave slo as it is")
+    throughput = run["requests"]["completed"] / run["duration_s"]
+    return BenchmarkFigures(throughput, latency, first, attainment, run["requests"]["rejected"])
 
 
 def simulate(runs: Sequence[PublishedRun]) -> list[BenchmarkFigures]:
-    """Each run's simulation. One takes a tenth of a second, so they run in one process."""
-    return [figures(found[0]) for found in run_cases([run.simulation for run in runs], jobs=1)]
+    """Each run's simulation, the mean over its seeds. One takes a tenth of a second, so they run in one process."""
+    found = run_cases([run.simulation for run in runs], jobs=1)
+    return [_mean(run.simulation.origin, each) for run, each in zip(runs, found, strict=True)]
+
+
+def _mean(origin: RowOrigin | None, seeds: Sequence[dict[str, Any]]) -> BenchmarkFigures:
+    try:
+        each = [figures(run) for run in seeds]
+    except InputError as error:
+        raise error if origin is None else origin.told(error) from error
+    return each[0] if len(each) == 1 else BenchmarkFigures(*map(fmean, zip(*map(astuple, each), strict=True)))
 
 
 def reproduce(rows: Path | None = None, settings: Sequence[str] = ()) -> Reproduction:
@@ -155,7 +199,7 @@ def reproduce(rows: Path | None = None, settings: Sequence[str] = ()) -> Reprodu
         return given(runs_of(path, settings), "published runs" if rows is None else str(rows), settings)
     runs = published()
     found = list(zip(runs, simulate(runs), strict=True))
-    compared = [row for run, simulated in found for row in _rows(run, simulated)]
+    compared = [row for run, simulated in found for row in _rows(run, simulated, run.measured)]
     return Reproduction(
         name="slora",
         title="S-LoRA (MLSys 2024): synthetic workloads on an A10G (Llama-7B) and an A100 (Llama-13B)",
@@ -178,8 +222,11 @@ def reproduce(rows: Path | None = None, settings: Sequence[str] = ()) -> Reprodu
 
 
 def given(runs: Sequence[PublishedRun], source: str, settings: Sequence[str]) -> Reproduction:
-    """Runs of a user's, under a user's settings."""
-    rows = [row for run, simulated in zip(runs, simulate(runs), strict=True) for row in _rows(run, simulated)]
+    """Runs of a user's, under a user's settings; of several seeds, the mean."""
+    refuse_policies(settings)
+    theirs = {(run.suite, run.simulation): run.measured for run in published()}
+    pairs = zip(runs, simulate(runs), strict=True)
+    rows = [row for run, ours in pairs for row in _rows(run, ours, theirs.get((run.suite, run.simulation)))]
     tested = [replace(row, use="test") for row in rows]
     scenarios = tuple(dict.fromkeys(run.simulation.scenario for run in runs))
     return Reproduction(
@@ -194,18 +241,18 @@ def given(runs: Sequence[PublishedRun], source: str, settings: Sequence[str]) ->
             Check("mean error of mean latency", mean_error(tested, LATENCY), 0.06),
         ),
         not_modelled=NOT_MODELLED,
+        notes=mean_note(len(load_scenario(runs[0].simulation.scenario, runs[0].simulation.changes).seeds)),
     )
 
 
-def _rows(run: PublishedRun, simulated: BenchmarkFigures) -> list[Row]:
-    use: Any = "fit" if run.fitted else "test"
-    pairs = (
-        (THROUGHPUT, run.measured.throughput, simulated.throughput),
-        (LATENCY, run.measured.latency_s, simulated.latency_s),
-        (FIRST, run.measured.first_token_s, simulated.first_token_s),
-        (ATTAINMENT, run.measured.attainment, simulated.attainment),
-    )
-    return [Row(run.case, metric, published, value, use) for metric, published, value in pairs]
+def _rows(run: PublishedRun, simulated: BenchmarkFigures, theirs: BenchmarkFigures | None) -> list[Row]:
+    """``theirs``: the published figures of the same settings; only those figures can have set a constant."""
+    rows = []
+    for metric, field in METRICS.items():
+        measured = getattr(run.measured, field)
+        fitted = run.fitted and theirs is not None and getattr(theirs, field) == measured
+        rows.append(Row(run.case, metric, measured, getattr(simulated, field), "fit" if fitted else "test"))
+    return rows
 
 
 def _checks(found: Iterable[tuple[PublishedRun, BenchmarkFigures]], rows: Sequence[Row]) -> list[Check]:

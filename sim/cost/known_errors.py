@@ -18,8 +18,11 @@ def measured() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(text))
 
 
-def known_error(gpu: str, engine: str, other_dtypes: Sequence[str] = ()) -> str:
-    """One sentence on a GPU, an engine (a preset's name, or "none") and dtypes that are not of 16 bit."""
+def known_error(gpu: str, engine: str, other_dtypes: Sequence[str] = (), ahead: bool | None = None) -> str:
+    """One sentence on a GPU, an engine (a preset's name, or "none") and dtypes that are not of 16 bit.
+
+    ``ahead``: whether the engine plans ahead; None: as the preset does by default, which is how it was measured.
+    """
     parts = []
     for kind in measured():
         subject = "roofline with adapters" if kind["adapters"] else "base model"
@@ -35,8 +38,11 @@ def known_error(gpu: str, engine: str, other_dtypes: Sequence[str] = ()) -> str:
         unmeasured.append(gpu)
     if not any(family == each.partition("-")[0] for kind in measured() if kind["adapters"] for each in kind["gpus"]):
         unmeasured.append(f"adapters on {gpu}")
-    if engine in ENGINE_PRESETS and not any(engine == kind["engine"] for kind in measured() if kind["adapters"]):
-        unmeasured.append(f"adapters under {_title(engine)}")
+    if (preset := ENGINE_PRESETS.get(engine)) is not None:
+        otherwise = ahead is not None and ahead != preset.async_scheduling
+        if otherwise or not any(engine == kind["engine"] for kind in measured() if kind["adapters"]):
+            word = f" with async_scheduling {str(ahead).lower()}" if otherwise else ""
+            unmeasured.append(f"adapters under {preset.title}{word}")
     unmeasured += sorted(other_dtypes)
     if gpu in unmeasured:
         unmeasured = [each for each in unmeasured if each != f"adapters on {gpu}"]

@@ -11,7 +11,7 @@ from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes
 from loratory.sim.cost.base import DecodeLine
-from loratory.sim.cost.engine_times import HostTime, engine_name, times_of
+from loratory.sim.cost.engine_times import HostTime, engine_name, host_is_hidden, times_of
 from loratory.sim.cost.known_errors import known_error
 from loratory.sim.cost.lora_kernels import LoraKernels
 from loratory.sim.cost.options import parse
@@ -64,7 +64,8 @@ class RooflineCost:
         times = self.times = times_of(o.engine_times, engine)
         self.source = f"roofline of {model.name} ({model.source}) on {gpu.name} ({gpu.source})"
         other = sorted({dtype, o.kv_cache_dtype or wide} - {"fp16", "bf16"})
-        self.known_error = known_error(gpu.name, engine_name(o.engine_times, engine), other)
+        ahead = None if engine is None else engine.plans_ahead
+        self.known_error = known_error(gpu.name, engine_name(o.engine_times, engine), other, ahead)
         self.warnings: list[str] = []
         if gpu.name not in CALIBRATED_GPUS:
             self.warnings.append(
@@ -111,7 +112,8 @@ class RooflineCost:
         self._kv_token_s = model.kv_bytes_per_token(tp, o.kv_cache_dtype or wide) / kv_bandwidth
         self._attention_floor_s = layers * o.decode_attention_latency_s
 
-        self._host = HostTime(times, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
+        hidden = host_is_hidden(times, engine)
+        self._host = HostTime(times, hidden, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
         self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s += self._host.step_s
         slots = engine.max_loras if engine is not None and times.slot_kernels and engine.memory == "slots" else None

@@ -170,3 +170,16 @@ def test_more_replicas_are_advised_once() -> None:
     run = _run(*load, "engine={max_loras: 55, max_cpu_loras: 200, max_lora_rank: 128}", "adapters.initial_tier=host")
     assert run["bottleneck"] == "slots"
     assert [text.partition(":")[0] for text in run["advice"]] == ["Try cluster.replicas 3"]
+
+
+def test_a_pool_that_is_too_small_for_requests_is_left_out_before_replicas_are_added() -> None:
+    """More replicas of a pool that no long prompt fits would reject the same requests."""
+    load = ("workload.arrivals={poisson: 60}", "workload.input_tokens={uniform: [100, 2000]}", "workload.requests=200")
+    run = _run(*load, "engine.num_gpu_blocks=50")
+    assert 0 < run["requests"]["rejected"] < 200
+    assert run["advice"][0].startswith("Try to leave out engine.num_gpu_blocks: it gives ")
+    assert not _run(*load)["requests"]["rejected"], "and that serves them"
+    every = _run("workload.requests=20", "engine.num_gpu_blocks=3")
+    assert every["requests"]["rejected"] == 20 and len(every["advice"]) == 1
+    short = _run(*load, "engine.num_gpu_blocks=200")
+    assert not short["requests"]["rejected"] and short["advice"][0].startswith("Try cluster.replicas")

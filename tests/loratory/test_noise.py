@@ -86,7 +86,11 @@ def test_noise_changes_no_workload(folder: Path) -> None:
         ("{cv: -0.1}", "cost.noise.cv should be at least 0, not -0.1"),
         ("{vc: 0.1}", "cost.noise.vc: unknown key; did you mean 'cv'?"),
         ("{}", "cost.noise has no effect: give cv, run_cv, stall_rate_hz with stall_s, or residuals, or remove it"),
-        ("{cv: 0}", "cost.noise has no effect"),
+        ("{stall_s: 0}", "cost.noise has no effect"),
+        (
+            "{stall_rate_hz: 1000, stall_s: 1.0e+9}",
+            "cost.noise.stall_s is 1e+09, and times stall_rate_hz that makes steps 1e+12 times as long: lower",
+        ),
         ("{stall_s: 0.3}", "cost.noise.stall_s needs stall_rate_hz above 0: add it, or remove stall_s"),
         ("{stall_rate_hz: 0.3}", "cost.noise.stall_rate_hz needs stall_s above 0"),
         ("{cv: 11}", "cost.noise.cv is 11, above 10, the largest expected"),
@@ -139,3 +143,36 @@ def test_a_terminal_of_80_columns_shows_cost_model_error_noise_and_intervals(fol
     silent = _printed(folder)
     assert NOTE in " ".join(silent.split()) and "noise:" not in silent
     assert "gave the same run" in (folder / "out" / "report.html").read_text()
+
+
+def test_a_cv_of_0_is_no_noise(folder: Path) -> None:
+    """So that a sweep over cv can begin with none."""
+    silent = run_scenario(load_text(BASE, folder=folder))
+    for noise in ("{cv: 0}", "{cv: 0.0, run_cv: 0}"):
+        scenario = load_text(BASE, folder=folder, overrides=[f"cost.noise={noise}"])
+        none = run_scenario(scenario)
+        assert none["runs"] == silent["runs"] and none["policies"] == silent["policies"]
+        assert "noise" not in none["setup"] and build(scenario).noise is None
+        assert load_text(dump(scenario), folder=folder) == scenario
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "{cv: 1.0e+300}",
+        "{run_cv: 1.0e+200}",
+        "{stall_rate_hz: 1.0e+308, stall_s: 1}",
+        "{stall_rate_hz: 1000, stall_s: 1.0e+9}",
+    ],
+)
+def test_noise_that_cannot_be_drawn_is_refused_even_without_limits(folder: Path, noise: str) -> None:
+    with pytest.raises(InputError, match=r"cost\.noise\.\w+ (should be at most|is 1e\+09)"):
+        load_text(BASE, folder=folder, overrides=[f"cost.noise={noise}"], unbounded=True)
+
+
+@pytest.mark.parametrize("noise", ["{cv: 1.0e+6}", "{run_cv: 1.0e+6}", "{stall_rate_hz: 1.0e+9, stall_s: 1.0e-6}"])
+def test_the_most_noise_that_is_drawn_gives_numbers(folder: Path, noise: str) -> None:
+    changes = [f"cost.noise={noise}", "seeds=[0]", "workload={arrivals: {poisson: 5}, input_tokens: 50}"]
+    changes += ["workload.output_tokens=5", "workload.requests=10"]
+    (run,) = run_scenario(load_text(BASE, folder=folder, overrides=changes, unbounded=True))["runs"]
+    assert run["requests"]["completed"] == 10 and 0 < run["e2e_s"]["mean"] < float("inf")

@@ -157,7 +157,7 @@ def test_rows_of_a_file_are_compared_and_bad_files_refused(tmp_path: Path) -> No
         (first.replace(",32,8,8,", ",32,8,many,"), "adapters is 'many'"),
         (first.replace(",32,8,8,", ",32,8,9,"), "add up to adapters"),
         (first.replace("0.025 0.05 0.1", "0.025 0.05"), "as many numbers"),
-        (f"{first}\n{first}", "two rows with equal settings"),
+        (f"{first}\n{first}", "has the settings of"),
         ("", "has no rows"),
     ):
         path.write_text(f"{head}\n{line}\n")

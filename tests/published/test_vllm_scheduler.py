@@ -27,7 +27,7 @@ RECORDINGS = {each.name: each for folder in (SHIPPED, MORE) for each in read_rec
 def test_every_step_is_vllm_s(name: str) -> None:
     """Ids, tokens and starts in vLLM's order, admissions, preemptions in order, and free blocks at three moments."""
     found = compare(RECORDINGS[name])
-    assert found.first is None and found.differing == 0 and found.unfinished == 0
+    assert found.first is None and found.differing == 0 and found.unfinished == (0, 0)
     assert found.preemptions[0] == found.preemptions[1] == RECORDINGS[name].settings["preemptions"]
 
 
@@ -43,8 +43,8 @@ def test_the_recordings_hold_what_they_are_for() -> None:
     ):
         assert {each[key] for each in settings} >= values, key
     assert sum(each["preemptions"] for each in settings) > 800
-    empty = [step for each in RECORDINGS.values() for step in each.steps if not step["s"]]
-    assert len(empty) > 2 and all(step["pre"] for step in empty)
+    empty = [step for each in RECORDINGS.values() for step in each.steps if not step.s]
+    assert len(empty) > 2 and all(step.pre for step in empty)
 
 
 def test_without_the_gate_the_difference_is_the_one_that_was_found_before() -> None:
@@ -99,7 +99,7 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
             reproduce("vllm-scheduler", tmp_path)
         assert text in str(caught.value) and "\n" not in str(caught.value)
 
-    refused("settings.json cannot be read (No such file or directory)")
+    refused("has no settings.json, so it is no folder of recordings: give another folder")
     settings = tmp_path / "settings.json"
     settings.write_text("{")
     refused("settings.json is not JSON")
@@ -114,18 +114,18 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for name, row in rows.items():
         with gzip.open(tmp_path / f"run_{name}.jsonl.gz", "wt") as file:
             file.write(json.dumps({key: value for key, value in row.items() if key not in ("inp", "free")}))
-    refused("run_requests.jsonl.gz, line 1 has no inp")
+    refused("run_requests.jsonl.gz:1: inp is missing")
     for name, row in rows.items():
         with gzip.open(tmp_path / f"run_{name}.jsonl.gz", "wt") as file:
             file.write(json.dumps(row))
     assert len(reproduce("vllm-scheduler", tmp_path).rows) == 4
     for given, text in (
-        ({"num_gpu_blocks": 100, "scheduling_policy": "lifo"}, "only fcfs and priority can be replayed"),
+        ({"num_gpu_blocks": 100, "scheduling_policy": "lifo"}, "should be one of fcfs, priority, not 'lifo'"),
         ({"num_gpu_blocks": 100, "enable_prefix_caching": True}, "prefix caching is not modelled"),
         ({"num_gpu_blocks": 0}, "num_gpu_blocks"),
         ({"num_gpu_blocks": 100, "watermark": 2}, "watermark"),
         ({"num_gpu_blocks": 1}, "null block"),
-        ({}, "num_gpu_blocks"),
+        ({}, "run has no num_gpu_blocks: add the number of KV blocks from vLLM's log"),
     ):
         settings.write_text(json.dumps({"run": given}))
         refused(text)

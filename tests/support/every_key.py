@@ -96,7 +96,7 @@ KEYS: dict[str, dict[str, Entry]] = {
     ),
     "cost (kind: kernels)": {"kind": entry(*LINEAR, given=KERNELS)} | each(
         "cost", KERNELS,
-        engine="sglang", version="0.8.5", dtype="fp8", step_overhead_s="0.01", host_layer_s="0.01",
+        engine="sglang", engine_times="none", version="0.8.5", dtype="fp8", step_overhead_s="0.01", host_layer_s="0.01",
         link_efficiency="0.2", lora_kernel_s="0.001", lora_adapter_layer_s="0.001", lora_compute_efficiency="0.0001",
         load_copy_s="0.001", noise="{cv: 0.1}",
     ),

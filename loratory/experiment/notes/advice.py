@@ -11,6 +11,7 @@ from loratory.experiment.notes.decode_ceiling import ceiling
 from loratory.experiment.resolve import Built, build
 from loratory.reports.slo import further_targets
 from loratory.scenarios.schema import Scenario
+from loratory.serving.ledger import KV_CACHE
 from loratory.serving.workload import Workload
 
 WORTH = 1.05
@@ -28,9 +29,12 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[str, Any]) -> list[str]:
     """At most two sentences for the ``run`` object of a simulated run, the one about its bottleneck first."""
     requests = run["requests"]
-    if not isfinite(ceiling(built, workload)) or requests["rejected"] == requests["submitted"]:
+    if not isfinite(ceiling(built, workload)):
         return []
     adviser = _Adviser(scenario, built, workload, run)
+    larger = adviser.own_blocks() if any(KV_CACHE in why for why in run["rejected"]["why"]) else ""
+    if requests["rejected"] == requests["submitted"]:
+        return [larger] if larger else []
     limit = run["bottleneck"]
     advice = {
         "slots": adviser.slots,
@@ -42,10 +46,10 @@ def advise(scenario: Scenario, built: Built, workload: Workload, run: Mapping[st
         "policy": adviser.policy,
         "none": adviser.fewer_replicas,
     }.get(limit, str)
-    texts = [adviser.replicas()] if adviser.overloaded() else []
+    texts = [larger] if larger else [adviser.replicas()] if adviser.overloaded() else []
     if not texts or limit not in ("compute", "seqs", "tokens"):
         text = advice()
-        if not texts or adviser.spread() not in text:
+        if not texts or (text not in texts and adviser.spread() not in text):
             texts.append(text)
     if limit not in ("slots", "kv_blocks"):
         texts.append(adviser.unused_slots())
@@ -107,6 +111,15 @@ class _Adviser:
         """More tokens in a step, under the same condition."""
         return self._larger("max_num_batched_tokens", self._engine.max_num_batched_tokens)
 
+    def own_blocks(self) -> str:
+        """To leave out a number of KV blocks below what the GPU has room for; empty where there is none."""
+        now = self._engine.require_blocks()
+        other = None if self._scenario.engine.num_gpu_blocks is None else self._with(num_gpu_blocks=None)
+        blocks = 0 if other is None else other.engine.require_blocks()
+        if blocks < WORTH * now:
+            return ""
+        return f"Try to leave out engine.num_gpu_blocks: it gives {blocks:,} KV blocks instead of {now:,}."
+
     def kv(self) -> str:
         """What gives more KV blocks: unused slots, unused ranks, memory that the engine leaves free."""
         engine, used = self._scenario.engine, self._run["usage"]["slots"]
@@ -117,8 +130,6 @@ class _Adviser:
             options.append({"max_lora_rank": least})
         if engine.gpu_memory_utilization < 0.95:
             options.append({"gpu_memory_utilization": 0.95})
-        if engine.num_gpu_blocks is not None:
-            options.append({"num_gpu_blocks": None})
         now, kept = self._engine.require_blocks(), self._engine.watermark_blocks
         if now >= WORTH * max(1, now - kept):
             return f"Try engine.watermark 0: it now keeps {kept:,} of {now:,} KV blocks from new requests."
@@ -127,9 +138,11 @@ class _Adviser:
             blocks = 0 if other is None else other.engine.require_blocks()
             if blocks >= WORTH * now:
                 ((key, value),) = change.items()
-                what = f"engine.{key} {value}" if value is not None else f"to leave out engine.{key}"
-                return f"Try {what}: it gives {blocks:,} KV blocks instead of {now:,}."
-        return f"KV blocks are short, and no engine setting gives more than a few: try {self.spread()}."
+                return f"Try engine.{key} {value}: it gives {blocks:,} KV blocks instead of {now:,}."
+        return (
+            self.own_blocks()
+            or f"KV blocks are short, and no engine setting gives more than a few: try {self.spread()}."
+        )
 
     def replicas(self) -> str:
         """How many replicas this load needs at least."""

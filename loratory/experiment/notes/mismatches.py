@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from loratory.experiment.policy_spec import PolicyFactory
-from loratory.scenarios.cost_spec import OF_A_MODEL, LinearCostSpec, RooflineCostSpec
+from loratory.scenarios.cost_spec import KernelsCostSpec, LinearCostSpec, RooflineCostSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy import Decisive
 from loratory.serving.workload import Workload
@@ -55,10 +55,11 @@ def untimed(scenario: Scenario, adapters: int) -> tuple[str, ...]:
     cost = scenario.cost
     if scenario.engine.memory != "slots" or not adapters:
         return ()
-    if isinstance(cost, OF_A_MODEL):
-        named = cost.engine_times if isinstance(cost, RooflineCostSpec) else None
-        if ENGINE_TIMES[named or scenario.engine.preset].slot_kernels:
-            return ()
+    if (
+        isinstance(cost, RooflineCostSpec | KernelsCostSpec)
+        and ENGINE_TIMES[cost.engine_times or scenario.engine.preset].slot_kernels
+    ):
+        return ()
     timed = isinstance(cost, LinearCostSpec) and cost.slot_token_s > 0
     keys = "engine.max_lora_rank" if timed else "engine.max_loras or engine.max_lora_rank"
     return (

@@ -18,7 +18,7 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import gpu, model
-from loratory.sim.cost import CostModel, RooflineCost, cost_model, kernel_tables
+from loratory.sim.cost import CostModel, RooflineCost, RooflineOptions, cost_model, kernel_tables
 from loratory.sim.cost.kernel_fits import (
     Curve,
     GemmTable,
@@ -133,7 +133,7 @@ def test_heads_that_were_not_measured() -> None:
     assert many.set_index(["batch", "length"])["s"][2, 16] == 8 + 8, "4 times as many heads, 4 times as many sequences"
     assert "8 and 8 over 4 times as many sequences" in note
     with pytest.raises(
-        InputError, match="no attention with 64 heads and 8 KV heads on a GPU, only with 1, 3, 5 heads to"
+        InputError, match="no attention with 64 heads and 8 KV heads on a GPU: they have 1, 3, 5 heads to"
     ):
         heads_like(heads_table(), 64, 8)
 
@@ -293,3 +293,51 @@ def test_tensor_parallelism_helps_sublinearly() -> None:
             assert one / 2 < two < one
     parts = build(name="llama-3.1-70b", tp=4).explain(prefill(4096))
     assert parts["all_reduce"] > 0 == build().explain(prefill(4096))["all_reduce"]
+
+
+@needs_tables
+def test_heads_that_no_table_has_are_refused_with_the_condition_that_fails() -> None:
+    """Llama-2-13B's 40 KV heads: one head to a KV head was measured, but in no batch that would hold as many heads."""
+    with pytest.raises(InputError) as caught:
+        build(name="llama-2-13b")
+    text = str(caught.value)
+    assert (
+        "no attention with 40 heads and 40 KV heads on a GPU: with 1 head to a KV head they have 1, 2, 4, 8 KV" in text
+    )
+    assert "no measured batch of these has as many as a batch with 40: choose another model" in text
+
+
+@needs_tables
+def test_whose_host_time_and_lora_kernels_come_on_top() -> None:
+    shape = decode(16)._replace(distinct_adapters=4, sum_ranks=64, max_rank=16, lora_tokens=16, lora_token_ranks=256)
+    old = build({"engine_times": "vllm-0.8.5"})
+    roofline = RooflineCost(
+        model("llama-3.1-8b"),
+        gpu("h100-80gb"),
+        engine=EngineConfig(),
+        options=RooflineOptions(engine_times="vllm-0.8.5"),
+    )
+    assert old.explain(shape)["lora"] == roofline.explain(shape)["lora"]
+    none = build({"engine_times": "none"})
+    assert "host" not in none.explain(shape) and none.explain(shape)["lora"] < old.explain(shape)["lora"]
+    for engine, told in (("vllm", False), ("sglang", True), ("trtllm", True)):
+        note = (
+            f"kernels: the kernels of the base model are {engine}'s, and host time and LoRA kernels those of vLLM 0.32"
+        )
+        assert any(each.startswith(note) for each in build({"engine": engine}).warnings) == told
+        assert not build({"engine": engine, "engine_times": "none"}).warnings
+
+
+@pytest.mark.parametrize(
+    ("cost", "known"),
+    [
+        ("{kind: kernels, dtype: fp8}", "fp16, bf16"),
+        ("{kind: roofline, dtype: fp8}", "fp32, fp16, bf16"),
+    ],
+)
+def test_a_dtype_that_the_gpu_lacks_is_refused_with_those_that_may_be_given(cost: str, known: str) -> None:
+    from loratory.experiment.resolve import build as built
+    from loratory.scenarios.load import load_scenario
+
+    with pytest.raises(InputError, match=f"a100-80gb has no fp8 arithmetic: use one of {known}$"):
+        built(load_scenario("quickstart", ["gpu=a100-80gb", f"cost={cost}"]))
