@@ -66,5 +66,5 @@ def test_the_answer_and_the_first_row_are_of_the_goal(
     answer, question, _, heads, _, first, *_ = done.out.splitlines()
     assert heads.split() == ["candidate", "loads", "ttft_p95_s", "SLO"]
     label, loads = answer.split(": loads ")
-    assert first.split()[:5] == label.split() and loads.split(",")[0] == first.split()[5]
+    assert first.split()[:6] == label.split() and loads.split(",")[0] == first.split()[6]
     assert question.startswith("the settings with the least loads")
