@@ -51,6 +51,7 @@ def answer(
         "loratory": version("loratory"),
         "name": scenario.name,
         "ask": spec.ask,
+        "goal": spec.goal,
         "question": f"{question}: {slo_words(lab.targets)}" if lab.targets else question,
         "answer": _sentence(base, lab, outcome, goal),
         "currency": spec.currency if spec.prices else None,
@@ -230,6 +231,8 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     values = [
         _value(judgement.metrics[target.name], target) for target in lab.targets if target.name in judgement.metrics
     ]
+    if spec.goal is not None and spec.goal not in {target.name for target in lab.targets} and values:
+        values.insert(0, _metric_words(judgement, goal))
     load = _load_words(best, lab)
     price = candidate.price_per_hour(spec.prices)
     money = "" if price is None else f", {price:,.2f} {spec.currency or ''}".rstrip() + " an hour"
@@ -239,9 +242,10 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     if spec.ask == "capacity" and outcome.curves:
         curve = max(outcome.curves, key=lambda each: each.largest or 0.0)
         if curve.missed_at is not None:
-            said += (
-                f"; missed at {count(curve.missed_at)}{' adapters' if curve.x == 'adapters' else ''}: {outcome.binding}"
-            )
+            beyond = next(tried.judgement.verdict for x, tried in curve.points if x == curve.missed_at)
+            verb = "missed" if beyond == "missed" else "too close to call"
+            unit = " adapters" if curve.x == "adapters" else ""
+            said += f"; {verb} at {count(curve.missed_at)}{unit}: {outcome.binding}"
     if spec.ask == "sensitivity" and outcome.binding:
         said += f"; {outcome.binding}"
     return said

@@ -10,6 +10,7 @@ from loratory.plan.candidate import REPLICAS, Candidate
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.outcome import Discarded
 from loratory.plan.space import Base, Refused, Settings
+from loratory.scenarios.plan_spec import PlanSpec
 
 
 class Prospects:
@@ -23,6 +24,9 @@ class Prospects:
     def check(self, settings: Settings) -> tuple[Candidate | None, Discarded | None, Bound | None]:
         """The candidate, or why there is none; with the bound that discards it, if one does."""
         candidate = self._base.candidate(settings)
+        if beyond_budget(candidate, self._base.scenario.plan):
+            why = f"{candidate.label} is beyond plan.budget"
+            return None, Discarded(settings, candidate.label, "price", why), None
         try:
             built = built_of(candidate.scenario)
         except InputError as error:
@@ -57,6 +61,13 @@ class Prospects:
         discarded = [refused for _, (refused, _) in sorted(found.items())][-1:]
         last = found[max(found)][1] if found else None
         return (low if low < len(replicas) else None), discarded, last
+
+
+def beyond_budget(candidate: Candidate, spec: PlanSpec) -> bool:
+    """Whether a fleet has more GPUs, or a higher price, than the plan's budget allows."""
+    price, most = candidate.price_per_hour(spec.prices), spec.budget.price_per_hour
+    too_dear = price is not None and most is not None and price > most * (1 + 1e-9)
+    return too_dear or candidate.gpus > (spec.budget.gpus or candidate.gpus)
 
 
 def discarded_of(refused: Sequence[Refused]) -> list[Discarded]:

@@ -31,7 +31,7 @@ def sensitivity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
         return outcome
     outcome.growth = growth(candidate, lab, spec.factors or FACTORS)
     now = [tried for each in outcome.growth for x, tried in each.points if x == each.now]
-    outcome.tried = [tried for each in outcome.growth for _, tried in each.points]
+    outcome.tried = now[:1]
     if now:
         if now[0].judgement.verdict == "met":
             outcome.best = now[0]

@@ -121,11 +121,20 @@ def _tell_loads(found: dict[str, Any]) -> None:
 
 
 def _tell_candidates(found: dict[str, Any]) -> None:
-    names = [target["name"] for target in found["slo"]][:2] or ["ttft_p99_s"]
+    targets = [target["name"] for target in found["slo"]] or ["ttft_p99_s"]
+    names = [*dict.fromkeys([*([found["goal"]] if found["goal"] else []), *targets])][:2]
+    best = None if found["best"] is None else found["best"]["candidate"]
     rank = {"met": 0, "too_close": 1, "missed": 2}
     ordered = sorted(
         found["candidates"],
-        key=lambda each: (rank[each["verdict"]], -each["load"], _cost(each), each["margin"] is None, each["margin"]),
+        key=lambda each: (
+            each["id"] != best,
+            rank[each["verdict"]],
+            -each["load"],
+            _cost(each),
+            each["margin"] is None,
+            each["margin"],
+        ),
     )
     if not ordered:
         return

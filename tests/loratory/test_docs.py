@@ -1,7 +1,8 @@
 """README.md and docs/: every block is run, loaded or parsed; every file, link, key, policy and number is there.
 
-docs/adapters.md's blocks run in test_adapters_guide.py, the figures of docs/fidelity.md in tests/published; what
-docs/policies.md has to be complete in is in test_policies_page.py, and facts of Loratory are in test_docs_facts.py.
+docs/adapters.md's blocks run in test_adapters_guide.py, those of docs/planning.md in test_planning_page.py, the figures
+of docs/fidelity.md in tests/published; what docs/policies.md has to be complete in is in test_policies_page.py, and
+facts of Loratory are in test_docs_facts.py.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ NOT_RUN = {
 }
 """Blocks that are neither commands nor code, by how they begin: a map of folders, five pictures, two formulae."""
 
-ELSEWHERE = {"docs/adapters.md"}
-"""Pages whose blocks a test of their own runs."""
+ELSEWHERE = {"docs/adapters.md", "docs/planning.md"}
+"""Pages whose blocks tests of their own run."""
 
 BASE = {
     "name": "base",
@@ -368,6 +369,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
         ("architecture.md", "file", "serving"),
         ("architecture.md", "file", "adapters"),
         ("architecture.md", "file", "models"),
+        ("architecture.md", "file", "plan"),
         ("executor.md", "file", "executor"),
     ],
 )
