@@ -157,7 +157,7 @@ def _exponent(raw: Raw) -> float:
         raise CannotGrowError("the trace may determine the adapters: set workload.adapter_from to popularity")
     if any(stream.get("popularity") or stream.get("adapters") for stream in raw["workload"].get("streams") or ()):
         raise CannotGrowError("streams have a popularity of their own")
-    if not (raw["adapters"].get("count") or raw["adapters"].get("names") or raw["adapters"].get("records")):
+    if "weights" not in popularity and not any(raw["adapters"].get(key) for key in ("count", "names", "records")):
         raise CannotGrowError("there are no adapters")
     if "uniform" in popularity:
         return 0.0
