@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loratory.errors import InputError, did_you_mean, several, shortened
+from loratory.errors import InputError, several, shortened
 from loratory.scenarios.document import dotted
 from loratory.scenarios.validation_errors import words
 from loratory.serving.config import EngineConfig
@@ -17,13 +18,17 @@ from loratory.serving.config import EngineConfig
 ENGINE_KEYS: tuple[str, ...] = tuple(field.alias or name for name, field in EngineConfig.model_fields.items())
 """The engine's settings, as a user writes them."""
 
+_A_SLIP = 0.85
+"""A key that is at least so much like a known one is a mistake; another one describes the recording."""
+
 _Count = Annotated[int, Field(ge=0)] | None
 
 
 class AboutRecording(BaseModel):
     """The keys of a recording that are no engine settings. ``requests``, ``steps``, ``preemptions`` and
     ``stop_tokens``: how many it has; ``step_base`` and ``step_per_token``: the step times of a model that only counts;
-    ``note``: anything that describes it."""
+    ``note``: anything that describes it. Other keys are not read, of which a note tells; one that is a slip away from a
+    known key is refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -76,16 +81,21 @@ class SettingsFile:
         at = max(self._text.find(json.dumps(key), start), start) if key else start
         return f"{self.path}:{self._text.count(chr(10), 0, at) + 1}: {name}"
 
+    def unread(self, name: str) -> list[str]:
+        """The keys of a recording that mean nothing here."""
+        return [key for key in self.recordings[name] if key not in (*ENGINE_KEYS, *AboutRecording.model_fields)]
+
     def about(self, name: str) -> AboutRecording:
         """What a recording's settings say of it, once all of them are checked. Raises `InputError` by name."""
         given = self.recordings[name]
         known = [*ENGINE_KEYS, *AboutRecording.model_fields]
-        for key in given:
-            if key not in known:
-                hint = did_you_mean(key, known, "remove it, or write it into note")
+        for key in self.unread(name):
+            if near := get_close_matches(key, known, 1, _A_SLIP):
+                hint = f"did you mean {near[0]!r}?"
                 raise InputError(f"{self.place(name, key)}: {shortened(key, 60)} is an unknown key; {hint}")
+        about_keys = AboutRecording.model_fields
         try:
-            about = AboutRecording.model_validate({key: each for key, each in given.items() if key not in ENGINE_KEYS})
+            about = AboutRecording.model_validate({key: each for key, each in given.items() if key in about_keys})
         except ValidationError as error:
             key, text = problem(error)
             raise InputError(f"{self.place(name, key)}: {key} {text}") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loratory.errors import InputError, shortened
+from loratory.errors import InputError, several, shortened
 from loratory.reproduce.recorded_lines import RecordedRequest, Scheduled, SchedulerLine, read_lines
 from loratory.reproduce.recorded_settings import SettingsFile
 
@@ -71,6 +71,8 @@ def _recording(folder: Path, file: SettingsFile, name: str) -> SchedulerRecordin
         for what, (said, has) in counted.items()
         if said is not None and said != has
     )
+    if unread := file.unread(name):
+        notes += (f"{name}: {file.path.name} has {several(unread)}, which is not read",)
     if left := _unfinished(requests, steps):
         notes += (f"{name}: the recording ends while {left:,} request{'s are' if left > 1 else ' is'} unfinished",)
     return SchedulerRecording(

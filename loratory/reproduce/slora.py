@@ -92,13 +92,16 @@ def published() -> list[PublishedRun]:
 
 
 def runs_of(path: Path, settings: Sequence[str] = ()) -> list[PublishedRun]:
-    """The runs in a file of the same columns, with changed keys. Raises `InputError` for a bad file."""
+    """The runs in a file of the same columns, with changed keys. Raises `InputError` for a bad file.
+
+    The same setting may be there again with other figures, as it was measured again; the same row may not.
+    """
     runs = read_rows(path, COLUMNS, lambda row: _run(row, settings))
-    seen: dict[tuple[str, Case], str] = {}
+    seen: dict[tuple[str, Case, BenchmarkFigures], str] = {}
     for run in runs:
-        key, place = (run.suite, run.simulation), run.simulation.origin.place if run.simulation.origin else ""
+        key, place = (run.suite, run.simulation, run.measured), run.simulation.origin.place if run.simulation.origin else ""
         if key in seen:
-            raise InputError(f"{place} has the settings of {seen[key]}: leave one of the two rows out")
+            raise InputError(f"{place} is the same as {seen[key]}: leave one of the two rows out")
         seen[key] = place
     return runs
 

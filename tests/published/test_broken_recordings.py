@@ -15,6 +15,7 @@ import pytest
 from loratory.cli.reproduce import reproduce_command
 from loratory.errors import InputError
 from loratory.reproduce import reproduce
+from loratory.reproduce.scheduler_recordings import read_recordings
 from loratory.scenarios.library_index import published_folder
 
 MORE = Path(__file__).parent / "scheduler_recordings"
@@ -170,7 +171,6 @@ def test_a_damaged_file_is_named(folder: Folder, broken: Callable[[bytes], bytes
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("foo", 1, "foo is an unknown key; remove it, or write it into note"),
         ("max_lora", 1, "max_lora is an unknown key; did you mean 'max_loras'?"),
         ("max_loras", "x", "max_loras should be a whole number, not 'x'"),
         ("max_loras", None, "max_loras should be a whole number, not nothing"),
@@ -190,6 +190,15 @@ def test_a_bad_setting_is_named_with_its_line(folder: Folder, key: str, value: A
     named = folder.name if value is None and key == "num_gpu_blocks" else "max_num_batched_tokens"
     named = key if key in says.split(" ")[0] else named
     assert f'"{named}"' in (folder.path / "settings.json").read_text().splitlines()[number - 1]
+
+
+def test_other_keys_describe_the_recording_and_are_told(folder: Folder) -> None:
+    folder.settings["machine"] = "a laptop"
+    folder.write()
+    (recording,) = read_recordings(folder.path)
+    assert [note for note in recording.notes if "machine" in note] == [
+        f"{folder.name}: settings.json has machine, which is not read"
+    ]
 
 
 def test_settings_are_json_with_each_name_once(folder: Folder) -> None:
@@ -258,7 +267,6 @@ def test_a_setting_is_refused_where_it_can_do_nothing(folder: Folder, setting: s
 
 
 def test_a_preset_of_the_user_s_wins_over_what_the_recording_has_of_it(tmp_path: Path) -> None:
-    from loratory.reproduce.scheduler_recordings import read_recordings
     from loratory.reproduce.scheduler_replay import engine_of
 
     (sync,) = read_recordings(Folder(tmp_path).path)

@@ -123,7 +123,7 @@ def test_files_of_spreadsheets_are_read(tmp_path: Path) -> None:
 
 def test_rows_with_equal_settings_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.csv", SLORA, ",".join(SLORA.values()))
-    with pytest.raises(InputError, match=r"rows.csv:3 has the settings of .*rows.csv:2: leave one of the two rows out"):
+    with pytest.raises(InputError, match=r"rows.csv:3 is the same as .*rows.csv:2: leave one of the two rows out"):
         reproduce("slora", path)
     path = written(tmp_path / "rows.csv", AGULLO, ",".join(AGULLO.values()))
     with pytest.raises(InputError, match=r"rows.csv:3 has the settings of .*rows.csv:2"):
