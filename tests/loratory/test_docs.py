@@ -68,6 +68,9 @@ SHORT = ("run quickstart", "run my.yaml", "run hot-and-tail")
 
 SETTINGS = ("--set", "workload.duration_s=2", "--set", "seeds=[0]", "--no-decisions")
 
+PLANS = ("--set", "workload.duration_s=2", "--set", "plan.details=false", "--set", "plan.space={}", "--jobs", "1")
+"""Settings of the plans that other pages than docs/planning.md show."""
+
 HEAVY = ("profile", "--on", "replay", "results/sim", "results/SIM", "NAME", "reproduce")
 """Commands with one of these words are parsed, not run: they need minutes, a model, or a folder measured on one."""
 
@@ -178,6 +181,8 @@ def run(line: str, loratory: Command) -> None:
     arguments = shlex.split(line)[1:]
     if " ".join(arguments).startswith(SHORT):
         arguments += SETTINGS
+    if arguments[0] == "plan":
+        arguments += PLANS
     if arguments[:2] == ["compare", "results/a"]:
         for name in ("results/a", "results/b"):
             assert loratory("run", "scenario.yaml", "--out", name).code == 0
@@ -391,7 +396,7 @@ def test_files_of_tables_exist(page: str, head: str, folder: str) -> None:
 
 def test_modules_that_are_named_exist() -> None:
     for page in PAGES:
-        for name in re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8")):
+        for name in re.findall(r"python -m (?!sglang\.)([\w.]+)", page.read_text(encoding="utf-8")):
             assert (ROOT / (name.replace(".", "/") + ".py")).exists() or (ROOT / name.replace(".", "/")).is_dir(), name
 
 
