@@ -209,9 +209,10 @@ def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
     notes = []
     best = outcome.best
     if best is not None and best.judgement.unsteady:
+        claim = "the SLO is met" if lab.targets else "it is the best"
         notes.append(
             f"in {best.judgement.unsteady} of {best.judgement.seeds} runs of the best candidate the number of requests "
-            "in the system had not settled: the SLO is met for this length of traffic, and may not be for a longer one"
+            f"in the system had not settled: {claim} for this length of traffic, and may not be for a longer one"
         )
     if best is not None and best.judgement.seeds == 1:
         drawn = "nothing in this scenario is drawn" if lab.most > 1 else "plan.seeds allows one"

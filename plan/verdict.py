@@ -93,7 +93,8 @@ def judge(runs: Sequence[Measured], targets: Sequence[SloTarget]) -> Judgement:
     common = {"metrics": metrics, "seeds": len(runs), "margin": margin, "stopped": stopped, "unsteady": unsteady}
     if missed or (stopped and all(run.stopped for run in runs)):
         most = max(missed, key=lambda name: over[name]) if missed else _most_often(runs)
-        return Judgement("missed", reason=_reason(metrics[most], limits[most]), first_missed=most, runs=runs, **common)  # type: ignore[arg-type]
+        reason = _reason(metrics[most], limits[most]) if missed else _stopped_reason(limits[most], runs)
+        return Judgement("missed", reason=reason, first_missed=most, runs=runs, **common)  # type: ignore[arg-type]
     if open_:
         more = max((_more_seeds(metrics[name], len(full)) for name in open_), default=None, key=lambda n: n or 0)
         first = max(open_, key=lambda name: over[name])
@@ -144,13 +145,24 @@ def _more_seeds(estimate: Estimate, seeds: int) -> int | None:
     return max(1, ceil(seeds * (half / apart) ** 2) - seeds)
 
 
+def _stopped_reason(target: SloTarget, runs: Sequence[Measured]) -> str:
+    """Why runs miss the SLO of which not all were stopped by the same target."""
+    some, limit = sum(target.name in run.missed for run in runs), value_words(target.limit, target.unit)
+    beyond = "above" if target.sense == "at_most" else "below"
+    return (
+        f"{target.label} is {beyond} {limit} in {some} of {len(runs)} runs, and other targets are missed in the rest: "
+        "the runs were stopped when that was certain"
+    )
+
+
 def _reason(estimate: Estimate, target: SloTarget) -> str:
     def show(value: float) -> str:
         return value_words(value, target.unit)
 
     limit = f"the limit is {show(target.limit)}"
     if estimate.at_least is not None:
-        return f"{target.label} is above {show(estimate.at_least)}: the runs were stopped when that was certain"
+        beyond = "above" if target.sense == "at_most" else "below"
+        return f"{target.label} is {beyond} {show(estimate.at_least)}: the runs were stopped when that was certain"
     if estimate.mean is None:
         return f"{target.label} was not measured; {limit}"
     if not isfinite(estimate.mean):

@@ -15,7 +15,7 @@ SCENARIO = small().scenario
 
 
 def climbed(
-    threshold: float, now: float, up: list[float], tolerance: float, ratio: bool, down: float = 0.0, end: float = 1e300
+    threshold: float, now: float, up: list[float], tolerance: float, ratio: bool, down: bool = True, end: float = 1e300
 ) -> Climb:
     """The climb of a candidate that meets its SLO up to ``threshold``; values above ``end`` cannot be."""
 
@@ -66,9 +66,9 @@ def test_one_that_never_meets_it_is_tried_down_to_a_thousandth() -> None:
     assert found.holds_to is None and found.breaks_at == 2.0**-9 and found.first_missed == "ttft"
 
 
-def test_it_does_not_go_below_the_least() -> None:
-    found = climbed(0.0, 1.0, UP, 1.05, True, down=0.25)
-    assert [x for x, _ in found.points] == [0.25, 0.5, 1.0]
+def test_it_goes_down_only_where_it_is_told_to() -> None:
+    found = climbed(0.5, 1.0, UP, 1.05, True, down=False)
+    assert [x for x, _ in found.points] == [1.0] and (found.holds_to, found.breaks_at) == (None, 1.0)
 
 
 @given(st.floats(1.5, 900.0), st.floats(1.0, 900.0))

@@ -96,7 +96,11 @@ def test_runs_that_were_all_stopped_miss_and_some_that_were_stopped_say_nothing(
     stopped, full = Measured({}, (TTFT.name,)), Measured({TTFT.name: 0.5})
     found = judge([stopped, stopped], [TTFT])
     assert found.verdict == "missed" and found.metrics[TTFT.name].at_least == 1.0
-    assert judge([stopped, Measured({}, (TPOT.name,))], [TTFT, TPOT]).verdict == "missed"
+    mixed = judge([stopped, stopped, Measured({}, (TPOT.name,))], [TTFT, TPOT])
+    assert mixed.verdict == "missed" and mixed.first_missed == TTFT.name
+    assert mixed.reason.startswith("TTFT p99 is above 1 s in 2 of 3 runs, and other targets are missed in the rest")
+    share = judge([Measured({}, (SHARE.name,))], [SHARE])
+    assert share.verdict == "missed" and "is below 90 %" in share.reason
     assert judge([stopped, full], [TTFT]).metrics[TTFT.name].at_least is None
 
 
