@@ -17,7 +17,7 @@ GPU, POLICY, REPLICAS, ROUTER = "gpu", "policy", "cluster.replicas", "cluster.ro
 class Candidate:
     """A scenario under one policy. ``settings``: what was chosen, by key of the scenario, in the order to show it.
 
-    ``load`` is the factor on the scenario's traffic or adapters at which it is run; ``what``: how the load was grown.
+    ``load`` is the factor on the scenario's traffic or adapters at which it is run.
     """
 
     settings: tuple[tuple[str, Any], ...]

@@ -35,7 +35,7 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     spec = base.scenario.plan
     replicas = spec.replica_counts()
     space = space_of(base)
-    _check_prices(base, space.get(GPU, [base.scenario.gpu]))
+    check_prices(base, space.get(GPU, [base.scenario.gpu]), compared=True)
     settings = list(combinations(space))
     if len(settings) > spec.budget.candidates:
         raise InputError(
@@ -66,18 +66,17 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     return outcome
 
 
-def _check_prices(base: Base, gpus: Sequence[str]) -> None:
-    prices = base.scenario.plan.prices or {}
-    missing = [name for name in gpus if name not in prices]
-    if missing and (len(gpus) > 1 or prices):
-        raise InputError(
-            f"plan.prices has no price for {several(missing)}: add it, because "
-            + (
-                "several GPU types are compared by price"
-                if len(gpus) > 1
-                else "the fleet has a price limit or currency"
-            )
-        )
+def check_prices(base: Base, gpus: Sequence[str], compared: bool = False) -> None:
+    """Raises `InputError` for a GPU without a price where the plan needs one: to compare GPUs, or for its budget."""
+    spec = base.scenario.plan
+    missing = [name for name in gpus if name not in (spec.prices or {})]
+    if missing and compared and len(gpus) > 1:
+        why = "several GPU types are compared by price"
+    elif missing and (spec.budget.price_per_hour is not None or (compared and spec.prices)):
+        why = "the plan goes by price"
+    else:
+        return
+    raise InputError(f"plan.prices has no price for {several(missing)}: add it, because {why}")
 
 
 def cost_of(candidate: Candidate, spec: PlanSpec) -> float:

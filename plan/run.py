@@ -13,11 +13,12 @@ from loratory.experiment.interruption import interruptible
 from loratory.experiment.notes.run_description import setup
 from loratory.experiment.prepare import prepare
 from loratory.plan.answer import answer
+from loratory.plan.candidate import GPU
 from loratory.plan.capacity import capacity
 from loratory.plan.details import Details, details
 from loratory.plan.evaluate import built_of
 from loratory.plan.flags import flags
-from loratory.plan.fleet import fleet
+from loratory.plan.fleet import check_prices, fleet
 from loratory.plan.lab import BudgetSpentError, Lab, Progress
 from loratory.plan.measure import targets_of
 from loratory.plan.outcome import PlanOutcome
@@ -27,7 +28,7 @@ from loratory.plan.prospects import Prospects
 from loratory.plan.regret import regret
 from loratory.plan.sensitivity import sensitivity
 from loratory.plan.settings import Goal, goal_of, settings
-from loratory.plan.space import Base
+from loratory.plan.space import Base, space_of
 from loratory.plan.store import EVALUATIONS, LOCK, Store
 from loratory.plan.unfinished import unfinished
 from loratory.reports.slo_target import SloTarget
@@ -102,6 +103,7 @@ def _lab(base: Base, targets: Sequence[SloTarget], store: Store, workers: Any, p
 
 
 def _ask(base: Base, lab: Lab, goal: Goal, discard: bool) -> tuple[PlanOutcome, Details]:
+    check_prices(base, space_of(base).get(GPU, [base.scenario.gpu]))
     prospects = Prospects(base, lab.seeds[: lab.first], discard)
     questions: Mapping[str, Callable[[], PlanOutcome]] = {
         "fleet": lambda: fleet(base, lab, prospects),

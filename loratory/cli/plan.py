@@ -110,7 +110,7 @@ def _tell_loads(found: dict[str, Any]) -> None:
     searched = {each["label"] for each in found["candidates"]}
     curves = [each for each in curves if each["label"] in searched and each["missed_at"] != each["largest"]]
     ordered = sorted(curves, key=lambda each: -(each["largest"] or 0.0))
-    heads = ["candidate", f"meets the SLO to, {curves[0]['x']}", "missed at"]
+    heads = ["candidate", f"meets the SLO to, {curves[0]['x']}", "not met at"]
     rows = [
         [each["label"], *("-" if each[key] is None else count(each[key]) for key in ("largest", "missed_at"))]
         for each in ordered[:_ROWS]

@@ -99,7 +99,10 @@ def runs_of(path: Path, settings: Sequence[str] = ()) -> list[PublishedRun]:
     runs = read_rows(path, COLUMNS, lambda row: _run(row, settings))
     seen: dict[tuple[str, Case, BenchmarkFigures], str] = {}
     for run in runs:
-        key, place = (run.suite, run.simulation, run.measured), run.simulation.origin.place if run.simulation.origin else ""
+        key, place = (
+            (run.suite, run.simulation, run.measured),
+            run.simulation.origin.place if run.simulation.origin else "",
+        )
         if key in seen:
             raise InputError(f"{place} is the same as {seen[key]}: leave one of the two rows out")
         seen[key] = place
