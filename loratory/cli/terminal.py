@@ -102,28 +102,42 @@ def dump(value: Any) -> None:
 
 @contextmanager
 def progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function to call with (what, done, total): a bar on stderr; a line now and then if that is a pipe."""
+    """Yields a function to call with (what, done, total): a bar on stderr; a line now and then if that is a pipe.
+
+    Both tell how long the rest will take, as long as what was done so far.
+    """
     if not sys.stderr.isatty():
         yield _lines(verb)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, completed=done, total=total, description=what)
 
 
 def _lines(verb: str) -> Callable[[str, int, int], None]:
     """Progress in a pipe: one line on stderr every `_EVERY_S` seconds, the first after `_EVERY_S` seconds."""
-    last = time.monotonic()
+    begun = last = time.monotonic()
+    known: int | None = None  # what was done when this began: a plan that goes on has some
 
     def tell(what: str, done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, known
+        known = done - 1 if known is None else known
         now = time.monotonic()
         if now - last >= _EVERY_S and done < total:
             last = now
-            print(f"{verb}: {done} of {total} ({what})", file=sys.stderr, flush=True)
+            left_s = (now - begun) / (done - known) * (total - done)
+            print(f"{verb}: {done} of {total} ({what}, about {left_s:.0f} s left)", file=sys.stderr, flush=True)
 
     return tell

@@ -19,4 +19,19 @@ def test_progress_in_a_pipe_is_a_line_every_ten_seconds(
             tell("fifo", done, 70)
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == [f"simulating: {done} of 70 (fifo)" for done in (20, 40, 60)]
+    lines = [f"simulating: {done} of 70 (fifo, about {(70 - done) / 2:.0f} s left)" for done in (20, 40, 60)]
+    assert said.err.splitlines() == lines
+
+
+def test_what_was_done_before_does_not_count_for_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, *(5.0 * place for place in range(1, 5))])
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with terminal.progress("planning") as tell:
+        for done in (101, 102, 103, 104):
+            tell("fleets", done, 110)
+    assert capsys.readouterr().err.splitlines() == [
+        "planning: 102 of 110 (fleets, about 40 s left)",
+        "planning: 104 of 110 (fleets, about 30 s left)",
+    ]
