@@ -24,7 +24,10 @@ def plan_command(
         list[str] | None,
         typer.Option("--set", help="set a key of the scenario, such as plan.ask=capacity; may be repeated"),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder; by default results/NAME-plan")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="folder; by default results/NAME-plan, or results/NAME-plan-QUESTION"),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="number of processes; by default the machine's cores")
     ] = None,
@@ -55,7 +58,8 @@ def plan_command(
     loaded = load_scenario(scenario, override or (), unbounded=unbounded)
     path = find(scenario)
     base = Base(loaded, path.read_text(encoding="utf-8"), scenario, path.parent, tuple(override or ()), unbounded)
-    target = out or Path("results") / f"{_slug(loaded.name)}-plan"
+    question = "" if loaded.plan.ask == "fleet" else f"-{loaded.plan.ask}"
+    target = out or Path("results") / f"{_slug(loaded.name)}-plan{question}"
     with progress("planning") as tell, redirect_stdout(sys.stderr):
         found = plan_scenario(base, target, jobs=jobs or usable_cores(), ray=ray, progress=tell)
     if as_json:

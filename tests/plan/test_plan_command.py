@@ -73,3 +73,13 @@ def test_a_mistake_is_one_sentence(
     done = plan("plan", str(scenario), *out, *words)
     assert done.code == InputError.exit_code and why in done.err and len(done.err.strip().splitlines()) == 1, done
     assert not (tmp_path / "plan" / "plan.json").exists()
+
+
+def test_each_question_has_a_folder_of_its_own(
+    scenario: Path, tmp_path: Path, plan: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan("plan", str(scenario), "--jobs", "1")
+    words = ("--set", "plan.ask=settings", "--set", "plan.replicas=null")
+    assert plan("plan", str(scenario), "--jobs", "1", *words).code == 0
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"small-plan", "small-plan-settings"}
