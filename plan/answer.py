@@ -15,7 +15,7 @@ from loratory.plan.lab import Lab
 from loratory.plan.outcome import Discarded, Growth, LoadCurve, PlanOutcome, Tried
 from loratory.plan.space import Base
 from loratory.plan.verdict import Estimate, Judgement
-from loratory.reports.number_text import count, seconds
+from loratory.reports.number_text import count, plural, seconds
 from loratory.reports.slo_target import SloTarget, value_words
 from loratory.reports.stats import cleaned
 from loratory.scenarios.plan_spec import PlanSpec
@@ -96,6 +96,11 @@ def _workload(base: Base, lab: Lab) -> dict[str, Any]:
     built = built_of(base.scenario)
     workload = workload_of(base.scenario, lab.seeds[0], built)
     last = float(workload.arrival[-1]) if len(workload) else 0.0
+    if workload.concurrency is not None:
+        return {"requests_per_s": None, "clients": workload.concurrency, "requests": len(workload)} | {
+            "adapters": len(built.adapters),
+            "duration_s": None,
+        }
     return {
         "requests_per_s": requests_per_s(base.scenario, len(workload), last),
         "requests": len(workload),
@@ -285,7 +290,7 @@ def _load_words(best: Tried, lab: Lab) -> str:
     scenario = best.candidate.scenario
     built = built_of(scenario)
     workload = workload_of(scenario, lab.seeds[0], built)
-    adapters = f" over {len(built.adapters):,} adapters" if built.adapters else ""
+    adapters = f" over {plural(len(built.adapters), 'adapter')}" if built.adapters else ""
     if workload.concurrency is not None:
         return f"{workload.concurrency:,} clients{adapters}"
     last = float(workload.arrival[-1]) if len(workload) else 0.0

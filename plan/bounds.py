@@ -27,7 +27,7 @@ from loratory.sim.cost import CostModel
 HOPS = ("remote", "disk", "host")
 """Tiers from which an adapter moves on, in order."""
 
-By = Literal["memory", "rank", "settings", "price", "idle latency", "offered load", "adapter reads"]
+By = Literal["memory", "rank", "settings", "budget", "idle latency", "offered load", "adapter reads"]
 
 
 @dataclass(frozen=True, slots=True)

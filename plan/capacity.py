@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from loratory.errors import InputError
 from loratory.plan.candidate import Candidate
 from loratory.plan.climb import Climb, climb
 from loratory.plan.evaluate import built_of, workload_of
@@ -14,7 +13,7 @@ from loratory.plan.growth import grown, ladder, requests_per_s
 from loratory.plan.lab import Lab
 from loratory.plan.outcome import Discarded, LoadCurve, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects
-from loratory.plan.space import Base, combinations, possible, space_of
+from loratory.plan.space import Base, check_size, combinations, possible, space_of
 
 _UP = tuple(2.0**k for k in range(1, 11))
 """Factors at which a load is tried while the SLO is met: up to 1,024 times the scenario's."""
@@ -27,12 +26,9 @@ def capacity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     """
     spec = base.scenario.plan
     factor: Literal["traffic", "adapters"] = spec.grow or "traffic"
-    settings = list(combinations(space_of(base)))
-    if len(settings) > spec.budget.candidates:
-        raise InputError(
-            f"plan.space has {len(settings):,} combinations, more than plan.budget.candidates "
-            f"({spec.budget.candidates:,}): take values out, or raise it"
-        )
+    space = space_of(base)
+    check_size(space, spec.budget.candidates)
+    settings = list(combinations(space))
     good, refused = possible(base, settings)
     outcome = PlanOutcome(
         None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused]
@@ -61,7 +57,7 @@ def loaded(candidate: Candidate, factor: Literal["traffic", "adapters"]) -> Call
         if x == 1.0:
             return candidate
         made = grown(candidate.scenario, factor, x)
-        built_of(made)
+        workload_of(made, min(made.seeds), built_of(made))
         return replace(candidate, scenario=made, load=x)
 
     return at
@@ -74,11 +70,17 @@ def curve_of(found: Climb, factor: str, lab: Lab) -> LoadCurve:
     label = found.points[0][1].candidate.label
     return LoadCurve(
         label,
-        "requests/s" if factor == "traffic" else "adapters",
+        "adapters" if factor == "adapters" else unit_of(found.points[0][1].candidate, lab.seeds[0]),
         points,
         None if found.holds_to is None else at[found.holds_to],
         None if found.breaks_at is None else at[found.breaks_at],
     )
+
+
+def unit_of(candidate: Candidate, seed: int) -> str:
+    """What the traffic of a candidate is counted in."""
+    workload = workload_of(candidate.scenario, seed, built_of(candidate.scenario))
+    return "requests/s" if workload.concurrency is None else "clients"
 
 
 def load_of(candidate: Candidate, factor: str, seed: int) -> float:

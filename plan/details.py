@@ -8,7 +8,7 @@ from typing import Any
 
 from loratory.errors import InputError
 from loratory.plan.candidate import POLICY, REPLICAS, ROUTER, Candidate
-from loratory.plan.capacity import load_of, loaded
+from loratory.plan.capacity import load_of, loaded, unit_of
 from loratory.plan.evaluate import built_of
 from loratory.plan.growth import CannotGrowError, grown
 from loratory.plan.lab import Lab
@@ -55,10 +55,14 @@ def details(base: Base, lab: Lab, outcome: PlanOutcome) -> Details:
     asked += [each for _, each in curve]
     asked += [each for row in heat.candidates for each in row if each is not None]
     asked += [each for _, each in whats]
-    judged = iter(lab.judge_all("details", asked, stop_early=False, decide=False))
+    known = {
+        t.candidate.label: t.judgement for t in outcome.tried if not t.judgement.stopped and t.candidate.load == 1.0
+    }
+    new = lab.judge_all("details", asked, stop_early=False, decide=False)
+    judged = iter([known.get(a.label, j) if _as_planned(base, a) else j for a, j in zip(asked, new, strict=True)])
     points = [(load_of(each, "traffic", lab.seeds[0]), Tried(each, next(judged))) for _, each in curve]
     if len(points) > 1:
-        found.curve = LoadCurve(candidate.label, "requests/s", points)
+        found.curve = _with_largest(LoadCurve(candidate.label, unit_of(candidate, lab.seeds[0]), points))
     cells = [[None if each is None else Tried(each, next(judged)) for each in row] for row in heat.candidates]
     if cells:
         found.heat = Heat(heat.xs, heat.ys, cells)
@@ -66,6 +70,20 @@ def details(base: Base, lab: Lab, outcome: PlanOutcome) -> Details:
     if outcome.best is not None and not outcome.growth and lab.targets:
         found.growth = growth(candidate, lab, base.scenario.plan.factors or FACTORS)
     return found
+
+
+def _as_planned(base: Base, candidate: Candidate) -> bool:
+    """Whether a candidate serves the traffic and adapters that the plan is about, as those of its label do."""
+    same = candidate.scenario.workload == base.scenario.workload
+    return same and candidate.scenario.adapters == base.scenario.adapters
+
+
+def _with_largest(curve: LoadCurve) -> LoadCurve:
+    """The curve with the largest load that meets the SLO, and the smallest above it that does not."""
+    met = [x for x, tried in curve.points if tried.judgement.verdict == "met"]
+    largest = max(met, default=None)
+    beyond = [x for x, tried in curve.points if tried.judgement.verdict != "met" and x > (largest or 0.0)]
+    return replace(curve, largest=largest, missed_at=min(beyond, default=None))
 
 
 def _curve(candidate: Candidate) -> Iterator[tuple[float, Candidate]]:

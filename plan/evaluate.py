@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeVar
 
+from loratory.errors import InputError
 from loratory.experiment.backend import Simulation, Task, simulate_task
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import Built, build
@@ -83,9 +84,17 @@ def built_of(scenario: Scenario) -> Built:
 
 
 def workload_of(scenario: Scenario, seed: int, built: Built) -> Workload:
-    """The requests of a seed: the same for all candidates whose traffic and adapters are the same."""
+    """The requests of a seed: the same for all candidates whose traffic and adapters are the same.
+
+    Raises `InputError` where there are none.
+    """
     key = (_key(scenario, _ELSEWHERE), seed, scenario.engine.max_model_len)
-    return _kept(_workloads, key, lambda: build_workload(scenario, seed, built.adapters))
+    workload = _kept(_workloads, key, lambda: build_workload(scenario, seed, built.adapters))
+    if not len(workload):
+        raise InputError(
+            f"scenario {scenario.name!r} has no requests under seed {seed}: raise workload.duration_s or the rate"
+        )
+    return workload
 
 
 def _key(scenario: Scenario, without: tuple[str, ...]) -> str:

@@ -11,8 +11,8 @@ from loratory.plan.bounds import Bound
 from loratory.plan.candidate import GPU, REPLICAS, Candidate
 from loratory.plan.lab import Lab
 from loratory.plan.outcome import Discarded, PlanOutcome, Tried
-from loratory.plan.prospects import Prospects
-from loratory.plan.space import Base, Settings, combinations, possible, space_of
+from loratory.plan.prospects import Prospects, beyond_budget
+from loratory.plan.space import Base, Settings, check_size, combinations, possible, space_of
 from loratory.plan.verdict import Judgement
 from loratory.scenarios.plan_spec import PlanSpec
 
@@ -36,12 +36,8 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     replicas = spec.replica_counts()
     space = space_of(base)
     check_prices(base, space.get(GPU, [base.scenario.gpu]), compared=True)
+    check_size(space, spec.budget.candidates)
     settings = list(combinations(space))
-    if len(settings) > spec.budget.candidates:
-        raise InputError(
-            f"plan.space has {len(settings):,} combinations, more than plan.budget.candidates "
-            f"({spec.budget.candidates:,}): take values out, or raise it"
-        )
     good, refused = possible(base, settings)
     outcome = PlanOutcome(
         None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused]
@@ -51,8 +47,8 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     for index, each in enumerate(good):
         affordable = _affordable(base, each, replicas)
         if not affordable:
-            label = base.candidate({**each, REPLICAS: replicas[0]}).label
-            outcome.discarded.append(Discarded(each, label, "price", f"{label} is beyond plan.budget"))
+            least = base.candidate({**each, REPLICAS: replicas[0]})
+            outcome.discarded.append(Discarded(each, least.label, "budget", beyond_budget(least, spec)))
             continue
         start, discarded, bound = prospects.fewest(each, affordable)
         outcome.discarded += discarded
@@ -162,5 +158,6 @@ def _limits_of(spec: PlanSpec, replicas: Sequence[int]) -> str:
 
 def too_close_words(judgement: Judgement) -> str:
     """``too close to call: TTFT p99 is ...; about 9 more seeds would decide``."""
-    more = "" if judgement.more_seeds is None else f"; about {judgement.more_seeds} more seeds would decide"
+    many = judgement.more_seeds
+    more = "" if many is None else f"; about {many} more seeds would decide" if many <= 100 else ", at the limit itself"
     return f"too close to call: {judgement.reason}{more}"

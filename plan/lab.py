@@ -82,7 +82,8 @@ class Lab:
                 runs[index].append(result)
             self._look_for_chance(runs.values())
             following: dict[int, int] = {}
-            for index, each in runs.items():
+            for index, found_runs in runs.items():
+                each = found_runs if self._drawn else found_runs[:1]
                 some = [run.stopped for run in each]
                 if any(some) and not all(some):
                     early[index] = False
@@ -134,7 +135,7 @@ class Lab:
         for key, each in zip(keys, asked, strict=True):
             if key not in self._seen and key not in missing:
                 known = self.store.get(each)
-                if known is None:
+                if known is None or not self._fits(known):
                     missing[key] = each
                 else:
                     self._count(key, known)
@@ -146,6 +147,11 @@ class Lab:
             self._count(key, result)
             self.progress(what, self.runs, self._asked)
         return [self._seen[key] for key in keys]
+
+    def _fits(self, known: Measured) -> bool:
+        """Whether a kept result tells of this plan's targets, as those that this program wrote do."""
+        names = {target.name for target in self.targets}
+        return set(known.missed) <= names if known.stopped else names <= set(known.values)
 
     def _count(self, key: str, result: Measured) -> None:
         self._seen[key] = result

@@ -10,6 +10,7 @@ from loratory.plan.candidate import REPLICAS, Candidate
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.outcome import Discarded
 from loratory.plan.space import Base, Refused, Settings
+from loratory.reports.number_text import plural
 from loratory.scenarios.plan_spec import PlanSpec
 
 
@@ -24,14 +25,13 @@ class Prospects:
     def check(self, settings: Settings) -> tuple[Candidate | None, Discarded | None, Bound | None]:
         """The candidate, or why there is none; with the bound that discards it, if one does."""
         candidate = self._base.candidate(settings)
-        if beyond_budget(candidate, self._base.scenario.plan):
-            why = f"{candidate.label} is beyond plan.budget"
-            return None, Discarded(settings, candidate.label, "price", why), None
+        if why := beyond_budget(candidate, self._base.scenario.plan):
+            return None, Discarded(settings, candidate.label, "budget", why), None
         try:
             built = built_of(candidate.scenario)
         except InputError as error:
             text = str(error)
-            by = "memory" if "memory" in text or "GiB" in text or "KV" in text else "settings"
+            by = "memory" if "GiB" in text or "does not fit" in text else "settings"
             return None, Discarded(settings, candidate.label, by, text), None  # type: ignore[arg-type]
         if not self._discard or not candidate.scenario.slo.given:
             return candidate, None, None
@@ -63,11 +63,14 @@ class Prospects:
         return (low if low < len(replicas) else None), discarded, last
 
 
-def beyond_budget(candidate: Candidate, spec: PlanSpec) -> bool:
-    """Whether a fleet has more GPUs, or a higher price, than the plan's budget allows."""
+def beyond_budget(candidate: Candidate, spec: PlanSpec) -> str:
+    """Why a fleet has more GPUs, or a higher price, than the plan's budget allows; empty where it has not."""
     price, most = candidate.price_per_hour(spec.prices), spec.budget.price_per_hour
-    too_dear = price is not None and most is not None and price > most * (1 + 1e-9)
-    return too_dear or candidate.gpus > (spec.budget.gpus or candidate.gpus)
+    if price is not None and most is not None and price > most * (1 + 1e-9):
+        return f"{candidate.label} costs {price:,.2f} an hour, above plan.budget.price_per_hour ({most:,.2f})"
+    if spec.budget.gpus is not None and candidate.gpus > spec.budget.gpus:
+        return f"{candidate.label} has {plural(candidate.gpus, 'GPU')}, above plan.budget.gpus ({spec.budget.gpus})"
+    return ""
 
 
 def discarded_of(refused: Sequence[Refused]) -> list[Discarded]:

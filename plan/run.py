@@ -36,6 +36,7 @@ from loratory.reports.stats import cleaned
 from loratory.scenarios.load import dump
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.schema import Scenario
+from loratory.sim.catalogue import gpu
 
 PLAN, PAGE, BEST = "plan.json", "plan.html", "best.yaml"
 FILES = (PLAN, PAGE, BEST, EVALUATIONS, LOCK)
@@ -103,6 +104,11 @@ def _lab(base: Base, targets: Sequence[SloTarget], store: Store, workers: Any, p
 
 
 def _ask(base: Base, lab: Lab, goal: Goal, discard: bool) -> tuple[PlanOutcome, Details]:
+    for name in base.scenario.plan.prices or ():
+        try:
+            gpu(name)
+        except InputError as error:
+            raise InputError(f"plan.prices: {error}") from error
     check_prices(base, space_of(base).get(GPU, [base.scenario.gpu]))
     prospects = Prospects(base, lab.seeds[: lab.first], discard)
     questions: Mapping[str, Callable[[], PlanOutcome]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from loratory.errors import InputError
-from loratory.plan.candidate import Candidate
+from loratory.errors import InputError, several
+from loratory.plan.candidate import POLICY, Candidate
 from loratory.plan.climb import Climb, climb
-from loratory.plan.evaluate import built_of
+from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.growth import CannotGrowError, Ladder, grown, ladder
 from loratory.plan.lab import Lab
 from loratory.plan.outcome import Growth, PlanOutcome
@@ -23,8 +23,12 @@ LESS: tuple[Factor, ...] = ("traffic", "adapters")
 def sensitivity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     """The scenario as it is, under its first policy, and how far each factor of its load can grow."""
     spec = base.scenario.plan
-    candidate, discarded, _ = prospects.check({})
+    candidate, discarded, _ = prospects.check({POLICY: base.scenario.policies[0]})
     outcome = PlanOutcome(None)
+    if others := base.scenario.policies[1:]:
+        outcome.notes.append(
+            f"only the first policy is planned, {base.scenario.policies[0]}, and not {several(others)}"
+        )
     if candidate is None:
         assert discarded is not None
         outcome.discarded, outcome.binding = [discarded], discarded.reason
@@ -83,7 +87,7 @@ def _at(candidate: Candidate, factor: Factor, now: float) -> Callable[[float], C
         if x == now:
             return candidate
         made = grown(candidate.scenario, factor, x)
-        built_of(made)
+        workload_of(made, min(made.seeds), built_of(made))
         return replace(candidate, scenario=made)
 
     return make

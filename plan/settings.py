@@ -13,10 +13,13 @@ from loratory.plan.measure import HIGHER_IS_BETTER, METRICS
 from loratory.plan.outcome import Discarded, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects
 from loratory.plan.sampler import Sampler
-from loratory.plan.space import Base, Settings, combinations, possible, space_of
+from loratory.plan.space import Base, Settings, check_size, combinations, possible, space_of
 from loratory.plan.verdict import Judgement
 from loratory.reports.slo_target import SloTarget
 from loratory.reports.stats import half_width
+
+MOST_COMBINATIONS = 100_000
+"""Combinations of a space from which a sampler may choose."""
 
 BATCH = 8
 """Combinations that are tried together where not all are: the same whatever the number of processes."""
@@ -70,7 +73,9 @@ def settings(base: Base, lab: Lab, prospects: Prospects, goal: Goal) -> PlanOutc
     which Optuna's TPE sampler proposes. They run with the first seeds; those that common random numbers do not show to
     be worse than the best get more, up to the most, until one is left.
     """
-    every = list(combinations(space_of(base)))
+    space = space_of(base)
+    check_size(space, MOST_COMBINATIONS)
+    every = list(combinations(space))
     most = base.scenario.plan.budget.candidates
     good, refused = possible(base, every)
     outcome = PlanOutcome(

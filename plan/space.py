@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,10 @@ def space_of(base: Base) -> dict[str, list[Any]]:
         for value in space.get(key, ()):
             if not isinstance(value, str):
                 raise InputError(f"plan.space.{key} has {shortened(repr(value), 60)}, which is not a name: correct it")
-            check(value)
+            try:
+                check(value)
+            except InputError as error:
+                raise InputError(f"plan.space.{key}: {error}") from error
     return {key: space[key] for key in sorted(space, key=_order)}
 
 
@@ -129,6 +133,15 @@ def _order(key: str) -> tuple[int, str]:
     """Hardware first, then engine settings, then router and policy."""
     known = {GPU: 0, "engine.tensor_parallel_size": 1, ROUTER: 3, POLICY: 4}
     return known.get(key, 2), key
+
+
+def check_size(space: Mapping[str, Sequence[Any]], most: int) -> None:
+    """Raises `InputError` for a space that has more combinations than ``most``."""
+    size = prod(len(values) for values in space.values())
+    if size > most:
+        key = "plan.budget.candidates " if most < 100_000 else ""
+        remedy = "take values out, or raise it" if key else "take values out"
+        raise InputError(f"plan.space has {size:,} combinations, more than {key}({most:,}): {remedy}")
 
 
 def combinations(space: dict[str, list[Any]]) -> Iterator[Settings]:

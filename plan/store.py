@@ -121,6 +121,14 @@ def _plain(found: Measured) -> dict[str, Any]:
     }
 
 
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
 def _read(path: Path) -> dict[str, Measured]:
     """The results in a file; a line that is cut off or is none of ours is passed over."""
     known: dict[str, Measured] = {}
@@ -129,8 +137,10 @@ def _read(path: Path) -> dict[str, Measured]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-            values = {name: inf if value == "inf" else value for name, value in row["values"].items()}
-            known[row["key"]] = Measured(values, tuple(row["missed"]), row["steady"], row["requests"], row["cpu_s"])
+            values = {name: inf if value == "inf" else _number(value) for name, value in row["values"].items()}
+            missed = tuple(str(name) for name in row["missed"])
+            requests, cpu_s = int(row["requests"]), float(row["cpu_s"])
+            known[str(row["key"])] = Measured(values, missed, str(row["steady"]), requests, cpu_s)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return known

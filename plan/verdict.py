@@ -118,9 +118,11 @@ def _estimate(values: Sequence[float | None], target: SloTarget | None) -> Estim
         return Estimate(inf, limit=limit, met=None if target is None else False)
     mean = sum(known) / len(known)
     half = half_width(known)
-    low, high = (None, None) if half is None else (mean - half, mean + half)
+    low, high = (None, None) if half is None else (max(0.0, mean - half), mean + half)
     if target is None:
         return Estimate(mean, low, high)
+    if target.unit == "share" and high is not None:
+        high = min(1.0, high)
     worst, best = (high, low) if target.sense == "at_most" else (low, high)
     keeps = [target.met_by(mean if value is None else value) for value in (worst, best)]
     return Estimate(mean, low, high, limit, keeps[0] if keeps[0] == keeps[1] else None)

@@ -21,11 +21,18 @@ SHORT_KEYS = {"replicas": "cluster.replicas", "router": "cluster.router"}
 """Keys of a space that may be written without their section. ``gpu`` and ``policy`` are the others without one."""
 
 
+SECTIONS = ("engine", "cost", "memory", "tiers")
+"""Sections of a scenario whose keys a space may have: what an operator sets. What is asked for is no setting."""
+
+SETTINGS = ("gpu", "policy", "model", "adapters.pinned", *SHORT_KEYS, *SHORT_KEYS.values())
+"""Keys that a space may have besides those of `SECTIONS`."""
+
+
 class Between(Section):
     """Whole numbers from one to another."""
 
     least: Count = Field(1, description="the smallest")
-    most: Count = Field(description="the largest")
+    most: Annotated[Count, Field(le=10_000)] = Field(description="the largest")
 
     @model_validator(mode="after")
     def _in_order(self) -> Between:
@@ -46,8 +53,10 @@ class Budget(Section):
 class PlanSeeds(Section):
     """How many seeds a candidate is run with: the scenario's first, then more while the verdict is open."""
 
-    first: Count = Field(3, description="seeds of every candidate")
-    most: Count = Field(12, description="seeds of a candidate whose interval holds the limit")
+    first: Annotated[Count, Field(le=1000)] = Field(3, description="seeds of every candidate")
+    most: Annotated[Count, Field(le=1000)] = Field(
+        12, description="seeds of a candidate whose interval holds the limit"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> PlanSeeds:
@@ -110,6 +119,11 @@ class PlanSpec(Section):
     @classmethod
     def _has_values(cls, space: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
         for key, values in (space or {}).items():
+            section = key.partition(".")[0]
+            if key not in SETTINGS and (section not in SECTIONS or section == key):
+                raise wrong(f"cannot vary: a space has gpu, policy, router, and keys of {', '.join(SECTIONS)}", key)
+            if key in SHORT_KEYS and SHORT_KEYS[key] in (space or {}):
+                raise wrong(f"is the same as {SHORT_KEYS[key]}: remove one of them", key)
             if not values:
                 raise wrong("has no values: give at least one", key)
             if key in ("replicas", SHORT_KEYS["replicas"]):

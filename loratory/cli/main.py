@@ -21,7 +21,7 @@ from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
 from loratory.cli.run import run_command
 from loratory.cli.scenarios import app as scenarios_app
-from loratory.cli.terminal import Json, complain, dump, say, show, table_width
+from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show, table_width
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
@@ -52,7 +52,7 @@ def main() -> NoReturn:
     with interruptible("SIGTERM", "SIGHUP") as received:
         code = _carry_out(received)
     if received:
-        complain(f"interrupted by {signal.Signals(received[0]).name}; nothing was written")
+        complain(f"interrupted by {signal.Signals(received[0]).name}; {_kept()}")
         code = 128 + received[0]
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -78,7 +78,7 @@ def _carry_out(received: list[int]) -> Any:
             tell(f"{error.format_message().rstrip('.')}; see {_command(error)} --help")
         code = InputError.exit_code
     except (KeyboardInterrupt, typer.Abort) as error:
-        tell("interrupted; nothing was written" if isinstance(error, KeyboardInterrupt) else "input ended")
+        tell(f"interrupted; {_kept()}" if isinstance(error, KeyboardInterrupt) else "input ended")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         _silence()
@@ -95,6 +95,11 @@ def _carry_out(received: list[int]) -> Any:
             tell(unexpected(error))
             code = LoratoryError.exit_code
     return code
+
+
+def _kept() -> str:
+    """What an interrupted command leaves."""
+    return kept_when_interrupted[-1] if kept_when_interrupted else "nothing was written"
 
 
 def _command(error: TyperException) -> str:

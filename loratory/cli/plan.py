@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from loratory.cli.terminal import Json, dump, progress, say, show, table_width, text_table
+from loratory.cli.terminal import Json, dump, kept_when_interrupted, progress, say, show, table_width, text_table
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 MISSED = 3
 """Exit code where the SLO cannot be met, and it was required."""
@@ -34,6 +35,9 @@ def plan_command(
     ray: Annotated[
         str | None, typer.Option("--ray", help="run on Ray: auto, or the address of a cluster's head node")
     ] = None,
+    policy_timeout: Annotated[
+        float, typer.Option("--policy-timeout", help="seconds that a policy may take to decide or to be imported")
+    ] = POLICY_TIMEOUT_S,
     unbounded: Annotated[
         bool, typer.Option("--unbounded", help="lift the limits on sizes, which catch typing errors")
     ] = False,
@@ -57,9 +61,11 @@ def plan_command(
         raise InputError("--jobs is for processes of this machine, but --ray is given: remove one of them")
     loaded = load_scenario(scenario, override or (), unbounded=unbounded)
     path = find(scenario)
-    base = Base(loaded, path.read_text(encoding="utf-8"), scenario, path.parent, tuple(override or ()), unbounded)
+    text = path.read_text(encoding="utf-8")
+    base = Base(loaded, text, scenario, path.parent, tuple(override or ()), unbounded, policy_timeout)
     question = "" if loaded.plan.ask == "fleet" else f"-{loaded.plan.ask}"
     target = out or Path("results") / f"{_slug(loaded.name)}-plan{question}"
+    kept_when_interrupted.append(f"the results so far are in {target}, and the same command goes on from there")
     with progress("planning") as tell, redirect_stdout(sys.stderr):
         found = plan_scenario(base, target, jobs=jobs or usable_cores(), ray=ray, progress=tell)
     if as_json:
@@ -143,21 +149,26 @@ def _tell_candidates(found: dict[str, Any]) -> None:
     if not ordered:
         return
     priced = any(each["price_per_hour"] is not None for each in ordered)
-    heads = ["candidate", *(["load"] if any(each["load"] != 1 for each in ordered) else []), *names, "SLO"]
-    heads += ["an hour"] if priced else []
+    room = table_width() // 2 - (11 if found["slo"] else 0) - (8 if priced else 0)  # half is for the candidate
+    if len(names) > 1 and sum(len(_head(name)) + 1 for name in names) > room:
+        names.pop()
+    heads = ["candidate", *map(_head, names), *(["SLO"] if found["slo"] else []), *(["an hour"] if priced else [])]
     rows = []
     for each in ordered[:_ROWS]:
-        row = [each["label"]]
-        if "load" in heads:
-            row.append(f"{each['load']:.3g}")
-        row += [_value(each["metrics"].get(name), name) for name in names]
-        row.append(each["verdict"].replace("_", " "))
+        row = [each["label"], *(_value(each["metrics"].get(name), name) for name in names)]
+        if found["slo"]:
+            row.append(each["verdict"].replace("_", " "))
         if priced:
             row.append("" if each["price_per_hour"] is None else f"{each['price_per_hour']:.2f}")
         rows.append(row)
     show(text_table(heads, rows, tight=table_width() <= 100))
     if (more := len(ordered) - len(rows)) > 0:
         say(f"{more} more candidates are in plan.json")
+
+
+def _head(name: str) -> str:
+    """A target's name in at most 14 characters."""
+    return name if len(name) <= 14 else f"{name[:13]}…"
 
 
 def _cost(each: dict[str, Any]) -> float:

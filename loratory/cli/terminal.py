@@ -18,6 +18,9 @@ from loratory.errors import error_line
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
+kept_when_interrupted: list[str] = []
+"""What a command has kept when it is interrupted, as a sentence; empty where nothing was written."""
+
 _WIDEST = 10_000
 """Columns that a line in a pipe may have."""
 

@@ -22,7 +22,7 @@ def test_a_fleet_beyond_the_budget_is_named_and_not_simulated(ask: str) -> None:
     plan = {"ask": ask, "budget": {"gpus": 1}} | ({"space": None} if ask == "sensitivity" else {})
     beyond = found(cluster={"replicas": 2}, plan=plan)
     assert beyond["verdict"] == "missed" and beyond["runs"] == 0
-    assert "2 x h100-80gb" in beyond["answer"] and beyond["answer"].endswith("is beyond plan.budget")
+    assert "2 x h100-80gb" in beyond["answer"] and beyond["answer"].endswith("has 2 GPUs, above plan.budget.gpus (1)")
     assert found(cluster={"replicas": 1}, plan=plan)["runs"] > 0
 
 
@@ -50,7 +50,7 @@ def test_sensitivity_lists_the_fleet_once_as_it_is() -> None:
     plan = found(
         plan={"ask": "sensitivity", "space": None, "factors": ["traffic", "adapters"]}, slo={"ttft_p95_s": 2.0}
     )
-    assert [(each["label"], each["load"]) for each in plan["candidates"]] == [("1 x h100-80gb", 1.0)]
+    assert [(each["label"], each["load"]) for each in plan["candidates"]] == [("1 x h100-80gb, fifo", 1.0)]
     assert [len(each["points"]) > 1 for each in plan["sensitivity"]] == [True, True]
 
 
