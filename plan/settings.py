@@ -74,7 +74,7 @@ def settings(base: Base, lab: Lab, prospects: Prospects, goal: Goal) -> PlanOutc
     be worse than the best get more, up to the most, until one is left.
     """
     space = space_of(base)
-    check_size(space, MOST_COMBINATIONS)
+    check_size(space, MOST_COMBINATIONS, "a sampler can choose from", "take values out")
     every = list(combinations(space))
     most = base.scenario.plan.budget.candidates
     good, refused = possible(base, every)

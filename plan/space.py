@@ -135,13 +135,16 @@ def _order(key: str) -> tuple[int, str]:
     return known.get(key, 2), key
 
 
-def check_size(space: Mapping[str, Sequence[Any]], most: int) -> None:
-    """Raises `InputError` for a space that has more combinations than ``most``."""
+def check_size(
+    space: Mapping[str, Sequence[Any]],
+    most: int,
+    limit: str = "plan.budget.candidates",
+    remedy: str = "take values out, or raise it",
+) -> None:
+    """Raises `InputError` for a space that has more combinations than ``most``, which is called ``limit`` there."""
     size = prod(len(values) for values in space.values())
     if size > most:
-        key = "plan.budget.candidates " if most < 100_000 else ""
-        remedy = "take values out, or raise it" if key else "take values out"
-        raise InputError(f"plan.space has {size:,} combinations, more than {key}({most:,}): {remedy}")
+        raise InputError(f"plan.space has {size:,} combinations, more than {limit} ({most:,}): {remedy}")
 
 
 def combinations(space: dict[str, list[Any]]) -> Iterator[Settings]:

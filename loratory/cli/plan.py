@@ -116,11 +116,11 @@ def _tell_loads(found: dict[str, Any]) -> None:
     """The largest load of each combination of settings."""
     from loratory.reports.number_text import count
 
-    curves = [each for each in found["curves"] if each["points"]]
-    searched = {each["label"] for each in found["candidates"]}
-    curves = [each for each in curves if each["label"] in searched and each["missed_at"] != each["largest"]]
-    ordered = sorted(curves, key=lambda each: -(each["largest"] or 0.0))
-    heads = ["candidate", f"meets the SLO to, {curves[0]['x']}", "not met at"]
+    curves: dict[str, dict[str, Any]] = {}
+    for each in found["curves"]:
+        curves.setdefault(each["label"], each)  # the searches come first; a curve of details has the label of one
+    ordered = sorted(curves.values(), key=lambda each: -(each["largest"] or 0.0))
+    heads = ["candidate", f"meets the SLO to, {ordered[0]['x']}", "not met at"]
     rows = [
         [each["label"], *("-" if each[key] is None else count(each[key]) for key in ("largest", "missed_at"))]
         for each in ordered[:_ROWS]

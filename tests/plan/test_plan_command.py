@@ -83,3 +83,10 @@ def test_each_question_has_a_folder_of_its_own(
     words = ("--set", "plan.ask=settings", "--set", "plan.replicas=null")
     assert plan("plan", str(scenario), "--jobs", "1", *words).code == 0
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"small-plan", "small-plan-settings"}
+
+
+def test_a_capacity_with_details_lists_each_combination_once(scenario: Path, tmp_path: Path, plan: Command) -> None:
+    words = ("--set", "plan.ask=capacity", "--set", "plan.replicas=null", "--set", "plan.details=true")
+    done = plan("plan", str(scenario), "--jobs", "1", "--out", str(tmp_path / "plan"), *words)
+    rows = [line for line in done.out.splitlines() if line.startswith(" 1 x h100-80gb, max_loras")]
+    assert len(rows) == 2 and {row.split(",")[1] for row in rows} == {" max_loras 2", " max_loras 4"}
