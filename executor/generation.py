@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from loratory.executor.sampling import SamplingParams
+from loratory.executor.sampling import SamplingParams, TokenLogprobs
 
 Decode = Callable[[Sequence[int]], str]
 """Turns token ids into text, as a tokenizer does."""
@@ -32,6 +32,15 @@ class Stop:
         longest = max(len(string.encode()) for string in self.strings)
         text = self.decode(tokens[-longest - 4 :])
         return any(string in text for string in self.strings)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One token of an output, sampled at second ``at_s`` of the executor's clock; ``logprobs`` where it was asked for."""
+
+    token: int
+    at_s: float
+    logprobs: TokenLogprobs | None = None
 
 
 NEVER = Stop()

@@ -53,6 +53,18 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely one sampled token was: natural logarithms of probabilities, before temperature, top_p and top_k.
+
+    ``rank``: 1 for the most likely token. ``top``: the most likely tokens with theirs, best first.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """``tokens``: (S,) int64. ``broken``: (S,) bool, rows with NaN or infinity in the logits; ignore their tokens."""
 

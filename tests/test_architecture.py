@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("serving", "models", "adapters", "policies", "sim", "executor", "scenarios", "reports", "plan")
+ROOMS = ("serving", "models", "adapters", "policies", "sim", "executor", "scenarios", "reports", "plan", "server")
 """Folders at the top of the tree, each linked into the package; what else is in loratory/ is the front door."""
 
 GROUND = {"loratory.errors", "loratory.git_lfs", "loratory.file_lock"}
@@ -29,6 +29,9 @@ MAY = {
     "scenarios": {"serving", "adapters", "scenarios"},
     "reports": {"serving", "reports"},
     "plan": {"serving", "models", "adapters", "sim", "scenarios", "reports", "experiment", "plan"},
+    "server": {
+        "serving", "models", "adapters", "executor", "scenarios", "reports", "experiment", "sim", "testing", "server",
+    },
 }
 NEVER = {"serving": {"simpy", "torch"}, "policies": {"simpy", "torch"}, "sim": {"torch"}, "executor": {"simpy"}}
 NEVER |= {room: {"simpy", "torch"} for room in ("models", "adapters", "scenarios", "reports")}

@@ -1,0 +1,188 @@
+"""EngineLoop: the one thread that touches engine, ledger and model.
+
+coroutines                           engine's thread
+submit, abort, call   -- Mailbox ->  between two steps: each message in order
+TokenStream.take     <- wake, once -  after a step: tokens and ends, for all streams of an event loop together
+                        a step
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from math import inf
+from threading import Event as Flag
+from threading import Thread
+from typing import TypeVar
+
+from loratory.errors import LoratoryError, StalledError
+from loratory.executor.executor import Executor
+from loratory.executor.generation import Generation, SampledToken
+from loratory.server.mailbox import Mailbox
+from loratory.server.stream import Finish, TokenStream
+from loratory.serving.events import Ended
+from loratory.serving.guest_errors import unexpected
+from loratory.serving.request import Request
+
+T = TypeVar("T")
+TokenListener = Callable[[str, float], None]
+LOG = logging.getLogger("loratory.server")
+
+
+class EngineLoop:
+    """Runs an executor's steps in a thread of its own, and brings requests in and tokens out.
+
+    `submit`, `abort` and `call` may be called from any thread. ``on_token(request_id, at_s)`` is told of every token, in
+    the engine's thread. When the executor fails, every stream ends as failed, `failure` says why, and nothing more is
+    taken.
+    """
+
+    def __init__(self, executor: Executor, on_token: TokenListener | None = None) -> None:
+        self.executor = executor
+        self.failure = ""
+        self._mailbox = Mailbox(executor.now, executor.woken.set)
+        self._streams: dict[str, TokenStream] = {}
+        self._touched: set[TokenStream] = set()
+        self._told = on_token
+        self._stopping = False
+        self._ended = Flag()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        executor.hear(self._token, self._end)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, request: Request, generation: Generation, stream: TokenStream) -> None:
+        """A request arrives now: its ``arrival`` is replaced by the engine's second, and its ``deadline``, which counts
+        from the arrival, by the absolute one. What the executor refuses ends the stream as rejected, with the reason.
+        """
+
+        def take_in(at: float) -> None:
+            due = None if request.deadline is None else at + request.deadline
+            stamped = request._replace(arrival=at, deadline=due)
+            if self.failure:
+                self._refuse(stream, self.failure, "failed")
+                return
+            self._streams[request.request_id] = stream
+            try:
+                self.executor.submit(stamped, generation)
+            except LoratoryError as error:
+                del self._streams[request.request_id]
+                self._refuse(stream, str(error), "rejected")
+
+        self._mailbox.put(take_in)
+
+    def abort(self, request_id: str, why: str = "aborted by the client") -> None:
+        """End a request between two steps; nothing if it has ended. Its stream gets the end."""
+        self._mailbox.put(lambda at: self.executor.abort(request_id, why, at))
+
+    def call(self, work: Callable[[Executor, float], T]) -> Future[T]:
+        """``work(executor, at)`` in the engine's thread, between two steps, after all that was put before."""
+        answer: Future[T] = Future()
+
+        def carry_out(at: float) -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(work(self.executor, at))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        if self._ended.is_set():
+            answer.set_exception(LoratoryError(self.failure or "the server has stopped"))
+        else:
+            self._mailbox.put(carry_out)
+        return answer
+
+    def stop(self, wait_s: float | None = None) -> bool:
+        """End after the step that runs; what is in flight then ends as aborted. True when the thread has ended."""
+        self._stopping = True
+        self.executor.woken.set()
+        if self._thread.is_alive():
+            self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs steps."""
+        return self._thread.is_alive() and not self.failure
+
+    # -- in the engine's thread ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        executor = self.executor
+        try:
+            while not self._stopping:
+                executor.woken.clear()
+                messages, now = self._mailbox.take()
+                for at, message in messages:
+                    message(at)
+                ran = not self.failure and self._step(now)
+                self._wake()
+                if not ran and not self._stopping:
+                    executor.rest(executor.engine.wake_at or inf)
+        except BaseException as error:  # a fault of our own: the clients are told, and the process goes on to say it
+            self.failure = unexpected(error)
+            LOG.exception("the engine's thread has failed")
+        finally:
+            self._close()
+
+    def _step(self, now: float) -> bool:
+        try:
+            return self.executor.step(now)
+        except (LoratoryError, StalledError) as error:
+            self.failure = str(error)
+            LOG.error("the engine has stopped: %s", error)
+            return False
+
+    def _close(self) -> None:
+        why = self.failure or "the server is shutting down"
+        executor = self.executor
+        executor.engine.dismiss_policy()
+        executor.engine.end_all(executor.now(), "failed" if self.failure else "aborted", why)
+        self._ended.set()
+        messages, _ = self._mailbox.take()
+        self.failure = self.failure or why
+        for at, message in messages:
+            message(at)
+        self._wake()
+
+    def _token(self, request_id: str, token: SampledToken) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.put(token)
+            self._touched.add(stream)
+        if self._told is not None:
+            self._told(request_id, token.at_s)
+
+    def _end(self, event: Ended, _: Generation) -> None:
+        stream = self._streams.pop(event.request.request_id, None)
+        if stream is not None:
+            stream.finish(Finish(event.status, event.why))
+            self._touched.add(stream)
+
+    def _refuse(self, stream: TokenStream, why: str, status: str) -> None:
+        stream.finish(Finish("failed" if status == "failed" else "rejected", why))
+        self._touched.add(stream)
+
+    def _wake(self) -> None:
+        """Wake the readers of all streams that have something new: one call for each event loop."""
+        if not self._touched:
+            return
+        by_loop: dict[asyncio.AbstractEventLoop, list[TokenStream]] = {}
+        for stream in self._touched:
+            by_loop.setdefault(stream.loop, []).append(stream)
+        self._touched.clear()
+        for loop, streams in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_wake_all, streams)
+            except RuntimeError:  # the event loop has been closed: nobody reads any more
+                continue
+
+
+def _wake_all(streams: list[TokenStream]) -> None:
+    for stream in streams:
+        stream.wake()

@@ -1,0 +1,47 @@
+"""ServerSettings: what `loratory serve` is told, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Options of one server. ``engine``: settings of `EngineConfig` that were given, by name.
+
+    ``served_names``: what the base model is called in requests, the first of them in answers; empty: the last part of
+    ``checkpoint``. ``lora_modules``: items as vLLM's ``--lora-modules`` takes them. ``lora_roots``: folders below which
+    ``POST /v1/load_lora_adapter`` may read; ``allow_runtime_lora`` switches that route on. ``max_queue``: most requests
+    that wait, above which new ones get 429; ``tenant_requests``: most unfinished requests of one tenant.
+    ``api_keys``: tenant by API key; without any, no key is asked for. ``admin_token``: empty: there are no admin routes.
+    ``objectives``: priority by the name in the header ``x-llm-d-inference-objective``. ``record``: the folder that
+    gets the recording. ``shadow``: a policy that is asked beside the live one. ``drain_s``: seconds that a SIGTERM
+    leaves the requests in flight. ``profile``: a measured cost profile for policies and recordings.
+    """
+
+    checkpoint: str
+    policy: str = "fifo"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    threads: int | None = None
+    engine: Mapping[str, object] = field(default_factory=dict)
+    served_names: tuple[str, ...] = ()
+    registry: str | None = None
+    lora_modules: tuple[str, ...] = ()
+    allow_runtime_lora: bool = False
+    lora_roots: tuple[Path, ...] = ()
+    max_queue: int = 1024
+    tenant_requests: int | None = None
+    api_keys: Mapping[str, str] = field(default_factory=dict)
+    admin_token: str = ""
+    objectives: Mapping[str, int] = field(default_factory=dict)
+    record: Path | None = None
+    shadow: str | None = None
+    drain_s: float = 30.0
+    policy_timeout_s: float = 10.0
+    profile: Path | None = None
+    max_body_bytes: int = 16_000_000
