@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from math import inf
 from threading import Event as Flag
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.errors import InputError, PolicyError, PolicyTimeout, shortened
 from loratory.executor.clock import Clock
-from loratory.executor.generation import Generation
+from loratory.executor.generation import Generation, SampledToken
 from loratory.executor.runner import ModelRunner
 from loratory.executor.tiers import AdapterTiers
+from loratory.serving.adapter_changes import Answer
 from loratory.serving.config import EngineConfig
-from loratory.serving.engine import Engine
-from loratory.serving.events import Ended, EventHandlers, Evicted, Handler, Preempted, Sink, handlers_of
+from loratory.serving.engine import Engine, Remake
+from loratory.serving.events import (
+    AdapterRemoved,
+    Ended,
+    EventHandlers,
+    Evicted,
+    Handler,
+    PolicySwapped,
+    Preempted,
+    Sink,
+    handlers_of,
+)
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, StepPlan, StepResult
-from loratory.serving.policy import PolicyLike
+from loratory.serving.policy import PolicyLike, policy_name
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.serving.request import Request
 from loratory.serving.run_end import STALL_PLANS, stall_error
-from loratory.serving.run_recording import RecordedLoad, RecordedStep, Recording
+from loratory.serving.run_recording import (
+    ChangeKind,
+    RecordedChange,
+    RecordedLoad,
+    RecordedStep,
+    Recording,
+    RecordingInMemory,
+    Tape,
+    adapter_values,
+)
 
 NOT_FINITE = "its logits are not finite: look for NaN or inf in the adapter's weights and in the checkpoint"
 
 OnToken = Callable[[str, int], None]
+OnSampled = Callable[[str, SampledToken], None]
 OnEnd = Callable[[Ended, Generation], None]
-
-
-@dataclass(slots=True)
-class _Tape:
-    """The recording of a run as it is made."""
-
-    requests: list[Request] = field(default_factory=list)
-    outputs: dict[str, int] = field(default_factory=dict)
-    steps: list[RecordedStep] = field(default_factory=list)
-    loads: list[RecordedLoad] = field(default_factory=list)
+T = TypeVar("T")
 
 
 class Executor:
@@ -46,7 +60,12 @@ class Executor:
 
     ``sink`` receives the engine's events; ``on_token(request_id, token)`` each token as it
     is sampled; ``on_end(event, generation)`` each request that reached a final status. With ``record`` the run can be
-    replayed (`recording`). Raises `InputError` like `Engine` for adapters its configuration cannot serve.
+    replayed (`recording`); a `Tape` takes the recording as it is made. Raises `InputError` like `Engine` for adapters
+    its configuration cannot serve.
+
+    Between two steps, in the thread that calls `step`, requests may be aborted, adapters added and removed, and the
+    policy swapped. Each such order has the second ``at`` at which it was given: it comes after the requests that had
+    arrived by then. ``remake`` makes a fresh policy like ``policy``, for when one that is put in later fails.
 
     The policy has ``policy_timeout_s`` seconds for one answer (see `PolicyWatch`; None: as long as it takes). When it
     fails, every request ends as failed with the reason, and there is no further step. A policy that sleeps in a thread
@@ -68,8 +87,9 @@ class Executor:
         sink: Sink | Handler | None = None,
         on_token: OnToken | None = None,
         on_end: OnEnd | None = None,
-        record: bool = False,
+        record: bool | Tape = False,
         policy_timeout_s: float | None = POLICY_TIMEOUT_S,
+        remake: Remake | None = None,
     ) -> None:
         if config.memory != "slots":
             raise InputError(
@@ -82,12 +102,14 @@ class Executor:
             )
         self._failure = ""
         """Why the policy has failed."""
-        self._watch: PolicyWatch | None = None
-        if policy_timeout_s is not None:
-            self._watch = PolicyWatch.over(policy, policy_timeout_s, self._policy_failed)
+        self._policy_timeout_s = policy_timeout_s
+        self._watch = self._watch_over(policy)
+        self._is_swapped_back = False
+        """Whether the policy that the watch was made for has failed in this step, and another is in its place."""
+        self._now_lock = Lock()
         try:
             with self._watch or nullcontext():
-                self.engine = Engine(config, adapters, policy, cost, sink=self._listener(sink))
+                self.engine = Engine(config, adapters, policy, cost, sink=self._listener(sink), remake=remake)
         except BaseException:
             self._unwatch()
             raise
@@ -97,11 +119,13 @@ class Executor:
         self.woken = woken
         """Set, from any thread, when there may be something to do."""
         self._on_token = on_token
+        self._on_sampled: OnSampled | None = None
         self._on_end = on_end
         self._generations: dict[str, Generation] = {}
         self._failures: list[tuple[str, str]] = []
         self._last = -inf
-        self._tape = _Tape() if record else None
+        self._memory: RecordingInMemory | None = RecordingInMemory() if record is True else None
+        self._tape: Tape | None = self._memory if isinstance(record, bool) else record
 
     def listen(self, on_end: Callable[[Ended], None]) -> None:
         """Call ``on_end``, too, for each request that reaches a final status."""
@@ -111,6 +135,19 @@ class Executor:
             if before is not None:
                 before(event, generation)
             on_end(event)
+
+        self._on_end = both
+
+    def hear(self, on_sampled: OnSampled, on_end: OnEnd) -> None:
+        """Call ``on_sampled(request_id, token)``, too, for each token, and ``on_end`` for each end."""
+        assert self._on_sampled is None
+        self._on_sampled = on_sampled
+        before = self._on_end
+
+        def both(event: Ended, generation: Generation) -> None:
+            if before is not None:
+                before(event, generation)
+            on_end(event, generation)
 
         self._on_end = both
 
@@ -134,13 +171,90 @@ class Executor:
         self.engine.submit(request)
         self._generations[request.request_id] = generation
         if self._tape is not None:
-            self._tape.requests.append(request)
+            self._tape.request(request)
+
+    def abort(self, request_id: str, why: str, at: float) -> None:
+        """A client went away at second ``at``. Unknown and ended requests are ignored."""
+        self._record(at, "abort", request_id, why)
+        self.engine.abort(request_id, why)
+
+    def add_adapter(self, adapter: Adapter, files: VerifiedAdapter, at: float) -> None:
+        """Serve one adapter more, from these files. Raises `InputError` for one that cannot be served here, and for a
+        name or an id that means another adapter, or ever meant one; `RefusedAdapter` for files of another digest."""
+        self._check_policy()
+        if adapter.digest is not None:
+            files.check(adapter.digest)
+        self.tiers.require_room(files)
+        with self._watch or nullcontext():
+            self.engine.add_adapter(adapter, at)
+        self.tiers.files[adapter.name] = files
+        self._record(at, "add", *adapter_values(adapter))
+
+    def remove_adapter(self, name: str, at: float) -> Future[str]:
+        """Take no request for an adapter any more, and forget it once those it has are served.
+
+        The answer, at the next plan, is "" or the reason why not, as for the orders below.
+        """
+        return self._order(at, "remove", name, self.engine.remove_adapter)
+
+    def pin(self, name: str, at: float) -> Future[str]:
+        """Keep an adapter on the GPU once it is there."""
+        return self._order(at, "pin", name, self.engine.pin)
+
+    def unpin(self, name: str, at: float) -> Future[str]:
+        """Let an adapter be evicted again."""
+        return self._order(at, "unpin", name, self.engine.unpin)
+
+    def preload(self, name: str, at: float) -> Future[str]:
+        """Load an adapter to the GPU before a request asks for it."""
+        return self._order(at, "preload", name, self.engine.preload)
+
+    def limit_seqs(self, max_num_seqs: int, at: float) -> Future[str]:
+        """Run at most so many requests at once from now on."""
+        return self._order(at, "max_num_seqs", max_num_seqs, self.engine.limit_seqs)
+
+    def swap(self, spec: str, make: Remake, at: float) -> None:
+        """Another policy decides from the next step on; ``make()`` makes it, and ``spec`` names it in the recording.
+
+        When it fails later, the one before it returns, where it is known how to make that one. Raises `InputError` and
+        `PolicyError` for a policy that cannot be made or has a member that cannot be meant; then nothing changes.
+        """
+        self._check_policy()
+        policy = make()
+        watch = self._watch_over(policy)
+        try:
+            with watch or nullcontext():
+                self.engine.swap(policy, at, make)
+        except BaseException:
+            if watch is not None:
+                watch.close()
+            raise
+        self._unwatch()
+        self._watch = watch
+        self._renew_watch()
+        self._record(at, "swap", spec)
+
+    @property
+    def policy_spec(self) -> str:
+        """The spec of the policy in force, or the name of its class where it was not made from one."""
+        return policy_name(self.engine.policy)
+
+    def _order(self, at: float, kind: ChangeKind, value: T, give: Callable[[T, Answer], None]) -> Future[str]:
+        answer: Future[str] = Future()
+        self._record(at, kind, value)
+        give(value, answer.set_result)
+        return answer
+
+    def _record(self, at: float, kind: ChangeKind, *values: Any) -> None:
+        if self._tape is not None:
+            self._tape.change(RecordedChange(at, kind, values))
 
     def now(self) -> float:
-        """The clock, always later than the last time it was asked here."""
-        now = self.clock.now()
-        self._last = now if now > self._last else self._last + 1e-9
-        return self._last
+        """The clock, always later than the last time it was asked here. From any thread."""
+        with self._now_lock:
+            now = self.clock.now()
+            self._last = now if now > self._last else self._last + 1e-9
+            return self._last
 
     def step(self, now: float) -> bool:
         """Plan at second ``now`` (from `now`) and run the plan; False when there was nothing to run.
@@ -154,6 +268,8 @@ class Executor:
         except (PolicyError, PolicyTimeout) as error:
             self._policy_failed(error.text if isinstance(error, PolicyTimeout) else str(error))
             raise
+        finally:
+            self._renew_watch()
 
     def _step(self, now: float) -> bool:
         engine, tape = self.engine, self._tape
@@ -164,7 +280,7 @@ class Executor:
             raise stall_error("the executor", STALL_PLANS)
         if plan is None:
             if tape is not None:
-                tape.steps.append(RecordedStep(now, now))
+                tape.step(RecordedStep(now, now))
             return False
         failed: dict[str, str] = {}
         load_s = self._load(plan, now, failed) if plan.loads else 0.0
@@ -173,7 +289,7 @@ class Executor:
             self._compute(plan, failed, finished)
         end = self.now()
         if tape is not None:
-            tape.steps.append(RecordedStep(now, end, load_s, failed or None))
+            tape.step(RecordedStep(now, end, load_s, failed or None))
         engine.commit(plan, StepResult(1, finished, load_s, failed or None), end)
         return True
 
@@ -183,11 +299,9 @@ class Executor:
 
     def recording(self) -> Recording:
         """The run so far, for `loratory.sim.recorded_times`. Raises `RuntimeError` when it is not recorded."""
-        if self._tape is None:
+        if self._memory is None:
             raise RuntimeError("the run is not recorded: make the Executor with record=True")
-        tape = self._tape
-        outputs = dict.fromkeys((request.request_id for request in tape.requests), 1 << 60) | tape.outputs
-        return Recording(tape.requests, outputs, tape.steps, tape.loads)
+        return self._memory.recording()
 
     def close(self) -> None:
         """Wait for loads in flight and drop the adapters."""
@@ -205,13 +319,26 @@ class Executor:
             self.engine.dismiss_policy()
             self.engine.end_all(self.now(), "failed", why)
 
+    def _watch_over(self, policy: PolicyLike) -> PolicyWatch | None:
+        if self._policy_timeout_s is None:
+            return None
+        return PolicyWatch.over(policy, self._policy_timeout_s, self._policy_failed)
+
+    def _renew_watch(self) -> None:
+        """After a policy has failed and another took its place: watch that one."""
+        if self._is_swapped_back:
+            self._is_swapped_back = False
+            self._unwatch()
+            self._watch = self._watch_over(self.engine.policy)
+
     def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.close()
 
     def _compute(self, plan: StepPlan, failed: dict[str, str], finished: list[str]) -> None:
-        generations, on_token = self._generations, self._on_token
+        generations, on_token, on_sampled = self._generations, self._on_token, self._on_sampled
         sampled = self.runner.run(plan, generations, failed)
+        at, logprobs = self.now(), sampled.logprobs
         for request_id in sampled.broken:
             failed[request_id] = NOT_FINITE
         for request_id, token in sampled.tokens.items():
@@ -219,6 +346,8 @@ class Executor:
                 finished.append(request_id)
             if on_token is not None:
                 on_token(request_id, token)
+            if on_sampled is not None:
+                on_sampled(request_id, SampledToken(token, at, logprobs.get(request_id) if logprobs else None))
 
     def _load(self, plan: StepPlan, now: float, failed: dict[str, str]) -> float:
         """Start the plan's loads, waiting for those to a slot with sync loading; returns the seconds waited."""
@@ -254,19 +383,20 @@ class Executor:
             else:
                 engine.load_failed(load.adapter, load.failed, load.prefetch)
         if tape is not None:
-            tape.loads += ended
+            for load in ended:
+                tape.load(load)
 
     def _listener(self, sink: Sink | Handler | None) -> Sink:
         """The sink that frees KV blocks, with the caller's behind it."""
         wants = handlers_of(sink)
-        chained = {kind: wants.get(kind) for kind in (Ended, Preempted, Evicted)}
+        chained = {kind: wants.get(kind) for kind in (Ended, Preempted, Evicted, AdapterRemoved, PolicySwapped)}
 
         def on_ended(event: Ended) -> None:
             request_id = event.request.request_id
             self.runner.free(request_id)
             generation = self._generations.pop(request_id)
             if self._tape is not None and event.status == "completed":
-                self._tape.outputs[request_id] = len(generation.tokens)
+                self._tape.output(request_id, len(generation.tokens))
             if (then := chained[Ended]) is not None:
                 then(event)
             if self._on_end is not None:
@@ -282,7 +412,27 @@ class Executor:
             if (then := chained[Evicted]) is not None:
                 then(event)
 
-        return EventHandlers({**wants, Ended: on_ended, Preempted: on_preempted, Evicted: on_evicted})
+        def on_removed(event: AdapterRemoved) -> None:
+            self.tiers.forget(event.adapter)
+            if (then := chained[AdapterRemoved]) is not None:
+                then(event)
+
+        def on_swapped(event: PolicySwapped) -> None:
+            if event.why:
+                self._is_swapped_back = True
+                if self._watch is not None:
+                    self._watch.forgive()
+            if (then := chained[PolicySwapped]) is not None:
+                then(event)
+
+        ours: dict[type, Handler] = {
+            Ended: on_ended,
+            Preempted: on_preempted,
+            Evicted: on_evicted,
+            AdapterRemoved: on_removed,
+            PolicySwapped: on_swapped,
+        }
+        return EventHandlers({**wants, **ours})
 
 
 def _users(plan: StepPlan, adapter: str) -> list[str]:

@@ -36,7 +36,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """One token of an output, sampled at second ``at_s`` of the executor's clock; ``logprobs`` where it was asked for."""
+    """One token of an output, sampled at second ``at_s`` of the executor's clock; ``logprobs`` where asked for."""
 
     token: int
     at_s: float

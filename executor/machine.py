@@ -24,12 +24,15 @@ from loratory.executor.model import Model
 from loratory.executor.runner import ModelRunner
 from loratory.executor.tiers import AdapterTiers
 from loratory.models.linear_layers import LINEAR_MODULES, TARGETS
+from loratory.serving.adapter_limits import rank_problem
 from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Remake
 from loratory.serving.events import Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView
 from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
+from loratory.serving.run_recording import Tape
 
 
 class Machine:
@@ -37,7 +40,8 @@ class Machine:
 
     Raises `InputError` where memory runs out, and for sequences that could grow beyond the model's positions.
 
-    ``files`` are the adapters on disk, by name; without any there are no slots. ``target_modules``: the modules that
+    ``files`` are the adapters on disk, by name; without any there are no slots, unless ``lora`` is true, because
+    adapters will come later (`Executor.add_adapter`). ``target_modules``: the modules that
     slots have room for, by default all of the layers, and the output head if an adapter changes it. ``config`` must
     name ``num_gpu_blocks``. ``graphs``: pad decode batches and capture them in CUDA graphs (on a CPU only pad them); by
     default on CUDA.
@@ -50,6 +54,7 @@ class Machine:
         files: Mapping[str, VerifiedAdapter],
         target_modules: Iterable[str] | None = None,
         graphs: bool | None = None,
+        lora: bool | None = None,
     ) -> None:
         longest, most = config.max_model_len or config.require_blocks() * config.block_size, model.config.max_positions
         if longest > most:
@@ -60,7 +65,7 @@ class Machine:
         self.model = model
         self.graphs = graphs
         self.config = config
-        self.files = files
+        self.files = dict(files)
         self._scratch = config.require_blocks()  # one block more, for the padded rows of CUDA graphs
         self._kv = model.new_cache(self._scratch + 1, config.block_size)
         self._loads: torch.cuda.Stream | None = None
@@ -71,7 +76,7 @@ class Machine:
             held = {name for file in files.values() for name in file.description.target_modules}
             target_modules = [name for name in TARGETS if name in held or name in LINEAR_MODULES]
         self._shapes = LoRAShapes(model.shape, tuple(target_modules))
-        if files:
+        if files if lora is None else lora:
             self._slots = LoRASlots(self._shapes, config.max_loras, config.max_lora_rank, model.dtype, model.device)
 
     @property
@@ -89,8 +94,9 @@ class Machine:
         sink: Sink | Handler | None = None,
         on_token: OnToken | None = None,
         on_end: OnEnd | None = None,
-        record: bool = False,
+        record: bool | Tape = False,
         policy_timeout_s: float | None = POLICY_TIMEOUT_S,
+        remake: Remake | None = None,
     ) -> Executor:
         """A fresh engine over this machine. Close it before the next: they share cache and slots.
 
@@ -101,7 +107,7 @@ class Machine:
             if adapter.digest is not None and adapter.name in self.files:
                 self.files[adapter.name].check(adapter.digest)
         woken, config = Flag(), self.config
-        tiers: AdapterTiers[HostAdapter] = AdapterTiers(self.read, self, config.max_loras, woken.set)
+        tiers: AdapterTiers[HostAdapter] = AdapterTiers(self.read, self, config.max_loras, woken.set, self.files)
         lora = None if self._slots is None else self._applier()
         tables = BlockTables(config.require_blocks(), config.block_size, config.max_num_seqs)
         graphs = None
@@ -112,7 +118,8 @@ class Machine:
         runner = ModelRunner(self.model, self._kv, tables, lora, tiers.slot, graphs)
         return Executor(
             config, adapters, policy, cost, runner, tiers, clock, woken,
-            sink=sink, on_token=on_token, on_end=on_end, record=record, policy_timeout_s=policy_timeout_s,
+            sink=sink, on_token=on_token, on_end=on_end, record=record,
+            policy_timeout_s=policy_timeout_s, remake=remake,
         )  # fmt: skip
 
     def _applier(self) -> LoRA:
@@ -144,6 +151,21 @@ class Machine:
         with torch.cuda.stream(self._loads):
             self._slots.write(slot, adapter)
         self._loads.synchronize()
+
+    def require_room(self, files: VerifiedAdapter) -> None:
+        """Raises `InputError` for an adapter that no slot has room for."""
+        described, room = files.description, self._shapes.target_modules
+        if self._slots is None:
+            raise InputError(
+                f"adapter {files.ref!r} cannot be served: this machine was made without adapter slots (lora=True)"
+            )
+        if problem := rank_problem(f"adapter {files.ref!r} has rank", described.rank, self.config.max_lora_rank):
+            raise InputError(problem)
+        if without := sorted(set(described.target_modules) - set(room)):
+            raise InputError(
+                f"adapter {files.ref!r} changes {without[0]}, but the slots have room for {', '.join(room)} only: "
+                "start with an adapter that changes it, or train one without"
+            )
 
     def about(self) -> dict[str, Any]:
         """What a report shows of it: device, dtype, threads, versions."""

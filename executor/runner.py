@@ -14,16 +14,19 @@ from loratory.executor.generation import Generation
 from loratory.executor.graphs import DecodeGraphs
 from loratory.executor.kv_cache import KVCache
 from loratory.executor.model import Model
-from loratory.executor.sampling import sample
+from loratory.executor.sampling import TokenLogprobs, sample
 from loratory.serving.plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """A step's result: the next token of each request that got one, and the requests whose logits were not finite."""
+    """A step's result: the next token of each request that got one, and the requests whose logits were not finite.
+
+    ``logprobs``: of the requests that asked for them."""
 
     tokens: Mapping[str, int]
     broken: tuple[str, ...] = ()
+    logprobs: Mapping[str, TokenLogprobs] | None = None
 
 
 class ModelRunner:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from loratory.adapters.verified import VerifiedAdapter
 from loratory.errors import InputError
 from loratory.serving.ledger import Ledger
 from loratory.serving.plan import AdapterLoad
@@ -20,6 +21,9 @@ class Slots(Protocol[HostAdapter]):  # type: ignore[misc]  # a value goes in, no
     def write(self, slot: int, adapter: HostAdapter) -> None:
         """Put an adapter's weights into a slot; on return they may be used."""
 
+    def require_room(self, files: VerifiedAdapter) -> None:
+        """Raises `InputError` for an adapter that no slot has room for."""
+
 
 class AdapterTiers(Generic[HostAdapter]):
     """The adapters in host memory and in slots. The ledger decides which they are; this class moves the bytes.
@@ -30,8 +34,15 @@ class AdapterTiers(Generic[HostAdapter]):
     """
 
     def __init__(
-        self, read: Callable[[str], HostAdapter], slots: Slots[HostAdapter], max_loras: int, wake: Callable[[], None]
+        self,
+        read: Callable[[str], HostAdapter],
+        slots: Slots[HostAdapter],
+        max_loras: int,
+        wake: Callable[[], None],
+        files: MutableMapping[str, VerifiedAdapter] | None = None,
     ) -> None:
+        self.files = {} if files is None else files
+        """The files that ``read`` reads from, by adapter."""
         self._read = read
         self._slots = slots
         self._wake = wake
@@ -64,6 +75,16 @@ class AdapterTiers(Generic[HostAdapter]):
         slot = self._slot_of.pop(name, None)
         if slot is not None:
             self._free.append(slot)
+
+    def require_room(self, files: VerifiedAdapter) -> None:
+        """Raises `InputError` for an adapter that no slot has room for."""
+        self._slots.require_room(files)
+
+    def forget(self, name: str) -> None:
+        """An adapter is not served any more, and no load of it is in flight."""
+        self._host.pop(name, None)
+        self._reading.pop(name, None)
+        self.files.pop(name, None)
 
     def follow(self, ledger: Ledger) -> None:
         """Drop the weights of adapters that have left host memory."""

@@ -34,9 +34,9 @@ LOG = logging.getLogger("loratory.server")
 class EngineLoop:
     """Runs an executor's steps in a thread of its own, and brings requests in and tokens out.
 
-    `submit`, `abort` and `call` may be called from any thread. ``on_token(request_id, at_s)`` is told of every token, in
-    the engine's thread. When the executor fails, every stream ends as failed, `failure` says why, and nothing more is
-    taken.
+    `submit`, `abort` and `call` may be called from any thread. ``on_token(request_id, at_s)`` is told of every token,
+    in the engine's thread. When the executor fails, every stream ends as failed, `failure` says why, and nothing more
+    is taken.
     """
 
     def __init__(self, executor: Executor, on_token: TokenListener | None = None) -> None:

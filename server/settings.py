@@ -15,7 +15,8 @@ class ServerSettings:
     ``checkpoint``. ``lora_modules``: items as vLLM's ``--lora-modules`` takes them. ``lora_roots``: folders below which
     ``POST /v1/load_lora_adapter`` may read; ``allow_runtime_lora`` switches that route on. ``max_queue``: most requests
     that wait, above which new ones get 429; ``tenant_requests``: most unfinished requests of one tenant.
-    ``api_keys``: tenant by API key; without any, no key is asked for. ``admin_token``: empty: there are no admin routes.
+    ``api_keys``: tenant by API key; without any, no key is asked for. ``admin_token``: if empty, there are no admin
+    routes.
     ``objectives``: priority by the name in the header ``x-llm-d-inference-objective``. ``record``: the folder that
     gets the recording. ``shadow``: a policy that is asked beside the live one. ``drain_s``: seconds that a SIGTERM
     leaves the requests in flight. ``profile``: a measured cost profile for policies and recordings.

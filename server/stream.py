@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 
 from loratory.executor.generation import SampledToken
@@ -27,7 +28,7 @@ class TokenStream:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._tokens: list[SampledToken] = []
+        self._tokens: deque[SampledToken] = deque()
         self._finish: Finish | None = None
         self._ready = asyncio.Event()
 
@@ -48,5 +49,5 @@ class TokenStream:
         await self._ready.wait()
         self._ready.clear()
         finish = self._finish  # before the tokens: what comes between the two lines is taken by the next call
-        tokens, self._tokens = self._tokens, []
-        return tokens, finish
+        waiting = self._tokens
+        return [waiting.popleft() for _ in range(len(waiting))], finish

@@ -44,18 +44,20 @@ from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 
-from loratory.errors import InputError
+from loratory.errors import InputError, PolicyError
+from loratory.serving.adapter_changes import AdapterChanges, Answer
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_loads import EngineLoads
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Arrived, Handler, Served, Sink, Stepped
+from loratory.serving.events import Arrived, Handler, PolicySwapped, Served, Sink, Stepped
 from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import CostView, Prefill, StepPlan, StepResult
-from loratory.serving.policy import PolicyLike
-from loratory.serving.policy_members import members_of
+from loratory.serving.policy import PolicyLike, policy_name
+from loratory.serving.policy_handover import hand_over
+from loratory.serving.policy_members import Members, members_of
 from loratory.serving.policy_runner import PolicyRunner
 from loratory.serving.request import Request, Status
 from loratory.serving.running_first import RunningFirst
@@ -63,6 +65,12 @@ from loratory.serving.sequence import Sequence
 from loratory.serving.step_shape import step_shape
 from loratory.serving.views import RequestViews
 from loratory.serving.want import look_ahead
+
+Remake = Callable[[], PolicyLike]
+"""Makes a fresh policy."""
+
+_MOST_MAKERS = 9
+"""Of so many policies at most the engine remembers how to make them: the first, and those that were put in last."""
 
 
 @dataclass(slots=True)
@@ -82,8 +90,10 @@ class Engine:
         engine.commit(plan, result, now)
 
     Between the two a backend may call `submit`, `abort`, `loaded`, `load_failed`; they take effect at the next plan.
-    ``sink`` receives every event, or those it ``wants``. Raises `InputError` for a policy that has a member which
-    cannot be meant (`members_of`), and `PolicyError` from `plan` when the policy raises or never stops yielding.
+    Between two steps it may `swap` the policy and add and remove adapters. ``sink`` receives every event, or those it
+    ``wants``. Raises `InputError` for a policy that has a member which cannot be meant (`members_of`), and
+    `PolicyError` from `plan` when the policy raises or never stops yielding. ``remake`` makes a fresh policy like
+    ``policy``, to which the engine can go back when one that was put in later fails.
     """
 
     def __init__(
@@ -94,34 +104,46 @@ class Engine:
         cost: CostView,
         kv_bytes_per_token: int | None = None,
         sink: Sink | Handler | None = None,
+        remake: Remake | None = None,
     ) -> None:
         self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token)
-        self.policy = policy
         members = members_of(policy)
+        self._sink = sink
+        self._makers: list[Remake | None] = [remake]
+        """What makes a fresh policy like each that was put in, the one in force last."""
         self._announcer = Announcer(sink, policy, members)
         self._runner = PolicyRunner(self.ledger, self._announcer, members.victim)
-        evict = config.eviction if members.evict is None else members.evict
-        self.view = View(self.ledger, SCORERS[evict] if isinstance(evict, str) else self._announcer.scorer(evict))
-        self._prefetch = members.prefetch
-        self._only_waiting = members.only_waiting and not members.prefetch
+        self._loads = EngineLoads(self.ledger, self._announcer, self._runner)
+        self._adapters = AdapterChanges(self.ledger, self._runner, self._announcer)
+        self._seat(policy, members)
         self._separate = config.batching == "separate"
-        self._running_first = RunningFirst(self.ledger, self._runner, self.view)
         self._async = bool(config.async_scheduling)
         self._ahead: list[_Ahead] = []
         """With async scheduling: the plans that are not committed, at most two, in order."""
-        self._tell_stepped = self._announcer.handler(Stepped)
-        self._tell_arrived = self._announcer.handler(Arrived)
-        self._tell_served = self._announcer.handler(Served)
-        self._loads = EngineLoads(self.ledger, self._announcer, self._runner)
         self._inbox: list[Request | Callable[[], None]] = []
         """What happened since the last plan, in order: requests that arrived, and calls that take in all else."""
         self._arriving: set[str] = set()
         """Ids of the requests in the inbox."""
         self._submitted = 0
+        self.before_consult: Callable[[], None] | None = None
+        """Called just before the policy is asked."""
         self._finishes: list[tuple[int, int, Sequence, int]] = []
         """A heap of (decode clock at which a request reaches max_tokens, number, request, its ``joins`` then). Entries
         of requests that have been preempted or held since are out of date."""
         self._finishes_pushed = 0
+
+    def _seat(self, policy: PolicyLike, members: Members) -> None:
+        """The announcer's policy decides from now on."""
+        announcer = self._announcer
+        self.policy = policy
+        evict = self.ledger.config.eviction if members.evict is None else members.evict
+        self.view = View(self.ledger, SCORERS[evict] if isinstance(evict, str) else announcer.scorer(evict))
+        self._prefetch = members.prefetch
+        self._only_waiting = members.only_waiting and not members.prefetch
+        self._running_first = RunningFirst(self.ledger, self._runner, self.view)
+        self._tell_stepped = announcer.handler(Stepped)
+        self._tell_arrived = announcer.handler(Arrived)
+        self._tell_served = announcer.handler(Served)
 
     # -- what a backend tells the engine -------------------------------------------------------------------------
 
@@ -152,6 +174,32 @@ class Engine:
         """
         self._inbox.append(partial(self._loads.failed, adapter, why, prefetch))
 
+    def add_adapter(self, adapter: Adapter, now: float) -> None:
+        """The engine knows one more adapter from second ``now`` on. Raises `InputError` for one it could not serve, and
+        for a name or an id that means another here, or ever meant one."""
+        self._turn_to(now)
+        self._adapters.add(adapter)
+
+    def remove_adapter(self, name: str, answer: Answer) -> None:
+        """The adapter is to go: its requests so far are served, then the engine knows it no more (`AdapterRemoved`)."""
+        self._inbox.append(partial(self._adapters.remove, name, answer))
+
+    def pin(self, name: str, answer: Answer) -> None:
+        """Keep an adapter on the GPU once it is there; ``answer("")`` at the next plan, or with why it cannot be."""
+        self._inbox.append(partial(self._adapters.pin, name, answer))
+
+    def unpin(self, name: str, answer: Answer) -> None:
+        """The adapter may be evicted again."""
+        self._inbox.append(partial(self._adapters.unpin, name, answer))
+
+    def preload(self, name: str, answer: Answer) -> None:
+        """Load an adapter to the GPU before a request asks for it."""
+        self._inbox.append(partial(self._adapters.preload, name, answer))
+
+    def limit_seqs(self, max_num_seqs: int, answer: Answer) -> None:
+        """Run at most so many requests at once; at most the ``max_num_seqs`` that the engine was made for."""
+        self._inbox.append(lambda: answer(self.ledger.limit_seqs(max_num_seqs)))
+
     def expect_load(self, adapter: str, eta: float) -> None:
         """A load in flight will end at about second ``eta``; policies see it as `AdapterView.eta`."""
         self._loads.expect(adapter, eta)
@@ -181,6 +229,49 @@ class Engine:
         times = self._runner.wake_times
         return times[0] if times else None
 
+    def swap(self, policy: PolicyLike, now: float, remake: Remake | None = None) -> None:
+        """Another policy decides from the next plan on. It is told of what waits and runs (`hand_over`).
+
+        When it fails later, and the one before it can be made again, that one returns in the same step, and no request
+        is lost (`PolicySwapped`). Raises `InputError` for a policy that has a member which cannot be meant; then the
+        one in force stays.
+        """
+        members = members_of(policy)
+        self._turn_to(now)
+        self._makers.append(remake)
+        if len(self._makers) > _MOST_MAKERS:
+            del self._makers[1]
+        self._put_in(policy, members, "")
+
+    def put_back(self, why: str) -> bool:
+        """Put the policy before the one in force back, because that failed; ``why`` says how. False: there is none."""
+        while len(self._makers) > 1 and (make := self._makers[-2]) is not None:
+            del self._makers[-1]
+            try:
+                policy = make()
+                members = members_of(policy)
+            except (PolicyError, InputError):
+                continue  # its file has changed meanwhile: the one before it
+            self._put_in(policy, members, why)
+            return True
+        return False
+
+    def _put_in(self, policy: PolicyLike, members: Members, why: str) -> None:
+        announcer = self._announcer = Announcer(self._sink, policy, members)
+        announcer.forgiving = len(self._makers) > 1 and self._makers[-2] is not None
+        self._runner.seat(announcer, members.victim)
+        self._loads.seat(announcer)
+        self._adapters.seat(announcer)
+        self._seat(policy, members)
+        if (tell := announcer.sink_handler(PolicySwapped)) is not None:
+            tell(PolicySwapped(self.ledger.now, policy_name(policy), why))
+        hand_over(self.ledger, announcer)
+
+    def _turn_to(self, now: float) -> None:
+        """It is second ``now``, if the last step has not ended later."""
+        if now > self.ledger.now:
+            self.ledger.now = now
+
     def dismiss_policy(self) -> None:
         """The policy has failed: from now on it gets no event, and the engine cannot plan any more."""
         self._tell_arrived = self._announcer.sink_handler(Arrived)
@@ -203,6 +294,10 @@ class Engine:
             self._look_past(self._ahead[-1])
         if self._inbox:
             self._take_in(now)
+        if ledger.leaving:
+            self._adapters.settle()
+        if self._announcer.failure is not None:
+            self.put_back(str(self._announcer.failure))
         if runner.wake_times or runner.wake_clocks:
             runner.wake_up(now)
         ledger.begin_step()
@@ -219,9 +314,7 @@ class Engine:
         if runner.ask and kept:
             runner.ask = False
             if ledger.waiting.by_ticket or not self._only_waiting:
-                runner.consult(self.view)
-                if self._prefetch:
-                    runner.carry_out(look_ahead(self.view, self._prefetch))
+                self._consult()
         if self._separate and not ledger.prefills and not self._running_first.reserve_decode():
             runner.ask = True
         plan = self._build()
@@ -233,6 +326,21 @@ class Engine:
         if self._async:
             self._ahead.append(_Ahead(plan))
         return plan
+
+    def _consult(self) -> None:
+        """Ask the policy; where it fails and another can take over, ask that one in the same step."""
+        if self.before_consult is not None:
+            self.before_consult()
+        while True:
+            try:
+                self._runner.consult(self.view)
+                if self._prefetch:
+                    self._runner.carry_out(look_ahead(self.view, self._prefetch))
+                return
+            except PolicyError as error:
+                if not self._announcer.forgiving or not self.put_back(str(error)):
+                    raise
+                self._runner.ask = False
 
     def _release(self) -> None:
         """Requests that were held for a step decode again."""

@@ -35,20 +35,32 @@ def adapter_states(
                 f"adapter {name!r} repeats the name or the lora_int_id {adapter.lora.lora_int_id} of adapter "
                 f"{other!r}: both must be unique in an engine"
             )
-        if problem := rank_problem(f"adapter {name!r} has rank", adapter.rank, config.max_lora_rank):
-            raise InputError(problem)
-        blocks = 0
-        if config.memory == "unified":
-            if not kv_bytes_per_token:
-                raise InputError("memory: unified needs the KV bytes of a token: give a model, or kv_bytes_per_token")
-            blocks = kv.blocks(-(-adapter.bytes // kv_bytes_per_token))
-        state = states[name] = AdapterState(adapter, blocks, by_ticket, kv.clock)
-        state.kv_tokens = blocks * kv.block_size
-        state.view = AdapterView(state)
+        states[name] = adapter_state(config, adapter, kv, kv_bytes_per_token, by_ticket)
     pinned = sum(state.pinned for state in states.values())
     if problem := pinned_problem("the engine is given pinned", pinned, len(states), config.max_loras):
         raise InputError(problem)
     return list(states.values())
+
+
+def adapter_state(
+    config: EngineConfig,
+    adapter: Adapter,
+    kv: KVPool,
+    kv_bytes_per_token: int | None,
+    by_ticket: Mapping[int, Queued],
+) -> AdapterState:
+    """The state of one adapter. Raises `InputError` as `adapter_states` does for what concerns it alone."""
+    if problem := rank_problem(f"adapter {adapter.name!r} has rank", adapter.rank, config.max_lora_rank):
+        raise InputError(problem)
+    blocks = 0
+    if config.memory == "unified":
+        if not kv_bytes_per_token:
+            raise InputError("memory: unified needs the KV bytes of a token: give a model, or kv_bytes_per_token")
+        blocks = kv.blocks(-(-adapter.bytes // kv_bytes_per_token))
+    state = AdapterState(adapter, blocks, by_ticket, kv.clock)
+    state.kv_tokens = blocks * kv.block_size
+    state.view = AdapterView(state)
+    return state
 
 
 def max_context(kv: KVPool, adapters: Collection[AdapterState]) -> int:

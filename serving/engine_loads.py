@@ -16,8 +16,12 @@ class EngineLoads:
 
     def __init__(self, ledger: Ledger, announcer: Announcer, runner: PolicyRunner) -> None:
         self._ledger = ledger
-        self._announcer = announcer
         self._runner = runner
+        self.seat(announcer)
+
+    def seat(self, announcer: Announcer) -> None:
+        """From now on tell a policy by its announcer."""
+        self._announcer = announcer
         self._tell_load_started = announcer.handler(LoadStarted)
         self._tell_loaded = announcer.handler(Loaded)
 

@@ -24,7 +24,7 @@ class Announcer:
     `Decided` and `Stepped`, which are for records.
     """
 
-    __slots__ = ("_for_policy", "_observe", "_raised", "_sinks", "policy")
+    __slots__ = ("_for_policy", "_observe", "_raised", "_sinks", "failure", "forgiving", "policy")
 
     def __init__(self, sink: Sink | Handler | None, policy: PolicyLike, members: Members) -> None:
         self.policy = policy
@@ -33,22 +33,20 @@ class Announcer:
         self._sinks = handlers_of(sink)
         self._raised: PolicyError | None = None
         """The last error made here: it may come back out of the policy's code, through which it was raised."""
+        self.forgiving = False
+        """Whether another policy can take over from this one: then what it raises outside of `schedule` is kept in
+        ``failure``, and the engine goes on without it."""
+        self.failure: PolicyError | None = None
+        """Why the policy has failed; it gets no event any more."""
 
     def handler(self, kind: type) -> Handler | None:
         """The function that passes events of a type on to sink and policy, or None when neither wants them.
 
         It raises `PolicyError` when the policy's ``observe`` raises.
         """
-        sink, observe = self._sinks.get(kind), self._observe
-        if observe is None or kind not in self._for_policy:
+        sink, tell_policy = self._sinks.get(kind), self.policy_handler(kind)
+        if tell_policy is None:
             return sink
-
-        def tell_policy(event: Event) -> None:
-            try:
-                observe(event)
-            except BaseException as error:
-                self.blame(event[0], error, "its observe()")
-
         if sink is None:
             return tell_policy
 
@@ -57,6 +55,22 @@ class Announcer:
             tell_policy(event)
 
         return tell_both
+
+    def policy_handler(self, kind: type) -> Handler | None:
+        """The same for the policy alone."""
+        observe = self._observe
+        if observe is None or kind not in self._for_policy:
+            return None
+
+        def tell_policy(event: Event) -> None:
+            if self.failure is not None:
+                return
+            try:
+                observe(event)
+            except BaseException as error:
+                self.forgive(event[0], error, "its observe()")
+
+        return tell_policy
 
     def sink_handler(self, kind: type) -> Handler | None:
         """The same for the sink alone: for what the policy must not know."""
@@ -67,6 +81,15 @@ class Announcer:
         name = getattr(self.policy, "spec", "") or type(self.policy).__name__
         self._raised = PolicyError(shortened(f"policy {shortened(str(name), 100)} failed at {now:.6f} s: {what}"))
         return self._raised
+
+    def forgive(self, now: float, error: BaseException, subject: str) -> None:
+        """Keep what came out of the policy's code as its ``failure``, or `blame` it where no other can take over."""
+        if not self.forgiving or is_order(error):
+            self.blame(now, error, subject)
+        if isinstance(error, PolicyError) and error is self._raised:
+            self.failure = error
+        else:
+            self.failure = self.error(now, raised(error, subject))
 
     def blame(self, now: float, error: BaseException, subject: str = "it") -> NoReturn:
         """Raise a `PolicyError` for what came out of the policy's code, or an order to stop as it is."""

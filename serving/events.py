@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 from loratory.serving.actions import Action, Outcome
+from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
 from loratory.serving.request import Status
 from loratory.serving.views import RequestView
@@ -108,13 +109,52 @@ class Evicted(NamedTuple):
     adapter: str
 
 
-Event = Arrived | Decided | Admitted | Served | Stepped | Preempted | Ended | LoadStarted | Loaded | Evicted
-EVENTS: frozenset[type] = frozenset(
-    {Arrived, Decided, Admitted, Served, Stepped, Preempted, Ended, LoadStarted, Loaded, Evicted}
+class AdapterAdded(NamedTuple):
+    """The engine knows one more adapter."""
+
+    now: float
+    adapter: str
+    spec: Adapter
+
+
+class AdapterRemoved(NamedTuple):
+    """The engine knows an adapter no more: it was to go, and its last request has ended."""
+
+    now: float
+    adapter: str
+
+
+class PolicySwapped(NamedTuple):
+    """Another policy decides from now on; ``policy`` is its spec. For the sink only.
+
+    ``why`` is empty where the swap was ordered. Otherwise the policy that had been put in failed, ``why`` says how, and
+    ``policy`` is the one before it, which is back.
+    """
+
+    now: float
+    policy: str
+    why: str
+
+
+Event = (
+    Arrived
+    | Decided
+    | Admitted
+    | Served
+    | Stepped
+    | Preempted
+    | Ended
+    | LoadStarted
+    | Loaded
+    | Evicted
+    | AdapterAdded
+    | AdapterRemoved
+    | PolicySwapped
 )
+EVENTS: frozenset[type] = frozenset(get_args(Event))
 """All event types."""
 
-TOLD = (Arrived, Admitted, Served, Preempted, Ended, LoadStarted, Loaded, Evicted)
+TOLD = (Arrived, Admitted, Served, Preempted, Ended, LoadStarted, Loaded, Evicted, AdapterAdded, AdapterRemoved)
 """Types of the events that a policy may be told; the others are for records."""
 
 Handler = Callable[[Any], None]
@@ -154,3 +194,23 @@ def handlers_of(sink: Sink | Handler | None) -> dict[type, Handler]:
         return {}
     wants: Mapping[type, Handler] | None = getattr(sink, "wants", None)
     return dict.fromkeys(EVENTS, sink) if wants is None else dict(wants)
+
+
+def combined(*sinks: Sink | Handler | None) -> Sink:
+    """One sink that hands each event to several, in their order."""
+    functions: dict[type, list[Handler]] = {}
+    for sink in sinks:
+        for kind, handler in handlers_of(sink).items():
+            functions.setdefault(kind, []).append(handler)
+    return EventHandlers({kind: _each(tuple(several)) for kind, several in functions.items()})
+
+
+def _each(handlers: tuple[Handler, ...]) -> Handler:
+    if len(handlers) == 1:
+        return handlers[0]
+
+    def tell_all(event: Event) -> None:
+        for handler in handlers:
+            handler(event)
+
+    return tell_all

@@ -44,7 +44,7 @@ class HostCache:
     def _send_one_to_disk(self) -> bool:
         while self._resting:
             last_used, _, state = heappop(self._resting)
-            if state.tier == "host" and state.last_used == last_used and state.name in self.held:
+            if state.tier == "host" and state.last_used == last_used and self.held.get(state.name) is state:
                 del self.held[state.name]
                 state.tier = "disk"
                 return True

@@ -55,11 +55,13 @@ class Ledger:
         "held",
         "host_cache",
         "kv",
+        "leaving",
         "looks_past",
         "now",
         "partial",
         "preempted_decoding",
         "prefills",
+        "removed",
         "running",
         "seated",
         "sequences",
@@ -114,6 +116,10 @@ class Ledger:
         self.tenant_views: dict[str, TenantView] = {}
         self.adapters: dict[str, AdapterState] = {}
         self.adapter_views: dict[str, AdapterView] = {}
+        self.leaving: dict[str, AdapterState] = {}
+        """Adapters that are to go: they take no request, and are there until nothing uses them any more."""
+        self.removed: set[str] = set()
+        """Names of adapters that have gone."""
         self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
         self.host_cache = HostCache(config.host_slots)
         sync = config.adapter_loading == "sync"
@@ -151,6 +157,14 @@ class Ledger:
             return iter([view._state for view in backlogged.values() if view._state.tier == "gpu"])
         return iter([self.base, *self.slots.on_gpu.values()])
 
+    def limit_seqs(self, max_num_seqs: int) -> str:
+        """Admit at most so many requests at once from now on; those that run go on. Returns why not, or ""."""
+        most = self.config.max_num_seqs
+        if not 1 <= max_num_seqs <= most:
+            return f"max_num_seqs is {max_num_seqs}: give from 1 to {most}, for which the engine was started"
+        self._max_seqs = max_num_seqs
+        return ""
+
     def can_admit(self) -> bool:
         """Whether this step has tokens and a place left for another request."""
         return self.token_budget > 0 and len(self.running) < self._max_seqs
@@ -170,7 +184,7 @@ class Ledger:
             max_tokens = max(room, 1)
         sequence = Sequence(request, adapter or self.base, tenant, self.clock, max_tokens)
         sequence.view = RequestView(sequence)
-        if adapter is None:
+        if adapter is None or (self.leaving and request.adapter in self.leaving):
             return sequence, f"adapter {request.adapter!r} is not registered"
         if room < 1:
             return sequence, f"prompt of {request.prompt_tokens} tokens and an output do not fit {self._fits()}"

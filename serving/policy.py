@@ -63,6 +63,11 @@ class Policy:
         promises none."""
 
 
+def policy_name(policy: object) -> str:
+    """How a policy was asked for, or the name of its class where it was made by hand."""
+    return str(getattr(policy, "spec", "")) or type(policy).__name__
+
+
 class PolicyLike(Protocol):
     """What an engine takes: a `Policy`, or any object that has its `schedule`."""
 

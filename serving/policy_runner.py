@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from loratory.errors import shortened
+from loratory.errors import PolicyError, shortened
 from loratory.serving.action_values import exact
 from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Wake
 from loratory.serving.engine_view import View
@@ -26,7 +26,6 @@ class PolicyRunner:
 
     def __init__(self, ledger: Ledger, announcer: Announcer, victim: Callable[[View], Any] | None) -> None:
         self.ledger = ledger
-        self.announcer = announcer
         self.ask = True
         """Whether something has happened that the policy has not been asked about."""
         self.idle_plans = 0
@@ -36,12 +35,7 @@ class PolicyRunner:
         self.wake_clocks: list[int] = []
         """Heap of the readings of the decode clock at which it wants to be asked."""
         self._refused: Counter[tuple[type, str | None]] = Counter()
-        self._victim = victim
-        self._tell_admitted = announcer.handler(Admitted)
-        self._tell_ended = announcer.handler(Ended)
-        self._tell_preempted = announcer.handler(Preempted)
-        self._tell_evicted = announcer.handler(Evicted)
-        self._tell_decided = announcer.handler(Decided)
+        self.seat(announcer, victim)
         self._apply: dict[type, Callable[[Any], Outcome]] = {
             Admit: self._admit,
             Load: lambda action: ledger.load(action.adapter),
@@ -51,6 +45,19 @@ class PolicyRunner:
             Prefetch: lambda action: ledger.prefetch(action.adapter),
             Wake: self._wake,
         }
+
+    def seat(self, announcer: Announcer, victim: Callable[[View], Any] | None) -> None:
+        """From now on ask and tell this announcer's policy, at the next plan first; ``victim``: its method."""
+        self.announcer = announcer
+        self._victim = victim
+        self._tell_admitted = announcer.handler(Admitted)
+        self._tell_ended = announcer.handler(Ended)
+        self._tell_preempted = announcer.handler(Preempted)
+        self._tell_evicted = announcer.handler(Evicted)
+        self._tell_decided = announcer.handler(Decided)
+        self.ask = True
+        self.wake_times.clear()
+        self.wake_clocks.clear()
 
     def consult(self, view: View) -> None:
         """Ask the policy what to do, and do it. Raises `PolicyError` when the policy raises or never stops yielding."""
@@ -165,16 +172,18 @@ class PolicyRunner:
 
         Returns the request that was preempted.
         """
-        if self._victim is not None:
+        announcer, now = self.announcer, self.ledger.now
+        if self._victim is not None and announcer.failure is None:
+            named = None
             try:
                 named = self._victim(view)
+                if named is not None and not self._runs(named):
+                    raise announcer.error(now, f"its victim() returned {_told(named)}: {_VICTIM}")
             except BaseException as error:
-                self.announcer.blame(self.ledger.now, error, "its victim()")
-            if named is not None:
-                if not self._runs(named):
-                    raise self.announcer.error(self.ledger.now, f"its victim() returned {_told(named)}: {_VICTIM}")
-                if self.preempt(named, "kv"):
-                    return self.ledger.sequences[named.request_id]
+                announcer.forgive(now, error, "its victim()")
+                named = None
+            if named is not None and self.preempt(named, "kv"):
+                return self.ledger.sequences[named.request_id]
         last = next(reversed(self.ledger.running.values()))
         self.preempt(last.view, "kv")
         return last
@@ -196,7 +205,11 @@ class PolicyRunner:
         if ledger.config.memory != "unified" or not ledger.slots.idle:
             return False
         views = [state.view for state in ledger.slots.idle.values()]
-        evicted = min(views, key=lambda adapter: (view.scorer(adapter, view), adapter.lora_int_id))
+        try:
+            evicted = min(views, key=lambda adapter: (view.scorer(adapter, view), adapter.lora_int_id))
+        except PolicyError as error:
+            self.announcer.forgive(ledger.now, error, "its evict()")
+            evicted = min(views, key=lambda adapter: (adapter.last_used, adapter.lora_int_id))
         assert evicted.name is not None
         return self.evict(evicted.name).ok
 

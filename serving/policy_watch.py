@@ -182,6 +182,13 @@ class PolicyWatch:
         """Raise ``order`` at each look until the ``with`` block is left: a policy may have caught it."""
         self._order = self._order or order
 
+    def forgive(self) -> None:
+        """The policy that was late has been dismissed, and another answers in its place: raise nothing any more."""
+        with self._at_look:
+            self._order, self._call, self._looks, self._raised, self._ignored = None, None, 0, 0, 0
+            if self._watched is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._watched), None)
+
     def _disarm(self) -> None:
         thread = threading.get_ident()
         if self._watched is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from loratory.errors import InputError
 from loratory.serving.engine import Engine
 from loratory.serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
-from loratory.serving.run_recording import Recording
+from loratory.serving.policy import PolicyLike
+from loratory.serving.run_recording import RecordedChange, Recording, adapter_of
 
 _EMPTY = BatchShape()
 
@@ -29,16 +32,27 @@ class ReplayedStep:
     waiting: int = 0
 
 
-def replay(engine: Engine, recording: Recording) -> list[ReplayedStep]:
+MakePolicy = Callable[[str], PolicyLike]
+"""Makes the policy that a spec names."""
+
+
+def replay(engine: Engine, recording: Recording, make_policy: MakePolicy | None = None) -> list[ReplayedStep]:
     """Drive a fresh engine through a recording; the answer has one entry for each recorded step.
+
+    ``make_policy`` makes the policies that the recording puts in.
 
     The engine decides what runs, the recording when: where both schedule alike, shapes, first and last tokens are those
     of the real run, and the caller compares them. Requests the engine did not end are left in ``engine.unfinished``.
-    Raises `PolicyError` when the policy fails.
+    Raises `PolicyError` when the policy fails, and `InputError` when a change of the recording cannot be repeated.
     """
     played: list[ReplayedStep] = []
     requests, loads = list(reversed(recording.requests)), list(reversed(recording.loads))
+    changes = list(reversed(recording.changes))
     for start_s, end_s, load_s, failed in recording.steps:
+        while changes and changes[-1].at_s <= start_s:
+            while requests and requests[-1].arrival <= changes[-1].at_s:
+                engine.submit(requests.pop())
+            _repeat(engine, changes.pop(), make_policy)
         while requests and requests[-1].arrival <= start_s:
             engine.submit(requests.pop())
         while loads and loads[-1].done_s <= start_s:
@@ -58,6 +72,34 @@ def replay(engine: Engine, recording: Recording) -> list[ReplayedStep]:
         played.append(ReplayedStep(plan.shape, lora, first, last, plan.loads, waiting))
         engine.commit(plan, StepResult(1, last, load_s, failed), end_s)
     return played
+
+
+def _repeat(engine: Engine, change: RecordedChange, make_policy: MakePolicy | None) -> None:
+    """Order what was ordered then."""
+    at_s, kind, values = change
+    if kind == "add":
+        engine.add_adapter(adapter_of(values), at_s)
+    elif kind == "abort":
+        engine.abort(*values)
+    elif kind == "max_num_seqs":
+        engine.limit_seqs(values[0], _nobody)
+    elif kind == "swap":
+        if make_policy is None:
+            raise InputError(f"the recording puts in policy {values[0]!r}: say how policies are made (make_policy)")
+        make = partial(make_policy, values[0])
+        engine.swap(make(), at_s, make)
+    else:
+        order = {
+            "remove": engine.remove_adapter,
+            "pin": engine.pin,
+            "unpin": engine.unpin,
+            "preload": engine.preload,
+        }[kind]
+        order(values[0], _nobody)
+
+
+def _nobody(_: str) -> None:
+    """Takes the answer to an order that nobody waits for."""
 
 
 def _tokens_given(plan: StepPlan, output_tokens: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:

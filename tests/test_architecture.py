@@ -30,7 +30,16 @@ MAY = {
     "reports": {"serving", "reports"},
     "plan": {"serving", "models", "adapters", "sim", "scenarios", "reports", "experiment", "plan"},
     "server": {
-        "serving", "models", "adapters", "executor", "scenarios", "reports", "experiment", "sim", "testing", "server",
+        "serving",
+        "models",
+        "adapters",
+        "executor",
+        "scenarios",
+        "reports",
+        "experiment",
+        "sim",
+        "testing",
+        "server",
     },
 }
 NEVER = {"serving": {"simpy", "torch"}, "policies": {"simpy", "torch"}, "sim": {"torch"}, "executor": {"simpy"}}

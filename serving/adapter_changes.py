@@ -1,0 +1,158 @@
+"""AdapterChanges: adapters that come, go, are pinned or loaded by order, while their engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loratory.errors import InputError
+from loratory.serving.adapter_limits import pinned_problem
+from loratory.serving.engine_adapters import adapter_state
+from loratory.serving.event_dispatch import Announcer
+from loratory.serving.events import AdapterAdded, AdapterRemoved
+from loratory.serving.ledger import Ledger
+from loratory.serving.lora import Adapter
+from loratory.serving.policy_runner import PolicyRunner
+from loratory.serving.usage import AdapterState
+
+Answer = Callable[[str], None]
+"""Takes "" where an order was carried out, else the reason why it was not."""
+
+_REFUSED = {
+    "slots": "every GPU slot is in use: unpin an adapter, wait until requests end, or raise max_loras",
+    "in_use": "host memory holds no adapter that may leave: raise max_cpu_loras",
+    "kv": "the KV cache has no room for it: wait until requests end",
+}
+
+
+class AdapterChanges:
+    """What an operator orders about the adapters of one engine; the engine's thread carries it out between two steps.
+
+    An adapter that is to go takes no request any more. Once its last request has ended, and no load of it is in flight,
+    its slot and its place in host memory are free, and the engine knows it no more (`settle`). An id never gets another
+    meaning: neither may a name come back with another id, nor an id with another name or digest.
+    """
+
+    __slots__ = ("_announcer", "_ids", "_ledger", "_meanings", "_runner")
+
+    def __init__(self, ledger: Ledger, runner: PolicyRunner, announcer: Announcer) -> None:
+        self._ledger = ledger
+        self._runner = runner
+        self._meanings: dict[int, tuple[str, str | None]] = {}
+        for state in ledger.adapters.values():
+            assert state.spec is not None
+            self._meanings[state.lora_int_id] = (state.spec.name, state.spec.digest)
+        self._ids = {name: state.lora_int_id for name, state in ledger.adapters.items()}
+        self.seat(announcer)
+
+    def seat(self, announcer: Announcer) -> None:
+        """From now on tell a policy by its announcer."""
+        self._announcer = announcer
+
+    def add(self, adapter: Adapter) -> None:
+        """The engine knows one more adapter. Raises `InputError` for one that it could not serve."""
+        ledger, name, number = self._ledger, adapter.name, adapter.lora.lora_int_id
+        if ledger.config.memory == "unified":
+            raise InputError("engine.memory is unified, which takes all adapters at the start: set it to slots")
+        if name in ledger.adapters:
+            raise InputError(f"adapter {name!r} is in use: remove it first, or add this one under another name")
+        former = self._ids.get(name, number)
+        meaning, digest = self._meanings.get(number, (name, adapter.digest))
+        if former != number:
+            raise InputError(f"adapter {name!r} had the lora_int_id {former} here: an id never changes its meaning")
+        if (meaning, digest) != (name, adapter.digest):
+            other = f"adapter {meaning!r}" if meaning != name else "other content"
+            raise InputError(f"the lora_int_id {number} means {other} in this engine: give {name!r} an id of its own")
+        state = adapter_state(ledger.config, adapter, ledger.kv, None, ledger.waiting.by_ticket)
+        if state.pinned and (problem := self._too_many_pinned(len(ledger.adapters) + 1)):
+            raise InputError(problem)
+        self._meanings[number] = (name, adapter.digest)
+        self._ids[name] = number
+        ledger.removed.discard(name)
+        ledger.adapters[name] = state
+        ledger.adapter_views[name] = state.view
+        ledger.host_cache.start(state)
+        if (tell := self._announcer.handler(AdapterAdded)) is not None:
+            tell(AdapterAdded(ledger.now, name, adapter))
+
+    def remove(self, name: str, answer: Answer) -> None:
+        """The adapter is to go: no request for it is taken any more."""
+        state = self._ledger.adapters.get(name)
+        if state is None or name in self._ledger.leaving:
+            answer(f"adapter {name!r} is not known here")
+            return
+        self._ledger.leaving[name] = state
+        self._runner.ask = True
+        answer("")
+
+    def settle(self) -> None:
+        """Let those go that were to go and that nothing uses any more."""
+        ledger = self._ledger
+        for name, state in list(ledger.leaving.items()):
+            if state.queue.live or state.running or state.tier == "loading" or state.prefetching:
+                continue
+            if state.tier == "gpu":
+                state.pinned = False
+                ledger.slots.idle[name] = state
+                self._runner.evict(name)
+            ledger.host_cache.drop(state)
+            del ledger.leaving[name], ledger.adapters[name], ledger.adapter_views[name]
+            ledger.removed.add(name)
+            self._runner.ask = True
+            if (tell := self._announcer.handler(AdapterRemoved)) is not None:
+                tell(AdapterRemoved(ledger.now, name))
+
+    def pin(self, name: str, answer: Answer) -> None:
+        """From now on the adapter stays on the GPU once it is there."""
+        if (state := self._known(name, answer)) is None:
+            return
+        if not state.pinned:
+            if problem := self._too_many_pinned(len(self._ledger.adapters)):
+                answer(problem)
+                return
+            state.pinned = True
+            self._ledger.slots.idle.pop(name, None)
+            self._runner.ask = True
+        answer("")
+
+    def unpin(self, name: str, answer: Answer) -> None:
+        """From now on the adapter may be evicted."""
+        if (state := self._known(name, answer)) is None:
+            return
+        if state.pinned:
+            state.pinned = False
+            if state.tier == "gpu" and not state.running:
+                self._ledger.slots.idle[name] = state
+            self._runner.ask = True
+        answer("")
+
+    def preload(self, name: str, answer: Answer) -> None:
+        """Load the adapter to the GPU with the next step, evicting the idle one that was used longest ago where none is
+        free.
+
+        The answer comes when the load begins.
+        """
+        if (state := self._known(name, answer)) is None:
+            return
+        if state.tier in ("gpu", "loading"):
+            answer("")
+            return
+        ledger = self._ledger
+        if not ledger.slots.free and (idle := ledger.slots.idle_views()):
+            evicted = min(idle, key=lambda adapter: (adapter.last_used, adapter.lora_int_id)).name
+            assert evicted is not None
+            self._runner.evict(evicted)
+        outcome = ledger.load(name)
+        self._runner.ask = True
+        answer("" if outcome.ok else _REFUSED.get(str(outcome.why), str(outcome.why)))
+
+    def _known(self, name: str, answer: Answer) -> AdapterState | None:
+        state = self._ledger.adapters.get(name)
+        if state is None or name in self._ledger.leaving:
+            answer(f"adapter {name!r} is not known here")
+            return None
+        return state
+
+    def _too_many_pinned(self, adapters: int) -> str | None:
+        """What is wrong with one pinned adapter more, when there are ``adapters`` in all."""
+        pinned = 1 + sum(state.pinned for state in self._ledger.adapters.values())
+        return pinned_problem("the engine would have pinned", pinned, adapters, self._ledger.config.max_loras)

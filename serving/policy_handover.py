@@ -1,0 +1,36 @@
+"""hand_over: tells a policy that is put into a running engine what is there, as the events that lead to it."""
+
+from __future__ import annotations
+
+from loratory.serving.event_dispatch import Announcer
+from loratory.serving.events import Admitted, Arrived, Event, Loaded, LoadStarted
+from loratory.serving.ledger import Ledger
+
+
+def hand_over(ledger: Ledger, announcer: Announcer) -> None:
+    """Tell the announcer's policy, and nobody else, of the adapters on the GPU and on their way, of every request in
+    order of arrival, and of those that run in order of admission.
+
+    A policy that keeps its own books (a lane for each adapter, say) fills them as it does in any run. Service that was
+    given before is not told: for a fair policy, the account begins now.
+    """
+    kinds: tuple[type, ...] = (LoadStarted, Loaded, Arrived, Admitted)
+    handlers = {kind: announcer.policy_handler(kind) for kind in kinds}
+
+    def tell(event: Event) -> None:
+        handler = handlers[type(event)]
+        if handler is not None:
+            handler(event)
+
+    now = ledger.now
+    for name, state in ledger.adapters.items():
+        if state.tier in ("gpu", "loading"):
+            tell(LoadStarted(now, name, "host", False))
+        elif state.prefetching:
+            tell(LoadStarted(now, name, "disk", True))
+        if state.tier == "gpu":
+            tell(Loaded(now, name, False))
+    for sequence in list(ledger.sequences.values()):
+        tell(Arrived(now, sequence.view))
+    for sequence in list(ledger.running.values()):
+        tell(Admitted(now, sequence.view, sequence.hit))
