@@ -6,7 +6,19 @@ See docs/policies.md for a tutorial and for every name.
 from loratory.errors import InputError
 from loratory.serving.actions import Action, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, Wake
 from loratory.serving.engine_view import View
-from loratory.serving.events import Admitted, Arrived, Ended, Event, Evicted, Loaded, LoadStarted, Preempted, Served
+from loratory.serving.events import (
+    AdapterAdded,
+    AdapterRemoved,
+    Admitted,
+    Arrived,
+    Ended,
+    Event,
+    Evicted,
+    Loaded,
+    LoadStarted,
+    Preempted,
+    Served,
+)
 from loratory.serving.eviction import SCORERS, Scorer
 from loratory.serving.fairness import Account, By, FairnessLimits, Rounds, Unit, Units
 from loratory.serving.lanes import Lanes
@@ -23,6 +35,8 @@ __all__ = [
     "SCORERS",
     "Account",
     "Action",
+    "AdapterAdded",
+    "AdapterRemoved",
     "AdapterView",
     "Admit",
     "Admitted",

@@ -8,11 +8,12 @@ from loratory.serving.ledger import Ledger
 
 
 def hand_over(ledger: Ledger, announcer: Announcer) -> None:
-    """Tell the announcer's policy, and nobody else, of the adapters on the GPU and on their way, of every request in
-    order of arrival, and of those that run in order of admission.
+    """Tell the announcer's policy, and nobody else, of the adapters on the GPU and on their way, of the requests that
+    run in order of admission (`Admitted`), and of those that wait in order of arrival (`Arrived`).
 
-    A policy that keeps its own books (a lane for each adapter, say) fills them as it does in any run. Service that was
-    given before is not told: for a fair policy, the account begins now.
+    A policy that keeps its own books (a lane for each adapter, say) fills them as it does in any run. Of a request that
+    runs it gets no `Arrived`, because what has arrived waits. Service that was given before is not told: for a fair
+    policy, the account begins now.
     """
     kinds: tuple[type, ...] = (LoadStarted, Loaded, Arrived, Admitted)
     handlers = {kind: announcer.policy_handler(kind) for kind in kinds}
@@ -30,7 +31,8 @@ def hand_over(ledger: Ledger, announcer: Announcer) -> None:
             tell(LoadStarted(now, name, "disk", True))
         if state.tier == "gpu":
             tell(Loaded(now, name, False))
-    for sequence in list(ledger.sequences.values()):
-        tell(Arrived(now, sequence.view))
     for sequence in list(ledger.running.values()):
         tell(Admitted(now, sequence.view, sequence.hit))
+    for sequence in list(ledger.sequences.values()):
+        if sequence.state == "waiting":
+            tell(Arrived(now, sequence.view))

@@ -34,6 +34,7 @@ from loratory.policy import (
     want,
 )
 from loratory.serving.config import EngineConfig
+from loratory.serving.engine import Engine
 from loratory.serving.events import TOLD
 from loratory.serving.gpu_slots import GpuSlots
 from loratory.serving.host_cache import HostCache
@@ -262,6 +263,11 @@ class Explores(Policy):
 def test_nothing_that_a_policy_is_handed_leads_to_what_the_engine_changes(memory: str, loading: str) -> None:
     policy = Explores()
     run(world(memory=memory, adapter_loading=loading), lambda: policy, check_books=False)
+    some = world(memory="slots", adapter_loading=loading)
+    engine = Engine(some.config, some.adapters, policy, some.cost)
+    engine.add_adapter(adapter(99), 0.0)
+    engine.remove_adapter("a99", lambda why: None)
+    engine.plan(0.1)
     assert policy.looks > 50 and not policy.leaks, sorted(policy.leaks)[:9]
     assert not policy.written, sorted(policy.written)[:9]
     assert {View, RequestView, Account, Outcome, *TOOLS} <= policy.met
