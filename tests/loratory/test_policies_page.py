@@ -27,7 +27,7 @@ from loratory.experiment.resolve import build
 from loratory.scenarios.build import build_workload
 from loratory.scenarios.reference import sections
 from loratory.serving.actions import REFUSED
-from loratory.serving.events import Decided, Stepped
+from loratory.serving.events import TOLD
 from loratory.serving.eviction import SCORERS
 from loratory.serving.policy import Decisive
 from loratory.testing import (
@@ -48,7 +48,7 @@ PAGE = ROOT / "docs" / "policies.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 TABLES = runpy.run_path(str(ROOT / "docs" / "site" / "policy_tables.py"))
 CLASSES = list(TABLES["FILES"])
-EVENTS = [kind for kind in get_args(policy.Event) if kind not in (Decided, Stepped)]
+EVENTS = [kind for kind in get_args(policy.Event) if kind in TOLD]
 WORDS = ("seqs", "budget", "kv", "slots", "adapter", "in_use", "pinned", "reserve", "unknown")
 """The words of refusal, in the page's order."""
 
