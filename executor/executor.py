@@ -178,6 +178,11 @@ class Executor:
         self._record(at, "abort", request_id, why)
         self.engine.abort(request_id, why)
 
+    def fail(self, request_id: str, why: str, at: float) -> None:
+        """End a request as failed. Unknown and ended requests are ignored."""
+        self._record(at, "fail", request_id, why)
+        self.engine.abort(request_id, why, "failed")
+
     def add_adapter(self, adapter: Adapter, files: VerifiedAdapter, at: float) -> None:
         """Serve one adapter more, from these files. Raises `InputError` for one that cannot be served here, and for a
         name or an id that means another adapter, or ever meant one; `RefusedAdapter` for files of another digest."""
@@ -234,6 +239,25 @@ class Executor:
         self._renew_watch()
         self._record(at, "swap", spec)
 
+    def put_back(self, why: str, at: float) -> bool:
+        """The policy in force stops progress: the one before it returns. False when there is none, or none that can be
+        made again."""
+        with self._watch or nullcontext():
+            done = self.engine.put_back(why)
+        self._renew_watch()
+        if done:
+            self._record(at, "put_back", why)
+        return done
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether requests wait although nothing runs, no load is on its way, and the policy asked for no wake-up: only
+        a new request could change that."""
+        engine = self.engine
+        return (
+            engine.unfinished > 0 and not engine.ledger.running and not self.tiers.in_flight and engine.wake_at is None
+        )
+
     @property
     def policy_spec(self) -> str:
         """The spec of the policy in force, or the name of its class where it was not made from one."""
@@ -274,10 +298,10 @@ class Executor:
     def _step(self, now: float) -> bool:
         engine, tape = self.engine, self._tape
         self.woken.clear()
-        self._tell_loads(now)
-        plan = engine.plan(now)
         if engine.idle_plans > STALL_PLANS:
             raise stall_error("the executor", STALL_PLANS)
+        self._tell_loads(now)
+        plan = engine.plan(now)
         if plan is None:
             if tape is not None:
                 tape.step(RecordedStep(now, now))

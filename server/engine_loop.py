@@ -14,13 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from math import inf
 from threading import Event as Flag
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 from loratory.errors import LoratoryError, StalledError
 from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation, SampledToken
-from loratory.server.mailbox import Mailbox
+from loratory.server.mailbox import Mailbox, Message
 from loratory.server.stream import Finish, TokenStream
 from loratory.serving.events import Ended
 from loratory.serving.guest_errors import unexpected
@@ -28,6 +28,9 @@ from loratory.serving.request import Request
 
 T = TypeVar("T")
 TokenListener = Callable[[str, float], None]
+STALL_S = 10.0
+"""Seconds for which a policy may leave requests waiting although nothing runs."""
+
 LOG = logging.getLogger("loratory.server")
 
 
@@ -39,15 +42,18 @@ class EngineLoop:
     is taken.
     """
 
-    def __init__(self, executor: Executor, on_token: TokenListener | None = None) -> None:
+    def __init__(self, executor: Executor, on_token: TokenListener | None = None, stall_s: float = STALL_S) -> None:
         self.executor = executor
         self.failure = ""
         self._mailbox = Mailbox(executor.now, executor.woken.set)
         self._streams: dict[str, TokenStream] = {}
         self._touched: set[TokenStream] = set()
         self._told = on_token
+        self._stall_s = stall_s
+        self._stuck_since: float | None = None
         self._stopping = False
         self._ended = Flag()
+        self._late = Lock()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         executor.hear(self._token, self._end)
 
@@ -73,11 +79,11 @@ class EngineLoop:
                 del self._streams[request.request_id]
                 self._refuse(stream, str(error), "rejected")
 
-        self._mailbox.put(take_in)
+        self._put(take_in)
 
     def abort(self, request_id: str, why: str = "aborted by the client") -> None:
         """End a request between two steps; nothing if it has ended. Its stream gets the end."""
-        self._mailbox.put(lambda at: self.executor.abort(request_id, why, at))
+        self._put(lambda at: self.executor.abort(request_id, why, at))
 
     def call(self, work: Callable[[Executor, float], T]) -> Future[T]:
         """``work(executor, at)`` in the engine's thread, between two steps, after all that was put before."""
@@ -87,15 +93,20 @@ class EngineLoop:
             if not answer.set_running_or_notify_cancel():
                 return
             try:
+                if self._ended.is_set():
+                    raise LoratoryError(self.failure)
                 answer.set_result(work(self.executor, at))
             except BaseException as error:
                 answer.set_exception(error)
 
-        if self._ended.is_set():
-            answer.set_exception(LoratoryError(self.failure or "the server has stopped"))
-        else:
-            self._mailbox.put(carry_out)
+        self._put(carry_out)
         return answer
+
+    def _put(self, message: Message) -> None:
+        self._mailbox.put(message)
+        if self._ended.is_set():  # the engine's thread is gone: whoever comes late is told so here
+            with self._late:
+                self._carry_out_rest()
 
     def stop(self, wait_s: float | None = None) -> bool:
         """End after the step that runs; what is in flight then ends as aborted. True when the thread has ended."""
@@ -122,8 +133,10 @@ class EngineLoop:
                     message(at)
                 ran = not self.failure and self._step(now)
                 self._wake()
-                if not ran and not self._stopping:
-                    executor.rest(executor.engine.wake_at or inf)
+                if ran:
+                    self._stuck_since = None
+                elif not self._stopping:
+                    executor.rest(self._idle_until())
         except BaseException as error:  # a fault of our own: the clients are told, and the process goes on to say it
             self.failure = unexpected(error)
             LOG.exception("the engine's thread has failed")
@@ -133,19 +146,57 @@ class EngineLoop:
     def _step(self, now: float) -> bool:
         try:
             return self.executor.step(now)
-        except (LoratoryError, StalledError) as error:
+        except StalledError as error:
+            return self._progress_stopped(str(error))
+        except LoratoryError as error:
             self.failure = str(error)
             LOG.error("the engine has stopped: %s", error)
             return False
+
+    def _idle_until(self) -> float:
+        """The second until which there is nothing to do, inf: for ever. A policy that leaves requests waiting although
+        nothing runs has until then, too, since it may wait for a fuller batch."""
+        executor = self.executor
+        wake_at = executor.engine.wake_at
+        if self.failure or not executor.is_stuck:
+            self._stuck_since = None
+            return inf if wake_at is None else wake_at
+        now = executor.now()
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if now < self._stuck_since + self._stall_s:
+            return self._stuck_since + self._stall_s
+        self._stuck_since = None
+        waiting = executor.engine.unfinished
+        self._progress_stopped(
+            f"policy {executor.policy_spec} left {waiting} requests waiting for {self._stall_s:g} s, although nothing "
+            "runs: let it admit them, or yield Wake"
+        )
+        return now
+
+    def _progress_stopped(self, why: str) -> bool:
+        """Put the policy before this one back, or else end what waits. Returns whether to go on at once."""
+        executor = self.executor
+        LOG.error("%s", why)
+        if executor.put_back(why, executor.now()):
+            return True
+        for request_id in list(executor.engine.ledger.sequences):
+            executor.fail(request_id, why, executor.now())
+        return True
 
     def _close(self) -> None:
         why = self.failure or "the server is shutting down"
         executor = self.executor
         executor.engine.dismiss_policy()
         executor.engine.end_all(executor.now(), "failed" if self.failure else "aborted", why)
+        self.failure = why
         self._ended.set()
+        with self._late:
+            self._carry_out_rest()
+
+    def _carry_out_rest(self) -> None:
+        """The loop has ended, and `failure` says why: tell those whose messages it has not taken."""
         messages, _ = self._mailbox.take()
-        self.failure = self.failure or why
         for at, message in messages:
             message(at)
         self._wake()

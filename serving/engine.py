@@ -159,9 +159,9 @@ class Engine:
         self._submitted += 1
         self._inbox.append(request)
 
-    def abort(self, request_id: str, why: str = "aborted by the client") -> None:
-        """A client went away. Unknown or ended requests are ignored."""
-        self._inbox.append(partial(self._runner.end_by_id, request_id, "aborted", why))
+    def abort(self, request_id: str, why: str = "aborted by the client", status: Status = "aborted") -> None:
+        """A client went away, or a request is given up. Unknown or ended requests are ignored."""
+        self._inbox.append(partial(self._runner.end_by_id, request_id, status, why))
 
     def loaded(self, adapter: str, prefetch: bool = False) -> None:
         """An asynchronous load (or prefetch) is done."""
@@ -253,6 +253,7 @@ class Engine:
             except (PolicyError, InputError):
                 continue  # its file has changed meanwhile: the one before it
             self._put_in(policy, members, why)
+            self._runner.idle_plans = 0
             return True
         return False
 

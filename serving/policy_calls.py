@@ -21,7 +21,10 @@ _ENTRIES = {
         "PolicyRunner.preempt_one",
     },
     "loratory.serving.action_values": {"whole", "real"},
-    "loratory.serving.event_dispatch": {"Announcer.policy_handler.<locals>.tell_policy", "Announcer.scorer.<locals>.score"},
+    "loratory.serving.event_dispatch": {
+        "Announcer.policy_handler.<locals>.tell_policy",
+        "Announcer.scorer.<locals>.score",
+    },
     "loratory.serving.guest_errors": {"guest"},
 }
 """The functions that call a policy's code, by module."""

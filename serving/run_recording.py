@@ -39,15 +39,16 @@ class RecordedLoad(NamedTuple):
     failed: str | None = None
 
 
-ChangeKind = Literal["abort", "add", "remove", "swap", "pin", "unpin", "preload", "max_num_seqs"]
+ChangeKind = Literal["abort", "fail", "add", "remove", "swap", "put_back", "pin", "unpin", "preload", "max_num_seqs"]
 """What can be ordered between two steps."""
 
 
 class RecordedChange(NamedTuple):
     """What was ordered at second ``at_s``, after the requests that had arrived by then.
 
-    ``values``: of ``abort`` the request id and the reason; of ``add`` the adapter (`adapter_values`); of ``swap`` the
-    policy's spec; of ``max_num_seqs`` the number; of the others the adapter's name.
+    ``values``: of ``abort`` and ``fail`` the request id and the reason; of ``add`` the adapter (`adapter_values`); of
+    ``swap`` the policy's spec; of ``put_back``, for a policy that stopped progress, the reason; of ``max_num_seqs`` the
+    number; of the others the adapter's name.
     """
 
     at_s: float

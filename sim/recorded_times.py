@@ -81,8 +81,12 @@ def _repeat(engine: Engine, change: RecordedChange, make_policy: MakePolicy | No
         engine.add_adapter(adapter_of(values), at_s)
     elif kind == "abort":
         engine.abort(*values)
+    elif kind == "fail":
+        engine.abort(values[0], values[1], "failed")
     elif kind == "max_num_seqs":
         engine.limit_seqs(values[0], _nobody)
+    elif kind == "put_back":
+        engine.put_back(values[0])
     elif kind == "swap":
         if make_policy is None:
             raise InputError(f"the recording puts in policy {values[0]!r}: say how policies are made (make_policy)")

@@ -10,6 +10,7 @@ from typing import Any
 
 from roster import POLICIES
 
+from loratory.executor.clock import Clock
 from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
 from loratory.executor.runner import StepTokens
@@ -97,6 +98,19 @@ class LiveRun:
         return [event for event in self.events if event[0] in kinds]
 
 
+def stand_in_executor(
+    world: World, make: Callable[[], PolicyLike], clock: Clock, timeout_s: float | None = None, **hearing: Any
+) -> Executor:
+    """An executor of a world's settings and adapters, whose model is a `StandIn`; it is recorded."""
+    woken = Flag()
+    tiers: AdapterTiers[str] = AdapterTiers(lambda name: name, NoSlots(), world.config.max_loras, woken.set)
+    runner: Any = StandIn()
+    return Executor(
+        world.config, world.adapters, make(), world.cost, runner, tiers, clock, woken,
+        record=True, policy_timeout_s=timeout_s, remake=make, **hearing,
+    )  # fmt: skip
+
+
 def live_run(
     world: World,
     policy: str,
@@ -112,7 +126,6 @@ def live_run(
     failed.
     """
     found = LiveRun()
-    woken = Flag()
 
     def hear(event: Event) -> None:
         found.events.append(plain(event))
@@ -121,11 +134,7 @@ def live_run(
         assert event.request.request_id not in found.ends, "a request ended twice"
         found.ends[event.request.request_id] = event.status, event.why, len(generation.tokens)
 
-    tiers: AdapterTiers[str] = AdapterTiers(lambda name: name, NoSlots(), world.config.max_loras, woken.set)
-    executor = Executor(
-        world.config, world.adapters, makers[policy](), world.cost, StandIn(), tiers, SteppingClock(), woken,  # type: ignore[arg-type]
-        sink=hear, on_end=end, record=True, policy_timeout_s=timeout_s, remake=makers[policy],
-    )  # fmt: skip
+    executor = stand_in_executor(world, makers[policy], SteppingClock(), timeout_s, sink=hear, on_end=end)
     if before_consult is not None:
         executor.engine.before_consult = lambda: before_consult(executor)
     found.executor = executor
