@@ -111,7 +111,7 @@ class EngineLoop:
     def stop(self, wait_s: float | None = None) -> bool:
         """End after the step that runs; what is in flight then ends as aborted. True when the thread has ended."""
         self._stopping = True
-        self.executor.woken.set()
+        self._put(_nothing)
         if self._thread.is_alive():
             self._thread.join(wait_s)
         return not self._thread.is_alive()
@@ -127,7 +127,6 @@ class EngineLoop:
         executor = self.executor
         try:
             while not self._stopping:
-                executor.woken.clear()
                 messages, now = self._mailbox.take()
                 for at, message in messages:
                     message(at)
@@ -135,7 +134,7 @@ class EngineLoop:
                 self._wake()
                 if ran:
                     self._stuck_since = None
-                elif not self._stopping:
+                elif not self._stopping and not self._mailbox:  # the step has cleared `woken`
                     executor.rest(self._idle_until())
         except BaseException as error:  # a fault of our own: the clients are told, and the process goes on to say it
             self.failure = unexpected(error)
@@ -232,6 +231,10 @@ class EngineLoop:
                 loop.call_soon_threadsafe(_wake_all, streams)
             except RuntimeError:  # the event loop has been closed: nobody reads any more
                 continue
+
+
+def _nothing(at: float) -> None:
+    """Wakes the engine's thread."""
 
 
 def _wake_all(streams: list[TokenStream]) -> None:

@@ -28,6 +28,10 @@ class Mailbox:
             self._messages.append((self._now(), message))
         self._wake()
 
+    def __bool__(self) -> bool:
+        """Whether there is a message."""
+        return bool(self._messages)
+
     def take(self) -> tuple[list[tuple[float, Message]], float]:
         """The messages so far with their stamps, and the second at which the next step begins."""
         with self._lock:
