@@ -200,19 +200,19 @@ class Executor:
 
         The answer, at the next plan, is "" or the reason why not, as for the orders below.
         """
-        return self._order(at, "remove", name, self.engine.remove_adapter)
+        return self._order(at, "remove", name, self.engine.adapters.remove)
 
     def pin(self, name: str, at: float) -> Future[str]:
         """Keep an adapter on the GPU once it is there."""
-        return self._order(at, "pin", name, self.engine.pin)
+        return self._order(at, "pin", name, self.engine.adapters.pin)
 
     def unpin(self, name: str, at: float) -> Future[str]:
         """Let an adapter be evicted again."""
-        return self._order(at, "unpin", name, self.engine.unpin)
+        return self._order(at, "unpin", name, self.engine.adapters.unpin)
 
     def preload(self, name: str, at: float) -> Future[str]:
         """Load an adapter to the GPU before a request asks for it."""
-        return self._order(at, "preload", name, self.engine.preload)
+        return self._order(at, "preload", name, self.engine.adapters.preload)
 
     def limit_seqs(self, max_num_seqs: int, at: float) -> Future[str]:
         """Run at most so many requests at once from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from loratory.errors import InputError
 from loratory.serving.adapter_limits import pinned_problem
@@ -28,13 +29,18 @@ class AdapterChanges:
     """What an operator orders about the adapters of one engine; the engine's thread carries it out between two steps.
 
     An adapter that is to go takes no request any more. Once its last request has ended, and no load of it is in flight,
-    its slot and its place in host memory are free, and the engine knows it no more (`settle`). An id never gets another
+    its slot and its place in host memory are free, and the engine knows it no more (`settle`). All but `add` is done at
+    the next plan, in order with the requests, and answered then. An id never gets another
     meaning: neither may a name come back with another id, nor an id with another name or digest.
     """
 
-    __slots__ = ("_announcer", "_ids", "_ledger", "_meanings", "_runner")
+    __slots__ = ("_announcer", "_ids", "_ledger", "_meanings", "_put", "_runner")
 
-    def __init__(self, ledger: Ledger, runner: PolicyRunner, announcer: Announcer) -> None:
+    def __init__(
+        self, ledger: Ledger, runner: PolicyRunner, announcer: Announcer, put: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """``put``: has a call made when the next plan takes in what happened."""
+        self._put = put
         self._ledger = ledger
         self._runner = runner
         self._meanings: dict[int, tuple[str, str | None]] = {}
@@ -75,7 +81,23 @@ class AdapterChanges:
             tell(AdapterAdded(ledger.now, name, adapter))
 
     def remove(self, name: str, answer: Answer) -> None:
-        """The adapter is to go: no request for it is taken any more."""
+        """The adapter is to go: its requests so far are served, then the engine knows it no more (`AdapterRemoved`)."""
+        self._put(partial(self._remove, name, answer))
+
+    def pin(self, name: str, answer: Answer) -> None:
+        """From now on the adapter stays on the GPU once it is there."""
+        self._put(partial(self._pin, name, answer))
+
+    def unpin(self, name: str, answer: Answer) -> None:
+        """From now on the adapter may be evicted."""
+        self._put(partial(self._unpin, name, answer))
+
+    def preload(self, name: str, answer: Answer) -> None:
+        """Load the adapter to the GPU with the next step, evicting the idle one that was used longest ago where none is
+        free. The answer comes when the load begins."""
+        self._put(partial(self._preload, name, answer))
+
+    def _remove(self, name: str, answer: Answer) -> None:
         state = self._ledger.adapters.get(name)
         if state is None or name in self._ledger.leaving:
             answer(f"adapter {name!r} is not known here")
@@ -101,8 +123,7 @@ class AdapterChanges:
             if (tell := self._announcer.handler(AdapterRemoved)) is not None:
                 tell(AdapterRemoved(ledger.now, name))
 
-    def pin(self, name: str, answer: Answer) -> None:
-        """From now on the adapter stays on the GPU once it is there."""
+    def _pin(self, name: str, answer: Answer) -> None:
         if (state := self._known(name, answer)) is None:
             return
         if not state.pinned:
@@ -114,8 +135,7 @@ class AdapterChanges:
             self._runner.ask = True
         answer("")
 
-    def unpin(self, name: str, answer: Answer) -> None:
-        """From now on the adapter may be evicted."""
+    def _unpin(self, name: str, answer: Answer) -> None:
         if (state := self._known(name, answer)) is None:
             return
         if state.pinned:
@@ -125,12 +145,7 @@ class AdapterChanges:
             self._runner.ask = True
         answer("")
 
-    def preload(self, name: str, answer: Answer) -> None:
-        """Load the adapter to the GPU with the next step, evicting the idle one that was used longest ago where none is
-        free.
-
-        The answer comes when the load begins.
-        """
+    def _preload(self, name: str, answer: Answer) -> None:
         if (state := self._known(name, answer)) is None:
             return
         if state.tier in ("gpu", "loading"):

@@ -114,7 +114,10 @@ class Engine:
         self._announcer = Announcer(sink, policy, members)
         self._runner = PolicyRunner(self.ledger, self._announcer, members.victim)
         self._loads = EngineLoads(self.ledger, self._announcer, self._runner)
-        self._adapters = AdapterChanges(self.ledger, self._runner, self._announcer)
+        self.adapters = AdapterChanges(
+            self.ledger, self._runner, self._announcer, lambda each: self._inbox.append(each)
+        )
+        """What an operator may order about adapters."""
         self._seat(policy, members)
         self._separate = config.batching == "separate"
         self._async = bool(config.async_scheduling)
@@ -178,23 +181,7 @@ class Engine:
         """The engine knows one more adapter from second ``now`` on. Raises `InputError` for one it could not serve, and
         for a name or an id that means another here, or ever meant one."""
         self._turn_to(now)
-        self._adapters.add(adapter)
-
-    def remove_adapter(self, name: str, answer: Answer) -> None:
-        """The adapter is to go: its requests so far are served, then the engine knows it no more (`AdapterRemoved`)."""
-        self._inbox.append(partial(self._adapters.remove, name, answer))
-
-    def pin(self, name: str, answer: Answer) -> None:
-        """Keep an adapter on the GPU once it is there; ``answer("")`` at the next plan, or with why it cannot be."""
-        self._inbox.append(partial(self._adapters.pin, name, answer))
-
-    def unpin(self, name: str, answer: Answer) -> None:
-        """The adapter may be evicted again."""
-        self._inbox.append(partial(self._adapters.unpin, name, answer))
-
-    def preload(self, name: str, answer: Answer) -> None:
-        """Load an adapter to the GPU before a request asks for it."""
-        self._inbox.append(partial(self._adapters.preload, name, answer))
+        self.adapters.add(adapter)
 
     def limit_seqs(self, max_num_seqs: int, answer: Answer) -> None:
         """Run at most so many requests at once; at most the ``max_num_seqs`` that the engine was made for."""
@@ -262,7 +249,7 @@ class Engine:
         announcer.forgiving = len(self._makers) > 1 and self._makers[-2] is not None
         self._runner.seat(announcer, members.victim)
         self._loads.seat(announcer)
-        self._adapters.seat(announcer)
+        self.adapters.seat(announcer)
         self._seat(policy, members)
         if (tell := announcer.sink_handler(PolicySwapped)) is not None:
             tell(PolicySwapped(self.ledger.now, policy_name(policy), why))
@@ -296,7 +283,7 @@ class Engine:
         if self._inbox:
             self._take_in(now)
         if ledger.leaving:
-            self._adapters.settle()
+            self.adapters.settle()
         if self._announcer.failure is not None:
             self.put_back(str(self._announcer.failure))
         if runner.wake_times or runner.wake_clocks:

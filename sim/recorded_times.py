@@ -94,10 +94,10 @@ def _repeat(engine: Engine, change: RecordedChange, make_policy: MakePolicy | No
         engine.swap(make(), at_s, make)
     else:
         order = {
-            "remove": engine.remove_adapter,
-            "pin": engine.pin,
-            "unpin": engine.unpin,
-            "preload": engine.preload,
+            "remove": engine.adapters.remove,
+            "pin": engine.adapters.pin,
+            "unpin": engine.adapters.unpin,
+            "preload": engine.adapters.preload,
         }[kind]
         order(values[0], _nobody)
 

@@ -266,7 +266,7 @@ def test_nothing_that_a_policy_is_handed_leads_to_what_the_engine_changes(memory
     some = world(memory="slots", adapter_loading=loading)
     engine = Engine(some.config, some.adapters, policy, some.cost)
     engine.add_adapter(adapter(99), 0.0)
-    engine.remove_adapter("a99", lambda why: None)
+    engine.adapters.remove("a99", lambda why: None)
     engine.plan(0.1)
     assert policy.looks > 50 and not policy.leaks, sorted(policy.leaks)[:9]
     assert not policy.written, sorted(policy.written)[:9]
