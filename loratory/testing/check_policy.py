@@ -35,6 +35,7 @@ PROMISES = {
     "returns": "its code comes back in time, and raises nothing",
     "events": "observe() takes events of types that it does not know",
     "serves": "every request is served, or rejected by the policy",
+    "takes_over": "put into an engine that runs, it serves what is there",
     **LAWS,
 }
 """What is checked, by name, in one sentence."""
@@ -269,6 +270,8 @@ class _Search:
             note(assert_serves, checked)
             compare("determinism")
             compare("jumps", jump=False)
+            if only in (None, "takes_over") and not found:
+                found += self._taking_over(world)
         except BrokenLaw as error:
             found.append(_Broken(error.law, error.found, world))
         except LoratoryError as error:
@@ -277,6 +280,20 @@ class _Search:
                 self.broken["returns"] = found[-1]
                 raise _StuckError(str(error)) from error
         return found
+
+    def _taking_over(self, world: World) -> list[_Broken]:
+        """The same world with fifo at first, and the policy put in at the second to sixth plan."""
+        try:
+            result = run(world, self._make, takes_over_at=2 + len(world.workload) % 5)
+            assert_run(result)
+            assert_serves(result)
+        except BrokenLaw as error:
+            return [_Broken("takes_over", error.found, world)]
+        except LoratoryError as error:
+            if _is_late(error):
+                raise
+            return [_Broken("takes_over", str(error), world)]
+        return []
 
     def _ask_bound(self) -> None:
         """What it promises for an engine and a workload of usual sizes."""

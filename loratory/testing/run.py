@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from loratory.policies.fifo import Fifo
 from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Event, Evicted
+from loratory.serving.plan import StepPlan
 from loratory.serving.policy import PolicyLike
 from loratory.serving.run_end import RunEnd
 from loratory.serving.sequence import sequence_of
@@ -63,11 +65,13 @@ def run(
     cutoff_s: float | None = None,
     jump: bool = True,
     noise: Callable[[int], StepNoise] | None = None,
+    takes_over_at: int | None = None,
 ) -> Run:
     """Simulate a world; ``policy()`` makes one policy a replica, ``noise(i)`` the noise of replica i's steps.
 
     With ``check_books`` every plan and commit is recounted from scratch. ``jump=False`` runs decode steps one at a
-    time; ``router`` is one or its name. Raises `BrokenLaw`, and `PolicyError` when the policy fails.
+    time; ``router`` is one or its name. ``takes_over_at``: fifo decides at first, and the policy is put into
+    the running engine before that plan, counted from 1. Raises `BrokenLaw`, and `PolicyError` when the policy fails.
     """
     events: list[list[Event]] = [[] for _ in range(replicas)]
     flat: list[list[Values]] = [[] for _ in range(replicas)]
@@ -85,14 +89,17 @@ def run(
         return take
 
     def checked(*arguments: Any) -> Engine:
-        engines.append(CheckedEngine(*arguments))
+        if takes_over_at is None:
+            engines.append(CheckedEngine(*arguments))
+        else:
+            engines.append(_TakenOver(policy(), takes_over_at, *arguments))
         return engines[-1]
 
     outcome = simulate(
         world.workload,
         adapters=world.adapters,
         config=world.config,
-        policy=policy,
+        policy=policy if takes_over_at is None else Fifo,
         cost=world.cost,
         replicas=replicas,
         router=router_named(router) if isinstance(router, str) else router,
@@ -105,6 +112,23 @@ def run(
         noise=noise,
     )
     return Run(world, events, flat, outcome, engines)
+
+
+class _TakenOver(CheckedEngine):
+    """An engine into which a policy is put before plan number ``at``."""
+
+    def __init__(self, policy: PolicyLike, at: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._next_policy: PolicyLike | None = policy
+        self._plans_left = at
+
+    def plan(self, now: float) -> StepPlan | None:
+        """See `Engine.plan`."""
+        self._plans_left -= 1
+        if self._plans_left <= 0 and self._next_policy is not None:
+            policy, self._next_policy = self._next_policy, None
+            self.swap(policy, now)
+        return super().plan(now)
 
 
 def plain(event: Any) -> Values:
