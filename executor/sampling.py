@@ -35,8 +35,8 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_p``: keep the smallest set of most likely tokens with this probability.
     ``top_k``: keep this many most likely tokens; 0 or -1 keeps all. Tokens as likely as the last one kept are kept as
-    well. ``seed``: the same one gives the same output in any batch. ``logprobs``: tell how likely each token was, and so
-    many of the most likely ones; None tells nothing. The first ``min_tokens`` tokens are none of ``barred``. Raises
+    well. ``seed``: the same one gives the same output in any batch. ``logprobs``: tell how likely each token was, and
+    so many of the most likely ones; None tells nothing. The first ``min_tokens`` tokens are none of ``barred``. Raises
     `InputError` for a value out of range.
     """
 

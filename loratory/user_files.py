@@ -57,7 +57,5 @@ def size_bytes(text: str, option: str = f"--cache-size (or {CACHE_SIZE_VARIABLE}
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match.group(2) not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
-        raise InputError(
-            f"{option} is {text!r}, which is not a size above 0: write 20GiB or 500MB"
-        )
+        raise InputError(f"{option} is {text!r}, which is not a size above 0: write 20GiB or 500MB")
     return size

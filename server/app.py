@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 import loratory
 from loratory.server import lora_routes, model_routes, openai_routes
@@ -32,7 +33,7 @@ def create_app(server: Server) -> FastAPI:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            kinds = [(kind, "validation") for kind in BODIES]
+            kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(kind, "validation") for kind in BODIES]
             _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
             made["components"]["schemas"] |= schemas["$defs"]
             app.openapi_schema = made

@@ -14,9 +14,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.ids import HashIds
@@ -37,12 +38,13 @@ LOG = logging.getLogger("loratory.server")
 class ServedAdapter:
     """An adapter as one request uses it.
 
-    ``asked``: the model that the client named. ``lora``: the LoRARequest; its ``lora_name`` is the engine's name,
-    ``name@version``. ``tenant``: of the registry's record. ``shown``: ``name`` for the version that the bare name means
-    now, else ``name@version``.
+    ``asked``: the model that the client named; ``name``: the adapter's, without a version. ``lora``: the LoRARequest;
+    its ``lora_name`` is the engine's name, ``name@version``. ``tenant``: of the registry's record. ``shown``: ``name``
+    for the version that the bare name means now, else ``name@version``.
     """
 
     asked: str
+    name: str
     lora: LoRARequest
     version: int
     tenant: str | None
@@ -118,9 +120,9 @@ class AdapterCatalogue:
                 record = await self._record(model)
                 known = self._known.get(record.ref)
             if known is not None and not known.leaving:
-                return ServedAdapter(
-                    model, known.adapter.lora, known.version, known.tenant, self.shown(known.adapter.name)
-                )
+                lora = known.adapter.lora
+                shown = self.shown(lora.lora_name)
+                return ServedAdapter(model, known.name, lora, known.version, known.tenant, shown)
             if known is not None:  # it was unloaded, and is asked for again: wait for its last requests
                 await known.gone.wait()
             elif record is not None:
@@ -330,7 +332,7 @@ class AdapterCatalogue:
     async def _remove(self, known: KnownAdapter) -> None:
         known.leaving = True
         name = known.adapter.name
-        order = self._loop.call(lambda executor, at: executor.remove_adapter(name, at))
+        order: Future[Any] = self._loop.call(lambda executor, at: executor.remove_adapter(name, at))
         if why := await asyncio.wrap_future(await asyncio.wrap_future(order)):
             known.leaving = False
             raise InputError(why)

@@ -23,9 +23,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncIterator[bytes], end: Callable[[str], None], headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, events: AsyncIterator[bytes], end: Callable[[str], None], headers: Mapping[str, str]) -> None:
         super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events

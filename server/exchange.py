@@ -1,8 +1,8 @@
 """Exchange: one HTTP request on its way through the engine: it comes in, its outputs are read, it leaves.
 
-    begin     the limits let it in, its outputs are submitted
-    pieces    what the engine has made since, until all outputs have ended, the client has gone, or one has failed
-    end       what is left is aborted, and its places are free; in every case, exactly once
+begin     the limits let it in, its outputs are submitted
+pieces    what the engine has made since, until all outputs have ended, the client has gone, or one has failed
+end       what is left is aborted, and its places are free; in every case, exactly once
 """
 
 from __future__ import annotations

@@ -91,7 +91,5 @@ def _deadline(headers: Headers) -> float | None:
     except ValueError:
         milliseconds = 0.0
     if not 0.0 < milliseconds <= MOST_DEADLINE_MS:
-        raise ApiError(
-            400, f"{TTFT_DEADLINE} is {given!r}: give milliseconds above 0 and up to {MOST_DEADLINE_MS:.0f}"
-        )
+        raise ApiError(400, f"{TTFT_DEADLINE} is {given!r}: give milliseconds above 0 and up to {MOST_DEADLINE_MS:.0f}")
     return milliseconds / 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
@@ -44,7 +44,7 @@ def router(server: Server) -> APIRouter:
     routes = APIRouter(tags=["LoRA"])
     roots = tuple(root.resolve() for root in server.settings.lora_roots)
     refusals = documented(400, 401, 403, 404, 413)
-    text = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @routes.post(
         "/v1/load_lora_adapter",

@@ -1,6 +1,6 @@
 """OpenAI errors: the shape in which clients get every error, and the handlers that bring all errors into it.
 
-    {"error": {"message": "one sentence", "type": "invalid_request_error", "param": "temperature", "code": null}}
+{"error": {"message": "one sentence", "type": "invalid_request_error", "param": "temperature", "code": null}}
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def router(server: Server) -> APIRouter:
         """Continue prompts: texts or token ids. With ``stream`` the answer is server-sent events."""
         caller = caller_of(request.headers, request.scope[REQUEST_ID], server.settings)
         body = read_body(await request.body(), CompletionRequest, request.headers.get("content-type"))
-        adapter = await server.catalogue.find(body.model)  # an unknown model is told before anything else
+        await server.catalogue.find(body.model)  # an unknown model is told before anything else
         prompts = [
             await encoded(prompt, body.add_special_tokens is not False) if isinstance(prompt, str) else prompt
             for prompt in body.prompt
@@ -122,14 +122,12 @@ def router(server: Server) -> APIRouter:
         prompt_tokens = sum(map(len, ask.prompts))
         headers = _headers(exchange)
         try:
-            exchange.begin(
-                ask.prompts, rooms, outputs, sampling, priority, request.receive, whole=not body.stream
-            )
+            exchange.begin(ask.prompts, rooms, outputs, sampling, priority, request.receive, whole=not body.stream)
             if not body.stream:
                 pieces = await exchange.whole()
-                told = shape.whole(pieces, usage_of(prompt_tokens, exchange.outputs))
+                whole = shape.whole(pieces, usage_of(prompt_tokens, exchange.outputs))
                 end(exchange, note, prompt_tokens, "done")
-                return Response(json.dumps(told), 200, headers, "application/json")
+                return Response(json.dumps(whole), 200, headers, "application/json")
             first = await exchange.pieces()  # what fails before the first token has a status of its own
         except ClientGoneError:
             end(exchange, note, prompt_tokens, "gone")
@@ -198,8 +196,8 @@ def _max_tokens(server: Server, prompt: list[int], ask: _Ask) -> int:
     room = limit - size
     if room < (ask.max_tokens or 1):
         asked = "" if ask.max_tokens is None else f" and max_tokens {ask.max_tokens}"
-        told = f"this model's maximum context length is {limit} tokens, but the prompt has {size} tokens{asked}: shorten"
-        raise ApiError(400, f"{told} one of them", param=ask.prompt_name, code="context_length_exceeded")
+        told = f"this model's maximum context length is {limit} tokens, but the prompt has {size} tokens{asked}"
+        raise ApiError(400, f"{told}: shorten one of them", param=ask.prompt_name, code="context_length_exceeded")
     if max(prompt) >= vocab:
         raise ApiError(400, f"the prompt has the token id {max(prompt)}, but the model has {vocab} tokens: correct it",
                        param=ask.prompt_name)  # fmt: skip
@@ -211,13 +209,13 @@ def _max_tokens(server: Server, prompt: list[int], ask: _Ask) -> int:
 def _lora(adapter: ServedAdapter | None) -> Facts | None:
     if adapter is None:
         return None
-    return {"name": adapter.asked, "lora_int_id": adapter.lora.lora_int_id, "version": adapter.version}
+    return {"name": adapter.name, "lora_int_id": adapter.lora.lora_int_id, "version": adapter.version}
 
 
 def _headers(exchange: Exchange) -> Mapping[str, str]:
     headers = {"x-loratory-tenant": _header_text(exchange.tenant)}
     if (adapter := exchange.adapter) is not None:
-        headers["x-loratory-lora-name"] = _header_text(adapter.lora.lora_name.rpartition("@")[0])
+        headers["x-loratory-lora-name"] = _header_text(adapter.name)
         headers["x-loratory-lora-id"] = str(adapter.lora.lora_int_id)
         headers["x-loratory-lora-version"] = str(adapter.version)
     return headers

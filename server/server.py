@@ -15,7 +15,6 @@ import torch
 
 from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.files.validation import FileLimits
-from loratory.adapters.record import split_ref
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.registry.vllm_lora_modules import ModulePath, parse_lora_modules
 from loratory.executor.clock import Clock, RealClock
@@ -111,7 +110,7 @@ class Server:
     def exchange(self, prefix: str, caller: Caller, adapter: ServedAdapter | None) -> Exchange:
         """A request on its way; its id is made of ``prefix`` and the client's."""
         # As in scenarios, an adapter whose tenant nobody names is its own tenant, whatever its version.
-        own = BASE_TENANT if adapter is None else adapter.tenant or split_ref(adapter.lora.lora_name)[0]
+        own = BASE_TENANT if adapter is None else adapter.tenant or adapter.name
         request_id = f"{prefix}-{caller.request_id}"
         if request_id in self._recent:
             request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
@@ -194,9 +193,7 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
         aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
         if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
             aliases.append(own)
-        catalogue = AdapterCatalogue(
-            AdapterFetcher(cache, limits), loop, served, model.dtype.itemsize, names, aliases
-        )
+        catalogue = AdapterCatalogue(AdapterFetcher(cache, limits), loop, served, model.dtype.itemsize, names, aliases)
         server = Server(
             settings, machine, executor, loop, clock, tokenizer, catalogue, SamplingDefaults.read(folder), modules,
             resources.pop_all(),

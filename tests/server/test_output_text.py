@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("transformers", reason="the server needs transformers")
-from text_models import byte_level_tokenizer, fallback_tokenizer  # noqa: E402
+from text_models import byte_level_tokenizer, fallback_tokenizer
 
-from loratory.server.detokenizer import UNFINISHED, detokenizer  # noqa: E402
-from loratory.server.output_text import OutputText  # noqa: E402
-from loratory.server.tokenizer import ServerTokenizer  # noqa: E402
+from loratory.server.detokenizer import UNFINISHED, detokenizer
+from loratory.server.output_text import OutputText
+from loratory.server.tokenizer import ServerTokenizer
 
 BYTE_LEVEL, FALLBACK = cache(byte_level_tokenizer), cache(fallback_tokenizer)
 TOKENS = st.lists(st.integers(0, 330), max_size=40)
@@ -25,7 +26,7 @@ TEXTS = st.text(st.sampled_from("ab 你é🙂�\n"), max_size=12)
 def pieces(tokens: list[int], cuts: list[int]) -> list[list[int]]:
     """The tokens in parts, some of them empty."""
     ends = [0, *sorted(cut for cut in cuts if cut <= len(tokens)), len(tokens)]
-    return [tokens[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [tokens[start:end] for start, end in pairwise(ends)]
 
 
 @given(TOKENS, CUTS, st.booleans())
