@@ -86,11 +86,13 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
 
     ``steps``: how many tokens each request has generated. A row's result follows from its logits, its parameters, its
     seed and its step alone: the random number is a hash of seed and step, so neither the batch nor a preemption changes
-    it. Nothing is copied to the host. Scores of barred tokens are overwritten with -inf: take `raw_logprobs` before.
+    it. Nothing is copied to the host.
     """
-    for row, (one, step) in enumerate(zip(params, steps, strict=True)):
-        if step < one.min_tokens and one.barred:
-            logits[row, list(one.barred)] = -torch.inf
+    held = [row for row, (one, step) in enumerate(zip(params, steps, strict=True)) if step < one.min_tokens]
+    if held:
+        logits = logits.clone()
+        for row in held:
+            logits[row, list(params[row].barred)] = -torch.inf
     largest, tokens = _largest(logits)
     broken = ~torch.isfinite(largest)
     drawn = [row for row, one in enumerate(params) if one.temperature > 0]

@@ -80,20 +80,20 @@ class CompletionShape:
 
     def _told(self, index: int, tokens: Sequence[SampledToken]) -> Facts:
         """Logprobs of tokens as this route writes them: a list for each thing."""
-        names = [self._tokenizer.token_text(each.token) for each in tokens]
+        tokenizer = self._tokenizer
+        names = [_name(tokenizer, each.token) for each in tokens]
         offset, offsets = self._offsets.get(index, 0), []
-        for name in names:
+        for each in tokens:
             offsets.append(offset)
-            offset += len(name)
+            offset += len(tokenizer.token_text(each.token))
         self._offsets[index] = offset
-        found = [each.logprobs for each in tokens]
-        tops = []
+        values, tops = [], []
         for each, name in zip(tokens, names, strict=True):
             assert each.logprobs is not None
-            # Different tokens may be written alike; the likelier one stays, and the sampled one in any case.
-            top = {self._tokenizer.token_text(token): value for token, value in reversed(each.logprobs.top)}
+            values.append(each.logprobs.logprob)
+            # Where two tokens are written alike, the likelier one stays; the sampled one in any case.
+            top = {_name(tokenizer, token): value for token, value in reversed(each.logprobs.top)}
             tops.append(top | {name: each.logprobs.logprob})
-        values = [each.logprob for each in found if each is not None]
         return {"text_offset": offsets, "token_logprobs": values, "tokens": names, "top_logprobs": tops}
 
 
@@ -150,6 +150,15 @@ class ChatShape:
     def _token(self, token: int, value: float) -> Facts:
         own = self._tokenizer.token_bytes(token)
         return {"token": own.decode("utf-8", "replace"), "logprob": value, "bytes": list(own)}
+
+
+def _name(tokenizer: ServerTokenizer, token: int) -> str:
+    """A token's text; a part of a character as its bytes, ``bytes:\\xc3``, as OpenAI writes it."""
+    own = tokenizer.token_bytes(token)
+    try:
+        return own.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
 
 
 def usage_of(prompt_tokens: int, outputs: Sequence[Output]) -> Facts:
