@@ -16,21 +16,25 @@ class Stop:
     """What ends an output early: token ids, and strings in the text that ``decode`` makes of it.
 
     A stop string is looked for in the end of the text that the last token could have completed: at most one token a
-    character of the longest string, and a few before them, so that characters split over tokens come out whole.
+    character of the longest string, and a few before them, so that characters split over tokens come out whole. Nothing
+    ends an output that has at most ``min_tokens`` tokens.
     """
 
     token_ids: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
     decode: Decode | None = None
+    min_tokens: int = 0
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Whether the last of ``tokens`` ends the output."""
+        if len(tokens) <= self.min_tokens:
+            return False
         if tokens[-1] in self.token_ids:
             return True
         if not self.strings or self.decode is None:
             return False
         longest = max(len(string.encode()) for string in self.strings)
-        text = self.decode(tokens[-longest - 4 :])
+        text = self.decode(tokens[max(self.min_tokens, len(tokens) - longest - 4) :])
         return any(string in text for string in self.strings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from loratory.executor.generation import Generation
 from loratory.executor.graphs import DecodeGraphs
 from loratory.executor.kv_cache import KVCache
 from loratory.executor.model import Model
-from loratory.executor.sampling import TokenLogprobs, sample
+from loratory.executor.sampling import TokenLogprobs, raw_logprobs, sample, token_logprobs
 from loratory.serving.plan import StepPlan
 
 
@@ -22,11 +22,12 @@ from loratory.serving.plan import StepPlan
 class StepTokens:
     """A step's result: the next token of each request that got one, and the requests whose logits were not finite.
 
-    ``logprobs``: of the requests that asked for them."""
+    ``logprobs``: how likely the tokens were, of the requests that asked for it.
+    """
 
     tokens: Mapping[str, int]
     broken: tuple[str, ...] = ()
-    logprobs: Mapping[str, TokenLogprobs] | None = None
+    logprobs: Mapping[str, TokenLogprobs] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -65,16 +66,19 @@ class ModelRunner:
         if not ids:
             return StepTokens({})
         picked = [generations[request_id] for request_id in ids]
-        sampled = sample(logits, [g.sampling for g in picked], [len(g.tokens) for g in picked])
+        params = [g.sampling for g in picked]
+        raw = raw_logprobs(logits, params)
+        sampled = sample(logits, params, [len(g.tokens) for g in picked])
         tokens, broken = sampled.tokens.tolist(), sampled.broken.tolist()
+        told = {ids[row]: token_logprobs(all_, tokens[row], params[row].logprobs or 0) for row, all_ in raw.items()}
         if self._unproven:
             self._unproven.difference_update(ids)
         if not any(broken):
-            return StepTokens(dict(zip(ids, tokens, strict=True)))
+            return StepTokens(dict(zip(ids, tokens, strict=True)), (), told)
         good = {name: token for name, token, bad in zip(ids, tokens, broken, strict=True) if not bad}
         bad_ids = tuple(name for name, bad in zip(ids, broken, strict=True) if bad)
         self._unproven.update(bad_ids)
-        return StepTokens(good, bad_ids)
+        return StepTokens(good, bad_ids, told)
 
     def free(self, request_id: str) -> None:
         """Take back a request's KV blocks; nothing if it has none.

@@ -35,13 +35,18 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_p``: keep the smallest set of most likely tokens with this probability.
     ``top_k``: keep this many most likely tokens; 0 or -1 keeps all. Tokens as likely as the last one kept are kept as
-    well. ``seed``: the same one gives the same output in any batch. Raises `InputError` for a value out of range.
+    well. ``seed``: the same one gives the same output in any batch. ``logprobs``: tell how likely each token was, and
+    so many of the most likely ones; None tells nothing. The first ``min_tokens`` tokens are none of ``barred``. Raises
+    `InputError` for a value out of range.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    logprobs: int | None = None
+    min_tokens: int = 0
+    barred: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
@@ -50,6 +55,10 @@ class SamplingParams:
             raise InputError(f"top_p is {self.top_p}: give a number above 0 and at most 1")
         if self.top_k < -1:
             raise InputError(f"top_k is {self.top_k}: give a whole number above 0, or 0 for all tokens")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise InputError(f"logprobs is {self.logprobs}: give a whole number of at least 0, or leave it out")
+        if self.min_tokens < 0:
+            raise InputError(f"min_tokens is {self.min_tokens}: give a whole number of at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,11 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
     seed and its step alone: the random number is a hash of seed and step, so neither the batch nor a preemption changes
     it. Nothing is copied to the host.
     """
+    held = [row for row, (one, step) in enumerate(zip(params, steps, strict=True)) if step < one.min_tokens]
+    if held:
+        logits = logits.clone()
+        for row in held:
+            logits[row, list(params[row].barred)] = -torch.inf
     largest, tokens = _largest(logits)
     broken = ~torch.isfinite(largest)
     drawn = [row for row, one in enumerate(params) if one.temperature > 0]
@@ -99,6 +113,28 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
     draws = uniform(seeds, np.array([steps[row] for row in drawn], dtype=np.uint64))
     columns = _draw(scores.exp_(), torch.from_numpy(draws).to(device).unsqueeze(1))
     return Sampled(tokens.index_copy(0, rows, columns), broken)
+
+
+def raw_logprobs(logits: Tensor, params: Sequence[SamplingParams]) -> dict[int, Tensor]:
+    """The logarithms of all probabilities, (vocab,) float32, of each row that asks for logprobs; empty where none does.
+
+    Raw: before temperature, top_k, top_p and `SamplingParams.barred`, as vLLM reports them.
+    """
+    asked = [row for row, one in enumerate(params) if one.logprobs is not None]
+    if not asked:
+        return {}
+    rows = torch.tensor(asked, device=logits.device)
+    return dict(zip(asked, torch.log_softmax(logits.index_select(0, rows).float(), -1).unbind(0), strict=True))
+
+
+def token_logprobs(logprobs: Tensor, token: int, top: int) -> TokenLogprobs:
+    """How likely ``token`` was among all ``logprobs`` (vocab,), with the ``top`` most likely tokens."""
+    own = logprobs[token]
+    rank = 1 + int((logprobs > own).sum())
+    if not top:
+        return TokenLogprobs(float(own), rank)
+    best = logprobs.topk(min(top, len(logprobs)))
+    return TokenLogprobs(float(own), rank, tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:

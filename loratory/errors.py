@@ -60,6 +60,10 @@ class UnknownAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
     """A name that was never registered; the text names the nearest."""
 
 
+class RemovedAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
+    """A version that a known name does not have, or has no more; also a known name without versions."""
+
+
 class RefusedAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
     """The adapter of one request cannot be served; that request is refused, and no other is affected."""
 

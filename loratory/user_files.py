@@ -49,15 +49,13 @@ def adapter_cache(folder: Path | None = None, size: str | None = None) -> Iterat
         yield cache
 
 
-def size_bytes(text: str) -> int:
-    """The bytes that a text such as ``20GiB``, ``500 MB`` or ``1000`` means.
+def size_bytes(text: str, option: str = f"--cache-size (or {CACHE_SIZE_VARIABLE})") -> int:
+    """The bytes that a text such as ``20GiB``, ``500 MB`` or ``1000`` means. ``option``: where it was given.
 
     >>> size_bytes("1.5 KiB")
     1536
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match.group(2) not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
-        raise InputError(
-            f"--cache-size (or {CACHE_SIZE_VARIABLE}) is {text!r}, which is not a size above 0: write 20GiB or 500MB"
-        )
+        raise InputError(f"{option} is {text!r}, which is not a size above 0: write 20GiB or 500MB")
     return size

@@ -204,7 +204,8 @@ class EngineLoop:
         stream = self._streams.get(request_id)
         if stream is not None:
             stream.put(token)
-            self._touched.add(stream)
+            if not stream.whole:
+                self._touched.add(stream)
         if self._told is not None:
             self._told(request_id, token.at_s)
 

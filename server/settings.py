@@ -20,6 +20,9 @@ class ServerSettings:
     ``objectives``: priority by the name in the header ``x-llm-d-inference-objective``. ``record``: the folder that
     gets the recording. ``shadow``: a policy that is asked beside the live one. ``drain_s``: seconds that a SIGTERM
     leaves the requests in flight. ``profile``: a measured cost profile for policies and recordings.
+    ``kv_memory``: a size such as 4GiB for KV blocks, where ``engine`` does not name ``num_gpu_blocks``.
+    ``target_modules``: that adapter slots have room for; empty: all linear layers. ``base_model_names``: further names
+    under which the registry's adapters know the base model. ``log_json``: log lines are JSON.
     """
 
     checkpoint: str
@@ -46,3 +49,7 @@ class ServerSettings:
     policy_timeout_s: float = 10.0
     profile: Path | None = None
     max_body_bytes: int = 16_000_000
+    kv_memory: str | None = None
+    target_modules: tuple[str, ...] = ()
+    base_model_names: tuple[str, ...] = ()
+    log_json: bool = False

@@ -23,14 +23,18 @@ class TokenStream:
 
     It never makes the engine wait: a reader that does not read leaves at most the request's ``max_tokens`` tokens here.
     The engine's thread calls `put` and `finish`, then `wake` once a step for all streams of an event loop
-    (`loratory.server.engine_loop`); a coroutine of ``loop`` calls `take`.
+    (`loratory.server.engine_loop`); a coroutine of ``loop`` calls `take`, or waits for ``ready`` and calls `pop`.
+    Several streams may share ``ready``. With ``whole`` the reader is woken at the end alone.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ready: asyncio.Event | None = None, *, whole: bool = False
+    ) -> None:
         self.loop = loop
-        self._tokens: deque[SampledToken] = deque()
+        self.ready = asyncio.Event() if ready is None else ready
+        self.whole = whole
+        self._tokens: deque[SampledToken] = deque()  # appended at one end by one thread, taken at the other by another
         self._finish: Finish | None = None
-        self._ready = asyncio.Event()
 
     def put(self, token: SampledToken) -> None:
         """A token was sampled. In the engine's thread."""
@@ -42,12 +46,16 @@ class TokenStream:
 
     def wake(self) -> None:
         """There may be something to take. In the thread of ``loop``."""
-        self._ready.set()
+        self.ready.set()
+
+    def pop(self) -> tuple[list[SampledToken], Finish | None]:
+        """All that has come since the last call; with the finish, nothing follows."""
+        finish = self._finish  # before the tokens: what comes between the two lines is taken by the next call
+        tokens = self._tokens
+        return [tokens.popleft() for _ in range(len(tokens))], finish
 
     async def take(self) -> tuple[list[SampledToken], Finish | None]:
-        """All that has come since the last call, waiting for something; with the finish, nothing follows."""
-        await self._ready.wait()
-        self._ready.clear()
-        finish = self._finish  # before the tokens: what comes between the two lines is taken by the next call
-        waiting = self._tokens
-        return [waiting.popleft() for _ in range(len(waiting))], finish
+        """The same, waiting for something."""
+        await self.ready.wait()
+        self.ready.clear()
+        return self.pop()

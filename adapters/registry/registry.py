@@ -19,7 +19,7 @@ from loratory.adapters.registry.database import Database
 from loratory.adapters.registry.rows import Statements, to_change, to_record
 from loratory.adapters.registry.tables import SCHEMA_VERSION, Tables
 from loratory.adapters.registry.writer import RegistryWriter
-from loratory.errors import InputError, UnknownAdapter
+from loratory.errors import InputError, RemovedAdapter, UnknownAdapter
 from loratory.serving.lora import LoRARequest
 
 
@@ -156,7 +156,7 @@ class Registry:
     def resolve(self, ref: str) -> AdapterRecord:
         """The record ``name`` (its default version) or ``name@version`` means now. Nothing is cached.
 
-        Raises `UnknownAdapter` when the name was never registered, plain `InputError` when what it means is removed.
+        Raises `UnknownAdapter` when the name was never registered, `RemovedAdapter` when what it means is removed.
         """
         name, version = split_ref(ref)
         self.open()
@@ -169,7 +169,7 @@ class Registry:
                 return to_record(row)
             sentence = self._sql.no_version(connection, name, version)
             known = connection.execute(self._sql.name, {"name": name}).first() is not None
-        raise InputError(sentence) if known else UnknownAdapter(sentence)
+        raise RemovedAdapter(sentence) if known else UnknownAdapter(sentence)
 
     def lora_request(self, ref: str, path: str | None = None) -> LoRARequest:
         """`resolve` as a request carries it; ``path`` is where the files are here, the source when left out."""

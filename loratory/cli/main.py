@@ -21,6 +21,7 @@ from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
 from loratory.cli.run import run_command
 from loratory.cli.scenarios import app as scenarios_app
+from loratory.cli.serve import serve_command
 from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show, table_width
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
@@ -38,6 +39,7 @@ app.command("run")(run_command)
 app.command("plan")(plan_command)
 app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
+app.command("serve")(serve_command)
 app.command("check-policy")(check_policy_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(scenarios_app, name="scenarios")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 import loratory.executor.sampling
 from loratory.errors import InputError
-from loratory.executor.sampling import SamplingParams, sample, uniform
+from loratory.executor.sampling import SamplingParams, raw_logprobs, sample, token_logprobs, uniform
 
 PARAMS = st.builds(
     SamplingParams,
@@ -137,3 +138,34 @@ def test_the_greedy_token_is_the_first_of_the_largest(rows: int, vocab: int, ran
     expected = logits.max(1)
     assert found.tokens.tolist() == expected.indices.tolist()
     assert found.broken.tolist() == (~torch.isfinite(expected.values)).tolist()
+
+
+@given(st.lists(PARAMS, min_size=1, max_size=5), st.data(), st.integers(0, 100))
+def test_logprobs_are_those_of_the_raw_scores(rows: list[SamplingParams], data: st.DataObject, seed: int) -> None:
+    asked = [data.draw(st.sampled_from([None, 0, 1, 3, 60])) for _ in rows]
+    params = [replace(one, logprobs=count) for one, count in zip(rows, asked, strict=True)]
+    scores = logits(len(rows), seed)
+    raw = raw_logprobs(scores, params)
+    tokens = sample(scores, params, [seed] * len(rows)).tokens.tolist()
+    assert [*raw] == [row for row, count in enumerate(asked) if count is not None]
+    for row, own in raw.items():
+        told = token_logprobs(own, tokens[row], params[row].logprobs or 0)
+        exact = torch.log_softmax(scores[row].double(), -1)
+        assert told.logprob == pytest.approx(float(exact[tokens[row]]), abs=1e-5)
+        assert told.rank == 1 + int((exact > exact[tokens[row]]).sum())
+        assert len(told.top) == min(params[row].logprobs or 0, 50)
+        assert [value for _, value in told.top] == pytest.approx(exact.topk(len(told.top)).values.tolist(), abs=1e-5)
+        assert all(value == pytest.approx(float(exact[token]), abs=1e-5) for token, value in told.top)
+
+
+@given(PARAMS, st.sets(st.integers(0, 49), min_size=1, max_size=49), st.integers(0, 6), st.integers(0, 100))
+def test_barred_tokens_come_only_after_min_tokens(
+    params: SamplingParams, barred: set[int], least: int, seed: int
+) -> None:
+    held = replace(params, min_tokens=least, barred=tuple(sorted(barred)))
+    for step in range(8):
+        token = int(sample(logits(1, seed), [held], [step]).tokens[0])
+        if step < least:
+            assert token not in barred
+        else:
+            assert token == int(sample(logits(1, seed), [params], [step]).tokens[0])

@@ -1,0 +1,197 @@
+"""serve: the ``loratory serve`` command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from loratory.errors import InputError, did_you_mean
+from loratory.serving.policy_watch import POLICY_TIMEOUT_S
+
+
+def serve_command(
+    checkpoint: Annotated[str, typer.Argument(help="a Hugging Face checkpoint folder, with its tokenizer")],
+    more_modules: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    policy: Annotated[str, typer.Option(help="the scheduling policy, such as fair_share:by=tenant")] = "fifo",
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 is every address of this machine")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0 takes any that is free")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="what the base model is called; may be repeated; by default its folder")
+    ] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="an adapter registry, a file or a URL: its adapters are served by name")
+    ] = None,
+    lora_modules: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH or JSON, as in vLLM: an adapter from the start; more may follow")
+    ] = None,
+    allow_runtime_lora: Annotated[
+        bool, typer.Option("--allow-runtime-lora", help="let clients load adapters that are below a --lora-root")
+    ] = False,
+    lora_root: Annotated[
+        list[Path] | None, typer.Option(help="a folder below which clients may load adapters; may be repeated")
+    ] = None,
+    base_model_name: Annotated[
+        list[str] | None, typer.Option(help="a further name under which the registry's adapters know the base model")
+    ] = None,
+    max_loras: Annotated[int | None, typer.Option(min=1, help="adapter slots; by default 8")] = None,
+    max_cpu_loras: Annotated[
+        int | None, typer.Option(min=1, help="adapters in host memory; by default as many as there are slots")
+    ] = None,
+    max_lora_rank: Annotated[int | None, typer.Option(min=1, help="largest rank; by default 16")] = None,
+    lora_target_modules: Annotated[
+        str, typer.Option(help="modules that slots have room for: all-linear, or names separated by commas")
+    ] = "all-linear",
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="most requests at once; by default 256")] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(min=1, help="most tokens in a step; by default 2048")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=2, help="longest prompt plus output; by default as long as model and memory allow")
+    ] = None,
+    num_gpu_blocks: Annotated[
+        int | None, typer.Option(min=2, help="KV blocks; by default what --kv-memory holds")
+    ] = None,
+    kv_memory: Annotated[
+        str | None, typer.Option(help="memory for KV blocks, such as 4GiB; by default a share of what is free")
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="another engine setting, KEY=VALUE; may be repeated")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model")] = None,
+    max_queue: Annotated[int, typer.Option(min=0, help="most requests that wait; others get 429")] = 1024,
+    tenant_requests: Annotated[
+        int | None, typer.Option(min=1, help="most requests in progress of one tenant; others get 429")
+    ] = None,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="longest body of a request")] = 16_000_000,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="KEY, or TENANT=KEY: a key that requests need; may be repeated")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="a file with such keys, one a line")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="NAME=PRIORITY: of x-llm-d-inference-objective; may be repeated")
+    ] = None,
+    drain_s: Annotated[float, typer.Option(min=0, help="seconds that SIGTERM leaves to requests in progress")] = 30.0,
+    policy_timeout: Annotated[
+        float, typer.Option(help="seconds that a policy may take to decide or to be imported")
+    ] = POLICY_TIMEOUT_S,
+    profile: Annotated[
+        Path | None, typer.Option(help="a profile of this machine, from loratory profile, that policies are told")
+    ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="log JSON, one object a line")] = False,
+) -> None:
+    """Serve a model and its LoRA adapters over OpenAI's HTTP interface.
+
+    A request names the base model or an adapter in its model field. SIGTERM drains: requests in progress end, new ones
+    get 503, and the command exits with 0.
+    """
+    from loratory.server.run import serve
+    from loratory.server.settings import ServerSettings
+
+    if more_modules and not lora_modules:
+        raise InputError(f"{more_modules[0]!r} follows the checkpoint: give adapters with --lora-modules NAME=PATH")
+    named = {
+        "max_loras": max_loras,
+        "max_cpu_loras": max_cpu_loras,
+        "max_lora_rank": max_lora_rank,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "max_model_len": max_model_len,
+        "num_gpu_blocks": num_gpu_blocks,
+    }
+    targets = () if lora_target_modules == "all-linear" else tuple(filter(None, lora_target_modules.split(",")))
+    serve(
+        ServerSettings(
+            checkpoint=checkpoint,
+            policy=policy,
+            host=host,
+            port=port,
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            engine=engine_settings(named, engine or ()),
+            served_names=tuple(dict.fromkeys(served_model_name or ())),
+            registry=registry,
+            lora_modules=(*(lora_modules or ()), *(more_modules or ())),
+            allow_runtime_lora=allow_runtime_lora,
+            lora_roots=tuple(lora_root or ()),
+            max_queue=max_queue,
+            tenant_requests=tenant_requests,
+            api_keys=read_api_keys([*(api_key or ()), *_lines(api_key_file)]),
+            objectives=dict(map(_objective, objective or ())),
+            drain_s=drain_s,
+            policy_timeout_s=policy_timeout,
+            profile=profile,
+            max_body_bytes=max_body_bytes,
+            kv_memory=kv_memory,
+            target_modules=targets,
+            base_model_names=tuple(base_model_name or ()),
+            log_json=log_json,
+        )
+    )
+
+
+def engine_settings(named: Mapping[str, object], given: Iterable[str]) -> dict[str, Any]:
+    """The engine's settings that were given: those with options of their own, and ``KEY=VALUE`` items."""
+    from loratory.serving.config import EngineConfig
+
+    settings = {key: value for key, value in named.items() if value is not None}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not equals or key not in EngineConfig.model_fields:
+            known = EngineConfig.model_fields
+            raise InputError(f"--engine {item!r}: {did_you_mean(key, known, 'write KEY=VALUE, such as block_size=32')}")
+        if key == "async_scheduling":
+            raise InputError("--engine async_scheduling: the executor plans a step when the one before has ended")
+        try:
+            settings[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--engine {item!r}: the value is no YAML: correct it") from None
+    return settings
+
+
+def read_api_keys(items: Iterable[str]) -> dict[str, str]:
+    """Tenant by API key, empty for a key without one. A key may end in ``=``, as base64 does.
+
+    >>> read_api_keys(["abc==", "team-a=xyz="])
+    {'abc==': '', 'xyz=': 'team-a'}
+    """
+    keys: dict[str, str] = {}
+    for item in items:
+        tenant, _, key = item.partition("=")
+        if not key.strip("="):
+            tenant, key = "", item
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise InputError("--api-key: a key has blanks or letters that no header can hold: choose another")
+        if keys.setdefault(key, tenant) != tenant:
+            raise InputError(f"--api-key: {keys[key]!r} and {tenant!r} have the same key: give each its own")
+    return keys
+
+
+def _lines(path: Path | None) -> list[str]:
+    """The lines of a file that are neither empty nor comments."""
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api-key-file {path} cannot be read ({error}): check it") from None
+    found = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not found:
+        raise InputError(f"--api-key-file {path} holds no key: write one a line")
+    return found
+
+
+def _objective(item: str) -> tuple[str, int]:
+    name, _, text = item.partition("=")
+    if not name or not re.fullmatch(r"[+-]?\d{1,18}", text):
+        raise InputError(f"--objective {item!r}: write NAME=PRIORITY with a whole number")
+    return name, int(text)

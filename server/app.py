@@ -1,0 +1,43 @@
+"""create_app: the FastAPI application of a server: its routes, errors, and the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+import loratory
+from loratory.server import lora_routes, model_routes, openai_routes
+from loratory.server.edge import Edge
+from loratory.server.lora_routes import LoadLoRA, UnloadLoRA
+from loratory.server.openai_errors import install_handlers
+from loratory.server.openai_types import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from loratory.server.server import Server
+
+BODIES = (ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, LoadLoRA, UnloadLoRA)
+"""Bodies that routes read themselves; FastAPI does not see them."""
+
+
+def create_app(server: Server) -> FastAPI:
+    """The application. It does not start the server."""
+    app = FastAPI(title="Loratory", version=loratory.__version__, docs_url=None, redoc_url=None)
+    install_handlers(app)
+    app.add_middleware(Edge, max_body_bytes=server.settings.max_body_bytes)
+    for routes in (openai_routes, model_routes, lora_routes):
+        app.include_router(routes.router(server))
+    # metrics_routes and admin_routes: app.include_router(....router(server)) comes here
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(kind, "validation") for kind in BODIES]
+            _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
+            made["components"]["schemas"] |= schemas["$defs"]
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+    return app

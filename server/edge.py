@@ -1,0 +1,77 @@
+"""Edge: what every HTTP request passes on its way in and out: its id, the limit of its body, the access log.
+
+An exception that nothing else has turned into an answer becomes a 500 in the shape of errors here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loratory.server.access_log import ACCESS
+from loratory.server.headers import REQUEST_ID, request_id_of
+from loratory.server.openai_errors import ApiError, as_api_error
+
+NOTE = "loratory.note"
+"""The key in an ASGI scope of what the access log's line says of a request."""
+
+
+class Edge:
+    """ASGI middleware. A request's id and note are ``scope[REQUEST_ID]`` and ``scope[NOTE]``."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        headers = Headers(scope=scope)
+        status = 0
+        note: dict[str, Any] = {}
+        scope[NOTE] = note
+        scope[REQUEST_ID] = ""
+        body_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal body_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                body_bytes += len(message.get("body", b""))
+                if body_bytes > self.max_body_bytes:
+                    raise self._too_long()
+            return message
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = scope[REQUEST_ID]
+            await send(message)
+
+        try:
+            scope[REQUEST_ID] = request_id_of(headers)
+            length = headers.get("content-length", "")
+            if length.isdigit() and int(length) > self.max_body_bytes:
+                raise self._too_long()
+            await self.app(scope, receive_bounded, send_marked)
+        except Exception as error:
+            answer = as_api_error(error).response()
+            note["error"] = str(error)
+            if status:  # the answer has begun: all that can be done is to break it off
+                raise
+            await answer(scope, receive, send_marked)
+        finally:
+            facts = {"method": scope["method"], "path": scope["path"], "status": status}
+            facts |= {"seconds": time.perf_counter() - begun, "request_id": scope[REQUEST_ID]} | note
+            ACCESS.info("%s %s", scope["method"], scope["path"], extra={"facts": facts})
+
+    def _too_long(self) -> ApiError:
+        told = f"the body is longer than {self.max_body_bytes:,} bytes: shorten it, or raise --max-body-bytes"
+        return ApiError(413, told, code="body_too_long")

@@ -1,0 +1,203 @@
+"""Server: all parts of one server, and `build_server`, which makes them from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loratory.adapters.fetch import AdapterFetcher
+from loratory.adapters.files.validation import FileLimits
+from loratory.adapters.registry.registry import Registry
+from loratory.adapters.registry.vllm_lora_modules import ModulePath, parse_lora_modules
+from loratory.executor.clock import Clock, RealClock
+from loratory.executor.executor import Executor
+from loratory.executor.machine import Machine
+from loratory.executor.model import Model
+from loratory.experiment.policy_spec import policy_factory
+from loratory.models.config_file import read_object
+from loratory.server.catalogue import AdapterCatalogue, ServedAdapter
+from loratory.server.cost import server_cost
+from loratory.server.engine_loop import EngineLoop
+from loratory.server.engine_settings import engine_config, target_modules
+from loratory.server.exchange import Exchange
+from loratory.server.headers import Caller
+from loratory.server.limits import Limits
+from loratory.server.registry_names import RegistryNames
+from loratory.server.sampling_fields import SamplingDefaults
+from loratory.server.settings import ServerSettings
+from loratory.server.tokenizer import ServerTokenizer
+from loratory.serving.events import AdapterRemoved, EventHandlers, Sink, combined
+from loratory.serving.request import BASE_TENANT
+from loratory.user_files import adapter_cache
+
+LOG = logging.getLogger("loratory.server")
+
+RECENT_IDS = 10_000
+"""Request ids of clients that are remembered, so that one used again gets a suffix: the engine's ids are unique."""
+
+STOP_S = 10.0
+"""Seconds that the step in progress may take when the server stops."""
+
+
+class Server:
+    """One server. `build_server` makes it, `start` begins, `close` ends; between them it belongs to one event loop.
+
+    ``metrics``, ``admin``, ``recording`` and ``shadow`` are there where the settings ask for them.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        machine: Machine,
+        executor: Executor,
+        loop: EngineLoop,
+        clock: Clock,
+        tokenizer: ServerTokenizer,
+        catalogue: AdapterCatalogue,
+        defaults: SamplingDefaults,
+        modules: tuple[ModulePath, ...],
+        resources: ExitStack,
+    ) -> None:
+        self.settings = settings
+        self.machine = machine
+        self.executor = executor
+        self.loop = loop
+        self.clock = clock
+        self.tokenizer = tokenizer
+        self.catalogue = catalogue
+        self.defaults = defaults
+        self.metrics: Any = None
+        self.admin: Any = None
+        self.recording: Any = None
+        self.shadow: Any = None
+        self.started_unix = time.time()
+        self.draining = False
+        self.context_limit = executor.engine.ledger.context_limit
+        """Tokens that prompt and output of a request may have."""
+        self.eos_token_ids = frozenset(machine.model.config.eos_token_ids) | tokenizer.eos_token_ids
+        self.limits = Limits(settings.max_queue, settings.tenant_requests, self._running)
+        self._modules = modules
+        self._resources = resources
+        self._recent: OrderedDict[str, None] = OrderedDict()
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    @property
+    def policy_spec(self) -> str:
+        """The policy in force."""
+        return self.executor.policy_spec
+
+    @property
+    def name(self) -> str:
+        """What the base model is called in answers."""
+        return self.catalogue.base_names[0]
+
+    async def start(self) -> None:
+        """Begin to run steps, and give the engine the adapters of the command line. Raises `InputError` for them."""
+        self._event_loop = asyncio.get_running_loop()
+        self.loop.start()
+        for module in self._modules:
+            await self.catalogue.load_module(module)
+
+    def exchange(self, prefix: str, caller: Caller, adapter: ServedAdapter | None) -> Exchange:
+        """A request on its way; its id is made of ``prefix`` and the client's."""
+        # As in scenarios, an adapter whose tenant nobody names is its own tenant, whatever its version.
+        own = BASE_TENANT if adapter is None else adapter.tenant or adapter.name
+        request_id = f"{prefix}-{caller.request_id}"
+        if request_id in self._recent:
+            request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
+        self._recent[request_id] = None
+        if len(self._recent) > RECENT_IDS:
+            self._recent.popitem(last=False)
+        return Exchange(self.loop, self.limits, self.tokenizer, caller, adapter, caller.tenant or own, request_id)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more requests; return when those in progress have ended, or when the seconds have passed."""
+        self.draining = True
+        until = asyncio.get_running_loop().time() + seconds
+        self.limits.draining_s = seconds
+        while self.limits.in_progress and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
+
+    def stop(self) -> bool:
+        """End the engine's thread; what is in progress ends as aborted. False where its step takes too long."""
+        self.draining = True
+        self.limits.draining_s = 1.0
+        return self.loop.stop(STOP_S)
+
+    def close(self) -> None:
+        """Stop, and give back threads, memory and files. Further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stop()
+        self.executor.close()
+        self.catalogue.close()
+        self.tokenizer.close()
+        self._resources.close()
+
+    def forget(self, name: str) -> None:
+        """The engine has forgotten an adapter. In the engine's thread."""
+        if self._event_loop is not None and not self._event_loop.is_closed():
+            self._event_loop.call_soon_threadsafe(self.catalogue.removed, name)
+
+    def _running(self) -> tuple[int, int]:
+        ledger = self.executor.engine.ledger
+        return len(ledger.running), ledger.seq_budget + len(ledger.running)
+
+
+def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server:
+    """Load the checkpoint and make all parts. Raises `InputError` for what the settings get wrong.
+
+    Slots, KV blocks and the policy are made here; adapters come when the server has started.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    modules = parse_lora_modules(settings.lora_modules)
+    policy = policy_factory(settings.policy, settings.policy_timeout_s)
+    folder = Path(settings.checkpoint)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Model.load(folder, settings.dtype, device)
+    tokenizer = ServerTokenizer.load(folder)
+    targets = target_modules(settings)
+    config = engine_config(settings, model, targets)
+    machine = Machine(model, config, {}, targets, lora=True)
+    clock = clock or RealClock()
+    servers: list[Server] = []
+    sinks: list[Sink] = [EventHandlers({AdapterRemoved: lambda event: servers[0].forget(event.adapter)})]
+    # metrics and recording: their sinks come here
+    executor = machine.executor(
+        (), policy(), server_cost(settings, machine), clock,
+        sink=combined(*sinks), policy_timeout_s=settings.policy_timeout_s, remake=policy,
+    )  # fmt: skip
+    loop = EngineLoop(executor)
+    with ExitStack() as resources:
+        names = None
+        if settings.registry is not None:
+            registry = Registry(settings.registry, create=False)
+            registry.open()
+            names = RegistryNames(registry)
+        cache = resources.enter_context(adapter_cache())
+        limits = FileLimits(max_lora_rank=config.max_lora_rank, base=model.shape)
+        served = settings.served_names or (folder.resolve().name,)
+        aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
+        if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
+            aliases.append(own)
+        catalogue = AdapterCatalogue(AdapterFetcher(cache, limits), loop, served, model.dtype.itemsize, names, aliases)
+        server = Server(
+            settings, machine, executor, loop, clock, tokenizer, catalogue, SamplingDefaults.read(folder), modules,
+            resources.pop_all(),
+        )  # fmt: skip
+    servers.append(server)
+    # metrics, admin, shadow: server.metrics = ..., where settings ask for them
+    return server
