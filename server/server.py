@@ -17,10 +17,11 @@ from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.registry.registry import Registry
 from loratory.adapters.registry.vllm_lora_modules import ModulePath, parse_lora_modules
+from loratory.executor.checkpoint import Checkpoint
 from loratory.executor.clock import Clock, RealClock
 from loratory.executor.executor import Executor
 from loratory.executor.machine import Machine
-from loratory.executor.model import Model
+from loratory.executor.model import Model, resolve_device
 from loratory.experiment.policy_spec import policy_factory
 from loratory.models.config_file import read_object
 from loratory.server.catalogue import AdapterCatalogue, ServedAdapter
@@ -32,6 +33,7 @@ from loratory.server.headers import Caller
 from loratory.server.limits import Limits
 from loratory.server.registry_names import RegistryNames
 from loratory.server.sampling_fields import SamplingDefaults
+from loratory.server.serving_dtype import serving_dtype
 from loratory.server.settings import ServerSettings
 from loratory.server.tokenizer import ServerTokenizer
 from loratory.serving.events import AdapterRemoved, EventHandlers, Sink, combined
@@ -167,7 +169,9 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Model.load(folder, settings.dtype, device)
+    checkpoint = Checkpoint.open(folder)
+    dtype = serving_dtype(settings.dtype, checkpoint.config, device)
+    model = Model(checkpoint.config, checkpoint, dtype, resolve_device(device))
     tokenizer = ServerTokenizer.load(folder)
     targets = target_modules(settings)
     config = engine_config(settings, model, targets)

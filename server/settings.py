@@ -29,7 +29,7 @@ class ServerSettings:
     policy: str = "fifo"
     host: str = "127.0.0.1"
     port: int = 8000
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     device: str = "auto"
     threads: int | None = None
     engine: Mapping[str, object] = field(default_factory=dict)

@@ -64,7 +64,12 @@ def serve_command(
     engine: Annotated[
         list[str] | None, typer.Option("--engine", help="another engine setting, KEY=VALUE; may be repeated")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "bfloat16",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16 or float16; auto is the checkpoint's, but float32 on a CPU that only emulates it"
+        ),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model")] = None,
     max_queue: Annotated[int, typer.Option(min=0, help="most requests that wait; others get 429")] = 1024,
