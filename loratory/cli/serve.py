@@ -67,7 +67,7 @@ def serve_command(
     dtype: Annotated[
         str,
         typer.Option(
-            help="auto, float32, bfloat16 or float16; auto is the checkpoint's, but float32 on a CPU that only emulates it"
+            help="auto, float32, bfloat16 or float16; auto: the checkpoint's, or float32 where the CPU emulates that"
         ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
