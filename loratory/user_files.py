@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 REGISTRY_VARIABLE = "LORATORY_REGISTRY"
 CACHE_VARIABLE = "LORATORY_CACHE"
 CACHE_SIZE_VARIABLE = "LORATORY_CACHE_SIZE"
+MODELS_VARIABLE = "LORATORY_MODELS"
 
 DEFAULT_CACHE_SIZE = "64GiB"
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -33,7 +34,17 @@ def user_cache() -> Path:
     """The folder of downloaded adapters: the one `CACHE_VARIABLE` names, or the user's own; nothing is created."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory" / "adapters"
+    return _cache() / "adapters"
+
+
+def user_models() -> Path:
+    """The folder of released models: the one `MODELS_VARIABLE` names, or the user's own; nothing is created."""
+    named = os.environ.get(MODELS_VARIABLE)
+    return Path(named) if named else _cache() / "models"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loratory"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,35 @@ def test_the_program_prints_a_row_for_each_size_and_policy(tmp_path: Path) -> No
     assert [row[:2] for row in rows] == [[slots, policy] for slots in ("4", "64") for policy in policies]
     hits = [float(row[4].rstrip("%")) for row in rows]
     assert max(hits[:2]) < min(hits[2:]), "more slots, more hits"
+
+
+def test_adapters_are_trained_and_registered(tmp_path: Path) -> None:
+    """On a tiny random model, two steps each: files that a registry accepts; one that is there is left as it is."""
+    pytest.importorskip("peft", reason="training needs torch and PEFT")
+    from loratory.adapters.fetch import AdapterFetcher
+    from loratory.adapters.files.validation import FileLimits
+    from loratory.adapters.sources.cache import AdapterCache
+    from loratory.executor.random_checkpoint import model_config, random_checkpoint
+
+    config = model_config("tiny-llama")
+    random_checkpoint(tmp_path / "model", config)
+    out = tmp_path / "adapters"
+
+    def train(*names: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, EXAMPLES / "train_adapters.py", tmp_path / "model", out, *names, "--steps", "2"]
+        return subprocess.run(program, capture_output=True, text=True)
+
+    first = train("json", "one-word")
+    assert first.returncode == 0, first.stderr
+    fetcher = AdapterFetcher(AdapterCache(tmp_path / "cache"), FileLimits(base=config.shape))
+    ranks = {name: fetcher.verified(name, str(out / name), None).description.rank for name in ("json", "one-word")}
+    assert ranks == {"json": 8, "one-word": 4}
+    settings = json.loads((out / "json" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "model")
+    weights = out / "json" / "adapter_model.safetensors"
+    before = (weights.read_bytes(), weights.stat().st_mtime_ns)
+    again = train("json")
+    assert again.returncode == 0 and again.stdout == f"json: {out / 'json'} is there already\n"
+    assert (weights.read_bytes(), weights.stat().st_mtime_ns) == before
+    wrong = train("jsn")
+    assert wrong.returncode == 2 and "did you mean 'json'?" in wrong.stderr

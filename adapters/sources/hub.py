@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,10 @@ class HubSource:
 
     def listing(self) -> RemoteListing:
         """The adapter's files at the revision's commit, with sha256 (LFS) or git's blob id."""
+        return self.listing_of(lambda present: choose(self.label, present, self.limits))
+
+    def listing_of(self, chosen: Callable[[Collection[str]], Iterable[str]]) -> RemoteListing:
+        """Those of the folder's files that ``chosen`` picks by name, in its order, at the revision's commit."""
         hub = _huggingface_hub()
         with _in_words(self.label):
             api = _api(hub)
@@ -61,8 +65,8 @@ class HubSource:
                     files[name] = entry
                 if len(files) > self.limits.max_files:
                     break
-        chosen = choose(self.label, files, self.limits)
-        return RemoteListing(tuple(self._file(hub, api.endpoint, files[name], commit) for name in chosen), commit)
+        picked = tuple(self._file(hub, api.endpoint, files[name], commit) for name in chosen(files))
+        return RemoteListing(picked, commit)
 
     def _file(self, hub: Any, endpoint: str, entry: Any, commit: str) -> RemoteFile:
         checksum = Checksum("sha256", entry.lfs.sha256) if entry.lfs else Checksum("git-sha1", entry.blob_id)

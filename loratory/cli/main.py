@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 
 from loratory.cli.adapters import app as adapters_app
 from loratory.cli.check_policy import check_policy_command
+from loratory.cli.models import app as models_app
 from loratory.cli.plan import plan_command
 from loratory.cli.profile import profile_command
 from loratory.cli.reproduce import reproduce_command
@@ -42,6 +43,7 @@ app.command("profile")(profile_command)
 app.command("serve")(serve_command)
 app.command("check-policy")(check_policy_command)
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(models_app, name="models")
 app.add_typer(scenarios_app, name="scenarios")
 app.add_typer(traces_app, name="traces")
 

@@ -71,8 +71,8 @@ SETTINGS = ("--set", "workload.duration_s=2", "--set", "seeds=[0]", "--no-decisi
 PLANS = ("--set", "workload.duration_s=2", "--set", "plan.details=false", "--set", "plan.space={}", "--jobs", "1")
 """Settings of the plans that other pages than docs/planning.md show."""
 
-HEAVY = ("profile", "--on", "replay", "results/sim", "results/SIM", "NAME", "reproduce")
-"""Commands with one of these words are parsed, not run: they need minutes, a model, or a folder measured on one."""
+HEAVY = ("get", "profile", "--on", "replay", "results/sim", "results/SIM", "NAME", "reproduce")
+"""Commands with one of these words are parsed, not run: they need minutes, a model, a network, or a measured folder."""
 
 
 def block_of(page: str, begins: str) -> str:
