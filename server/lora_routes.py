@@ -97,15 +97,16 @@ def confined(path: str, roots: Iterable[Path]) -> Path:
 
     The answer does not tell whether there is anything at a path outside.
     """
-    roots = tuple(roots)
-    try:
-        for root in roots:
+    inside = False
+    for root in roots:
+        try:
             folder = (root / path).resolve()  # an absolute path stays what it is
-            if folder != root and folder.is_relative_to(root) and (folder.is_dir() or len(roots) == 1):
+            below = folder.is_relative_to(root)
+            if below and folder != root and folder.is_dir():
                 return folder
-        inside = any((root / path).resolve().is_relative_to(root) for root in roots)
-    except (OSError, ValueError, RuntimeError):
-        raise ApiError(400, "lora_path is no path: correct it", param="lora_path") from None
+        except (OSError, ValueError, RuntimeError):
+            raise ApiError(400, "lora_path is no path: correct it", param="lora_path") from None
+        inside |= below
     if inside:
         raise ApiError(400, "lora_path is no folder below --lora-root: check it", param="lora_path")
     raise ApiError(403, "lora_path is not below a --lora-root of this server: move the adapter", param="lora_path")

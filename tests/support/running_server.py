@@ -6,11 +6,12 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -19,6 +20,8 @@ from loratory.server.lifetime import Lifetime
 from loratory.server.run import bind
 from loratory.server.server import Server, build_server
 from loratory.server.settings import ServerSettings
+
+T = TypeVar("T")
 
 PATIENCE_S = 30.0
 """Seconds after which what a test waits for counts as never coming."""
@@ -60,9 +63,10 @@ class RunningServer:
         self.url = ""
         self.failure: BaseException | None = None
         self._ready = threading.Event()
-        self._go = threading.Event()
-        self._go.set()
-        self.steps = 0
+        self._holding = False
+        self._steps = threading.Semaphore(0)
+        self.computed = 0
+        """Steps that the model has computed."""
 
     def __enter__(self) -> Self:
         self._listening = bind(self.settings.host, self.settings.port)
@@ -81,7 +85,7 @@ class RunningServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.http.close()
-        self._go.set()
+        self._holding = False
         self.stop()
         if kind is not None:
             self.stop()
@@ -97,12 +101,32 @@ class RunningServer:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within, the engine's thread waits before it computes a step."""
-        self._go.clear()
+        """Within, the model computes a step only where `step` or `meanwhile` let it."""
+        self._holding = True
         try:
             yield
         finally:
-            self._go.set()
+            self._holding = False
+
+    def step(self, count: int = 1) -> None:
+        """While steps are held back: let the model compute ``count`` of them, and wait until it has."""
+        wanted = self.computed + count
+        for _ in range(count):
+            self._steps.release()
+        self.until(lambda: self.computed >= wanted)
+
+    def meanwhile(self, ask: Callable[[], T]) -> T:
+        """While steps are held back: the answer to what the engine takes in between two steps; few steps are made."""
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(ask)
+
+            def answered() -> bool:
+                if self.server.loop._mailbox:
+                    self._steps.release()
+                return asked.done()
+
+            self.until(answered)
+            return asked.result()
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         """POST JSON."""
@@ -149,9 +173,11 @@ class RunningServer:
         run = runner.run
 
         def waits(*arguments: Any) -> Any:
-            assert self._go.wait(PATIENCE_S)
-            self.steps += 1
-            return run(*arguments)
+            while self._holding and not self._steps.acquire(timeout=0.01):
+                pass
+            computed = run(*arguments)
+            self.computed += 1
+            return computed
 
         runner.run = waits  # type: ignore[method-assign]
 
