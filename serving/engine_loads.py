@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Loaded, LoadStarted
+from loratory.serving.events import Loaded, LoadFailed, LoadStarted
 from loratory.serving.ledger import Ledger
 from loratory.serving.plan import StepPlan
 from loratory.serving.policy_runner import PolicyRunner
@@ -66,6 +66,8 @@ class EngineLoads:
         """A load failed, and with it the requests that need the adapter; a failed prefetch fails none."""
         ledger = self._ledger
         state = ledger.adapters[name]
+        if (tell := self._announcer.sink_handler(LoadFailed)) is not None:
+            tell(LoadFailed(ledger.now, name, why, prefetch))
         if prefetch:
             state.prefetching = False
             if state.tier in ("disk", "remote"):
