@@ -109,6 +109,8 @@ class Counts:
         self.batch_adapters = 0
         self.prompt_tokens = 0
         self.output_tokens = 0
+        self.hits = 0
+        self.misses = 0
         self.preemptions: Counter[str] = Counter()
         self.ended: Counter[tuple[str, str]] = Counter()
         """By status and word (`loratory.server.end_reasons`)."""

@@ -115,6 +115,11 @@ class ServerMetrics:
         with self._rendering:  # scrapes take turns: each makes as much garbage as there are series
             return self._exposition.text(accept)
 
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since it was made."""
+        return self._exposition.uptime_s
+
     def public_name(self, adapter: str | None) -> str:
         """What clients call an adapter of the engine, or the base model."""
         return self.counts.model_name if adapter is None else self._public_name(adapter)
@@ -180,8 +185,10 @@ class ServerMetrics:
             self._dequeued(live.tenant)
             if event.hit is not None:
                 if event.hit:
+                    counts.hits += 1
                     live.adapter.hits += 1
                 else:
+                    counts.misses += 1
                     live.adapter.misses += 1
         live.running = True
         counts.waiting -= 1
