@@ -9,7 +9,7 @@ from loratory.errors import InputError
 from loratory.serving.adapter_limits import pinned_problem
 from loratory.serving.engine_adapters import adapter_state
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import AdapterAdded, AdapterRemoved
+from loratory.serving.events import AdapterAdded, AdapterPinned, AdapterRemoved
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.policy_runner import PolicyRunner
@@ -133,6 +133,7 @@ class AdapterChanges:
             state.pinned = True
             self._ledger.slots.idle.pop(name, None)
             self._runner.ask = True
+            self._tell_pinned(name, True)
         answer("")
 
     def _unpin(self, name: str, answer: Answer) -> None:
@@ -143,6 +144,7 @@ class AdapterChanges:
             if state.tier == "gpu" and not state.running:
                 self._ledger.slots.idle[name] = state
             self._runner.ask = True
+            self._tell_pinned(name, False)
         answer("")
 
     def _preload(self, name: str, answer: Answer) -> None:
@@ -159,6 +161,10 @@ class AdapterChanges:
         outcome = ledger.load(name)
         self._runner.ask = True
         answer("" if outcome.ok else _REFUSED.get(str(outcome.why), str(outcome.why)))
+
+    def _tell_pinned(self, name: str, pinned: bool) -> None:
+        if (tell := self._announcer.sink_handler(AdapterPinned)) is not None:
+            tell(AdapterPinned(self._ledger.now, name, pinned))
 
     def _known(self, name: str, answer: Answer) -> AdapterState | None:
         state = self._ledger.adapters.get(name)

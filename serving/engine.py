@@ -50,7 +50,7 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.engine_loads import EngineLoads
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Arrived, Handler, PolicySwapped, Served, Sink, Stepped
+from loratory.serving.events import Arrived, Handler, HostEvicted, PolicySwapped, Served, Sink, Stepped
 from loratory.serving.eviction import SCORERS
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
@@ -114,6 +114,8 @@ class Engine:
         self._announcer = Announcer(sink, policy, members)
         self._runner = PolicyRunner(self.ledger, self._announcer, members.victim)
         self._loads = EngineLoads(self.ledger, self._announcer, self._runner)
+        if (tell := self._announcer.sink_handler(HostEvicted)) is not None:
+            self.ledger.host_cache.tell = lambda name: tell(HostEvicted(self.ledger.now, name))
         self.adapters = AdapterChanges(
             self.ledger, self._runner, self._announcer, lambda each: self._inbox.append(each)
         )

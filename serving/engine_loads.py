@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loratory.serving.event_dispatch import Announcer
-from loratory.serving.events import Loaded, LoadStarted
+from loratory.serving.events import Loaded, LoadFailed, LoadStarted
 from loratory.serving.ledger import Ledger
 from loratory.serving.plan import StepPlan
 from loratory.serving.policy_runner import PolicyRunner
@@ -52,7 +52,9 @@ class EngineLoads:
     def done(self, name: str, prefetch: bool) -> None:
         """A load or prefetch that no step waited for has ended."""
         ledger = self._ledger
-        state = ledger.adapters[name]
+        state = ledger.adapters.get(name)
+        if state is None:  # a prefetch that a load had overtaken; then the adapter was removed
+            return
         if prefetch:
             if state.tier in ("disk", "remote") and state.prefetching:
                 ledger.host_cache.rest(state)
@@ -65,7 +67,11 @@ class EngineLoads:
     def failed(self, name: str, why: str, prefetch: bool) -> None:
         """A load failed, and with it the requests that need the adapter; a failed prefetch fails none."""
         ledger = self._ledger
-        state = ledger.adapters[name]
+        state = ledger.adapters.get(name)
+        if state is None:
+            return
+        if (tell := self._announcer.sink_handler(LoadFailed)) is not None:
+            tell(LoadFailed(ledger.now, name, why, prefetch))
         if prefetch:
             state.prefetching = False
             if state.tier in ("disk", "remote"):

@@ -109,6 +109,31 @@ class Evicted(NamedTuple):
     adapter: str
 
 
+class LoadFailed(NamedTuple):
+    """An adapter load failed, ``why`` says how: the adapter is in no slot and has no place in host memory. A failed
+    prefetch that a load has overtaken changes nothing. For the sink only."""
+
+    now: float
+    adapter: str
+    why: str
+    prefetch: bool
+
+
+class HostEvicted(NamedTuple):
+    """An adapter lost its place in host memory to another. For the sink only."""
+
+    now: float
+    adapter: str
+
+
+class AdapterPinned(NamedTuple):
+    """By order, an adapter is never evicted from now on, or may be again. For the sink only."""
+
+    now: float
+    adapter: str
+    pinned: bool
+
+
 class AdapterAdded(NamedTuple):
     """The engine knows one more adapter."""
 
@@ -147,6 +172,9 @@ Event = (
     | LoadStarted
     | Loaded
     | Evicted
+    | LoadFailed
+    | HostEvicted
+    | AdapterPinned
     | AdapterAdded
     | AdapterRemoved
     | PolicySwapped

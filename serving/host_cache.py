@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 from loratory.serving.usage import AdapterState
@@ -15,12 +16,14 @@ class HostCache:
     have been used or have left since are out of date.
     """
 
-    __slots__ = ("_resting", "held", "max_cpu_loras")
+    __slots__ = ("_resting", "held", "max_cpu_loras", "tell")
 
     def __init__(self, max_cpu_loras: int) -> None:
         self.max_cpu_loras = max_cpu_loras
         self.held: dict[str | None, AdapterState] = {}
         self._resting: list[tuple[float, int, AdapterState]] = []
+        self.tell: Callable[[str], None] | None = None
+        """Called with the name of an adapter that has lost its place to another."""
 
     def start(self, state: AdapterState) -> None:
         """Give an adapter that begins in host memory a place; it begins on disk when all places are taken."""
@@ -47,6 +50,9 @@ class HostCache:
             if state.tier == "host" and state.last_used == last_used and self.held.get(state.name) is state:
                 del self.held[state.name]
                 state.tier = "disk"
+                if self.tell is not None:
+                    assert state.name is not None
+                    self.tell(state.name)
                 return True
         return False
 
