@@ -6,6 +6,7 @@ An exception that nothing else has turned into an answer becomes a 500 in the sh
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,15 +16,22 @@ from loratory.server.access_log import ACCESS
 from loratory.server.headers import REQUEST_ID, request_id_of
 from loratory.server.openai_errors import ApiError, as_api_error
 
+CLIENT_GONE = 499
+"""The status that logs and metrics show where the client left before an answer began."""
+
 NOTE = "loratory.note"
 """The key in an ASGI scope of what the access log's line says of a request."""
 
 
 class Edge:
-    """ASGI middleware. A request's id and note are ``scope[REQUEST_ID]`` and ``scope[NOTE]``."""
+    """ASGI middleware. A request's id and note are ``scope[REQUEST_ID]`` and ``scope[NOTE]``.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    ``answered(route, status)`` is told of every answer; a route is a template of the app's, or ``other``.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, answered: Callable[[str, int], None]) -> None:
         self.app = app
+        self.answered = answered
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +78,8 @@ class Edge:
         finally:
             facts = {"method": scope["method"], "path": scope["path"], "status": status}
             facts |= {"seconds": time.perf_counter() - begun, "request_id": scope[REQUEST_ID]} | note
+            route = scope.get("route")
+            self.answered(getattr(route, "path", "other"), status or CLIENT_GONE)
             ACCESS.info("%s %s", scope["method"], scope["path"], extra={"facts": facts})
 
     def _too_long(self) -> ApiError:

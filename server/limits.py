@@ -22,12 +22,20 @@ class Limits:
 
     ``running()``: how many outputs the engine computes now, and how many it can at once. The queue is what is in
     progress beyond those that run; it may have ``max_queue`` outputs, or as many as the engine has places for.
+    ``refused(reason)`` is told of each request that is turned away.
     """
 
-    def __init__(self, max_queue: int, tenant_requests: int | None, running: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        max_queue: int,
+        tenant_requests: int | None,
+        running: Callable[[], tuple[int, int]],
+        refused: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self.max_queue = max_queue
         self.tenant_requests = tenant_requests
         self._running = running
+        self._refused = refused
         self._tenants: Counter[str] = Counter()
         self._known: set[str] = set()
         self.in_progress = 0
@@ -67,6 +75,7 @@ class Limits:
 
     def _away(self, status: int, reason: str, told: str, retry_s: float = RETRY_S) -> ApiError:
         self.turned_away[reason] += 1
+        self._refused(reason)
         return ApiError(status, told, code=_CODES[reason], retry_after_s=retry_s)
 
 

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from loratory.errors import InputError
 from loratory.server.answer_shapes import ChatShape, CompletionShape, Facts, Shape, usage_of
 from loratory.server.catalogue import ServedAdapter
-from loratory.server.edge import NOTE
+from loratory.server.edge import CLIENT_GONE, NOTE
 from loratory.server.event_stream import EventStream
 from loratory.server.exchange import ClientGoneError, Exchange
 from loratory.server.headers import REQUEST_ID, Caller, caller_of
@@ -28,9 +28,6 @@ from loratory.server.sampling_fields import Sampling
 from loratory.server.server import Server
 
 REFUSALS = documented(400, 401, 404, 413, 429, 500, 503, 504)
-CLIENT_GONE = 499
-"""The status in the access log of a request whose client did not wait for the answer; nobody reads it."""
-
 MakeShape = Callable[[Facts, list[list[int]]], Shape]
 
 

@@ -31,6 +31,7 @@ from loratory.server.engine_settings import engine_config, target_modules
 from loratory.server.exchange import Exchange
 from loratory.server.headers import Caller
 from loratory.server.limits import Limits
+from loratory.server.metrics import ServerMetrics
 from loratory.server.registry_names import RegistryNames
 from loratory.server.sampling_fields import SamplingDefaults
 from loratory.server.serving_dtype import serving_dtype
@@ -52,7 +53,7 @@ STOP_S = 10.0
 class Server:
     """One server. `build_server` makes it, `start` begins, `close` ends; between them it belongs to one event loop.
 
-    ``metrics``, ``admin``, ``recording`` and ``shadow`` are there where the settings ask for them.
+    ``admin``, ``recording`` and ``shadow`` are there where the settings ask for them.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Server:
         clock: Clock,
         tokenizer: ServerTokenizer,
         catalogue: AdapterCatalogue,
+        metrics: ServerMetrics,
         defaults: SamplingDefaults,
         modules: tuple[ModulePath, ...],
         resources: ExitStack,
@@ -76,7 +78,7 @@ class Server:
         self.tokenizer = tokenizer
         self.catalogue = catalogue
         self.defaults = defaults
-        self.metrics: Any = None
+        self.metrics = metrics
         self.admin: Any = None
         self.recording: Any = None
         self.shadow: Any = None
@@ -85,7 +87,7 @@ class Server:
         self.context_limit = executor.engine.ledger.context_limit
         """Tokens that prompt and output of a request may have."""
         self.eos_token_ids = frozenset(machine.model.config.eos_token_ids) | tokenizer.eos_token_ids
-        self.limits = Limits(settings.max_queue, settings.tenant_requests, self._running)
+        self.limits = Limits(settings.max_queue, settings.tenant_requests, self._running, metrics.refused)
         self._modules = modules
         self._resources = resources
         self._recent: OrderedDict[str, None] = OrderedDict()
@@ -179,12 +181,16 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
     clock = clock or RealClock()
     servers: list[Server] = []
     sinks: list[Sink] = [EventHandlers({AdapterRemoved: lambda event: servers[0].forget(event.adapter)})]
-    # metrics and recording: their sinks come here
+    metrics = ServerMetrics(
+        config, served_names(settings)[0], lambda name: servers[0].catalogue.shown(name) if servers else name,
+        policy=policy.spec, queue_limit=settings.max_queue,
+    )  # fmt: skip
+    sinks.append(metrics.sink)
     executor = machine.executor(
         (), policy(), server_cost(settings, machine), clock,
         sink=combined(*sinks), policy_timeout_s=settings.policy_timeout_s, remake=policy,
     )  # fmt: skip
-    loop = EngineLoop(executor)
+    loop = EngineLoop(executor, metrics.token)
     with ExitStack() as resources:
         names = None
         if settings.registry is not None:
@@ -193,15 +199,20 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
             names = RegistryNames(registry)
         cache = resources.enter_context(adapter_cache())
         limits = FileLimits(max_lora_rank=config.max_lora_rank, base=model.shape)
-        served = settings.served_names or (folder.resolve().name,)
+        served = served_names(settings)
         aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
         if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
             aliases.append(own)
         catalogue = AdapterCatalogue(AdapterFetcher(cache, limits), loop, served, model.dtype.itemsize, names, aliases)
         server = Server(
-            settings, machine, executor, loop, clock, tokenizer, catalogue, SamplingDefaults.read(folder), modules,
-            resources.pop_all(),
+            settings, machine, executor, loop, clock, tokenizer, catalogue, metrics, SamplingDefaults.read(folder),
+            modules, resources.pop_all(),
         )  # fmt: skip
     servers.append(server)
-    # metrics, admin, shadow: server.metrics = ..., where settings ask for them
+    # admin, shadow: where settings ask for them
     return server
+
+
+def served_names(settings: ServerSettings) -> tuple[str, ...]:
+    """What the base model is called, the name for answers first."""
+    return settings.served_names or (Path(settings.checkpoint).resolve().name,)

@@ -146,13 +146,11 @@ class RunningServer:
 
     def events(self, path: str, body: dict[str, Any], **headers: str) -> list[dict[str, Any]]:
         """The events of a stream, which ends with [DONE]."""
-        found = []
         with self.http.stream("POST", path, json=body | {"stream": True}, headers=headers) as answer:
             assert answer.status_code == 200, answer.read()
             lines = [line for line in answer.iter_lines() if line]
         assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
-        found = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-        return found
+        return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until something is true, as it becomes in another thread."""
