@@ -22,6 +22,9 @@ CLIENT_GONE = 499
 NOTE = "loratory.note"
 """The key in an ASGI scope of what the access log's line says of a request."""
 
+MAX_HEADER_BYTES = 32_768
+"""Bytes of a request's headers; longer ones get 431."""
+
 
 class Edge:
     """ASGI middleware. A request's id and note are ``scope[REQUEST_ID]`` and ``scope[NOTE]``.
@@ -65,6 +68,8 @@ class Edge:
 
         try:
             scope[REQUEST_ID] = request_id_of(headers)
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+                raise ApiError(431, f"the headers are longer than {MAX_HEADER_BYTES:,} bytes: shorten them")
             length = headers.get("content-length", "")
             if length.isdigit() and int(length) > self.max_body_bytes:
                 raise self._too_long()

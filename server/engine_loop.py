@@ -24,7 +24,7 @@ from loratory.server.mailbox import Mailbox, Message
 from loratory.server.stream import Finish, TokenStream
 from loratory.serving.events import Ended
 from loratory.serving.guest_errors import unexpected
-from loratory.serving.request import Request
+from loratory.serving.request import Request, Status
 
 T = TypeVar("T")
 TokenListener = Callable[[str, float], None]
@@ -186,8 +186,16 @@ class EngineLoop:
     def _close(self) -> None:
         why = self.failure or "the server is shutting down"
         executor = self.executor
-        executor.engine.dismiss_policy()
-        executor.engine.end_all(executor.now(), "failed" if self.failure else "aborted", why)
+        status: Status = "failed" if self.failure else "aborted"
+        try:
+            executor.engine.dismiss_policy()
+            executor.engine.end_all(executor.now(), status, why)
+        except BaseException:  # what broke may break here, too: the clients are told all the same
+            LOG.exception("the engine could not end its requests")
+        for stream in self._streams.values():
+            stream.finish(Finish(status, why))
+            self._touched.add(stream)
+        self._streams.clear()
         self.failure = why
         self._ended.set()
         with self._late:

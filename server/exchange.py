@@ -92,7 +92,7 @@ class Exchange:
                 priority=priority,
                 deadline=self.caller.deadline_s,
             )
-            stream = TokenStream(event_loop, self._ready, whole=whole)
+            stream = TokenStream(event_loop, self._ready, whole=whole, on_finish=self._leave)
             self.outputs.append(Output(index, request_id, stream, sampling, self._tokenizer))
             generation = sampling.generation(prompt, index % outputs, self._tokenizer)
             self._loop.submit(request, generation, stream)
@@ -109,8 +109,6 @@ class Exchange:
             for output in self.outputs:
                 if not output.done and (piece := output.read()) is not None:
                     found.append((output, piece))
-                    if output.done:
-                        self._leave(output)
             if found or all(output.done for output in self.outputs):
                 return found
             await self._ready.wait()
@@ -138,13 +136,13 @@ class Exchange:
             if output.finish is None:
                 self._loop.abort(output.request_id, "the client has gone" if self.gone else "the answer was given up")
         while self._entered:
+            self._leave()
+
+    def _leave(self) -> None:
+        """An output has ended: its place is free, though others go on, and though its reader may be slow."""
+        if self._entered:
             self._entered -= 1
             self._limits.leave(self.tenant)
-
-    def _leave(self, output: Output) -> None:
-        """An output has ended: its place is free while the others go on."""
-        self._entered -= 1
-        self._limits.leave(self.tenant)
 
     async def _watch_client(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

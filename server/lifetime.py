@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from loratory.server.app import create_app
+from loratory.server.edge import MAX_HEADER_BYTES
 from loratory.server.server import Server
 
 LOG = logging.getLogger("loratory.server")
 
 GOODBYE_S = 5
 """Seconds in which the last answers may be sent when everything has ended."""
-
-MAX_HEADER_BYTES = 65_536
-"""Bytes of a request's line and headers; uvicorn answers longer ones with 400."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -50,7 +48,7 @@ class Lifetime:
             log_level="warning",
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=2 * MAX_HEADER_BYTES,  # longer ones get 400 before they are read
             timeout_graceful_shutdown=GOODBYE_S,
         )
         self._uvicorn = _Uvicorn(config)

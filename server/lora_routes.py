@@ -48,7 +48,7 @@ def router(server: Server) -> APIRouter:
 
     @routes.post(
         "/v1/load_lora_adapter",
-        response_class=PlainTextResponse,
+        response_class=Response,
         responses={**text, **refusals},
         openapi_extra=body_of(LoadLoRA),
     )
@@ -66,7 +66,7 @@ def router(server: Server) -> APIRouter:
 
     @routes.post(
         "/v1/unload_lora_adapter",
-        response_class=PlainTextResponse,
+        response_class=Response,
         responses={**text, **refusals},
         openapi_extra=body_of(UnloadLoRA),
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -108,10 +109,10 @@ class RunningServer:
         finally:
             self._holding = False
 
-    def step(self, count: int = 1) -> None:
-        """While steps are held back: let the model compute ``count`` of them, and wait until it has."""
-        wanted = self.computed + count
-        for _ in range(count):
+    def step(self, number: int = 1) -> None:
+        """While steps are held back: let the model compute ``number`` of them, and wait until it has."""
+        wanted = self.computed + number
+        for _ in range(number):
             self._steps.release()
         self.until(lambda: self.computed >= wanted)
 
@@ -119,9 +120,11 @@ class RunningServer:
         """While steps are held back: the answer to what the engine takes in between two steps; few steps are made."""
         with ThreadPoolExecutor(1) as thread:
             asked = thread.submit(ask)
+            looks = count()
 
             def answered() -> bool:
-                if self.server.loop._mailbox:
+                # a message is taken in before the next step; what follows from it is told after one more
+                if self.server.loop._mailbox or next(looks) % 10 == 9:
                     self._steps.release()
                 return asked.done()
 
@@ -160,6 +163,13 @@ class RunningServer:
                 return
             pause.wait(0.005)
         raise AssertionError("what the test waits for did not come")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        url = httpx.URL(self.url)
+        assert url.port is not None
+        return url.host, url.port
 
     def idle(self) -> bool:
         """Whether no request is in progress, here and in the engine."""
@@ -200,3 +210,13 @@ class RunningServer:
 
 
 GREEDY = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+
+
+def raw_completion(body: dict[str, Any], key: str = "none") -> bytes:
+    """A POST of a completion as it goes over the wire."""
+    content = json.dumps(body).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {key}\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
