@@ -56,7 +56,7 @@ class LiveState:
     async def _read(self) -> None:
         """Ask the engine's thread. A step that takes long is waited for, so that no second call queues behind it."""
         metrics = self._server.metrics
-        tenants = [name for name, _ in metrics.counts.tenants.items() if name != OTHER]
+        tenants = {shown: mine.name for shown, mine in metrics.counts.tenants.items() if shown != OTHER}
         try:
             answer = self._server.loop.call(lambda executor, at: read_state(executor, metrics.public_name, at, tenants))
             self._engine = await asyncio.wrap_future(answer)

@@ -23,6 +23,7 @@ from loratory.server.buckets import (
     Buckets,
     one_two_five,
 )
+from loratory.server.label_text import label_text
 from loratory.server.leaders import OTHER, Leaders
 from loratory.server.residency import Residency
 from loratory.serving.config import EngineConfig
@@ -69,11 +70,12 @@ class AdapterCounts:
 
 
 class TenantCounts:
-    """Of one tenant. ``queued``: its requests that wait and never ran yet."""
+    """Of one tenant. ``name``: the engine's for it. ``queued``: its requests that wait and never ran yet."""
 
-    __slots__ = ("output_tokens", "prompt_tokens", "queued", "requests", "running", "ttft", "waiting", "weight")
+    __slots__ = ("name", "output_tokens", "prompt_tokens", "queued", "requests", "running", "ttft", "waiting", "weight")
 
     def __init__(self) -> None:
+        self.name = ""
         self.requests = 0
         self.waiting = 0
         self.running = 0
@@ -144,13 +146,14 @@ class Counts:
 
     def respond(self, route: str, status: int) -> None:
         """HTTP answered; ``route`` is a template of the app's, such as ``/v1/completions``."""
-        key = (route, str(status))
+        key = (label_text(route), str(status))
         with self._lock:
             known = key in self.responses or len(self.responses) < _MOST_KEYS
             self.responses[key if known else (OTHER, str(status))] += 1
 
     def refuse(self, reason: str) -> None:
         """HTTP refused a request."""
+        reason = label_text(reason)
         with self._lock:
             self.refused[reason if reason in self.refused or len(self.refused) < _MOST_KEYS else OTHER] += 1
 

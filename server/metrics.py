@@ -170,6 +170,7 @@ class ServerMetrics:
         adapter.requests += 1
         tenant.requests += 1
         tenant.waiting += 1
+        tenant.name = request.tenant
         tenant.weight = request.weight
         tenant.queued += 1
         if tenant.queued == 1 and tenant is not counts.tenants.other:

@@ -5,12 +5,13 @@ In the engine's thread, between two steps: `loop.call(lambda executor, at: read_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from loratory.executor.executor import Executor
 from loratory.reports.tenant_service import OUTPUT_WEIGHT
+from loratory.server.label_text import label_text
 from loratory.serving.ledger import Ledger
 from loratory.serving.usage import AdapterState
 
@@ -22,9 +23,10 @@ MOST_QUEUED = 30
 
 
 def read_state(
-    executor: Executor, public_name: Callable[[str], str], at: float, tenants: Collection[str] = ()
+    executor: Executor, public_name: Callable[[str], str], at: float, tenants: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What runs, waits and is loaded at second ``at``. ``tenants``: those to be listed, as far as the engine has them.
+    """What runs, waits and is loaded at second ``at``. ``tenants``: those to be listed: how each is shown, and the
+    engine's name for it.
 
     Keys: ``running``, ``waiting``, ``max_num_seqs``, ``kv``, ``policy``; ``tiers``: how many adapters are where;
     ``adapters``: a list of name, tier, rank, pinned, running, waiting; ``adapters_left_out``: those not in it;
@@ -50,7 +52,7 @@ def read_state(
         "queue": [
             {
                 "adapter": None if view.adapter is None else public_name(view.adapter),
-                "tenant": view.tenant,
+                "tenant": label_text(view.tenant),
                 "waited_s": max(0.0, at - view.arrival),
                 "prompt_tokens": view.prompt_tokens,
                 "preempted": view.preemptions > 0,
@@ -59,12 +61,12 @@ def read_state(
         ],
         "tenants": [
             {
-                "name": name,
+                "name": shown,
                 "running": tenant.running,
                 "waiting": tenant.waiting,
                 "service": tenant.admitted_tokens + OUTPUT_WEIGHT * tenant.output_tokens,
             }
-            for name in tenants
+            for shown, name in (tenants or {}).items()
             if (tenant := ledger.tenants.get(name)) is not None
         ],
     }

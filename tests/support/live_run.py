@@ -16,7 +16,7 @@ from loratory.executor.generation import Generation
 from loratory.executor.runner import StepTokens
 from loratory.executor.tiers import AdapterTiers
 from loratory.serving.engine import Engine
-from loratory.serving.events import Event
+from loratory.serving.events import Event, Sink, combined
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import StepPlan
 from loratory.serving.policy import PolicyLike
@@ -119,11 +119,13 @@ def live_run(
     *,
     timeout_s: float | None = None,
     before_consult: Callable[[Executor], None] | None = None,
+    sink: Sink | None = None,
+    each_step: Callable[[Executor], None] | None = None,
 ) -> LiveRun:
     """Serve a world's requests at their arrivals, and carry out the orders, on an executor with a stand-in model.
 
-    The ledger is recounted at each step. It ends when nothing is left to do; requests that wait for ever then end as
-    failed.
+    The ledger is recounted at each step, and ``each_step`` called. ``sink`` hears the events, too. It ends when nothing
+    is left to do; requests that wait for ever then end as failed.
     """
     found = LiveRun()
 
@@ -134,7 +136,9 @@ def live_run(
         assert event.request.request_id not in found.ends, "a request ended twice"
         found.ends[event.request.request_id] = event.status, event.why, len(generation.tokens)
 
-    executor = stand_in_executor(world, makers[policy], SteppingClock(), timeout_s, sink=hear, on_end=end)
+    executor = stand_in_executor(
+        world, makers[policy], SteppingClock(), timeout_s, sink=combined(hear, sink), on_end=end
+    )
     if before_consult is not None:
         executor.engine.before_consult = lambda: before_consult(executor)
     found.executor = executor
@@ -156,6 +160,8 @@ def live_run(
                     _give(executor, what, makers, pending)
             ran = executor.step(now)
             check(executor.engine.ledger)
+            if each_step is not None:
+                each_step(executor)
             if ran:
                 continue
             until = min(todo[0][0] if todo else inf, executor.engine.wake_at or inf)

@@ -54,10 +54,12 @@ def metered(
     aborted: Collection[tuple[int, int]] = (),
     after_commit: Callable[[Metered], None] = lambda run: None,
     most_steps: int = 1500,
+    tables: bool = True,
 ) -> Metered:
     """Run a world. ``failing``: which loads fail, by number; ``aborted``: (step, place in the workload) pairs.
 
-    ``after_commit`` is called with the run after each step. What is left after ``most_steps`` is aborted.
+    ``after_commit`` is called with the run after each step. What is left after ``most_steps`` is aborted. ``tables``:
+    whether the recorder's are made, which takes only names that UTF-8 can encode.
     """
     config, cost, work = world.config, world.cost, world.workload
     if metrics is None:
@@ -128,7 +130,8 @@ def metered(
         now = end
         after_commit(run)
     engine.end_all(now, "aborted", "the server is shutting down")
-    run.records = recorder.close()
+    if tables:
+        run.records = recorder.close()
     return run
 
 
