@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-import loratory
+from loratory import __version__
 from loratory.server import lora_routes, metrics_routes, model_routes, openai_routes
 from loratory.server.edge import Edge
 from loratory.server.lora_routes import LoadLoRA, UnloadLoRA
@@ -23,7 +23,7 @@ BODIES = (ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, Lo
 
 def create_app(server: Server) -> FastAPI:
     """The application. It does not start the server."""
-    app = FastAPI(title="Loratory", version=loratory.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Loratory", version=__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
     app.add_middleware(Edge, max_body_bytes=server.settings.max_body_bytes, answered=server.metrics.response)
     for routes in (openai_routes, model_routes, lora_routes, metrics_routes):

@@ -15,7 +15,7 @@ from loratory.executor.executor import Executor
 from loratory.server.catalogue import ServedAdapter
 from loratory.server.engine_loop import EngineLoop
 from loratory.server.headers import Caller
-from loratory.server.limits import Limits
+from loratory.server.limits import RequestLimits
 from loratory.server.output import DEADLINE_PASSED, Output, Piece, joined
 from loratory.server.sampling_fields import Sampling
 from loratory.server.stream import TokenStream
@@ -38,7 +38,7 @@ class Exchange:
     def __init__(
         self,
         loop: EngineLoop,
-        limits: Limits,
+        limits: RequestLimits,
         tokenizer: ServerTokenizer,
         caller: Caller,
         adapter: ServedAdapter | None,

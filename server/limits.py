@@ -1,4 +1,4 @@
-"""Limits: which requests a server takes on, and which it turns away at the door.
+"""RequestLimits: which requests a server takes on, and which it turns away at the door.
 
 All methods belong to the event loop's thread.
 """
@@ -17,7 +17,7 @@ MOST_TENANTS = 10_000
 """Tenants that a server tells apart: the engine keeps the service of each, for ever."""
 
 
-class Limits:
+class RequestLimits:
     """Counts the outputs in progress; each request of ``n`` outputs counts n times.
 
     ``running()``: how many outputs the engine computes now, and how many it can at once. The queue is what is in

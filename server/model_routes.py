@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-import loratory
+from loratory import __version__
 from loratory.server.headers import check_key
 from loratory.server.openai_answers import (
     DetokenizeAnswer,
@@ -101,7 +101,7 @@ def router(server: Server) -> APIRouter:
     @routes.get("/version", response_model=VersionAnswer)
     async def version() -> Response:
         """Loratory's version."""
-        return JSONResponse({"version": loratory.__version__})
+        return JSONResponse({"version": __version__})
 
     return routes
 

@@ -32,7 +32,7 @@ class PromptTokensDetails(Answer):
     cached_tokens: int
 
 
-class Usage(Answer):
+class TokenUsage(Answer):
     """Tokens of a request."""
 
     prompt_tokens: int
@@ -68,7 +68,7 @@ class CompletionAnswer(Answer):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage
+    usage: TokenUsage
     lora: LoRAFacts | None
 
 
@@ -90,7 +90,7 @@ class CompletionChunk(Answer):
     created: int
     model: str
     choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     lora: LoRAFacts | None = Field(None, description="in the first event")
 
 
@@ -141,7 +141,7 @@ class ChatAnswer(Answer):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
     lora: LoRAFacts | None
 
 
@@ -170,7 +170,7 @@ class ChatChunk(Answer):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     lora: LoRAFacts | None = Field(None, description="in the first event")
 
 

@@ -30,7 +30,7 @@ from loratory.server.engine_loop import EngineLoop
 from loratory.server.engine_settings import engine_config, target_modules
 from loratory.server.exchange import Exchange
 from loratory.server.headers import Caller
-from loratory.server.limits import Limits
+from loratory.server.limits import RequestLimits
 from loratory.server.metrics import ServerMetrics
 from loratory.server.registry_names import RegistryNames
 from loratory.server.sampling_fields import SamplingDefaults
@@ -87,7 +87,7 @@ class Server:
         self.context_limit = executor.engine.ledger.context_limit
         """Tokens that prompt and output of a request may have."""
         self.eos_token_ids = frozenset(machine.model.config.eos_token_ids) | tokenizer.eos_token_ids
-        self.limits = Limits(settings.max_queue, settings.tenant_requests, self._running, metrics.refused)
+        self.limits = RequestLimits(settings.max_queue, settings.tenant_requests, self._running, metrics.refused)
         self._modules = modules
         self._resources = resources
         self._recent: OrderedDict[str, None] = OrderedDict()
