@@ -74,7 +74,7 @@ def build_workload(scenario: Scenario, seed: int, adapters: Sequence[Adapter]) -
     names = tuple(adapter.name for adapter in adapters)
     drawn = _drawn(scenario, seed, names)
     spec = scenario.workload
-    output, limit, cut = _cap(drawn.output_tokens, spec.max_tokens)
+    output, limit, cut = _cap(drawn, spec.max_tokens)
     draws = Draws(seed)
     tenant, tenants = _tenants(scenario.tenants, drawn, draws)
     if spec.trace is not None:
@@ -217,10 +217,13 @@ def _deadline(spec: Seconds | None, draws: Draws, n: int) -> Floats | None:
     return None if spec is None else spec.draw(draws.rng("deadline"), n)
 
 
-def _cap(output: Ints, max_tokens: MaxTokens) -> tuple[Ints, Ints, int]:
+def _cap(drawn: Workload, max_tokens: MaxTokens) -> tuple[Ints, Ints, int]:
     """Returns the true output lengths, the ``max_tokens`` that policies see, and how many outputs the cap cut."""
+    output = drawn.output_tokens
     if max_tokens == "exact":
         return output, output.copy(), 0
+    if max_tokens == "trace":
+        return np.minimum(output, drawn.max_tokens), drawn.max_tokens, int((output > drawn.max_tokens).sum())
     longest = int(output.max()) if len(output) else 1
     limit = longest if max_tokens == "cap" else int(max_tokens)
     return np.minimum(output, limit), np.full(len(output), limit, dtype=np.int64), int((output > limit).sum())

@@ -17,7 +17,7 @@ from loratory.scenarios.traces.clean import clean
 from loratory.scenarios.traces.format import ReadOptions
 from loratory.scenarios.traces.known import format_of, read_trace
 from loratory.scenarios.traces.servegen import read_clients
-from loratory.scenarios.traces.table import Labels, TraceTable
+from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
 from loratory.scenarios.workload_spec import WorkloadSpec
 from loratory.serving.workload import Floats, Ints, Workload
 
@@ -88,6 +88,13 @@ def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> 
     if priority is not None and scenario.tenants.priorities and workload.columns.priority is None:
         priority = None
         notes.append("the trace's priority column is not used, because tenants.priorities overrides it")
+    limits, told = _limits(workload, table, output)
+    notes.extend(told)
+    deadline = table.deadline_s
+    if workload.deadline_s is not None:
+        if deadline is not None:
+            notes.append("the trace's deadlines are not used, because workload.deadline_s overrides them")
+        deadline = workload.deadline_s.draw(draws.rng("deadline"), n)
     closed = workload.arrivals.closed_loop if workload.arrivals is not None else None
     tenant, tenants = own_tenants(own, n)
     return Workload(
@@ -95,11 +102,11 @@ def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> 
         adapter=adapter,
         prompt_tokens=prompt,
         output_tokens=output,
-        max_tokens=output,
+        max_tokens=limits,
         adapters=names,
         tenant=tenant,
         tenants=tenants,
-        deadline=None if workload.deadline_s is None else workload.deadline_s.draw(draws.rng("deadline"), n),
+        deadline=deadline,
         cached_tokens=cached,
         priority=priority,
         concurrency=None if closed is None else closed.concurrency,
@@ -107,6 +114,21 @@ def trace_workload(scenario: Scenario, draws: Draws, names: tuple[str, ...]) -> 
         delay_s=delay,
         notes=(*table.notes, *notes),
     )
+
+
+def _limits(workload: WorkloadSpec, table: TraceTable, output: Ints) -> tuple[Ints, list[str]]:
+    """Each request's ``max_tokens`` where the scenario takes them from the trace; a row without one has the longest."""
+    own = table.max_tokens
+    if workload.max_tokens != "trace":
+        unused = "the trace's max_tokens are not used: workload.max_tokens: trace would use them"
+        return output, [] if own is None else [unused]
+    if own is None:
+        raise InputError(
+            f"{workload.trace} has no max_tokens column: change workload.max_tokens, or name it in columns.max_tokens"
+        )
+    blank = own == UNSET
+    longest = max(int(own.max()), int(output[blank].max(initial=1)))
+    return np.where(blank, longest, own), []
 
 
 def _refuse_unread(workload: WorkloadSpec, table: TraceTable) -> None:

@@ -154,6 +154,12 @@ def _trace_rules(scenario: Sections) -> Iterator[_Rule]:
         workload.prefix_cache,
         "is not used, because prefix_cache counts cached tokens itself: remove one of them",
     )
+    yield (
+        ("workload", "columns", "max_tokens"),
+        workload.max_tokens != "trace",
+        "is not used, because workload.max_tokens is not trace: set that, or remove it",
+    )
+    yield ("workload", "columns", "deadline"), workload.deadline_s is not None, replaced("deadline_s")
     chosen = f"is not used, because adapter_from is {source}{{}}: remove it".format
     yield ("workload", "columns", "adapter"), source not in ("auto", "column"), chosen("")
     yield ("workload", "columns", "client"), source != "client", chosen("")

@@ -24,7 +24,7 @@ def _word_or(other: str, *kind: type) -> Discriminator:
 
 
 MaxTokens = Annotated[
-    Annotated[Count, Tag("number")] | Annotated[Literal["cap", "exact"], Tag("word")], _word_or("number", int)
+    Annotated[Count, Tag("number")] | Annotated[Literal["cap", "exact", "trace"], Tag("word")], _word_or("number", int)
 ]
 
 
@@ -104,7 +104,8 @@ class WorkloadSpec(Section):
     )
     max_tokens: MaxTokens = Field(
         "cap",
-        description="max_tokens that policies see: cap (the longest output, default), a number, or exact (ignore_eos)",
+        description="max_tokens that policies see: cap (the longest output, default), a number, exact (ignore_eos), or "
+        "trace (the trace's own column)",
     )
     predicted_tokens: Predicted = Field(
         "none",
@@ -155,6 +156,8 @@ class WorkloadSpec(Section):
         if self.trace is not None:
             self._check_trace()
             return self
+        if self.max_tokens == "trace":
+            raise wrong("is trace, but workload.trace is missing: use cap, exact or a number", "max_tokens")
         if self.generator == "vtc" and not self._drawn_by_vtc():
             raise wrong(
                 "is vtc, which needs streams with fixed lengths, all poisson or all constant or on_off (with "

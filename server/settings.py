@@ -18,8 +18,11 @@ class ServerSettings:
     ``api_keys``: tenant by API key; without any, no key is asked for. ``admin_token``: if empty, there are no admin
     routes.
     ``objectives``: priority by the name in the header ``x-llm-d-inference-objective``. ``record``: the folder that
-    gets the recording. ``shadow``: a policy that is asked beside the live one. ``drain_s``: seconds that a SIGTERM
-    leaves the requests in flight. ``profile``: a measured cost profile for policies and recordings.
+    gets the recording. ``shadow``: a policy that is asked beside the live one, in at most ``shadow_share`` of its time.
+    ``policy_roots``: folders below which a policy's file may be named to the running server, by default the working
+    folder; ``trial_s``: seconds that the trial of a new policy may take. ``drain_s``: seconds that a SIGTERM leaves the
+    requests in flight. ``profile``: a measured cost profile for policies and recordings; without one, ``measure_s``
+    seconds are measured at the start, 0 for assumed times.
     ``kv_memory``: a size such as 4GiB for KV blocks, where ``engine`` does not name ``num_gpu_blocks``.
     ``target_modules``: that adapter slots have room for; empty: all linear layers. ``base_model_names``: further names
     under which the registry's adapters know the base model. ``log_json``: log lines are JSON.
@@ -47,7 +50,11 @@ class ServerSettings:
     shadow: str | None = None
     drain_s: float = 30.0
     policy_timeout_s: float = 10.0
+    policy_roots: tuple[Path, ...] = ()
+    trial_s: float = 30.0
+    shadow_share: float = 0.05
     profile: Path | None = None
+    measure_s: float = 3.0
     max_body_bytes: int = 16_000_000
     kv_memory: str | None = None
     target_modules: tuple[str, ...] = ()

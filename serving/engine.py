@@ -93,7 +93,8 @@ class Engine:
     Between two steps it may `swap` the policy and add and remove adapters. ``sink`` receives every event, or those it
     ``wants``. Raises `InputError` for a policy that has a member which cannot be meant (`members_of`), and
     `PolicyError` from `plan` when the policy raises or never stops yielding. ``remake`` makes a fresh policy like
-    ``policy``, to which the engine can go back when one that was put in later fails.
+    ``policy``, to which the engine can go back when one that was put in later fails. ``ledger``: one that another
+    engine has left (`loratory.serving.engine_copy`), in place of a fresh one for ``config`` and ``adapters``.
     """
 
     def __init__(
@@ -105,8 +106,9 @@ class Engine:
         kv_bytes_per_token: int | None = None,
         sink: Sink | Handler | None = None,
         remake: Remake | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token)
+        self.ledger = Ledger(config, adapters, cost, kv_bytes_per_token) if ledger is None else ledger
         members = members_of(policy)
         self._sink = sink
         self._makers: list[Remake | None] = [remake]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -101,7 +102,8 @@ class Recording:
     ``requests``: their ``arrival`` is the second at which the engine took them in; a step sees those that arrived at or
     before its start. ``output_tokens``: where the model ended each output, by request id. ``steps``: with
     ``adapter_loading: sync`` and no prefetches those that computed suffice. ``loads``: none in that case. ``changes``:
-    what was ordered meanwhile; a step sees those up to its start.
+    what was ordered meanwhile; a step sees those up to its start. ``again``: of ids that were used again, once the
+    request before had ended, where the later outputs ended, in order.
     """
 
     requests: Sequence[Request]
@@ -109,38 +111,55 @@ class Recording:
     steps: Sequence[RecordedStep]
     loads: Sequence[RecordedLoad] = field(default=())
     changes: Sequence[RecordedChange] = field(default=())
+    again: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """One JSON array a line: its kind, then the fields. Floats are written so that they read back equal."""
+        outputs = self.output_tokens.items()
         with open(path, "w", encoding="utf-8", newline="\n") as file:
-            for row in self._rows():
-                file.write(json.dumps(row, separators=(",", ":")) + "\n")
-
-    def _rows(self) -> Iterator[tuple[Any, ...]]:
-        for request in self.requests:
-            yield ("request", *request)
-        for step in self.steps:
-            yield ("step", *step[: 4 if step.failed else 3 if step.load_s else 2])
-        for load in self.loads:
-            yield ("load", *load)
-        for change in self.changes:
-            yield ("change", *change)
-        for request_id, tokens in self.output_tokens.items():
-            yield ("output", request_id, tokens)
+            file.writelines(recorded_lines(self.requests, self.steps, self.loads, self.changes, outputs))
 
     @classmethod
-    def read(cls, path: Path) -> Recording:
-        """What `write` wrote. Raises `InputError` for a file that is missing or something else."""
+    def read(cls, *paths: Path) -> Recording:
+        """What `write` wrote, or `recorded_lines` wrote into several files one after the other.
+
+        A last line that is cut short, because its writer was killed, is left out; a request whose end is not recorded
+        has none. Raises `InputError` for a file that is missing or something else.
+        """
         rows: dict[str, list[Any]] = {kind: [] for kind in _MAKERS}
-        refuse_pointer(path)
-        try:
-            with open(path, encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    _read_row(line, number, path, rows)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise InputError(f"{path} cannot be read ({reason}): give the recording.jsonl of a run") from error
-        return cls(rows["request"], dict(rows["output"]), rows["step"], rows["load"], rows["change"])
+        lengths = _Lengths()
+        for path in paths:
+            refuse_pointer(path)
+            try:
+                with open(path, encoding="utf-8") as file:
+                    for number, line in enumerate(file, 1):
+                        _read_row(line, number, path, rows, lengths)
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text"
+                raise InputError(f"{path} cannot be read ({reason}): give the recording.jsonl of a run") from error
+        first, again = lengths.first, lengths.again
+        return cls(rows["request"], first, rows["step"], rows["load"], rows["change"], again)
+
+
+def recorded_lines(
+    requests: Iterable[Request],
+    steps: Iterable[RecordedStep],
+    loads: Iterable[RecordedLoad],
+    changes: Iterable[RecordedChange],
+    outputs: Iterable[tuple[str, int]],
+) -> Iterator[str]:
+    """The lines of a recording: each kind in order of time, and a step after all that it has seen.
+
+    Where several calls write one recording, it can be replayed wherever it is cut off.
+    """
+    rows: Iterator[tuple[Any, ...]] = chain(
+        (("request", *request) for request in requests),
+        (("load", *load) for load in loads),
+        (("change", *change) for change in changes),
+        (("step", *step[: 4 if step.failed else 3 if step.load_s else 2]) for step in steps),
+        (("output", *output) for output in outputs),
+    )
+    return (json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
 
 def _change(at_s: float, kind: ChangeKind, values: list[Any]) -> RecordedChange:
@@ -196,9 +215,41 @@ _MAKERS: Mapping[str, Any] = {
 }
 
 
-def _read_row(line: str, number: int, path: Path, rows: dict[str, list[Any]]) -> None:
+class _Lengths:
+    """Where outputs end, by request id: of the first request of an id, and of those that used it again."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, int] = {}
+        self.again: dict[str, list[int]] = {}
+        self._seen: set[str] = set()
+
+    def request(self, request_id: str) -> None:
+        """A request; by itself its output has no end."""
+        if request_id in self._seen:
+            self.again.setdefault(request_id, []).append(NEVER_ENDS)
+        else:
+            self._seen.add(request_id)
+            self.first.setdefault(request_id, NEVER_ENDS)
+
+    def output(self, request_id: str, tokens: int) -> None:
+        """The output of the last request of that id."""
+        if request_id in self.again:
+            self.again[request_id][-1] = tokens
+        else:
+            self.first[request_id] = tokens
+
+
+def _read_row(line: str, number: int, path: Path, rows: dict[str, list[Any]], lengths: _Lengths) -> None:
     try:
         kind, *fields = json.loads(line)
-        rows[kind].append(_MAKERS[kind](*fields))
+        row = _MAKERS[kind](*fields)
+        if kind == "output":
+            lengths.output(*row)
+            return
+        rows[kind].append(row)
+        if kind == "request":
+            lengths.request(row.request_id)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
+        if number > 1 and not line.endswith("\n"):
+            return
         raise InputError(f"{path}, line {number} belongs to no recording: give the recording.jsonl of a run") from error

@@ -10,6 +10,7 @@ from loratory.errors import InputError
 from loratory.serving.engine import Engine
 from loratory.serving.plan import AdapterLoad, BatchShape, StepPlan, StepResult
 from loratory.serving.policy import PolicyLike
+from loratory.serving.request import Request
 from loratory.serving.run_recording import RecordedChange, Recording, adapter_of
 
 _EMPTY = BatchShape()
@@ -48,13 +49,25 @@ def replay(engine: Engine, recording: Recording, make_policy: MakePolicy | None 
     played: list[ReplayedStep] = []
     requests, loads = list(reversed(recording.requests)), list(reversed(recording.loads))
     changes = list(reversed(recording.changes))
+    outputs = dict(recording.output_tokens)
+    again = {request_id: iter(lengths) for request_id, lengths in recording.again.items()}
+    known: set[str] = set()
+
+    def arrive(request: Request) -> None:
+        request_id = request.request_id
+        if request_id in again:
+            if request_id in known:
+                outputs[request_id] = next(again[request_id])
+            known.add(request_id)
+        engine.submit(request)
+
     for start_s, end_s, load_s, failed in recording.steps:
         while changes and changes[-1].at_s <= start_s:
             while requests and requests[-1].arrival <= changes[-1].at_s:
-                engine.submit(requests.pop())
-            _repeat(engine, changes.pop(), make_policy)
+                arrive(requests.pop())
+            repeat_change(engine, changes.pop(), make_policy)
         while requests and requests[-1].arrival <= start_s:
-            engine.submit(requests.pop())
+            arrive(requests.pop())
         while loads and loads[-1].done_s <= start_s:
             load = loads.pop()
             if load.failed is None:
@@ -67,14 +80,14 @@ def replay(engine: Engine, recording: Recording, make_policy: MakePolicy | None 
             played.append(ReplayedStep(waiting=waiting))
             continue
         engine.expect_loads(plan, start_s)
-        first, last = _tokens_given(plan, recording.output_tokens)
+        first, last = tokens_given(plan, outputs)
         lora = sum(prefill.tokens for prefill in plan.prefills if prefill.sequence.adapter.rank)
         played.append(ReplayedStep(plan.shape, lora, first, last, plan.loads, waiting))
         engine.commit(plan, StepResult(1, last, load_s, failed), end_s)
     return played
 
 
-def _repeat(engine: Engine, change: RecordedChange, make_policy: MakePolicy | None) -> None:
+def repeat_change(engine: Engine, change: RecordedChange, make_policy: MakePolicy | None) -> None:
     """Order what was ordered then."""
     at_s, kind, values = change
     if kind == "add":
@@ -106,7 +119,7 @@ def _nobody(_: str) -> None:
     """Takes the answer to an order that nobody waits for."""
 
 
-def _tokens_given(plan: StepPlan, output_tokens: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def tokens_given(plan: StepPlan, output_tokens: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The requests that get their first, and those that get their last token from a plan."""
     begun = [prefill.sequence for prefill in plan.prefills if prefill.completes]
     first = tuple(sequence.request_id for sequence in begun if sequence.first_token_at is None)

@@ -23,6 +23,8 @@ from loratory.cli.reproduce import reproduce_command
 from loratory.cli.run import run_command
 from loratory.cli.scenarios import app as scenarios_app
 from loratory.cli.serve import serve_command
+from loratory.cli.shadow import app as shadow_app
+from loratory.cli.swap import swap_command
 from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show, table_width
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
@@ -42,9 +44,11 @@ app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
 app.command("serve")(serve_command)
 app.command("check-policy")(check_policy_command)
+app.command("swap")(swap_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(models_app, name="models")
 app.add_typer(scenarios_app, name="scenarios")
+app.add_typer(shadow_app, name="shadow")
 app.add_typer(traces_app, name="traces")
 
 
@@ -181,12 +185,15 @@ def compare(
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(help="a result folder of loratory run --on executor")],
+    folder: Annotated[
+        Path, typer.Argument(help="a result folder of loratory run --on executor, or the folder of serve --record")
+    ],
     as_json: Json = False,
 ) -> int:
     """Replay recorded runs in simulation and compare decisions.
 
-    The recording holds the times that an executor run measured. Exit code 1: a decision differs.
+    The recording holds the times that an executor run, or a server, measured; of a server also the policies that were
+    put in, the adapters that came and went, and what was ordered. Exit code 1: a decision differs.
     """
     from loratory.experiment.replay import replay_folder
 
@@ -197,6 +204,8 @@ def replay(
         for run in found:
             same = f"line {run.differs} differs: {run.recorded} / {run.again}" if run.differs else "all equal"
             print(f"{run.policy}, seed {run.seed}: {run.steps} steps, {run.decisions} decisions, {same}")
+            for note in run.notes:
+                say(note)
     return 1 if any(run.differs for run in found) else 0
 
 

@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 from loratory.errors import InputError, shortened
+from loratory.experiment.live_replay import replay_live
 from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.replayed import Replayed, compare_decisions
 from loratory.experiment.resolve import build
 from loratory.git_lfs import refuse_pointer
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.load import load_text
+from loratory.server.recording_folder import read_run_info
 from loratory.serving.engine import Engine
 from loratory.serving.policy_watch import PolicyWatch
 from loratory.serving.run_recording import Recording
 from loratory.sim.recorded_times import replay
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """One run, replayed. ``steps``: of the engine; ``decisions``: lines compared; ``differs``: the first line that is
-    not the same, from 1, None where all are; ``recorded`` and ``again``: the two texts of that line."""
-
-    policy: str
-    seed: int
-    steps: int
-    decisions: int
-    differs: int | None
-    recorded: str = ""
-    again: str = ""
-
-
 def replay_folder(folder: Path) -> list[Replayed]:
-    """Replay every recorded run of a result folder; runs on the executor are recorded.
+    """Replay every recorded run of a result folder, or the recording of a server.
 
-    Raises `InputError` when the folder holds no result or no recording, `PolicyError` when a policy fails.
+    Runs on the executor are recorded, and so is a server with ``--record``. Raises `InputError` when the folder holds
+    no result or no recording, `PolicyError` when a policy fails.
     """
+    info = read_run_info(folder)
+    if info is not None:
+        return [replay_live(folder, info)]
     for name in ("scenario.yaml", "run_info.json"):
         refuse_pointer(folder / name)
     try:
@@ -47,7 +38,8 @@ def replay_folder(folder: Path) -> list[Replayed]:
         folders = {str(policy): str(name) for policy, name in folders.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{shortened(str(folder), 150)} is no result folder: give one that loratory run --on executor has left"
+            f"{shortened(str(folder), 150)} is no result folder: give one that loratory run --on executor has left, or "
+            "that of loratory serve --record"
         ) from error
     scenario = load_text(scenario_yaml, str(folder / "scenario.yaml"), folder, unbounded=True)
     built = build(scenario)
@@ -73,19 +65,8 @@ def replay_folder(folder: Path) -> list[Replayed]:
                         steps = len(replay(engine, recording))
                     end_s = recording.steps[-1].end_s if steps else 0.0
                     engine.end_all(end_s, "failed", "not ended by the recording")
-                replayed.append(_compare(policy, seed, steps, run, Path(scratch)))
+                recorded, again = run / "decisions.jsonl", Path(scratch) / "decisions.jsonl"
+                replayed.append(compare_decisions(policy, seed, steps, [recorded], again))
     if not replayed:
         raise InputError(f"{folder} holds no recording.jsonl: only runs with --on executor are recorded")
     return replayed
-
-
-def _compare(policy: str, seed: int, steps: int, recorded: Path, again: Path) -> Replayed:
-    lines = 0
-    try:
-        with open(recorded / "decisions.jsonl") as first, open(again / "decisions.jsonl") as second:
-            for lines, (one, two) in enumerate(zip_longest(first, second, fillvalue=""), 1):
-                if one != two:
-                    return Replayed(policy, seed, steps, lines, lines, one.rstrip(), two.rstrip())
-    except OSError as error:
-        raise InputError(f"{recorded} has no decisions.jsonl: run again without --no-decisions") from error
-    return Replayed(policy, seed, steps, lines, None)

@@ -93,8 +93,11 @@ def check_policy(
     seed: int = 0,
     policy_timeout_s: float = POLICY_TIMEOUT_S,
     progress: CheckProgress | None = None,
+    simplify: bool = True,
 ) -> PolicyCheck:
     """Run the policy that ``spec`` names in ``examples`` random worlds and in every edge world.
+
+    With ``simplify``, seconds are spent on a plainer world for each broken promise.
 
     Raises `InputError` for a policy that cannot be loaded. A policy that cannot be stopped ends the process, as in a
     run (`PolicyWatch`).
@@ -112,7 +115,7 @@ def check_policy(
     if "determinism" in search.broken:  # two runs differ anyway: it is open whether jumps matter
         undecided.add("jumps")
         search.broken.pop("jumps", None)
-    for law in [] if stuck else list(search.broken):
+    for law in [] if stuck or not simplify else list(search.broken):
         _watched(spec, policy_timeout_s, partial(search.simplify, law))
     findings = []
     for law, promise in PROMISES.items():

@@ -25,4 +25,8 @@ class ColumnsSpec(Section):
         None, description="time from the end of the turn before to this turn, in the unit of the times"
     )
     priority: Name | None = Field(None, description="priority, a whole number, lower first")
+    max_tokens: Name | None = Field(None, description="most output tokens that its client allows")
+    deadline: Name | None = Field(
+        None, description="time from arrival to its deadline, in the unit of its name or the times; empty: none"
+    )
     hash_ids: Name | None = Field(None, description="ids of the prompt's blocks, with prefix_cache")

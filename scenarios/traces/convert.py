@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loratory.errors import InputError
 from loratory.scenarios.traces.clean import clean
 from loratory.scenarios.traces.files import kind_of
@@ -16,7 +18,7 @@ from loratory.scenarios.traces.format import ReadOptions
 from loratory.scenarios.traces.known import read_trace
 from loratory.scenarios.traces.lazy_pandas import pd
 from loratory.scenarios.traces.table import UNSET, Labels, TraceTable
-from loratory.serving.workload import Ints
+from loratory.serving.workload import Floats, Ints
 
 _SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -60,6 +62,8 @@ def _columns(table: TraceTable, kind: str) -> dict[str, object]:
         "cached_tokens": table.cached,
         "delay_s": None if table.delay_s is None else table.delay_s.round(9),
         "priority": None if table.priority is None else _blank(table.priority),
+        "max_tokens": None if table.max_tokens is None else _blank(table.max_tokens),
+        "deadline_s": _finite(table.deadline_s),
     }
     columns: dict[str, object] = {name: values for name, values in plain.items() if values is not None}
     for name, labels in _labels(table):
@@ -75,8 +79,12 @@ def _labels(table: TraceTable) -> tuple[tuple[str, Labels | None], ...]:
     return ("adapter", table.adapter), ("client", table.client), ("tenant", table.tenant), ("session_id", table.session)
 
 
-def _blank(priority: Ints) -> pd.Series[Any]:
-    return pd.Series(priority, dtype="Int64").mask(priority == UNSET)
+def _finite(deadline_s: Floats | None) -> Floats | None:
+    return None if deadline_s is None else np.where(np.isinf(deadline_s), np.nan, deadline_s)
+
+
+def _blank(values: Ints) -> pd.Series[Any]:
+    return pd.Series(values, dtype="Int64").mask(values == UNSET)
 
 
 def _names(labels: Labels) -> list[str | None]:

@@ -85,12 +85,13 @@ def too_large(path: Path, most_rows: int, most_bytes: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileColumns:
-    """A file's columns: their names and, for JSON, its objects with their lines."""
+    """A file's columns: their names and, for JSON, its objects with their lines. ``notes``: on lines left out."""
 
     path: Path
     names: tuple[str, ...]
     records: Sequence[dict[str, Any]] | None = None
     lines: Sequence[int] | None = None
+    notes: tuple[str, ...] = ()
 
     def frame(self, wanted: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
         """The columns ``wanted``, those in ``labels`` as written (a CSV's 007 stays 007).
@@ -161,11 +162,11 @@ def open_columns(path: Path, rows: int | None = None) -> FileColumns:
                 names = tuple(str(name) for name in schema.names)
                 return FileColumns(path, _once(path, names))
             if kind_of(path) == "json":
-                records, lines = _records(handle, rows)
+                records, lines, notes = _records(handle, rows)
                 if not records:
                     raise _empty(path)
                 names = tuple(dict.fromkeys(key for record in records for key in record))
-                return FileColumns(path, names, records, lines)
+                return FileColumns(path, names, records, lines, notes)
             with _text(handle) as text:
                 header = next((cells for cells in csv.reader(text, skipinitialspace=True) if cells), None)
     except (*_BROKEN, RecursionError) as error:
@@ -204,8 +205,14 @@ def _text(handle: BinaryIO) -> io.TextIOWrapper:
     return io.TextIOWrapper(handle, "utf-8-sig", newline="")
 
 
-def _records(handle: BinaryIO, rows: int | None) -> tuple[list[dict[str, Any]], list[int] | None]:
-    """Objects, one per line, with their lines, or a list of objects. Only a newline ends a line."""
+_Records = tuple[list[dict[str, Any]], list[int] | None, tuple[str, ...]]
+
+
+def _records(handle: BinaryIO, rows: int | None) -> _Records:
+    """Objects, one per line, with their lines, or a list of objects, and notes. Only a newline ends a line.
+
+    A last line without its newline that is not JSON was being written when its writer ended: it is left out.
+    """
     records: list[Any] = []
     lines: list[int] = []
     for number, line in enumerate(handle, 1):
@@ -214,12 +221,17 @@ def _records(handle: BinaryIO, rows: int | None) -> tuple[list[dict[str, Any]], 
             continue
         if not records and text.startswith(b"["):
             whole = _parsed(text + b"\n" + handle.read(), "it")
-            return _objects(whole if isinstance(whole, list) else [whole], None)
-        records.append(_parsed(text, f"line {number}"))
+            return *_objects(whole if isinstance(whole, list) else [whole], None), ()
+        try:
+            records.append(_parsed(text, f"line {number}"))
+        except ValueError:
+            if line.endswith(b"\n") or not records:
+                raise
+            return *_objects(records, lines), ("the last line is cut short and was left out",)
         lines.append(number)
         if len(records) == rows:
             break
-    return _objects(records, lines)
+    return *_objects(records, lines), ()
 
 
 def _objects(records: list[Any], lines: list[int] | None) -> tuple[list[dict[str, Any]], list[int] | None]:

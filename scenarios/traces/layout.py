@@ -27,6 +27,8 @@ USUAL: dict[str, tuple[str, ...]] = {
     "session": ("session_id", "session", "conversation_id", "conv_id"),
     "delay": ("delay", "delay_s", "delay_ms"),
     "priority": ("priority",),
+    "max_tokens": ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens"),
+    "deadline": ("deadline_s", "deadline_ms"),
     "hash_ids": ("hash_ids",),
 }  # fmt: skip
 """Names under which each column is searched, best first; case and word separators do not matter."""
@@ -43,7 +45,7 @@ _TELLING: dict[str, str] = {
 }
 """Parts of the `folded` names of columns that may hold a quantity."""
 
-BESIDE = ("adapter", "client", "tenant", "cached", "session", "delay", "priority", "hash_ids")
+BESIDE = ("adapter", "client", "tenant", "cached", "session", "delay", "priority", "max_tokens", "deadline", "hash_ids")
 """Quantities that are searched beside a known format's own columns."""
 
 LABELS = ("adapter", "client", "tenant", "session")

@@ -28,7 +28,7 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
     chosen = choose(path, file.names, options.columns, layout)
     if not chosen.columns:
         raise InputError(f"{path}: no column is recognised (it has {several(file.names, 8)}): name them with columns")
-    columns, notes = dict(chosen.columns), list(chosen.notes)
+    columns, notes = dict(chosen.columns), [*file.notes, *chosen.notes]
     _refuse_unread(path, options, columns)
     if options.prefix_cache and columns.pop("cached", None) is not None:
         notes.append("cached_tokens is not used: prefix_cache counts the blocks of hash_ids")
@@ -59,6 +59,8 @@ def read_rows(path: Path, options: ReadOptions, layout: Layout) -> TraceTable:
         cached=source.tokens(columns["cached"]) if "cached" in columns else None,
         delay=delay,
         priority=priority,
+        max_tokens=source.tokens(columns["max_tokens"]) if "max_tokens" in columns else None,
+        deadline=_deadline(source, columns, options, layout, clock),
         blocks=blocks,
         columns=tuple(columns.items()),
         notes=(*notes, *(() if clock is None else clock.notes), *told, *sized),
@@ -91,6 +93,8 @@ def table_of(
     session: Labels | None = None,
     delay: Floats | None = None,
     priority: Floats | None = None,
+    max_tokens: Floats | None = None,
+    deadline: Floats | None = None,
     blocks: Blocks | None = None,
     columns: tuple[tuple[str, str], ...] = (),
     notes: Sequence[str] = (),
@@ -102,7 +106,7 @@ def table_of(
     the earliest is 0. Raises `InputError` if no row is left.
     """
     labels = [label.codes for label in (adapter, client, tenant, session) if label is not None]
-    others = [priority, cached, None if blocks is None else blocks.ids]
+    others = [priority, cached, max_tokens, deadline, None if blocks is None else blocks.ids]
     rows = next(len(column) for column in (time, prompt, output, *labels, *others) if column is not None)
     found = list(notes)
     keep = np.ones(rows, dtype=bool)
@@ -133,6 +137,8 @@ def table_of(
         session=session,
         delay_s=delay,
         priority=None if priority is None else _priorities(priority),
+        max_tokens=None if max_tokens is None else _limits(max_tokens),
+        deadline_s=None if deadline is None else np.where(np.isnan(deadline), np.inf, deadline),
         blocks=blocks,
         columns=columns,
         notes=tuple(found),
@@ -147,6 +153,12 @@ def table_of(
 
 def _priorities(values: Floats) -> Ints:
     return np.where(np.isnan(values), UNSET, np.nan_to_num(values).astype(np.int64))
+
+
+def _limits(values: Floats) -> Ints:
+    """Limits of output tokens; 0 is none, as in a blank cell."""
+    known = np.nan_to_num(values).astype(np.int64)
+    return np.where(known < 1, UNSET, known)
 
 
 def _refuse_unread(path: Path, options: ReadOptions, columns: Mapping[str, str]) -> None:
@@ -200,6 +212,16 @@ def _delay(
     if typical <= _LONG_DELAY_S:
         return delay, []
     return delay, [f"half of the delays are above {typical:,.0f} s, read in {unit}: time_unit overrides that"]
+
+
+def _deadline(
+    source: ColumnReader, columns: Mapping[str, str], options: ReadOptions, layout: Layout, clock: TraceTimes | None
+) -> Floats | None:
+    """Seconds from arrival to the deadline: in the unit the column names, else in that of the times."""
+    if "deadline" not in columns:
+        return None
+    unit = unit_in_name(columns["deadline"]) or options.time_unit or (None if clock is None else clock.unit)
+    return _durations(source, columns["deadline"], unit or layout.unit)
 
 
 def _blocks(

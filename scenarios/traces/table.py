@@ -25,7 +25,7 @@ class Labels:
 
 
 UNSET = int(np.iinfo(np.int64).min)
-"""In a priority column: the row has none."""
+"""In a column of priorities or max_tokens: the row has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,10 @@ class TraceTable:
     ``cached``: tokens. ``session``: rows of one session are its turns, in this order. ``delay_s``: seconds between the
     end of the turn before (the row before of the same session) and this one; NaN for a row that does not wait.
     A row with neither begins a session of a trace without times (``time_s`` is None); arrivals are given elsewhere.
-    ``priority``: lower first; `UNSET` for a row without one. ``blocks``: hash ids of the prompt's blocks. ``columns``:
-    pairs of a quantity and the file's column that holds it. ``time_unit``: of its times, None if they are dates.
+    ``priority``: lower first; ``max_tokens``: most output tokens that the client allows; `UNSET` for a row without one.
+    ``deadline_s``: seconds from arrival to the deadline; inf for a row without one. ``blocks``: hash ids of the
+    prompt's blocks. ``columns``: pairs of a quantity and the file's column that holds it. ``time_unit``: of its times,
+    None if they are dates.
     ``unread``: the file's other columns.
     ``rows_read`` counts the file's rows, ``notes`` describes rows that were left out or changed. ``cut``: the
     reader itself applied the window and the rate scale.
@@ -55,6 +57,8 @@ class TraceTable:
     session: Labels | None = None
     delay_s: Floats | None = None
     priority: Ints | None = None
+    max_tokens: Ints | None = None
+    deadline_s: Floats | None = None
     blocks: Blocks | None = None
     columns: tuple[tuple[str, str], ...] = ()
     time_unit: str | None = None

@@ -47,9 +47,13 @@ def test_no_key_is_forgotten() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that the scenarios name: traces, registries."""
     place = tmp_path_factory.mktemp("keys")
-    header = "timestamp,input_tokens,output_tokens,adapter,client,tenant,cached_tokens,session_id,priority,other,more\n"
+    header = (
+        "timestamp,input_tokens,output_tokens,adapter,client,tenant,cached_tokens,session_id,priority,max_tokens,"
+        "deadline_s,other,more\n"
+    )
     rows = [
-        f"{i},{30 + i},{i % 4},a{i % 2},c{i % 3},t{i % 2},{i % 5},s{i},{i % 3},{50 + i % 3},{2 * i + 1}"
+        f"{i},{30 + i},{i % 4},a{i % 2},c{i % 3},t{i % 2},{i % 5},s{i},{i % 3},{5 + i % 2},{i % 2 + 1},"
+        f"{50 + i % 3},{2 * i + 1}"
         for i in range(9)
     ]
     (place / "labelled.csv").write_text(header + "\n".join(rows) + "\n")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loratory.errors import InputError
 from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_text
+from loratory.scenarios.traces.convert import convert
 from loratory.serving.workload import Workload
 
 AZURE = (
@@ -107,3 +110,30 @@ def test_a_trace_that_does_not_fit_its_scenario(
 def test_trace_settings_that_make_no_sense(tmp_path: Path, workload: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         replay(write(tmp_path, "a.csv", AZURE), workload, "count: 3")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_each_row_keeps_its_own_limit_and_deadline(tmp_path: Path, ending: str) -> None:
+    """Through any format; a row without one has the longest limit, and no deadline."""
+    rows = [
+        {"arrival_s": 0.0, "prompt_tokens": 5, "output_tokens": 3, "max_tokens": 7, "deadline_s": 0.5},
+        {"arrival_s": 1.0, "prompt_tokens": 5, "output_tokens": 9, "max_tokens": 4, "deadline_s": None},
+        {"arrival_s": 2.5, "prompt_tokens": 5, "output_tokens": 2, "max_tokens": None, "deadline_s": 2.0},
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    convert(path, out := tmp_path / f"out.{ending}")
+    text = f"name: t\nmodel: m\ngpu: g\nadapters: {{count: 0}}\nworkload: {{trace: {out}, max_tokens: trace}}\n"
+    scenario = load_text(text)
+    work = build_workload(scenario, 0, ())
+    assert work.arrival.tolist() == [0.0, 1.0, 2.5]
+    assert work.max_tokens.tolist() == [7, 4, 7] and work.output_tokens.tolist() == [3, 4, 2]
+    assert work.deadline is not None and work.deadline.tolist() == [0.5, np.inf, 2.0]
+    assert work.request(0).deadline == 0.5 and work.request(1).deadline is None and work.request(2).deadline == 4.5
+    assert "outputs cut at max_tokens (trace): 1" in work.notes
+    given = build_workload(load_text(text.replace("max_tokens: trace", "deadline_s: 9")), 0, ())
+    assert given.deadline is not None and given.deadline.tolist() == [9.0] * 3
+    assert [note for note in given.notes if "not used" in note] == [
+        "the trace's max_tokens are not used: workload.max_tokens: trace would use them",
+        "the trace's deadlines are not used, because workload.deadline_s overrides them",
+    ]

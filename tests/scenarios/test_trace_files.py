@@ -33,7 +33,7 @@ def test_a_json_line_ends_at_a_newline_only(tmp_path: Path) -> None:
         ("t.csv", "time,input_tokens\n9999-01-01,1\n2024-01-01,1\n", "line 2: time '9999-01-01' is 300 years after"),
         ("t.jsonl", '{"timestamp": NaN}', "line 1 holds NaN, which is not JSON"),
         ("t.jsonl", '\n\n{"timestamp": 0}\n[1]', "line 4 is not an object"),
-        ("t.jsonl", '{"timestamp": 0}\n{"timestamp"', "line 2 is not JSON"),
+        ("t.jsonl", '{"timestamp": 0}\n{"timestamp"\n', "line 2 is not JSON"),
         ("t.jsonl", "[" * 100_000, "is nested too deeply"),
         ("t.jsonl", '{"time": 0, "input_tokens": true}', "line 1: input_tokens True is not a number"),
         ("t.jsonl", '{"time": 0, "input_tokens": {"n": 1}}', "line 1: input_tokens .* is not a number"),

@@ -17,12 +17,13 @@ from loratory.scenarios.traces.columns import ColumnsSpec
 from loratory.scenarios.workload_spec import WorkloadSpec
 from loratory.serving.workload import Workload
 
-MORE = "adapter,client,tenant,cached_tokens,session_id,delay,priority,n1,n2,n3,label"
+MORE = "adapter,client,tenant,cached_tokens,session_id,delay,priority,max_tokens,deadline_s,n1,n2,n3,label"
 HASHES = {"hash_ids": lambda i: [1, i % 3, i], "more_ids": lambda i: [1, 1, 1]}
 
 
 def more(i: int) -> str:
-    return f"a{i % 2},c{i % 3},t{i % 2},{i % 5},s{i % 4},{i + 1},{i % 3},{7 * i},{40 + i % 3},{i % 2},x{i % 5}"
+    own = f"a{i % 2},c{i % 3},t{i % 2},{i % 5},s{i % 4},{i + 1},{i % 3},{5 + i % 2},{i % 2 + 1}"
+    return f"{own},{7 * i},{40 + i % 3},{i % 2},x{i % 5}"
 
 
 def csv(header: str, row: str, beside: str = MORE) -> str:
@@ -60,9 +61,13 @@ LENGTHS = ("gentd", "azure_functions", "servegen")
 
 COLUMN = {
     "time": "n1", "input": "n2", "output": "n2", "adapter": "label", "client": "label", "tenant": "label",
-    "cached": "n2", "session": "label", "delay": "n1", "priority": "n2", "hash_ids": "more_ids",
+    "cached": "n2", "session": "label", "delay": "n1", "priority": "n2", "max_tokens": "n2",
+    "deadline": "n2", "hash_ids": "more_ids",
 }  # fmt: skip
-GIVEN = {"client": "adapter_from: client", "hash_ids": "prefix_cache: true", "session": "adapter_from: popularity"}
+GIVEN = {
+    "client": "adapter_from: client", "max_tokens": "max_tokens: trace", "hash_ids": "prefix_cache: true",
+    "session": "adapter_from: popularity",
+}  # fmt: skip
 OPTIONS = {
     "time_unit": "us", "rate_scale": "3", "window": "[2, 5]", "adapter_from": "tenant", "zero_tokens": "clamp",
     "prefix_cache": "true", "block_tokens": "4", "requests": "3", "format": "vidur",

@@ -188,7 +188,15 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read as parquet"):
         read_trace(write(tmp_path, "x.parquet", "nonsense"), "generic")
     with pytest.raises(InputError, match="line 2 is not JSON"):
-        read_trace(write(tmp_path, "x.jsonl", '{"time": 1, "input_tokens": 2}\n{'), "generic")
+        read_trace(write(tmp_path, "x.jsonl", '{"time": 1, "input_tokens": 2}\n{\n'), "generic")
+
+
+@pytest.mark.parametrize("torn", ['{"time": 2, "input_tokens": 1', '{"time": 2, "tenant": "\udcc3', "{"])
+def test_a_last_line_that_was_being_written_is_left_out(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"time": 1, "input_tokens": 2}\n' + torn, encoding="utf-8", errors="surrogateescape")
+    table = read_trace(path, "generic")
+    assert len(table) == 1 and "the last line is cut short and was left out" in table.notes
 
 
 def test_every_row_left_out_or_changed_is_counted(tmp_path: Path) -> None:

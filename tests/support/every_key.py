@@ -286,6 +286,10 @@ KEYS: dict[str, dict[str, Entry]] = {
         ),
         "delay": entry("workload.columns.delay=other", given=("workload={trace: labelled.csv}",)),
         "priority": entry("workload.columns.priority=other", given=("workload={trace: labelled.csv}",)),
+        "max_tokens": entry(
+            "workload.columns.max_tokens=other", given=("workload={trace: labelled.csv, max_tokens: trace}",)
+        ),
+        "deadline": entry("workload.columns.deadline=other", given=("workload={trace: labelled.csv}",)),
         "hash_ids": entry("workload.columns.hash_ids=other", given=ONE_TRACE),
     },
     "cluster": {

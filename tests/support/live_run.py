@@ -15,12 +15,13 @@ from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
 from loratory.executor.runner import StepTokens
 from loratory.executor.tiers import AdapterTiers
+from loratory.server.live_tape import LiveTape
 from loratory.serving.engine import Engine
 from loratory.serving.events import Event, Sink, combined
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import StepPlan
 from loratory.serving.policy import PolicyLike
-from loratory.serving.run_recording import Recording
+from loratory.serving.run_recording import Recording, Tape
 from loratory.serving.workload import RequestMaker
 from loratory.sim.recorded_times import replay
 from loratory.testing.integrity import check
@@ -99,7 +100,12 @@ class LiveRun:
 
 
 def stand_in_executor(
-    world: World, make: Callable[[], PolicyLike], clock: Clock, timeout_s: float | None = None, **hearing: Any
+    world: World,
+    make: Callable[[], PolicyLike],
+    clock: Clock,
+    timeout_s: float | None = None,
+    record: bool | Tape = True,
+    **hearing: Any,
 ) -> Executor:
     """An executor of a world's settings and adapters, whose model is a `StandIn`; it is recorded."""
     woken = Flag()
@@ -107,7 +113,7 @@ def stand_in_executor(
     runner: Any = StandIn()
     return Executor(
         world.config, world.adapters, make(), world.cost, runner, tiers, clock, woken,
-        record=True, policy_timeout_s=timeout_s, remake=make, **hearing,
+        record=record, policy_timeout_s=timeout_s, remake=make, **hearing,
     )  # fmt: skip
 
 
@@ -121,11 +127,14 @@ def live_run(
     before_consult: Callable[[Executor], None] | None = None,
     sink: Sink | None = None,
     each_step: Callable[[Executor], None] | None = None,
+    tape: LiveTape | None = None,
+    between: Callable[[Executor, float], None] | None = None,
 ) -> LiveRun:
     """Serve a world's requests at their arrivals, and carry out the orders, on an executor with a stand-in model.
 
-    The ledger is recounted at each step, and ``each_step`` called. ``sink`` hears the events, too. It ends when nothing
-    is left to do; requests that wait for ever then end as failed.
+    The ledger is recounted at each step, and ``each_step`` called; ``between(executor, now)`` before each step.
+    ``sink`` hears the events, too. With a ``tape``, that is what takes the recording. It ends when nothing is left to
+    do; requests that wait for ever then end as failed.
     """
     found = LiveRun()
 
@@ -136,9 +145,11 @@ def live_run(
         assert event.request.request_id not in found.ends, "a request ended twice"
         found.ends[event.request.request_id] = event.status, event.why, len(generation.tokens)
 
-    executor = stand_in_executor(
-        world, makers[policy], SteppingClock(), timeout_s, sink=combined(hear, sink), on_end=end
-    )
+    record: bool | Tape = True if tape is None else tape
+    heard = combined(hear, sink, None if tape is None else tape.sink)
+    executor = stand_in_executor(world, makers[policy], SteppingClock(), timeout_s, record, sink=heard, on_end=end)
+    if tape is not None:
+        executor.engine.before_consult = tape.consulted
     if before_consult is not None:
         executor.engine.before_consult = lambda: before_consult(executor)
     found.executor = executor
@@ -158,6 +169,8 @@ def live_run(
                     executor.submit(request, Generation([0] * request.prompt_tokens, output_tokens=outputs))
                 else:
                     _give(executor, what, makers, pending)
+            if between is not None:
+                between(executor, now)
             ran = executor.step(now)
             check(executor.engine.ledger)
             if each_step is not None:
@@ -173,7 +186,10 @@ def live_run(
             executor.rest(until)
         executor.step(executor.now())
         found.answers = [each.result(timeout=0) for each in pending if each.done()]
-        found.recording = executor.recording()
+        if tape is None:
+            found.recording = executor.recording()
+        else:
+            tape.close()
     finally:
         executor.close()
     return found
