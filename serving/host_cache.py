@@ -25,6 +25,10 @@ class HostCache:
         self.tell: Callable[[str], None] | None = None
         """Called with the name of an adapter that has lost its place to another."""
 
+    def __getstate__(self) -> tuple[None, dict[str, object]]:
+        """All but ``tell``: a copy of an engine tells a sink of its own."""
+        return None, {**{name: getattr(self, name) for name in self.__slots__}, "tell": None}
+
     def start(self, state: AdapterState) -> None:
         """Give an adapter that begins in host memory a place; it begins on disk when all places are taken."""
         if state.tier == "host":
