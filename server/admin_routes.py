@@ -52,17 +52,19 @@ class AdminServer(Protocol):
     executor: Executor
     catalogue: Any
     limits: Any
-    admin: Any
-    recording: Any
+    metrics: Any
+    admin: AdminState
+    recording: LiveRecording | None
     draining: bool
+    stopping: bool
 
 
 def router(server: AdminServer) -> APIRouter:
     """The routes of a server; none where its settings have no token."""
     token = server.settings.admin_token
-    if not token or server.admin is None:
+    if not token:
         return APIRouter()
-    admin: AdminState = server.admin
+    admin = server.admin
 
     async def authorised(request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -84,7 +86,11 @@ def router(server: AdminServer) -> APIRouter:
         """Try a policy, and put it in between two steps, or beside the one in force."""
         body = _read(await request.body(), PolicyBody)
         if not body.shadow:
-            return await _refusing(admin.swap(body.policy))
+            try:
+                return await _refusing(admin.swap(body.policy))
+            except ApiError:
+                server.metrics.swap_refused()
+                raise
         shadow = await _refusing(admin.set_shadow(body.policy))
         now = server.executor.policy_spec
         return SwapAnswer(before=now, policy=now, at_s=server.executor.now(), trial_s=0.0, shadow=shadow)
@@ -122,11 +128,13 @@ def router(server: AdminServer) -> APIRouter:
         return await carry_out(name, lambda executor, adapter, at: executor.preload(adapter, at))
 
     @routes.post(
-        "/drain", response_model=DrainAnswer, responses=documented(400, 401), openapi_extra=body_schema(DrainBody)
+        "/drain", response_model=DrainAnswer, responses=documented(400, 401, 409), openapi_extra=body_schema(DrainBody)
     )
     async def drain(request: Request) -> DrainAnswer:
         """Turn new requests away with 503 until this is off again; those in progress go on."""
         on = _read(await request.body(), DrainBody).on
+        if server.stopping and not on:
+            raise ApiError(409, "the server is shutting down: start it again", param="on", code="not_possible")
         server.draining = on
         server.limits.draining_s = server.settings.drain_s if on else None
         return DrainAnswer(draining=on, unfinished=server.executor.engine.unfinished)
@@ -142,6 +150,7 @@ def router(server: AdminServer) -> APIRouter:
         most = _read(await request.body(), SettingsBody).max_num_seqs
         answer = await _refusing(admin.in_engine(lambda executor, at: executor.limit_seqs(most, at)))
         await _done(answer, "max_num_seqs")
+        server.metrics.max_num_seqs(most)
         return SettingsAnswer(max_num_seqs=most)
 
     @routes.get("/state", response_model=StateAnswer, responses=documented(401, 503))
@@ -155,8 +164,7 @@ def router(server: AdminServer) -> APIRouter:
 def _state(server: AdminServer, admin: AdminState, executor: Executor, at: float) -> StateAnswer:
     """In the engine's thread."""
     ledger = executor.engine.ledger
-    recording: LiveRecording | None = server.recording
-    status = None if recording is None else recording.status
+    status = None if server.recording is None else server.recording.status
     rows = [
         AdapterRow(
             name=name,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from loratory import __version__
-from loratory.server import lora_routes, metrics_routes, model_routes, openai_routes
+from loratory.server import admin_routes, lora_routes, metrics_routes, model_routes, openai_routes
 from loratory.server.edge import Edge
 from loratory.server.lora_routes import LoadLoRA, UnloadLoRA
 from loratory.server.openai_errors import install_handlers
@@ -26,9 +26,8 @@ def create_app(server: Server) -> FastAPI:
     app = FastAPI(title="Loratory", version=__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
     app.add_middleware(Edge, max_body_bytes=server.settings.max_body_bytes, answered=server.metrics.response)
-    for routes in (openai_routes, model_routes, lora_routes, metrics_routes):
+    for routes in (openai_routes, model_routes, lora_routes, metrics_routes, admin_routes):
         app.include_router(routes.router(server))
-    # admin_routes: app.include_router(admin_routes.router(server)) comes here
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:

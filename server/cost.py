@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from loratory.adapters.sources.cache import AdapterCache
 from loratory.errors import InputError, LoratoryError
 from loratory.executor.machine import Machine
 from loratory.executor.profiler import LEAST_PHASES, Design, measure
 from loratory.experiment.calibrate import profile_of
+from loratory.experiment.machine import SYNTHETIC, adapter_files
 from loratory.experiment.policy_spec import policy_factory
+from loratory.server.engine_settings import target_modules
 from loratory.server.settings import ServerSettings
-from loratory.serving.lora import Adapter
+from loratory.serving.lora import Adapter, LoRARequest
 from loratory.sim.cost.profile import LoadTime, Profile, ProfileCost, load_profile
 
 LOG = logging.getLogger("loratory.server")
@@ -25,11 +31,11 @@ ASSUMED = Profile(
 )
 """Where nothing was measured: 20 ms a step and 1 ms a token, 5 ms a load to a slot and 20 ms one from disk, 1 GB/s."""
 
-_MOST_SEQS, _MOST_CONTEXT, _MOST_TOKENS, _ADAPTERS = 8, 256, 256, 2
+_MOST_SEQS, _MOST_CONTEXT, _MOST_TOKENS, _MOST_RANK, _ADAPTERS = 8, 256, 256, 16, 2
 """What a measurement of a few seconds can cover."""
 
 
-def server_cost(settings: ServerSettings, machine: Machine, adapters: Sequence[Adapter] = ()) -> ProfileCost:
+def server_cost(settings: ServerSettings, machine: Machine) -> ProfileCost:
     """The cost model of a server: ``settings.profile`` where it is given, else ``measure_s`` seconds of measuring.
 
     Call it before the server's executor is made: both use the machine's cache and slots. What it returns never changes,
@@ -41,7 +47,7 @@ def server_cost(settings: ServerSettings, machine: Machine, adapters: Sequence[A
     if settings.measure_s <= 0:
         return ProfileCost(ASSUMED)
     try:
-        return ProfileCost(_measured(settings.measure_s, machine, adapters[:_ADAPTERS]))
+        return ProfileCost(_measured(settings.measure_s, machine, target_modules(settings)))
     except LoratoryError:
         LOG.warning(
             "policies are told assumed times of steps and loads, because %g s were too short to measure this machine: "
@@ -51,8 +57,8 @@ def server_cost(settings: ServerSettings, machine: Machine, adapters: Sequence[A
         return ProfileCost(ASSUMED)
 
 
-def _measured(seconds: float, machine: Machine, adapters: Sequence[Adapter]) -> Profile:
-    """A profile from a few small batches; its name says how little it rests on."""
+def _measured(seconds: float, machine: Machine, targets: Sequence[str]) -> Profile:
+    """A profile from a few small batches, with random adapters; its name says how little it rests on."""
     config = machine.config
     context = min(_MOST_CONTEXT, config.max_model_len or _MOST_CONTEXT, config.require_blocks() * config.block_size)
     if context < 8:
@@ -64,6 +70,18 @@ def _measured(seconds: float, machine: Machine, adapters: Sequence[Adapter]) -> 
         LEAST_PHASES,
         seconds,
     )
-    adapters = adapters[: config.max_loras]
-    measured = measure(machine, adapters, policy_factory("fifo"), ProfileCost(ASSUMED), design)
+    rank = min(_MOST_RANK, config.max_lora_rank)
+    numbers = range(1, 1 + min(_ADAPTERS, config.max_loras))
+    made = [Adapter(LoRARequest(f"measured-{n}", n, f"{SYNTHETIC}measured-{n}"), rank, 1) for n in numbers]
+    with tempfile.TemporaryDirectory(prefix="loratory-measure-") as scratch:
+        cache = AdapterCache(Path(scratch) / "cache")
+        files = adapter_files(made, machine.model, Path(scratch), targets, cache, config.max_lora_rank)
+        item = machine.model.dtype.itemsize
+        adapters = [replace(each, bytes=files[each.name].description.parameters * item) for each in made]
+        machine.files.update(files)
+        try:
+            measured = measure(machine, adapters, policy_factory("fifo"), ProfileCost(ASSUMED), design)
+        finally:
+            for name in files:
+                del machine.files[name]
     return profile_of(measured, f"measured at start, {seconds:g} s", "", machine.about())

@@ -46,6 +46,7 @@ class Live:
             raise InputError("--shadow writes beside the recording: add --record DIR")
         self._settings = settings
         self._on = bool(settings.admin_token) or settings.record is not None
+        self._closed = False
         self.tape = LiveTape()
         self.recording: LiveRecording | None = None
         if settings.record is not None:
@@ -76,7 +77,10 @@ class Live:
             await self.admin.put_beside(canonical_spec(self._settings.shadow))
 
     def close(self) -> None:
-        """End shadow and recording, once the engine's thread has ended."""
+        """End shadow and recording, once the engine's thread has ended. Further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self.tape.close()
         self.admin.close()
         if self.recording is not None:

@@ -9,7 +9,6 @@ import uuid
 from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,7 +30,10 @@ from loratory.server.engine_settings import engine_config, target_modules
 from loratory.server.exchange import Exchange
 from loratory.server.headers import Caller
 from loratory.server.limits import RequestLimits
+from loratory.server.live import Live
 from loratory.server.metrics import ServerMetrics
+from loratory.server.policy_files import canonical_spec
+from loratory.server.recorded_scenario import ServedSetup
 from loratory.server.registry_names import RegistryNames
 from loratory.server.sampling_fields import SamplingDefaults
 from loratory.server.serving_dtype import serving_dtype
@@ -53,7 +55,7 @@ STOP_S = 10.0
 class Server:
     """One server. `build_server` makes it, `start` begins, `close` ends; between them it belongs to one event loop.
 
-    ``admin``, ``recording`` and ``shadow`` are there where the settings ask for them.
+    ``recording`` is there where the settings ask for one.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Server:
         tokenizer: ServerTokenizer,
         catalogue: AdapterCatalogue,
         metrics: ServerMetrics,
+        live: Live,
         defaults: SamplingDefaults,
         modules: tuple[ModulePath, ...],
         resources: ExitStack,
@@ -79,11 +82,14 @@ class Server:
         self.catalogue = catalogue
         self.defaults = defaults
         self.metrics = metrics
-        self.admin: Any = None
-        self.recording: Any = None
-        self.shadow: Any = None
+        self.live = live
+        self.admin = live.admin
+        self.recording = live.recording
         self.started_unix = time.time()
         self.draining = False
+        """Whether new requests get 503."""
+        self.stopping = False
+        """Whether it drains because it ends."""
         self.context_limit = executor.engine.ledger.context_limit
         """Tokens that prompt and output of a request may have."""
         self.eos_token_ids = frozenset(machine.model.config.eos_token_ids) | tokenizer.eos_token_ids
@@ -105,9 +111,11 @@ class Server:
         return self.catalogue.base_names[0]
 
     async def start(self) -> None:
-        """Begin to run steps, and give the engine the adapters of the command line. Raises `InputError` for them."""
+        """Begin to run steps, and give the engine the adapters of the command line. Raises `InputError` for them, and
+        for a shadow that cannot be."""
         self._event_loop = asyncio.get_running_loop()
         self.loop.start()
+        await self.live.start()
         for module in self._modules:
             await self.catalogue.load_module(module)
 
@@ -125,7 +133,7 @@ class Server:
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests; return when those in progress have ended, or when the seconds have passed."""
-        self.draining = True
+        self.draining = self.stopping = True
         until = asyncio.get_running_loop().time() + seconds
         self.limits.draining_s = seconds
         while self.limits.in_progress and asyncio.get_running_loop().time() < until:
@@ -133,7 +141,7 @@ class Server:
 
     def stop(self) -> bool:
         """End the engine's thread; what is in progress ends as aborted. False where its step takes too long."""
-        self.draining = True
+        self.draining = self.stopping = True
         self.limits.draining_s = 1.0
         return self.loop.stop(STOP_S)
 
@@ -143,6 +151,7 @@ class Server:
             return
         self._closed = True
         self.stop()
+        self.live.close()
         self.executor.close()
         self.catalogue.close()
         self.tokenizer.close()
@@ -166,7 +175,8 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     modules = parse_lora_modules(settings.lora_modules)
-    policy = policy_factory(settings.policy, settings.policy_timeout_s)
+    spec = canonical_spec(settings.policy)
+    policy = policy_factory(spec, settings.policy_timeout_s)
     folder = Path(settings.checkpoint)
     device = settings.device
     if device == "auto":
@@ -186,12 +196,20 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
         policy=policy.spec, queue_limit=settings.max_queue,
     )  # fmt: skip
     sinks.append(metrics.sink)
-    executor = machine.executor(
-        (), policy(), server_cost(settings, machine), clock,
-        sink=combined(*sinks), policy_timeout_s=settings.policy_timeout_s, remake=policy,
+    cost = server_cost(settings, machine)
+    setup = ServedSetup(
+        settings.checkpoint, config, spec, str(model.dtype).removeprefix("torch."), device,
+        str(machine.about()["device_name"]), settings.threads,
     )  # fmt: skip
-    loop = EngineLoop(executor, metrics.token)
     with ExitStack() as resources:
+        live = Live(settings, setup, cost, (), machine.files.get, time.time())
+        resources.callback(live.close)
+        executor = machine.executor(
+            (), policy(), cost, clock, sink=combined(*sinks, live.sink), record=live.record,
+            policy_timeout_s=settings.policy_timeout_s, remake=policy,
+        )  # fmt: skip
+        loop = EngineLoop(executor, metrics.token)
+        live.attach(loop)
         names = None
         if settings.registry is not None:
             registry = Registry(settings.registry, create=False)
@@ -205,11 +223,10 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
             aliases.append(own)
         catalogue = AdapterCatalogue(AdapterFetcher(cache, limits), loop, served, model.dtype.itemsize, names, aliases)
         server = Server(
-            settings, machine, executor, loop, clock, tokenizer, catalogue, metrics, SamplingDefaults.read(folder),
-            modules, resources.pop_all(),
+            settings, machine, executor, loop, clock, tokenizer, catalogue, metrics, live,
+            SamplingDefaults.read(folder), modules, resources.pop_all(),
         )  # fmt: skip
     servers.append(server)
-    # admin, shadow: where settings ask for them
     return server
 
 

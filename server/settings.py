@@ -54,7 +54,7 @@ class ServerSettings:
     trial_s: float = 30.0
     shadow_share: float = 0.05
     profile: Path | None = None
-    measure_s: float = 3.0
+    measure_s: float = 0.0
     max_body_bytes: int = 16_000_000
     kv_memory: str | None = None
     target_modules: tuple[str, ...] = ()

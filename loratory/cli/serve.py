@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from loratory.cli.swap import read_token
 from loratory.errors import InputError, did_you_mean
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
@@ -91,6 +92,25 @@ def serve_command(
     profile: Annotated[
         Path | None, typer.Option(help="a profile of this machine, from loratory profile, that policies are told")
     ] = None,
+    measure_s: Annotated[
+        float, typer.Option(min=0, help="without a profile: seconds of measuring at the start; 0: assumed times")
+    ] = 2.0,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(help="a file with the token of loratory swap and the routes below /admin")
+    ] = None,
+    policy_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="a folder whose policies loratory swap may name; may be repeated; by default this folder"),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="a folder for what is asked and decided: loratory run and replay read it")
+    ] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="a policy that is asked beside the live one; needs --record")
+    ] = None,
+    shadow_share: Annotated[
+        float, typer.Option(min=0, max=1, help="share of its time in which a shadow is asked")
+    ] = 0.05,
     log_json: Annotated[bool, typer.Option("--log-json", help="log JSON, one object a line")] = False,
 ) -> None:
     """Serve a model and its LoRA adapters over OpenAI's HTTP interface.
@@ -135,6 +155,12 @@ def serve_command(
             drain_s=drain_s,
             policy_timeout_s=policy_timeout,
             profile=profile,
+            measure_s=measure_s,
+            admin_token=read_token(admin_token_file, "--admin-token-file"),
+            policy_roots=tuple(policy_root or ()),
+            record=record,
+            shadow=shadow,
+            shadow_share=shadow_share,
             max_body_bytes=max_body_bytes,
             kv_memory=kv_memory,
             target_modules=targets,

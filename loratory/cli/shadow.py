@@ -14,7 +14,7 @@ from loratory.errors import LoratoryError
 from loratory.reports.number_text import plural
 
 if TYPE_CHECKING:
-    from loratory.experiment.shadow_report import ShadowReport, Turns
+    from loratory.experiment.shadow_report import ShadowReport, TurnCounts
 
 app = typer.Typer(help="Read what a policy beside a server's live one would have done.", no_args_is_help=True)
 
@@ -94,7 +94,7 @@ def _tell(found: ShadowReport) -> None:
 _REASONS = {"share": "for its share of time", "behind": "because it was behind"}
 
 
-def _row(turns: Turns) -> list[str]:
+def _row(turns: TurnCounts) -> list[str]:
     return ["(base model)" if turns.name is None else turns.name, f"{turns.earlier:,}", f"{turns.later:,}"]
 
 

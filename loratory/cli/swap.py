@@ -64,20 +64,31 @@ def swap_command(
 
 
 def _token(file: Path | None) -> str:
-    if file is None:
-        token, where = os.environ.get(TOKEN, "").strip(), TOKEN
-        if not token:
-            raise InputError(f"no admin token is given: give --token-file, or set {TOKEN}")
-    else:
-        where = f"--token-file {file}"
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise InputError(f"{where} cannot be read ({reason}): give the file with the token") from error
-    if not token.isascii() or not token.isprintable() or not token:
-        raise InputError(f"{where} holds no token: give what the server has in its --admin-token-file")
+    token = os.environ.get(TOKEN, "").strip() if file is None else read_token(file, "--token-file")
+    if not token:
+        raise InputError(f"no admin token is given: give --token-file, or set {TOKEN}")
+    if not _is_token(token):
+        raise InputError(f"{TOKEN} holds no token: give what the server has in its --admin-token-file")
     return token
+
+
+def read_token(file: Path | None, option: str) -> str:
+    """The token in a file; empty without one. ``option`` names the file in errors."""
+    if file is None:
+        return ""
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InputError(f"{option} {file} cannot be read ({reason}): give a file with the admin token") from error
+    if not _is_token(token):
+        raise InputError(f"{option} {file} holds no token: write one line, of letters and digits")
+    return token
+
+
+def _is_token(text: str) -> bool:
+    """Whether a header can hold it."""
+    return bool(text) and text.isascii() and text.isprintable()
 
 
 def _refuse(status: int, said: Any, place: str) -> None:

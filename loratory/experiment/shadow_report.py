@@ -30,7 +30,7 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
+class TurnCounts:
     """Requests of one adapter or tenant that the candidate would have admitted earlier than the live policy, or later;
     ``name`` is None for the base model."""
 
@@ -60,8 +60,8 @@ class ShadowReport:
     first: Moments
     earlier: int
     later: int
-    adapters: tuple[Turns, ...]
-    tenants: tuple[Turns, ...]
+    adapters: tuple[TurnCounts, ...]
+    tenants: tuple[TurnCounts, ...]
     ended: str | None
     earlier_candidates: int
 
@@ -187,13 +187,13 @@ def _report(seen: _Seen) -> ShadowReport:
     )
 
 
-def _turns(seen: _Seen, place: int) -> tuple[Turns, ...]:
+def _turns(seen: _Seen, place: int) -> tuple[TurnCounts, ...]:
     """By adapter (0) or tenant (1), those with the most requests first."""
     counted: dict[str | None, Counter[str]] = {}
     for request_id, turn in seen.turns.items():
         counted.setdefault(seen.of.get(request_id, (None, ""))[place], Counter())[turn] += 1
     order = sorted(counted.items(), key=lambda item: (-item[1].total(), item[0] is None, item[0] or ""))
-    return tuple(Turns(name, found["earlier"], found["later"]) for name, found in order)
+    return tuple(TurnCounts(name, found["earlier"], found["later"]) for name, found in order)
 
 
 def simulated(folder: Path, report: ShadowReport, overrides: Sequence[str] = ()) -> Comparison:

@@ -35,9 +35,10 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 
 def test_what_is_measured_at_the_start_is_a_profile_that_reads_back_equal(zoo: Zoo, tmp_path: Path) -> None:
     machine = zoo.machine(CONFIG)
-    cost = server_cost(ServerSettings("x", measure_s=0.5), machine, zoo.adapters)
+    cost = server_cost(ServerSettings("x", measure_s=0.5), machine)
     assert cost.profile.name == "measured at start, 0.5 s" and cost.profile.samples >= 9
     assert cost.step_seconds(SHAPES[0]) > 0 and cost.load_seconds(zoo.adapters[0], "disk") > 0
+    assert cost.profile.load.per_byte_s + cost.profile.load.fixed_s > 0 and machine.files == zoo.files
     cost.profile.save(tmp_path / "profile.json")
     again = ProfileCost(load_profile(tmp_path / "profile.json"))
     assert [again.step_seconds(shape) for shape in SHAPES] == [cost.step_seconds(shape) for shape in SHAPES]

@@ -117,7 +117,8 @@ def admin_world(policy: str = "fifo", model: Path | None = None, **settings: Any
     live.attach(loop)
     server = SimpleNamespace(
         settings=given, executor=executor, catalogue=FewAdapters(), limits=SimpleNamespace(draining_s=None),
-        admin=live.admin, recording=live.recording, draining=False,
+        metrics=SimpleNamespace(swap_refused=lambda: None, max_num_seqs=lambda limit: None), admin=live.admin,
+        recording=live.recording, draining=False, stopping=False,
     )  # fmt: skip
     app = FastAPI()
     install_handlers(app)
