@@ -33,7 +33,14 @@ def router(server: WatchedWithSettings) -> APIRouter:
     page = files("loratory.server").joinpath("dashboard.html").read_text(encoding="utf-8")
     headers = {"content-security-policy": content_policy(page), "cache-control": "no-cache"}
 
-    @routes.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    formats: dict[str, dict[str, Any]] = {
+        "text/plain": {"schema": {"type": "string"}},
+        "application/openmetrics-text": {"schema": {"type": "string"}},
+    }
+
+    @routes.get(
+        "/metrics", response_class=Response, summary="Metrics for Prometheus", responses={200: {"content": formats}}
+    )
     async def metrics(request: Request) -> Response:
         accept = request.headers.get("accept", "")
         text, content_type = await run_in_threadpool(server.metrics.render, accept)
