@@ -30,10 +30,17 @@ class WatchedWithSettings(Watched, Protocol):
 def router(server: WatchedWithSettings) -> APIRouter:
     """The routes. None of them asks for a key, as in vLLM; none of them changes anything."""
     routes, live = APIRouter(), LiveState(server)
-    page = files("loratory.server").joinpath("dashboard.html").read_text(encoding="utf-8")
+    page, grafana = (_packaged(name) for name in ("dashboard.html", "grafana.json"))
     headers = {"content-security-policy": content_policy(page), "cache-control": "no-cache"}
 
-    @routes.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    formats: dict[str, dict[str, Any]] = {
+        "text/plain": {"schema": {"type": "string"}},
+        "application/openmetrics-text": {"schema": {"type": "string"}},
+    }
+
+    @routes.get(
+        "/metrics", response_class=Response, summary="Metrics for Prometheus", responses={200: {"content": formats}}
+    )
     async def metrics(request: Request) -> Response:
         accept = request.headers.get("accept", "")
         text, content_type = await run_in_threadpool(server.metrics.render, accept)
@@ -50,7 +57,15 @@ def router(server: WatchedWithSettings) -> APIRouter:
         found["policies"] = policy_names()
         return JSONResponse(found, headers={"cache-control": "no-store"})
 
+    @routes.get("/dashboard/grafana.json", response_class=JSONResponse, summary="The dashboard to import in Grafana")
+    async def grafana_dashboard() -> Response:
+        return Response(grafana, media_type="application/json")
+
     return routes
+
+
+def _packaged(name: str) -> str:
+    return files("loratory.server").joinpath(name).read_text(encoding="utf-8")
 
 
 def content_policy(page: str) -> str:

@@ -141,9 +141,14 @@ def test_the_page_may_run_its_own_script_only(server: WatchedServer) -> None:
     assert policy == content_policy(page) and "unsafe" not in policy and "default-src 'none'" in policy
     assert policy.count("sha256-") == 2
     assert not re.search(
-        r"""(src|href)=["'](?!data:,)|https?://(?!www\.w3\.org/2000/svg)|@import|innerHTML|style=""", page
+        r"""src=|<link(?! rel="icon" href="data:,">)|https?://(?!www\.w3\.org/2000/svg)|@import|innerHTML|style=""",
+        page,
     )
     assert not re.search(r"\son\w+=", page)
+    for link in re.findall(r'<a href="([^"]*)"', page):
+        assert _get(f"{server.url}/{link}")[0]
+    dashboard, headers = _get(f"{server.url}/dashboard/grafana.json")
+    assert headers["content-type"] == "application/json" and json.loads(dashboard)["title"] == "Loratory"
 
 
 def test_who_is_no_admin_gets_no_swap_button(tmp_path: Path) -> None:
