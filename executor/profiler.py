@@ -140,7 +140,7 @@ def measure(
             assert shape == same, "equal arrivals made different batches"
             samples.append(StepSample(number, shape, (one + two) / 2, (one, two)))
         samples += [StepSample(number, shape, one, (one,)) for shape, one in first[len(again) :]]
-    twice = [abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples if len(s.runs) > 1]
+    twice = [abs(s.runs[0] - s.runs[1]) / s.seconds for s in samples if len(s.runs) > 1 and s.seconds > 0]
     return Measurements(tuple(samples), loads, median(twice) if twice else None)
 
 

@@ -52,6 +52,7 @@ class TinyFiles:
             engine={"num_gpu_blocks": 1000, "max_num_seqs": 32, "max_loras": 2},
             lora_modules=modules,
             drain_s=PATIENCE_S,
+            measure_s=0,
         )
         return replace(plain, **changes)
 
