@@ -23,6 +23,7 @@ from loratory.executor.machine import Machine
 from loratory.executor.model import Model, resolve_device
 from loratory.experiment.policy_spec import policy_factory
 from loratory.models.config_file import read_object
+from loratory.models.released import resolve_checkpoint
 from loratory.server.catalogue import AdapterCatalogue, ServedAdapter
 from loratory.server.cost import server_cost
 from loratory.server.engine_loop import EngineLoop
@@ -41,7 +42,7 @@ from loratory.server.settings import ServerSettings
 from loratory.server.tokenizer import ServerTokenizer
 from loratory.serving.events import AdapterRemoved, EventHandlers, Sink, combined
 from loratory.serving.request import BASE_TENANT
-from loratory.user_files import adapter_cache
+from loratory.user_files import adapter_cache, user_models
 
 LOG = logging.getLogger("loratory.server")
 
@@ -177,7 +178,7 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
     modules = parse_lora_modules(settings.lora_modules)
     spec = canonical_spec(settings.policy)
     policy = policy_factory(spec, settings.policy_timeout_s)
-    folder = Path(settings.checkpoint)
+    folder = resolve_checkpoint(settings.checkpoint, user_models())
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

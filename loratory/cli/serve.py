@@ -16,7 +16,10 @@ from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 
 def serve_command(
-    checkpoint: Annotated[str, typer.Argument(help="a Hugging Face checkpoint folder, with its tokenizer")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="a Hugging Face checkpoint folder, with its tokenizer, or a name of: loratory models list"),
+    ],
     more_modules: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     policy: Annotated[str, typer.Option(help="the scheduling policy, such as fair_share:by=tenant")] = "fifo",
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 is every address of this machine")] = (
