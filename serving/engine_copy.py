@@ -60,7 +60,12 @@ class EngineCopy:
         file = io.BytesIO()
         pickler = pickle.Pickler(file, protocol=5)
         pickler.dispatch_table = {**dispatch_table, type(engine.ledger.cost): _without_cost}
-        pickler.dump(held)
+        cache = engine.ledger.host_cache
+        tell, cache.tell = cache.tell, None  # it is the sink's, which is not copied
+        try:
+            pickler.dump(held)
+        finally:
+            cache.tell = tell
         return cls(file.getvalue(), tuple(each for each in engine._inbox if isinstance(each, Request)))
 
     def engine(

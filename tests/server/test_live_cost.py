@@ -12,6 +12,7 @@ pytest.importorskip("torch", reason="the server needs torch")
 import torch
 from bench_machine import Zoo
 
+import loratory.server.cost as server_costs
 from loratory.errors import InputError
 from loratory.server.cost import ASSUMED, server_cost
 from loratory.server.settings import ServerSettings
@@ -33,10 +34,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return Zoo.make(tmp_path_factory.mktemp("zoo"), "llama")
 
 
-def test_what_is_measured_at_the_start_is_a_profile_that_reads_back_equal(zoo: Zoo, tmp_path: Path) -> None:
+def test_what_is_measured_at_the_start_is_a_profile_that_reads_back_equal(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, small in (("_MOST_SEQS", 2), ("_MOST_CONTEXT", 24)):
+        monkeypatch.setattr(server_costs, name, small)
     machine = zoo.machine(CONFIG)
-    cost = server_cost(ServerSettings("x", measure_s=0.5), machine)
-    assert cost.profile.name == "measured at start, 0.5 s" and cost.profile.samples >= 9
+    cost = server_cost(ServerSettings("x", measure_s=60), machine)
+    assert cost.profile.name == "measured at start, 60 s" and cost.profile.samples >= 9
     assert cost.step_seconds(SHAPES[0]) > 0 and cost.load_seconds(zoo.adapters[0], "disk") > 0
     assert cost.profile.load.per_byte_s + cost.profile.load.fixed_s > 0 and machine.files == zoo.files
     cost.profile.save(tmp_path / "profile.json")
@@ -62,7 +67,9 @@ def test_without_measuring_the_times_are_those_the_guide_states(zoo: Zoo) -> Non
     assert cost.load_seconds(adapter, "disk") == pytest.approx(1.02)
 
 
-def test_a_context_too_short_to_measure_has_the_assumed_times(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_too_short_to_measure_has_the_assumed_times(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(server_costs.LOG, "warning", lambda text, *values: said.append(text % values))
     machine = zoo.machine(CONFIG.model_copy(update={"max_model_len": 6}))
-    assert server_cost(ServerSettings("x"), machine).profile is ASSUMED
-    assert "policies are told assumed times" in caplog.text
+    assert server_cost(ServerSettings("x", measure_s=1.0), machine).profile is ASSUMED
+    assert said[0].startswith("policies are told assumed times of steps and loads, because 1 s were too short")
