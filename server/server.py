@@ -199,7 +199,7 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
     sinks.append(metrics.sink)
     cost = server_cost(settings, machine)
     setup = ServedSetup(
-        settings.checkpoint, config, spec, str(model.dtype).removeprefix("torch."), device,
+        str(folder.resolve()), config, spec, str(model.dtype).removeprefix("torch."), device,
         str(machine.about()["device_name"]), settings.threads,
     )  # fmt: skip
     with ExitStack() as resources:

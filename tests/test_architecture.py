@@ -280,7 +280,7 @@ def test_no_way_into_a_slot_skips_the_comparison_of_digests() -> None:
     assert _callers("adapter_files") == {
         ("loratory/experiment/machine.py", "machine_for"),
         ("loratory/experiment/calibrate.py", "calibrate"),
-        ("server/cost.py", "_measured"),
+        ("server/quick_profile.py", "quick_profile"),
     }
     assert _callers("HostAdapter") == {("executor/lora/weights.py", "load")}
     assert _callers("HostAdapter.load") == {("executor/machine.py", "read")}
