@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,12 +53,19 @@ class JsonLines(logging.Formatter):
         return json.dumps(told)
 
 
-def log_to_stderr(as_json: bool) -> logging.Handler:
-    """Write what the server logs to stderr; the handler, for `logging.Logger.removeHandler`."""
+@contextmanager
+def log_to_stderr(as_json: bool) -> Iterator[None]:
+    """Within, what Loratory logs is written to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     logger = logging.getLogger("loratory")
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    return handler
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

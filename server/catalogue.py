@@ -182,8 +182,6 @@ class AdapterCatalogue:
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        if self._names is not None:
-            self._names.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

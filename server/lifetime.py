@@ -47,6 +47,7 @@ class Lifetime:
             log_config=None,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             h11_max_incomplete_event_size=2 * MAX_HEADER_BYTES,  # longer ones get 400 before they are read
             timeout_graceful_shutdown=GOODBYE_S,

@@ -15,6 +15,7 @@ from loratory.errors import InputError, UnknownAdapter
 from loratory.server.edge import NOTE
 from loratory.server.headers import check_key
 from loratory.server.openai_errors import ApiError, documented
+from loratory.server.openai_routes import check_engine
 from loratory.server.request_fields import Body, body_of, only, read_body
 from loratory.server.server import Server
 
@@ -43,7 +44,7 @@ def router(server: Server) -> APIRouter:
     """The routes of a server."""
     routes = APIRouter(tags=["LoRA"])
     roots = tuple(root.resolve() for root in server.settings.lora_roots)
-    refusals = documented(400, 401, 403, 404, 413)
+    refusals = documented(400, 401, 403, 404, 413, 503)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @routes.post(
@@ -88,6 +89,9 @@ def router(server: Server) -> APIRouter:
         check_key(request.headers, server.settings.api_keys)
         if not server.settings.allow_runtime_lora:
             raise ApiError(403, OFF, code="runtime_lora_off")
+        if server.draining:
+            raise ApiError(503, "the server is shutting down: try another", code="server_draining", retry_after_s=1.0)
+        check_engine(server)
 
     return routes
 

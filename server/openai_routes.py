@@ -59,6 +59,7 @@ def router(server: Server) -> APIRouter:
         """Continue prompts: texts or token ids. With ``stream`` the answer is server-sent events."""
         caller = caller_of(request.headers, request.scope[REQUEST_ID], server.settings)
         body = read_body(await request.body(), CompletionRequest, request.headers.get("content-type"))
+        check_engine(server)
         await server.catalogue.find(body.model)  # an unknown model is told before anything else
         prompts = [
             await encoded(prompt, body.add_special_tokens is not False) if isinstance(prompt, str) else prompt
@@ -79,6 +80,7 @@ def router(server: Server) -> APIRouter:
         """Answer a conversation, written with the model's chat template. With ``stream`` the answer is events."""
         caller = caller_of(request.headers, request.scope[REQUEST_ID], server.settings)
         body = read_body(await request.body(), ChatRequest, request.headers.get("content-type"))
+        check_engine(server)
         await server.catalogue.find(body.model)
         prompt = await encoded_chat(server, body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -98,13 +100,13 @@ def router(server: Server) -> APIRouter:
         if len(ask.prompts) * outputs > MAX_CHOICES:
             told = f"{len(ask.prompts)} prompts with n = {outputs}: at most {MAX_CHOICES} outputs fit in one request"
             raise ApiError(400, told, param="n")
+        if (body.min_tokens or 0) > (ask.max_tokens or server.context_limit):
+            raise ApiError(400, f"min_tokens is {body.min_tokens}, above max_tokens: lower it", param="min_tokens")
         rooms = [_max_tokens(server, prompt, ask) for prompt in ask.prompts]
         sampling = Sampling.of(
             body, ask.logprobs, server.defaults, server.eos_token_ids, server.machine.model.shape.vocab
         )
         priority = caller.priority if body.priority is None else body.priority
-        if server.loop.failure:
-            raise ApiError(503, f"the engine has stopped: {server.loop.failure}", code="engine_stopped")
         adapter = await server.catalogue.find(body.model)
         exchange = server.exchange(ask.prefix, caller, adapter)
         note: dict[str, Any] = request.scope[NOTE]
@@ -142,6 +144,12 @@ def router(server: Server) -> APIRouter:
             note["ended"] = word
 
     return routes
+
+
+def check_engine(server: Server) -> None:
+    """Raises `ApiError` 503 where the engine has stopped."""
+    if server.loop.failure:
+        raise ApiError(503, f"the engine has stopped: {server.loop.failure}", code="engine_stopped")
 
 
 async def encoded_chat(server: Server, body: ChatRequest) -> list[int]:
@@ -226,6 +234,6 @@ def _header_text(text: str) -> str:
 def _noted(server: Server, exchange: Exchange) -> dict[str, Any]:
     noted: dict[str, Any] = {"id": exchange.request_id, "tenant": exchange.tenant, "model": server.name}
     if (adapter := exchange.adapter) is not None:
-        lora = {"lora_name": adapter.lora.lora_name, "lora_int_id": adapter.lora.lora_int_id}
-        noted |= {"model": adapter.asked} | lora
+        noted |= {"model": adapter.asked, "lora_name": adapter.name}
+        noted |= {"lora_int_id": adapter.lora.lora_int_id, "lora_version": adapter.version}
     return noted

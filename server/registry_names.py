@@ -26,7 +26,7 @@ MOST_NAMES = 4096
 class RegistryNames:
     """Resolves names in threads of its own; requests that ask for one name at once share the answer.
 
-    All methods but `close` belong to one event loop.
+    All methods but `open` and `close` belong to one event loop.
     """
 
     def __init__(self, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,6 +36,10 @@ class RegistryNames:
         self._answers: dict[str, tuple[float, AdapterRecord | InputError]] = {}
         self._asking: dict[str, asyncio.Task[AdapterRecord | InputError]] = {}
         self._listed: tuple[float, tuple[AdapterRecord, ...]] = (0.0, ())
+
+    def open(self) -> None:
+        """Connect. Raises `InputError` where there is no registry."""
+        self._registry.open()
 
     async def resolve(self, ref: str) -> AdapterRecord:
         """What ``name`` or ``name@version`` means now.

@@ -63,8 +63,7 @@ def serve(settings: ServerSettings) -> None:
         from loratory.server.server import build_server
 
         raise_open_files()
-        handler = log_to_stderr(settings.log_json)
-        try:
+        with log_to_stderr(settings.log_json):
             server = build_server(settings)
             try:
 
@@ -74,8 +73,6 @@ def serve(settings: ServerSettings) -> None:
                 asyncio.run(run())
             finally:
                 server.close()
-        finally:
-            logging.getLogger("loratory").removeHandler(handler)
 
 
 def _tell(name: str, url: str, settings: ServerSettings) -> None:

@@ -153,9 +153,7 @@ class Server:
         self._closed = True
         self.stop()
         self.live.close()
-        self.executor.close()
         self.catalogue.close()
-        self.tokenizer.close()
         self._resources.close()
 
     def forget(self, name: str) -> None:
@@ -173,11 +171,23 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
 
     Slots, KV blocks and the policy are made here; adapters come when the server has started.
     """
+    with ExitStack() as resources:
+        return _build(settings, clock or RealClock(), resources)
+
+
+def _build(settings: ServerSettings, clock: Clock, resources: ExitStack) -> Server:
+    """What is opened is closed by ``resources``, unless the server has taken them over."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     modules = parse_lora_modules(settings.lora_modules)
     spec = canonical_spec(settings.policy)
     policy = policy_factory(spec, settings.policy_timeout_s)
+    names = None
+    if settings.registry is not None:
+        names = RegistryNames(Registry(settings.registry, create=False))
+        resources.callback(names.close)
+        names.open()
+    cache = resources.enter_context(adapter_cache())
     folder = resolve_checkpoint(settings.checkpoint, user_models())
     device = settings.device
     if device == "auto":
@@ -186,10 +196,10 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
     dtype = serving_dtype(settings.dtype, checkpoint.config, device)
     model = Model(checkpoint.config, checkpoint, dtype, resolve_device(device))
     tokenizer = ServerTokenizer.load(folder)
+    resources.callback(tokenizer.close)
     targets = target_modules(settings)
     config = engine_config(settings, model, targets)
     machine = Machine(model, config, {}, targets, lora=True)
-    clock = clock or RealClock()
     servers: list[Server] = []
     sinks: list[Sink] = [EventHandlers({AdapterRemoved: lambda event: servers[0].forget(event.adapter)})]
     metrics = ServerMetrics(
@@ -202,33 +212,29 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
         str(folder.resolve()), config, spec, str(model.dtype).removeprefix("torch."), device,
         str(machine.about()["device_name"]), settings.threads,
     )  # fmt: skip
-    with ExitStack() as resources:
-        live = Live(settings, setup, cost, (), machine.files.get, time.time())
-        resources.callback(live.close)
-        executor = machine.executor(
-            (), policy(), cost, clock, sink=combined(*sinks, live.sink), record=live.record,
-            policy_timeout_s=settings.policy_timeout_s, remake=policy,
-        )  # fmt: skip
-        loop = EngineLoop(executor, metrics.token)
-        live.attach(loop)
-        names = None
-        if settings.registry is not None:
-            registry = Registry(settings.registry, create=False)
-            registry.open()
-            names = RegistryNames(registry)
-        cache = resources.enter_context(adapter_cache())
-        limits = FileLimits(max_lora_rank=config.max_lora_rank, base=model.shape)
-        served = served_names(settings)
-        aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
-        if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
-            aliases.append(own)
-        catalogue = AdapterCatalogue(AdapterFetcher(cache, limits), loop, served, model.dtype.itemsize, names, aliases)
-        server = Server(
+    live = Live(settings, setup, cost, (), machine.files.get, time.time())
+    resources.callback(live.close)
+    executor = machine.executor(
+        (), policy(), cost, clock, sink=combined(*sinks, live.sink), record=live.record,
+        policy_timeout_s=settings.policy_timeout_s, remake=policy,
+    )  # fmt: skip
+    resources.callback(executor.close)
+    loop = EngineLoop(executor, metrics.token)
+    live.attach(loop)
+    limits = FileLimits(max_lora_rank=config.max_lora_rank, base=model.shape)
+    aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
+    if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
+        aliases.append(own)
+    catalogue = AdapterCatalogue(
+        AdapterFetcher(cache, limits), loop, served_names(settings), model.dtype.itemsize, names, aliases
+    )
+    servers.append(
+        Server(
             settings, machine, executor, loop, clock, tokenizer, catalogue, metrics, live,
             SamplingDefaults.read(folder), modules, resources.pop_all(),
-        )  # fmt: skip
-    servers.append(server)
-    return server
+        )
+    )  # fmt: skip
+    return servers[0]
 
 
 def served_names(settings: ServerSettings) -> tuple[str, ...]:

@@ -237,6 +237,7 @@ REFUSED: list[tuple[str, Any, int, str | None]] = [
     ("/v1/completions", PROMPT | {"max_tokens": 600}, 400, "prompt"),
     ("/v1/completions", PROMPT | {"max_tokens": 0}, 400, "max_tokens"),
     ("/v1/completions", PROMPT | {"max_tokens": "5"}, 400, "max_tokens"),
+    ("/v1/completions", PROMPT | {"min_tokens": 17}, 400, "min_tokens"),
     ("/v1/completions", PROMPT | {"temperature": -1}, 400, "temperature"),
     ("/v1/completions", PROMPT | {"top_p": 0}, 400, "top_p"),
     ("/v1/completions", PROMPT | {"top_k": -2}, 400, "top_k"),

@@ -179,7 +179,9 @@ def test_what_has_not_ended_when_the_drain_is_over_is_aborted_with_a_reason(tiny
     with RunningServer(tiny.settings(drain_s=0)) as running, ThreadPoolExecutor(2) as pool, running.held():
         asked = begin(running, pool)
         streamed = pool.submit(lambda: running.events("/v1/completions", LONG))
-        running.step(3)
+        while len(running.server.executor.engine.ledger.running) < 2:
+            running.step()
+        running.step(2)  # both have tokens
         running.stop()
         running.until(lambda: running.server.loop._stopping)
         running._holding = False
@@ -192,7 +194,9 @@ def test_a_fault_in_the_engine_is_told_and_the_server_says_that_it_has_failed(ti
     with RunningServer(tiny.settings()) as running, ThreadPoolExecutor(2) as pool, running.held():
         asked = begin(running, pool)
         streamed = pool.submit(lambda: running.events("/v1/completions", LONG))
-        running.step(3)
+        while len(running.server.executor.engine.ledger.running) < 2:
+            running.step()
+        running.step(2)  # both have tokens
         running.server.executor.runner.free = None  # type: ignore  # the next end of a request raises
         running._holding = False
         told = asked.result()

@@ -47,7 +47,8 @@ def test_a_process_serves_and_drains_at_sigterm(tiny: TinyFiles) -> None:
     told += map(json.loads, rest.splitlines())
     assert any("KV cache" in each.get("message", "") and "--kv-memory" in each["message"] for each in told)
     requests = [each for each in told if each.get("path") == "/v1/completions"]
-    assert [each["output_tokens"] for each in requests] == [200, 200] and requests[0]["lora_name"] == "a1@1"
+    assert [each["output_tokens"] for each in requests] == [200, 200] and requests[0]["lora_name"] == "a1"
+    assert requests[0]["lora_version"] == 1 and isinstance(requests[0]["lora_int_id"], int)
     assert not [each for each in told if each["level"] not in ("info", "warning")]
 
 
@@ -83,6 +84,16 @@ def test_a_port_in_use_is_one_sentence_before_anything_is_loaded(tmp_path: Path)
 def test_what_is_wrong_is_an_input_error(tiny: TinyFiles, arguments: list[str], told: str) -> None:
     done = CliRunner().invoke(app, ["serve", str(tiny.checkpoint), "--port", "0", "--dtype", "float32", *arguments])
     assert isinstance(done.exception, InputError) and told in str(done.exception)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "fastapi", "uvicorn"])
+def test_a_package_that_is_missing_is_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, tiny: TinyFiles, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    done = CliRunner().invoke(app, ["serve", str(tiny.checkpoint), "--port", "0"])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception) == f'the server needs {package}: pip install "loratory[serve]"'
 
 
 def test_a_checkpoint_without_a_tokenizer_is_an_input_error(tiny: TinyFiles, tmp_path: Path) -> None:
