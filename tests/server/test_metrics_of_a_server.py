@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, MISSING, browser
 from metered import Samples, read_samples, sample
 from running_server import RunningServer, TinyFiles
 
@@ -97,6 +99,30 @@ def test_a_new_version_takes_over_the_name_and_an_unloaded_adapter_is_gone(
     assert running.post("/v1/unload_lora_adapter", {"lora_name": "a0"}).status_code == 200
     running.until(lambda: "a0" not in _loaded(_scrape(running)))
     assert sample(_scrape(running), "loratory:adapter_requests_total", adapter_name="a0") == 2
+
+
+@pytest.mark.slow
+def test_the_page_swaps_the_policy_of_a_real_server(tiny: TinyFiles, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    with (
+        RunningServer(tiny.settings(admin_token="a-secret", served_names=("base",))) as running,
+        browser(tmp_path / "profile") as page,
+    ):
+        running.complete(model="a1", max_tokens=2)
+        page.open(f"{running.url}/dashboard")
+        page.until("document.querySelector('#gpu .chip b')?.textContent === 'a1'")
+        for policy, token in (("fair_share", "a-guess"), ("fair_shar", "a-secret"), ("fair_share", "a-secret")):
+            for field, value in (("wanted", policy), ("token", token)):
+                page.read(f"document.getElementById('{field}').value = '{value}'")
+            page.read("document.getElementById('answer').className = ''; document.getElementById('put-in').click()")
+            page.until("document.getElementById('answer').className")
+        assert page.read("document.getElementById('answer').textContent") == "fair_share decides from the next step on"
+        page.until("document.getElementById('policy').textContent === 'fair_share'")
+        found = _scrape(running)
+    assert sample(found, "loratory:policy_info", policy="fair_share") == 1
+    assert sample(found, "loratory:policy_swaps_total", outcome="done") == 1
+    assert sample(found, "loratory:policy_swaps_total", outcome="refused") == 1
 
 
 def test_the_pages_of_a_real_server(running: RunningServer) -> None:

@@ -32,7 +32,7 @@ def test_a_load_of_an_adapter_that_has_gone_means_nothing(fails: bool) -> None:
     engine.commit(plan, StepResult(), 0.1)
     engine.loaded("a1")
     answers: list[str] = []
-    engine.remove_adapter("a1", answers.append)
+    engine.adapters.remove("a1", answers.append)
     engine.plan(0.2)
     assert answers == [""] and not engine.ledger.adapters and not engine.ledger.slots.on_gpu
     if fails:
