@@ -1,14 +1,49 @@
-# Two commands on a fresh machine: `make demo` and `make test`.
+# Three commands on a fresh machine: `make demo`, `make serve` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := results/quickstart
 JOBS ?= 2
 
-.PHONY: demo test lint docs slow clean
+# Torch for CPUs: PyPI's own build for Linux brings several GB of CUDA.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+MODEL := smollm2-135m
+MODELS := $(or $(LORATORY_MODELS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loratory/models)
+ADAPTERS := json capitals one-word french pirate
+PORT ?= 8000
+REGISTRY := results/serve/adapters.db
+
+define ASK
+When it listens, ask the base model and two adapters in another terminal:
+
+curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '$(call CHAT,$(MODEL))'
+curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '$(call CHAT,json)'
+curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '$(call CHAT,pirate)'
+
+endef
+CHAT = {"model": "$(1)", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+export ASK
+
+.PHONY: demo serve smollm2 test lint docs slow clean
 
 demo: $(VENV)/.run
 	$(BIN)/loratory run quickstart --out $(OUT)
+
+serve: smollm2
+	mkdir -p $(dir $(REGISTRY))
+	for name in $(ADAPTERS); do \
+		$(BIN)/loratory adapters add $$name $(MODELS)/$(MODEL)-adapters/$$name --registry $(REGISTRY) \
+			--model $(MODELS)/$(MODEL)/config.json || exit; \
+	done
+	@echo "$$ASK"
+	$(BIN)/loratory serve $(MODELS)/$(MODEL) --registry $(REGISTRY) --port $(PORT) \
+		--base-model-name HuggingFaceTB/SmolLM2-135M-Instruct
+
+# The model that is served, and adapters trained on it; tests use them where they are.
+smollm2: $(VENV)/.serve
+	$(BIN)/loratory models get $(MODEL)
+	$(BIN)/python examples/train_adapters.py $(MODEL) $(MODELS)/$(MODEL)-adapters $(ADAPTERS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -30,6 +65,11 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --retries 1 "$(TORCH)" --extra-index-url $(TORCH_INDEX)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[serve,train]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
