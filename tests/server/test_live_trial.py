@@ -62,7 +62,7 @@ class Hogs(Good):
         if len(view.waiting) > 40: self.kept = bytearray(1 << 40)
 class Leaves(Good):
     "Starts processes that outlive it."
-    def first(self, view): subprocess.Popen(["sh", "-c", "sleep 987654", __file__])
+    def first(self, view): subprocess.Popen(["sh", "-c", "sleep 987654; true", __file__])
 """
 
 
