@@ -79,7 +79,7 @@ class Shadow:
         self._some = threading.Event()
         self._begin: ShadowBegin | None = None
         self._tape: LiveTape | None = None
-        self._stopping = self._killed = False
+        self._stopping = self._killed = self._is_input = False
         reader, writer = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -106,7 +106,7 @@ class Shadow:
         if not self._ready.is_set() or self._status.ended:
             why = self._status.ended or f"policy {shortened(spec, 100)}: it was not made within {_READY_S:g} s"
             self._kill()
-            raise PolicyError(why)
+            raise InputError(why) if self._is_input else PolicyError(why)
 
     @property
     def status(self) -> ShadowStatus:
@@ -202,6 +202,7 @@ class Shadow:
                 float(said.get("behind_s", 0.0)),
             )
         if "ended" in said:
+            self._is_input = said.get("input") is True
             self._end(str(said["ended"]))
             self._leave_tape()
         self._ready.set()

@@ -2,7 +2,7 @@
 
 On stdin come pickles: a `ShadowCandidate`, a `ShadowBegin`, then lists of `ShadowStep`. On the descriptor that the
 command line names goes one JSON object a line: ``{"ready": true}``, from time to time the counts, at the end
-``{"ended": reason}``. What the candidate prints goes nowhere.
+``{"ended": reason}``; ``input`` is true where the spec is wrong. What the candidate prints goes nowhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import IO, Any
 
-from loratory.errors import LoratoryError, PolicyError, shortened
+from loratory.errors import InputError, LoratoryError, PolicyError, shortened
 from loratory.experiment.policy_spec import policy_factory
 from loratory.server.shadow_engine import ShadowEngine
 from loratory.server.shadow_log import ShadowLog
@@ -56,7 +56,7 @@ def main(answers: int) -> None:
         tell(ready=True)
         begin: ShadowBegin = pickle.load(stream)
     except LoratoryError as error:
-        tell(ended=str(error))
+        tell(ended=str(error), input=isinstance(error, InputError))
         return
     except EOFError:
         return

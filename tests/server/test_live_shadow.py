@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,10 +41,10 @@ TIGHT = EngineConfig(
 ROWS = [
     {"at": place * 0.003, "adapter": (None, 1, 2, 3)[place % 4], "prompt": 3 + place % 9, "out": 2 + place % 17,
      "tenant": place % 3}
-    for place in range(60)
+    for place in range(36)
 ]  # fmt: skip
 WORLD = World(workload(ROWS, ADAPTERS), ADAPTERS, TIGHT, COST)
-ORDERS = ((0.08, "swap", "fair_share"), (0.12, "swap", "slora"))
+ORDERS = ((0.05, "swap", "fair_share"), (0.08, "swap", "slora"))
 
 
 def order_of(world: World, times: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
@@ -58,7 +60,7 @@ def order_of(world: World, times: st.SearchStrategy[float]) -> st.SearchStrategy
 
 
 @given(st.data())
-@examples(40)
+@examples(25)
 def test_the_copy_does_what_the_engine_did(data: st.DataObject) -> None:
     """From any moment on, with swaps and orders; the candidate is told all of it, and its books stay whole."""
     world = data.draw(worlds(most=14, memory="slots"))
@@ -117,11 +119,12 @@ def alone() -> LiveRun:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """No process of a shadow or a trial is there afterwards that was not there before."""
+    """This process has no shadow any more when the block ends that it has not had before."""
 
     def ours() -> set[str]:
-        found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        return {line for line in found.splitlines() if "shadow_process" in line or "policy_guard_process" in line}
+        found = subprocess.run(["ps", "-eo", "ppid,pid,args"], capture_output=True, text=True, check=True).stdout
+        mine = re.compile(rf"\s*{os.getpid()} .*shadow_process")
+        return {line for line in found.splitlines() if mine.match(line)}
 
     before = ours()
     yield
@@ -206,11 +209,11 @@ class RaisesWhenMade(Fifo):
     ("name", "says"),
     [
         ("Raises", "it raised KeyError: 'no'"),
-        ("Segfaults", "ended its process by SIGSEGV"),
-        ("Exits", "tried to end the process"),
-        ("RaisesInObserve", "its observe() raised ValueError: no"),
+        pytest.param("Segfaults", "ended its process by SIGSEGV", marks=pytest.mark.slow),
+        pytest.param("Exits", "tried to end the process", marks=pytest.mark.slow),
+        pytest.param("RaisesInObserve", "its observe() raised ValueError: no", marks=pytest.mark.slow),
         ("SegfaultsInObserve", "it ended its process by SIGSEGV"),
-        ("ExitsInObserve", "tried to end the process"),
+        pytest.param("ExitsInObserve", "tried to end the process", marks=pytest.mark.slow),
         pytest.param("Loops", "did not come back within 0.5 s", marks=pytest.mark.slow),
         pytest.param("Sleeps", "did not come back within 0.5 s", marks=pytest.mark.slow),
         pytest.param("LoopsInObserve", "did not come back within 1.5 s", marks=pytest.mark.slow),
@@ -224,6 +227,7 @@ def test_a_candidate_that_fails_ends_the_shadow_alone(tmp_path: Path, alone: Liv
     assert says in seen.status.ended and not seen.status.running and "\n" not in seen.status.ended
 
 
+@pytest.mark.slow
 def test_a_candidate_that_cannot_be_copied_is_asked_all_the_same(tmp_path: Path, alone: LiveRun) -> None:
     """A moment is copied by a fork, which copies anything."""
     (tmp_path / "bad.py").write_text(CANDIDATES)
