@@ -1,0 +1,104 @@
+"""audited_server: ``loratory serve`` that writes down what becomes of each request, and on SIGUSR1 what it holds.
+
+    python audited_server.py AUDIT serve CHECKPOINT ...
+
+Lines of the file AUDIT, each a JSON object: ``{"accepted": ID}``, ``{"ended": ID, "status": ..., "why": ...}``,
+``{"holds": {...}}``. Nothing else differs from the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def holds(server: Any) -> dict[str, int]:
+    """What a server holds at this moment, counted."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    executor, catalogue = server.executor, server.catalogue
+    ledger, tiers = executor.engine.ledger, executor.tiers
+    status = Path("/proc/self/status").read_text().split()
+    known = {each.adapter.name for each in catalogue.known()}
+    try:
+        tasks = len(asyncio.all_tasks(asyncio.get_running_loop()))
+    except RuntimeError:  # a signal between two callbacks of the event loop
+        tasks = 0
+    return {
+        "resident_bytes": int(status[status.index("VmRSS:") + 1]) * 1024,
+        "threads": threading.active_count(),
+        "system_threads": len(os.listdir("/proc/self/task")),
+        "files": len(os.listdir("/proc/self/fd")),
+        "tasks": tasks,
+        "unfinished": executor.engine.unfinished,
+        "sequences": len(ledger.sequences),
+        "running": len(ledger.running),
+        "kv_blocks": ledger.kv.used,
+        "generations": len(executor._generations),
+        "runner": sum(map(len, _mappings(executor.runner))),
+        "streams": len(server.loop._streams),
+        "in_progress": server.limits.in_progress,
+        "tenants_in_progress": len(server.limits._tenants),
+        "loads_in_flight": tiers.in_flight,
+        "strange_in_slots": len(tiers.resident.keys() - known),
+        "strange_in_host": len(tiers.in_host - known),
+        "strange_in_files": len(tiers.files.keys() - known),
+        "leaving": sum(each.leaving for each in catalogue._known.values()),
+    }
+
+
+def _mappings(runner: Any) -> list[Any]:
+    """What a runner keeps by request."""
+    return [value for name, value in vars(runner).items() if isinstance(value, dict) and name != "files"]
+
+
+def audit(server: Any, path: Path) -> None:
+    """Write down what happens to a server's requests from now on."""
+    file = path.open("a", buffering=1, encoding="utf-8")
+    executor = server.executor
+    submit = executor.submit
+
+    def submitted(request: Any, generation: Any) -> None:
+        submit(request, generation)
+        file.write(json.dumps({"accepted": request.request_id}) + "\n")
+
+    def ended(event: Any) -> None:
+        line = {"ended": event.request.request_id, "status": event.status, "why": event.why}
+        file.write(json.dumps(line) + "\n")
+
+    def tell(*_: Any) -> None:
+        file.write(json.dumps({"holds": holds(server)}) + "\n")
+
+    executor.submit = submitted
+    executor.listen(ended)
+    signal.signal(signal.SIGUSR1, tell)
+
+
+def main() -> None:
+    """Run the command line with an audited server."""
+    import loratory.server.server as module
+    from loratory.__main__ import main as command
+
+    path = Path(sys.argv[1])
+    build = module.build_server
+
+    def build_audited(*arguments: Any, **options: Any) -> Any:
+        server = build(*arguments, **options)
+        audit(server, path)
+        return server
+
+    module.build_server = build_audited
+    sys.argv = ["loratory", *sys.argv[2:]]
+    command()
+
+
+if __name__ == "__main__":
+    main()
