@@ -43,7 +43,7 @@ def holds(server: Any) -> dict[str, int]:
         "running": len(ledger.running),
         "kv_blocks": ledger.kv.used,
         "generations": len(executor._generations),
-        "runner": sum(map(len, _mappings(executor.runner))),
+        "block_tables": len(executor.runner.tables._rows),
         "streams": len(server.loop._streams),
         "in_progress": server.limits.in_progress,
         "tenants_in_progress": len(server.limits._tenants),
@@ -53,11 +53,6 @@ def holds(server: Any) -> dict[str, int]:
         "strange_in_files": len(tiers.files.keys() - known),
         "leaving": sum(each.leaving for each in catalogue._known.values()),
     }
-
-
-def _mappings(runner: Any) -> list[Any]:
-    """What a runner keeps by request."""
-    return [value for name, value in vars(runner).items() if isinstance(value, dict) and name != "files"]
 
 
 def audit(server: Any, path: Path) -> None:
