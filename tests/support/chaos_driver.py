@@ -128,7 +128,7 @@ class Chaos:
         return ServerProcess(
             self.folder / name, self._files.checkpoint, "--dtype", "float32", "--threads", "1", "--max-loras", "3",
             "--max-cpu-loras", "4", "--max-lora-rank", "16", "--num-gpu-blocks", "600", "--max-num-seqs", "32",
-            "--max-queue", "40", "--max-body-bytes", "200000", "--allow-runtime-lora", "--lora-root",
+            "--max-queue", "56", "--max-body-bytes", "200000", "--allow-runtime-lora", "--lora-root",
             str(self._files.folder), "--admin-token-file", str(token), "--lora-modules", *modules,
         )  # fmt: skip
 
