@@ -43,9 +43,13 @@ class Leave:
 STAY = Leave()
 
 
-def request_bytes(method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
-    """A request that ends its connection."""
-    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", "connection: close"]
+def request_bytes(
+    method: str, path: str, body: bytes | None, headers: Mapping[str, str], keep: bool = False
+) -> bytes:
+    """A request, after which the connection ends unless it is to be kept."""
+    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1"]
+    if not keep:
+        lines.append("connection: close")
     if body is not None:
         lines += ["content-type: application/json", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
