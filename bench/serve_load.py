@@ -169,8 +169,9 @@ def prepare(arguments: argparse.Namespace, folder: Path, engine: dict[str, objec
     options = [f"--{key.replace('_', '-')}={value}" for key, value in engine.items()]
     modules = ["--lora-modules", *(f"{name}={place}" for name, place in adapters.items())] if adapters else []
     server = ServerProcess(
-        folder / "server", checkpoint, "--dtype", "float32", "--threads", "1", "--policy", "fifo", *options, *modules
-    )
+        folder / "server", checkpoint, "--dtype", "float32", "--threads", "1", "--policy", "fifo", *options, *modules,
+        audited=False,
+    )  # fmt: skip
     return Bare(settings, adapters, folder / "cache"), server
 
 

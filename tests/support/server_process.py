@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,20 +23,19 @@ AUDITED = Path(__file__).with_name("audited_server.py")
 class ServerProcess:
     """A context: the server answers within it, and its process is gone after it.
 
-    ``folder`` gets its log, its audit (`audited_server`) and its cache. ``options``: of ``loratory serve``.
+    ``folder`` gets its log, its audit (`audited_server`) and its cache. ``options``: of ``loratory serve``. Without
+    ``audited`` it is the command itself, and there is no audit.
     """
 
-    def __init__(
-        self, folder: Path, checkpoint: Path, *options: str, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, checkpoint: Path, *options: str, audited: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log = folder / "log.txt"
         self.audit = folder / "audit.jsonl"
         self.port = 0
-        self._command = [sys.executable, str(AUDITED), str(self.audit), "serve", str(checkpoint), "--port", "0"]
-        self._command += options
-        self._environment = {**os.environ, "LORATORY_CACHE": str(folder / "cache"), **(environment or {})}
+        program = [str(AUDITED), str(self.audit)] if audited else ["-m", "loratory"]
+        self._command = [sys.executable, *program, "serve", str(checkpoint), "--port", "0", *options]
+        self._environment = {**os.environ, "LORATORY_CACHE": str(folder / "cache")}
 
     @property
     def url(self) -> str:
