@@ -1,11 +1,11 @@
 """serve_load: what the server costs beside the bare executor, and what it withstands.
 
-    python bench/serve_load.py throughput --model CHECKPOINT     # 64 clients in a closed loop, against the executor alone
-    python bench/serve_load.py ttft                              # CPU time that the server adds to a request
-    python bench/serve_load.py chaos --requests 20000            # tests/chaos, with its figures
+    python bench/serve_load.py throughput --model CHECKPOINT  # 64 clients in a closed loop, against the executor
+    python bench/serve_load.py ttft                           # CPU time that the server adds to a request
+    python bench/serve_load.py chaos --requests 20000         # tests/chaos, with its figures
 
-``--model``: a checkpoint folder, or the name of a random model (`loratory.executor.random_checkpoint`). Both sides get the
-same prompts, adapters, output lengths and engine settings, in float32 on one thread, and run in turn. The server is
+``--model``: a checkpoint folder, or the name of a random model (`loratory.executor.random_checkpoint`). Both sides get
+the same prompts, adapters, output lengths and engine settings, in float32 on one thread, and run in turn. The server is
 ``loratory serve`` in a process of its own; its clients, and the executor alone, run in this one.
 """
 

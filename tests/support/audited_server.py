@@ -1,23 +1,27 @@
-"""audited_server: ``loratory serve`` that writes down what becomes of each request, and on SIGUSR1 what it holds.
+"""audited_server: ``loratory serve`` that writes down what becomes of each request, and what it holds when asked.
 
     python audited_server.py AUDIT serve CHECKPOINT ...
 
 Lines of the file AUDIT, each a JSON object: ``{"accepted": ID}``, ``{"ended": ID, "status": ..., "why": ...}``,
-``{"holds": {...}}``. Nothing else differs from the command.
+``{"holds": {...}}``, ``{"swapped": SPEC}``. Lines of its input: ``holds`` asks for that line; ``swap SPEC`` puts a
+policy in at once, without the trial of POST /admin/policy, which takes seconds. Nothing else differs from the command.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import json
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from loratory.errors import LoratoryError
+from loratory.experiment.policy_spec import policy_factory
 
 
 def holds(server: Any) -> dict[str, int]:
@@ -28,16 +32,12 @@ def holds(server: Any) -> dict[str, int]:
     ledger, tiers = executor.engine.ledger, executor.tiers
     status = Path("/proc/self/status").read_text().split()
     known = {each.adapter.name for each in catalogue.known()}
-    try:
-        tasks = len(asyncio.all_tasks(asyncio.get_running_loop()))
-    except RuntimeError:  # a signal between two callbacks of the event loop
-        tasks = 0
     return {
         "resident_bytes": int(status[status.index("VmRSS:") + 1]) * 1024,
         "threads": threading.active_count(),
         "system_threads": len(os.listdir("/proc/self/task")),
         "files": len(os.listdir("/proc/self/fd")),
-        "tasks": tasks,
+        "tasks": len(asyncio.all_tasks(server._event_loop)),
         "unfinished": executor.engine.unfinished,
         "sequences": len(ledger.sequences),
         "running": len(ledger.running),
@@ -69,12 +69,23 @@ def audit(server: Any, path: Path) -> None:
         line = {"ended": event.request.request_id, "status": event.status, "why": event.why}
         file.write(json.dumps(line) + "\n")
 
-    def tell(*_: Any) -> None:
-        file.write(json.dumps({"holds": holds(server)}) + "\n")
+    def swap(spec: str) -> None:
+        make = policy_factory(spec)
+        server.loop.call(lambda executor, at: executor.swap(spec, make, at)).result(60)
+        file.write(json.dumps({"swapped": spec}) + "\n")
+
+    def obey() -> None:
+        for line in sys.stdin:
+            word, _, rest = line.strip().partition(" ")
+            if word == "holds":
+                file.write(json.dumps({"holds": holds(server)}) + "\n")
+            elif not server.draining:
+                with contextlib.suppress(LoratoryError):  # the server has ended meanwhile
+                    swap(rest)
 
     executor.submit = submitted
     executor.listen(ended)
-    signal.signal(signal.SIGUSR1, tell)
+    threading.Thread(target=obey, name="audit", daemon=True).start()
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """chaos_driver: many clients who behave badly, and operators who change everything, against real server processes.
 
-A run has one or more lives of a server. In each: a first storm, quiet, what the server holds; a second storm, quiet, what
-it holds now; a third storm in which SIGTERM comes. A server before them has answered every question quietly.
+A run has one or more lives of a server. In each: a first storm, quiet, what the server holds; a second storm, quiet,
+what it holds now; a third storm in which SIGTERM comes. Before them, a quiet server has answered every question.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import resource
 import time
@@ -25,7 +26,11 @@ from server_process import PATIENCE_S, ServerProcess
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much chaos: requests in all, lives of the server, questions, clients at once, adapters, contents of those
-    that come and go."""
+    that come and go.
+
+    ``trials``: in each life there are requests until so many policies came in through POST /admin/policy, which takes
+    seconds for each.
+    """
 
     requests: int
     lives: int = 1
@@ -33,6 +38,7 @@ class Size:
     clients: int = 48
     adapters: int = 4
     contents: int = 2
+    trials: int = 1
     seed: int = 0
 
 
@@ -42,6 +48,7 @@ class Report:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     orders: Counter[str] = field(default_factory=Counter)
+    policies: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     holds: list[tuple[dict[str, int], dict[str, int]]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -59,7 +66,8 @@ class Report:
         """The report, to be read."""
         lines = [f"{self.requests} requests in {self.seconds:.0f} s; {self.checked} answers equal a quiet server's"]
         lines.append(f"server: {self.server_cpu_s:.0f} CPU seconds")
-        for name, counts in (("outcomes", self.outcomes), ("orders", self.orders), ("ends", self.ends)):
+        for name, counts in (("outcomes", self.outcomes), ("orders", self.orders), ("swaps", self.policies),
+                             ("ends", self.ends)):  # fmt: skip
             lines.append(f"{name}: " + ", ".join(f"{key} {count}" for key, count in sorted(counts.items())))
         for before, after in self.holds:
             changed = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] or after[key]]
@@ -129,37 +137,47 @@ class Chaos:
             self.folder / name, self._files.checkpoint, "--dtype", "float32", "--threads", "1", "--max-loras", "3",
             "--max-cpu-loras", "4", "--max-lora-rank", "16", "--num-gpu-blocks", "600", "--max-num-seqs", "32",
             "--max-queue", "56", "--max-body-bytes", "200000", "--allow-runtime-lora", "--lora-root",
-            str(self._files.folder), "--admin-token-file", str(token), "--lora-modules", *modules,
+            str(self._files.folder), "--admin-token-file", str(token), "--policy-root", str(self._files.folder),
+            "--lora-modules", *modules,
         )  # fmt: skip
 
     async def _run(self) -> None:
         size = self.size
+        if size.lives == 1:
+            with self._server("life") as server:
+                await self._write_book(server.port)
+                await self._live(server, size.requests, hurried=False)
+            return
         with self._server("quiet") as server:
-            names = {"": "tiny"} | {name: name for name in self._files.adapters}
-            for content, folder in self._temporary.contents.items():
-                body = {"lora_name": content, "lora_path": str(folder)}
-                assert (await ask(server.port, "POST", "/v1/load_lora_adapter", body)).status == 200
-            names |= {content: content for content in self._temporary.contents}
-            self._book = await write_book(server.port, self._questions, names)
+            await self._write_book(server.port)
         for life in range(size.lives):
             with self._server(f"life-{life}") as server:
                 await self._live(server, size.requests // size.lives, hurried=life % 2 == 1)
 
+    async def _write_book(self, port: int) -> None:
+        """Ask a server that does nothing else."""
+        names = {"": "tiny"} | {name: name for name in self._files.adapters}
+        for content, folder in self._temporary.contents.items():
+            body = {"lora_name": content, "lora_path": str(folder)}
+            assert (await ask(port, "POST", "/v1/load_lora_adapter", body)).status == 200
+        names |= {content: content for content in self._temporary.contents}
+        self._book = await write_book(port, self._questions, names)
+        for content in self._temporary.contents:
+            assert (await ask(port, "POST", "/v1/unload_lora_adapter", {"lora_name": content})).status == 200
+
     async def _live(self, server: ServerProcess, requests: int, hurried: bool) -> None:
         self._port = self._operators.port = server.port
+        self._operators.put_in = lambda policy: server.order(f"swap {policy}")
         self._ended = self._operators.leaving = False
         temporary = self._temporary
         for forgotten in (temporary.loaded, temporary.shaky, temporary.content):
             forgotten.clear()
-        kinds = ("loads", "swaps", "pins")
-        if (await ask(server.port, "GET", "/admin/policy")).status == 404:
-            kinds = ("loads",)
-        operators = asyncio.create_task(self._operators.run(kinds, POLICIES))
+        operators = asyncio.create_task(self._operators.run(POLICIES))
         first = requests * 3 // 10
         last = requests // 10
         await self._storm(first)
         before = await self._quiet(server)
-        await self._storm(requests - first - last)
+        await self._storm(requests - first - last, trials=self.size.trials)
         after = await self._quiet(server)
         self.report.holds.append((before, after))
         self._check_late()
@@ -182,9 +200,12 @@ class Chaos:
         self._check_late()
         self._check_audit(server)
 
-    async def _storm(self, requests: int, in_the_end: bool = False) -> None:
-        """So many requests by all clients."""
-        left = iter(range(requests))
+    async def _storm(self, requests: int, trials: int = 0, in_the_end: bool = False) -> None:
+        """So many requests by all clients, and more until so many policies came by the operator's route."""
+        orders = self.report.orders
+        word = "swaps by the operator's route"
+        wanted = orders[word] + trials
+        left = itertools.takewhile(lambda done: done < requests or orders[word] < wanted, itertools.count())
         self._operators.paused = False
 
         async def client() -> None:
@@ -280,14 +301,10 @@ class Chaos:
         if rng.random() < 0.3:
             headers["x-llm-d-inference-fairness-id"] = f"tenant-{rng.randrange(5)}"
         pause_s = 0.005 if stream and rng.random() < 0.03 else 0.0
-        answer = await ask(
-            self._port, "POST", question.path, question.asked(model, stream), headers, STAY, pause_s
-        )
+        answer = await ask(self._port, "POST", question.path, question.asked(model, stream), headers, STAY, pause_s)
         return self._judge(answer, model, content, question, stream, deadline)
 
-    def _judge(
-        self, answer: Answer, model: str, content: str, question: Question, stream: bool, deadline: bool
-    ) -> str:
+    def _judge(self, answer: Answer, model: str, content: str, question: Question, stream: bool, deadline: bool) -> str:
         status = answer.status
         if status == 200 and answer.whole:
             try:
@@ -315,6 +332,8 @@ class Chaos:
             return "not loaded"
         if status == 504 and deadline:
             return "deadline passed"
+        if status == 503 and deadline and b"deadline could not be met" in answer.body:
+            return "deadline passed"  # the policy named deadline has rejected it
         if status == 500 and model in self._temporary.shaky and b"could not be loaded" in answer.body:
             return "failed: vanished"
         if status == 503 and content == "?" and b"is not registered" in answer.body:
@@ -345,6 +364,8 @@ class Chaos:
         for line in server.lines():
             if "accepted" in line:
                 accepted[line["accepted"]] += 1
+            elif "swapped" in line:
+                self.report.policies[line["swapped"].partition(":")[0]] += 1
             elif "ended" in line:
                 ended[line["ended"]] += 1
                 self.report.ends[_word(line)] += 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,8 @@ class Operators:
 
     def __init__(self, temporary: Temporary, rng: random.Random, faults: list[str], done: Counter[str]) -> None:
         self.port = 0
+        self.put_in: Callable[[str], None] = lambda policy: None
+        """Puts a policy into the server's engine."""
         self.paused = True
         self.leaving = False
         """The server has been told to end: nothing it answers is a fault."""
@@ -96,16 +100,10 @@ class Operators:
             if corruption.spoil(folder) is None:
                 self._broken.append(folder)
 
-    async def run(self, names: tuple[str, ...], policies: tuple[str, ...]) -> None:
-        """Give orders until cancelled, as ``names`` says: loads, swaps, adapters."""
-        jobs = []
-        if "loads" in names:
-            jobs += [self._load_and_unload(name) for name in self._temporary.names]
-        if "swaps" in names:
-            jobs.append(self._swap(policies))
-        if "pins" in names:
-            jobs.append(self._pin())
-        await asyncio.gather(*jobs)
+    async def run(self, policies: tuple[str, ...]) -> None:
+        """Give orders until cancelled."""
+        loads = [self._load_and_unload(name) for name in self._temporary.names]
+        await asyncio.gather(*loads, self._swap(policies), self._swap_often(policies), self._pin())
 
     async def order(self, path: str, body: Any, *statuses: int) -> int:
         """POST; a fault unless the answer has one of the statuses. Returns it, 0 where there was none."""
@@ -199,6 +197,7 @@ class Operators:
 
     async def _swap(self, policies: tuple[str, ...]) -> None:
         rng = self._rng
+        turns = itertools.cycle(rng.sample(policies, len(policies)))
         folder = self._temporary.roots / "raises.py"
         folder.write_text(RAISES)
         while True:
@@ -212,8 +211,16 @@ class Operators:
                 await self.order("/admin/policy", {"policy": f"{folder}:Raises"}, 200, 400)
                 self._done["policies that raise"] += 1
             else:
-                if await self.order("/admin/policy", {"policy": rng.choice(policies)}, 200) == 200:
-                    self._done["swaps"] += 1
+                if await self.order("/admin/policy", {"policy": next(turns)}, 200) == 200:
+                    self._done["swaps by the operator's route"] += 1
+
+    async def _swap_often(self, policies: tuple[str, ...]) -> None:
+        """Straight into the engine, as a trial takes seconds."""
+        while True:
+            await self._turn()
+            policy = self._rng.choice(policies)
+            self.put_in(policy)
+            self._done["swaps"] += 1
 
     async def _pin(self) -> None:
         rng = self._rng

@@ -43,9 +43,7 @@ class Leave:
 STAY = Leave()
 
 
-def request_bytes(
-    method: str, path: str, body: bytes | None, headers: Mapping[str, str], keep: bool = False
-) -> bytes:
+def request_bytes(method: str, path: str, body: bytes | None, headers: Mapping[str, str], keep: bool = False) -> bytes:
     """A request, after which the connection ends unless it is to be kept."""
     lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1"]
     if not keep:
@@ -84,11 +82,14 @@ async def ask(
         return _GONE
 
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _GONE = Answer(0, {}, b"", False)
 
 
 @contextlib.asynccontextmanager
-async def connection(port: int, buffer: int = 2**16) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connection(
+    port: int, buffer: int = 2**16
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to this machine's ``port``, cut off at the end; ``buffer``: bytes that are read ahead."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -50,7 +51,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=subprocess.STDOUT, env=self._environment
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self._environment
             )
         try:
             found = self.until(lambda: re.search(r" at http://[^ ]*:(\d+)", self.log.read_text(errors="replace")))
@@ -88,9 +89,16 @@ class ServerProcess:
     def holds(self) -> dict[str, int]:
         """What it holds now."""
         before = len(self._told())
-        self._process.send_signal(signal.SIGUSR1)
+        self.order("holds")
         self.until(lambda: len(self._told()) > before)
         return self._told()[-1]
+
+    def order(self, line: str) -> None:
+        """A line of input for `audited_server`."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
 
     def _told(self) -> list[dict[str, int]]:
         return [line["holds"] for line in self.lines() if "holds" in line]
@@ -117,3 +125,6 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
