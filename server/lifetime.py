@@ -49,6 +49,7 @@ class Lifetime:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            proxy_headers=False,  # nobody reads the client's address, and a proxy may say what it likes of it
             h11_max_incomplete_event_size=2 * MAX_HEADER_BYTES,  # longer ones get 400 before they are read
             timeout_graceful_shutdown=GOODBYE_S,
         )

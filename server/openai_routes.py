@@ -27,7 +27,13 @@ from loratory.server.request_fields import body_of, read_body
 from loratory.server.sampling_fields import Sampling
 from loratory.server.server import Server
 
-REFUSALS = documented(400, 401, 404, 413, 429, 500, 503, 504)
+ANSWERS = documented(400, 401, 404, 413, 429, 500, 503, 504)
+ANSWERS[200] = {"content": {"text/event-stream": {"schema": {
+    "type": "object",
+    "description": "with ``stream``: one event",
+    "properties": {"data": {"type": "string", "description": "a chunk or an error as JSON; [DONE] in the last event"}},
+    "required": ["data"],
+}}}}  # fmt: skip
 MakeShape = Callable[[Facts, list[list[int]]], Shape]
 
 
@@ -52,7 +58,7 @@ def router(server: Server) -> APIRouter:
     @routes.post(
         "/v1/completions",
         response_model=CompletionAnswer,
-        responses=REFUSALS,
+        responses=ANSWERS,
         openapi_extra=body_of(CompletionRequest),
     )
     async def completions(request: Request) -> Response:
@@ -74,7 +80,7 @@ def router(server: Server) -> APIRouter:
         return await answer(request, caller, _Ask(body, prompts, "prompt", limit, body.logprobs, "cmpl", shape))
 
     @routes.post(
-        "/v1/chat/completions", response_model=ChatAnswer, responses=REFUSALS, openapi_extra=body_of(ChatRequest)
+        "/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS, openapi_extra=body_of(ChatRequest)
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation, written with the model's chat template. With ``stream`` the answer is events."""
