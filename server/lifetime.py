@@ -47,7 +47,6 @@ class Lifetime:
             log_config=None,
             log_level="warning",
             access_log=False,
-            proxy_headers=False,
             server_header=False,
             proxy_headers=False,  # nobody reads the client's address, and a proxy may say what it likes of it
             h11_max_incomplete_event_size=2 * MAX_HEADER_BYTES,  # longer ones get 400 before they are read
