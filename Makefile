@@ -37,8 +37,7 @@ serve: smollm2
 			--model $(MODELS)/$(MODEL)/config.json || exit; \
 	done
 	@echo "$$ASK"
-	$(BIN)/loratory serve $(MODELS)/$(MODEL) --registry $(REGISTRY) --port $(PORT) \
-		--base-model-name HuggingFaceTB/SmolLM2-135M-Instruct
+	$(BIN)/loratory serve $(MODELS)/$(MODEL) --registry $(REGISTRY) --port $(PORT)
 
 # The model that is served, and adapters trained on it; tests use them where they are.
 smollm2: $(VENV)/.serve

@@ -23,7 +23,8 @@ from loratory.executor.machine import Machine
 from loratory.executor.model import Model, resolve_device
 from loratory.experiment.policy_spec import policy_factory
 from loratory.models.config_file import read_object
-from loratory.models.released import resolve_checkpoint
+from loratory.models.origin import Origin
+from loratory.models.released import released_models, resolve_checkpoint
 from loratory.server.catalogue import AdapterCatalogue, ServedAdapter
 from loratory.server.cost import server_cost
 from loratory.server.engine_loop import EngineLoop
@@ -223,6 +224,9 @@ def _build(settings: ServerSettings, clock: Clock, resources: ExitStack) -> Serv
     live.attach(loop)
     limits = FileLimits(max_lora_rank=config.max_lora_rank, base=model.shape)
     aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
+    origin = Origin.read(folder)
+    if origin is not None and (released := released_models().get(origin.model)) is not None:
+        aliases.append(released.hub)
     if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
         aliases.append(own)
     catalogue = AdapterCatalogue(
