@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from loratory.serving.guest_errors import unexpected
 from loratory.serving.lora import Adapter, LoRARequest
 
 LOG = logging.getLogger("loratory.server")
+
+MOST_KNOWN = 1000
+"""Adapters of a registry that the engine knows at once: each keeps its files from being evicted from the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,8 @@ class AdapterCatalogue:
     """Finds the adapter that a request names, and gives it to the engine when it is not there yet.
 
     ``item_bytes``: of one weight in a slot. ``base_names``: what the base model is called, the first in answers.
-    ``aliases``: further names under which adapters may know it. All methods but `close` belong to one event loop's
+    ``aliases``: further names under which adapters may know it. Of the registry's adapters the engine knows the
+    ``most_known`` that were asked for last. All methods but `close` belong to one event loop's
     thread.
     """
 
@@ -82,6 +88,7 @@ class AdapterCatalogue:
         item_bytes: int,
         names: RegistryNames | None = None,
         aliases: Iterable[str] = (),
+        most_known: int = MOST_KNOWN,
     ) -> None:
         self.base_names = base_names
         self._fetcher = fetcher
@@ -92,6 +99,10 @@ class AdapterCatalogue:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="adapter-fetch")
         self._known: dict[str, KnownAdapter] = {}
         """By the engine's name."""
+        self._asked: OrderedDict[str, None] = OrderedDict()
+        """Those of the registry, the one that was asked for last at the end."""
+        self._most_known = most_known
+        self._tasks: set[asyncio.Task[None]] = set()
         self._own: dict[str, str] = {}
         """The engine's name by the public name of adapters that are not the registry's."""
         self._versions: dict[str, int] = {}
@@ -121,6 +132,11 @@ class AdapterCatalogue:
                 known = self._known.get(record.ref)
             if known is not None and not known.leaving:
                 lora = known.adapter.lora
+                if record is not None:
+                    self._asked[record.ref] = None
+                    self._asked.move_to_end(record.ref)
+                    while len(self._asked) > self._most_known:
+                        self._forget_one()
                 shown = self.shown(lora.lora_name)
                 return ServedAdapter(model, known.name, lora, known.version, known.tenant, shown)
             if known is not None:  # it was unloaded, and is asked for again: wait for its last requests
@@ -175,6 +191,7 @@ class AdapterCatalogue:
     def removed(self, name: str) -> None:
         """The engine has forgotten an adapter: its files may be evicted from the cache."""
         known = self._known.pop(name, None)
+        self._asked.pop(name, None)
         if known is not None:
             self._fetcher.release(known.files)
             known.gone.set()
@@ -236,6 +253,18 @@ class AdapterCatalogue:
             refusal = ApiError(400, str(error), param="model", code="adapter_refused")
             self._refused[ref] = (time.monotonic() + FRESH_S, refusal)
             LOG.warning("adapter %s is refused: %s", ref, error)
+
+    def _forget_one(self) -> None:
+        """Take the registry's adapter that was asked for longest ago from the engine; it comes back when asked for."""
+        known = self._known.get(self._asked.popitem(last=False)[0])
+        if known is not None and not known.leaving:
+            task = asyncio.create_task(self._remove_quietly(known))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _remove_quietly(self, known: KnownAdapter) -> None:
+        with suppress(LoratoryError):  # it is pinned
+            await self._remove(known)
 
     async def _fetch_and_add(self, record: AdapterRecord) -> KnownAdapter:
         self._check_base(record)

@@ -145,6 +145,17 @@ def test_changed_content_is_refused_and_healed(
     assert running.post("/v1/completions", body).status_code == 200
 
 
+def test_the_engine_knows_the_registrys_adapters_that_were_asked_for_last(
+    running: RunningServer, registry: Registry, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.server.catalogue, "_most_known", 1)
+    adapters = running.server.executor.engine.ledger.adapters
+    for ref, other, text in (("sql@1", "sql@2", "a0"), ("sql@2", "sql@1", "a1"), ("sql@1", "sql@2", "a0")):
+        assert running.text(ref) == texts[text]
+        running.until(lambda other=other: other not in adapters)
+        running.until(lambda: "own@1" in adapters)
+
+
 def test_load_and_unload_answer_as_vllm_does(running: RunningServer, texts: dict[str, str]) -> None:
     assert load(running, "new", "a1").text == "Success: LoRA adapter 'new' added successfully."
     listed = card(running, "new")
