@@ -106,6 +106,9 @@ class LiveTape:
 
     def step(self, step: RecordedStep) -> None:
         """See `Tape`. What was told since the last call belongs to this step, but for the ends of the last one."""
+        if not self._takers:
+            self._forget()
+            return
         self._hand_on()
         self._planned = self._taken(step)
 
@@ -131,10 +134,18 @@ class LiveTape:
             (),
             (),
         )
+        self._forget(ends=False)
+        return taken
+
+    def _forget(self, ends: bool = True) -> None:
+        """What was told so far is of no step that follows; ``ends``: nor are the ends."""
         for kept in (self._requests, self._loads, self._changes, self._decided, self._failed_over, self._victims):
             kept.clear()
         self._consulted = False
-        return taken
+        if ends:
+            self._planned = None
+            self._outputs.clear()
+            self._ended.clear()
 
     def _hand_on(self) -> None:
         """The last step is whole now."""
