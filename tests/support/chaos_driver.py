@@ -172,7 +172,7 @@ class Chaos:
         temporary = self._temporary
         for forgotten in (temporary.loaded, temporary.shaky, temporary.content):
             forgotten.clear()
-        operators = asyncio.create_task(self._operators.run(POLICIES))
+        operators = self._operating = asyncio.create_task(self._operators.run(POLICIES, bool(self.size.trials)))
         first = requests * 3 // 10
         last = requests // 10
         await self._storm(first)
@@ -218,7 +218,9 @@ class Chaos:
 
     async def _quiet(self, server: ServerProcess) -> dict[str, int]:
         """What the server holds when nobody asks anything and everything temporary has been unloaded."""
-        await asyncio.sleep(0.2)  # operators end the order that they have given
+        while not self._operators.at_rest:
+            assert not self._operating.done(), self._operating
+            await asyncio.sleep(0.02)
         await self._operators.clear()
         until = time.monotonic() + PATIENCE_S
         while True:

@@ -21,16 +21,16 @@ HEADERS = {"authorization": f"Bearer {TOKEN}"}
 
 POLICIES = (
     "fifo",
-    "fifo:strict=true:evict=lfu",
+    "fifo:strict=true,evict=lfu",
     "fifo:prefetch=3",
     "fifo:reserve=true",
     "affinity",
     "affinity:cluster_size=1",
-    "affinity:cluster_size=2:hard=true",
+    "affinity:cluster_size=2,hard=true",
     "fair_share",
-    "fair_share:by=adapter:lift=min",
+    "fair_share:by=adapter,lift=min",
     "deficit:quantum=30",
-    "deficit:by=adapter:evict=cost_aware",
+    "deficit:by=adapter,evict=cost_aware",
     "affine_deficit:quantum=30",
     "drain:threshold_s=0.01",
     "rotation:cycle_s=0.05",
@@ -88,8 +88,8 @@ class Operators:
         self._done = done
         self._copies = 0
         self._broken: list[Path] = []
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._jobs = 0
+        self._resting = 0
 
     def prepare(self) -> None:
         """Make the corrupt adapters."""
@@ -100,10 +100,13 @@ class Operators:
             if corruption.spoil(folder) is None:
                 self._broken.append(folder)
 
-    async def run(self, policies: tuple[str, ...]) -> None:
-        """Give orders until cancelled."""
+    async def run(self, policies: tuple[str, ...], trials: bool) -> None:
+        """Give orders until cancelled. ``trials``: policies come by POST /admin/policy, too."""
         loads = [self._load_and_unload(name) for name in self._temporary.names]
-        await asyncio.gather(*loads, self._swap(policies), self._swap_often(policies), self._pin())
+        jobs = [*loads, self._swap_often(policies), self._pin(), *([self._swap(policies)] if trials else [])]
+        self._jobs = len(jobs)
+        self._resting = 0
+        await asyncio.gather(*jobs)
 
     async def order(self, path: str, body: Any, *statuses: int) -> int:
         """POST; a fault unless the answer has one of the statuses. Returns it, 0 where there was none."""
@@ -119,8 +122,15 @@ class Operators:
 
     async def _turn(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0, 0.1))
+        self._resting += 1
         while self.paused:
             await asyncio.sleep(0.02)
+        self._resting -= 1
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all of them wait for the end of a pause, and no order is on its way."""
+        return self.paused and self._resting == self._jobs
 
     async def _load_and_unload(self, name: str) -> None:
         temporary, rng = self._temporary, self._rng
