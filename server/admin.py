@@ -115,7 +115,7 @@ class AdminState:
             if spec is not None:
                 if self._folder is None:
                     raise InputError("a shadow writes beside the recording: start the server with --record DIR")
-                answer_s = min(ANSWER_S, self._settings.policy_timeout_s)
+                answer_s = self._settings.policy_timeout_s
                 fresh = await asyncio.to_thread(Shadow, spec, self._folder, answer_s, self._settings.shadow_share)
             before, self._shadow = self._shadow, None
             if before is not None:

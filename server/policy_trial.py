@@ -19,10 +19,10 @@ from loratory.server.child_process import environment, how_it_ended
 from loratory.serving.engine_copy import EngineCopy
 from loratory.serving.plan import CostView
 
-TRIAL_S = 30.0
+TRIAL_S = 60.0
 """Seconds that a trial may take; on a quiet machine it takes four."""
 
-ANSWER_S = 2.0
+ANSWER_S = 5.0
 """Seconds that a candidate may take for one answer in its trial, if a live policy may take that long."""
 
 _LAST_WORDS_S = 2.0

@@ -51,7 +51,7 @@ class ServerSettings:
     drain_s: float = 30.0
     policy_timeout_s: float = 10.0
     policy_roots: tuple[Path, ...] = ()
-    trial_s: float = 30.0
+    trial_s: float = 60.0
     shadow_share: float = 0.05
     profile: Path | None = None
     measure_s: float = 0.0

@@ -97,7 +97,7 @@ class Shadowed:
     """A live run with a shadow beside it, from its second ``at`` on."""
 
     def __init__(self, spec: str, folder: Path, at: float = 0.02, **options: Any) -> None:
-        self.shadow = Shadow(spec, folder, options.pop("answer_s", 1.0), **{"share": 1.0, "behind_s": 600.0, **options})
+        self.shadow = Shadow(spec, folder, options.pop("answer_s", 60.0), **{"share": 1.0, "behind_s": 600.0, **options})
         self.tape = LiveTape()
         self.started = False
 
@@ -222,7 +222,7 @@ class RaisesWhenMade(Fifo):
 def test_a_candidate_that_fails_ends_the_shadow_alone(tmp_path: Path, alone: LiveRun, name: str, says: str) -> None:
     (tmp_path / "bad.py").write_text(CANDIDATES)
     with nothing_left():
-        seen = Shadowed(f"{tmp_path}/bad.py:{name}", tmp_path, answer_s=0.5)
+        seen = Shadowed(f"{tmp_path}/bad.py:{name}", tmp_path, answer_s=0.5 if "did not" in says else 60.0)
     assert seen.ran.events == alone.events
     assert says in seen.status.ended and not seen.status.running and "\n" not in seen.status.ended
 
