@@ -1,7 +1,7 @@
 """README.md and docs/: every block is run, loaded or parsed; every file, link, key, policy and number is there.
 
-docs/adapters.md's blocks run in test_adapters_guide.py, those of docs/planning.md in test_planning_page.py, the figures
-of docs/fidelity.md in tests/published; what docs/policies.md has to be complete in is in test_policies_page.py, and
+docs/adapters.md's blocks run in test_adapters_guide.py, those of docs/planning.md in test_planning_page.py, those of
+docs/serving.md in tests/server/test_serving_page.py, the figures of docs/fidelity.md in tests/published; what docs/policies.md has to be complete in is in test_policies_page.py, and
 facts of Loratory are in test_docs_facts.py.
 """
 
@@ -47,10 +47,19 @@ NOT_RUN = {
     ),
     "docs/cost-models.md": ("decode   max(", "KV = gpu memory"),
     "docs/policies.md": ("                          your policy",),
+    "docs/server.md": (
+        "curl ",
+        "2026-01-31T12:00:00Z INFO",
+        'echo "a long secret"',
+        "loratory swap fair_share:by=tenant --token-file token\nLORATORY_ADMIN_TOKEN",
+        "scrape_configs:",
+        "loratory adapters add json adapters/json",
+    ),
 }
-"""Blocks that are neither commands nor code, by how they begin: a map of folders, five pictures, two formulae."""
+"""Blocks that are neither commands nor code, by how they begin: a map of folders, five pictures, two formulae; and
+requests to a server, its log, and what a shell does around it: docs/serving.md has the same, which is run."""
 
-ELSEWHERE = {"docs/adapters.md", "docs/planning.md"}
+ELSEWHERE = {"docs/adapters.md", "docs/planning.md", "docs/serving.md"}
 """Pages whose blocks tests of their own run."""
 
 BASE = {
@@ -71,7 +80,20 @@ SETTINGS = ("--set", "workload.duration_s=2", "--set", "seeds=[0]", "--no-decisi
 PLANS = ("--set", "workload.duration_s=2", "--set", "plan.details=false", "--set", "plan.space={}", "--jobs", "1")
 """Settings of the plans that other pages than docs/planning.md show."""
 
-HEAVY = ("get", "profile", "--on", "replay", "results/sim", "results/SIM", "NAME", "reproduce")
+HEAVY = (
+    "get",
+    "profile",
+    "--on",
+    "replay",
+    "results/sim",
+    "results/SIM",
+    "NAME",
+    "reproduce",
+    "serve",
+    "swap",
+    "shadow",
+    "recording/scenario.yaml",
+)
 """Commands with one of these words are parsed, not run: they need minutes, a model, a network, or a measured folder."""
 
 
