@@ -1,8 +1,8 @@
 """README.md and docs/: every block is run, loaded or parsed; every file, link, key, policy and number is there.
 
 docs/adapters.md's blocks run in test_adapters_guide.py, those of docs/planning.md in test_planning_page.py, those of
-docs/serving.md in tests/server/test_serving_page.py, the figures of docs/fidelity.md in tests/published; what docs/policies.md has to be complete in is in test_policies_page.py, and
-facts of Loratory are in test_docs_facts.py.
+docs/serving.md in tests/server/test_serving_page.py, the figures of docs/fidelity.md in tests/published; what
+docs/policies.md has to be complete in is in test_policies_page.py, and facts of Loratory are in test_docs_facts.py.
 """
 
 from __future__ import annotations

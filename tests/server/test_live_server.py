@@ -49,7 +49,7 @@ def recorded(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with RunningServer(given) as running, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, number) for number in range(24)]
-        swap = running.post("/admin/policy", {"policy": "slora"}, **ADMIN)
+        swap = running.http.post("/admin/policy", json={"policy": "slora"}, headers=ADMIN, timeout=120)
         assert swap.status_code == 200 and swap.json()["before"] == "fair_share", swap.text
         asked += [pool.submit(ask, number) for number in range(24)]
         assert running.post("/admin/adapters/a1/pin", None, **ADMIN).json() == {"adapter": "a1@1"}

@@ -97,8 +97,8 @@ class Shadowed:
     """A live run with a shadow beside it, from its second ``at`` on."""
 
     def __init__(self, spec: str, folder: Path, at: float = 0.02, **options: Any) -> None:
-        options = {"share": 1.0, "behind_s": 600.0, **options}
-        self.shadow = Shadow(spec, folder, options.pop("answer_s", 60.0), **options)
+        plain = {"answer_s": 60.0, "share": 1.0, "behind_s": 600.0}
+        self.shadow = Shadow(spec, folder, **{**plain, **options})
         self.tape = LiveTape()
         self.started = False
 
