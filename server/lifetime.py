@@ -9,13 +9,18 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 
+import torch
 import uvicorn
 
+from loratory.executor.cpu_share import CPUShare
 from loratory.server.app import create_app
 from loratory.server.edge import MAX_HEADER_BYTES
 from loratory.server.server import Server
 
 LOG = logging.getLogger("loratory.server")
+
+CPU_LOOK_S = 10.0
+"""Seconds between two looks at the CPU time that the process got."""
 
 GOODBYE_S = 5
 """Seconds in which the last answers may be sent when everything has ended."""
@@ -61,6 +66,7 @@ class Lifetime:
         host, port = self._listening.getsockname()[:2]
         serving = asyncio.create_task(self._uvicorn.serve([self._listening]))
         stopping = asyncio.create_task(self._stop.wait())
+        watching = asyncio.create_task(self._watch_cpu())
         with self._signals():
             ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -69,6 +75,17 @@ class Lifetime:
                 self._uvicorn.should_exit = True
                 await serving
         stopping.cancel()
+        watching.cancel()
+
+    async def _watch_cpu(self) -> None:
+        """Say so in the log, once each time that it begins, when this process does not get the CPU it asks for."""
+        share, told = CPUShare(torch.get_num_threads()), False
+        while True:
+            await asyncio.sleep(CPU_LOOK_S)
+            sentence = share.sentence()
+            if sentence and not told:
+                LOG.warning("%s", sentence)
+            told = bool(sentence)
 
     def stop(self) -> None:
         """Begin to drain; the second call ends what is in progress at once. In the event loop's thread."""

@@ -8,6 +8,7 @@ import logging
 import socket
 
 from loratory.errors import InputError
+from loratory.executor.cpu_threads import set_cpu_threads
 from loratory.server.settings import ServerSettings
 
 LOG = logging.getLogger("loratory.server")
@@ -51,6 +52,7 @@ def serve(settings: ServerSettings) -> None:
     """
     listening = bind(settings.host, settings.port)
     with listening:
+        set_cpu_threads()
         try:
             import fastapi  # noqa: F401 - a sentence for its absence comes before a model is loaded
             import torch  # noqa: F401

@@ -52,7 +52,7 @@ def plan_command(
     key has a default. The folder gets plan.html, plan.json and best.yaml. A plan that was interrupted goes on.
     """
     from loratory.errors import InputError
-    from loratory.experiment.cores import usable_cores
+    from loratory.executor.usable_cores import usable_cores
     from loratory.plan.run import PAGE, plan_scenario
     from loratory.plan.space import Base
     from loratory.scenarios.load import find, load_scenario

@@ -50,10 +50,12 @@ def profile_command(
     that it was not fitted to.
     """
     began = time.perf_counter()
+    from loratory.executor.cpu_threads import set_cpu_threads
     from loratory.experiment.calibrate import Plan, calibrate
     from loratory.serving.config import EngineConfig
     from loratory.sim.catalogue import model as find_model
 
+    set_cpu_threads()
     try:
         import torch
     except ImportError as error:

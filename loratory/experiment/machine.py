@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratory.errors import InputError
+from loratory.executor.cpu_threads import set_cpu_threads
 from loratory.experiment.resolve import Built
 from loratory.scenarios.schema import Scenario
 from loratory.serving.lora import Adapter
@@ -31,6 +32,7 @@ def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
 
     Raises `InputError` where PyTorch is not installed, for a bad checkpoint or adapter, and for too little memory.
     """
+    set_cpu_threads()
     try:
         import torch
 

@@ -15,8 +15,9 @@ from command import Command, command_line
 
 from loratory.cli import terminal
 from loratory.errors import InputError
+from loratory.executor.usable_cores import cgroup_limit, usable_cores
 from loratory.experiment import runner, sweep
-from loratory.experiment.cores import _cgroup_limit, sensible_jobs, usable_cores
+from loratory.experiment.cores import sensible_jobs
 from loratory.experiment.sweep import read_sweep, run_sweep
 from loratory.reports.sweep import short_keys
 from loratory.scenarios.load import load_text
@@ -301,6 +302,6 @@ def test_the_cpu_limit_of_control_groups(files: dict[str, str], mine: str, cpus:
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / name).write_text(text + "\n")
     (tmp_path / "cgroup").write_text(mine + "\n")
-    assert _cgroup_limit(tmp_path / "fs", tmp_path / "cgroup") == cpus
-    assert _cgroup_limit(tmp_path / "fs", tmp_path / "none") == inf
+    assert cgroup_limit(tmp_path / "fs", tmp_path / "cgroup") == cpus
+    assert cgroup_limit(tmp_path / "fs", tmp_path / "none") == inf
     assert usable_cores() >= 1

@@ -1,0 +1,43 @@
+"""set_cpu_threads: how PyTorch's CPU threads wait for each other, set before PyTorch is imported.
+
+A forward pass is hundreds of short products, and after each its threads wait for the slowest. GNU's OpenMP, which
+PyTorch brings, lets them spin for 300,000 rounds (milliseconds) before they sleep. With a core for every thread that is
+fastest. Where another program wants the cores as well, a thread that spins uses up the time in which the thread that it
+waits for could run: beside two busy neighbours on two cores a run took eight times as long, not twice. Threads that
+sleep at once are woken hundreds of times a step, which costs on an idle machine.
+
+The number of rounds here is the measured compromise (bench/cpu_threads.py, bench/README.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Container, MutableMapping
+
+from loratory.executor.usable_cores import bound_cores, usable_cores
+
+SPINS = 2000
+"""Rounds for which a thread spins before it sleeps: about 0.1 ms on a CPU whose pause instruction takes 140 cycles."""
+
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+"""Variables with which a user decides how threads wait; if one is set, none is changed."""
+
+
+def set_cpu_threads(
+    environment: MutableMapping[str, str] = os.environ, imported: Container[str] = sys.modules
+) -> tuple[str, ...]:
+    """Set how threads wait, and their number where a control group allows less than the cores; the variables set.
+
+    Changes nothing that the user has set, and nothing once PyTorch is imported: OpenMP has read its variables then.
+    """
+    if "torch" in imported:
+        return ()
+    wanted: dict[str, str] = {}
+    if not any(name in environment for name in WAITING):
+        wanted["GOMP_SPINCOUNT"] = str(SPINS)
+    cores = usable_cores()
+    if "OMP_NUM_THREADS" not in environment and cores < bound_cores():
+        wanted["OMP_NUM_THREADS"] = str(cores)
+    environment.update(wanted)
+    return tuple(wanted)
