@@ -3,11 +3,11 @@
     PYTHONPATH=. python bench/cpu_threads.py --rounds 3 --busy 0 2
     PYTHONPATH=. python bench/cpu_threads.py --settings default GOMP_SPINCOUNT=2000 OMP_WAIT_POLICY=PASSIVE threads=1
 
-A setting is a list of variables, ``threads=N`` (what torch.set_num_threads gets) and ``default`` (nothing is set),
-joined by commas. Each runs in a process of its own; settings take turns, so that what else the machine does in the
-meantime meets all of them. A neighbour is a process that computes without end. Printed are the medians over the rounds:
-seconds and CPU seconds, seconds per output token, the load average before, and the share of the CPU time it asked for
-that the process got (its threads' time on a CPU over that and their time in the run queue).
+A setting is a list of variables, ``threads=N`` (what torch.set_num_threads gets), ``default`` (OpenMP's own) and
+``loratory`` (what Loratory sets), joined by commas. Each runs in a process of its own; settings take turns, so that
+what else the machine does in the meantime meets all of them. A neighbour is a process that computes without end. Printed are
+the medians over the rounds: seconds and CPU seconds, milliseconds per step, the share of the CPU time it asked for that
+the process got (see executor/cpu_share.py), and the load average before.
 """
 
 from __future__ import annotations
@@ -24,8 +24,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from loratory.executor.cpu_threads import set_cpu_threads
+
 REQUESTS = 12
 WARM_UP = 4
+SETTINGS = (
+    "loratory",
+    "default",
+    "OMP_WAIT_POLICY=PASSIVE",
+    "GOMP_SPINCOUNT=2000",
+    "GOMP_SPINCOUNT=20000",
+    "threads=1",
+)
 OURS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_DYNAMIC", "OMP_PROC_BIND")
 QUESTION = "Tell me of a place that is worth a journey, and why: number {}."
 
@@ -111,10 +121,12 @@ def prefer(nice: int) -> None:
 
 def run(setting: str, busy: int, given: argparse.Namespace) -> dict[str, Any]:
     """One setting in a process of its own, beside so many neighbours."""
-    pairs = [pair.partition("=")[::2] for pair in setting.split(",") if pair != "default"]
+    pairs = [pair.partition("=")[::2] for pair in setting.split(",") if pair not in ("default", "loratory")]
     threads = next((value for name, value in pairs if name == "threads"), "")
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
     environment |= {name: value for name, value in pairs if name != "threads"}
+    if "loratory" in setting.split(","):
+        set_cpu_threads(environment, ())
     command = [sys.executable, __file__, "--checkpoint", str(given.checkpoint), "--dtype", given.dtype]
     command += ["--tokens", str(given.tokens), "--one", threads or "0", "--busy", str(busy)]
     command += ["--nice", str(given.nice)]
@@ -149,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="numbers of neighbours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nice", type=int, default=0, help="of runs and neighbours: -19 on a machine that others use")
-    parser.add_argument("--settings", nargs="+", default=["default", "OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=2000"])
+    parser.add_argument("--settings", nargs="+", default=SETTINGS)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     from loratory.models.released import resolve_checkpoint

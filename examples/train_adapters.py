@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loratory.errors import LoratoryError, did_you_mean
+from loratory.executor.cpu_threads import set_cpu_threads
 from loratory.models.origin import Origin
 from loratory.models.released import released_models, resolve_checkpoint
 from loratory.user_files import user_models
@@ -198,6 +199,7 @@ def main() -> None:
             print(f"{name}: {given.out / name} is there already")
     if not wanted:
         return
+    set_cpu_threads()
     try:
         chat = Chat(resolve_checkpoint(given.checkpoint, user_models()))
     except LoratoryError as error:

@@ -6,7 +6,8 @@ fastest. Where another program wants the cores as well, a thread that spins uses
 waits for could run: beside two busy neighbours on two cores a run took eight times as long, not twice. Threads that
 sleep at once are woken hundreds of times a step, which costs on an idle machine.
 
-The number of rounds here is the measured compromise (bench/cpu_threads.py, bench/README.md).
+The number of rounds here was measured (bench/cpu_threads.py, bench/README.md): alone it is about as fast as 300,000,
+and beside two busy neighbours a run takes 1.0 to 1.5 times as long as with half of the machine to itself.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from collections.abc import Container, MutableMapping
 
 from loratory.executor.usable_cores import bound_cores, usable_cores
 
-SPINS = 2000
-"""Rounds for which a thread spins before it sleeps: about 0.1 ms on a CPU whose pause instruction takes 140 cycles."""
+SPINS = 4000
+"""Rounds for which a thread spins before it sleeps: 0.1 to 0.3 ms, by how long the CPU's pause instruction takes."""
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 """Variables with which a user decides how threads wait; if one is set, none is changed."""
