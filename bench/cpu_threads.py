@@ -6,8 +6,8 @@
 A setting is a list of variables, ``threads=N`` (what torch.set_num_threads gets), ``default`` (OpenMP's own) and
 ``loratory`` (what Loratory sets), joined by commas. Each runs in a process of its own; settings take turns, so that
 what else the machine does in the meantime meets all of them. A neighbour is a process that computes without end.
-Printed are the medians over the rounds: seconds and CPU seconds, milliseconds per step, the share of the CPU time it asked for that
-the process got (see executor/cpu_share.py), and the load average before.
+Printed are the medians over the rounds: seconds and CPU seconds, milliseconds per step, the share of the CPU time it
+asked for that the process got (see executor/cpu_share.py), and the load average before.
 """
 
 from __future__ import annotations
