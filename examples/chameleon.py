@@ -398,7 +398,9 @@ class Chameleon(Policy):
         ends: dict[str, float] = {}
         for request in view.running:
             if request.adapter is not None and not view.adapters[request.adapter].pinned:
-                left = max(1.0, self._sizes[request].output - request.generated_tokens)
+                size = self._sizes.get(request)  # None: it ran before this policy was put in
+                output = request.max_tokens if size is None else size.output
+                left = max(1.0, output - request.generated_tokens)
                 ends[request.adapter] = max(ends.get(request.adapter, 0.0), view.now + self._token_s * left)
         return ends
 

@@ -28,7 +28,7 @@ from loratory.testing.laws import LAWS, assert_run, assert_same, assert_serves
 from loratory.testing.random_worlds import worlds
 from loratory.testing.run import run
 from loratory.testing.simpler_world import simplest
-from loratory.testing.world import World
+from loratory.testing.world import World, takes_over_at
 from loratory.testing.world_program import program
 
 PROMISES = {
@@ -287,7 +287,7 @@ class _Search:
     def _taking_over(self, world: World) -> list[_Broken]:
         """The same world with fifo at first, and the policy put in at the second to sixth plan."""
         try:
-            result = run(world, self._make, takes_over_at=2 + len(world.workload) % 5)
+            result = run(world, self._make, takes_over_at=takes_over_at(world))
             assert_run(result)
             assert_serves(result)
         except BrokenLaw as error:

@@ -49,6 +49,11 @@ class World:
         return min(int(work.max_tokens[index]), limit - int(work.prompt_tokens[index]))
 
 
+def takes_over_at(world: World) -> int:
+    """The plan, counted from 1, before which `check_policy` puts a policy into this world's running engine."""
+    return 2 + len(world.workload) % 5
+
+
 TENANTS = ("t0", "t1", "t2", "t3")
 """Names of tenants, unless others are given."""
 

@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from loratory.serving.lora import Adapter
-from loratory.testing.world import TENANTS, World
+from loratory.testing.world import TENANTS, World, takes_over_at
 
 
 def program(world: World, spec: str, law: str) -> str:
@@ -30,6 +30,8 @@ def program(world: World, spec: str, law: str) -> str:
     header = _wrapped(f"settings = EngineConfig({settings})")
     unified = f", {world.kv_bytes_per_token}" if config.memory == "unified" else ""
     check = "assert_serves(run(world, policy))" if law == "serves" else "assert_laws(policy, world)"
+    if law == "takes_over":
+        check = f"assert_serves(run(world, policy, takes_over_at={takes_over_at(world)}))"
     return f"""\
 from loratory.experiment.policy_spec import policy_factory
 from loratory.testing import *

@@ -53,7 +53,6 @@ NOT_RUN = {
         'echo "a long secret"',
         "loratory swap fair_share:by=tenant --token-file token\nLORATORY_ADMIN_TOKEN",
         "scrape_configs:",
-        "loratory adapters add json adapters/json",
     ),
 }
 """Blocks that are neither commands nor code, by how they begin: a map of folders, five pictures, two formulae; and
