@@ -35,11 +35,11 @@ from server_process import ServerProcess
 from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.files.validation import FileLimits
 from loratory.adapters.sources.cache import AdapterCache
+from loratory.executor.checkpoint import Checkpoint
 from loratory.executor.clock import RealClock
 from loratory.executor.generation import Generation, Stop
 from loratory.executor.machine import Machine
 from loratory.executor.model import Model
-from loratory.executor.model_config import ModelConfig
 from loratory.executor.random_checkpoint import model_config, random_adapter, random_checkpoint
 from loratory.models.linear_layers import LINEAR_MODULES
 from loratory.policies.fifo import Fifo
@@ -160,7 +160,7 @@ def prepare(arguments: argparse.Namespace, folder: Path, engine: dict[str, objec
     """Both sides with the same adapters."""
     given = Path(arguments.model)
     if given.is_dir():
-        checkpoint, config = given, ModelConfig.read(given)
+        checkpoint, config = given, Checkpoint.open(given).config
     else:
         config = model_config(arguments.model)
         checkpoint = random_checkpoint(folder / arguments.model, config)
