@@ -34,7 +34,8 @@ class Drain(Policy):
         if not view.can_admit:
             return
         if self._draining:
-            self._draining = {name for name in self._draining if view.adapters[name].references}
+            adapters = view.adapters  # an operator may have removed one since
+            self._draining = {name for name in self._draining if name in adapters and adapters[name].references}
         starving, next_at = self._starving(view)
         if starving:
             self._drain_for(view, len(starving))

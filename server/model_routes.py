@@ -20,7 +20,7 @@ from loratory.server.openai_answers import (
 from loratory.server.openai_errors import ApiError, documented
 from loratory.server.openai_routes import encoded_chat
 from loratory.server.openai_types import ChatRequest, DetokenizeRequest, TokenizeRequest
-from loratory.server.request_fields import body_of, read_body
+from loratory.server.request_fields import body_of, checked, read_body
 from loratory.server.server import Server
 
 OWNER = "loratory"
@@ -60,7 +60,7 @@ def router(server: Server) -> APIRouter:
         await server.catalogue.find(body.model)
         if body.messages is not None:
             given = body.model_dump(exclude={"prompt", "return_token_strs"}, exclude_none=True)
-            tokens = await encoded_chat(server, ChatRequest.model_validate(given))
+            tokens = await encoded_chat(server, checked(given, ChatRequest))
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
             tokens = await tokenizer.in_thread(len(text), lambda: tokenizer.encode(text, special))

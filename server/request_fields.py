@@ -63,6 +63,11 @@ def read_body(raw: bytes, kind: type[BodyType], content_type: str | None) -> Bod
         raise ApiError(400, f"the body is no JSON ({error}): correct it", code="invalid_json") from None
     if not isinstance(given, dict):
         raise ApiError(400, "the body is JSON, but no object: send {...}", code="invalid_json")
+    return checked(given, kind)
+
+
+def checked(given: dict[str, Any], kind: type[BodyType]) -> BodyType:
+    """The fields of a body as one of ``kind``. Raises `ApiError` 400 for fields that are not of that form."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:

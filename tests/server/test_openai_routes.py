@@ -123,6 +123,12 @@ def test_prompts_may_be_texts_and_token_ids(running: RunningServer) -> None:
     assert whole["usage"] == {"prompt_tokens": 8, "completion_tokens": 16, "total_tokens": 24}
 
 
+def test_tokenize_refuses_a_conversation_that_chat_would_refuse(running: RunningServer) -> None:
+    body = {"messages": HELLO, "add_generation_prompt": None, "continue_final_message": True}
+    answer = running.post("/tokenize", body)
+    assert answer.status_code == 400 and "exclude each other" in answer.json()["error"]["message"]
+
+
 def test_tokenize_and_detokenize_are_inverse(running: RunningServer) -> None:
     given = running.post("/tokenize", {"prompt": "grüße", "return_token_strs": True}).json()
     assert given["count"] == len(given["tokens"]) == len(given["token_strs"]) == 7 and given["max_model_len"] == 512
