@@ -78,7 +78,7 @@ def _adapters(ledger: Ledger) -> Iterator[AdapterState]:
     waited_for = [ledger.adapters[name] for name in ledger.waiting.backlogged if name is not None]
     slots = ledger.slots
     for states in (slots.on_gpu, slots.loading, waited_for, ledger.host_cache.held, ledger.adapters):
-        for state in states.values() if isinstance(states, dict) else states:
+        for state in states.values() if isinstance(states, Mapping) else states:
             if state.name not in seen:
                 seen.add(state.name)
                 yield state

@@ -7,7 +7,7 @@ from functools import partial
 
 from loratory.errors import InputError
 from loratory.serving.adapter_limits import pinned_problem
-from loratory.serving.engine_adapters import adapter_state
+from loratory.serving.engine_adapters import refuse_rank
 from loratory.serving.event_dispatch import Announcer
 from loratory.serving.events import AdapterAdded, AdapterPinned, AdapterRemoved
 from loratory.serving.ledger import Ledger
@@ -34,7 +34,7 @@ class AdapterChanges:
     meaning: neither may a name come back with another id, nor an id with another name or digest.
     """
 
-    __slots__ = ("_announcer", "_ids", "_ledger", "_meanings", "_put", "_runner")
+    __slots__ = ("_announcer", "_ids", "_later", "_ledger", "_put", "_runner")
 
     def __init__(
         self, ledger: Ledger, runner: PolicyRunner, announcer: Announcer, put: Callable[[Callable[[], None]], None]
@@ -43,11 +43,12 @@ class AdapterChanges:
         self._put = put
         self._ledger = ledger
         self._runner = runner
-        self._meanings: dict[int, tuple[str, str | None]] = {}
-        for state in ledger.adapters.values():
-            assert state.spec is not None
-            self._meanings[state.lora_int_id] = (state.spec.name, state.spec.digest)
-        self._ids = {name: state.lora_int_id for name, state in ledger.adapters.items()}
+        self._later: dict[int, Adapter] = {}
+        """Adapters that came after the start, by id; none is ever forgotten."""
+        self._ids: dict[str, int] = {}
+        """Their ids by name."""
+        for adapter in ledger.adapters.later():
+            self._remember(adapter)
         self.seat(announcer)
 
     def seat(self, announcer: Announcer) -> None:
@@ -61,24 +62,35 @@ class AdapterChanges:
             raise InputError("engine.memory is unified, which takes all adapters at the start: set it to slots")
         if name in ledger.adapters:
             raise InputError(f"adapter {name!r} is in use: remove it first, or add this one under another name")
-        former = self._ids.get(name, number)
-        meaning, digest = self._meanings.get(number, (name, adapter.digest))
-        if former != number:
+        if (former := self._former_id(name)) not in (None, number):
             raise InputError(f"adapter {name!r} had the lora_int_id {former} here: an id never changes its meaning")
-        if (meaning, digest) != (name, adapter.digest):
-            other = f"adapter {meaning!r}" if meaning != name else "other content"
+        meaning = self._later.get(number) or ledger.roster.by_id.get(number)
+        if meaning is not None and (meaning.name, meaning.digest) != (name, adapter.digest):
+            other = f"adapter {meaning.name!r}" if meaning.name != name else "other content"
             raise InputError(f"the lora_int_id {number} means {other} in this engine: give {name!r} an id of its own")
-        state = adapter_state(ledger.config, adapter, ledger.kv, None, ledger.waiting.by_ticket)
+        refuse_rank(ledger.config, adapter)
+        state = ledger.removed.get(name)
+        if state is None:
+            state = ledger.make_state(adapter)
+        else:
+            state.begin(adapter)
         if state.pinned and (problem := self._too_many_pinned(len(ledger.adapters) + 1)):
             raise InputError(problem)
-        self._meanings[number] = (name, adapter.digest)
-        self._ids[name] = number
-        ledger.removed.discard(name)
-        ledger.adapters[name] = state
-        ledger.adapter_views[name] = state.view
+        self._remember(adapter)
+        ledger.removed.pop(name, None)
+        ledger.adapters.add(state)
         ledger.host_cache.start(state)
         if (tell := self._announcer.handler(AdapterAdded)) is not None:
             tell(AdapterAdded(ledger.now, name, adapter))
+
+    def _remember(self, adapter: Adapter) -> None:
+        self._later[adapter.lora.lora_int_id] = adapter
+        self._ids[adapter.name] = adapter.lora.lora_int_id
+
+    def _former_id(self, name: str) -> int | None:
+        """The id that a name has ever had here."""
+        first = self._ledger.roster.specs.get(name)
+        return self._ids.get(name) if first is None else first.lora.lora_int_id
 
     def remove(self, name: str, answer: Answer) -> None:
         """The adapter is to go: its requests so far are served, then the engine knows it no more (`AdapterRemoved`)."""
@@ -98,7 +110,7 @@ class AdapterChanges:
         self._put(partial(self._preload, name, answer))
 
     def _remove(self, name: str, answer: Answer) -> None:
-        state = self._ledger.adapters.get(name)
+        state = self._ledger.adapters.find(name)
         if state is None or name in self._ledger.leaving:
             answer(f"adapter {name!r} is not known here")
             return
@@ -117,8 +129,9 @@ class AdapterChanges:
                 ledger.slots.idle[name] = state
                 self._runner.evict(name)
             ledger.host_cache.drop(state)
-            del ledger.leaving[name], ledger.adapters[name], ledger.adapter_views[name]
-            ledger.removed.add(name)
+            del ledger.leaving[name]
+            ledger.adapters.remove(name)
+            ledger.removed[name] = state
             self._runner.ask = True
             if (tell := self._announcer.handler(AdapterRemoved)) is not None:
                 tell(AdapterRemoved(ledger.now, name))
@@ -167,7 +180,7 @@ class AdapterChanges:
             tell(AdapterPinned(self._ledger.now, name, pinned))
 
     def _known(self, name: str, answer: Answer) -> AdapterState | None:
-        state = self._ledger.adapters.get(name)
+        state = self._ledger.adapters.find(name)
         if state is None or name in self._ledger.leaving:
             answer(f"adapter {name!r} is not known here")
             return None
@@ -175,5 +188,5 @@ class AdapterChanges:
 
     def _too_many_pinned(self, adapters: int) -> str | None:
         """What is wrong with one pinned adapter more, when there are ``adapters`` in all."""
-        pinned = 1 + sum(state.pinned for state in self._ledger.adapters.values())
+        pinned = 1 + sum(state.pinned for state in self._ledger.adapters.made())
         return pinned_problem("the engine would have pinned", pinned, adapters, self._ledger.config.max_loras)

@@ -47,6 +47,7 @@ from heapq import heappop, heappush
 from loratory.errors import InputError, PolicyError
 from loratory.serving.adapter_changes import AdapterChanges, Answer
 from loratory.serving.config import EngineConfig
+from loratory.serving.engine_adapters import Roster
 from loratory.serving.engine_loads import EngineLoads
 from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
@@ -100,7 +101,7 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        adapters: Iterable[Adapter],
+        adapters: Iterable[Adapter] | Roster,
         policy: PolicyLike,
         cost: CostView,
         kv_bytes_per_token: int | None = None,

@@ -1,4 +1,4 @@
-"""adapter_states: the adapters that an engine serves; refuses those that its configuration can never serve."""
+"""Roster: the adapters that an engine serves; refuses those that its configuration can never serve."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from loratory.serving.views import AdapterView
 from loratory.serving.wait_queue import Queued
 
 
-def adapter_states(
-    config: EngineConfig,
-    adapters: Iterable[Adapter],
-    kv: KVPool,
-    kv_bytes_per_token: int | None,
-    by_ticket: Mapping[int, Queued],
-) -> list[AdapterState]:
-    """The state of each adapter, in order; ``by_ticket`` has the engine's waiting requests.
+class Roster:
+    """The adapters that engines with one configuration serve, checked once: the engines of a fleet share it.
 
-    Raises `InputError` for a name or id that repeats, a rank above ``max_lora_rank``, too many pinned adapters, and
-    ``memory: unified`` without ``kv_bytes_per_token`` (bytes of KV cache a token takes).
+    ``specs``: by name, in order. ``by_id``: by ``lora_int_id``. ``first``: those that have a state from the start, as
+    they begin in host memory, are pinned, or (``memory: unified``) count for what the KV cache holds. Raises
+    `InputError` for a name or id that repeats, a rank above ``max_lora_rank``, and too many pinned adapters.
     """
-    states: dict[str, AdapterState] = {}
-    ids: dict[int, str] = {}
-    for adapter in adapters:
-        name, other = adapter.name, ids.setdefault(adapter.lora.lora_int_id, adapter.name)
-        if name in states or other != name:
-            raise InputError(
-                f"adapter {name!r} repeats the name or the lora_int_id {adapter.lora.lora_int_id} of adapter "
-                f"{other!r}: both must be unique in an engine"
-            )
-        states[name] = adapter_state(config, adapter, kv, kv_bytes_per_token, by_ticket)
-    pinned = sum(state.pinned for state in states.values())
-    if problem := pinned_problem("the engine is given pinned", pinned, len(states), config.max_loras):
+
+    __slots__ = ("by_id", "first", "specs")
+
+    def __init__(self, config: EngineConfig, adapters: Iterable[Adapter]) -> None:
+        self.specs: dict[str, Adapter] = {}
+        self.by_id: dict[int, Adapter] = {}
+        for adapter in adapters:
+            name = adapter.name
+            other = self.by_id.setdefault(adapter.lora.lora_int_id, adapter).name
+            if name in self.specs or other != name:
+                raise InputError(
+                    f"adapter {name!r} repeats the name or the lora_int_id {adapter.lora.lora_int_id} of adapter "
+                    f"{other!r}: both must be unique in an engine"
+                )
+            refuse_rank(config, adapter)
+            self.specs[name] = adapter
+        pinned = sum(adapter.pinned for adapter in self.specs.values())
+        if problem := pinned_problem("the engine is given pinned", pinned, len(self.specs), config.max_loras):
+            raise InputError(problem)
+        unified = config.memory == "unified"
+        self.first = [each for each in self.specs.values() if unified or each.pinned or each.tier == "host"]
+
+
+def refuse_rank(config: EngineConfig, adapter: Adapter) -> None:
+    """Raises `InputError` for a rank above ``max_lora_rank``."""
+    if problem := rank_problem(f"adapter {adapter.name!r} has rank", adapter.rank, config.max_lora_rank):
         raise InputError(problem)
-    return list(states.values())
 
 
 def adapter_state(
@@ -49,9 +57,10 @@ def adapter_state(
     kv_bytes_per_token: int | None,
     by_ticket: Mapping[int, Queued],
 ) -> AdapterState:
-    """The state of one adapter. Raises `InputError` as `adapter_states` does for what concerns it alone."""
-    if problem := rank_problem(f"adapter {adapter.name!r} has rank", adapter.rank, config.max_lora_rank):
-        raise InputError(problem)
+    """The state of one adapter; ``by_ticket`` has the engine's waiting requests.
+
+    Raises `InputError` for ``memory: unified`` without ``kv_bytes_per_token`` (bytes of KV cache a token takes).
+    """
     blocks = 0
     if config.memory == "unified":
         if not kv_bytes_per_token:

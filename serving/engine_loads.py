@@ -52,7 +52,7 @@ class EngineLoads:
     def done(self, name: str, prefetch: bool) -> None:
         """A load or prefetch that no step waited for has ended."""
         ledger = self._ledger
-        state = ledger.adapters.get(name)
+        state = ledger.adapters.find(name)
         if state is None:  # a prefetch that a load had overtaken; then the adapter was removed
             return
         if prefetch:
@@ -67,7 +67,7 @@ class EngineLoads:
     def failed(self, name: str, why: str, prefetch: bool) -> None:
         """A load failed, and with it the requests that need the adapter; a failed prefetch fails none."""
         ledger = self._ledger
-        state = ledger.adapters.get(name)
+        state = ledger.adapters.find(name)
         if state is None:
             return
         if (tell := self._announcer.sink_handler(LoadFailed)) is not None:

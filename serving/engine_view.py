@@ -97,7 +97,7 @@ class View:
     def waiting_for(self, adapter: str | None) -> QueueView:
         """Requests that wait for an adapter (None: for the base model), in arrival order, preempted ones first."""
         ledger = self._ledger
-        state = ledger.base if adapter is None else ledger.adapters.get(adapter)
+        state = ledger.base if adapter is None else ledger.adapters.find(adapter)
         if state is None and adapter not in ledger.removed:
             raise KeyError(adapter)
         return QueueView(WaitQueue({})) if state is None else state.queue_view

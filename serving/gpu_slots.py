@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratory.serving.actions import OK, REFUSED, Outcome
+from loratory.serving.adapter_states import AdapterStates
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.plan import AdapterLoad
@@ -39,7 +40,7 @@ class GpuSlots:
         sync: bool,
         kv: KVPool,
         host: HostCache,
-        adapters: dict[str, AdapterState],
+        adapters: AdapterStates,
         running: dict[str, Sequence],
     ) -> None:
         self.max_loras = max_loras
@@ -81,7 +82,7 @@ class GpuSlots:
 
     def load(self, name: str, now: float) -> Outcome:
         """Bring an adapter to a free slot. With sync loading it can be used at once, else when the load ends."""
-        state = self._adapters.get(name)
+        state = self._adapters.find(name)
         if state is None:
             return REFUSED["unknown"]
         if state.tier in ("gpu", "loading"):
@@ -98,7 +99,7 @@ class GpuSlots:
         state.load_started = now
         self.free -= 1
         self.loading[name] = state
-        state.tier = "loading"
+        self._host.move(state, "loading")
         if self.sync:
             self.arrive(state, now)
         return OK
@@ -116,7 +117,7 @@ class GpuSlots:
         del self.loading[name]
         self.on_gpu[name] = state
         self.views[name] = state.view
-        state.tier = "gpu"
+        self._host.move(state, "gpu")
         state.eta = None
         state.fresh = True
         state.prefetching = False
@@ -138,13 +139,13 @@ class GpuSlots:
                 self.idle.pop(name, None)
             self.free += 1
             self._kv.give(state.blocks)
-            state.tier = "disk"
+            self._host.move(state, "disk")
         state.eta = None
         self._host.drop(state)
 
     def prefetch(self, name: str) -> Outcome:
         """Bring an adapter from disk or farther to host memory."""
-        state = self._adapters.get(name)
+        state = self._adapters.find(name)
         if state is None:
             return REFUSED["unknown"]
         if state.tier not in ("disk", "remote") or state.prefetching:
@@ -159,7 +160,7 @@ class GpuSlots:
 
     def evict(self, name: str) -> Outcome:
         """Free the slot of an adapter that no running request uses; it stays in host memory."""
-        state = self._adapters.get(name)
+        state = self._adapters.find(name)
         if state is None:
             return REFUSED["unknown"]
         if state.tier == "loading" or state.running:

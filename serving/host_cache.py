@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 
+from loratory.serving.lora import Tier
 from loratory.serving.usage import AdapterState
 
 
@@ -16,7 +17,7 @@ class HostCache:
     have been used or have left since are out of date.
     """
 
-    __slots__ = ("_resting", "held", "max_cpu_loras", "tell")
+    __slots__ = ("_resting", "held", "max_cpu_loras", "moved", "tell")
 
     def __init__(self, max_cpu_loras: int) -> None:
         self.max_cpu_loras = max_cpu_loras
@@ -24,16 +25,24 @@ class HostCache:
         self._resting: list[tuple[float, int, AdapterState]] = []
         self.tell: Callable[[str], None] | None = None
         """Called with the name of an adapter that has lost its place to another."""
+        self.moved: Callable[[AdapterState], None] | None = None
+        """Called with each adapter whose tier has changed."""
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
-        """All but ``tell``: a copy of an engine tells a sink of its own."""
-        return None, {**{name: getattr(self, name) for name in self.__slots__}, "tell": None}
+        """All but ``tell`` and ``moved``: a copy of an engine tells others."""
+        return None, {**{name: getattr(self, name) for name in self.__slots__}, "tell": None, "moved": None}
+
+    def move(self, state: AdapterState, tier: Tier) -> None:
+        """An adapter is on another tier from now on."""
+        state.tier = tier
+        if self.moved is not None:
+            self.moved(state)
 
     def start(self, state: AdapterState) -> None:
         """Give an adapter that begins in host memory a place; it begins on disk when all places are taken."""
         if state.tier == "host":
             if len(self.held) >= self.max_cpu_loras:
-                state.tier = "disk"
+                self.move(state, "disk")
                 return
             self.held[state.name] = state
             self.rest(state)
@@ -53,7 +62,7 @@ class HostCache:
             last_used, _, state = heappop(self._resting)
             if state.tier == "host" and state.last_used == last_used and self.held.get(state.name) is state:
                 del self.held[state.name]
-                state.tier = "disk"
+                self.move(state, "disk")
                 if self.tell is not None:
                     assert state.name is not None
                     self.tell(state.name)
@@ -62,7 +71,7 @@ class HostCache:
 
     def rest(self, state: AdapterState) -> None:
         """The adapter is in host memory only: from now on it may lose its place."""
-        state.tier = "host"
+        self.move(state, "host")
         state.eta = None
         state.prefetching = False
         heappush(self._resting, (state.last_used, state.lora_int_id, state))

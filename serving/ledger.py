@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from loratory.serving.actions import OK, REFUSED, Outcome
+from loratory.serving.adapter_states import AdapterStates, AdapterViews
 from loratory.serving.config import EngineConfig
-from loratory.serving.engine_adapters import adapter_states, max_context
+from loratory.serving.engine_adapters import Roster, adapter_state, max_context
 from loratory.serving.gpu_slots import GpuSlots
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
@@ -30,11 +31,13 @@ class Ledger:
     ``config`` must name ``num_gpu_blocks``. ``kv_bytes_per_token`` (one replica, all its GPUs) is needed with
     ``memory: unified``, where an adapter takes as many KV blocks as its bytes fill. Raises `InputError` for adapters
     that the configuration can never serve: a rank above ``max_lora_rank``, equal names or ids, too many pinned.
+    ``adapters`` may be a `Roster` that other engines with this configuration share.
     """
 
     __slots__ = (
         "_chunked",
         "_full_context",
+        "_kv_bytes_per_token",
         "_max_chunk",
         "_max_context",
         "_max_seqs",
@@ -62,6 +65,7 @@ class Ledger:
         "preempted_decoding",
         "prefills",
         "removed",
+        "roster",
         "running",
         "seated",
         "sequences",
@@ -75,11 +79,12 @@ class Ledger:
     def __init__(
         self,
         config: EngineConfig,
-        adapters: Iterable[Adapter],
+        adapters: Iterable[Adapter] | Roster,
         cost: CostView,
         kv_bytes_per_token: int | None = None,
     ) -> None:
         self.config = config
+        self._kv_bytes_per_token = kv_bytes_per_token
         self.cost = cost
         self._max_seqs = config.max_num_seqs
         self._max_tokens = config.max_num_batched_tokens
@@ -114,12 +119,14 @@ class Ledger:
         """Tokens that this step can still prefill."""
         self.tenants: dict[str, TenantState] = {}
         self.tenant_views: dict[str, TenantView] = {}
-        self.adapters: dict[str, AdapterState] = {}
-        self.adapter_views: dict[str, AdapterView] = {}
+        self.roster = adapters if isinstance(adapters, Roster) else Roster(config, adapters)
+        """The adapters at the start."""
+        self.adapters = AdapterStates(self.roster.specs, self.make_state)
+        self.adapter_views = AdapterViews(self.adapters)
         self.leaving: dict[str, AdapterState] = {}
         """Adapters that are to go: they take no request, and are there until nothing uses them any more."""
-        self.removed: set[str] = set()
-        """Names of adapters that have gone."""
+        self.removed: dict[str, AdapterState] = {}
+        """Adapters that have gone. One that comes back goes on with its counts, on which fair policies rely."""
         self.kv = KVPool(config.require_blocks(), config.block_size, self.clock)
         self.host_cache = HostCache(config.host_slots)
         sync = config.adapter_loading == "sync"
@@ -134,12 +141,10 @@ class Ledger:
         """Grows whenever the running batch changes."""
         self.ended = 0
         """Requests that have a final status."""
-        for state in adapter_states(config, adapters, self.kv, kv_bytes_per_token, self.waiting.by_ticket):
-            assert state.name is not None
-            self.adapters[state.name] = state
-            self.adapter_views[state.name] = state.view
+        first = [self.adapters[adapter.name] for adapter in self.roster.first]
+        for state in first:
             self.host_cache.start(state)
-        self._max_context = max_context(self.kv, self.adapters.values())
+        self._max_context = max_context(self.kv, first)
         self.context_limit = min(self._max_context + 1, config.max_model_len or self._max_context + 1)
         """Tokens that prompt and output of a request may have; the last of them needs no place in the KV cache."""
 
@@ -149,6 +154,10 @@ class Ledger:
     def seq_budget(self) -> int:
         """Requests that can still be admitted before ``max_num_seqs`` run."""
         return self._max_seqs - len(self.running)
+
+    def make_state(self, adapter: Adapter) -> AdapterState:
+        """The state of an adapter that nothing has asked for so far."""
+        return adapter_state(self.config, adapter, self.kv, self._kv_bytes_per_token, self.waiting.by_ticket)
 
     def _on_gpu(self) -> Iterator[AdapterState]:
         """The adapters on the GPU, or those of them that requests wait for, whichever are fewer to find."""
@@ -177,7 +186,7 @@ class Ledger:
         if tenant is None:
             tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.waiting.by_ticket, self.clock)
             tenant.view = self.tenant_views[request.tenant] = TenantView(tenant)
-        adapter = self.base if request.adapter is None else self.adapters.get(request.adapter)
+        adapter = self.base if request.adapter is None else self.adapters.find(request.adapter)
         max_tokens = request.max_tokens
         room = self.context_limit - request.prompt_tokens
         if max_tokens > room:

@@ -24,7 +24,11 @@ def hand_over(ledger: Ledger, announcer: Announcer) -> None:
             handler(event)
 
     now = ledger.now
-    for name, state in ledger.adapters.items():
+    made = {state.name: state for state in ledger.adapters.made()}
+    for name in ledger.adapters:
+        state = made.get(name)
+        if state is None:
+            continue
         if state.tier in ("gpu", "loading"):
             tell(LoadStarted(now, name, "host", False))
         elif state.prefetching:

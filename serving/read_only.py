@@ -14,11 +14,11 @@ Value = TypeVar("Value")
 
 
 class LiveMapping(Mapping[Key, Value]):
-    """A dict that can be read and not written: live, and in its order."""
+    """A mapping that can be read and not written: live, and in its order."""
 
     __slots__ = ("_of",)
 
-    def __init__(self, of: dict[Key, Value]) -> None:
+    def __init__(self, of: Mapping[Key, Value]) -> None:
         self._of = of
 
     def __getitem__(self, key: Key) -> Value:

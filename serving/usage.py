@@ -84,6 +84,16 @@ class AdapterState(Usage):
 
     def __init__(self, spec: Adapter | None, blocks: int, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
         super().__init__(by_ticket, clock)
+        self.blocks = blocks
+        self.kv_tokens = 0
+        self.uses = 0
+        self.last_used = 0.0
+        self.load_started = 0.0
+        self.loaded_at = 0.0
+        self.begin(spec)
+
+    def begin(self, spec: Adapter | None) -> None:
+        """The engine knows the adapter from now on, for the first time or again."""
         self.spec = spec
         self.name = None if spec is None else spec.name
         self.lora_int_id = 0 if spec is None else spec.lora.lora_int_id
@@ -92,11 +102,5 @@ class AdapterState(Usage):
         self.pinned = spec is None or spec.pinned
         self.tier: Tier = "gpu" if spec is None else spec.tier
         self.prefetching = False
-        self.blocks = blocks
-        self.kv_tokens = 0
-        self.uses = 0
         self.fresh = False
         self.eta: float | None = None
-        self.last_used = 0.0
-        self.load_started = 0.0
-        self.loaded_at = 0.0

@@ -307,9 +307,14 @@ def _reopened(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, read: Call
             lambda view: map(str, view._ledger.waiting.unblocked("any", None, ())),
             "f_locals.['self']: WaitIndex",
         ),
-        (View, "adapters", lambda view: view._ledger.adapter_views, "view.adapters: dict"),
+        (View, "adapters", lambda view: dict(view._ledger.adapter_views), "view.adapters: dict"),
         (View, "queue", lambda view: view._ledger.sequences.values(), "view.queue.[0]: Sequence"),
-        (View, "backlogged", lambda view: view._ledger.adapters.keys(), "view.backlogged.mapping.['a1']: AdapterState"),
+        (
+            View,
+            "backlogged",
+            lambda view: dict(view._ledger.adapters).keys(),
+            "view.backlogged.mapping.['a1']: AdapterState",
+        ),
         (RequestView, "request", lambda request: request._sequence.tenant, ".request: TenantState"),
     ],
 )
