@@ -12,13 +12,13 @@ from typing import Any
 
 from loratory.errors import InputError, shortened
 from loratory.experiment.policy_spec import policy_factory
+from loratory.experiment.router_spec import router_factory
 from loratory.plan.candidate import GPU, POLICY, REPLICAS, ROUTER, Candidate, words_of
 from loratory.scenarios.load import dump, load_text
 from loratory.scenarios.plan_spec import SHORT_KEYS
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.sim.catalogue import gpu
-from loratory.sim.routers import router
 
 Settings = dict[str, Any]
 
@@ -99,7 +99,7 @@ def space_of(base: Base) -> dict[str, list[Any]]:
         space[POLICY] = list(scenario.policies)
     if spec.space is None:
         space.update(_default_space(scenario))
-    for key, check in ((POLICY, _check_policy(base)), (GPU, gpu), (ROUTER, router)):
+    for key, check in ((POLICY, _check_policy(base)), (GPU, gpu), (ROUTER, router_factory)):
         for value in space.get(key, ()):
             if not isinstance(value, str):
                 raise InputError(f"plan.space.{key} has {shortened(repr(value), 60)}, which is not a name: correct it")

@@ -13,7 +13,7 @@ from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
-from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Section, no_bool, wrong
+from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Positive, Section, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.slo_targets import BASE, adapter_problem, tenant_problem
 from loratory.scenarios.tenants import TenantsSpec
@@ -38,7 +38,11 @@ class ClusterSpec(Section):
     """How many replicas there are, and which router sends requests to them."""
 
     replicas: Count = Field(1, description="engines, each on its own GPUs")
-    router: Name = Field("round_robin", description="round_robin (default), least_loaded, lora_affinity or rendezvous")
+    router: Name = Field("round_robin", description="a router's name (`loratory routers`), or path/file.py:ClassName")
+    metrics_delay_s: NotNegative = Field(0.0, description="how late the router sees what replicas report, s")
+    metrics_interval_s: Positive | None = Field(
+        None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"
+    )
 
 
 class Scenario(Section):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from random import Random
 from typing import Any
 
 from simpy import Event
@@ -16,47 +17,44 @@ from loratory.errors import StalledError
 from loratory.serving.arrivals import Arrivals
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
+from loratory.serving.engine_adapters import Roster
 from loratory.serving.event_dispatch import hearing
 from loratory.serving.events import Ended, Handler, Sink
-from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter
 from loratory.serving.policy import PolicyLike
 from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
 from loratory.serving.workload import RequestMaker, Workload
 from loratory.sim.cost.base import CostModel
-from loratory.sim.environment import LATE, URGENT, ExactEnvironment, urge
+from loratory.sim.environment import LATE, URGENT, ExactEnvironment, Feed, urge
+from loratory.sim.fleet import Fleet
+from loratory.sim.gateway import Gateway
 from loratory.sim.noise import StepNoise
-from loratory.sim.replica import Feed, Replica
-from loratory.sim.routers import ReplicaView, RoundRobin, Router
+from loratory.sim.replica import Replica
+from loratory.sim.router import Router
+from loratory.sim.routers.round_robin import RoundRobin
 from loratory.sim.transfers import Transfers
 
 
-@dataclass(slots=True)
-class _RoutedReplica:
-    """A replica as its router sees it."""
+@dataclass(frozen=True, slots=True)
+class ReplicaKind:
+    """What a replica is: an engine's settings with a number of KV blocks, a cost model, and the bytes of KV cache that
+    a token takes on all its GPUs."""
 
-    index: int
-    replica: Replica
-
-    @property
-    def unfinished(self) -> int:
-        return self.replica.engine.unfinished
-
-    @property
-    def ledger(self) -> Ledger:
-        return self.replica.engine.ledger
+    config: EngineConfig
+    cost: CostModel
+    kv_bytes_per_token: int | None = None
 
 
 class _Cluster:
     """Replicas, their router, and the clients that send the workload."""
 
-    def __init__(self, env: ExactEnvironment, workload: Workload, router: Router) -> None:
+    def __init__(self, env: ExactEnvironment, workload: Workload, gateway: Gateway | None) -> None:
+        """``gateway``: None for a lone replica, in front of which there is none."""
         self.env = env
         self.workload = workload
         self.maker = RequestMaker(workload)
-        self.router = router
+        self.gateway = gateway
         self.replicas: list[Replica] = []
-        self.views: list[ReplicaView] = []
         self.sent = 0
         self.left = len(workload)
         self.over = env.event()
@@ -66,7 +64,8 @@ class _Cluster:
     def add(self, replica: Replica) -> None:
         """One more replica."""
         self.replicas.append(replica)
-        self.views.append(_RoutedReplica(replica.index, replica))
+        if self.gateway is not None:
+            replica.watch = self.gateway.watch(replica.index, replica.engine)
 
     def sink_of(self, sink: Sink | Handler | None) -> Sink | Handler | None:
         """A replica's sink; with turns, the cluster takes the ends of requests as well."""
@@ -76,7 +75,7 @@ class _Cluster:
         """A request arrives at second ``arrival``, which is now (``late``: see `Replica.submit`)."""
         self.sent += 1
         request, output_tokens = self.maker.make(index, arrival)
-        place = 0 if len(self.replicas) == 1 else self.router.route(request, self.views)
+        place = 0 if self.gateway is None else self.gateway.route(request, self.env.now)
         self.replicas[place].submit(request, output_tokens, late)
 
     @property
@@ -103,6 +102,7 @@ class _Cluster:
 
     def cut(self, now: float) -> None:
         """The run ends at second ``now``: take in what happened before it."""
+        self.env.feed.deliver(now)
         for replica in self.replicas:
             replica.cut(now)
             replica.feed.deliver(now)
@@ -111,14 +111,6 @@ class _Cluster:
     def feed_alone(self) -> None:
         """With one replica there is nothing to route: it fetches its arrivals itself, which spares an event each."""
         self.replicas[0].feed = _OpenFeed(self) if self.turns is None else _TurnFeed(self, self.turns)
-
-    def open_arrivals(self) -> Generator[Event, Any, None]:
-        """Requests arrive at the workload's times, however busy the replicas are."""
-        env = self.env
-        for index, arrival in enumerate(self.workload.arrival.tolist()):
-            if arrival > env.now:
-                yield env.at(arrival, URGENT)
-            self.send(index, arrival)
 
     def session_starts(self) -> Generator[Event, Any, None]:
         """Sessions begin at the workload's times; their later turns are sent by `ended`."""
@@ -135,12 +127,14 @@ class _Cluster:
         while turns is not None and turns.next_at <= now:
             self.send(*turns.pop(), late)
 
-    def ended(self, count: int) -> None:
-        """``count`` requests ended: the run may be over, and in a closed loop their clients send their next requests.
+    def ended(self, place: int, count: int) -> None:
+        """``count`` requests of a replica ended: the run may be over, and in a closed loop clients send the next ones.
 
         Those arrive late: replicas that have a boundary at this very time plan before, whichever request ended first.
         """
         self.left -= count
+        if self.gateway is not None:
+            self.gateway.ended(place, count)
         if not self.left:
             self.over.succeed()
         elif self.turns is not None:
@@ -170,6 +164,23 @@ class _Cluster:
     def _send_late(self) -> None:
         if self.unsent:  # replicas that end requests at the same second share what is left
             self.send(self.sent, self.env.now, late=True)
+
+
+class _FleetFeed(Feed):
+    """The arrivals of a fleet, at the workload's times, however busy the replicas are."""
+
+    def __init__(self, cluster: _Cluster) -> None:
+        self._cluster = cluster
+        self._arrivals: list[float] = [*cluster.workload.arrival.tolist(), inf]
+        self.next_at = self._arrivals[0]
+
+    def deliver(self, now: float) -> None:
+        """Send what has arrived."""
+        cluster, arrivals = self._cluster, self._arrivals
+        while self.next_at <= now:
+            index = cluster.sent
+            self.next_at = arrivals[index + 1]
+            cluster.send(index, now)
 
 
 class _OpenFeed(Feed):
@@ -212,8 +223,12 @@ def simulate(
     config: EngineConfig,
     policy: Callable[[], PolicyLike],
     cost: CostModel,
-    replicas: int = 1,
+    replicas: int | Sequence[ReplicaKind] = 1,
     router: Router | None = None,
+    router_name: str = "",
+    metrics_delay_s: float = 0.0,
+    metrics_interval_s: float | None = None,
+    seed: int = 0,
     sink: Callable[[int], Sink | Handler] | None = None,
     kv_bytes_per_token: int | None = None,
     cutoff_s: float | None = None,
@@ -224,26 +239,40 @@ def simulate(
 ) -> RunEnd:
     """Run a workload to its end, or to second ``cutoff_s``, where unfinished requests are aborted.
 
+    ``replicas``: how many of ``config``, ``cost`` and ``kv_bytes_per_token``, or what each of them is. ``router``
+    (`RoundRobin` by default) sends each request to one; ``router_name`` is what errors call it, ``metrics_delay_s`` and
+    ``metrics_interval_s`` how late it sees what they report (`Gateway`), and ``seed`` that of its random numbers.
+
     ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
     when nothing can happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
     ``noise(i)`` is the noise of replica i's steps; without it they take what the cost model says.
     Raises `InputError` for a policy with a member that cannot be meant, and `PolicyError` when the policy fails.
     """
+    kinds = [ReplicaKind(config, cost, kv_bytes_per_token)] * replicas if isinstance(replicas, int) else list(replicas)
+    rosters: dict[int, Roster] = {
+        id(kind): Roster(kind.config, adapters) for kind in {id(k): k for k in kinds}.values()
+    }
     env = ExactEnvironment()
-    cluster = _Cluster(env, workload, router or RoundRobin())
-    for index in range(replicas):
+    gateway = None
+    if len(kinds) > 1:
+        specs, slots = rosters[id(kinds[0])].specs, [kind.config.max_loras for kind in kinds]
+        fleet = Fleet(slots, [kind.cost for kind in kinds], specs.__getitem__, Random(f"router {seed}"))
+        gateway = Gateway(router or RoundRobin(), fleet, metrics_delay_s, metrics_interval_s, router_name)
+    cluster = _Cluster(env, workload, gateway)
+    for index, kind in enumerate(kinds):
         listener = cluster.sink_of(None if sink is None else sink(index))
-        made = engine(config, adapters, policy(), cost, kv_bytes_per_token, listener)
-        transfers, scatter = Transfers(env, cost), None if noise is None else noise(index)
-        cluster.add(Replica(env, index, made, cost, transfers, cluster.ended, jump, stall_plans, scatter))
+        made = engine(kind.config, rosters[id(kind)], policy(), kind.cost, kind.kv_bytes_per_token, listener)
+        transfers, scatter = Transfers(env, kind.cost), None if noise is None else noise(index)
+        ended = partial(cluster.ended, index)
+        cluster.add(Replica(env, index, made, kind.cost, transfers, ended, jump, stall_plans, scatter))
     if not len(workload):
         return RunEnd(0.0, 0, False, 0)
-    if replicas == 1 and (workload.concurrency is None or workload.after is not None):
+    if len(kinds) == 1 and (workload.concurrency is None or workload.after is not None):
         cluster.feed_alone()
     elif workload.after is not None:
         env.process(cluster.session_starts())
     elif workload.concurrency is None:
-        env.process(cluster.open_arrivals())
+        env.feed = _FleetFeed(cluster)
     else:
         for index in range(min(workload.concurrency, len(workload))):
             cluster.send(index, 0.0)
@@ -253,7 +282,7 @@ def simulate(
     stall = ""
     try:
         with _rare_collections():
-            env.run(until=until)
+            env.run_until(until)
     except StalledError as error:
         stall = str(error)
     except RuntimeError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loratory.experiment.resolve import Built
+from loratory.experiment.router_spec import router_factory
 from loratory.reports.recorder import Recorder
 from loratory.scenarios.rng import Draws
 from loratory.scenarios.schema import Scenario
@@ -18,7 +19,6 @@ from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
 from loratory.sim.cluster import simulate
 from loratory.sim.noise import StepNoise, level_of
-from loratory.sim.routers import router
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,19 @@ def simulate_task(
     sink: Callable[[int], Sink | Handler],
 ) -> RunEnd:
     """Simulate a workload to its end; the events of replica i go to ``sink(i)``."""
-    scenario = task.scenario
+    scenario, cluster = task.scenario, task.scenario.cluster
     return simulate(
         workload,
         adapters=built.adapters,
         config=built.engine,
         policy=policy,
         cost=built.cost,
-        replicas=scenario.cluster.replicas,
-        router=router(scenario.cluster.router),
+        replicas=cluster.replicas,
+        router=router_factory(cluster.router)(),
+        router_name=cluster.router,
+        metrics_delay_s=cluster.metrics_delay_s,
+        metrics_interval_s=cluster.metrics_interval_s,
+        seed=task.seed,
         sink=sink,
         kv_bytes_per_token=built.kv_bytes_per_token,
         cutoff_s=scenario.workload.cutoff_s,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.resolve import Built, build
+from loratory.experiment.router_spec import router_factory
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
-from loratory.sim.routers import router
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +37,5 @@ def prepare(
     built = build(scenario, source)
     known = parsed or {}
     policies = {spec: known.get(spec) or policy_factory(spec, policy_timeout_s) for spec in scenario.policies}
-    router(scenario.cluster.router)
+    router_factory(scenario.cluster.router)
     return Prepared(scenario, built, policies, policy_timeout_s)

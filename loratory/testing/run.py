@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from loratory.experiment.router_spec import router_factory
 from loratory.policies.fifo import Fifo
 from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Event, Evicted
@@ -16,8 +17,7 @@ from loratory.serving.sequence import sequence_of
 from loratory.serving.views import RequestViews
 from loratory.sim.cluster import simulate
 from loratory.sim.noise import StepNoise
-from loratory.sim.routers import Router
-from loratory.sim.routers import router as router_named
+from loratory.sim.router import Router
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.checked_engine import CheckedEngine
 from loratory.testing.world import World
@@ -102,7 +102,7 @@ def run(
         policy=policy if takes_over_at is None else Fifo,
         cost=world.cost,
         replicas=replicas,
-        router=router_named(router) if isinstance(router, str) else router,
+        router=router_factory(router)() if isinstance(router, str) else router,
         sink=sink,
         kv_bytes_per_token=world.kv_bytes_per_token,
         cutoff_s=cutoff_s,

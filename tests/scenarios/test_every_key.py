@@ -20,7 +20,7 @@ from loratory.adapters.files.description import AdapterDescription, LoRAModule
 from loratory.adapters.record import Registration
 from loratory.adapters.registry.registry import Registry
 from loratory.errors import InputError
-from loratory.experiment.backend import noise_of
+from loratory.experiment.backend import Task, simulate_task
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import build
 from loratory.experiment.run import run_scenario
@@ -28,9 +28,8 @@ from loratory.scenarios.build import build_workload
 from loratory.scenarios.load import load_text
 from loratory.scenarios.reference import sections
 from loratory.scenarios.schema import Scenario
+from loratory.serving.events import Event
 from loratory.serving.workload import Workload
-from loratory.sim.cluster import simulate
-from loratory.sim.routers import router
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 
@@ -82,24 +81,17 @@ def effect(folder: Path, overrides: tuple[str, ...]) -> str:
     """A digest of what a run is given and of everything that happens in it."""
     scenario = loaded(folder, overrides)
     built = build(scenario)
+
+    def seen_event(event: Event) -> None:
+        seen.append(repr(event))
+
     seen: list[Any] = [built.adapters, built.notes, built.memory, built.engine.num_gpu_blocks]
     for policy in scenario.policies:
         for seed in scenario.seeds:
             workload = build_workload(scenario, seed, built.adapters)
             seen.append(columns_of(workload))
-            outcome = simulate(
-                workload,
-                adapters=built.adapters,
-                config=built.engine,
-                policy=policy_factory(policy),
-                cost=built.cost,
-                replicas=scenario.cluster.replicas,
-                router=router(scenario.cluster.router),
-                sink=lambda *event: seen.append(repr(event)),
-                kv_bytes_per_token=built.kv_bytes_per_token,
-                cutoff_s=scenario.workload.cutoff_s,
-                noise=noise_of(built, seed),
-            )
+            task = Task(scenario, policy, seed, None, decisions=False, timeline_events=0)
+            outcome = simulate_task(task, built, workload, policy_factory(policy), lambda _: seen_event)
             seen.append(outcome)
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 

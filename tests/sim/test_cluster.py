@@ -108,7 +108,7 @@ def test_a_prefetch_hides_the_disk() -> None:
 @given(world=worlds(), policy=st.sampled_from(sorted(POLICIES)))
 def test_a_lone_replica_behind_a_router_is_a_lone_replica(world: World, policy: str) -> None:
     """The short cut for one replica changes nothing: a second, unused one gives the same run."""
-    from loratory.sim.routers import RoundRobin
+    from loratory.sim.routers.round_robin import RoundRobin
 
     class First(RoundRobin):
         def route(self, request, cluster):  # type: ignore[no-untyped-def]

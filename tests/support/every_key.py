@@ -19,6 +19,7 @@ LINEAR = (
     "cost={kind: linear, decode_base_s: 0.01, decode_per_seq_s: 0.001, decode_per_kv_token_s: 0.000001, "
     "prefill_base_s: 0.01, prefill_per_token_s: 0.0001}",
 )
+AFFINITY = ("cluster={replicas: 3, router: lora_affinity}",)
 KERNELS = ("cost={kind: kernels}",)
 AUTO_BLOCKS = ("engine.num_gpu_blocks=null",)
 TP = ("engine.tensor_parallel_size=2",)
@@ -295,6 +296,8 @@ KEYS: dict[str, dict[str, Entry]] = {
     "cluster": {
         "replicas": entry("cluster.replicas=3"),
         "router": entry("cluster.router=lora_affinity"),
+        "metrics_delay_s": entry("cluster.metrics_delay_s=1", given=AFFINITY),
+        "metrics_interval_s": entry("cluster.metrics_interval_s=1", given=AFFINITY),
     },
 }  # fmt: skip
 KEYS["workload.input_tokens"] = {
