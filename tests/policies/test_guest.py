@@ -307,7 +307,7 @@ def _reopened(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, read: Call
             lambda view: map(str, view._ledger.waiting.unblocked("any", None, ())),
             "f_locals.['self']: WaitIndex",
         ),
-        (View, "adapters", lambda view: dict(view._ledger.adapter_views), "view.adapters: dict"),
+        (View, "adapters", lambda view: view._ledger.slots.views, "view.adapters: dict"),
         (View, "queue", lambda view: view._ledger.sequences.values(), "view.queue.[0]: Sequence"),
         (
             View,
