@@ -117,7 +117,7 @@ def _best(best: Tried, outcome: PlanOutcome, ids: Mapping[int, int], spec: PlanS
     return {
         "candidate": ids.get(id(best), place),
         "replicas": candidate.replicas,
-        "gpu": candidate.scenario.gpu,
+        "gpu": candidate.gpu,
         "gpus": candidate.gpus,
         "engine": {key: getattr(engine, key) for key in ENGINE_KEYS} | chosen,
         "policy": candidate.policy,
@@ -143,7 +143,7 @@ def _candidate(index: int, tried: Tried, spec: PlanSpec) -> dict[str, Any]:
         "label": candidate.label,
         "replicas": candidate.replicas,
         "gpus": candidate.gpus,
-        "gpu": candidate.scenario.gpu,
+        "gpu": candidate.gpu,
         "policy": candidate.policy,
         "router": candidate.scenario.cluster.router if candidate.replicas > 1 else None,
         "price_per_hour": candidate.price_per_hour(spec.prices),
@@ -302,8 +302,7 @@ def _cheaper(outcome: PlanOutcome, best: Tried, spec: PlanSpec) -> str:
     fewer = [
         tried
         for tried in outcome.tried
-        if tried.candidate.replicas == best.candidate.replicas - 1
-        and tried.candidate.scenario.gpu == best.candidate.scenario.gpu
+        if tried.candidate.replicas == best.candidate.replicas - 1 and tried.candidate.gpu == best.candidate.gpu
     ]
     same = [tried for tried in fewer if _without_size(tried.candidate) == _without_size(best.candidate)] or fewer
     if same:

@@ -55,9 +55,9 @@ def hopeless(scenario: Scenario, built: Built, workloads: Sequence[Workload]) ->
     """The bound that discards a candidate for every one of ``workloads`` (one a seed); None if it has a chance.
 
     Only percentiles and the attainment of TTFT, TPOT and end-to-end time over all requests are bounded. Noise can make
-    a step shorter than its cost, so nothing is discarded with it.
+    a step shorter than its cost, so nothing is discarded with it. Neither are fleets whose replicas differ.
     """
-    if built.noise is not None or scenario.warmup_s != 0 or scenario.workload.cutoff_s is not None:
+    if built.mixed or built.noise is not None or scenario.warmup_s != 0 or scenario.workload.cutoff_s is not None:
         return None
     first: Bound | None = None
     for workload in workloads:
@@ -145,7 +145,7 @@ def _overloaded(scenario: Scenario, built: Built, workload: Workload, limits: Se
     Those that may have a first token without an end are the running ones, ``max_num_seqs`` a replica, and the preempted
     ones, of which there are no more than KV blocks run out for: they are granted once again.
     """
-    engine, replicas = built.engine, scenario.cluster.replicas
+    engine, replicas = built.engine, scenario.cluster.count
     token_s = _least_decode_s(built.cost, engine.max_num_seqs)
     prompts = workload.prompt_tokens - (0 if workload.cached_tokens is None else workload.cached_tokens)
     prompt_s = _least_prompt_s(built.cost, engine.max_num_batched_tokens)
@@ -199,7 +199,7 @@ def _reading(scenario: Scenario, built: Built, workload: Workload, limits: Seque
         name: sum(built.cost.load_seconds(adapter, tier) for tier in (hops if adapter.tier == "remote" else hops[1:]))
         for name, adapter in adapters.items()
     }
-    places = built.engine.host_slots * scenario.cluster.replicas
+    places = built.engine.host_slots * scenario.cluster.count
     for limit in limits:
         slow = {index for index, name in enumerate(workload.adapters) if slowest.get(name, 0.0) > limit.most_s}
         if limit.metric != "ttft" or len(slow) <= places:

@@ -28,12 +28,22 @@ class Candidate:
     @property
     def replicas(self) -> int:
         """Engines, each on its own GPUs."""
-        return self.scenario.cluster.replicas
+        return self.scenario.cluster.count
 
     @property
     def gpus(self) -> int:
         """GPUs of all replicas."""
-        return self.replicas * self.scenario.engine.tensor_parallel_size
+        return sum(count * width for _, count, width in self.scenario.hardware)
+
+    @property
+    def gpu(self) -> str:
+        """``h100-80gb``, or of a fleet of several kinds ``h100-80gb + a100-80gb``."""
+        return " + ".join(dict.fromkeys(name for name, _, _ in self.scenario.hardware))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its replicas are of several kinds."""
+        return len(self.scenario.cluster.groups) > 1
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -44,15 +54,27 @@ class Candidate:
     def label(self) -> str:
         """``2 x h100-80gb, max_loras 32, affine_deficit``."""
         chosen = self.chosen
-        hardware = f"{self.replicas} x {self.scenario.gpu}"
-        if (degree := self.scenario.engine.tensor_parallel_size) > 1:
-            hardware += f" (tensor parallel {degree})"
-        return ", ".join([hardware, *words_of(chosen, self.replicas)])
+        return ", ".join([hardware_words(self.scenario), *words_of(chosen, self.replicas)])
 
     def price_per_hour(self, prices: Mapping[str, float] | None) -> float | None:
         """What its GPUs cost in an hour; None without a price."""
-        price = (prices or {}).get(self.scenario.gpu)
-        return None if price is None else price * self.gpus
+        known, total = prices or {}, 0.0
+        for name, count, width in self.scenario.hardware:
+            if name not in known:
+                return None
+            total += known[name] * (count * width)
+        return total
+
+
+def hardware_words(scenario: Scenario) -> str:
+    """``2 x h100-80gb + 1 x a100-80gb (tensor parallel 2)``, with the engine settings that are a kind's own."""
+    words = []
+    for (name, count, width), group in zip(scenario.hardware, scenario.cluster.groups, strict=True):
+        own = [f"{key} {value}" for key, value in group.engine.items() if key != "tensor_parallel_size"]
+        degree = [f"tensor parallel {width}"] if width > 1 else []
+        more = f" ({', '.join([*degree, *own])})" if degree or own else ""
+        words.append(f"{count} x {name}{more}")
+    return " + ".join(words)
 
 
 def words_of(chosen: Mapping[str, Any], replicas: int) -> list[str]:

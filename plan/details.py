@@ -115,7 +115,7 @@ def _heat(base: Base, candidate: Candidate) -> _Grid:
         row: list[Candidate | None] = []
         for each in slots:
             try:
-                chosen = base.candidate({**candidate.chosen, REPLICAS: candidate.replicas, SLOTS: each})
+                chosen = base.candidate({**candidate.chosen, REPLICAS: fleet_of(candidate), SLOTS: each})
                 made = chosen.scenario if times == 1.0 else grown(chosen.scenario, "adapters", times)
                 built_of(made)
                 row.append(replace(chosen, scenario=made))
@@ -128,13 +128,18 @@ def _heat(base: Base, candidate: Candidate) -> _Grid:
     return _Grid(slots, [count for count, _ in rows], [row for _, row in rows])
 
 
+def fleet_of(candidate: Candidate) -> Any:
+    """A candidate's ``cluster.replicas`` as a setting."""
+    return candidate.scenario.cluster.model_dump(exclude_unset=True).get("replicas", candidate.replicas)
+
+
 def _what_ifs(base: Base, candidate: Candidate) -> Iterator[tuple[str, Candidate]]:
     """The best candidate with one thing changed: a policy, the router, a replica more or less, slots."""
-    scenario, chosen = candidate.scenario, {**candidate.chosen, REPLICAS: candidate.replicas}
+    scenario, chosen = candidate.scenario, {**candidate.chosen, REPLICAS: fleet_of(candidate)}
     for policy in base.scenario.policies:
         if policy != candidate.policy:
             yield from _changed(base, chosen, {POLICY: policy}, f"policy {policy} instead of {candidate.policy}")
-    for replicas in (candidate.replicas - 1, candidate.replicas + 1):
+    for replicas in () if candidate.mixed else (candidate.replicas - 1, candidate.replicas + 1):
         if replicas >= 1:
             yield from _changed(
                 base, chosen, {REPLICAS: replicas}, f"{replicas} replicas instead of {candidate.replicas}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from loratory.experiment.policy_spec import policy_factory
@@ -10,6 +11,7 @@ from loratory.experiment.resolve import Built
 from loratory.plan.command_text import CommandText, hub_name, model_argument, model_note
 from loratory.plan.sglang_flags import SGLANG_VERSION, sglang_command, sglang_command_notes
 from loratory.plan.vllm_flags import VLLM_VERSION, vllm_command, vllm_command_notes
+from loratory.scenarios.cluster_spec import ClusterSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.engine_presets import DEFAULT_PRESET
 
@@ -33,6 +35,8 @@ def flags(scenario: Scenario, built: Built) -> dict[str, Any]:
     ``scenario`` is a candidate of a plan, with one policy; ``built`` is what `resolve.build` makes of it. The commands
     are quoted for a POSIX shell. The notes name what the servers do otherwise than planned.
     """
+    if built.mixed:
+        return _of_kinds(scenario, built)
     factory = policy_factory(scenario.policies[0])
     # A spec such as my_file.py:Fifo is no policy of ours, whatever its class is called.
     name = factory.spec.partition(":")[0]
@@ -50,6 +54,28 @@ def flags(scenario: Scenario, built: Built) -> dict[str, Any]:
             *_start_notes(scenario, built),
         ],
     }
+
+
+def _of_kinds(scenario: Scenario, built: Built) -> dict[str, Any]:
+    """The commands of every kind of replica, each under a line that says which."""
+    found: dict[str, list[str]] = {"vllm": [], "sglang": [], "loratory": []}
+    notes: dict[str, None] = dict.fromkeys(_fleet_notes(scenario))
+    for place, (kind, group) in enumerate(zip(built.kinds, scenario.cluster.groups, strict=True)):
+        engine = group.engine_of(scenario.engine, place)
+        alone = scenario.model_copy(update={"gpu": kind.gpu, "engine": engine, "cluster": ClusterSpec()})
+        own = replace(
+            built,
+            engine=kind.engine,
+            cost=kind.cost,
+            kv_bytes_per_token=kind.kv_bytes_per_token,
+            memory=kind.memory,
+            kinds=(kind,),
+        )
+        each = flags(alone, own)
+        for server, lines in found.items():
+            lines.append(f"# {kind.count} x {kind.label}\n{each[server]}")
+        notes.update(dict.fromkeys(each["notes"]))
+    return {**{server: "\n".join(lines) for server, lines in found.items()}, "notes": list(notes)}
 
 
 def _checkpoint(scenario: Scenario, built: Built) -> str:
@@ -72,10 +98,10 @@ def _loratory(scenario: Scenario, built: Built) -> str:
 def _fleet_notes(scenario: Scenario) -> list[str]:
     cluster, width = scenario.cluster, scenario.engine.tensor_parallel_size
     notes = []
-    if cluster.replicas > 1:
+    if cluster.count > 1:
         gpus = "GPU" if width == 1 else f"{width} GPUs"
         notes.append(
-            f"The plan has {cluster.replicas} replicas: run a command {cluster.replicas} times, each with its own "
+            f"The plan has {cluster.count} replicas: run a command {cluster.count} times, each with its own "
             f"{gpus} and port."
         )
         advice = _ROUTERS.get(cluster.router, "put it in front of the replicas")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations as pairs_of
+from itertools import product
 from math import inf
+from typing import Any
 
 from loratory.errors import InputError, several
 from loratory.plan.bounds import Bound
@@ -30,9 +35,14 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
 
     Each combination of settings is a search over the number of replicas: up from the first number with a chance, in
     steps that double, then by halves; more replicas are taken to be no worse. A combination is left as soon as its next
-    fleet would cost more than one that meets the SLO.
+    fleet would cost more than one that meets the SLO. With ``plan.mixed``, fleets of two GPU types follow.
     """
     spec = base.scenario.plan
+    if not isinstance(base.scenario.cluster.replicas, int):
+        raise InputError(
+            "cluster.replicas is a list of kinds, but ask: fleet chooses the replicas: give a number there, and the "
+            "GPU types in plan.space.gpu (with plan.mixed also for fleets of two types)"
+        )
     replicas = spec.replica_counts()
     space = space_of(base)
     check_prices(base, space.get(GPU, [base.scenario.gpu]), compared=True)
@@ -55,10 +65,12 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
         if start is None:
             bounds += [] if bound is None else [bound]
             continue
-        searches[index] = _search(base, each, affordable, start, race)
-    found = lab.drive("fleets", searches)
+        searches[index] = _search(base, partial(_equal, each), affordable, start, race)
+    found = list(lab.drive("fleets", searches).values())
+    if spec.mixed:
+        found += lab.drive("mixed fleets", _mixed_searches(base, good, replicas, race)).values()
     outcome.tried = list({tried.candidate.label: tried for tried in race.tried}.values())  # one replica needs no router
-    _choose(outcome, [each for each in found.values() if each is not None], spec, bounds, replicas)
+    _choose(outcome, [each for each in found if each is not None], spec, bounds, replicas)
     return outcome
 
 
@@ -91,8 +103,41 @@ def _affordable(base: Base, settings: Settings, replicas: Sequence[int]) -> list
     return [count for count in replicas if count * one.gpus <= most_gpus and count <= most_price]
 
 
+def _equal(settings: Settings, count: int) -> Settings:
+    """A fleet of so many equal replicas."""
+    return {**settings, REPLICAS: count}
+
+
+def _mixed(settings: Settings, first: Mapping[str, Any], other: str, count: int) -> Settings:
+    """A fleet of a group of replicas and ``count`` of another GPU type."""
+    return {**settings, REPLICAS: [dict(first), {"gpu": other, "count": count}]}
+
+
+def _mixed_searches(
+    base: Base, settings: Sequence[Settings], replicas: Sequence[int], race: _Race
+) -> dict[int, Generator[Candidate, Judgement, Tried | None]]:
+    """For each pair of GPU types and each number of the first, a search over the number of the second.
+
+    Only fleets that are no dearer than the cheapest of one type are tried.
+    """
+    spec = base.scenario.plan
+    without = [{key: value for key, value in each.items() if key != GPU} for each in settings]
+    plain = list({json.dumps(each): each for each in without}.values())
+    gpus = list(dict.fromkeys(each[GPU] for each in settings))
+    searches: dict[int, Generator[Candidate, Judgement, Tried | None]] = {}
+    for each, (first, other) in product(plain, pairs_of(gpus, 2)):
+        for count in replicas:
+            fleets = partial(_mixed, each, {"gpu": first, "count": count}, other)
+            least = base.candidate(fleets(replicas[0]))
+            if cost_of(least, spec) > race.least * (1 + 1e-9) or beyond_budget(least, spec):
+                break
+            within = [many for many in replicas if not beyond_budget(base.candidate(fleets(many)), spec)]
+            searches[len(searches)] = _search(base, fleets, within, 0, race)
+    return searches
+
+
 def _search(
-    base: Base, settings: Settings, replicas: Sequence[int], start: int, race: _Race
+    base: Base, fleets: Callable[[int], Settings], replicas: Sequence[int], start: int, race: _Race
 ) -> Generator[Candidate, Judgement, Tried | None]:
     """The smallest of ``replicas`` at which the SLO is met, as long as that is no dearer than what others found."""
     spec = base.scenario.plan
@@ -103,13 +148,13 @@ def _search(
         cheap = [
             place
             for place in range(missed + 1, met)
-            if cost_of(base.candidate({**settings, REPLICAS: replicas[place]}), spec) <= race.least * (1 + 1e-9)
+            if cost_of(base.candidate(fleets(replicas[place])), spec) <= race.least * (1 + 1e-9)
         ]
         if not cheap:
             break
         place = min(missed + step, cheap[-1]) if best is None else min((missed + met) // 2, cheap[-1])
         step *= 2
-        candidate = base.candidate({**settings, REPLICAS: replicas[place]})
+        candidate = base.candidate(fleets(replicas[place]))
         judgement = yield candidate
         tried = Tried(candidate, judgement)
         race.tried.append(tried)

@@ -71,10 +71,17 @@ class Base:
     def candidate(self, settings: Settings) -> Candidate:
         """A candidate. A lone replica has the scenario's own router, as none is used. Raises `InputError`."""
         used = dict(settings)
-        if int(used.get(REPLICAS, self.scenario.cluster.replicas)) == 1:
+        if _count(used.get(REPLICAS), self.scenario) == 1:
             used.pop(ROUTER, None)
         scenario = self.with_settings(used)
         return Candidate(tuple(settings.items()), scenario, scenario.policies[0])
+
+
+def _count(replicas: Any, scenario: Scenario) -> int:
+    """The number of replicas that a setting means: a number, a list of kinds, or None for the scenario's own."""
+    if replicas is None:
+        return scenario.cluster.count
+    return sum(int(group.get("count", 1)) for group in replicas) if isinstance(replicas, list) else int(replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ def _default_space(scenario: Scenario) -> dict[str, list[Any]]:
         tried = sorted({n for n in (max(1, slots // 2), slots, 2 * slots, 4 * slots) if n <= most})
         if len(tried) > 1:
             found["engine.max_loras"] = tried
-    several = scenario.plan.ask == "fleet" or scenario.cluster.replicas > 1
+    several = scenario.plan.ask == "fleet" or scenario.cluster.count > 1
     if several and count != 0 and scenario.cluster.router != "lora_affinity":
         found[ROUTER] = [scenario.cluster.router, "lora_affinity"]
     return found
@@ -173,7 +180,7 @@ def possible(base: Base, settings: Sequence[Settings]) -> tuple[list[Settings], 
 
 
 def _label(base: Base, settings: Settings) -> str:
-    replicas = int(settings.get(REPLICAS, base.scenario.cluster.replicas))
+    replicas = _count(settings.get(REPLICAS), base.scenario)
     return ", ".join([str(settings.get(GPU, base.scenario.gpu)), *words_of(settings, replicas)])
 
 

@@ -39,16 +39,20 @@ class Steps:
 
 
 def usage(run: RunColumns, steps: Steps) -> dict[str, Any]:
-    """The ``usage`` object: for each limit of one replica, the amount in use, over step time and all replicas."""
+    """The ``usage`` object: for each limit of one replica, the amount in use, over step time and all replicas.
+
+    Where replicas differ, ``limit`` is that of the largest.
+    """
     info = run.info
+    most = {key: max([getattr(each, key) for each in info.each], default=getattr(info, key)) for key in _KEYS.values()}
     adapters = steps["distinct_adapters"]
     held = steps["resident"] + steps["loading"]
     tokens = steps["prefill_tokens"] + steps["decode_seqs"]
     return {
-        "slots": _used(info.max_loras, adapters, steps.seconds) | {"held": int(held.max(initial=0))},
-        "kv_blocks": _used(info.num_gpu_blocks, steps["kv_blocks"], steps.seconds),
-        "seqs": _used(info.max_num_seqs, steps["running"], steps.seconds),
-        "tokens": _used(info.max_num_batched_tokens, tokens, steps.seconds),
+        "slots": _used(most["max_loras"], adapters, steps.seconds) | {"held": int(held.max(initial=0))},
+        "kv_blocks": _used(most["num_gpu_blocks"], steps["kv_blocks"], steps.seconds),
+        "seqs": _used(most["max_num_seqs"], steps["running"], steps.seconds),
+        "tokens": _used(most["max_num_batched_tokens"], tokens, steps.seconds),
     }
 
 
@@ -128,28 +132,40 @@ def _used(limit: int | None, values: Floats, seconds: Floats) -> dict[str, Any]:
     }
 
 
+_KEYS: dict[str, str] = {
+    "seqs": "max_num_seqs",
+    "kv_blocks": "num_gpu_blocks",
+    "slots": "max_loras",
+    "tokens": "max_num_batched_tokens",
+}
+"""The field of `RunInfo` that each limit is."""
+
+
+def _each(run: RunColumns, steps: Steps, key: str) -> Any:
+    """A setting in each step: one number, or where replicas differ one for each step; None where it is not known."""
+    if not run.info.each:
+        return getattr(run.info, key)
+    values = np.array([getattr(each, key) for each in run.info.each])
+    return values[steps["replica"].astype(np.int64)]
+
+
 def _full(run: RunColumns, steps: Steps, limit: WaitCause) -> Flags:
     """In which steps a limit left no room for a waiting request."""
-    info = run.info
     if limit == "policy":
         return np.ones(len(steps.seconds), bool)
     if limit == "loads":
         return np.asarray(steps["loading"] > 0)
-    most = {
-        "seqs": info.max_num_seqs,
-        "kv_blocks": info.num_gpu_blocks,
-        "slots": info.max_loras,
-        "tokens": info.max_num_batched_tokens,
-    }[limit]
+    most = _each(run, steps, _KEYS[limit])
     if most is None:
         return np.zeros(len(steps.seconds), bool)
     if limit == "seqs":
         return np.asarray(steps["running"] >= most)
     if limit == "kv_blocks":
         prompts = run.number("prompt_tokens")
-        wanted = float(prompts.mean()) / info.block_size if len(prompts) else 0.0
-        kept = np.where(steps["running"] > 0, info.watermark_blocks, 0)
-        return np.asarray(most - kept - steps["kv_blocks"] < max(1.0, wanted))
+        mean = float(prompts.mean()) if len(prompts) else 0.0
+        kept = np.where(steps["running"] > 0, _each(run, steps, "watermark_blocks"), 0)
+        wanted = mean / np.asarray(_each(run, steps, "block_size"))
+        return np.asarray(most - kept - steps["kv_blocks"] < np.maximum(1.0, wanted))
     if limit == "slots":
         return np.asarray(steps["distinct_adapters"] + steps["loading"] >= most)
     return np.asarray(steps["prefill_tokens"] + steps["decode_seqs"] >= most)

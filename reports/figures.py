@@ -239,7 +239,7 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
                 )
             ax.set_ylabel(label)
             ax.set_ylim(bottom=0)
-        most = [r.info.max_loras * r.info.replicas for r in shown if r.info.max_loras is not None]
+        most = [slots for r in shown if (slots := r.info.slots) is not None]
         if most:
             axes[-1].axhline(max(most), color="black", linewidth=1.0, linestyle=(0, (2, 2)))
             axes[-1].annotate(

@@ -11,12 +11,16 @@ from typing import Any
 from loratory.reports.figures import Figure, draw
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.per_replica import replicas_over_seeds
 from loratory.reports.regret import regret_notes, regret_table
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
 from loratory.reports.target_rows import target_rows
 from loratory.reports.verdict_types import Verdict, by_policy
 from loratory.reports.verdicts import verdicts
+
+_REPLICAS = 64
+"""Replicas that the table of a fleet shows."""
 
 _IDENTITIES = 100
 _ROWS = 12
@@ -252,7 +256,37 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
             if len(first[f"per_{unit}"]) > 1 and not (unit == "tenant" and same_units(first)):
                 caption = f"{heading} with the longest TTFT p99 under {policy.name}"
                 tables.append(_worst(policy.runs, unit, caption))
+        if "per_replica" in first:
+            tables.append(_replicas(policy.runs, f"Replicas under {policy.name}"))
     return tables
+
+
+def _replicas(runs: Sequence[Mapping[str, Any]], caption: str) -> Table:
+    """The replicas of a fleet, by index."""
+    rows = replicas_over_seeds(runs)
+    shown = rows[:_REPLICAS]
+    if len(rows) > len(shown):
+        caption += f" ({len(shown)} of {len(rows):,}; summary.json has all)"
+    if len(runs) > 1:
+        caption += f", means over {len(runs)} seeds"
+    kinds = any(row["kind"] for row in rows)
+    heads = ["replica", *(["kind"] if kinds else []), "requests", "output tokens", "TTFT p50", "TTFT p99", "TPOT p99"]
+    heads += ["hit rate", "loads", "busy", "running", "waiting", "adapters on the GPU"]
+    cells = [
+        [
+            str(row["replica"]),
+            *([str(row["kind"])] if kinds else []),
+            count(row["requests"]),
+            count(row["output_tokens"]),
+            *(_or_dash(seconds, row[mark]) for mark in ("ttft_p50_s", "ttft_p99_s", "tpot_p99_s")),
+            _or_dash(percent, row["hit_rate"]),
+            count(row["loads"]),
+            percent(row["busy_share"]),
+            *(count(row[key]) for key in ("running", "waiting", "resident")),
+        ]
+        for row in shown
+    ]
+    return Table(caption, heads, [[TableCell(text) for text in row] for row in cells])
 
 
 def _identities(info: RunInfo) -> list[Table]:

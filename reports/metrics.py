@@ -9,6 +9,7 @@ import numpy as np
 from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_share, usage, waiting
 from loratory.reports.fitted_ranges import beyond_fit, sentences
 from loratory.reports.outcomes import outcomes
+from loratory.reports.per_replica import per_replica
 from loratory.reports.run_columns import WAITS, RunColumns, present
 from loratory.reports.slo import judge, unjudged
 from loratory.reports.stats import cleaned, describe, describe_weighted, grouped_percentiles, grouped_sum
@@ -75,6 +76,7 @@ def run_object(run: RunColumns) -> dict[str, Any]:
         "beyond_fit": beyond,
         "per_tenant": per_tenant,
         "per_adapter": _per_adapter(run),
+        **({"per_replica": per_replica(run, steps)} if run.info.replicas > 1 else {}),
     }
     return found | {"bottleneck": bottleneck(found)}
 

@@ -71,6 +71,12 @@ class RunColumns:
         found = np.bincount(adapter[self._is("load") & (times >= self.warmup)], minlength=len(names))
         return Counter({name: int(count) for name, count in zip(names, found, strict=True) if count})
 
+    def loads_by_replica(self) -> Ints:
+        """How many loads to the GPU began on each replica after the warm-up."""
+        began = self._is("load") & (self._event_columns[0] >= self.warmup)
+        place = floats(self.records.events.read(["replica"]), "replica")[began].astype(np.int64)
+        return np.bincount(place, minlength=self.info.replicas)
+
     def loads_under_way(self, replica: int) -> tuple[Floats, Ints]:
         """Times at which a load to the GPU of one replica began (+1) or ended (-1), in order, including the warm-up."""
         times = self._event_columns[0]

@@ -13,6 +13,19 @@ IDENTITY = ("lora_int_id", "version", "digest")
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaLimits:
+    """The settings of one replica, in a fleet whose replicas differ; ``kind``: its GPU and what else is its own."""
+
+    kind: str
+    max_loras: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_gpu_blocks: int
+    watermark_blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """One run: a policy, a seed, a backend. Times in seconds.
 
@@ -24,7 +37,8 @@ class RunInfo:
     largest service gap the policy promises, weighted tokens, or None. ``weights``: tenants' weights, by default those
     of their requests. ``oracle``: the policy saw true output lengths. ``max_loras`` to ``block_size`` are one
     replica's, and ``num_gpu_blocks`` are those that hold tokens, of which admissions leave ``watermark_blocks`` free
-    while requests run. ``gpus`` are those of all replicas. ``refusals`` counts what the ledger refused the policy, by
+    while requests run. ``each``: those of every replica, where they differ (then those of one are the first's).
+    ``gpus`` are those of all replicas. ``refusals`` counts what the ledger refused the policy, by
     action and reason. ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch;
     None: not known. ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and
     ``digest`` of their content. ``fitted``: the cost model's name in notes, and the largest value of each field of a
@@ -58,3 +72,11 @@ class RunInfo:
     ceiling_tokens_per_s: float | None = None
     identities: Mapping[str, Mapping[str, str | int | None]] = field(default_factory=dict)
     fitted: tuple[str, Mapping[str, float]] | None = None
+    each: tuple[ReplicaLimits, ...] = ()
+
+    @property
+    def slots(self) -> int | None:
+        """Adapter slots of all replicas; None where they are not known."""
+        if self.each:
+            return sum(each.max_loras for each in self.each)
+        return None if self.max_loras is None else self.max_loras * self.replicas

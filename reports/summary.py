@@ -28,6 +28,7 @@ _NOT_METRICS = {
     "warmup",
     "per_tenant",
     "per_adapter",
+    "per_replica",
     "warnings",
     "beyond_fit",
     "rejected",

@@ -91,6 +91,7 @@ class PlanSpec(Section):
     replicas: Replicas | None = Field(
         None, description="fleet: numbers of replicas to choose from; by default 1 to 16, within the budget"
     )
+    mixed: bool = Field(False, description="fleet: also try fleets of two GPU types, of those that space has under gpu")
     space: dict[str, list[Value]] | None = Field(
         None,
         description="values to try, by key of the scenario, such as engine.max_loras: [16, 32]; also gpu, policy and "
@@ -148,6 +149,10 @@ class PlanSpec(Section):
             raise wrong("needs prices: add plan.prices, or remove it", "currency")
         if self.replicas is not None and self.ask != "fleet":
             raise wrong(f"is for ask: fleet, but ask is {self.ask}: set cluster.replicas instead", "replicas")
+        if self.mixed and self.ask != "fleet":
+            raise wrong(f"is for ask: fleet, but ask is {self.ask}: remove it", "mixed")
+        if self.mixed and len((self.space or {}).get("gpu", ())) < 2:
+            raise wrong("needs two GPU types or more: give them in plan.space.gpu", "mixed")
         if self.factors is not None and self.ask != "sensitivity" and not self.details:
             raise wrong("is for ask: sensitivity or details, but details is false: remove it", "factors")
         if self.space is not None and self.ask == "sensitivity":

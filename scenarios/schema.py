@@ -8,12 +8,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from loratory.errors import did_you_mean, several
 from loratory.scenarios.adapters_spec import AdaptersSpec
+from loratory.scenarios.cluster_spec import ClusterSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, CostSpec, RooflineCostSpec, TiersSpec
 from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
-from loratory.scenarios.schema_types import Count, Name, NameOrFile, NotNegative, Positive, Section, no_bool, wrong
+from loratory.scenarios.schema_types import Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.slo_targets import BASE, adapter_problem, tenant_problem
 from loratory.scenarios.tenants import TenantsSpec
@@ -32,17 +33,6 @@ def _seconds_or_auto(value: Any) -> Any:
 
 
 WarmUpSeconds = Annotated[NotNegative | Literal["auto"], BeforeValidator(_seconds_or_auto)]
-
-
-class ClusterSpec(Section):
-    """How many replicas there are, and which router sends requests to them."""
-
-    replicas: Count = Field(1, description="engines, each on its own GPUs")
-    router: Name = Field("round_robin", description="a router's name (`loratory routers`), or path/file.py:ClassName")
-    metrics_delay_s: NotNegative = Field(0.0, description="how late the router sees what replicas report, s")
-    metrics_interval_s: Positive | None = Field(
-        None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"
-    )
 
 
 class Scenario(Section):
@@ -78,6 +68,14 @@ class Scenario(Section):
         description="requests that arrive before this are left out of the metrics, s; auto: until the run has settled",
     )
 
+    @property
+    def hardware(self) -> list[tuple[str, int, int]]:
+        """By kind of replica: its GPU, how many there are, and GPUs of each."""
+        return [
+            (group.gpu or self.gpu, group.count, group.engine_of(self.engine, place).tensor_parallel_size)
+            for place, group in enumerate(self.cluster.groups)
+        ]
+
     @field_validator("engine", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
@@ -90,7 +88,8 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
-        self._check_adapters()
+        self._check_adapters(self.engine)
+        self._check_kinds()
         self._check_memory()
         self._check_arrivals()
         self._check_names()
@@ -103,8 +102,30 @@ class Scenario(Section):
             raise wrong(f"is {warmup_s:g}, but the workload lasts {duration_s:g} s: lower it", "warmup_s")
         return self
 
-    def _check_adapters(self) -> None:
-        adapters, engine = self.adapters, self.engine
+    def _check_kinds(self) -> None:
+        """Each kind of replica as the scenario itself."""
+        groups = self.cluster.groups
+        engines = [group.engine_of(self.engine, place) for place, group in enumerate(groups)]
+        for engine in engines:
+            if engine is not self.engine:
+                self._check_adapters(engine)
+        hardware = {
+            (group.gpu or self.gpu, engine.tensor_parallel_size) for group, engine in zip(groups, engines, strict=True)
+        }
+        if hardware != {(self.gpu, self.engine.tensor_parallel_size)} and not isinstance(self.cost, OF_A_MODEL):
+            raise wrong(
+                f"are of other GPUs than the {self.cost.kind} cost describes: use a roofline or kernels cost",
+                *("cluster", "replicas"),
+            )
+
+        if self.plan.mixed and not isinstance(self.cost, OF_A_MODEL):
+            raise wrong(
+                f"needs a cost model of each GPU type, but cost is {self.cost.kind}: use roofline or kernels",
+                *("plan", "mixed"),
+            )
+
+    def _check_adapters(self, engine: EngineConfig) -> None:
+        adapters = self.adapters
         count = adapters.known_count
         if count == 0:
             unused = adapters.popularity is not None and self.workload.generator != "slora"

@@ -17,7 +17,7 @@ from loratory.serving.policy import PolicyLike
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.serving.run_end import RunEnd
 from loratory.serving.workload import Workload
-from loratory.sim.cluster import simulate
+from loratory.sim.cluster import ReplicaKind, simulate
 from loratory.sim.noise import StepNoise, level_of
 
 
@@ -79,7 +79,7 @@ def simulate_task(
         config=built.engine,
         policy=policy,
         cost=built.cost,
-        replicas=cluster.replicas,
+        replicas=replica_kinds(built),
         router=router_factory(cluster.router)(),
         router_name=cluster.router,
         metrics_delay_s=cluster.metrics_delay_s,
@@ -91,6 +91,12 @@ def simulate_task(
         jump=built.noise is None,  # the records of a jump have one mean gap between tokens, which would hide stalls
         noise=noise_of(built, task.seed),
     )
+
+
+def replica_kinds(built: Built) -> list[ReplicaKind]:
+    """What each replica of a fleet is, in order."""
+    made = [ReplicaKind(kind.engine, kind.cost, kind.kv_bytes_per_token) for kind in built.kinds]
+    return [each for kind, each in zip(built.kinds, made, strict=True) for _ in range(kind.count)]
 
 
 def noise_of(built: Built, seed: int) -> Callable[[int], StepNoise] | None:

@@ -61,9 +61,9 @@ def execute_scenario(
 
 def refuse_unmeasurable(scenario: Scenario) -> None:
     """Raises `InputError` for a scenario that asks for what the executor does not do."""
-    if scenario.cluster.replicas > 1:
+    if scenario.cluster.count > 1:
         raise InputError(
-            f"cluster.replicas is {scenario.cluster.replicas}, but the executor runs one replica: set it to 1"
+            f"cluster.replicas is {scenario.cluster.count}, but the executor runs one replica: set it to 1"
         )
     if scenario.memory.kv_cache_dtype is not None:
         raise InputError(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.scenarios.build import build_adapters
+from loratory.scenarios.cluster_spec import ClusterSpec, ReplicaGroupSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
 from loratory.scenarios.noise_spec import NoiseSpec
 from loratory.scenarios.registry_adapters import other_base
-from loratory.scenarios.schema import ClusterSpec, Scenario
+from loratory.scenarios.schema import Scenario
 from loratory.scenarios.schema_types import Section
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
@@ -27,8 +28,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """Equal replicas of a fleet: their GPU, engine, cost model and memory, as in `Built`. ``label`` tells it from the
+    other kinds: ``h100-80gb, max_loras 64``."""
+
+    label: str
+    gpu: str
+    count: int
+    engine: EngineConfig
+    cost: CostModel
+    kv_bytes_per_token: int
+    memory: MemoryPlan | None
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
-    """A scenario's fixed parts: the same for each policy and seed.
+    """A scenario's fixed parts: the same for each policy and seed. Of a fleet with several ``kinds`` of replicas,
+    ``engine``, ``cost``, ``kv_bytes_per_token`` and ``memory`` are those of the first.
 
     ``engine`` has a number of KV blocks; ``memory`` is how it was computed, None where the scenario sets it.
     ``kv_bytes_per_token``: of one replica. ``dtype``: of the weights of linear layers. ``notes``: one sentence each,
@@ -45,6 +61,17 @@ class Built:
     kv_cache_dtype: str
     notes: tuple[str, ...] = ()
     noise: NoiseOptions | None = None
+    kinds: tuple[Kind, ...] = ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the fleet has replicas of several kinds."""
+        return len(self.kinds) > 1
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return sum(kind.count * kind.engine.tensor_parallel_size for kind in self.kinds)
 
 
 def build(scenario: Scenario, source: str | None = None) -> Built:
@@ -56,6 +83,27 @@ def build(scenario: Scenario, source: str | None = None) -> Built:
 
 
 def _build(scenario: Scenario) -> Built:
+    made = [_kind(scenario, group, place) for place, group in enumerate(scenario.cluster.groups)]
+    notes = tuple(dict.fromkeys(note for built, _ in made for note in built.notes))
+    return replace(made[0][0], notes=notes, kinds=tuple(kind for _, kind in made))
+
+
+def _kind(scenario: Scenario, group: ReplicaGroupSpec, place: int) -> tuple[Built, Kind]:
+    """A fleet's group of replicas, built as a scenario of its own."""
+    engine, card = group.engine_of(scenario.engine, place), group.gpu or scenario.gpu
+    if card == scenario.gpu and engine == scenario.engine:
+        built = _build_one(scenario)  # errors name the scenario's own keys
+    else:
+        own = scenario.model_copy(update={"gpu": card, "engine": engine})
+        built = _at(f"cluster.replicas.{place}", lambda: _build_one(own))
+    width, kv_bytes = engine.tensor_parallel_size, built.kv_bytes_per_token
+    differing = [f"{key} {value}" for key, value in group.engine.items() if key != "tensor_parallel_size"]
+    label = ", ".join([f"{width} x {card}" if width > 1 else card, *differing])
+    return built, Kind(label, card, group.count, built.engine, built.cost, kv_bytes, built.memory)
+
+
+def _build_one(scenario: Scenario) -> Built:
+    """A scenario with replicas of one kind, those of its ``gpu`` and ``engine``."""
     spec = _at("model", lambda: model(scenario.model))
     card = _at("gpu", lambda: gpu(scenario.gpu))
     engine = _planning(_limited(scenario.engine, spec))
@@ -106,7 +154,7 @@ def _computes(card: GPU, dtype: str, scenario: Scenario) -> None:
 
 
 def _router_note(cluster: ClusterSpec) -> str | None:
-    if cluster.replicas > 1 or cluster.router == ClusterSpec.model_fields["router"].default:
+    if cluster.count > 1 or cluster.router == ClusterSpec.model_fields["router"].default:
         return None
     return f"cluster.router ({cluster.router}) has no effect, as there is one replica"
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from loratory.errors import InputError
 from loratory.experiment.backend import Backend, Simulation, Task
 from loratory.experiment.clairvoyant import CLAIRVOYANT
 from loratory.experiment.cores import sensible_jobs
@@ -69,6 +70,11 @@ def run_prepared(
     ``out`` may be a result folder that has been entered; then its caller leaves it.
     """
     backend = backend or Simulation()
+    if regret and prepared.built.mixed:
+        raise InputError(
+            "--regret needs replicas of one kind, because what knows the future reckons with one cost model: leave it "
+            "out, or give cluster.replicas as a number"
+        )
     with ExitStack() as stack:
         stack.enter_context(interruptible())
         folder = stack.enter_context(ResultFolder(out)) if isinstance(out, Path) else out

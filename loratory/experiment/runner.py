@@ -20,7 +20,7 @@ from loratory.experiment.workers import shared
 from loratory.reports.folder import writing
 from loratory.reports.recorder import Recorder
 from loratory.reports.run_columns import RunColumns
-from loratory.reports.run_info import RunInfo
+from loratory.reports.run_info import ReplicaLimits, RunInfo
 from loratory.reports.stats import cleaned
 from loratory.reports.summary import RunReport, summarise
 from loratory.scenarios.build import build_workload
@@ -125,11 +125,11 @@ def _run(
         info = run_info(task, built, workload, backend, end, bound, notes)
         records = recorder.close()
         report = summarise(records, info, task.timeline_events)
-        if task.regret and built.noise is None:
+        if task.regret and built.noise is None and not built.mixed:
             columns, open_loop = RunColumns(info, records), workload.concurrency is None and workload.after is None
             bounds = lower_bound(columns, built.cost, built.engine, built.adapters, open_loop)
             report.run["lower_bound"] = cleaned(bounds)
-    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None:
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None and not built.mixed:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
     return report
 
@@ -138,7 +138,7 @@ def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory | C
     """The service gap the policy promises, weighted tokens."""
     engine = built.engine
     promise = members_of(make(), task.policy).bound
-    if task.scenario.cluster.replicas > 1 or promise is None:
+    if task.scenario.cluster.count > 1 or promise is None:
         return None
     limits = FairnessLimits(
         int(workload.prompt_tokens.max()),
@@ -166,7 +166,7 @@ def run_info(
         policy=task.policy,
         backend=backend.name,
         seed=task.seed,
-        replicas=scenario.cluster.replicas,
+        replicas=scenario.cluster.count,
         submitted=end.submitted,
         duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
@@ -189,11 +189,31 @@ def run_info(
         watermark_blocks=engine.watermark_blocks,
         max_model_len=engine.max_model_len,
         refusals=end.refusals,
+        each=_limits(built),
         block_size=engine.block_size,
-        gpus=scenario.cluster.replicas * engine.tensor_parallel_size,
+        gpus=built.gpus,
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
         identities=identities(built),
         fitted=fitted_ranges(built.cost) if backend.name == "sim" else None,
+    )
+
+
+def _limits(built: Built) -> tuple[ReplicaLimits, ...]:
+    """Each replica's limits where a fleet has several kinds."""
+    if not built.mixed:
+        return ()
+    return tuple(
+        ReplicaLimits(
+            kind.label,
+            kind.engine.max_loras,
+            kind.engine.max_num_seqs,
+            kind.engine.max_num_batched_tokens,
+            kind.engine.require_blocks(),
+            kind.engine.watermark_blocks,
+            kind.engine.block_size,
+        )
+        for kind in built.kinds
+        for _ in range(kind.count)
     )
 
 

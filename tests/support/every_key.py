@@ -19,6 +19,7 @@ LINEAR = (
     "cost={kind: linear, decode_base_s: 0.01, decode_per_seq_s: 0.001, decode_per_kv_token_s: 0.000001, "
     "prefill_base_s: 0.01, prefill_per_token_s: 0.0001}",
 )
+KINDS = ("cluster.replicas=[{count: 2}, {count: 1}]",)
 AFFINITY = ("cluster={replicas: 3, router: lora_affinity}",)
 KERNELS = ("cost={kind: kernels}",)
 AUTO_BLOCKS = ("engine.num_gpu_blocks=null",)
@@ -294,10 +295,16 @@ KEYS: dict[str, dict[str, Entry]] = {
         "hash_ids": entry("workload.columns.hash_ids=other", given=ONE_TRACE),
     },
     "cluster": {
-        "replicas": entry("cluster.replicas=3"),
+        "replicas": entry("cluster.replicas=[{count: 2}, {engine: {max_loras: 1}}]"),
         "router": entry("cluster.router=lora_affinity"),
         "metrics_delay_s": entry("cluster.metrics_delay_s=1", given=AFFINITY),
         "metrics_interval_s": entry("cluster.metrics_interval_s=1", given=AFFINITY),
+    },
+    "cluster.replicas[]": {
+        "gpu": entry("cluster.replicas.1.gpu=a100-80gb", given=KINDS),
+        "count": entry("cluster.replicas.1.count=2", given=KINDS),
+        "tensor_parallel_size": entry("cluster.replicas.1.tensor_parallel_size=2", given=KINDS),
+        "engine": entry("cluster.replicas.1.engine={max_loras: 1}", given=KINDS),
     },
 }  # fmt: skip
 KEYS["workload.input_tokens"] = {
@@ -340,12 +347,17 @@ TOLD_WITH: dict[str, tuple[str, ...]] = {
 EXECUTOR = {"checkpoint": "no/such", "dtype": "float32", "device": "cpu", "threads": "1", "time_scale": "2"}
 """Keys that only ``--on executor`` reads (docs/scenarios.md says so); tests/loratory/test_execute.py runs them."""
 
+TWO_GPUS = (
+    "cost={kind: roofline}", "workload.arrivals.poisson=60", "plan.prices={h100-80gb: 3, a100-80gb: 2.9}",
+    "plan.replicas=[1, 2]", "plan.space={gpu: [h100-80gb, a100-80gb]}",
+)  # fmt: skip
 NO_REPLICAS = ("plan.replicas=null",)
 
 PLAN: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "plan": {
         "ask": (NO_REPLICAS, ("plan.ask=settings",)),
         "replicas": (("workload.arrivals.poisson=30",), ("plan.replicas=[4, 5]",)),
+        "mixed": (TWO_GPUS, ("plan.mixed=true",)),
         "space": ((), ("plan.space={engine.max_loras: [4]}",)),
         "prices": ((), ("plan.prices={h100-80gb: 3}",)),
         "currency": (("plan.prices={h100-80gb: 3}",), ("plan.currency=EUR",)),

@@ -76,7 +76,7 @@ class _Adviser:
 
     def overloaded(self) -> bool:
         """Whether more output tokens are asked for than the replicas can give by the cost model."""
-        gpus = self._scenario.cluster.replicas * self._engine.tensor_parallel_size
+        gpus = self._scenario.cluster.count * self._engine.tensor_parallel_size
         return self._workload.concurrency is None and self._offered() > self._top * gpus
 
     def slots(self) -> str:
@@ -146,7 +146,7 @@ class _Adviser:
 
     def replicas(self) -> str:
         """How many replicas this load needs at least."""
-        now = self._scenario.cluster.replicas
+        now = self._scenario.cluster.count
         one = self._top * self._engine.tensor_parallel_size
         if self._workload.concurrency is not None:
             return f"The GPU computes all the time: try more replicas or a faster GPU; {self._per_replica(one)}."
@@ -166,7 +166,7 @@ class _Adviser:
         adapters, engine = self._run["adapters"], self._engine
         seen = adapters["seen"]
         below = adapters["loads"] - adapters["loads_from_host"]
-        again = below - seen * self._scenario.cluster.replicas
+        again = below - seen * self._scenario.cluster.count
         if again > 0.3 * adapters["loads"] and engine.host_slots < seen:
             return (
                 f"Try engine.max_cpu_loras {seen}: {again:,} of {adapters['loads']:,} loads brought an adapter back "
@@ -183,7 +183,7 @@ class _Adviser:
 
     def fewer_replicas(self) -> str:
         """Whether fewer replicas would do."""
-        now = self._scenario.cluster.replicas
+        now = self._scenario.cluster.count
         if now == 1 or self._workload.concurrency is not None or self._run["slo"]["met"] is False:
             return ""
         one = self._top * self._engine.tensor_parallel_size
@@ -202,7 +202,7 @@ class _Adviser:
 
         The tokens of a step do not matter here: one long prompt fills a step on any number of replicas.
         """
-        factor = self._scenario.cluster.replicas / count
+        factor = self._scenario.cluster.count / count
         usage, slo = self._run["usage"], self._run["slo"]
         full = any(
             usage[name]["limit"] is not None and usage[name]["max"] * factor > usage[name]["limit"]
@@ -257,12 +257,12 @@ class _Adviser:
     def spread(self) -> str:
         """What gives more room where no setting of the engine does."""
         one = "a GPU with more memory, a larger tensor_parallel_size, or more replicas"
-        return one if self._scenario.cluster.replicas > 1 else f"{one} with router lora_affinity"
+        return one if self._scenario.cluster.count > 1 else f"{one} with router lora_affinity"
 
     def _router(self) -> str:
         """A router that sends an adapter's requests to fewer replicas needs fewer slots on each."""
         cluster = self._scenario.cluster
-        if cluster.replicas == 1 or cluster.router not in ("round_robin", "least_loaded"):
+        if cluster.count == 1 or cluster.router not in ("round_robin", "least_loaded"):
             return ""
         return " Or cluster.router lora_affinity, under which the requests of an adapter share its slot."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -17,8 +18,11 @@ def ceiling(built: Built, workload: Workload) -> float:
     of them; with ``batching: separate`` in steps of their own, as full as they get. ``n`` is ``max_num_seqs``, less
     where KV blocks for the mean context or the token budget of a step hold fewer. Adapters in the batch:
     as many as there are slots, adapters or sequences. Loads and waiting are left out, so no run does much better.
-    Infinite for a cost model under which nothing takes time.
+    Infinite for a cost model under which nothing takes time. Over replicas of several kinds, the mean over all GPUs.
     """
+    if built.mixed:
+        each = [replace(built, engine=kind.engine, cost=kind.cost, kinds=(kind,)) for kind in built.kinds]
+        return sum(ceiling(one, workload) * one.gpus for one in each) / built.gpus
     settings = built.engine
     separate = settings.batching == "separate"
     prompt, output = float(workload.prompt_tokens.mean()), float(workload.output_tokens.mean())

@@ -11,6 +11,7 @@ from loratory.errors import several, shortened
 from loratory.experiment.prepare import Prepared
 from loratory.experiment.resolve import Built
 from loratory.experiment.slo_targets import slo_targets
+from loratory.scenarios.cluster_spec import ReplicaGroupSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
 from loratory.sim.noise import NoiseOptions
@@ -62,7 +63,18 @@ def _model(built: Built) -> str:
 def hardware(scenario: Scenario) -> str:
     """``4 replicas of 2 x a100-80gb, router lora_affinity``."""
     cluster, each = scenario.cluster, f"{scenario.engine.tensor_parallel_size} x {scenario.gpu}"
-    return each if cluster.replicas == 1 else f"{cluster.replicas} replicas of {each}, router {cluster.router}"
+    if not isinstance(cluster.replicas, int):
+        words = [_group_words(group, scenario) for group in cluster.replicas]
+        return f"{cluster.count} replicas: {'; '.join(words)}; router {cluster.router}"
+    return each if cluster.count == 1 else f"{cluster.count} replicas of {each}, router {cluster.router}"
+
+
+def _group_words(group: ReplicaGroupSpec, scenario: Scenario) -> str:
+    """``3 of 2 x a100-80gb, max_loras 8``."""
+    width = group.tensor_parallel_size or group.engine.get("tensor_parallel_size")
+    each = f"{width or scenario.engine.tensor_parallel_size} x {group.gpu or scenario.gpu}"
+    own = [f"{key} {value}" for key, value in group.engine.items() if key != "tensor_parallel_size"]
+    return ", ".join([f"{group.count} of {each}", *own])
 
 
 def engine_words(engine: EngineConfig) -> str:

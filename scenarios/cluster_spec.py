@@ -1,0 +1,83 @@
+"""ClusterSpec: how many replicas there are and of which kinds, and how requests reach them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, ValidationError
+
+from loratory.scenarios.schema_types import Count, Name, NotNegative, Positive, Section, wrong
+from loratory.serving.config import EngineConfig
+
+
+class ReplicaGroupSpec(Section):
+    """Equal replicas of a fleet; what is left out is as in the scenario's ``gpu`` and ``engine``."""
+
+    gpu: Name | None = Field(None, description="catalogue name; default: the scenario's gpu")
+    count: Count = Field(1, description="replicas of this kind")
+    tensor_parallel_size: Count | None = Field(None, description="GPUs of each; default: engine.tensor_parallel_size")
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="engine settings that differ, by the keys of the section engine"
+    )
+
+    def engine_of(self, engine: EngineConfig, place: int) -> EngineConfig:
+        """The engine's settings of these replicas, the group at ``place``. Raises an error for pydantic to report."""
+        if not self.engine and self.tensor_parallel_size is None:
+            return engine
+        path = ("cluster", "replicas", place)
+        if "tensor_parallel_size" in self.engine and self.tensor_parallel_size is not None:
+            raise wrong("is given beside replicas' own tensor_parallel_size: keep one", *path, "engine")
+        if "as" in self.engine:
+            raise wrong("has as, but a fleet runs one engine: set engine.as instead", *path, "engine")
+        given = {**engine.model_dump(exclude_unset=True), **self.engine}
+        if self.tensor_parallel_size is not None:
+            given["tensor_parallel_size"] = self.tensor_parallel_size
+        for key, value in self.engine.items():
+            field = EngineConfig.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and field.annotation not in (bool, bool | None):
+                raise wrong(f"should be a number, not {str(value).lower()}", *path, "engine", key)
+        try:
+            return EngineConfig(**given)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            text = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                text = "is no key of engine: see docs/scenarios.md"
+            raise wrong(text, *path, "engine", *first["loc"]) from None
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, list | tuple):
+        return "list"
+    return "number" if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+Replicas = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[list[ReplicaGroupSpec], Field(min_length=1), Tag("list")],
+    Discriminator(
+        _kind,
+        custom_error_type="replicas",
+        custom_error_message="should be a number of replicas, or a list of kinds such as {gpu: a100-80gb, count: 2}",
+    ),
+]
+
+
+class ClusterSpec(Section):
+    """How many replicas there are, and which router sends requests to them."""
+
+    replicas: Replicas = Field(1, description="engines, each on its own GPUs: a number, or a list of kinds")
+    router: Name = Field("round_robin", description="a router's name (`loratory routers`), or path/file.py:ClassName")
+    metrics_delay_s: NotNegative = Field(0.0, description="how late the router sees what replicas report, s")
+    metrics_interval_s: Positive | None = Field(
+        None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"
+    )
+
+    @property
+    def groups(self) -> list[ReplicaGroupSpec]:
+        """The replicas by kind; one kind where ``replicas`` is a number."""
+        return [ReplicaGroupSpec(count=self.replicas)] if isinstance(self.replicas, int) else self.replicas
+
+    @property
+    def count(self) -> int:
+        """Replicas of all kinds."""
+        return sum(group.count for group in self.groups)
