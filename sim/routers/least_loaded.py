@@ -9,6 +9,7 @@ class LeastLoaded(Router):
     """Sends each request to the replica with the fewest requests in flight; equal ones take turns."""
 
     source = "Envoy's LEAST_REQUEST over all hosts; HAProxy's leastconn"
+    reads_reports = False
 
     def route(self, request: Request, fleet: Fleet) -> int:
         """The least loaded candidate."""

@@ -9,6 +9,7 @@ class RoundRobin(Router):
     """Sends each request to the next replica, whatever its state, as a plain load balancer does."""
 
     source = "the default of most load balancers"
+    reads_reports = False
 
     def __init__(self) -> None:
         self._last = -1
