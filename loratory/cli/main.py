@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -30,6 +31,9 @@ from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
 from loratory.serving.guest_errors import unexpected
+
+if TYPE_CHECKING:
+    from loratory.experiment.class_spec import Description
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
@@ -215,7 +219,7 @@ def policies(
     as_json: Json = False,
 ) -> None:
     """List the scheduling policies, or explain one."""
-    from loratory.cli.tables import parameters_table, policies_table
+    from loratory.cli.tables import guests_table
     from loratory.experiment.policy_spec import describe, policy_names
 
     if name is None or name == "list":
@@ -223,7 +227,7 @@ def policies(
         if as_json:
             dump([description.as_dict() for description in found])
         else:
-            show(policies_table(found, table_width()))
+            show(guests_table("policy", found, table_width()))
             say(
                 "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
                 "loratory policies NAME explains one"
@@ -233,13 +237,47 @@ def policies(
     if as_json:
         dump(one.as_dict() | {"text": one.text})
         return
+    _explain(one)
+    print(f"example: loratory run quickstart --policy {one.name}")
+
+
+@app.command()
+def routers(
+    name: Annotated[str | None, typer.Argument(help="the router to explain; without it, all are listed")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the routers, or explain one."""
+    from loratory.cli.tables import guests_table
+    from loratory.experiment.router_spec import describe_router, router_names
+
+    if name is None or name == "list":
+        found = [describe_router(each) for each in router_names()]
+        if as_json:
+            dump([description.as_dict() for description in found])
+        else:
+            show(guests_table("router", found, table_width()))
+            say("loratory routers NAME explains one, and what of it is not modelled")
+        return
+    one = describe_router(name)
+    if as_json:
+        dump(one.as_dict() | {"text": one.text})
+        return
+    _explain(one)
+    example = shlex.quote(f"cluster={{replicas: 4, router: '{one.name}'}}")
+    print(f"example: loratory run hot-and-tail --set {example}")
+
+
+def _explain(one: Description) -> None:
+    """A policy or router: its text, its source, its parameters."""
+    from loratory.cli.tables import parameters_table
+
     print(f"{one.name}\n")
     for paragraph in one.text.split("\n\n"):
         say(paragraph)
         print()
     say(f"source: {one.source or '-'}")
-    show(parameters_table(one))
-    print(f"example: loratory run quickstart --policy {one.name}")
+    if one.parameters:
+        show(parameters_table(one))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ class LeastCost(Router):
     """
 
     source = (
-        "Toppings (Li et al., USENIX ATC 2025; as CaraServe, arXiv 2401.11240): rank-aware scheduling; its fitted lines "
-        "are the scenario's cost model here, and the load is added"
+        "Toppings (Li et al., USENIX ATC 2025; as CaraServe, arXiv 2401.11240): rank-aware scheduling; the scenario's "
+        "cost model stands for its fitted lines, and the load is added"
     )
 
     def __init__(self, tokens: int = 128, slo_s: float = 0.0) -> None:

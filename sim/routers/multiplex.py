@@ -1,4 +1,4 @@
-"""multiplex: Ray Serve's routing of multiplexed models: replicas with the model, then those with the fewest, then all."""
+"""multiplex: Ray Serve's routing: a replica that has the adapter, else one that has the fewest, else any."""
 
 from __future__ import annotations
 

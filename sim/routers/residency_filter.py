@@ -29,7 +29,7 @@ class ResidencyFilter(Router):
     """
 
     source = (
-        "llm-d-router issue 709 (each adapter on at most k replicas, one more under overload) and pull requests 720 and "
+        "llm-d-router issue 709 (an adapter on at most k replicas, one more under overload), pull requests 720 and "
         "2792; the thresholds are those of llm-d's saturation detector"
     )
 
@@ -73,10 +73,7 @@ class ResidencyFilter(Router):
                 self._drop(adapter, place)
             homes = self._homes.get(adapter, [])
         calm = [place for place in homes if fleet.waiting[place] <= self._queue and fleet.kv_use[place] <= self._kv]
-        if calm:
-            place = fleet.lowest(in_flight, np.array(calm))
-        else:
-            place = self._new_home(adapter, homes, fleet)
+        place = fleet.lowest(in_flight, np.array(calm)) if calm else self._new_home(adapter, homes, fleet)
         self._used[adapter, place] = fleet.now
         self._used.move_to_end((adapter, place))
         return place
@@ -119,4 +116,5 @@ class ResidencyFilter(Router):
 def _least(cost: Column, places: Column) -> Column:
     """Those of ``places`` with the lowest cost."""
     values = cost[places]
-    return places[values == values.min()]
+    lowest: Column = places[values == values.min()]
+    return lowest
