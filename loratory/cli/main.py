@@ -263,8 +263,8 @@ def routers(
         dump(one.as_dict() | {"text": one.text})
         return
     _explain(one)
-    example = shlex.quote(f"cluster={{replicas: 4, router: '{one.name}'}}")
-    print(f"example: loratory run hot-and-tail --set {example}")
+    chosen = shlex.quote(f"cluster.router={one.name}")
+    print(f"example: loratory run hot-and-tail --set cluster.replicas=4 --set {chosen}")
 
 
 def _explain(one: Description) -> None:

@@ -118,7 +118,8 @@ def metric_cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
 
 
 def guests_table(word: str, descriptions: list[Description], columns: int = 160) -> Table:
-    """One row per policy or router, which ``word`` says: name, what it does, parameters with defaults, and if there is room its source."""
+    """One row per policy or router (``word``): name, what it does, parameters with defaults, and if there is room its
+    source."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(word, no_wrap=True)
     table.add_column("what it does")

@@ -10,9 +10,10 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
-import loratory
 from loratory.errors import did_you_mean, nearest
 from loratory.serving.guest_errors import place
+
+_LORATORY = Path(__file__).parents[1]
 
 _ROOMS = ("serving", "policies", "sim", "executor", "scenarios", "reports")
 """Packages that stood beside `loratory` once, and are in it now."""
@@ -55,7 +56,7 @@ def wrong_import(error: BaseException | None, imports: tuple[ModuleType, str], b
         hint = did_you_mean(found[1], imports[0].__all__, f"{page} lists its names")
         return f"it imports {found[1]}, which {found[2]} does not have{at}; {hint}"
     if isinstance(error, ModuleNotFoundError) and error.name.startswith("loratory."):
-        near = nearest(error.name.split(".")[1], [module.name for module in iter_modules(loratory.__path__)])
+        near = nearest(error.name.split(".")[1], [module.name for module in iter_modules([str(_LORATORY)])])
         hint = f"did you mean 'loratory.{near[0]}'?" if near else f"{plural} import from {module}"
         return f"it imports {error.name}, which is no module of Loratory{at}; {hint}"
     room, _, rest = error.name.partition(".")
@@ -81,7 +82,7 @@ def _is_ours(name: str) -> bool:
 
 def _is_our_folder(room: str) -> bool:
     """Whether a package was imported under that name from the folder of our own."""
-    ours = Path(str(loratory.__file__)).parent / room
+    ours = _LORATORY / room
     return room in sys.modules and any(
         Path(folder).resolve() == ours.resolve() for folder in getattr(sys.modules[room], "__path__", ())
     )
