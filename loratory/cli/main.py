@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from loratory.cli.adapters import app as adapters_app
 from loratory.cli.check_policy import check_policy_command
+from loratory.cli.check_router import check_router_command
 from loratory.cli.models import app as models_app
 from loratory.cli.plan import plan_command
 from loratory.cli.profile import profile_command
@@ -48,6 +49,7 @@ app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
 app.command("serve")(serve_command)
 app.command("check-policy")(check_policy_command)
+app.command("check-router")(check_router_command)
 app.command("swap")(swap_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(models_app, name="models")

@@ -2,7 +2,8 @@
 
 docs/adapters.md's blocks run in test_adapters_guide.py, those of docs/planning.md in test_planning_page.py, those of
 docs/serving.md in tests/server/test_serving_page.py, the figures of docs/fidelity.md in tests/published; what
-docs/policies.md and docs/fleets.md have to be complete in is in test_policies_page.py and test_fleets_page.py, and facts of Loratory are in test_docs_facts.py.
+docs/policies.md and docs/fleets.md have to be complete in is in test_policies_page.py and test_fleets_page.py, and
+facts of Loratory are in test_docs_facts.py.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scenario.yaml").write_text(yaml.safe_dump(BASE))
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "mine.py").write_text(
-        "from loratory.policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n"
+        "from loratory.policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n\n\n"
+        "class MyRouter:\n    def route(self, request, fleet): return fleet.lowest(fleet.in_flight)\n"
     )
     (folder / "my-fleet.yaml").write_text(block_of("docs/fleets.md", "name: my-fleet"))
     for block in (*blocks(ROOT / "docs/policies.md"), *blocks(ROOT / "docs/fleets.md")):
