@@ -10,7 +10,7 @@ from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.scenarios.build import build_adapters
-from loratory.scenarios.cluster_spec import ClusterSpec, ReplicaGroupSpec
+from loratory.scenarios.cluster_spec import ReplicaGroupSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
 from loratory.scenarios.noise_spec import NoiseSpec
 from loratory.scenarios.registry_adapters import other_base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loratory.scenarios.schema import ClusterSpec
+from loratory.scenarios.cluster_spec import ClusterSpec
 
 _METRICS = ("metrics_delay_s", "metrics_interval_s")
 
