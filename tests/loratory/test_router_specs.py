@@ -16,8 +16,8 @@ from loratory.experiment.notes.router_notes import router_notes
 from loratory.experiment.prepare import prepare
 from loratory.experiment.router_spec import describe_router, router_factory, router_names
 from loratory.experiment.run import run_scenario
-from loratory.scenarios.load import load_scenario, load_text
 from loratory.scenarios.cluster_spec import ClusterSpec
+from loratory.scenarios.load import load_scenario, load_text
 from loratory.serving.policy_guard_process import _caller
 from loratory.serving.policy_watch import PolicyWatch
 
