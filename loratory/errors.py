@@ -73,7 +73,7 @@ class InvalidAdapter(InputError):  # noqa: N818 - a refusal, as callers read it
 
 
 class PolicyError(LoratoryError):
-    """A scheduling policy raised, or yielded actions without end; its run has stopped."""
+    """A policy or a router raised, or a policy yielded actions without end; its run has stopped."""
 
 
 class Interruption(KeyboardInterrupt):
@@ -81,9 +81,10 @@ class Interruption(KeyboardInterrupt):
 
 
 class PolicyTimeout(BaseException):
-    """Raised inside a policy's code that does not return in time; ``text`` tells where it was."""
+    """Raised inside a guest's code that does not return in time; ``text`` tells where it was, ``name`` whose it is."""
 
     text = ""
+    name = ""
 
 
 class StalledError(LoratoryError):

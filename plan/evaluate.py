@@ -70,7 +70,7 @@ def evaluate(asked: Evaluation) -> Measured:
             return hearing(records, Ended, watch.ended) if watch.watches else records
 
         try:
-            with PolicyWatch(asked.policy, asked.policy_timeout_s):
+            with PolicyWatch(asked.policy, asked.policy_timeout_s, router=task.router):
                 end = simulate_task(task, built, workload, policy, sink)
         except CertainlyMissedError as error:
             return Measured({}, error.targets, requests=watch.seen, cpu_s=time.process_time() - start)

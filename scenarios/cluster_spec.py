@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, ValidationError
 
-from loratory.scenarios.schema_types import Count, Name, NotNegative, Positive, Section, wrong
+from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Positive, Section, wrong
 from loratory.serving.config import EngineConfig
 
 
@@ -66,7 +66,9 @@ class ClusterSpec(Section):
     """How many replicas there are, and which router sends requests to them."""
 
     replicas: Replicas = Field(1, description="engines, each on its own GPUs: a number, or a list of kinds")
-    router: Name = Field("round_robin", description="a router's name (`loratory routers`), or path/file.py:ClassName")
+    router: GuestSpec = Field(
+        "round_robin", description="a router's name (`loratory routers`), or path/file.py:ClassName, and its parameters"
+    )
     metrics_delay_s: NotNegative = Field(0.0, description="how late the router sees what replicas report, s")
     metrics_interval_s: Positive | None = Field(
         None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"

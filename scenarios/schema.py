@@ -14,7 +14,7 @@ from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
-from loratory.scenarios.schema_types import Name, NameOrFile, NotNegative, Section, no_bool, wrong
+from loratory.scenarios.schema_types import GuestSpec, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.slo_targets import BASE, adapter_problem, tenant_problem
 from loratory.scenarios.tenants import TenantsSpec
@@ -55,7 +55,7 @@ class Scenario(Section):
     adapters: AdaptersSpec = Field(default_factory=lambda: AdaptersSpec(count=0), description="the LoRA adapters")
     tenants: TenantsSpec = Field(default_factory=TenantsSpec, description="tenants, weights, priorities")
     workload: WorkloadSpec = Field(description="the stream of requests")
-    policies: Annotated[list[Name], Field(min_length=1)] = Field(
+    policies: Annotated[list[GuestSpec], Field(min_length=1)] = Field(
         ["fifo"], description="scheduling policies to compare, such as fifo or fair_share:by=tenant"
     )
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="replicas and router")

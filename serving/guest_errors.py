@@ -20,20 +20,22 @@ _MAX_CHARACTERS = 200
 """Characters of an exception's own text that an error quotes."""
 
 
-def guest(policy: str, subject: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+def guest(policy: str, subject: str, call: Callable[..., T], *arguments: Any, word: str = "policy") -> T:
     """What a policy's own code returns, outside of a run; ``subject`` says which code that is.
+
+    ``word``: what kind of guest it is, "policy" or "router".
 
     Raises `InputError` when it raises, and `PolicyError` when it exits or does not come back in time.
     """
     try:
-        return call(*arguments, **named)
+        return call(*arguments)
     except InputError:
         raise
     except BaseException as error:
-        if is_order(error) or (isinstance(error, PolicyError) and str(error).startswith("policy ")):
+        if is_order(error) or (isinstance(error, PolicyError) and str(error).startswith(("policy ", "router "))):
             raise  # one of another guest inside has been told already
         kind = InputError if isinstance(error, Exception) else PolicyError
-        raise kind(shortened(f"policy {shortened(policy, 100)!r}: {raised(error, subject)}")) from error
+        raise kind(shortened(f"{word} {shortened(policy, 100)!r}: {raised(error, subject)}")) from error
 
 
 def is_order(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""policy_calls: whose code is at work on a stack: where the engine calls a policy, and what is inside that call."""
+"""policy_calls: whose code is at work on a stack: where a policy or router is called, and what is inside that call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from loratory.errors import shortened
+from loratory.serving.guest_errors import guest
 
 _OURS = "loratory"
 """The package whose code is no policy's."""
@@ -26,15 +29,20 @@ _ENTRIES = {
         "Announcer.scorer.<locals>.score",
     },
     "loratory.serving.guest_errors": {"guest"},
+    "loratory.sim.gateway": {"Gateway.route", "Gateway._changed", "Gateway._apply"},
 }
-"""The functions that call a policy's code, by module."""
+"""The functions that call a policy's code, or a router's, by module."""
+
+_ROUTERS_CALLER = "loratory.sim.gateway"
 
 _PASSING = tuple(
     f"loratory.serving.{name}"
     for name in ("reservation", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
 )
 _PASSING += ("loratory.serving.policy_members", "loratory.serving.misspelt_members", "loratory.serving.names_read")
-_PASSING += ("loratory.experiment.policy_spec",)
+_PASSING += ("loratory.serving.member_calls",)
+_PASSING += tuple(f"loratory.experiment.{name}" for name in ("policy_spec", "router_spec", "class_spec"))
+_PASSING += tuple(f"loratory.experiment.{name}" for name in ("class_parameters", "router_members"))
 """Modules of ours whose functions pass the call on: what reads a policy's members when it is loaded, and tools that a
 policy may hand out as its own ``schedule``, and that call its code again, such as a comparison of its orders. They call
 no sink and no backend."""
@@ -65,11 +73,23 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
     return found
 
 
-def is_shipped(spec: str) -> bool:
-    """Whether a spec names a policy that comes with Loratory."""
+def named(call: PolicyCall, otherwise: str) -> str:
+    """Whose code a call is of: ``policy fifo``, ``router mine.py:Mine``; ``otherwise`` where the call does not tell."""
+    frame = call[0]
+    module = frame.f_globals.get("__name__")
+    if module == _ROUTERS_CALLER:
+        return f"router {shortened(frame.f_locals['self']._name, 100)}"
+    if module == guest.__module__ and frame.f_locals["word"] == "router":
+        return f"router {shortened(frame.f_locals['policy'], 100)}"
+    return otherwise
+
+
+def is_shipped(spec: str, word: str = "policy") -> bool:
+    """Whether a spec names a policy or router that comes with Loratory."""
     head = spec.partition(":")[0]
+    room = Path("sim", "routers") if word == "router" else Path("policies")
     with suppress(OSError):  # a name that is too long for a file
-        return any((folder / "policies" / f"{head}.py").is_file() for folder in _folders())
+        return any((folder / room / f"{head}.py").is_file() for folder in _folders())
     return False
 
 

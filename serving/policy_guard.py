@@ -42,7 +42,8 @@ _MOMENTS = 20
 class Guard:
     """Ends this process when the calling thread is in a policy's code and no `alive()` comes for twice ``timeout_s``.
 
-    ``entries``: names of functions that call a policy, by file; ``ours``: folders whose code is no policy's;
+    ``names``: what to call the policy, and the router where there is one. ``entries``: names of functions that call
+    either, by file; ``ours``: folders whose code is no policy's;
     ``passing``: files in them whose functions pass a policy's call on; ``blame_deep``: whether code that is not ours is
     taken for the policy's when the stack is so deep that its outer end is unknown. There is one guard in a process.
     Raises OSError where no process can be started.
@@ -53,7 +54,7 @@ class Guard:
 
     def __init__(
         self,
-        policy: str,
+        names: tuple[str, str],
         timeout_s: float,
         entries: Mapping[str, Sequence[str]],
         ours: Sequence[str],
@@ -69,7 +70,7 @@ class Guard:
         self._exit = _ExitByMessage.ready()
         words, queue = redirected_words(), None if self._exit is None else self._exit.queue
         known = {
-            "policy": policy,
+            "names": names,
             "timeout_s": timeout_s,
             "thread": f"0x{self.thread:0{2 * ctypes.sizeof(ctypes.c_ulong)}x}",
             "process": os.getpid(),

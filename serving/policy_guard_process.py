@@ -64,17 +64,26 @@ def _stacks(descriptor: int, quiet_s: float, thread: str) -> Iterator[str | None
 
 
 def in_policy(stack: str, known: dict[str, Any]) -> bool:
-    """Whether a policy's code is at work: the rule of `loratory.serving.policy_watch`, on the text of a stack."""
+    """Whether a guest's code is at work: the rule of `loratory.serving.policy_watch`, on the text of a stack."""
+    return _caller(stack, known) is not None
+
+
+def _caller(stack: str, known: dict[str, Any]) -> str | None:
+    """The file of the function that called a guest's code; empty where the stack is too deep to tell."""
+    found = None
     frames = _frames(stack)
     for place, (file, _, name) in enumerate(frames):
         if [file, name] in known["entries"]:
             for inner, _, _ in reversed(frames[:place]):
                 if not inner.startswith(tuple(known["ours"])):
-                    return True
+                    found = file
+                    break
                 if inner not in known["passing"]:
                     break
     cut_short = stack.rstrip().endswith("...")  # a hundred calls deep: the outer ones are not told
-    return known["blame_deep"] and cut_short and bool(frames) and not frames[-1][0].startswith(tuple(known["ours"]))
+    if found is None and known["blame_deep"] and cut_short and frames:
+        return None if frames[-1][0].startswith(tuple(known["ours"])) else ""
+    return found
 
 
 def _frames(stack: str) -> list[Frame]:
@@ -103,7 +112,9 @@ def _end(stack: str, known: dict[str, Any]) -> None:
             with suppress(OSError):
                 os.rmdir(parent)
     what = f"{late_text(known['timeout_s'], where)}, in a call that Python cannot interrupt: {MEND}"
-    text = f"policy {shortened(known['policy'], 100)} {what}"
+    policy, router = known["names"]
+    routed = router and (_caller(stack, known) or "").endswith(f"sim{os.sep}gateway.py")
+    text = f"{router if routed else policy} {what}"
     prefix = known["prefix"]
     clear = "\r\x1b[K\x1b[?25h" if prefix and os.isatty(known["words"]) else ""  # a progress bar hides the cursor
     with suppress(OSError):

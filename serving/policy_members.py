@@ -19,6 +19,7 @@ from loratory.serving.events import EVENTS, TOLD
 from loratory.serving.eviction import SCORERS, Scorer
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.guest_errors import guest
+from loratory.serving.member_calls import runs_no_code, takes_other
 from loratory.serving.misspelt_members import can_take, held_by, misspelt
 from loratory.serving.policy import Decisive, Policy
 
@@ -123,18 +124,12 @@ class _Reader:
         return call
 
     def _takes(self, key: str, call: Callable[..., Any], *arguments: str) -> None:
-        if not can_take(call, len(arguments)):
-            given = ", ".join(arguments)
-            there = ", ".join(inspect.signature(getattr(call, "__func__", call), follow_wrapped=False).parameters)
-            wrong = "lacks self" if there == given else f"is called as {key}({given})"
-            self._refuse(f"its {key}({there}) {wrong}: write def {key}(self, {given})")
+        if wrong := takes_other(key, call, *arguments):
+            self._refuse(wrong)
 
     def _answers(self, key: str, call: Callable[..., Any]) -> None:
-        """A generator or a coroutine would be made and thrown away, and none of its code run."""
-        if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
-            self._refuse(f"its {key}() has a yield, so that calling it runs none of its code: take the yield out")
-        if inspect.iscoroutinefunction(call):
-            self._refuse(f"its {key}() is async, so that calling it runs none of its code: write def without async")
+        if wrong := runs_no_code(key, call):
+            self._refuse(wrong)
 
     def _yields(self, call: Callable[..., Any]) -> None:
         if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):

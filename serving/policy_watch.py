@@ -17,7 +17,7 @@ from typing import NoReturn, Self
 
 from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout, error_line, shortened
 from loratory.serving.guest_errors import is_order, outward, place_of, raised
-from loratory.serving.policy_calls import PolicyCall, in_files, is_our_class, is_shipped, policy_call
+from loratory.serving.policy_calls import PolicyCall, in_files, is_our_class, is_shipped, named, policy_call
 from loratory.serving.policy_guard import Guard, Leavings, redirected_words
 from loratory.serving.policy_guard_process import MEND, late_text
 
@@ -52,6 +52,9 @@ class PolicyWatch:
     line and exit code 1, and ``leavings`` are removed before. ``on_stuck``: called with that line before the process
     ends; the process does not end where only a thread of the caller's is stuck.
 
+    ``word``: what kind of guest ``policy`` names, "policy" or "router". ``router``: that of the same run, whose code is
+    watched like the policy's, and blamed by its own name.
+
     Each thread has its own watch, and one watch in a process has the guard. In a thread that has a watch, another
     changes nothing. A watch that is to ``keep`` what it needs (memory, a thread, the guard) can be entered often, as
     around each step of a live engine, and has it until `close`.
@@ -66,18 +69,23 @@ class PolicyWatch:
         on_stuck: Callable[[str], None] | None = None,
         keep: bool = False,
         guarded: bool | None = None,
+        word: str = "policy",
+        router: str = "",
     ):
         if not 0.01 <= timeout_s <= _LONGEST_S:
             raise InputError(
                 f"the policy timeout (--policy-timeout, policy_timeout_s) is {timeout_s:g} s: give from 0.01 to "
                 f"{_LONGEST_S:,.0f} seconds"
             )
-        self._policy = policy
+        self._name = f"{word} {shortened(policy, 100)}"
+        self._router = router and f"router {shortened(router, 100)}"
         self._timeout_s = timeout_s
         self._leavings = leavings
         self._on_stuck = on_stuck
         self._keep = keep
-        self._guarded = not is_shipped(policy) if guarded is None else guarded
+        if guarded is None:
+            guarded = not is_shipped(policy, word) or bool(router and not is_shipped(router, "router"))
+        self._guarded = guarded
         self._spare: bytearray | None = None
         """Memory with which to report what happened when there is no other left."""
         self._guard: Guard | None = None
@@ -144,21 +152,21 @@ class PolicyWatch:
         if not self._keep:
             self.close()
         self._call = None
-        name = shortened(self._policy, 100)
         late = error
         if kind is None or isinstance(error, PolicyTimeout):
             late = self._order or error  # a policy may have caught it and gone on; simpy raises a copy without its text
         if isinstance(late, PolicyTimeout):
-            raise PolicyError(shortened(f"policy {name} {late.text}")) from late
+            raise PolicyError(shortened(f"{late.name or self._name} {late.text}")) from late
         if isinstance(late, MemoryError):
-            text = f"memory ran out under policy {name}"
-            raise PolicyError(f"{text}: look for what the policy keeps, or give the process more memory") from late
+            text = f"memory ran out under {self._name}"
+            raise PolicyError(f"{text}: look for what it keeps, or give the process more memory") from late
         if kind is None and late is not None:
             raise late.with_traceback(None)
         if error is None or isinstance(error, LoratoryError) or is_order(error):
             return
-        if policy_call(reversed([frame for frame, _ in walk_tb(traceback)])) is not None:
-            raise PolicyError(shortened(f"policy {name}: {raised(error)}")) from error
+        call = policy_call(reversed([frame for frame, _ in walk_tb(traceback)]))
+        if call is not None:
+            raise PolicyError(shortened(f"{named(call, self._name)}: {raised(error)}")) from error
 
     def close(self) -> None:
         """Let go of what the watch has kept. It can be entered again."""
@@ -215,7 +223,8 @@ class PolicyWatch:
         if Guard.in_use:  # there is one timer of faulthandler's in a process
             return
         try:
-            self._guard = Guard(self._policy, self._timeout_s, *in_files(), self._leavings, blame_deep=not self._keep)
+            names = (self._name, self._router)
+            self._guard = Guard(names, self._timeout_s, *in_files(), self._leavings, blame_deep=not self._keep)
         except (OSError, ValueError):
             self._guarded = False
 
@@ -288,6 +297,7 @@ class PolicyWatch:
     def _late(self, frame: FrameType | None) -> PolicyTimeout:
         """What to raise."""
         late = PolicyTimeout()
+        late.name = self._name if self._call is None else named(self._call, self._name)
         late.text = f"{late_text(self._timeout_s, place_of(frame))}: {MEND}"
         return late
 
@@ -299,7 +309,8 @@ class PolicyWatch:
             what += "; it also caught what was raised to stop it"
         else:
             what = f"{late_text(self._timeout_s, place_of(frame))}, in a call that Python cannot interrupt: {MEND}"
-        text = shortened(f"policy {shortened(self._policy, 100)} {what}")
+        name = getattr(self._order, "name", "") or self._name
+        text = shortened(f"{name} {what}")
         if self._on_stuck is not None:
             self._on_stuck(text)
             if self._watched not in (None, threading.main_thread().ident):

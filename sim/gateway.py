@@ -22,6 +22,12 @@ from loratory.sim.router import Router
 _CODES = {"gpu": GPU, "loading": LOADING, "host": HOST}
 
 
+def _own(router: Router, key: str) -> Callable[..., Any] | None:
+    """A method of the router's own; None where it has none, as a class without our base has."""
+    found = getattr(router, key, None)
+    return None if getattr(found, "__func__", None) is getattr(Router, key) else found
+
+
 class Gateway:
     """Asks the router for each request, and keeps its `Fleet`.
 
@@ -50,7 +56,8 @@ class Gateway:
         self._homes: dict[str, Column] | None = None
         self._open = fleet.candidates
         self._count = len(fleet)
-        self._told = router.reported if type(router).reported is not Router.reported else None
+        self._told = _own(router, "reported")
+        self._replicas_changed = _own(router, "replicas_changed")
         self._in_flight = fleet._counts[0]
         self._changed()
 
@@ -107,10 +114,10 @@ class Gateway:
         self._open = np.flatnonzero(fleet._open)
         self._open.flags.writeable = False
         self._offer(self._open)
-        if not len(self._open):
+        if not len(self._open) or self._replicas_changed is None:
             return
         try:
-            self._router.replicas_changed(fleet)
+            self._replicas_changed(fleet)
         except BaseException as error:
             self._blame(error, "its replicas_changed()")
 

@@ -9,10 +9,13 @@ from loratory.sim.fleet import Fleet, Report
 class Router:
     """Chooses a replica for each request, once, when it arrives. A run makes one of its own.
 
-    ``source``: the publication or program that the router is taken from, for ``loratory routers``.
+    ``source``: the publication or program that the router is taken from, for ``loratory routers``. ``reads_reports``:
+    whether it looks at what replicas report; where it is False, a note tells that ``cluster.metrics_delay_s`` has no
+    effect.
     """
 
     source: str = ""
+    reads_reports: bool = True
 
     def route(self, request: Request, fleet: Fleet) -> int:
         """The index of the replica that gets the request: one of ``fleet.candidates``."""

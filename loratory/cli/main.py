@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from loratory.cli.adapters import app as adapters_app
 from loratory.cli.check_policy import check_policy_command
+from loratory.cli.check_router import check_router_command
 from loratory.cli.models import app as models_app
 from loratory.cli.plan import plan_command
 from loratory.cli.profile import profile_command
@@ -31,6 +33,9 @@ from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
 from loratory.serving.guest_errors import unexpected
 
+if TYPE_CHECKING:
+    from loratory.experiment.class_spec import Description
+
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
     no_args_is_help=True,
@@ -44,6 +49,7 @@ app.command("reproduce")(reproduce_command)
 app.command("profile")(profile_command)
 app.command("serve")(serve_command)
 app.command("check-policy")(check_policy_command)
+app.command("check-router")(check_router_command)
 app.command("swap")(swap_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(models_app, name="models")
@@ -215,7 +221,7 @@ def policies(
     as_json: Json = False,
 ) -> None:
     """List the scheduling policies, or explain one."""
-    from loratory.cli.tables import parameters_table, policies_table
+    from loratory.cli.tables import guests_table
     from loratory.experiment.policy_spec import describe, policy_names
 
     if name is None or name == "list":
@@ -223,7 +229,7 @@ def policies(
         if as_json:
             dump([description.as_dict() for description in found])
         else:
-            show(policies_table(found, table_width()))
+            show(guests_table("policy", found, table_width()))
             say(
                 "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
                 "loratory policies NAME explains one"
@@ -233,13 +239,47 @@ def policies(
     if as_json:
         dump(one.as_dict() | {"text": one.text})
         return
+    _explain(one)
+    print(f"example: loratory run quickstart --policy {one.name}")
+
+
+@app.command()
+def routers(
+    name: Annotated[str | None, typer.Argument(help="the router to explain; without it, all are listed")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the routers, or explain one."""
+    from loratory.cli.tables import guests_table
+    from loratory.experiment.router_spec import describe_router, router_names
+
+    if name is None or name == "list":
+        found = [describe_router(each) for each in router_names()]
+        if as_json:
+            dump([description.as_dict() for description in found])
+        else:
+            show(guests_table("router", found, table_width()))
+            say("loratory routers NAME explains one, and what of it is not modelled")
+        return
+    one = describe_router(name)
+    if as_json:
+        dump(one.as_dict() | {"text": one.text})
+        return
+    _explain(one)
+    chosen = shlex.quote(f"cluster.router={one.name}")
+    print(f"example: loratory run hot-and-tail --set cluster.replicas=4 --set {chosen}")
+
+
+def _explain(one: Description) -> None:
+    """A policy or router: its text, its source, its parameters."""
+    from loratory.cli.tables import parameters_table
+
     print(f"{one.name}\n")
     for paragraph in one.text.split("\n\n"):
         say(paragraph)
         print()
     say(f"source: {one.source or '-'}")
-    show(parameters_table(one))
-    print(f"example: loratory run quickstart --policy {one.name}")
+    if one.parameters:
+        show(parameters_table(one))
 
 
 if __name__ == "__main__":

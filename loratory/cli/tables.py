@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from loratory.experiment.policy_spec import Description
+from loratory.experiment.class_spec import Description
 from loratory.reports.regret import regret_table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections
 _SCALE = {"tpot_s.p99": 1000.0}
 _WIDEST_NAME = 24
 _SOURCES_FROM = 120
-"""Width from which the table of policies has room for their sources."""
+"""Width from which the tables of policies and routers have room for their sources."""
 
 
 def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]:
@@ -117,10 +117,11 @@ def metric_cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
     return f"{text} ±{form.format(half * scale).removesuffix('%')}" if half else text
 
 
-def policies_table(descriptions: list[Description], columns: int = 160) -> Table:
-    """One row per policy: name, what it does, parameters with defaults, and if there is room its source."""
+def guests_table(word: str, descriptions: list[Description], columns: int = 160) -> Table:
+    """One row per policy or router (``word``): name, what it does, parameters with defaults, and if there is room its
+    source."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy", no_wrap=True)
+    table.add_column(word, no_wrap=True)
     table.add_column("what it does")
     table.add_column("parameters", overflow="fold", min_width=24)
     sources = columns >= _SOURCES_FROM

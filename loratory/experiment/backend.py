@@ -35,6 +35,12 @@ class Task:
     regret: bool = False
     """Whether to compute what no policy can beat (`loratory.experiment.lower_bound`)."""
 
+    @property
+    def router(self) -> str:
+        """The router that sends requests to the replicas; empty where there is one."""
+        cluster = self.scenario.cluster
+        return cluster.router if cluster.count > 1 else ""
+
 
 class Backend(Protocol):
     """Runs scenarios. ``name``: its name in summaries; ``about``: what run_info.json has of it."""
@@ -80,7 +86,7 @@ def simulate_task(
         policy=policy,
         cost=built.cost,
         replicas=replica_kinds(built),
-        router=router_factory(cluster.router)(),
+        router=router_factory(task.router, task.policy_timeout_s)() if task.router else None,
         router_name=cluster.router,
         metrics_delay_s=cluster.metrics_delay_s,
         metrics_interval_s=cluster.metrics_interval_s,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from loratory.experiment.notes.router_notes import router_notes
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.resolve import Built, build
-from loratory.experiment.router_spec import router_factory
+from loratory.experiment.router_spec import RouterFactory, router_factory
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A scenario that can run. ``policies`` has the factory of each policy spec of the scenario."""
+    """A scenario that can run. ``policies`` has the factory of each policy spec of the scenario, ``router`` is that of
+    its router."""
 
     scenario: Scenario
     built: Built
     policies: Mapping[str, PolicyFactory]
+    router: RouterFactory
     policy_timeout_s: float = POLICY_TIMEOUT_S
 
 
@@ -31,11 +34,13 @@ def prepare(
     """Build the scenario, parse its policies, and check its router.
 
     ``source`` names the scenario's file in errors; ``parsed`` has policies that need not be parsed again. Raises
-    `InputError` for a scenario that cannot run, and `PolicyError` for a policy that exits, or takes longer than
-    ``policy_timeout_s``, while it is imported or made.
+    `InputError` for a scenario that cannot run, and `PolicyError` for a policy or router that exits, or takes longer
+    than ``policy_timeout_s``, while it is imported or made.
     """
     built = build(scenario, source)
     known = parsed or {}
     policies = {spec: known.get(spec) or policy_factory(spec, policy_timeout_s) for spec in scenario.policies}
-    router_factory(scenario.cluster.router)
-    return Prepared(scenario, built, policies, policy_timeout_s)
+    router = router_factory(scenario.cluster.router, policy_timeout_s)
+    notes = router_notes(scenario.cluster, router.reads_reports)
+    built = replace(built, notes=(*built.notes, *notes))
+    return Prepared(scenario, built, policies, router, policy_timeout_s)

@@ -10,7 +10,7 @@ from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.scenarios.build import build_adapters
-from loratory.scenarios.cluster_spec import ClusterSpec, ReplicaGroupSpec
+from loratory.scenarios.cluster_spec import ReplicaGroupSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
 from loratory.scenarios.noise_spec import NoiseSpec
 from loratory.scenarios.registry_adapters import other_base
@@ -138,7 +138,6 @@ def _build_one(scenario: Scenario) -> Built:
         *model_notes(scenario, spec),
         *clipping_notes(scenario),
         *vllm_notes(engine, bool(used)),
-        _router_note(scenario.cluster),
     ]
     given = tuple(note for note in notes if note)
     return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, given, noise)
@@ -151,12 +150,6 @@ def _computes(card: GPU, dtype: str, scenario: Scenario) -> None:
         words = get_args(get_args(type(section).model_fields["dtype"].annotation)[0])
         known = ", ".join(each for each in card.flops if each in words)
         raise InputError(f"GPU {card.name} has no {dtype} arithmetic: use one of {known}")
-
-
-def _router_note(cluster: ClusterSpec) -> str | None:
-    if cluster.count > 1 or cluster.router == ClusterSpec.model_fields["router"].default:
-        return None
-    return f"cluster.router ({cluster.router}) has no effect, as there is one replica"
 
 
 def _memory_options(scenario: Scenario) -> MemoryOptions:

@@ -118,7 +118,7 @@ def _run(
         raise InputError(f"scenario {task.scenario.name!r} has no requests: raise workload.duration_s or the rate")
     make = policy or ClairvoyantFactory(workload, built.cost, built.engine)
     with writing(task.folder), Recorder(task.folder, decisions=task.decisions) as recorder:
-        with PolicyWatch(task.policy, task.policy_timeout_s, leavings):
+        with PolicyWatch(task.policy, task.policy_timeout_s, leavings, router=task.router):
             end = backend.run(task, built, workload, make, recorder)
             bound = _bound(task, built, workload, make)
         notes = () if policy is None else (*lacking(policy, workload), *unread(share.decided_by, workload))

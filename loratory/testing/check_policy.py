@@ -107,7 +107,7 @@ def check_policy(
     if seed < 0:
         raise InputError(f"the seed (--seed) is {seed}: give 0 or more")
     search = _Search(spec, policy_factory(spec, policy_timeout_s), progress, examples)
-    with _quiet_hypothesis():
+    with quiet_hypothesis():
         stuck = _watched(spec, policy_timeout_s, partial(search.everywhere, seed))
         if not stuck and not search.broken.keys() & {"determinism", "returns"}:
             _watched(spec, policy_timeout_s, partial(search.elsewhere, policy_timeout_s))
@@ -143,7 +143,7 @@ def _watched(spec: str, timeout_s: float, search: Callable[[], None]) -> bool:
 
 
 @contextmanager
-def _quiet_hypothesis() -> Iterator[None]:
+def quiet_hypothesis() -> Iterator[None]:
     """Hypothesis leaves no folder behind where the command is run."""
     with tempfile.TemporaryDirectory(prefix="loratory-") as folder:
         set_hypothesis_home_dir(folder)

@@ -62,6 +62,9 @@ def run(
     check_books: bool = True,
     replicas: int = 1,
     router: Router | str | None = None,
+    router_name: str = "",
+    metrics_delay_s: float = 0.0,
+    metrics_interval_s: float | None = None,
     cutoff_s: float | None = None,
     jump: bool = True,
     noise: Callable[[int], StepNoise] | None = None,
@@ -70,7 +73,8 @@ def run(
     """Simulate a world; ``policy()`` makes one policy a replica, ``noise(i)`` the noise of replica i's steps.
 
     With ``check_books`` every plan and commit is recounted from scratch. ``jump=False`` runs decode steps one at a
-    time; ``router`` is one or its name. ``takes_over_at``: fifo decides at first, and the policy is put into
+    time; ``router`` is one or its name, ``router_name`` what errors call it, ``metrics_delay_s`` and
+    ``metrics_interval_s`` are those of `simulate`. ``takes_over_at``: fifo decides at first, and the policy is put into
     the running engine before that plan, counted from 1. Raises `BrokenLaw`, and `PolicyError` when the policy fails.
     """
     events: list[list[Event]] = [[] for _ in range(replicas)]
@@ -103,6 +107,9 @@ def run(
         cost=world.cost,
         replicas=replicas,
         router=router_factory(router)() if isinstance(router, str) else router,
+        router_name=router if isinstance(router, str) else router_name,
+        metrics_delay_s=metrics_delay_s,
+        metrics_interval_s=metrics_interval_s,
         sink=sink,
         kv_bytes_per_token=world.kv_bytes_per_token,
         cutoff_s=cutoff_s,

@@ -14,11 +14,12 @@ class LoraAffinity(Router):
     with a slot whose adapter may go, 0.0 where every slot is in use. A base-model request scores by the share of slots
     that serve no adapter.
 
-    queue: 1.0 for the fewest waiting requests of all replicas, 0.0 for the most, in proportion between.
+    queue: 1.0 for the fewest waiting requests of all candidates, 0.0 for the most, in proportion between.
 
     kv: the share of free KV blocks.
 
-    Not modelled: the prefix cache scorer, and random choice between equal scores; equal replicas take turns.
+    Not modelled: the prefix cache scorer; that an adapter on its way to the GPU is not there yet for llm-d; and random
+    choice between equal scores: equal replicas take turns.
 
     Parameters:
         lora: weight of the adapter's place
@@ -71,7 +72,12 @@ class LoraAffinity(Router):
             score += self._kv_score
         else:
             score = self._slot + self._kv_score
-        if queues := self._queues:
+        candidates, queues = fleet.candidates, self._queues
+        if len(candidates) < len(fleet):
+            waiting = fleet.waiting[candidates]
+            if spread := int(waiting.max() - waiting.min()):
+                score -= fleet.waiting * (self._queue / spread)
+        elif queues:
             spread = max(queues.values()) - (min(queues.values()) if len(queues) == len(fleet) else 0)
             if spread:
                 score -= fleet.waiting * (self._queue / spread)

@@ -19,6 +19,9 @@ class Rendezvous(Router):
     or a slot is free or can be freed. Where none has a slot, load alone decides. Base-model requests go to the least
     loaded replica.
 
+    Not modelled: moving an adapter to a new home before requests go there, and several homes for a hot adapter, which
+    Dynamo's allocator computes from its rate: here it overflows to its next home.
+
     Parameters:
         load: requests in flight that a replica may have, as a multiple of the mean; 1 or more
         few: requests in flight that a replica may have in any case; with 0 an adapter strays at light load

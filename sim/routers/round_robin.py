@@ -6,9 +6,13 @@ from loratory.router import Fleet, Request, Router
 
 
 class RoundRobin(Router):
-    """Sends each request to the next replica, whatever its state, as a plain load balancer does."""
+    """Sends each request to the next replica, whatever its state, as a plain load balancer does.
+
+    Not modelled: weights of replicas, and several balancers that each take turns of their own.
+    """
 
     source = "the default of most load balancers"
+    reads_reports = False
 
     def __init__(self) -> None:
         self._last = -1

@@ -2,7 +2,8 @@
 
 docs/adapters.md's blocks run in test_adapters_guide.py, those of docs/planning.md in test_planning_page.py, those of
 docs/serving.md in tests/server/test_serving_page.py, the figures of docs/fidelity.md in tests/published; what
-docs/policies.md has to be complete in is in test_policies_page.py, and facts of Loratory are in test_docs_facts.py.
+docs/policies.md and docs/fleets.md have to be complete in is in test_policies_page.py and test_fleets_page.py, and
+facts of Loratory are in test_docs_facts.py.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ NOT_RUN = {
         "no slot can be",
     ),
     "docs/cost-models.md": ("decode   max(", "KV = gpu memory"),
+    "docs/fleets.md": ("index  ",),
     "docs/policies.md": ("                          your policy",),
     "docs/server.md": (
         "curl ",
@@ -55,7 +57,7 @@ NOT_RUN = {
         "scrape_configs:",
     ),
 }
-"""Blocks that are neither commands nor code, by how they begin: a map of folders, five pictures, two formulae; and
+"""Blocks that are neither commands nor code, by how they begin: a map of folders, six pictures, two formulae; and
 requests to a server, its log, and what a shell does around it: docs/serving.md has the same, which is run."""
 
 ELSEWHERE = {"docs/adapters.md", "docs/planning.md", "docs/serving.md"}
@@ -71,7 +73,7 @@ BASE = {
 }
 """What a block that shows one section of a scenario is put into."""
 
-SHORT = ("run quickstart", "run my.yaml", "run hot-and-tail")
+SHORT = ("run quickstart", "run my.yaml", "run my-fleet.yaml", "run hot-and-tail")
 """Commands that are run with `SETTINGS` besides, because what they run takes minutes."""
 
 SETTINGS = ("--set", "workload.duration_s=2", "--set", "seeds=[0]", "--no-decisions")
@@ -108,9 +110,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scenario.yaml").write_text(yaml.safe_dump(BASE))
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "mine.py").write_text(
-        "from loratory.policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n"
+        "from loratory.policies.fifo import Fifo\n\n\nclass MyPolicy(Fifo):\n    'Mine.'\n\n\n"
+        "class MyRouter:\n    def route(self, request, fleet): return fleet.lowest(fleet.in_flight)\n"
     )
-    for block in blocks(ROOT / "docs/policies.md"):
+    (folder / "my-fleet.yaml").write_text(block_of("docs/fleets.md", "name: my-fleet"))
+    for block in (*blocks(ROOT / "docs/policies.md"), *blocks(ROOT / "docs/fleets.md")):
         if name := re.match(r"# (\w+\.py)\n", block.text):
             (folder / name[1]).write_text(block.text)
     (folder / "examples").mkdir()
