@@ -25,7 +25,7 @@ from loratory.cli.scenarios import app as scenarios_app
 from loratory.cli.serve import serve_command
 from loratory.cli.shadow import app as shadow_app
 from loratory.cli.swap import swap_command
-from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show, table_width
+from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
@@ -214,8 +214,8 @@ def policies(
     name: Annotated[str | None, typer.Argument(help="the policy to explain; without it, all are listed")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the scheduling policies, or explain one."""
-    from loratory.cli.tables import parameters_table, policies_table
+    """List the scheduling policies with their sources and what is not modelled, or explain one."""
+    from loratory.cli.tables import parameters_table, policies_table, sources_text
     from loratory.experiment.policy_spec import describe, policy_names
 
     if name is None or name == "list":
@@ -223,7 +223,10 @@ def policies(
         if as_json:
             dump([description.as_dict() for description in found])
         else:
-            show(policies_table(found, table_width()))
+            show(policies_table(found))
+            for each in found:
+                say(f"{each.name}: {sources_text(each)}")
+            print()
             say(
                 "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
                 "loratory policies NAME explains one"
@@ -237,7 +240,7 @@ def policies(
     for paragraph in one.text.split("\n\n"):
         say(paragraph)
         print()
-    say(f"source: {one.source or '-'}")
+    say(sources_text(one))
     show(parameters_table(one))
     print(f"example: loratory run quickstart --policy {one.name}")
 

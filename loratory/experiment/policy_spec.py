@@ -57,12 +57,15 @@ class Description:
     summary: str
     text: str
     source: str
+    not_modelled: str
+    """What its source has and it lacks; empty where the docstring has no such section."""
     parameters: tuple[Parameter, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         parameters = [asdict(parameter) for parameter in self.parameters]
-        return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
+        told = {"name": self.name, "summary": self.summary, "source": self.source, "not_modelled": self.not_modelled}
+        return told | {"parameters": parameters}
 
 
 class PolicyFactory:
@@ -139,7 +142,7 @@ def _shown(spec: str) -> str:
 
 
 def describe(spec: str) -> Description:
-    """What a policy does, its parameters and its source, from its docstring and signature.
+    """What a policy does, what of its source it lacks, its parameters, from its docstring and signature.
 
     Raises as `policy_factory` does, but not for a policy that needs parameters.
     """
@@ -155,7 +158,8 @@ def _describe(spec: str) -> Description:
     source = getattr(policy_class, "source", "") if factory is None else factory.source
     written = policy_class.__doc__
     text = inspect.cleandoc(written if isinstance(written, str) and written else "No description.")
-    body, _, listed = text.partition("\nParameters:\n")
+    prose, _, listed = text.partition("\nParameters:\n")
+    body, _, lacks = prose.partition("\nNot modelled:\n")
     meanings = _meanings(listed)
     parameters = [
         Parameter(name, _type_text(kind), default, meanings.get(name, ""))
@@ -163,12 +167,13 @@ def _describe(spec: str) -> Description:
     ]
     own = {parameter.name for parameter in parameters}
     parameters += [Parameter(n, _type_text(k), common[n], t) for n, (k, _, t) in _COMMON.items() if n not in own]
-    prose = "\n\n".join(" ".join(paragraph.split()) for paragraph in body.strip().split("\n\n"))
+    shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in body.strip().split("\n\n"))
     headline = str(getattr(sys.modules.get(policy_class.__module__), "__doc__", None) or "").partition("\n")[0]
     subject, _, summary = headline.partition(": ")
     if subject != spec or not summary:
         summary = " ".join(body.split()).split(". ")[0].rstrip(".") + "."
-    return Description(spec, summary, prose, source if isinstance(source, str) else "", tuple(parameters))
+    source = source if isinstance(source, str) else ""
+    return Description(spec, summary, shown, source, " ".join(lacks.split()), tuple(parameters))
 
 
 def _of_class(policy_class: type) -> dict[str, Any]:
