@@ -110,7 +110,7 @@ class Chameleon(Policy):
     """
 
     only_waiting = True
-    observes = (Arrived, Preempted, Ended)
+    observes: tuple[type, ...] = (Arrived, Preempted, Ended)
     decides_by = ("adapter", "predicted_tokens")
     source = "Chameleon, MICRO 2025 (arXiv 2411.17741)"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Generator
 from heapq import nsmallest
 from itertools import islice
-from math import inf
 
 from loratory.policy import (
     Action,
     AdapterRemoved,
     AdapterView,
+    Admitted,
+    Arrived,
     BatchShape,
     Decisive,
     Ended,
@@ -18,6 +21,8 @@ from loratory.policy import (
     InputError,
     Outcome,
     Policy,
+    Preempted,
+    RequestView,
     Schedule,
     View,
     want,
@@ -25,6 +30,8 @@ from loratory.policy import (
 
 Credits = dict[str | None, float]
 """By adapter; None is the base model."""
+Place = tuple[float, int, str | None]
+"""Arrival of a request, its number among those that arrived, and its adapter."""
 
 
 class DLora(Policy):
@@ -41,9 +48,9 @@ class DLora(Policy):
     adapter's are admitted; for each older or free place that they keep others from, they pay. The cost model gives
     both times of a step. The batch ends when that adapter's output falls below `stay` of the others'.
 
-    The artifact lets credit move in the same way (vllm/core/scheduler.py, _credit_schedule), with 10,000 as the credit
-    that puts an adapter first, half of that as its end, and 0.556 for `stay`. At 20 ms a step, 10,000 credits are
-    minutes in which all others starve; the default here is less, so that it acts within a scenario.
+    The artifact lets credit move in the same way, with 10,000 as the credit that puts an adapter first, half of that as
+    its end, and 0.556 for `stay`. At 20 ms a step, 10,000 credits are minutes in which all others starve; the default
+    here is less, so that it acts within a scenario.
 
     Not modelled:
         merged execution, the reason for dLoRA's batches of one adapter: here such a batch only saves the reading of
@@ -59,8 +66,8 @@ class DLora(Policy):
     """
 
     only_waiting = True
-    observes = (Ended, AdapterRemoved)
-    source = "dLoRA, OSDI 2024, section 4 (credit-based batching), and its artifact, LLMServe/dLoRA-artifact"
+    observes = (Arrived, Admitted, Preempted, Ended, AdapterRemoved)
+    source = "dLoRA, OSDI 2024, credit-based batching; LLMServe/dLoRA-artifact, vllm/core/scheduler.py"
     decides_by: tuple[Decisive, ...] = ("adapter",)
 
     def __init__(self, credit: float = 500.0, keep: float = 0.5, batch: bool = True, stay: float = 0.556) -> None:
@@ -82,19 +89,45 @@ class DLora(Policy):
         """Adapters in use whose slots are wanted for those."""
         self._alone: AdapterView | None = None
         """The adapter that is admitted alone."""
-        self._youngest = inf
-        """No running request arrived later than this."""
+        self._places: dict[RequestView, Place] = {}
+        """Of the requests in flight."""
+        self._running: list[Place] = []
+        """In order of arrival."""
+        self._waiting: list[Place] = []
+        """In order of arrival."""
+        self._demand: dict[str | None, int] = {}
+        """Requests in flight by adapter."""
+        self._number = 0
 
     def observe(self, event: Event) -> None:
-        """Forget an adapter that is removed, and who was overtaken if one that waited may have gone."""
+        """Keep what runs and what waits in order of arrival; forget an adapter that is removed."""
         if isinstance(event, AdapterRemoved):
             self.credits.pop(event.adapter, None)
             self._flow.pop(event.adapter, None)
             self._first = [name for name in self._first if name != event.adapter]
             if self._alone is not None and self._alone.name == event.adapter:
                 self._alone = None
-        elif isinstance(event, Ended) and event.status != "completed":
-            self._flow = {}
+        elif isinstance(event, (Arrived, Admitted, Preempted, Ended)):
+            request = event.request
+            place = self._places.pop(request, None)
+            if place is None:
+                self._number += 1
+                place = (request.arrival, self._number, request.adapter)
+                self._demand[request.adapter] = self._demand.get(request.adapter, 0) + 1
+            else:
+                for places in (self._waiting, self._running):
+                    at = bisect_left(places, place[:2])  # numbers differ, so that adapters are not compared
+                    if at < len(places) and places[at] is place:
+                        del places[at]
+            if isinstance(event, Ended):
+                self._demand[request.adapter] -= 1
+                if not self._demand[request.adapter]:
+                    del self._demand[request.adapter]
+                if event.status != "completed":
+                    self._flow = {}  # who was overtaken may be gone, and no call is due
+            else:
+                self._places[request] = place
+                insort(self._running if isinstance(event, Admitted) else self._waiting, place)
 
     def schedule(self, view: View) -> Schedule:
         """Move credit, then admit: adapters with enough credit, or one adapter alone, or in arrival order."""
@@ -110,13 +143,9 @@ class DLora(Policy):
             return
         for name, gained in self._flow.items():
             self.credits[name] = self.credits.get(name, 0.0) + gained * steps
-        least = self.credit * self.keep
-        first = [
-            (-credit, self._of(view, name).lora_int_id, name)
-            for name, credit in self.credits.items()
-            if credit >= self.credit or (credit >= least and name in self._first)
-        ]
-        self._first = [name for _, _, name in sorted(first, key=lambda each: each[:2])]
+        first = [name for name in self._first if self.credits[name] >= self.credit * self.keep]
+        first += [name for name in self._flow if self.credits[name] >= self.credit and name not in first]
+        self._first = sorted(first, key=lambda name: (-self.credits[name], self._of(view, name).lora_int_id))
 
     def _admit(self, view: View) -> Schedule:
         waiting = view.backlogged
@@ -136,9 +165,7 @@ class DLora(Policy):
             return
         for request in view.unblocked(without=self._draining):
             outcome = yield from want(view, request)
-            if outcome:
-                self._youngest = max(self._youngest, request.arrival)
-            elif outcome.why not in ("slots", "adapter"):
+            if not outcome and outcome.why not in ("slots", "adapter"):
                 return
 
     def _admit_for(self, view: View, name: str | None) -> Generator[Action, Outcome, str | None]:
@@ -147,7 +174,6 @@ class DLora(Policy):
             outcome = yield from want(view, request)
             if not outcome:
                 return outcome.why
-            self._youngest = max(self._youngest, request.arrival)
         return None
 
     def _drain(self, view: View, wanted: int) -> None:
@@ -166,25 +192,24 @@ class DLora(Policy):
 
         It must have a slot, or get one now: what it waits for must not keep all others waiting.
         """
-        running, seats = len(view.running), view.seq_budget + len(view.running)
-        number = min(seats, running + len(view.waiting))
-        if (
-            self._alone is not None
-            and self._demand(self._alone) >= self.stay * number
-            and self._reachable(view, self._alone)
-        ):
-            return self._alone
+        seats, number = self._seats(view), len(self._places)
+        number = min(seats, number)
+        alone, demand = self._alone, self._demand
+        if alone is not None and demand.get(alone.name, 0) >= self.stay * number and self._reachable(view, alone):
+            return alone
         self._alone = None
-        most = max((self._of(view, name) for name in view.backlogged), key=self._demand, default=None)
-        if most is None or self._demand(most) < self.stay * number or not self._reachable(view, most):
+        name = max(demand, key=demand.__getitem__)
+        if demand[name] < self.stay * number or name not in view.backlogged:
             return None
-        demand = min(seats, self._demand(most))
-        if demand == number or demand * self._step_s(view, number, None) > number * self._step_s(view, demand, most):
+        most, wanted = self._of(view, name), min(seats, demand[name])
+        if not self._reachable(view, most):
+            return None
+        if wanted == number or wanted * self._step_s(view, number, None) > number * self._step_s(view, wanted, most):
             self._alone = most
         return self._alone
 
-    def _demand(self, adapter: AdapterView) -> int:
-        return adapter.waiting + adapter.references
+    def _seats(self, view: View) -> int:
+        return view.seq_budget + len(view.running)
 
     def _reachable(self, view: View, adapter: AdapterView) -> bool:
         """Whether requests of an adapter can be admitted now, as far as slots go."""
@@ -197,10 +222,10 @@ class DLora(Policy):
             with_adapter = number if alone.rank else 0
         else:
             others = (self._of(view, name) for name in view.backlogged if name not in view.on_gpu)
-            adapters = [a for a in view.on_gpu.values() if self._demand(a)]
+            adapters = [a for a in view.on_gpu.values() if a.name in self._demand]
             adapters += islice((a for a in others if a.rank), max(0, view.max_loras - len(adapters)))
             ranks = [adapter.rank for adapter in adapters]
-            with_adapter = max(0, number - self._demand(view.base)) if ranks else 0
+            with_adapter = max(0, number - self._demand.get(None, 0)) if ranks else 0
         used = view.kv_total_tokens - view.kv_free_tokens
         shape = BatchShape(
             decode_seqs=number,
@@ -220,32 +245,24 @@ class DLora(Policy):
             in arrival order these would run            a1  c2  b3
             a6 took the place of c2: a pays c           c4 and c7 would have to wait anyway
         """
-        head = view.waiting.head
-        if head is None or (self._alone is None and head.arrival >= self._youngest):
+        running, waiting, alone = self._running, self._waiting, self._alone
+        low, high = 0, min(len(running), len(waiting))
+        while low < high:  # how many are overtaken: one more that waits is younger, one more that runs older
+            most = (low + high + 1) // 2
+            since, came = waiting[most - 1][0], running[-most][0]
+            if since < came or (since == came and alone is not None):
+                low = most
+            else:
+                high = most - 1
+        kept_out = 0 if alone is None else view.seq_budget
+        if not low and not kept_out:
             return {}
-        running = sorted((request.arrival, request.adapter or "", request.adapter) for request in view.running)
-        self._youngest = running[-1][0] if running else -inf
-        seats = view.seq_budget + len(running)
-        waiting = sorted(
-            (request.arrival, request.adapter or "", request.adapter) for request in islice(view.waiting, seats)
-        )
-        flow: Credits = {}
-
-        def pay(payer: str | None, paid: str | None) -> None:
-            if payer != paid:
-                flow[payer] = flow.get(payer, 0.0) - 1 / seats
-                flow[paid] = flow.get(paid, 0.0) + 1 / seats
-
-        overtaken = 0
-        for (came, _, adapter), (since, _, other) in zip(reversed(running), waiting, strict=False):
-            if since > came or (since == came and self._alone is None):
-                break
-            pay(adapter, other)
-            overtaken += 1
-        if self._alone is not None:
-            for _, _, other in waiting[overtaken : overtaken + view.seq_budget]:
-                pay(self._alone.name, other)
-        return flow
+        flow = Counter([name for _, _, name in waiting[: low + kept_out]])
+        flow.subtract([name for _, _, name in running[len(running) - low :]])
+        if alone is not None:
+            flow[alone.name] -= min(len(waiting), low + kept_out) - low
+        seats = self._seats(view)
+        return {name: gained / seats for name, gained in flow.items() if gained}
 
     def _of(self, view: View, name: str | None) -> AdapterView:
         return view.base if name is None else view.adapters[name]

@@ -128,7 +128,7 @@ def test_what_a_queue_has_a_right_to_is_never_lent(lend: str, shortage: str) -> 
     ],
 )
 def test_frequency_recency_and_size_choose_the_adapter_that_goes(
-    asked: tuple[int, ...], size: int, parameters: dict[str, float], gone: str
+    asked: tuple[int, ...], size: int, parameters: dict[str, Any], gone: str
 ) -> None:
     """Of a1 with 40 bytes and a2 with ``size``, after a request a second for each of ``asked`` and one for a3."""
     adapters = (adapter(1), adapter(2, size=size), adapter(3))
