@@ -46,7 +46,7 @@ class Queue:
     """Requests of similar weighted size: those that wait, in order of arrival, and the KV tokens of those that run."""
 
     quota: float
-    used: float = 0.0
+    charged: float = 0.0
     running: int = 0
     lanes: Lanes[RequestView] = field(default_factory=Lanes)
 
@@ -233,7 +233,7 @@ class Chameleon(Policy):
         queue = self.queues[bisect_left(self._cuts, self._weighted(size))]
         self._queue_of[request] = queue
         if request in self._admitted_at:
-            queue.used += size.charge
+            queue.charged += size.charge
             queue.running += 1
         else:  # preempted requests come first, as in view.waiting
             queue.lanes.push(request, (not request.preemptions, request.arrival), request.adapter)
@@ -248,7 +248,7 @@ class Chameleon(Policy):
             queue.lanes.discard(request)
         else:
             queue.running -= 1
-            queue.used = queue.used - size.charge if queue.running else 0.0
+            queue.charged = queue.charged - size.charge if queue.running else 0.0
 
     def _learn(self, request: RequestView, now: float) -> None:
         tokens = max(1, request.generated_tokens)
@@ -316,13 +316,13 @@ class Chameleon(Policy):
     def _within(self, request: RequestView) -> bool:
         """Whether a request fits into its queue's quota. A queue may always run one."""
         queue = self._queue_of[request]
-        return not queue.running or queue.used + self._sizes[request].charge <= queue.quota
+        return not queue.running or queue.charged + self._sizes[request].charge <= queue.quota
 
     def _room(self, view: View, request: RequestView) -> bool:
         """Whether a request's queue can borrow enough for it."""
         if not self._whole or not view.running:
             return True
-        return sum(queue.used for queue in self.queues) + self._sizes[request].charge <= view.kv_total_tokens
+        return sum(queue.charged for queue in self.queues) + self._sizes[request].charge <= view.kv_total_tokens
 
     def _admit(self, view: View, request: RequestView, closed: set[str | None]) -> Generator[Action, Outcome, bool]:
         """Try to admit a request. False if no other is to be tried in this step."""
@@ -330,7 +330,7 @@ class Chameleon(Policy):
         if outcome:
             queue = self._queue_of[request]
             queue.lanes.discard(request)
-            queue.used += self._sizes[request].charge
+            queue.charged += self._sizes[request].charge
             queue.running += 1
             self._admitted_at[request] = view.now
             self._claims.pop(request, None)

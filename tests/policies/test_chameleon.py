@@ -55,14 +55,14 @@ class Watched(Chameleon):
             held.setdefault(id(self._queue_of[request]), []).append(self._sizes[request].charge)
         for queue in self.queues:
             charges = held.get(id(queue), [])
-            assert queue.running == len(charges) and queue.used == pytest.approx(sum(charges))
+            assert queue.running == len(charges) and queue.charged == pytest.approx(sum(charges))
         assert sum(queue.quota for queue in self.queues) == pytest.approx(view.kv_total_tokens)
         assert all(sum(request in queue.lanes for queue in self.queues) == 1 for request in view.waiting)
         self.most_queues = max(self.most_queues, len(self.queues))
 
     def _admit(self, view: View, request: RequestView, closed: set[str | None]) -> Any:
         queue = self._queue_of[request]
-        own = not queue.running or queue.used + self._sizes[request].charge <= queue.quota
+        own = not queue.running or queue.charged + self._sizes[request].charge <= queue.quota
         others = [found[0] for other in self.queues if (found := other.lanes.pick(view)) is not None]
         entitled = [other for other in others if self._within(other)]
         more = yield from super()._admit(view, request, closed)
