@@ -152,10 +152,12 @@ class DLora(Policy):
         first = [name for name in self._first if name in waiting] if self._first else []
         blocked = 0
         for name in first:
-            why = yield from self._admit_for(view, name)
-            if why in ("slots", "adapter"):
-                blocked += self._of(view, name).tier != "loading"
-            elif why is not None:
+            adapter = self._of(view, name)
+            if adapter.tier == "loading":
+                continue
+            why = (yield from self._admit_for(view, name)) if self._reachable(view, adapter) else "slots"
+            blocked += why == "slots"
+            if why not in ("slots", "adapter", None):
                 return
         self._drain(view, blocked)
         if first:
