@@ -5,6 +5,7 @@ See docs/policies.md for a tutorial and for every name.
 
 from loratory.errors import InputError
 from loratory.serving.actions import Action, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Schedule, Wake
+from loratory.serving.cut_offs import cut_offs
 from loratory.serving.engine_view import View
 from loratory.serving.events import (
     AdapterAdded,
@@ -76,6 +77,7 @@ __all__ = [
     "View",
     "Wake",
     "Within",
+    "cut_offs",
     "look_ahead",
     "want",
 ]

@@ -10,6 +10,9 @@ class Affinity(Policy):
     arrival order among themselves. It loads fewer adapters and has fewer in a batch, but an adapter that is not there
     may starve.
 
+    Not modelled:
+        S-LoRA's admission and early abort (see slora), and its memory pool (see engine.memory).
+
     Parameters:
         cluster_size: adapters in a batch up to which new ones join freely; 0 is max_loras.
         hard: with a cluster size, never let more adapters into the batch (else only when room is left: soft).

@@ -27,6 +27,9 @@ class Deadline(Policy):
     that could not be in time even if it were prefilled next is rejected at once, so that an overload does not make
     every request late.
 
+    Not modelled:
+        S-LoRA's estimate of which requests can still be in time together: here each is tested alone.
+
     Parameters:
         abort: reject what cannot be in time.
         slack_s: deadline, in seconds after arrival, of requests that have none; 0 gives them none.

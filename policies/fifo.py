@@ -9,6 +9,9 @@ class Fifo(Policy):
     """First come, first served. A request whose adapter finds no GPU slot is skipped (SKIP), as in vLLM V1; with
     ``strict`` no request behind it is admitted (BREAK). Any other refusal stops the scan.
 
+    Not modelled:
+        speculative decoding, encoder inputs and KV connectors, which are scheduled in the same place in vLLM.
+
     Parameters:
         strict: stop at the first request that does not fit.
     """

@@ -12,6 +12,9 @@ class Rotation(Policy):
     """At most max_loras adapters are active, and only their requests are admitted, in arrival order. An adapter that
     has been active for a whole cycle, or has nothing left to do, makes room as soon as a request waits for another.
 
+    Not modelled:
+        LoRAX's own batching (waiting_served_ratio, max_waiting_tokens): the engine's is used.
+
     Parameters:
         cycle_s: seconds an adapter stays active while others wait.
     """

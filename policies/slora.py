@@ -10,6 +10,9 @@ class SLora(Policy):
     adapter cache: an adapter leaves when no running request uses it. A request that is too large for the rule, which
     S-LoRA would not accept, runs alone.
 
+    Not modelled:
+        the prefetch of the next batch's adapters to the GPU; prefetch=N brings them to host memory.
+
     Parameters:
         decode_steps: decode steps after an admission before the router looks at the queue again.
         max_requests: most running requests.

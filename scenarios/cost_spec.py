@@ -137,6 +137,10 @@ class LinearCostSpec(Section):
     lora_token_rank_s: NotNegative = Field(
         0.0, description="per token computed with an adapter, times the adapter's rank"
     )
+    lora_decode_max_rank_s: NotNegative = Field(
+        0.0,
+        description="per decoding request with an adapter, times the largest rank in the step: kernels that pad to it",
+    )
     slot_token_s: NotNegative = Field(
         0.0, description="per token in a step, times engine.max_loras: kernels that span all slots"
     )

@@ -27,7 +27,7 @@ from loratory.cli.scenarios import app as scenarios_app
 from loratory.cli.serve import serve_command
 from loratory.cli.shadow import app as shadow_app
 from loratory.cli.swap import swap_command
-from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show, table_width
+from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
@@ -220,8 +220,8 @@ def policies(
     name: Annotated[str | None, typer.Argument(help="the policy to explain; without it, all are listed")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the scheduling policies, or explain one."""
-    from loratory.cli.tables import guests_table
+    """List the scheduling policies with their sources and what is not modelled, or explain one."""
+    from loratory.cli.tables import guests_table, sources_text
     from loratory.experiment.policy_spec import describe, policy_names
 
     if name is None or name == "list":
@@ -229,7 +229,10 @@ def policies(
         if as_json:
             dump([description.as_dict() for description in found])
         else:
-            show(guests_table("policy", found, table_width()))
+            show(guests_table("policy", found))
+            for each in found:
+                say(f"{each.name}: {sources_text(each)}")
+            print()
             say(
                 "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
                 "loratory policies NAME explains one"
@@ -248,8 +251,8 @@ def routers(
     name: Annotated[str | None, typer.Argument(help="the router to explain; without it, all are listed")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the routers, or explain one."""
-    from loratory.cli.tables import guests_table
+    """List the routers with their sources and what is not modelled, or explain one."""
+    from loratory.cli.tables import guests_table, sources_text
     from loratory.experiment.router_spec import describe_router, router_names
 
     if name is None or name == "list":
@@ -257,8 +260,11 @@ def routers(
         if as_json:
             dump([description.as_dict() for description in found])
         else:
-            show(guests_table("router", found, table_width()))
-            say("loratory routers NAME explains one, and what of it is not modelled")
+            show(guests_table("router", found))
+            for each in found:
+                say(f"{each.name}: {sources_text(each)}")
+            print()
+            say("loratory routers NAME explains one")
         return
     one = describe_router(name)
     if as_json:
@@ -271,13 +277,13 @@ def routers(
 
 def _explain(one: Description) -> None:
     """A policy or router: its text, its source, its parameters."""
-    from loratory.cli.tables import parameters_table
+    from loratory.cli.tables import parameters_table, sources_text
 
     print(f"{one.name}\n")
     for paragraph in one.text.split("\n\n"):
         say(paragraph)
         print()
-    say(f"source: {one.source or '-'}")
+    say(sources_text(one))
     if one.parameters:
         show(parameters_table(one))
 

@@ -33,8 +33,6 @@ MEASURES: tuple[tuple[str, str, str], ...] = (
 LIMITS = {"none": "nothing", "context": "context limit", "rejected": "rejections"}
 _SCALE = {"tpot_s.p99": 1000.0}
 _WIDEST_NAME = 24
-_SOURCES_FROM = 120
-"""Width from which the tables of policies and routers have room for their sources."""
 
 
 def summary_tables(summary: Mapping[str, Any], columns: int = 80) -> list[Table]:
@@ -117,21 +115,23 @@ def metric_cell(metric: Mapping[str, Any] | None, path: str, form: str) -> str:
     return f"{text} ±{form.format(half * scale).removesuffix('%')}" if half else text
 
 
-def guests_table(word: str, descriptions: list[Description], columns: int = 160) -> Table:
-    """One row per policy or router (``word``): name, what it does, parameters with defaults, and if there is room its
-    source."""
+def guests_table(word: str, descriptions: list[Description]) -> Table:
+    """One row per policy or router (``word``): name, what it does, parameters with defaults."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(word, no_wrap=True)
     table.add_column("what it does")
     table.add_column("parameters", overflow="fold", min_width=24)
-    sources = columns >= _SOURCES_FROM
-    if sources:
-        table.add_column("source", style="dim", overflow="fold")
     common = {"evict", "prefetch", "reserve"}
     for d in descriptions:
         own = [f"{p.name}={_default(p.default)}" for p in d.parameters if p.name not in common]
-        table.add_row(d.name, d.summary, ", ".join(own) or "-", *([d.source] if sources else []))
+        table.add_row(d.name, d.summary, ", ".join(own) or "-")
     return table
+
+
+def sources_text(description: Description) -> str:
+    """Where a policy or router comes from, and what of that it lacks, if its docstring says so."""
+    lacks = f". Not modelled: {description.not_modelled}" if description.not_modelled else ""
+    return f"source: {description.source or '-'}{lacks}"
 
 
 def parameters_table(description: Description) -> Table:

@@ -46,12 +46,15 @@ class Description:
     summary: str
     text: str
     source: str
+    not_modelled: str
+    """What its source has and it lacks; empty where the docstring does not say "Not modelled:"."""
     parameters: tuple[Parameter, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         parameters = [asdict(parameter) for parameter in self.parameters]
-        return {"name": self.name, "summary": self.summary, "source": self.source, "parameters": parameters}
+        told = {"name": self.name, "summary": self.summary, "source": self.source, "not_modelled": self.not_modelled}
+        return told | {"parameters": parameters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +222,8 @@ class ClassSpec:
         """
         written = kind.__doc__
         text = inspect.cleandoc(written if isinstance(written, str) and written else "No description.")
-        body, _, listed = text.partition("\nParameters:\n")
+        told, _, listed = text.partition("\nParameters:\n")
+        body, _, lacks = told.partition("\nNot modelled:")
         meanings = meanings_of(listed)
         own_ones = own(kind)
         parameters = [
@@ -233,7 +237,8 @@ class ClassSpec:
         subject, _, summary = headline.partition(": ")
         if subject != spec or not summary:
             summary = " ".join(body.split()).split(". ")[0].rstrip(".") + "."
-        return Description(spec, summary, prose, source if isinstance(source, str) else "", tuple(parameters))
+        source = source if isinstance(source, str) else ""
+        return Description(spec, summary, prose, source, " ".join(lacks.split()), tuple(parameters))
 
 
 def shown(spec: str) -> str:

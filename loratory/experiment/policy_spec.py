@@ -109,7 +109,7 @@ def policy_factory(spec: str, timeout_s: float = POLICY_TIMEOUT_S) -> PolicyFact
 
 
 def describe(spec: str) -> Description:
-    """What a policy does, its parameters and its source, from its docstring and signature.
+    """What a policy does, what of its source it lacks, its parameters, from its docstring and signature.
 
     Raises as `policy_factory` does, but not for a policy that needs parameters.
     """

@@ -32,6 +32,9 @@ class LinearOptions(BaseModel):
     per_rank_s: float = Field(default=0.0, ge=0, description="per unit of the sum of distinct adapters' ranks")
     lora_token_s: float = Field(default=0.0, ge=0, description="per token that has an adapter")
     lora_token_rank_s: float = Field(default=0.0, ge=0, description="per token that has an adapter, times its rank")
+    lora_decode_max_rank_s: float = Field(
+        default=0.0, ge=0, description="per decoding sequence that has an adapter, times the largest rank of the step"
+    )
     slot_token_s: float = Field(default=0.0, ge=0, description="per token of the step and adapter slot of the engine")
     load_base_s: float = Field(default=0.0, ge=0, description="per adapter load, host to GPU")
     load_per_rank_s: float = Field(default=0.0, ge=0, description="per adapter load, times its rank")
@@ -46,13 +49,16 @@ class LinearCost:
     decode:  max(floor, base + per_seq * sequences + per_kv_token * KV tokens)
     prefill: base + per_token * tokens + attention * pairs
     LoRA:    step + per_adapter * adapters + per_rank * sum of ranks + token * tokens + token_rank * sum of token ranks
+             + decode_max_rank * largest rank * decoding sequences that have an adapter
     slots:   slot_token * max_loras * tokens, in every step
 
     A mixed step is one launch of both: the larger of the two bases, once, then every other term; the floor bounds
     the sum of decode and prefill parts. LoRA comes on top of the floor, because a floor is fitted without adapters.
 
-    LoRA kernels whose grid spans all of the engine's ``max_loras`` slots (vLLM V1 0.8.5: thread blocks for each slot
-    and block of tokens, most of them idle) cost in proportion to them, whatever is in the batch.
+    Kernels that pad every adapter to the largest rank of the batch (Punica's BGMV) cost ``decode_max_rank``. A shape
+    does not tell which decoding sequences of a mixed step have an adapter: as many as possible are assumed. Kernels
+    whose grid spans all of the engine's ``max_loras`` slots (vLLM V1 0.8.5: thread blocks for each slot and block of
+    tokens, most of them idle) cost in proportion to them, whatever is in the batch.
     """
 
     name = "linear"
@@ -72,6 +78,7 @@ class LinearCost:
         self._mixed_base = max(o.decode_base_s, o.prefill_base_s)
         self._lora_floor = o.lora_floor_s
         self._lora = (o.lora_step_s, o.per_adapter_s, o.per_rank_s, o.lora_token_s, o.lora_token_rank_s)
+        self._padded = o.lora_decode_max_rank_s
 
     @classmethod
     def from_options(cls, options: Mapping[str, object], max_loras: int = 0) -> LinearCost:
@@ -88,6 +95,7 @@ class LinearCost:
             + rank * shape.sum_ranks
             + token * shape.lora_tokens
             + token_rank * shape.lora_token_ranks
+            + self._padded * shape.max_rank * min(shape.decode_seqs, shape.lora_tokens)
         )
 
     def _line(self, shape: BatchShape) -> tuple[float, float]:

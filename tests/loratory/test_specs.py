@@ -54,7 +54,24 @@ def test_a_description_keeps_the_paragraphs_of_the_docstring(tmp_path: Path) -> 
     file.write_text(f"class Mine:\n    {doc!r}\n    def schedule(self, view): yield\n")
     described = describe(f"{file}:Mine")
     assert described.text == "One idea goes on. And on.\n\nAnother."
-    assert described.summary == "One idea goes on."
+    assert described.summary == "One idea goes on." and described.not_modelled == ""
+
+
+def test_a_description_says_what_is_not_modelled(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    doc = "One idea.\n\n    Not modelled:\n        this;\n        and that.\n\n    Parameters:\n        n: a number."
+    file.write_text(
+        f"class Mine:\n    {doc!r}\n    def __init__(self, n: int = 1): ...\n    def schedule(self, view): yield\n"
+    )
+    described = describe(f"{file}:Mine")
+    assert described.text == "One idea." and described.not_modelled == "this; and that."
+    assert described.parameters[0].description == "a number."
+    assert described.as_dict()["not_modelled"] == "this; and that."
+
+
+def test_the_policies_of_the_published_field_say_what_of_it_they_lack() -> None:
+    for name in ("affinity", "chameleon", "dlora", "fifo", "rotation", "slora", "toppings"):
+        assert describe(name).not_modelled, name
 
 
 def test_a_class_in_a_module_and_in_a_file(tmp_path: Path) -> None:

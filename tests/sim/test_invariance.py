@@ -149,7 +149,7 @@ def test_lru_hits_do_not_fall_with_slots(uses: list[int], loading: str, gap: flo
     assert hits[-1] == len(uses) - len(set(uses))
 
 
-PROMISE_ORDER = [n for n in POLICIES if not n.startswith(("deadline", "priority", "slora-abort"))]
+PROMISE_ORDER = [n for n in POLICIES if not n.startswith(("deadline", "priority", "slora-abort", "chameleon"))]
 
 
 @pytest.mark.parametrize("policy", PROMISE_ORDER)

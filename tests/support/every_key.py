@@ -107,7 +107,8 @@ KEYS: dict[str, dict[str, Entry]] = {
         decode_base_s="0.02", decode_per_seq_s="0.01", decode_per_kv_token_s="0.0001", decode_floor_s="0.1",
         decode_gemm_floor_s="0.1", prefill_base_s="0.1", prefill_per_token_s="0.01", prefill_attention_s="0.001",
         lora_floor_s="0.5", lora_step_s="0.1", per_adapter_s="0.1", per_rank_s="0.1", lora_token_s="0.1",
-        lora_token_rank_s="0.1", slot_token_s="0.1", noise="{cv: 0.1}", load_base_s="0.1", load_per_rank_s="0.1",
+        lora_token_rank_s="0.1", lora_decode_max_rank_s="0.1", slot_token_s="0.1",
+        noise="{cv: 0.1}", load_base_s="0.1", load_per_rank_s="0.1",
         load_per_byte_s="0.000001",
     ),
     "cost (kind: profile)": {

@@ -7,14 +7,18 @@ from typing import Any
 
 from loratory.policies.affine_deficit import AffineDeficit
 from loratory.policies.affinity import Affinity
+from loratory.policies.chameleon import Chameleon
 from loratory.policies.deadline import Deadline
 from loratory.policies.deficit import Deficit
+from loratory.policies.dlora import DLora
 from loratory.policies.drain import Drain
 from loratory.policies.fair_share import FairShare
 from loratory.policies.fifo import Fifo
 from loratory.policies.priority import Priority
 from loratory.policies.rotation import Rotation
 from loratory.policies.slora import SLora
+from loratory.policies.toppings import Toppings
+from loratory.policy import BatchShape, View
 from loratory.serving.policy import PolicyLike
 from loratory.serving.reservation import Reservation, WithReservation
 
@@ -23,6 +27,13 @@ def _with(policy: Any, **attributes: Any) -> Any:
     for name, value in attributes.items():
         setattr(policy, name, value)
     return policy
+
+
+class Padded(Toppings):
+    """Toppings where the largest rank of a batch has a price, which the tests' cost models do not give it."""
+
+    def _step_s(self, view: View, shape: BatchShape) -> float:
+        return super()._step_s(view, shape) + 0.001 * shape.max_rank * shape.decode_seqs
 
 
 POLICIES: dict[str, Callable[[], PolicyLike]] = {
@@ -57,6 +68,12 @@ POLICIES: dict[str, Callable[[], PolicyLike]] = {
     "slora": lambda: SLora(decode_steps=3),
     "slora-abort": lambda: SLora(decode_steps=2, abort=True, objective_s=0.3, margin_s=0.05),
     "slora-batches": lambda: SLora(decode_steps=5, min_prefill_tokens=20, max_requests=2),
+    "chameleon": lambda: Chameleon(samples=2, refresh_s=0.1, patience_s=0.05),
+    "chameleon-whole": lambda: Chameleon(samples=1, refresh_s=0.05, patience_s=0.0, lend="whole", shortage="shared"),
+    "dlora": lambda: DLora(credit=3.0),
+    "dlora-alone": lambda: DLora(credit=0.5, keep=0.0, stay=0.1),
+    "toppings": Toppings,
+    "toppings-padded": lambda: Padded(patience_s=0.3),
     "priority": Priority,
     "priority-ageing": lambda: Priority(aging_s=0.1),
 }
@@ -65,5 +82,9 @@ POLICIES: dict[str, Callable[[], PolicyLike]] = {
 REJECTING = {"deadline", "slora-abort"}
 """Those that may give up a request."""
 
-TIMED = {n for n in POLICIES if n.startswith(("drain", "rotation", "deadline", "slora-abort", "priority-ageing"))}
+TIMED = {
+    n
+    for n in POLICIES
+    if n.startswith(("drain", "rotation", "deadline", "slora-abort", "priority-ageing", "chameleon", "toppings-padded"))
+}
 """Those with a parameter in seconds."""

@@ -27,6 +27,7 @@ SLORA = LinearOptions(
     per_rank_s=0.0108e-3,
     lora_token_s=1e-6,
     lora_token_rank_s=1e-7,
+    lora_decode_max_rank_s=1e-7,
 )
 FITTED = Profile(
     name="made up",

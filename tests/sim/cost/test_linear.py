@@ -68,6 +68,12 @@ def test_the_floor_bounds_decode_steps_and_lora_comes_on_top() -> None:
     assert cost.step_seconds(BatchShape(prefill_tokens=8, prefill_seqs=1)) < 36e-3
 
 
+def test_the_largest_rank_of_the_batch_is_paid_for_every_token_where_kernels_pad() -> None:
+    cost = LinearCost.from_options({"lora_decode_max_rank_s": 0.5})
+    assert cost.step_seconds(BatchShape(decode_seqs=3, distinct_adapters=2, max_rank=8, lora_tokens=3)) == 0.5 * 8 * 3
+    assert cost.step_seconds(BatchShape(decode_seqs=3)) == 0.0
+
+
 def test_the_gemm_floor_bounds_all_but_attention() -> None:
     cost = LinearCost.from_options(
         {"decode_base_s": 1.0, "decode_per_seq_s": 0.5, "decode_per_kv_token_s": 0.1, "decode_gemm_floor_s": 3.0}

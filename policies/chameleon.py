@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from loratory.policy import (
@@ -26,43 +26,36 @@ from loratory.policy import (
     RequestView,
     Schedule,
     View,
+    cut_offs,
     want,
 )
 
 
 class Size(NamedTuple):
-    """What a request is expected to need."""
+    """What a request is expected to need: prompt and output in tokens, its adapter in bytes (0 for the base model)."""
 
     prompt: int
-    """Tokens."""
     output: float
-    """Tokens: the prediction, or a mean of past outputs."""
     adapter: int
-    """Bytes of its adapter; 0 for the base model."""
     charge: float
     """KV tokens of its queue's quota that it uses while it runs."""
 
 
 @dataclass(eq=False)
 class Queue:
-    """Requests of similar weighted size, in order of arrival."""
+    """Requests of similar weighted size: those that wait, in order of arrival, and the KV tokens of those that run."""
 
     quota: float
-    """KV tokens that its running requests may use."""
-    used: float = 0.0
-    """KV tokens that they use."""
+    charged: float = 0.0
     running: int = 0
     lanes: Lanes[RequestView] = field(default_factory=Lanes)
-    """Its waiting requests."""
 
 
 class Claim(NamedTuple):
-    """The slot that a blocked request waits for."""
+    """The slot that a blocked request waits for: the adapter in it, and when that is expected to be idle."""
 
     adapter: str
-    """The adapter that is in it."""
     free_at: float
-    """Second at which the running requests of that adapter are expected to have ended."""
 
 
 class Chameleon(Policy):
@@ -72,36 +65,30 @@ class Chameleon(Policy):
     output is the request's prediction, or else the mean output of its adapter, or of all adapters, so far.
 
     Queues: every refresh_s seconds K-means groups the sizes of the last `window` requests. Each group is a queue, first
-    come, first served, with a quota of KV tokens. A running request uses prompt + output + adapter tokens of its quota.
-    A queue with r arrivals per second, which run for D seconds and use S tokens, needs S * D * (r + 1 / slo_s) tokens:
-    D * (r + 1 / slo_s) requests at once are what an M/M/1 queue needs to answer within slo_s. Quotas divide the whole
-    memory in proportion to these needs.
+    come, first served, with a quota of KV tokens. A running request uses prompt + output + adapter tokens of its quota,
+    at least kv_total_tokens / max_num_seqs. A queue with r arrivals per second, which run for D seconds and use S
+    tokens, needs S * D * (r + 1 / slo_s) tokens: D * (r + 1 / slo_s) requests at once are what an M/M/1 queue needs to
+    answer within slo_s. S and D are the queue's means. Quotas divide the whole memory in proportion to these needs.
 
     Admission: from the smallest queue to the largest, each within its quota. Then the queues, in the same order, borrow
     what is left, unless a request that is within its quota found no room. So neither small nor large requests starve.
 
     Bypass: a request whose adapter finds no slot lets younger ones pass. After patience_s it claims the slot that is
-    expected to be free first; on that slot only requests pass that are expected to end before then.
+    expected to be free first; on that slot only requests pass that are expected to end before then. The paper's
+    adapters share memory with the KV cache and lack no slots; its rule is patience_s=0.
 
     Cache: the idle adapter with the lowest score leaves its slot first. The score is frequency * (arrivals for it) +
     recency * (how recently it was used) + size * (bytes), each from 0 to 1; adapters of waiting requests stay longest.
     The adapters of the next `ahead` waiting requests are fetched to host memory, and if loads are asynchronous to the
     GPU.
 
-    The formulas of size, quota and score and the default weights were written from memory of the paper, and have not
-    been compared with its text: check them before you cite a result as Chameleon's.
+    The formulas and default weights were written from memory of the paper, and have not been compared with its text:
+    check them before you cite a result as Chameleon's.
 
-    Differences from the paper:
-    (1) The paper's adapters share memory with the KV cache. Here they also need slots, and a request lacks a slot more
-    often than memory. So the bypass protects a slot, and only after patience_s; the paper's rule is patience_s=0. The
-    paper preempts a request that passed and outlasts its prediction; here the claim only stops new ones.
-    (2) max_num_seqs limits the batch, too: no request uses less of a quota than kv_total_tokens / max_num_seqs.
-    (3) The engine preempts when KV blocks run out, so lend=free lends every free block. The paper builds on S-LoRA,
-    which admits a request only if its whole output has room: lend=whole does that.
-    (4) When needs exceed the memory, shortage=small_first meets those of small queues first, but leaves each larger
-    queue room for one request; shortage=shared cuts all needs alike. The paper's rule is not known to the author.
-    (5) S is the queue's mean. D is its mean output times the mean time of an output token.
-    (6) No prefetch by predicted arrivals. The paper's refresh_s is minutes; scenarios are short.
+    Not modelled:
+        prefetches by predicted arrivals; preemption of a request that passed another and outlasts its prediction (a
+        claim only stops new ones); the paper's output predictor (give the workload predicted_tokens). Its refresh_s is
+        minutes; scenarios are shorter.
 
     Parameters:
         input_weight: weight of the prompt in a request's size.
@@ -111,8 +98,10 @@ class Chameleon(Policy):
         window: number of last requests that they are computed from.
         samples: arrivals before they are first computed; until then there is one queue.
         slo_s: seconds within which a request should be answered; sizes the quotas.
-        lend: what queues may borrow. "free": every free KV block; "whole": only what holds a request to its end.
-        shortage: whose quota is cut when memory does not satisfy all queues.
+        lend: what queues may borrow. "free": every free KV block (the engine preempts when they run out); "whole": only
+            what holds a request to its end, as in S-LoRA, which the paper builds on.
+        shortage: whose quota is cut when memory does not satisfy all queues. "small_first" meets the needs of small
+            queues first, but leaves each larger one room for a request; "shared" cuts all alike.
         patience_s: seconds that a blocked request waits before it claims a slot; "none": it never does.
         ahead: waiting requests whose adapters are fetched; 0 fetches none.
         frequency: weight of arrivals in an adapter's score.
@@ -121,7 +110,7 @@ class Chameleon(Policy):
     """
 
     only_waiting = True
-    observes = (Arrived, Preempted, Ended)
+    observes: tuple[type, ...] = (Arrived, Preempted, Ended)
     decides_by = ("adapter", "predicted_tokens")
     source = "Chameleon, MICRO 2025 (arXiv 2411.17741)"
 
@@ -142,62 +131,45 @@ class Chameleon(Policy):
         recency: float = 0.10,
         size: float = 0.45,
     ) -> None:
-        if min(queues, window, samples) < 1:
-            raise InputError(f"Chameleon: queues is {queues}, window {window}, samples {samples}: each is at least 1")
-        if min(refresh_s, slo_s) <= 0:
-            raise InputError(f"Chameleon: refresh_s is {refresh_s}, slo_s {slo_s}: both are above 0")
-        if min(input_weight, output_weight) < 0 or input_weight + output_weight == 0:
-            raise InputError(
-                f"Chameleon: input_weight is {input_weight}, output_weight {output_weight}: "
-                "neither is below 0, and one is above 0"
-            )
-        self._weights = (input_weight, output_weight)
-        self._most_queues = queues
-        self._refresh_s = refresh_s
-        self._samples = samples
-        self._slo_s = slo_s
-        self._whole = lend == "whole"
-        self._shared = shortage == "shared"
-        self._patience_s = patience_s
-        self._ahead = ahead
-        self._score = (frequency, recency, size)
+        if min(queues, window, samples) < 1 or ahead < 0:
+            given = f"queues is {queues}, window {window}, samples {samples} and ahead {ahead}"
+            raise InputError(f"chameleon: {given}: give an ahead of 0 or more, and the others 1 or more")
+        if min(refresh_s, slo_s) <= 0 or (patience_s or 0.0) < 0:
+            given = f"refresh_s is {refresh_s:g}, slo_s {slo_s:g} and patience_s {patience_s}"
+            raise InputError(f"chameleon: {given}: give a patience_s of 0 or more, or none, and the others above 0")
+        if min(input_weight, output_weight, frequency, recency, size) < 0 or input_weight + output_weight == 0:
+            given = f"input_weight is {input_weight:g}, output_weight {output_weight:g}, frequency {frequency:g}"
+            remedy = "give 0 or more, and an input_weight or an output_weight above 0"
+            raise InputError(f"chameleon: {given}, recency {recency:g} and size {size:g}: {remedy}")
+        self._weights, self._score = (input_weight, output_weight), (frequency, recency, size)
+        self._most_queues, self._samples, self._ahead = queues, samples, ahead
+        self._refresh_s, self._slo_s, self._patience_s = refresh_s, slo_s, patience_s
+        self._whole, self._shared = lend == "whole", shortage == "shared"
 
         self.queues: list[Queue] = []
         """From the smallest sizes to the largest."""
-        self._cuts: list[float] = []
-        """Weighted sizes between them."""
+        self._cuts: list[float] = []  # weighted sizes between them
         self._refresh_at = 0.0
         self._new: dict[RequestView, None] = {}
         """Come since the last call. `observe` cannot see a request's adapter, so `schedule` puts it into a queue."""
         self._sizes: dict[RequestView, Size] = {}
         self._queue_of: dict[RequestView, Queue] = {}
-        self._admitted_at: dict[RequestView, float] = {}
-        """Of running requests."""
+        self._admitted_at: dict[RequestView, float] = {}  # of running requests
         self._claims: dict[RequestView, Claim] = {}
-        self._recent: deque[tuple[float, Size]] = deque(maxlen=window)
-        """Arrival and size of the last requests."""
-        self._largest = (1, 1.0, 1)
-        """Prompt, output and adapter: the largest so far."""
-        self._scale = (1, 1.0, 1)
-        """The same when the cut-offs were computed: sizes are compared on that scale."""
-        self._least_bytes = 1
-        """Of an adapter; requests for the base model count as much."""
-        self._outputs: dict[str | None, float] = {}
-        """Mean output tokens by adapter."""
-        self._output = 0.0
-        """Mean output tokens of all."""
-        self._token_s = 0.02
-        """Mean seconds from admission to end, divided by output tokens."""
-        self._asked: dict[str, float] = {}
-        """Arrivals by adapter, halved every refresh_s."""
+        self._recent: deque[tuple[float, Size]] = deque(maxlen=window)  # arrival and size of the last requests
+        self._largest = (1, 1.0, 1)  # prompt, output and adapter
+        self._scale = self._largest  # as it was when the cut-offs were computed: sizes are compared on that scale
+        self._least_bytes = 1  # of an adapter; requests for the base model count as much
+        self._outputs: dict[str | None, float] = {}  # mean output tokens by adapter
+        self._output = 0.0  # mean output tokens of all
+        self._token_s = 0.02  # mean seconds from admission to end, divided by output tokens
+        self._asked: dict[str, float] = {}  # arrivals by adapter, halved every refresh_s
         self._most_asked = 1.0
-        self._asynchronous = False
-        """Whether loads run in the background: known once one has been seen."""
+        self._asynchronous = False  # whether loads run in the background: known once one has been seen
 
     def observe(self, event: Event) -> None:
         """Note requests that come; forget those that end, and learn from them."""
-        if not isinstance(event, (Arrived, Preempted, Ended)):
-            return
+        assert isinstance(event, (Arrived, Preempted, Ended))
         request = event.request
         if isinstance(event, Arrived) and request.adapter is not None:
             asked = self._asked.get(request.adapter, 0.0) + 1.0
@@ -229,10 +201,8 @@ class Chameleon(Policy):
         frequency, recency, size = self._score
         asked = self._asked.get(adapter.name or "", 0.0) / self._most_asked
         lately = max(0.0, 1.0 - (view.now - adapter.last_used) / self._refresh_s)
-        worth = frequency * asked + recency * lately + size * adapter.bytes / self._largest[2]
+        worth = frequency * asked + recency * lately + size * min(1.0, adapter.bytes / self._largest[2])
         return worth + (frequency + recency + size if adapter.waiting else 0.0)
-
-    # sizes and books
 
     def _size(self, request: RequestView, view: View) -> Size:
         adapter = view.adapter(request)
@@ -263,7 +233,7 @@ class Chameleon(Policy):
         queue = self.queues[bisect_left(self._cuts, self._weighted(size))]
         self._queue_of[request] = queue
         if request in self._admitted_at:
-            queue.used += size.charge
+            queue.charged += size.charge
             queue.running += 1
         else:  # preempted requests come first, as in view.waiting
             queue.lanes.push(request, (not request.preemptions, request.arrival), request.adapter)
@@ -278,7 +248,7 @@ class Chameleon(Policy):
             queue.lanes.discard(request)
         else:
             queue.running -= 1
-            queue.used = queue.used - size.charge if queue.running else 0.0
+            queue.charged = queue.charged - size.charge if queue.running else 0.0
 
     def _learn(self, request: RequestView, now: float) -> None:
         tokens = max(1, request.generated_tokens)
@@ -298,7 +268,8 @@ class Chameleon(Policy):
         self.queues = [Queue(quota) for quota in self._quotas(view, sizes)]
         for request in self._sizes:
             self._put(request)
-        self._asked = {name: asked / 2 for name, asked in self._asked.items()}
+        self._asked = {name: asked / 2 for name, asked in self._asked.items() if name in view.adapters}
+        self._outputs = {n: mean for n, mean in self._outputs.items() if n is None or n in view.adapters}
         self._most_asked = max(self._asked.values(), default=1.0)
 
     def _quotas(self, view: View, sizes: list[Size]) -> list[float]:
@@ -324,8 +295,6 @@ class Chameleon(Policy):
             quotas.append(start + more)
         return quotas
 
-    # admission
-
     def _serve(self, view: View) -> Schedule:
         closed: set[str | None] = set()
         self._claim(view)
@@ -347,13 +316,13 @@ class Chameleon(Policy):
     def _within(self, request: RequestView) -> bool:
         """Whether a request fits into its queue's quota. A queue may always run one."""
         queue = self._queue_of[request]
-        return not queue.running or queue.used + self._sizes[request].charge <= queue.quota
+        return not queue.running or queue.charged + self._sizes[request].charge <= queue.quota
 
     def _room(self, view: View, request: RequestView) -> bool:
         """Whether a request's queue can borrow enough for it."""
         if not self._whole or not view.running:
             return True
-        return sum(queue.used for queue in self.queues) + self._sizes[request].charge <= view.kv_total_tokens
+        return sum(queue.charged for queue in self.queues) + self._sizes[request].charge <= view.kv_total_tokens
 
     def _admit(self, view: View, request: RequestView, closed: set[str | None]) -> Generator[Action, Outcome, bool]:
         """Try to admit a request. False if no other is to be tried in this step."""
@@ -361,7 +330,7 @@ class Chameleon(Policy):
         if outcome:
             queue = self._queue_of[request]
             queue.lanes.discard(request)
-            queue.used += self._sizes[request].charge
+            queue.charged += self._sizes[request].charge
             queue.running += 1
             self._admitted_at[request] = view.now
             self._claims.pop(request, None)
@@ -374,7 +343,8 @@ class Chameleon(Policy):
         """Drop claims that are settled; let the first request of each queue claim a slot when it is time."""
         for request, claim in list(self._claims.items()):
             on_its_way = view.adapter(request).tier in ("gpu", "loading")
-            if on_its_way or (not view.slot_obtainable and not view.adapters[claim.adapter].references):
+            holder = view.on_gpu.get(claim.adapter)  # None: an operator removed it
+            if on_its_way or (not view.slot_obtainable and (holder is None or not holder.references)):
                 del self._claims[request]
         if self._patience_s is None or view.slot_obtainable:
             return
@@ -412,8 +382,6 @@ class Chameleon(Policy):
             for holder, claim in self._claims.items()
         )
 
-    # cache
-
     def _fetch(self, view: View) -> Schedule:
         """Bring the adapters of the requests that have waited longest one tier nearer."""
         for request in list(islice(view.first_waiting("off"), self._ahead)):
@@ -428,37 +396,3 @@ class Chameleon(Policy):
                     yield Evict(min(unwanted)[1])
                 if view.free_slots:
                     yield Load(name)
-
-
-def cut_offs(values: Sequence[float], most: int, gain: float = 0.1) -> list[float]:
-    """K-means of sorted values: the values that separate its groups.
-
-    Begins with groups of equal size. Adds a group, up to `most`, while that removes more than `gain` of the squared
-    distances of all values from their mean.
-    """
-    sums = [0.0, *accumulate(values)]
-    squares = [0.0, *accumulate(value * value for value in values)]
-
-    def spread(ends: Sequence[int]) -> float:
-        return sum(
-            squares[end] - squares[start] - (sums[end] - sums[start]) ** 2 / (end - start)
-            for start, end in pairwise(ends)
-        )
-
-    number = len(values)
-    best: list[float] = []
-    whole = least = spread((0, number))
-    for groups in range(2, min(most, number) + 1):
-        ends = [number * i // groups for i in range(groups + 1)]
-        cuts: list[float] = []
-        for _ in range(50):
-            means = [(sums[end] - sums[start]) / (end - start) for start, end in pairwise(ends)]
-            cuts = [(low + high) / 2 for low, high in pairwise(means)]
-            moved = sorted({0, *(bisect_left(values, cut) for cut in cuts), number})  # an empty group is dropped
-            if moved == ends:
-                break
-            ends = moved
-        if least - spread(ends) <= gain * whole:
-            break
-        best, least = cuts, spread(ends)
-    return best

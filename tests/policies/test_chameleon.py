@@ -1,4 +1,4 @@
-"""examples/chameleon.py: it keeps every law, its quotas, its claims and its rule of lending, and evicts by score."""
+"""chameleon: it keeps every law, its quotas, its claims and its rule of lending, and evicts by score."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples
 
-from loratory import load_scenario, policy_factory, run_scenario
+from loratory import load_scenario, run_scenario
 from loratory.experiment.resolve import build
-from loratory.policy import AdapterView, Event, Evicted, RequestView, Schedule, View
+from loratory.policies.chameleon import Chameleon
+from loratory.policy import AdapterView, Event, Evicted, RequestView, Schedule, View, cut_offs
 from loratory.scenarios.build import build_workload
 from loratory.testing import EngineConfig, Run, ToyCost, World, adapter, run, workload
 from loratory.testing.check_policy import check_policy
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SPEC = f"{EXAMPLES / 'chameleon.py'}:Chameleon"
-Chameleon: Any = type(policy_factory(SPEC)())
-cut_offs: Any = Chameleon.schedule.__globals__["cut_offs"]
+PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 
 
-class Watched(Chameleon):  # type: ignore[misc]
+class Watched(Chameleon):
     """Chameleon, with a look at its books in each call and at the scores of each eviction."""
 
     observes = (*Chameleon.observes, Evicted)
@@ -57,14 +55,14 @@ class Watched(Chameleon):  # type: ignore[misc]
             held.setdefault(id(self._queue_of[request]), []).append(self._sizes[request].charge)
         for queue in self.queues:
             charges = held.get(id(queue), [])
-            assert queue.running == len(charges) and queue.used == pytest.approx(sum(charges))
+            assert queue.running == len(charges) and queue.charged == pytest.approx(sum(charges))
         assert sum(queue.quota for queue in self.queues) == pytest.approx(view.kv_total_tokens)
         assert all(sum(request in queue.lanes for queue in self.queues) == 1 for request in view.waiting)
         self.most_queues = max(self.most_queues, len(self.queues))
 
     def _admit(self, view: View, request: RequestView, closed: set[str | None]) -> Any:
         queue = self._queue_of[request]
-        own = not queue.running or queue.used + self._sizes[request].charge <= queue.quota
+        own = not queue.running or queue.charged + self._sizes[request].charge <= queue.quota
         others = [found[0] for other in self.queues if (found := other.lanes.pick(view)) is not None]
         entitled = [other for other in others if self._within(other)]
         more = yield from super()._admit(view, request, closed)
@@ -98,7 +96,7 @@ def watch(world: World, **parameters: Any) -> tuple[Watched, Run]:
 @pytest.mark.parametrize("parameters", ["", ":samples=2,refresh_s=0.05,patience_s=0,lend=whole,shortage=shared"])
 def test_it_passes_check_policy(parameters: str) -> None:
     """Also with parameters that bring cut-offs, quotas and claims into worlds of a few requests."""
-    check = check_policy(SPEC + parameters, examples=20)
+    check = check_policy("chameleon" + parameters, examples=20)
     assert check.passed, check.findings
 
 
@@ -130,7 +128,7 @@ def test_what_a_queue_has_a_right_to_is_never_lent(lend: str, shortage: str) -> 
     ],
 )
 def test_frequency_recency_and_size_choose_the_adapter_that_goes(
-    asked: tuple[int, ...], size: int, parameters: dict[str, float], gone: str
+    asked: tuple[int, ...], size: int, parameters: dict[str, Any], gone: str
 ) -> None:
     """Of a1 with 40 bytes and a2 with ``size``, after a request a second for each of ``asked`` and one for a3."""
     adapters = (adapter(1), adapter(2, size=size), adapter(3))
@@ -205,11 +203,11 @@ def test_cut_offs_are_ascending_and_leave_no_group_empty(values: list[int], most
 @pytest.mark.parametrize(
     ("cv", "changes"), [(2, {"mean": -55, "p90": -55, "p99": 31}), (0.6, {"mean": -53, "p99": 89})]
 )
-def test_the_figures_in_the_readme_of_the_examples(cv: float, changes: dict[str, int], tmp_path: Path) -> None:
+def test_the_figures_on_the_page(cv: float, changes: dict[str, int], tmp_path: Path) -> None:
     """Per cent of fifo's TTFT."""
     overrides = ["workload.predicted_tokens=exact", "seeds=[0,1,2]", f"workload.output_tokens.lognormal.cv={cv}"]
-    found = run_scenario(load_scenario("kv-pressure", overrides, policies=["fifo", SPEC]), tmp_path / "out")
+    found = run_scenario(load_scenario("kv-pressure", overrides, policies=["fifo", "chameleon"]), tmp_path / "out")
     fifo, mine = ({name: p["metrics"][f"ttft_s.{name}"]["mean"] for name in changes} for p in found["policies"])
     assert {name: round(100 * (mine[name] / fifo[name] - 1)) for name in changes} == changes
-    page = (EXAMPLES / "README.md").read_text().replace("\n", " ")
+    page = PAGE.read_text().replace("\n", " ")
     assert all(f"{abs(change)} %" in page for change in changes.values())
