@@ -130,9 +130,9 @@ def _run(
             columns, open_loop = RunColumns(info, records), workload.concurrency is None and workload.after is None
             bounds = lower_bound(columns, built.cost, built.engine, built.adapters, open_loop)
             report.run["lower_bound"] = cleaned(bounds)
-    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None and not built.mixed:
-        if not task.scenario.cluster.changes:  # its numbers are of a fleet that stays
-            report.run["advice"] = advise(task.scenario, built, workload, report.run)
+    stays = not built.mixed and not task.scenario.cluster.changes  # the numbers of advice are of such fleets
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None and stays:
+        report.run["advice"] = advise(task.scenario, built, workload, report.run)
     return report
 
 
