@@ -61,6 +61,9 @@ def plan_scenario(
     be planned and a folder that cannot be written, and what a run raises (`loratory.run_scenario`).
     """
     base = scenario if isinstance(scenario, Base) else Base.of(scenario)
+    if base.scenario.cluster.changes:
+        key = "events" if base.scenario.cluster.events else "autoscale"
+        raise InputError(f"{base.source}: cluster.{key} is given, but a plan is for a fleet that stays: leave it out")
     folder = None if out is None else Path(out)
     if folder is not None:
         check_plan_folder(folder)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from loratory.reports.fleet_life import replica_seconds, replicas_seen
 from loratory.reports.run_columns import Flags, RunColumns
 from loratory.serving.workload import Floats
 
@@ -81,7 +82,7 @@ def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
 
 def loading_share(run: RunColumns) -> float:
     """Share of the measured time in which a load to the GPU was under way, mean over replicas."""
-    span = (run.duration - run.warmup) * run.info.replicas
+    span = replica_seconds(run)
     busy = 0.0
     for replica in range(run.info.replicas):
         times, change = run.loads_under_way(replica)
@@ -93,7 +94,7 @@ def loading_share(run: RunColumns) -> float:
 def imbalance(run: RunColumns, steps: Steps) -> float:
     """Request-seconds, waiting and running, on the busiest replica, over the mean of all replicas; 1 is even."""
     held = (steps["waiting"] + steps["running"]) * steps.seconds
-    mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)
+    mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)[: replicas_seen(run)]
     mean = float(mine.mean())
     return float(mine.max()) / mean if mean > 0 else 1.0
 

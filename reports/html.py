@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from loratory.reports.figures import Figure, draw
+from loratory.reports.fleet_figure import fleet_figures
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.per_replica import replicas_over_seeds
@@ -36,6 +37,7 @@ _TERMS = (
     ("ceiling", "output tokens/s that the cost model gives one GPU with a full batch of this workload's mean request."),
     ("time waiting", "share of all requests' time in the system in which they wait to run."),
     ("slots in use", "distinct adapters in the batch; medians are over the time of the steps."),
+    ("GPU hours", "of GPUs whose replica starts, is open, or drains; those of a failed one do not count."),
     ("busiest replica", "its waiting and running request-seconds, over the mean of all replicas; 1 is even."),
     ("loading", "share of the time in which an adapter is being loaded to the GPU."),
     ("attainment", "share of all requests that completed within every limit of the SLO."),
@@ -105,6 +107,17 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("busiest replica", "engine.imbalance", count),
         ("time waiting", "waiting.share", percent),
     ],
+    "Fleet": [
+        ("open: mean", "fleet.open.mean", count),
+        ("open: fewest", "fleet.open.min", count),
+        ("open: most", "fleet.open.max", count),
+        ("GPU hours", "fleet.gpu_hours", count),
+        ("cost", "fleet.cost", count),
+        ("failures", "fleet.failures", count),
+        ("requests sent again", "fleet.resent", count),
+        ("homes of an adapter", "fleet.homes_mean", count),
+        ("homes moved", "fleet.homes_moved", count),
+    ],
     "In use on a replica": [
         ("slots: median", "usage.slots.p50", count),
         ("slots: most", "usage.slots.max", count),
@@ -147,7 +160,7 @@ def render(
         setup or {},
         verdicts(runs),
         [*_tables(runs), *_regret(runs, regret)],
-        draw(reports),
+        [*draw(reports), *fleet_figures(reports)],
         [*_groups(runs), *_identities(reports[0].info)],
     )
 
@@ -194,6 +207,10 @@ def _resource(name: str) -> str:
     return files("loratory.reports").joinpath(name).read_text(encoding="utf-8")
 
 
+def _changes(run: Mapping[str, Any]) -> bool:
+    return "fleet" in run and len(run["fleet"]["over_time"]) > 1
+
+
 def _lead(reports: Sequence[RunReport]) -> str:
     """One line: what ran, on which backend, how long."""
     backends = sorted({report.info.backend for report in reports})
@@ -205,7 +222,7 @@ def _lead(reports: Sequence[RunReport]) -> str:
         listed([where.get(backend, backend) for backend in backends]),
         f"{len(policies)} {'policy' if len(policies) == 1 else 'policies'}",
         plural(len(seeds), "seed"),
-        plural(run["replicas"], "replica"),
+        f"{'up to ' if _changes(run) else ''}{plural(run['replicas'], 'replica')}",
         f"{plural(run['requests']['submitted'], 'request')} over {seconds(run['duration_s'])}",
         f"{plural(run['adapters']['seen'], 'adapter')} requested",
     ]
@@ -224,6 +241,8 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
     for caption, columns in _COLUMNS.items():
         alone = {"engine.imbalance"} if runs[0]["replicas"] == 1 else set()
         used = [c for c in columns if c[1] not in alone and any(c[1] in policy["metrics"] for policy in policies)]
+        if not used:
+            continue
         rows = [
             [TableCell(policy["policy"]), *(cell(policy["metrics"].get(c[1]), c[2]) for c in used)]
             for policy in policies

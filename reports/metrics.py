@@ -8,6 +8,7 @@ import numpy as np
 
 from loratory.reports.capacity_use import Steps, bottleneck, imbalance, loading_share, usage, waiting
 from loratory.reports.fitted_ranges import beyond_fit, sentences
+from loratory.reports.fleet_life import fleet_object, gpu_seconds, replica_seconds
 from loratory.reports.outcomes import outcomes
 from loratory.reports.per_replica import per_replica
 from loratory.reports.run_columns import WAITS, RunColumns, present
@@ -78,6 +79,8 @@ def run_object(run: RunColumns) -> dict[str, Any]:
         "per_adapter": _per_adapter(run),
         **({"per_replica": per_replica(run, steps)} if run.info.replicas > 1 else {}),
     }
+    if run.info.fleet is not None:
+        found["fleet"] = fleet_object(run)
     return found | {"bottleneck": bottleneck(found)}
 
 
@@ -129,7 +132,12 @@ def _throughput(run: RunColumns) -> dict[str, float | None]:
     output = float(run.output[late].sum())
     prompt = float(run.number("prompt_tokens")[late & ~np.isnan(run.first)].sum())
     per_s = 1.0 / span if span > 0 else 0.0
-    per_gpu, ceiling = output * per_s / run.info.gpus, run.info.ceiling_tokens_per_s
+    ceiling = run.info.ceiling_tokens_per_s
+    if run.info.fleet is None:
+        per_gpu = output * per_s / run.info.gpus
+    else:
+        seconds = gpu_seconds(run)
+        per_gpu = output / seconds if seconds > 0 else 0.0
     ceiling = ceiling if ceiling is not None and np.isfinite(ceiling) else None
     return {
         "requests_per_s": float((run.completed & late).sum()) * per_s,
@@ -175,7 +183,7 @@ def _engine(run: RunColumns, steps: Steps) -> dict[str, Any]:
     times = run.step("steps")[late].astype(np.float64)
     batch = (run.step("prefill_seqs") + run.step("decode_seqs"))[late]
     total = float(times.sum())
-    span = (run.duration - run.warmup) * run.info.replicas
+    span = replica_seconds(run)
     busy = float((run.step("end") - np.maximum(run.step("start"), run.warmup))[late].sum())
     return {
         "steps": int(total),

@@ -84,7 +84,18 @@ class RunColumns:
         began, ended = times[here & self._is("load")], times[here & self._is("loaded")]
         both = np.concatenate((began, ended))
         order = np.argsort(both, kind="stable")
-        return both[order], np.repeat(np.array([1, -1]), (len(began), len(ended)))[order]
+        times, change = both[order], np.repeat(np.array([1, -1]), (len(began), len(ended)))[order]
+        for gone in self.gone(replica):  # its loads in flight end with it
+            place = int(np.searchsorted(times, gone, side="right"))
+            left = int(change[:place].sum())
+            times, change = np.insert(times, place, gone), np.insert(change, place, -left)
+        return times, change
+
+    def gone(self, replica: int) -> list[float]:
+        """The seconds at which a replica of a fleet failed or went."""
+        fleet, start_s = self.info.fleet, self.info.start_s
+        changes = [] if fleet is None else [each for each in fleet.changes if each.replica == replica]
+        return [each.at_s - start_s for each in changes if each.state in ("failed", "off")]
 
     def loads_by_tier(self) -> Counter[str]:
         """How many loads to the GPU began in each tier after the warm-up."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loratory.reports.slo_target import SloTarget
+from loratory.serving.run_end import FleetRecord
 
 IDENTITY = ("lora_int_id", "version", "digest")
 """The entries of `RunInfo.identities`: an adapter's id, its version in a registry, and the digest of its content."""
@@ -42,7 +43,9 @@ class RunInfo:
     action and reason. ``ceiling_tokens_per_s``: output tokens/s that the cost model gives one GPU with a full batch;
     None: not known. ``identities``: of adapters that exist, by name: ``lora_int_id``, ``version`` in a registry, and
     ``digest`` of their content. ``fitted``: the cost model's name in notes, and the largest value of each field of a
-    step's shape that it was fitted to; None where no ranges are known.
+    step's shape that it was fitted to; None where no ranges are known. ``fleet``: what became of the replicas of a
+    fleet in which they come and go, at most ``replicas`` at once; of each, ``replica_gpus`` are its GPUs, and
+    ``replica_prices`` what it costs in an hour, in ``currency``.
     """
 
     scenario: str
@@ -72,6 +75,10 @@ class RunInfo:
     ceiling_tokens_per_s: float | None = None
     identities: Mapping[str, Mapping[str, str | int | None]] = field(default_factory=dict)
     fitted: tuple[str, Mapping[str, float]] | None = None
+    fleet: FleetRecord | None = None
+    replica_gpus: tuple[int, ...] = ()
+    replica_prices: tuple[float, ...] | None = None
+    currency: str | None = None
     each: tuple[ReplicaLimits, ...] = ()
 
     @property

@@ -105,7 +105,7 @@ def _requests(run: RunColumns, until: float, limit: int) -> Iterator[str]:
 
 
 def _loads(run: RunColumns, until: float, limit: int) -> Iterator[str]:
-    """Each load from its start to its end; a load that never ended extends to the end of the run."""
+    """Each load from its start to its end; one that never ended extends to the end of the run, or of its replica."""
     table = run.records.events.read()
     times, replica = floats(table, "time"), floats(table, "replica").astype(int)
     (kind, kinds), (adapter, names), (tier, tiers) = (codes(table, column) for column in ("kind", "adapter", "tier"))
@@ -114,6 +114,10 @@ def _loads(run: RunColumns, until: float, limit: int) -> Iterator[str]:
     for place in np.flatnonzero(times < until):
         word, subject = kinds[kind[place]], names[adapter[place]] if adapter[place] >= 0 else ""
         if word in ("load", "prefetch"):
+            before = open_loads.get((replica[place], subject, word))
+            if before is not None:  # its replica failed
+                key = (replica[place], subject, word)
+                yield from _load(run, key, *before, _never_ended(run, key, before[1]))
             if made >= limit // 2:
                 break
             made += 1
@@ -124,7 +128,13 @@ def _loads(run: RunColumns, until: float, limit: int) -> Iterator[str]:
         if word in ("loaded", "prefetched") and key in open_loads:
             yield from _load(run, key, *open_loads.pop(key), times[place])
     for key, opened in open_loads.items():
-        yield from _load(run, key, *opened, run.duration + run.info.start_s)
+        yield from _load(run, key, *opened, _never_ended(run, key, opened[1]))
+
+
+def _never_ended(run: RunColumns, key: tuple[int, str, str], begin: float) -> float:
+    """The second at which the replica of a load failed that never ended; else the end of the run."""
+    gone = (at + run.info.start_s for at in run.gone(int(key[0])))
+    return next((at for at in gone if at >= begin), run.duration + run.info.start_s)
 
 
 def _load(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from loratory.scenarios.fleet_spec import AutoscaleSpec, Events, PlacementSpec, refuse_impossible
 from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Positive, Section, wrong
 from loratory.serving.config import EngineConfig
+
+T = TypeVar("T")
 
 
 class ReplicaGroupSpec(Section):
@@ -73,6 +77,40 @@ class ClusterSpec(Section):
     metrics_interval_s: Positive | None = Field(
         None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"
     )
+    events: Events | None = Field(None, description="replicas that fail, recover or are drained at a time")
+    on_failure: Literal["resend", "fail"] = Field(
+        "resend", description="requests in flight on a replica that fails are sent to another one, or fail"
+    )
+    startup_s: NotNegative = Field(0.0, description="from a recover event until the replica takes requests, s")
+    autoscale: AutoscaleSpec | None = Field(None, description="replicas that start and go with the load")
+    placement: PlacementSpec | None = Field(
+        None, description="which replicas may serve an adapter: greedy, bin_pack, min_cost_flow; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClusterSpec:
+        scale, events = self.autoscale, self.events or []
+        if scale is not None and not scale.least <= self.count <= scale.most:
+            raise wrong(
+                f"is {self.count}, but cluster.autoscale allows {scale.least} to {scale.most}: give one of these",
+                "replicas",
+            )
+        refuse_impossible(events, self.most_replicas, scale is not None)
+        for key, kind in (("on_failure", "fail"), ("startup_s", "recover")):
+            given = getattr(self, key) != type(self).model_fields[key].default
+            if given and not any(event.kind == kind for event in events):
+                raise wrong(f"has no effect, because cluster.events has no {kind}: add one, or remove it", key)
+        return self
+
+    @property
+    def changes(self) -> bool:
+        """Whether replicas come or go in the course of a run."""
+        return bool(self.events) or self.autoscale is not None
+
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas there may be at once."""
+        return self.count if self.autoscale is None else self.autoscale.most
 
     @property
     def groups(self) -> list[ReplicaGroupSpec]:
@@ -83,3 +121,9 @@ class ClusterSpec(Section):
     def count(self) -> int:
         """Replicas of all kinds."""
         return sum(group.count for group in self.groups)
+
+
+def of_each(cluster: ClusterSpec, kinds: Sequence[T]) -> list[T]:
+    """What each replica is of these, one for each kind; those that an autoscaler may add are like the last."""
+    each = [kind for kind, group in zip(kinds, cluster.groups, strict=True) for _ in range(group.count)]
+    return each + [each[-1]] * (cluster.most_replicas - len(each))

@@ -93,6 +93,7 @@ class Scenario(Section):
         self._check_memory()
         self._check_arrivals()
         self._check_names()
+        self._check_cluster()
         refuse_unread(self)
         for key, values in (("seeds", self.seeds), ("policies", self.policies)):
             if len(set(values)) != len(values):
@@ -158,6 +159,21 @@ class Scenario(Section):
             raise wrong(
                 "is about adapter slots, but engine.memory is unified, which has none: remove it", "memory", slots[0]
             )
+
+    def _check_cluster(self) -> None:
+        scale, slots = self.cluster.autoscale, self.engine.max_loras
+        if scale is None:
+            return
+        if scale.warm_adapters > slots:
+            text = f"is {scale.warm_adapters}, but engine.max_loras is {slots}: lower it, or raise that"
+            raise wrong(text, "cluster", "autoscale", "warm_adapters")
+        if scale.warm_adapters and self.adapters.known_count == 0:
+            raise wrong(
+                "has no effect, because there are no adapters: remove it", "cluster", "autoscale", "warm_adapters"
+            )
+        if scale.by == "attainment" and self.slo.ttft_limit is None:
+            text = "is attainment, which needs a limit on TTFT: add one, such as slo.ttft_p99_s"
+            raise wrong(text, "cluster", "autoscale", "by")
 
     def _check_arrivals(self) -> None:
         workload, rates = self.workload, self.adapters.rates

@@ -51,7 +51,7 @@ _LIMITS: tuple[tuple[str, float], ...] = (
     (r"engine\.(max_cpu_loras|max_num_seqs|block_size)", 10_000_000),
     (r"engine\.(max_num_batched_tokens|max_model_len|long_prefill_token_threshold)", 100_000_000),
     (r"engine\.num_gpu_blocks", 1_000_000_000),
-    (r"cluster\.replicas", 10_000),
+    (r"cluster\.(replicas|autoscale\.most)", 10_000),
     (r"cost\.noise\.(cv|run_cv)", 10),
     (r"cost\.noise\.stall_rate_hz", 1_000),
     (r"executor\.(threads|time_scale)", 1_000_000),

@@ -63,6 +63,12 @@ class SloSpec(Section):
             seen[target.subject] = f"targets.{place}"
         return self
 
+    @property
+    def ttft_limit(self) -> float | None:
+        """The limit on TTFT at the highest percentile that has one, else on its mean, seconds; None without any."""
+        keys = ("ttft_p99_s", "ttft_p95_s", "ttft_p90_s", "ttft_p50_s", "ttft_mean_s")
+        return next((limit for key in keys if (limit := getattr(self, key)) is not None), None)
+
     def limits(self) -> dict[str, float]:
         """The given limits on all requests by key, seconds."""
         return self.model_dump(exclude_none=True, exclude={"attainment", "targets"})

@@ -205,6 +205,11 @@ class Engine:
         """Requests submitted that have no final status yet."""
         return self._submitted - self.ledger.ended
 
+    def unfinished_requests(self) -> list[Request]:
+        """Those, in the order in which they arrived here."""
+        taken_in = [sequence.request for sequence in self.ledger.sequences.values()]
+        return taken_in + [message for message in self._inbox if isinstance(message, Request)]
+
     @property
     def idle_plans(self) -> int:
         """Plans since a request last got a token or ended; it grows while a policy stops progress."""

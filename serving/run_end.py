@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from loratory.errors import StalledError
 from loratory.serving.engine import Engine
@@ -19,12 +19,39 @@ def stall_error(what: str, plans: int) -> StalledError:
     return StalledError(f"{what} made {plans} plans without serving a token")
 
 
+ReplicaState = Literal["off", "starting", "open", "draining", "failed"]
+"""What a replica of a fleet does: it is not there, starts, takes requests, ends those that it has, or has failed."""
+
+
+class FleetChange(NamedTuple):
+    """From second ``at_s`` on, a replica is in another state."""
+
+    at_s: float
+    replica: int
+    state: ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRecord:
+    """What became of the replicas of a fleet, in order; before its first change a replica is not there.
+
+    ``resent``: how often requests were sent again because their replica failed. With a placement, ``homes_moved`` is
+    how many homes of adapters were added after its first decision, and ``homes_mean`` how many an adapter had at last.
+    """
+
+    changes: tuple[FleetChange, ...]
+    resent: int = 0
+    homes_moved: int | None = None
+    homes_mean: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RunEnd:
     """How a run ended: at ``end_s`` seconds, with ``never_served`` requests that no event could have served.
 
     ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``. ``refusals``: see
     `loratory.serving.engine.Engine.refusals`, over all engines. ``notes`` go into the report, one sentence each.
+    ``fleet``: None where replicas neither come nor go.
     """
 
     end_s: float
@@ -33,6 +60,7 @@ class RunEnd:
     submitted: int
     refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    fleet: FleetRecord | None = None
 
 
 class Clients(Protocol):
@@ -73,7 +101,9 @@ def end_run(
         while clients.unsent:  # a turn arrives when the turn before it has been given up, and its delay is over
             end_s = clients.send_next(end_s)
             _end_all(engines, end_s, "failed", why)
-    return RunEnd(end_s, 0 if cut_off else left, cut_off, clients.sent, _refusals(engines))
+    return RunEnd(
+        end_s, 0 if cut_off else left, cut_off, clients.sent, total_refusals([engine.refusals for engine in engines])
+    )
 
 
 def _end_all(engines: Sequence[Engine], now: float, status: Status, why: str) -> None:
@@ -81,11 +111,11 @@ def _end_all(engines: Sequence[Engine], now: float, status: Status, why: str) ->
         engine.end_all(now, status, why)
 
 
-def _refusals(engines: Sequence[Engine]) -> dict[str, dict[str, int]]:
-    """What the ledgers of all engines refused."""
+def total_refusals(each: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """What several ledgers refused, by action and word of refusal."""
     total: dict[str, dict[str, int]] = {}
-    for engine in engines:
-        for action, words in engine.refusals.items():
+    for refusals in each:
+        for action, words in refusals.items():
             mine = total.setdefault(action, {})
             for why, number in words.items():
                 mine[why] = mine.get(why, 0) + number

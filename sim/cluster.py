@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count as count_from
 from math import inf
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 from simpy import Event
@@ -22,11 +24,14 @@ from loratory.serving.event_dispatch import hearing
 from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.policy import PolicyLike
+from loratory.serving.request import Request
 from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
 from loratory.serving.workload import RequestMaker, Workload
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import LATE, URGENT, ExactEnvironment, Feed, urge
 from loratory.sim.fleet import Fleet
+from loratory.sim.fleet_life import FleetLife
+from loratory.sim.fleet_options import FleetOptions
 from loratory.sim.gateway import Gateway
 from loratory.sim.noise import StepNoise
 from loratory.sim.replica import Replica
@@ -49,32 +54,39 @@ class _Cluster:
     """Replicas, their router, and the clients that send the workload."""
 
     def __init__(self, env: ExactEnvironment, workload: Workload, gateway: Gateway | None) -> None:
-        """``gateway``: None for a lone replica, in front of which there is none."""
+        """``gateway``: None for a lone replica that is always there, in front of which there is none."""
         self.env = env
         self.workload = workload
         self.maker = RequestMaker(workload)
         self.gateway = gateway
-        self.replicas: list[Replica] = []
+        self.life: FleetLife | None = None
+        self.replicas: dict[int, Replica] = {}
+        """By place, those that there are."""
         self.sent = 0
         self.left = len(workload)
         self.over = env.event()
         self.turns = None if workload.after is None else Arrivals(workload)
         self._ended: list[Ended] = []
 
-    def add(self, replica: Replica) -> None:
-        """One more replica."""
-        self.replicas.append(replica)
+    def join(self, replica: Replica) -> None:
+        """The gateway hears of a new replica from now on."""
         if self.gateway is not None:
             replica.watch = self.gateway.watch(replica.index, replica.engine)
 
-    def sink_of(self, sink: Sink | Handler | None) -> Sink | Handler | None:
-        """A replica's sink; with turns, the cluster takes the ends of requests as well."""
+    def sink_of(self, sink: Sink | Handler | None, hear: Mapping[type, Handler]) -> Sink | Handler | None:
+        """A replica's sink; with turns, the cluster takes the ends of requests as well, and ``hear`` what it wants."""
+        for kind, listener in hear.items():
+            sink = hearing(sink, kind, listener)
         return sink if self.turns is None else hearing(sink, Ended, self._ended.append)
 
     def send(self, index: int, arrival: float, late: bool = False) -> None:
         """A request arrives at second ``arrival``, which is now (``late``: see `Replica.submit`)."""
         self.sent += 1
         request, output_tokens = self.maker.make(index, arrival)
+        if self.life is not None:
+            self.life.arrived(request)
+            self.life.send(request, output_tokens, late)
+            return
         place = 0 if self.gateway is None else self.gateway.route(request, self.env.now)
         self.replicas[place].submit(request, output_tokens, late)
 
@@ -103,7 +115,7 @@ class _Cluster:
     def cut(self, now: float) -> None:
         """The run ends at second ``now``: take in what happened before it."""
         self.env.feed.deliver(now)
-        for replica in self.replicas:
+        for replica in self.replicas.values():
             replica.cut(now)
             replica.feed.deliver(now)
         self.deliver(now)
@@ -135,6 +147,8 @@ class _Cluster:
         self.left -= count
         if self.gateway is not None:
             self.gateway.ended(place, count)
+        if self.life is not None:
+            self.life.ended(place)
         if not self.left:
             self.over.succeed()
         elif self.turns is not None:
@@ -152,7 +166,7 @@ class _Cluster:
 
     def _follow(self) -> None:
         """Send the turns that follow the requests that ended, once they are due; a lone replica fetches them itself."""
-        now, alone = self.env.now, len(self.replicas) == 1
+        now, alone = self.env.now, self.gateway is None
         for due in self.due_turns():
             if alone:
                 continue
@@ -160,6 +174,15 @@ class _Cluster:
                 self.env.call_at(due, partial(self.deliver, due), URGENT)
             else:
                 self.env.call_at(now, partial(self.deliver, now, True), LATE)
+
+    def output_tokens(self, request: Request) -> int:
+        """The true output length of a request of the workload."""
+        return int(self.workload.output_tokens[int(request.request_id)])
+
+    @property
+    def coming(self) -> bool:
+        """Whether requests arrive, or turns are due, whatever the replicas do."""
+        return self.env.feed.next_at < inf or (self.turns is not None and self.turns.next_at < inf)
 
     def _send_late(self) -> None:
         if self.unsent:  # replicas that end requests at the same second share what is left
@@ -224,6 +247,7 @@ def simulate(
     policy: Callable[[], PolicyLike],
     cost: CostModel,
     replicas: int | Sequence[ReplicaKind] = 1,
+    life: FleetOptions | None = None,
     router: Router | None = None,
     router_name: str = "",
     metrics_delay_s: float = 0.0,
@@ -243,6 +267,9 @@ def simulate(
     (`RoundRobin` by default) sends each request to one; ``router_name`` is what errors call it, ``metrics_delay_s`` and
     ``metrics_interval_s`` how late it sees what they report (`Gateway`), and ``seed`` that of its random numbers.
 
+    ``life``: replicas that fail, recover, start and go in the course of the run; with autoscaling those that start are
+    like the last of ``replicas``.
+
     ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
     when nothing can happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
     ``noise(i)`` is the noise of replica i's steps; without it they take what the cost model says.
@@ -252,22 +279,39 @@ def simulate(
     rosters: dict[int, Roster] = {
         id(kind): Roster(kind.config, adapters) for kind in {id(k): k for k in kinds}.values()
     }
+    count = len(kinds)
+    if life is not None and life.autoscale is not None:
+        kinds += [kinds[-1]] * (life.autoscale.most - count)
     env = ExactEnvironment()
     gateway = None
-    if len(kinds) > 1:
+    if len(kinds) > 1 or life is not None:
         specs, slots = rosters[id(kinds[0])].specs, [kind.config.max_loras for kind in kinds]
         fleet = Fleet(slots, [kind.cost for kind in kinds], specs.__getitem__, Random(f"router {seed}"))
         gateway = Gateway(router or RoundRobin(), fleet, metrics_delay_s, metrics_interval_s, router_name)
     cluster = _Cluster(env, workload, gateway)
-    for index, kind in enumerate(kinds):
-        listener = cluster.sink_of(None if sink is None else sink(index))
+    taken: set[int] = set()
+    later = count_from(len(kinds))  # the noise of a replica that comes again is another than before
+
+    def make(place: int, hear: Mapping[type, Handler] = MappingProxyType({})) -> Replica:
+        kind = kinds[place]
+        listener = cluster.sink_of(None if sink is None else sink(place), hear)
         made = engine(kind.config, rosters[id(kind)], policy(), kind.cost, kind.kv_bytes_per_token, listener)
-        transfers, scatter = Transfers(env, kind.cost), None if noise is None else noise(index)
-        ended = partial(cluster.ended, index)
-        cluster.add(Replica(env, index, made, kind.cost, transfers, ended, jump, stall_plans, scatter))
+        transfers, ended = Transfers(env, kind.cost), partial(cluster.ended, place)
+        scatter = None if noise is None else noise(next(later) if place in taken else place)
+        taken.add(place)
+        replica = Replica(env, place, made, kind.cost, transfers, ended, jump, stall_plans, scatter)
+        cluster.join(replica)
+        return replica
+
+    if gateway is not None and life is not None:
+        tokens = cluster.output_tokens
+        cluster.life = FleetLife(env, gateway, cluster.replicas, make, life, tokens, lambda: cluster.coming)
+        cluster.life.begin(count)
+    else:
+        cluster.replicas.update((index, make(index)) for index in range(count))
     if not len(workload):
         return RunEnd(0.0, 0, False, 0)
-    if len(kinds) == 1 and (workload.concurrency is None or workload.after is not None):
+    if gateway is None and (workload.concurrency is None or workload.after is not None):
         cluster.feed_alone()
     elif workload.after is not None:
         env.process(cluster.session_starts())
@@ -291,7 +335,12 @@ def simulate(
     cut_off = cutoff_s is not None and until.triggered and cluster.left > 0
     if cut_off:
         cluster.cut(env.now)
-    return end_run(cluster, [each.engine for each in cluster.replicas], env.now, cut_off=cut_off, stalled=stall)
+    if cluster.life is None:
+        engines = [each.engine for each in cluster.replicas.values()]
+        return end_run(cluster, engines, env.now, cut_off=cut_off, stalled=stall)
+    now = cluster.life.last_s if until.callbacks is not None and not stall else env.now
+    end = end_run(cluster, cluster.life.close(), now, cut_off=cut_off, stalled=stall)
+    return cluster.life.conclude(end)
 
 
 @contextmanager

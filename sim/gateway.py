@@ -142,6 +142,8 @@ class Gateway:
 
     def watch(self, place: int, engine: Engine) -> Callable[[StepPlan | None], None]:
         """A function that the replica calls with each plan; from now on its engine tells where its adapters are."""
+        if self._reports:  # one that was here before is no more
+            self._reports = deque(report for report in self._reports if report[1] != place)
         ledger, apply, simple = engine.ledger, self._apply, not self._late and self._told is None
         waiting_of, running_of, free_of, idle_of = self.fleet._counts[1:]
         kv_use_of, shapes = self.fleet._kv_use, self.fleet._shapes

@@ -93,11 +93,17 @@ class Replica:
         """Succeeds at the target."""
         self.watch: Callable[[StepPlan | None], None] | None = None
         self._ahead = bool(engine.ledger.config.async_scheduling)
+        self._under_way = 0
+        """Loads that no step waits for."""
+        self._dead = False
+        """Whether it has failed or gone: nothing of it happens any more."""
         self._running = self._run_ahead() if self._ahead else self._run()
         env.at(env.now, URGENT).callbacks.append(self._go_on)
 
     def _go_on(self, event: Event) -> None:
         """What it waited for has happened. As a SimPy process does, in a third of the time."""
+        if self._dead:
+            return
         if not event._ok:
             event._defused = True
             raise event._value
@@ -151,6 +157,23 @@ class Replica:
                 else:
                     self.engine.commit(self._plan, StepResult(steps), at)
 
+    def stop(self, now: float) -> list[Request]:
+        """The replica is no more from second ``now`` on: returns its requests that have not ended, as they arrived.
+
+        The steps that ended before are committed; the one in flight, and every load, never ends.
+        """
+        self.cut(now)
+        self._dead = True
+        if self.engine.ledger.ended > self._reported:
+            self.report_ended()
+        return self.engine.unfinished_requests()
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether nothing happens here unless a request arrives."""
+        engine = self.engine
+        return self._resting is not None and not (self._under_way or engine.must_plan or engine.wake_at is not None)
+
     def _run(self) -> Generator[Event, Any, None]:
         env, engine, feed = self._env, self.engine, self.feed
         ledger = engine.ledger
@@ -162,7 +185,7 @@ class Replica:
             if self.watch is not None:
                 self.watch(plan)
             if ledger.ended > self._reported:
-                self._report_ended()
+                self.report_ended()
             if plan is None or not plan.decode_count:
                 self._check_stall()
                 if plan is None:
@@ -245,12 +268,13 @@ class Replica:
         if self.watch is not None:
             self.watch(plan)
         if engine.ledger.ended > self._reported:
-            self._report_ended()
+            self.report_ended()
         if plan is None or not plan.decode_count:
             self._check_stall()
         return plan
 
-    def _report_ended(self) -> None:
+    def report_ended(self) -> None:
+        """Call ``ended`` for the requests that have ended since it was called last."""
         ended = self.engine.ledger.ended - self._reported
         self._reported = self.engine.ledger.ended
         self._ended(ended)
@@ -352,6 +376,7 @@ class Replica:
             if self._sync and not load.prefetch:
                 waits.append(env.process(transfers.bring(load, None)))
             else:
+                self._under_way += 1
                 env.process(transfers.bring(load, self._loaded))
         if waits:
             yield AllOf(env, waits)
@@ -377,6 +402,9 @@ class Replica:
         return self._noise.prefill_seconds(seconds)
 
     def _loaded(self, load: AdapterLoad) -> None:
+        if self._dead:
+            return
+        self._under_way -= 1
         self.engine.loaded(load.adapter.name, load.prefetch)
         self._disturb()
 

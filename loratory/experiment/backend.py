@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from loratory.experiment.fleet_options import fleet_options
 from loratory.experiment.resolve import Built
 from loratory.experiment.router_spec import router_factory
 from loratory.reports.recorder import Recorder
@@ -39,7 +40,7 @@ class Task:
     def router(self) -> str:
         """The router that sends requests to the replicas; empty where there is one."""
         cluster = self.scenario.cluster
-        return cluster.router if cluster.count > 1 else ""
+        return cluster.router if cluster.most_replicas > 1 else ""
 
 
 class Backend(Protocol):
@@ -86,6 +87,7 @@ def simulate_task(
         policy=policy,
         cost=built.cost,
         replicas=replica_kinds(built),
+        life=fleet_options(scenario, built, workload),
         router=router_factory(task.router, task.policy_timeout_s)() if task.router else None,
         router_name=cluster.router,
         metrics_delay_s=cluster.metrics_delay_s,

@@ -65,6 +65,11 @@ def refuse_unmeasurable(scenario: Scenario) -> None:
         raise InputError(
             f"cluster.replicas is {scenario.cluster.count}, but the executor runs one replica: set it to 1"
         )
+    if scenario.cluster.changes:
+        key = "events" if scenario.cluster.events else "autoscale"
+        raise InputError(f"cluster.{key} is given, but the executor runs one replica, which stays: leave it out")
+    if scenario.cluster.placement is not None:
+        raise InputError("cluster.placement is given, but the executor runs one replica: leave it out")
     if scenario.memory.kv_cache_dtype is not None:
         raise InputError(
             f"memory.kv_cache_dtype is {scenario.memory.kv_cache_dtype}, but the executor keeps its KV cache in "

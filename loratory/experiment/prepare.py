@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from loratory.experiment.notes.router_notes import router_notes
+from loratory.experiment.placement_spec import placement_factory
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.resolve import Built, build
 from loratory.experiment.router_spec import RouterFactory, router_factory
@@ -40,6 +41,8 @@ def prepare(
     built = build(scenario, source)
     known = parsed or {}
     policies = {spec: known.get(spec) or policy_factory(spec, policy_timeout_s) for spec in scenario.policies}
+    if scenario.cluster.placement is not None:
+        placement_factory(scenario.cluster.placement.name)
     router = router_factory(scenario.cluster.router, policy_timeout_s)
     notes = router_notes(scenario.cluster, router.reads_reports)
     built = replace(built, notes=(*built.notes, *notes))

@@ -24,6 +24,7 @@ from loratory.reports.run_info import ReplicaLimits, RunInfo
 from loratory.reports.stats import cleaned
 from loratory.reports.summary import RunReport, summarise
 from loratory.scenarios.build import build_workload
+from loratory.scenarios.cluster_spec import of_each
 from loratory.scenarios.schema import Scenario
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.policy_guard import Leavings
@@ -129,7 +130,8 @@ def _run(
             columns, open_loop = RunColumns(info, records), workload.concurrency is None and workload.after is None
             bounds = lower_bound(columns, built.cost, built.engine, built.adapters, open_loop)
             report.run["lower_bound"] = cleaned(bounds)
-    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None and not built.mixed:
+    stays = not built.mixed and not task.scenario.cluster.changes  # the numbers of advice are of such fleets
+    if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None and stays:
         report.run["advice"] = advise(task.scenario, built, workload, report.run)
     return report
 
@@ -138,7 +140,7 @@ def _bound(task: Task, built: Built, workload: Workload, make: PolicyFactory | C
     """The service gap the policy promises, weighted tokens."""
     engine = built.engine
     promise = members_of(make(), task.policy).bound
-    if task.scenario.cluster.count > 1 or promise is None:
+    if task.scenario.cluster.most_replicas > 1 or task.scenario.cluster.changes or promise is None:
         return None
     limits = FairnessLimits(
         int(workload.prompt_tokens.max()),
@@ -161,12 +163,13 @@ def run_info(
 ) -> RunInfo:
     """What a report needs to know of a run besides its records."""
     scenario, engine = task.scenario, built.engine
+    replica_gpus = tuple(kind.engine.tensor_parallel_size for kind in of_each(scenario.cluster, built.kinds))
     return RunInfo(
         scenario=scenario.name,
         policy=task.policy,
         backend=backend.name,
         seed=task.seed,
-        replicas=scenario.cluster.count,
+        replicas=scenario.cluster.most_replicas,
         submitted=end.submitted,
         duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
@@ -189,16 +192,20 @@ def run_info(
         watermark_blocks=engine.watermark_blocks,
         max_model_len=engine.max_model_len,
         refusals=end.refusals,
-        each=_limits(built),
+        each=_limits(scenario, built),
         block_size=engine.block_size,
-        gpus=built.gpus,
+        gpus=sum(replica_gpus),
+        fleet=end.fleet,
+        replica_gpus=replica_gpus,
+        replica_prices=_prices(scenario),
+        currency=scenario.plan.currency,
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
         identities=identities(built),
         fitted=fitted_ranges(built.cost) if backend.name == "sim" else None,
     )
 
 
-def _limits(built: Built) -> tuple[ReplicaLimits, ...]:
+def _limits(scenario: Scenario, built: Built) -> tuple[ReplicaLimits, ...]:
     """Each replica's limits where a fleet has several kinds."""
     if not built.mixed:
         return ()
@@ -212,9 +219,16 @@ def _limits(built: Built) -> tuple[ReplicaLimits, ...]:
             kind.engine.watermark_blocks,
             kind.engine.block_size,
         )
-        for kind in built.kinds
-        for _ in range(kind.count)
+        for kind in of_each(scenario.cluster, built.kinds)
     )
+
+
+def _prices(scenario: Scenario) -> tuple[float, ...] | None:
+    """What each replica costs in an hour; None without the price of a GPU."""
+    known = scenario.plan.prices or {}
+    if any(name not in known for name, _, _ in scenario.hardware):
+        return None
+    return tuple(of_each(scenario.cluster, [known[name] * width for name, _, width in scenario.hardware]))
 
 
 def identities(built: Built) -> dict[str, dict[str, str | int | None]]:

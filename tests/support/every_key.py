@@ -21,6 +21,11 @@ LINEAR = (
 )
 KINDS = ("cluster.replicas=[{count: 2}, {count: 1}]",)
 AFFINITY = ("cluster={replicas: 3, router: lora_affinity}",)
+FAIL = ("cluster={replicas: 3, events: [{at_s: 0.05, fail: 1}]}",)
+FAILS = ("cluster={replicas: 3, events: [{at_s: 0.05, fail: 1}, {at_s: 0.1, recover: 1}]}",)
+SCALED = (
+    "cluster={replicas: 2, autoscale: {most: 3, target: 0.9, interval_s: 0.05, startup_s: 0, scale_down_after_s: 0.1}}",
+)
 KERNELS = ("cost={kind: kernels}",)
 AUTO_BLOCKS = ("engine.num_gpu_blocks=null",)
 TP = ("engine.tensor_parallel_size=2",)
@@ -300,6 +305,28 @@ KEYS: dict[str, dict[str, Entry]] = {
         "router": entry("cluster.router=lora_affinity"),
         "metrics_delay_s": entry("cluster.metrics_delay_s=1", given=AFFINITY),
         "metrics_interval_s": entry("cluster.metrics_interval_s=1", given=AFFINITY),
+        "events": entry("cluster.events=[{at_s: 0.1, fail: 1}]", given=AFFINITY),
+        "on_failure": entry("cluster.on_failure=fail", given=FAILS),
+        "startup_s": entry("cluster.startup_s=0.1", given=FAILS),
+        "placement": entry("cluster.placement=bin_pack", given=AFFINITY),
+        "autoscale": entry("cluster.autoscale={most: 3, target: 4, interval_s: 0.05, startup_s: 0}"),
+    },
+    "cluster.placement": {
+        "name": entry("cluster.placement=bin_pack", given=(*AFFINITY, "cluster.placement=greedy")),
+        "homes": entry("cluster.placement.homes=1", given=(*AFFINITY, "cluster.placement={name: min_cost_flow}")),
+        "every_s": entry("cluster.placement.every_s=0.02", given=(*AFFINITY, "cluster.placement={name: bin_pack}")),
+    },
+    "cluster.events[]": {
+        "at_s": entry("cluster.events=[{at_s: 0.1, fail: 1}]", given=FAIL),
+        "fail": entry("cluster.events=[{at_s: 0.05, fail: 2}]", given=FAIL),
+        "recover": entry("cluster.events=[{at_s: 0.05, fail: 1}, {at_s: 0.06, recover: 1}]", given=FAIL),
+        "drain": entry("cluster.events=[{at_s: 0.05, drain: 1}]", given=FAIL),
+    },
+    "cluster.autoscale": each(
+        "cluster.autoscale", SCALED, least="2", most="2", target="2", interval_s="0.01", startup_s="0.1",
+        warm_adapters="2", scale_down_after_s="10",
+    ) | {
+        "by": entry("cluster.autoscale.by=attainment", given=(*SCALED, "slo.ttft_p99_s=0.05")),
     },
     "cluster.replicas[]": {
         "gpu": entry("cluster.replicas.1.gpu=a100-80gb", given=KINDS),

@@ -13,7 +13,7 @@ def router_notes(cluster: ClusterSpec, reads_reports: bool = True) -> list[str]:
     With one replica there is no router. ``reads_reports``: whether the router looks at what replicas report.
     """
     keys = [key for key in ("router", *_METRICS) if getattr(cluster, key) != ClusterSpec.model_fields[key].default]
-    if cluster.count == 1:
+    if cluster.most_replicas == 1:
         why = "as there is one replica"
     elif not reads_reports:
         keys = [key for key in keys if key in _METRICS]

@@ -11,7 +11,8 @@ from loratory.errors import several, shortened
 from loratory.experiment.prepare import Prepared
 from loratory.experiment.resolve import Built
 from loratory.experiment.slo_targets import slo_targets
-from loratory.scenarios.cluster_spec import ReplicaGroupSpec
+from loratory.reports.number_text import plural
+from loratory.scenarios.cluster_spec import ClusterSpec, ReplicaGroupSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
 from loratory.sim.noise import NoiseOptions
@@ -65,8 +66,21 @@ def hardware(scenario: Scenario) -> str:
     cluster, each = scenario.cluster, f"{scenario.engine.tensor_parallel_size} x {scenario.gpu}"
     if not isinstance(cluster.replicas, int):
         words = [_group_words(group, scenario) for group in cluster.replicas]
-        return f"{cluster.count} replicas: {'; '.join(words)}; router {cluster.router}"
-    return each if cluster.count == 1 else f"{cluster.count} replicas of {each}, router {cluster.router}"
+        return f"{cluster.count} replicas: {'; '.join(words)}; router {cluster.router}{_changes(cluster)}"
+    if cluster.count == 1 and not cluster.changes:
+        return each
+    return f"{plural(cluster.count, 'replica')} of {each}, router {cluster.router}{_changes(cluster)}"
+
+
+def _changes(cluster: ClusterSpec) -> str:
+    """``, autoscaled from 2 to 8 (target 20 requests in flight a replica), 3 events of replicas``."""
+    words = ""
+    if (scale := cluster.autoscale) is not None:
+        by = "requests in flight a replica" if scale.by == "queue" else "of requests in time"
+        words += f", autoscaled from {scale.least} to {scale.most} (target {scale.target:g} {by})"
+    if cluster.placement is not None:
+        words += f", placement {cluster.placement.name}"
+    return words + (f", {plural(len(cluster.events), 'event')} of replicas" if cluster.events else "")
 
 
 def _group_words(group: ReplicaGroupSpec, scenario: Scenario) -> str:
