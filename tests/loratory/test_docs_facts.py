@@ -55,6 +55,9 @@ def test_columns_and_metrics_of_a_result(tmp_path: Path) -> None:
     text = prose(page).split("## steps.parquet")[1].split("## ")[0]
     assert set(re.findall(r"`(\w+)`", text)) == set(parquet.read_schema(folder / "fifo" / "0" / "steps.parquet").names)
     (one,) = json.loads((folder / "summary.json").read_text())["runs"]
+    (fleet,) = run_scenario(load_text(SMALL, overrides=["cluster.replicas=2"]))["runs"]
+    assert set(fleet) - set(one) == {"per_replica"}
+    one = {**fleet, **one}
     documented: set[str] = set()
     for cells in rows(page, "key"):
         stem = ""
