@@ -138,6 +138,10 @@ class Executor:
 
         self._on_end = both
 
+    on_stuck: Callable[[str], None] | None = None
+    """Called with the reason, in another thread, when `step` will not return, because the policy sleeps or waits where
+    Python cannot interrupt it. Every request has ended then."""
+
     def hear(self, on_sampled: OnSampled, on_end: OnEnd) -> None:
         """Call ``on_sampled(request_id, token)``, too, for each token, and ``on_end`` for each end."""
         assert self._on_sampled is None
@@ -343,10 +347,16 @@ class Executor:
             self.engine.dismiss_policy()
             self.engine.end_all(self.now(), "failed", why)
 
+    def _policy_is_stuck(self, why: str) -> None:
+        """The thread that calls `step` is inside the policy, and does not come back; this is another thread."""
+        self._policy_failed(why)
+        if self.on_stuck is not None:
+            self.on_stuck(why)
+
     def _watch_over(self, policy: PolicyLike) -> PolicyWatch | None:
         if self._policy_timeout_s is None:
             return None
-        return PolicyWatch.over(policy, self._policy_timeout_s, self._policy_failed)
+        return PolicyWatch.over(policy, self._policy_timeout_s, self._policy_is_stuck)
 
     def _renew_watch(self) -> None:
         """After a policy has failed and another took its place: watch that one."""

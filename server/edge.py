@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loratory.server.access_log import ACCESS
@@ -74,6 +75,8 @@ class Edge:
             if length.isdigit() and int(length) > self.max_body_bytes:
                 raise self._too_long()
             await self.app(scope, receive_bounded, send_marked)
+        except ClientDisconnect:
+            note["error"] = "the client left before its body was complete"
         except Exception as error:
             answer = as_api_error(error).response()
             note["error"] = str(error)

@@ -39,7 +39,7 @@ class EngineLoop:
 
     `submit`, `abort` and `call` may be called from any thread. ``on_token(request_id, at_s)`` is told of every token,
     in the engine's thread. When the executor fails, every stream ends as failed, `failure` says why, and nothing more
-    is taken.
+    is taken. The same when a policy does not come back (`Executor.on_stuck`): its thread is left behind.
     """
 
     def __init__(self, executor: Executor, on_token: TokenListener | None = None, stall_s: float = STALL_S) -> None:
@@ -52,10 +52,13 @@ class EngineLoop:
         self._stall_s = stall_s
         self._stuck_since: float | None = None
         self._stopping = False
+        self._left_behind = False
+        """Whether the engine's thread is inside a policy that does not come back."""
         self._ended = Flag()
         self._late = Lock()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         executor.hear(self._token, self._end)
+        executor.on_stuck = self._leave_behind
 
     def start(self) -> None:
         """Start the thread."""
@@ -83,7 +86,12 @@ class EngineLoop:
 
     def abort(self, request_id: str, why: str = "aborted by the client") -> None:
         """End a request between two steps; nothing if it has ended. Its stream gets the end."""
-        self._put(lambda at: self.executor.abort(request_id, why, at))
+
+        def give_up(at: float) -> None:
+            if not self._ended.is_set():
+                self.executor.abort(request_id, why, at)
+
+        self._put(give_up)
 
     def call(self, work: Callable[[Executor, float], T]) -> Future[T]:
         """``work(executor, at)`` in the engine's thread, between two steps, after all that was put before."""
@@ -112,6 +120,8 @@ class EngineLoop:
         """End after the step that runs; what is in flight then ends as aborted. True when the thread has ended."""
         self._stopping = True
         self._put(_nothing)
+        if self._left_behind:
+            return False
         if self._thread.is_alive():
             self._thread.join(wait_s)
         return not self._thread.is_alive()
@@ -131,6 +141,8 @@ class EngineLoop:
                 for at, message in messages:
                     message(at)
                 ran = not self.failure and self._step(now)
+                if self._left_behind:
+                    return
                 self._wake()
                 if ran:
                     self._stuck_since = None
@@ -140,7 +152,22 @@ class EngineLoop:
             self.failure = unexpected(error)
             LOG.exception("the engine's thread has failed")
         finally:
-            self._close()
+            if not self._left_behind:
+                self._close()
+
+    def _leave_behind(self, why: str) -> None:
+        """The engine's thread is inside the policy for good. In the thread of the policy's watch: the requests have
+        ended, and whoever waits for that thread is told why it will not answer."""
+        LOG.error("the engine has stopped: %s", why)
+        self.failure = why
+        self._left_behind = True
+        for stream in list(self._streams.values()):
+            stream.finish(Finish("failed", why))
+            self._touched.add(stream)
+        self._streams.clear()
+        self._ended.set()
+        with self._late:
+            self._carry_out_rest()
 
     def _step(self, now: float) -> bool:
         try:

@@ -60,14 +60,25 @@ class ServerTokenizer:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of a text.
+
+        A long one goes through the library's batch call, which lets other threads run meanwhile: `encode` holds
+        Python's lock, and with 15 MB of text stops the whole server for half a minute.
+        """
+        if len(text) > LONG_TEXT:
+            (encoded,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        else:
+            encoded = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids that the tokenizer does not know are left out."""
-        text: str = self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
-        return text
+        if len(tokens) > LONG_TEXT:
+            (text,) = self._backend.decode_batch([list(tokens)], skip_special_tokens=skip_special_tokens)
+        else:
+            text = self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def chat(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from running_server import GREEDY, RunningServer, TinyFiles, raw_completion
+from running_server import GREEDY, PATIENCE_S, RunningServer, TinyFiles, raw_completion
 
 LONG = GREEDY | {"prompt": "hello", "max_tokens": 300}
 
@@ -237,3 +237,57 @@ def test_an_adapter_whose_files_vanish_fails_its_requests_alone(tiny: TinyFiles)
             told = running.post("/v1/completions", GREEDY | {"prompt": "x", "model": "vanishing", "stream": stream})
             assert told.status_code == 500 and "could not be loaded" in told.json()["error"]["message"]
         assert running.text("a0") and running.text()
+
+
+SLEEPS = """
+import time
+from pathlib import Path
+from loratory.policy import Policy, want
+
+HERE = Path(__file__).parent
+
+
+class Sleeps(Policy):
+    def schedule(self, view):
+        if (HERE / "sleep").exists():
+            time.sleep(600)
+        for request in view.unblocked():
+            yield from want(view, request)
+"""
+
+
+def test_a_policy_that_sleeps_where_nothing_wakes_it_stops_the_engine_and_nobody_waits(
+    tiny: TinyFiles, tmp_path: Path
+) -> None:
+    """Python cannot end a call into the system in another thread: the requests fail, and the server says that it has."""
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    settings = tiny.settings(policy=f"{tmp_path / 'sleeps.py'}:Sleeps", policy_timeout_s=0.3)
+    with RunningServer(settings) as running:
+        assert running.post("/v1/completions", LONG).status_code == 200
+        (tmp_path / "sleep").touch()
+        with ThreadPoolExecutor(2) as pool:
+            asked = [
+                pool.submit(running.post, "/v1/completions", LONG | {"stream": stream}) for stream in (True, False)
+            ]
+            for each in asked:
+                told = each.result()
+                assert told.status_code == 500 and "cannot interrupt" in told.json()["error"]["message"]
+        health = running.http.get("/health")
+        assert health.status_code == 503 and health.json()["status"] == "failed"
+        after = running.post("/v1/completions", LONG)
+        assert after.status_code == 503 and after.json()["error"]["code"] == "engine_stopped"
+        assert running.server.loop.call(lambda executor, at: at).exception(PATIENCE_S) is not None
+
+
+def test_a_client_that_leaves_during_its_body_is_no_fault_of_ours(tiny: TinyFiles) -> None:
+    with RunningServer(tiny.settings()) as running:
+        with socket.create_connection(running.address) as half:
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+
+        def answers(status: int) -> bool:
+            name = "loratory:http_responses_total"
+            lines = running.http.get("/metrics").text.splitlines()
+            return any(line.startswith(name) and f'status="{status}"' in line for line in lines)
+
+        running.until(lambda: answers(499))
+        assert not answers(500)
