@@ -259,7 +259,7 @@ class Sleeps(Policy):
 def test_a_policy_that_sleeps_where_nothing_wakes_it_stops_the_engine_and_nobody_waits(
     tiny: TinyFiles, tmp_path: Path
 ) -> None:
-    """Python cannot end a call into the system in another thread: the requests fail, and the server says that it has."""
+    """Python cannot end a system call of another thread: the requests fail, and the server says that it has failed."""
     (tmp_path / "sleeps.py").write_text(SLEEPS)
     settings = tiny.settings(policy=f"{tmp_path / 'sleeps.py'}:Sleeps", policy_timeout_s=0.3)
     with RunningServer(settings) as running:
