@@ -13,6 +13,7 @@ MODELS := $(or $(LORATORY_MODELS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lorator
 ADAPTERS := json capitals one-word french pirate
 PORT ?= 8000
 REGISTRY := results/serve/adapters.db
+TOKEN := $(dir $(REGISTRY))token
 
 define ASK
 When it listens, ask the base model and two adapters in another terminal:
@@ -20,6 +21,10 @@ When it listens, ask the base model and two adapters in another terminal:
 curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '$(call CHAT,$(MODEL))'
 curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '$(call CHAT,json)'
 curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '$(call CHAT,pirate)'
+
+Swap its policy:
+
+$(BIN)/loratory swap fair_share --token-file $(TOKEN) --url http://127.0.0.1:$(PORT)
 
 endef
 CHAT = {"model": "$(1)", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
@@ -36,8 +41,10 @@ serve: smollm2
 		$(BIN)/loratory adapters add $$name $(MODELS)/$(MODEL)-adapters/$$name --registry $(REGISTRY) \
 			--model $(MODELS)/$(MODEL)/config.json || exit; \
 	done
+	test -s $(TOKEN) || (umask 077; $(BIN)/python -c "import secrets; print(secrets.token_urlsafe())" > $(TOKEN))
 	@echo "$$ASK"
-	$(BIN)/loratory serve $(MODELS)/$(MODEL) --registry $(REGISTRY) --port $(PORT)
+	$(BIN)/loratory serve $(MODELS)/$(MODEL) --registry $(REGISTRY) --port $(PORT) --admin-token-file $(TOKEN) \
+		--record $(dir $(REGISTRY))recording
 
 # The model that is served, and adapters trained on it; tests use them where they are.
 smollm2: $(VENV)/.serve

@@ -16,10 +16,14 @@ import os
 import sys
 from collections.abc import Container, MutableMapping
 
+from loratory.errors import InputError
 from loratory.executor.usable_cores import bound_cores, usable_cores
 
 SPINS = 4000
 """Rounds for which a thread spins before it sleeps: 0.1 to 0.3 ms, by how long the CPU's pause instruction takes."""
+
+MOST_THREADS = 256
+"""Threads that may be asked for on any machine."""
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 """Variables with which a user decides how threads wait; if one is set, none is changed."""
@@ -42,3 +46,22 @@ def set_cpu_threads(
         wanted["OMP_NUM_THREADS"] = str(cores)
     environment.update(wanted)
     return tuple(wanted)
+
+
+def check_threads(count: int | None, option: str) -> None:
+    """Raises `InputError` for a number of threads that a process cannot have; ``option`` is what gave it.
+
+    More threads than cores are slow, and may be wanted to compare; thousands end OpenMP, and with it the process.
+    """
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if count is not None and not 1 <= count <= most:
+        raise InputError(f"{option} is {count}: give 1 to {most}; this machine has {usable_cores()} cores for it")
+
+
+def use_threads(count: int | None, option: str) -> None:
+    """Let PyTorch compute with so many threads; None: with as many as it chooses. Raises `InputError`."""
+    check_threads(count, option)
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)

@@ -82,13 +82,11 @@ class AdminState:
 
         Raises `InputError` or `PolicyError` with the reason where it is refused; then nothing changes.
         """
-        spec = allowed_spec(spec, self._roots)
+        spec = allowed_spec(spec.strip(), self._roots)
         async with self._changing:
             begun = time.perf_counter()
             digest = file_digest(spec)
-            copy = await self.in_engine(lambda executor, _: EngineCopy.of(executor.engine))
-            answer_s = min(ANSWER_S, self._settings.policy_timeout_s)
-            await asyncio.to_thread(try_policy, spec, copy, self._cost, self._settings.trial_s, answer_s)
+            await self._try(spec)
             make = await asyncio.to_thread(policy_factory, spec, self._settings.policy_timeout_s)
             if file_digest(spec) != digest:
                 raise PolicyError(
@@ -102,10 +100,10 @@ class AdminState:
     async def set_shadow(self, spec: str | None) -> ShadowState | None:
         """Ask a policy beside the live one from now on, in place of the shadow there was; None: ask no other.
 
-        Raises `InputError` or `PolicyError` where that cannot be.
+        It is tried first, as one that is put in. Raises `InputError` or `PolicyError` where that cannot be.
         """
         if spec is not None:
-            spec = allowed_spec(spec, self._roots)
+            spec = allowed_spec(spec.strip(), self._roots)
         return await self.put_beside(spec)
 
     async def put_beside(self, spec: str | None) -> ShadowState | None:
@@ -115,6 +113,7 @@ class AdminState:
             if spec is not None:
                 if self._folder is None:
                     raise InputError("a shadow writes beside the recording: start the server with --record DIR")
+                await self._try(spec)
                 answer_s = self._settings.policy_timeout_s
                 fresh = await asyncio.to_thread(Shadow, spec, self._folder, answer_s, self._settings.shadow_share)
             before, self._shadow = self._shadow, None
@@ -143,6 +142,12 @@ class AdminState:
         shadow = self._shadow
         if shadow is not None:
             shadow.stop()
+
+    async def _try(self, spec: str) -> None:
+        """Run a candidate's trial over a copy of the engine. Raises as `try_policy`."""
+        copy = await self.in_engine(lambda executor, _: EngineCopy.of(executor.engine))
+        answer_s = min(ANSWER_S, self._settings.policy_timeout_s)
+        await asyncio.to_thread(try_policy, spec, copy, self._cost, self._settings.trial_s, answer_s)
 
     def _swapped(self, event: PolicySwapped) -> None:
         self._history.append(SwapEntry(at_s=event.now, policy=event.policy, why=event.why))

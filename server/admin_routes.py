@@ -100,6 +100,10 @@ def router(server: AdminServer) -> APIRouter:
         """Ask a policy beside the one in force from now on, or none."""
         return await _refusing(admin.set_shadow(_read(await request.body(), ShadowBody).policy))
 
+    async def bodiless(request: Request) -> None:
+        if (await request.body()).strip() not in (b"", b"{}", b"null"):
+            raise ApiError(400, "this order has no settings: leave the body out", code="unexpected_body")
+
     async def carry_out(name: str, order: Order) -> OrderAnswer:
         served = await server.catalogue.find(name)
         if served is None:
@@ -110,19 +114,19 @@ def router(server: AdminServer) -> APIRouter:
         await _done(answer, "name")
         return OrderAnswer(adapter=adapter)
 
-    ordered = documented(400, 401, 404, 409, 503)
+    ordered, plain = documented(400, 401, 404, 409, 503), [Depends(bodiless)]
 
-    @routes.post("/adapters/{name:path}/pin", response_model=OrderAnswer, responses=ordered)
+    @routes.post("/adapters/{name:path}/pin", response_model=OrderAnswer, responses=ordered, dependencies=plain)
     async def pin(name: str) -> OrderAnswer:
         """Keep an adapter on the GPU once it is there."""
         return await carry_out(name, lambda executor, adapter, at: executor.pin(adapter, at))
 
-    @routes.post("/adapters/{name:path}/unpin", response_model=OrderAnswer, responses=ordered)
+    @routes.post("/adapters/{name:path}/unpin", response_model=OrderAnswer, responses=ordered, dependencies=plain)
     async def unpin(name: str) -> OrderAnswer:
         """Let an adapter be evicted again."""
         return await carry_out(name, lambda executor, adapter, at: executor.unpin(adapter, at))
 
-    @routes.post("/adapters/{name:path}/preload", response_model=OrderAnswer, responses=ordered)
+    @routes.post("/adapters/{name:path}/preload", response_model=OrderAnswer, responses=ordered, dependencies=plain)
     async def preload(name: str) -> OrderAnswer:
         """Load an adapter to the GPU before a request asks for it."""
         return await carry_out(name, lambda executor, adapter, at: executor.preload(adapter, at))

@@ -23,9 +23,11 @@ BODIES = (ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, Lo
 
 def create_app(server: Server) -> FastAPI:
     """The application. It does not start the server."""
-    app = FastAPI(title="Loratory", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Loratory", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_handlers(app)
-    app.add_middleware(Edge, max_body_bytes=server.settings.max_body_bytes, answered=server.metrics.response)
+    settings = server.settings
+    answered = server.metrics.response
+    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, answered=answered, receive_s=settings.receive_s)
     for routes in (openai_routes, model_routes, lora_routes, metrics_routes, admin_routes):
         app.include_router(routes.router(server))
 

@@ -23,10 +23,11 @@ from typing import Any
 
 from loratory.adapters.fetch import AdapterFetcher
 from loratory.adapters.ids import HashIds
-from loratory.adapters.record import AdapterRecord, split_ref
+from loratory.adapters.record import AdapterRecord, check_name, split_ref
 from loratory.adapters.registry.vllm_lora_modules import ModulePath
 from loratory.adapters.verified import VerifiedAdapter
 from loratory.errors import InputError, LoratoryError, RefusedAdapter, RemovedAdapter, UnknownAdapter, did_you_mean
+from loratory.server.base_models import BaseModels
 from loratory.server.engine_loop import EngineLoop
 from loratory.server.openai_errors import ApiError
 from loratory.server.registry_names import FRESH_S, RegistryNames
@@ -95,7 +96,7 @@ class AdapterCatalogue:
         self._loop = loop
         self._item_bytes = item_bytes
         self._names = names
-        self._aliases = frozenset(plain_name(each) for each in (*base_names, *aliases))
+        self._bases = BaseModels(base_names, aliases)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="adapter-fetch")
         self._known: dict[str, KnownAdapter] = {}
         """By the engine's name."""
@@ -130,6 +131,9 @@ class AdapterCatalogue:
             if known is None:
                 record = await self._record(model)
                 known = self._known.get(record.ref)
+                if known is not None and known.files.digest != record.digest:
+                    told = f"adapter {record.ref!r} has other content in the registry than this server began with"
+                    raise ApiError(400, f"{told}: register it as a new version", param="model", code="adapter_refused")
             if known is not None and not known.leaving:
                 lora = known.adapter.lora
                 if record is not None:
@@ -161,16 +165,31 @@ class AdapterCatalogue:
     # -- the operator's and the clients' own adapters --------------------------------------------------------------
 
     async def load_module(self, module: ModulePath) -> None:
-        """An adapter of the command line. Raises `InputError`."""
-        await self._load(module.name, module.source, in_place=False)
+        """An adapter of the command line. Raises `InputError`.
+
+        The operator may serve an adapter that was trained for another base model, with a line in the log; a
+        ``base_model_name`` in the item says which one it is for, whatever its files say.
+        """
+        base = module.base_model_name
+        self._bases.check(module.name, base)
+        files = await self._load(module.name, module.source, in_place=False, check=lambda files: None)
+        trained = files.description.base_model
+        if base is None and trained is not None and not self._bases.has(trained):
+            served = self.base_names[0]
+            LOG.warning("adapter %s was trained for %s, and is served with %s", module.name, trained, served)
 
     async def load(self, name: str, folder: Path, in_place: bool) -> None:
         """Give the engine the adapter in a local folder, under a public name.
 
         With ``in_place`` a name that is there gets a new version; content that is there already changes nothing.
-        Raises `InputError`, and harms nothing, for a name in use, an adapter that is refused, no room in the slots.
+        Raises `InputError`, and harms nothing, for a name in use, an adapter that is refused or for another base model,
+        no room in the slots.
         """
-        await self._load(name, str(folder), in_place)
+
+        def check(files: VerifiedAdapter) -> None:
+            self._bases.check(name, files.description.base_model)
+
+        await self._load(name, str(folder), in_place, check)
 
     async def unload(self, name: str, lora_int_id: int | None) -> None:
         """Take an adapter from the engine: no new request gets it; when its last request has ended, its slot, its host
@@ -252,7 +271,8 @@ class AdapterCatalogue:
         if not task.cancelled() and (error := task.exception()) is not None:
             refusal = ApiError(400, str(error), param="model", code="adapter_refused")
             self._refused[ref] = (time.monotonic() + FRESH_S, refusal)
-            LOG.warning("adapter %s is refused: %s", ref, error)
+            told = str(error) if repr(split_ref(ref)[0])[1:-1] in str(error) else f"adapter {ref!r}: {error}"
+            LOG.warning("%s", told)
 
     def _forget_one(self) -> None:
         """Take the registry's adapter that was asked for longest ago from the engine; it comes back when asked for."""
@@ -267,7 +287,7 @@ class AdapterCatalogue:
             await self._remove(known)
 
     async def _fetch_and_add(self, record: AdapterRecord) -> KnownAdapter:
-        self._check_base(record)
+        self._bases.check(record.ref, record.base_model)
         files = await self._in_thread(lambda: self._fetcher.fetch_record(record))
         lora = record.lora_request(str(files.folder))
         known = KnownAdapter(
@@ -280,17 +300,13 @@ class AdapterCatalogue:
         )
         return await self._add(known)
 
-    def _check_base(self, record: AdapterRecord) -> None:
-        if record.base_model is not None and plain_name(record.base_model) not in self._aliases:
-            raise RefusedAdapter(
-                f"adapter {record.ref!r} is for the base model {record.base_model!r}, but this server has "
-                f"{self.base_names[0]!r}: if they are the same, give --base-model-name {record.base_model}"
-            )
-
-    async def _load(self, name: str, source: str, in_place: bool) -> None:
-        split = split_ref(name)
-        if split[1] is not None:
-            raise InputError(f"the name {name!r} has an @, which separates a version from a name: leave it out")
+    async def _load(
+        self, name: str, source: str, in_place: bool, check: Callable[[VerifiedAdapter], None]
+    ) -> VerifiedAdapter:
+        """Give the engine the adapter at a source; its files. ``check`` raises for files that may not be served."""
+        if "," in name or name in (".", ".."):
+            raise InputError(f"the name {name!r} cannot be told in metrics or URLs: leave out commas, or dots alone")
+        check_name(name)
         async with self._changing:
             if name in self.base_names or await self._in_registry(name):
                 raise InputError(f"the name {name!r} is in use: choose another")
@@ -304,8 +320,12 @@ class AdapterCatalogue:
             files = await self._in_thread(lambda: self._fetcher.verified(f"{name}@{version}", source, None))
             if before is not None and before.files.digest == files.digest and before.files.source == files.source:
                 self._fetcher.release(files)
-                return
-            self._warn_of_base(name, files)
+                return before.files
+            try:
+                check(files)
+            except BaseException:
+                self._fetcher.release(files)
+                raise
             number = await self._new_id(str(files.source), files.digest)
             lora = LoRARequest(f"{name}@{version}", number, str(files.folder), files.description.base_model)
             known = KnownAdapter(name, version, self._adapter(lora, files, version), files, None, int(time.time()))
@@ -316,6 +336,7 @@ class AdapterCatalogue:
             LOG.info("adapter %s, id %d, from %s", lora.lora_name, number, files.source)
             if before is not None:
                 await self._remove(before)
+            return files
 
     async def _in_registry(self, name: str) -> bool:
         if self._names is None:
@@ -325,11 +346,6 @@ class AdapterCatalogue:
         except (UnknownAdapter, RemovedAdapter):
             return False
         return True
-
-    def _warn_of_base(self, name: str, files: VerifiedAdapter) -> None:
-        base = files.description.base_model
-        if base is not None and plain_name(base) not in self._aliases:
-            LOG.warning("adapter %s was trained for %s, and is served with %s", name, base, self.base_names[0])
 
     async def _new_id(self, source: str, digest: str) -> int:
         """An id that means this content and no other, here and in the registry; equal in every process."""
@@ -375,12 +391,3 @@ class AdapterCatalogue:
         except Exception as error:
             LOG.exception("an adapter could not be fetched")
             raise RefusedAdapter(unexpected(error)) from error
-
-
-def plain_name(model: str) -> str:
-    """The last part of a model's name or path, in lower case: what is the same wherever a model is kept.
-
-    >>> plain_name("meta-llama/Llama-3.1-8B")
-    'llama-3.1-8b'
-    """
-    return model.rstrip("/").rpartition("/")[2].lower()

@@ -5,6 +5,7 @@ An exception that nothing else has turned into an answer becomes a 500 in the sh
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loratory.errors import shortened
 from loratory.server.access_log import ACCESS
 from loratory.server.headers import REQUEST_ID, request_id_of
 from loratory.server.openai_errors import ApiError, as_api_error
@@ -23,6 +25,12 @@ CLIENT_GONE = 499
 NOTE = "loratory.note"
 """The key in an ASGI scope of what the access log's line says of a request."""
 
+LEAST_BYTES_PER_S = 65_536
+"""A long body has a second more for so many bytes."""
+
+LONGEST_PATH = 300
+"""Characters of a path that the log has."""
+
 MAX_HEADER_BYTES = 32_768
 """Bytes of a request's headers; longer ones get 431."""
 
@@ -30,11 +38,16 @@ MAX_HEADER_BYTES = 32_768
 class Edge:
     """ASGI middleware. A request's id and note are ``scope[REQUEST_ID]`` and ``scope[NOTE]``.
 
+    A body that does not come within ``receive_s`` seconds, and one more for each `LEAST_BYTES_PER_S`, gets 408.
+
     ``answered(route, status)`` is told of every answer; a route is a template of the app's, or ``other``.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, answered: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, answered: Callable[[str, int], None], receive_s: float
+    ) -> None:
         self.app = app
+        self.receive_s = receive_s
         self.answered = answered
         self.max_body_bytes = max_body_bytes
 
@@ -50,11 +63,21 @@ class Edge:
         scope[NOTE] = note
         scope[REQUEST_ID] = ""
         body_bytes = 0
+        complete = False
 
         async def receive_bounded() -> Message:
-            nonlocal body_bytes
-            message = await receive()
+            nonlocal body_bytes, complete
+            if complete:  # what follows is the end of the connection, which may come late
+                return await receive()
+            until = begun + self.receive_s + body_bytes / LEAST_BYTES_PER_S
+            try:
+                async with asyncio.timeout(max(0.0, until - time.perf_counter())):
+                    message = await receive()
+            except TimeoutError:
+                told = f"the body has not come within {self.receive_s:g} s: send it faster"
+                raise ApiError(408, told, code="body_too_slow") from None
             if message["type"] == "http.request":
+                complete = not message.get("more_body", False)
                 body_bytes += len(message.get("body", b""))
                 if body_bytes > self.max_body_bytes:
                     raise self._too_long()
@@ -64,7 +87,10 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = scope[REQUEST_ID]
+                marked = MutableHeaders(scope=message)
+                marked[REQUEST_ID] = scope[REQUEST_ID]
+                if status == 408:  # the rest of the body would be taken for the next request
+                    marked["connection"] = "close"
             await send(message)
 
         try:
@@ -84,11 +110,12 @@ class Edge:
                 raise
             await answer(scope, receive, send_marked)
         finally:
-            facts = {"method": scope["method"], "path": scope["path"], "status": status}
+            path = shortened(scope["path"], LONGEST_PATH)
+            facts = {"method": scope["method"], "path": path, "status": status}
             facts |= {"seconds": time.perf_counter() - begun, "request_id": scope[REQUEST_ID]} | note
             route = scope.get("route")
             self.answered(getattr(route, "path", "other"), status or CLIENT_GONE)
-            ACCESS.info("%s %s", scope["method"], scope["path"], extra={"facts": facts})
+            ACCESS.info("%s %s", scope["method"], path, extra={"facts": facts})
 
     def _too_long(self) -> ApiError:
         told = f"the body is longer than {self.max_body_bytes:,} bytes: shorten it, or raise --max-body-bytes"

@@ -51,9 +51,11 @@ def engine_config(settings: ServerSettings, model: Model, targets: Iterable[str]
     longest = min(config.max_model_len or model.config.max_positions, model.config.max_positions)
     if config.max_model_len is not None and config.max_model_len > longest:
         raise InputError(f"--max-model-len is {config.max_model_len}, but the model has {longest} positions: lower it")
+    _check_memory(config, model, targets)
     if config.num_gpu_blocks is None:
         blocks = _affordable_blocks(settings, config, model, targets, longest)
         config = config.model_copy(update={"num_gpu_blocks": blocks})
+        _check_memory(config, model, targets)
     room = config.require_blocks() * config.block_size
     if config.max_model_len is None:
         if room < longest:
@@ -71,8 +73,7 @@ def _affordable_blocks(
     settings: ServerSettings, config: EngineConfig, model: Model, targets: Iterable[str], longest: int
 ) -> int:
     """KV blocks in the memory that is asked for, or a share of what is free, but no more than can be used."""
-    shape, width = model.shape, model.dtype.itemsize
-    block_bytes = 2 * shape.layers * shape.kv_width * width * config.block_size
+    block_bytes = _block_bytes(config, model)
     shared = config.null_block + 1  # one more than tokens need is for padded rows
     useful = -(-longest // config.block_size) * config.max_num_seqs
     if settings.kv_memory is not None:
@@ -81,10 +82,10 @@ def _affordable_blocks(
         free = available_bytes(model.device)
         if free is None:
             raise InputError("the free memory of this machine is not known: give --kv-memory or --num-gpu-blocks")
-        slots = LoRAShapes(shape, tuple(targets)).numbers_per_rank * config.max_lora_rank * config.max_loras * width
         share = GPU_SHARE if model.device.type == "cuda" else CPU_SHARE
-        budget = int((free - slots - _step_bytes(config, model)) * share)
-        why = f"{share:.0%} of the {(free - slots) / 1e9:.1f} GB that are free"
+        left = free - _slot_bytes(config, model, targets) - _step_bytes(config, model)
+        budget = int(left * share)
+        why = f"{share:.0%} of the {left / 1e9:.1f} GB that are free beside adapter slots and steps"
     blocks = budget // block_bytes - shared
     if blocks < -(-min(longest, 64) // config.block_size):
         raise InputError(
@@ -99,6 +100,42 @@ def _affordable_blocks(
         size, why,
     )  # fmt: skip
     return int(blocks) + config.null_block
+
+
+def _check_memory(config: EngineConfig, model: Model, targets: Iterable[str]) -> None:
+    """Raises `InputError`, which names the option to lower, where slots, a step or the blocks asked for do not fit."""
+    free = available_bytes(model.device)
+    if free is None:
+        return
+    slots, step = _slot_bytes(config, model, targets), _step_bytes(config, model)
+    if slots > free:
+        raise InputError(
+            f"{config.max_loras:,} adapter slots of rank {config.max_lora_rank:,} need {slots / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB are free: lower --max-loras or --max-lora-rank"
+        )
+    if slots + step > free:
+        raise InputError(
+            f"a step of {config.max_num_batched_tokens:,} tokens and {config.max_num_seqs:,} sequences needs about "
+            f"{step / 1e9:,.1f} GB, and {(free - slots) / 1e9:,.1f} GB are free beside the adapter slots: lower "
+            "--max-num-batched-tokens or --max-num-seqs"
+        )
+    blocks = 0 if config.num_gpu_blocks is None else config.num_gpu_blocks * _block_bytes(config, model)
+    if slots + step + blocks > free:
+        raise InputError(
+            f"{config.num_gpu_blocks:,} KV blocks need {blocks / 1e9:,.1f} GB, and {(free - slots - step) / 1e9:,.1f} "
+            "GB are free beside adapter slots and steps: lower --num-gpu-blocks or --kv-memory"
+        )
+
+
+def _block_bytes(config: EngineConfig, model: Model) -> int:
+    """Keys and values of one block."""
+    return 2 * model.shape.layers * model.shape.kv_width * model.dtype.itemsize * config.block_size
+
+
+def _slot_bytes(config: EngineConfig, model: Model, targets: Iterable[str]) -> int:
+    """Adapter slots, each as large as the largest rank."""
+    numbers = LoRAShapes(model.shape, tuple(targets)).numbers_per_rank
+    return numbers * config.max_lora_rank * config.max_loras * model.dtype.itemsize
 
 
 def _step_bytes(config: EngineConfig, model: Model) -> int:

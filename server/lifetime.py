@@ -14,6 +14,7 @@ import uvicorn
 
 from loratory.executor.cpu_share import CPUShare
 from loratory.server.app import create_app
+from loratory.server.connection import connection_class
 from loratory.server.edge import MAX_HEADER_BYTES
 from loratory.server.server import Server
 
@@ -46,7 +47,7 @@ class Lifetime:
         self._now = asyncio.Event()
         config = uvicorn.Config(
             create_app(server),
-            http="h11",  # its headers are bounded
+            http=connection_class(server.settings.receive_s),  # h11's: its headers are bounded
             ws="none",
             lifespan="off",
             log_config=None,
@@ -109,12 +110,17 @@ class Lifetime:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT stop the server, where this is the main thread."""
+        """SIGTERM and SIGINT stop the server, where this is the main thread; timers that a policy has set do not."""
         loop, handled = asyncio.get_running_loop(), []
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             with contextlib.suppress(ValueError, RuntimeError):  # not the main thread: whoever runs this calls `stop`
                 loop.add_signal_handler(number, self.stop)
+                handled.append((number, before))
+        for number in (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF):
+            before = signal.getsignal(number)
+            with contextlib.suppress(ValueError, RuntimeError):
+                loop.add_signal_handler(number, _nobody_asked, number)
                 handled.append((number, before))
         try:
             yield
@@ -122,3 +128,8 @@ class Lifetime:
             for number, before in handled:
                 loop.remove_signal_handler(number)
                 signal.signal(number, before)
+
+
+def _nobody_asked(number: int) -> None:
+    """A timer's signal, which would end the process: the server sets no timers, so a policy has."""
+    LOG.warning("%s came and is ignored: the server sets no timers, and a policy may not", signal.Signals(number).name)

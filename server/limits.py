@@ -48,7 +48,7 @@ class RequestLimits:
         """A request of ``outputs`` outputs is taken on: `leave` once for each. Raises `ApiError`: 503 while the server
         drains, 429 where queue or tenant have no room."""
         if self.draining_s is not None:
-            raise self._away(503, "draining", "the server is shutting down: try another", self.draining_s)
+            raise self._away(503, "draining", "the server is draining: try another", self.draining_s)
         running, places = self._running()
         after = self.in_progress + outputs
         if after > places and after - running > self.max_queue:

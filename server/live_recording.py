@@ -62,6 +62,7 @@ LEAST_FREE_BYTES = 1 << 30
 _MOST_WAITING = 20_000
 """Steps that may wait to be written."""
 
+_REMOVED = "its files have been removed"
 _PACKAGES = ("loratory", "torch", "transformers")
 
 
@@ -166,6 +167,9 @@ class LiveRecording:
                 self._some.wait()
                 self._some.clear()
                 closing = self._closing.wait(EVERY_S)
+                if not self._is_there():
+                    self._fail(_REMOVED)
+                    return
                 self._write_waiting()
                 if closing or self._failure:
                     return
@@ -173,10 +177,15 @@ class LiveRecording:
                     self._fail(f"less than {LEAST_FREE_BYTES >> 30} GiB is free on the disk")
                     return
         except OSError as error:
-            self._fail(f"{error.strerror or error}")
+            self._fail(f"{error.strerror or error}" if self._is_there() else _REMOVED)
         except Exception as error:  # a fault of our own must not end the server
-            LOG.exception("the recording has failed")
-            self._fail(f"{type(error).__name__}: {error}")
+            if self._is_there():
+                LOG.exception("the recording has failed")
+            self._fail(f"{type(error).__name__}: {error}" if self._is_there() else _REMOVED)
+
+    def _is_there(self) -> bool:
+        """Whether the folder still is the recording's: a file that was removed could be written to without an error."""
+        return (self._folder / RUN_INFO).exists()
 
     def _write_waiting(self) -> None:
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]

@@ -90,7 +90,7 @@ def router(server: Server) -> APIRouter:
         if not server.settings.allow_runtime_lora:
             raise ApiError(403, OFF, code="runtime_lora_off")
         if server.draining:
-            raise ApiError(503, "the server is shutting down: try another", code="server_draining", retry_after_s=1.0)
+            raise ApiError(503, "the server is draining: try another", code="server_draining", retry_after_s=1.0)
         check_engine(server)
 
     return routes

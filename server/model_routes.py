@@ -86,6 +86,7 @@ def router(server: Server) -> APIRouter:
         )
         return JSONResponse({"prompt": text})
 
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
     async def health() -> Response:
         """200 while requests are taken; 503 while the server drains, and when its engine has stopped."""
@@ -93,9 +94,8 @@ def router(server: Server) -> APIRouter:
             return JSONResponse({"status": "failed", "reason": server.loop.failure}, 503)
         if server.draining:
             retry = str(max(1, round(server.limits.draining_s or 1)))
-            return JSONResponse(
-                {"status": "draining", "reason": "the server is shutting down"}, 503, {"retry-after": retry}
-            )
+            why = "the server is shutting down" if server.stopping else "an operator drains it"
+            return JSONResponse({"status": "draining", "reason": why}, 503, {"retry-after": retry})
         return JSONResponse({"status": "ok", "reason": ""})
 
     @routes.get("/version", response_model=VersionAnswer)

@@ -10,6 +10,7 @@ import socket
 from loratory.errors import InputError
 from loratory.executor.cpu_threads import set_cpu_threads
 from loratory.server.settings import ServerSettings
+from loratory.server.settings_check import check_settings
 
 LOG = logging.getLogger("loratory.server")
 
@@ -50,6 +51,7 @@ def serve(settings: ServerSettings) -> None:
 
     The first signal drains: new requests get 503, those in progress have ``drain_s`` seconds. The second ends at once.
     """
+    check_settings(settings)
     listening = bind(settings.host, settings.port)
     with listening:
         set_cpu_threads()
@@ -75,6 +77,7 @@ def serve(settings: ServerSettings) -> None:
                 asyncio.run(run())
             finally:
                 server.close()
+            LOG.info("the server has stopped")
 
 
 def _tell(name: str, url: str, settings: ServerSettings) -> None:

@@ -18,6 +18,7 @@ from loratory.adapters.registry.registry import Registry
 from loratory.adapters.registry.vllm_lora_modules import ModulePath, parse_lora_modules
 from loratory.executor.checkpoint import Checkpoint
 from loratory.executor.clock import Clock, RealClock
+from loratory.executor.cpu_threads import use_threads
 from loratory.executor.executor import Executor
 from loratory.executor.machine import Machine
 from loratory.executor.model import Model, resolve_device
@@ -178,14 +179,13 @@ def build_server(settings: ServerSettings, clock: Clock | None = None) -> Server
 
 def _build(settings: ServerSettings, clock: Clock, resources: ExitStack) -> Server:
     """What is opened is closed by ``resources``, unless the server has taken them over."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads, "--threads")
     modules = parse_lora_modules(settings.lora_modules)
     spec = canonical_spec(settings.policy)
     policy = policy_factory(spec, settings.policy_timeout_s)
     names = None
     if settings.registry is not None:
-        names = RegistryNames(Registry(settings.registry, create=False))
+        names = RegistryNames(Registry(settings.registry, create=False, hold=False))
         resources.callback(names.close)
         names.open()
     cache = resources.enter_context(adapter_cache())

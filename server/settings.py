@@ -25,7 +25,8 @@ class ServerSettings:
     seconds are measured at the start, 0 for assumed times.
     ``kv_memory``: a size such as 4GiB for KV blocks, where ``engine`` does not name ``num_gpu_blocks``.
     ``target_modules``: that adapter slots have room for; empty: all linear layers. ``base_model_names``: further names
-    under which the registry's adapters know the base model. ``log_json``: log lines are JSON.
+    under which the registry's adapters know the base model. ``receive_s``: seconds in which a client must send a
+    request's headers, and then its body. ``log_json``: log lines are JSON.
     """
 
     checkpoint: str
@@ -59,4 +60,5 @@ class ServerSettings:
     kv_memory: str | None = None
     target_modules: tuple[str, ...] = ()
     base_model_names: tuple[str, ...] = ()
+    receive_s: float = 60.0
     log_json: bool = False

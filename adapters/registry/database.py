@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from loratory.errors import InputError
 from loratory.git_lfs import refuse_pointer
@@ -30,10 +30,12 @@ class Database:
     """Connections to one database; opened at the first use, from any thread, in any process.
 
     ``where``: a path, ``sqlite:///path``, ``:memory:`` or ``sqlite://`` (gone when closed), ``postgresql://...`` or
-    ``postgresql+psycopg://...``. Every failure of the database is an `InputError` of one sentence.
+    ``postgresql+psycopg://...``. ``hold``: whether connections to a SQLite file stay open between two uses; if not, the
+    file may be replaced in between, with no write-ahead log of the old one beside it. Every failure of the database is
+    an `InputError` of one sentence.
     """
 
-    def __init__(self, where: str | os.PathLike[str]) -> None:
+    def __init__(self, where: str | os.PathLike[str], *, hold: bool = True) -> None:
         self.url = _url(where)
         self.shown = self.url.render_as_string(hide_password=True)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
@@ -42,7 +44,10 @@ class Database:
             self.path = None if self.url.database in (None, "", ":memory:") else Path(str(self.url.database))
             self.shown = str(self.path) if self.path else ":memory:"
         self._engine: Engine | None = None
+        self._hold = hold
         self._making = Lock()
+        self._file: tuple[int, int] | None = None
+        """Device and number of the SQLite file, once it has been seen."""
 
     @property
     def engine(self) -> Engine:
@@ -52,6 +57,31 @@ class Database:
                 if self._engine is None:
                     self._engine = self._sqlite_engine() if self.is_sqlite else self._postgres_engine()
         return self._engine
+
+    def follow(self) -> bool:
+        """Whether another file than before is at the path; connections to the old one are closed then.
+
+        SQLite would go on with the file that it has open, wherever that is by now. Raises `InputError` for a file that
+        is gone; a file that has not been there yet is none.
+        """
+        if self.path is None:
+            return False
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            if self._file is None:
+                return False
+            raise InputError(
+                f"registry {self.shown} was there before, and is gone now ({error.strerror}): put it back"
+            ) from None
+        file = (found.st_dev, found.st_ino)
+        with self._making:
+            before, self._file = self._file, file
+            if before in (None, file):
+                return False
+            if self._engine is not None:
+                self._engine.dispose()
+            return True
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -126,6 +156,7 @@ class Database:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+        self._file = None
 
     def _sqlite_engine(self) -> Engine:
         folder = self.path.parent if self.path else None
@@ -134,7 +165,8 @@ class Database:
         # A database in memory belongs to its connection, so all threads take turns on one.
         pool: dict[str, Any] = {} if self.path else {"pool_size": 1, "max_overflow": 0, "pool_timeout": BUSY_S}
         arguments = {"timeout": BUSY_S, "check_same_thread": False}
-        engine = create_engine(self.url, poolclass=QueuePool, connect_args=arguments, **pool)
+        pool["poolclass"] = QueuePool if self._hold or not self.path else NullPool
+        engine = create_engine(self.url, connect_args=arguments, **pool)
 
         @event.listens_for(engine, "connect")
         def _connected(connection: Any, _: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,8 @@ from loratory.adapters.registry.writer import RegistryWriter
 from loratory.errors import InputError, RemovedAdapter, UnknownAdapter
 from loratory.serving.lora import LoRARequest
 
+LOG = logging.getLogger("loratory.adapters")
+
 
 @dataclass(frozen=True, slots=True)
 class IdMeaning:
@@ -41,7 +44,8 @@ class Registry:
 
     Opened at the first use, and created if it does not exist (with ``create=False`` that is an error). ``ids`` is the
     `IdStrategy` of a new registry or its name (by default ``sequential``); a registry keeps the strategy it began with.
-    ``clock`` gives the time written into records. Threads may share it; processes share it by ``where``.
+    ``hold``: see `Database`. ``clock`` gives the time written into records. Threads may share it; processes share it
+    by ``where``.
 
     Every method raises `InputError`, one sentence with the remedy, for bad arguments and for a database that cannot be
     reached, read or written.
@@ -57,9 +61,10 @@ class Registry:
         ids: str | IdStrategy | None = None,
         *,
         create: bool = True,
+        hold: bool = True,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
-        self._database = Database(where)
+        self._database = Database(where, hold=hold)
         self._sql = Statements(Tables())
         self._wanted = id_strategy(ids) if isinstance(ids, str) else ids
         self._strategy: IdStrategy | None = None
@@ -76,9 +81,11 @@ class Registry:
         self.close()
 
     def open(self) -> None:
-        """Connects, creates missing tables, and checks the schema; every method does it when needed."""
-        if self._strategy is None:
-            self._strategy = self._opened()
+        """Connects, creates missing tables, and checks the schema; every method does it when needed.
+
+        A SQLite file that was replaced is opened anew; one that is gone is an `InputError`.
+        """
+        self._ready()
 
     def close(self) -> None:
         """Closes the connections. A registry in memory is lost."""
@@ -93,9 +100,7 @@ class Registry:
     @property
     def ids(self) -> str:
         """The name of the registry's id strategy."""
-        self.open()
-        assert self._strategy is not None
-        return self._strategy.name
+        return self._ready().name
 
     @property
     def exists(self) -> bool:
@@ -272,12 +277,23 @@ class Registry:
 
     @contextmanager
     def _writing(self) -> Iterator[RegistryWriter]:
-        self.open()
-        assert self._strategy is not None
+        strategy = self._ready()
         with self._database.writing() as connection:
-            writer = RegistryWriter(self._sql, connection, self._strategy, self._clock)
+            writer = RegistryWriter(self._sql, connection, strategy, self._clock)
             yield writer
             writer.finish()
+
+    def _ready(self) -> IdStrategy:
+        replaced = self._database.follow()
+        if replaced:
+            LOG.warning("registry %s is another file than before, and is read anew", self.where)
+            self._strategy = None
+        strategy = self._strategy
+        if strategy is None:
+            strategy = self._opened()
+            self._database.follow()
+            self._strategy = strategy
+        return strategy
 
     def _opened(self) -> IdStrategy:
         database, tables = self._database, self._sql.tables

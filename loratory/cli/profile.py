@@ -50,19 +50,18 @@ def profile_command(
     that it was not fitted to.
     """
     began = time.perf_counter()
-    from loratory.executor.cpu_threads import set_cpu_threads
+    from loratory.executor.cpu_threads import set_cpu_threads, use_threads
     from loratory.experiment.calibrate import Plan, calibrate
     from loratory.serving.config import EngineConfig
     from loratory.sim.catalogue import model as find_model
 
     set_cpu_threads()
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise InputError(f'profile needs {error.name}: pip install "loratory[executor]"') from error
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads, "--threads")
     spec = find_model(model)
     checkpoint = None if random else model
     if not random and not Path(model).is_dir():

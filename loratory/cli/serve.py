@@ -11,16 +11,16 @@ import typer
 import yaml
 
 from loratory.cli.swap import read_token
-from loratory.errors import InputError, did_you_mean
+from loratory.errors import InputError, did_you_mean, several
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 
 
 def serve_command(
+    context: typer.Context,
     checkpoint: Annotated[
         str,
         typer.Argument(help="a Hugging Face checkpoint folder, with its tokenizer, or a name of: loratory models list"),
     ],
-    more_modules: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     policy: Annotated[str, typer.Option(help="the scheduling policy, such as fair_share:by=tenant")] = "fifo",
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 is every address of this machine")] = (
         "127.0.0.1"
@@ -88,6 +88,9 @@ def serve_command(
     objective: Annotated[
         list[str] | None, typer.Option(help="NAME=PRIORITY: of x-llm-d-inference-objective; may be repeated")
     ] = None,
+    receive_timeout: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="seconds that a client may take to send a request")
+    ] = 60.0,
     drain_s: Annotated[float, typer.Option(min=0, help="seconds that SIGTERM leaves to requests in progress")] = 30.0,
     policy_timeout: Annotated[
         float, typer.Option(help="seconds that a policy may take to decide or to be imported")
@@ -124,6 +127,7 @@ def serve_command(
     from loratory.server.run import serve
     from loratory.server.settings import ServerSettings
 
+    more_modules = context.args  # --lora-modules a=1 b=2, as vLLM takes it
     if more_modules and not lora_modules:
         raise InputError(f"{more_modules[0]!r} follows the checkpoint: give adapters with --lora-modules NAME=PATH")
     named = {
@@ -136,6 +140,8 @@ def serve_command(
         "num_gpu_blocks": num_gpu_blocks,
     }
     targets = () if lora_target_modules == "all-linear" else tuple(filter(None, lora_target_modules.split(",")))
+    if not targets and lora_target_modules != "all-linear":
+        raise InputError("--lora-target-modules is empty: give all-linear, or names separated by commas")
     serve(
         ServerSettings(
             checkpoint=checkpoint,
@@ -148,13 +154,14 @@ def serve_command(
             engine=engine_settings(named, engine or ()),
             served_names=tuple(dict.fromkeys(served_model_name or ())),
             registry=registry,
-            lora_modules=(*(lora_modules or ()), *(more_modules or ())),
+            lora_modules=(*(lora_modules or ()), *more_modules),
             allow_runtime_lora=allow_runtime_lora,
             lora_roots=tuple(lora_root or ()),
             max_queue=max_queue,
             tenant_requests=tenant_requests,
             api_keys=read_api_keys([*(api_key or ()), *_lines(api_key_file)]),
-            objectives=dict(map(_objective, objective or ())),
+            objectives=read_objectives(objective or ()),
+            receive_s=receive_timeout,
             drain_s=drain_s,
             policy_timeout_s=policy_timeout,
             profile=profile,
@@ -180,16 +187,32 @@ def engine_settings(named: Mapping[str, object], given: Iterable[str]) -> dict[s
     settings = {key: value for key, value in named.items() if value is not None}
     for item in given:
         key, equals, text = item.partition("=")
-        if not equals or key not in EngineConfig.model_fields:
-            known = EngineConfig.model_fields
-            raise InputError(f"--engine {item!r}: {did_you_mean(key, known, 'write KEY=VALUE, such as block_size=32')}")
-        if key == "async_scheduling":
-            raise InputError("--engine async_scheduling: the executor plans a step when the one before has ended")
+        key = "preset" if key == "as" else key  # the scenario's word
+        known = EngineConfig.model_fields
+        if not equals:
+            raise InputError(f"--engine {item!r} has no value: write KEY=VALUE, such as block_size=32")
+        if key not in known:
+            raise InputError(
+                f"--engine {item!r}: there is no setting {key!r}; {did_you_mean(key, known, _known(known))}"
+            )
+        if key in settings:
+            option = f"--{key.replace('_', '-')}" if named.get(key) is not None else "another --engine"
+            raise InputError(f"--engine {item!r}: {key} is given by {option} as well: leave one of them out")
+        if key in _NOT_HERE:
+            raise InputError(f"--engine {key}: {_NOT_HERE[key]}")
         try:
             settings[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InputError(f"--engine {item!r}: the value is no YAML: correct it") from None
     return settings
+
+
+_NOT_HERE = {
+    "async_scheduling": "the executor plans a step when the one before has ended, so leave it out",
+    "tensor_parallel_size": "the executor computes on one device, so leave it out",
+    "gpu_memory_utilization": "the server has --kv-memory for the memory of KV blocks",
+}
+"""Engine settings of simulations that a server has no use for."""
 
 
 def read_api_keys(items: Iterable[str]) -> dict[str, str]:
@@ -200,6 +223,8 @@ def read_api_keys(items: Iterable[str]) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     for item in items:
+        if not item.strip("="):
+            raise InputError("--api-key is empty: give a key, or leave the option out")
         tenant, _, key = item.partition("=")
         if not key.strip("="):
             tenant, key = "", item
@@ -222,6 +247,23 @@ def _lines(path: Path | None) -> list[str]:
     if not found:
         raise InputError(f"--api-key-file {path} holds no key: write one a line")
     return found
+
+
+def _known(settings: Iterable[str]) -> str:
+    return f"the engine has {several(sorted(settings), 40)}"
+
+
+def read_objectives(items: Iterable[str]) -> dict[str, int]:
+    """Priority by objective. Raises `InputError` for what is no ``NAME=PRIORITY``, and for a name with two priorities.
+
+    >>> read_objectives(["chat=-1", "batch=5"])
+    {'chat': -1, 'batch': 5}
+    """
+    priorities: dict[str, int] = {}
+    for name, priority in map(_objective, items):
+        if priorities.setdefault(name, priority) != priority:
+            raise InputError(f"--objective {name}: {priorities[name]} and {priority} are given: give one priority")
+    return priorities
 
 
 def _objective(item: str) -> tuple[str, int]:

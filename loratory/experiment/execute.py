@@ -65,6 +65,12 @@ def refuse_unmeasurable(scenario: Scenario) -> None:
         raise InputError(
             f"cluster.replicas is {scenario.cluster.count}, but the executor runs one replica: set it to 1"
         )
+    if isinstance(scenario.cluster.replicas, list):
+        raise InputError("cluster.replicas is a list of kinds, but the executor runs one replica, as engine says")
+    if (width := scenario.engine.tensor_parallel_size) > 1:
+        raise InputError(
+            f"engine.tensor_parallel_size is {width}, but the executor computes on one device: set it to 1"
+        )
     if scenario.cluster.changes:
         key = "events" if scenario.cluster.events else "autoscale"
         raise InputError(f"cluster.{key} is given, but the executor runs one replica, which stays: leave it out")

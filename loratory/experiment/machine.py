@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratory.errors import InputError
-from loratory.executor.cpu_threads import set_cpu_threads
+from loratory.executor.cpu_threads import set_cpu_threads, use_threads
 from loratory.experiment.resolve import Built
 from loratory.scenarios.schema import Scenario
 from loratory.serving.lora import Adapter
@@ -34,15 +34,14 @@ def machine_for(scenario: Scenario, built: Built) -> Iterator[Machine]:
     """
     set_cpu_threads()
     try:
-        import torch
+        import torch  # noqa: F401
 
         from loratory.executor.machine import Machine
     except ImportError as error:
         raise InputError(f'the executor needs {error.name}: pip install "loratory[executor]"') from error
 
     spec = scenario.executor
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
+    use_threads(spec.threads, "executor.threads")
     model = load_model(spec.checkpoint, built.model, spec.dtype, spec.device)
     targets = resolve_targets(scenario.adapters.target_modules)
     with tempfile.TemporaryDirectory(prefix="loratory-adapters-") as scratch, adapter_cache() as cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ def root(tiny: TinyFiles) -> Path:
         shutil.copytree(tiny.adapters[name], folder / name)
     tiny.adapter("root/high", rank=32, seed=9)
     tiny.adapter("root/head", target_modules=("q_proj", "lm_head"), seed=10)
+    tiny.adapter("root/foreign", base_model="acme/another-model", seed=12)
     tiny.adapter("outside", seed=11)
     (folder / "link").symlink_to(tiny.folder / "outside")
     shutil.copytree(tiny.adapters["a0"], folder / "broken")
@@ -145,6 +147,33 @@ def test_changed_content_is_refused_and_healed(
     assert running.post("/v1/completions", body).status_code == 200
 
 
+def test_a_version_never_changes_its_content(
+    running: RunningServer, registry: Registry, tiny: TinyFiles, tmp_path: Path, texts: dict[str, str]
+) -> None:
+    """A registry file that is replaced is noticed; a version or an id that the engine knows means what it meant."""
+    place, kept = Path(registry.where), tmp_path / "kept.db"
+    assert running.text("sql@1") == texts["a0"]
+    registry.close()
+    with Registry(tmp_path / "new.db") as new, AdapterCache(tmp_path / "cache") as cache:
+        fetcher = AdapterFetcher(cache)
+        new.add_many([fetcher.registration("sql", str(tiny.adapters["a2"]))])
+        new.add_many([fetcher.registration("second", str(tiny.adapters["a1"]))])  # with the id of sql@2
+        new.add_many([fetcher.registration("third", str(tiny.adapters["a1"]))])  # with that of the foreign one
+    shutil.copy(place, kept)
+    os.replace(tmp_path / "new.db", place)
+    try:
+        assert running.text("third") == texts["a1"]
+        answer = running.post("/v1/completions", GREEDY | {"prompt": "x", "model": "second"})
+        assert answer.status_code == 400 and "means adapter 'sql@2'" in answer.json()["error"]["message"]
+        answer = running.post("/v1/completions", GREEDY | {"prompt": "x", "model": "sql@1"})
+        assert answer.status_code == 400 and "register it as a new version" in answer.json()["error"]["message"]
+        place.unlink()
+        assert running.text("third") == texts["a1"]  # the last answer stands
+    finally:
+        os.replace(kept, place)
+    assert running.text("sql@1") == texts["a0"]
+
+
 def test_the_engine_knows_the_registrys_adapters_that_were_asked_for_last(
     running: RunningServer, registry: Registry, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +242,9 @@ def test_loading_in_place_makes_a_version_and_leaves_what_runs(running: RunningS
         ("sql", "a0", 400, "in use"),
         ("own", "a0", 400, "already been loaded"),
         ("a@2", "a0", 400, "@"),
+        ("a,b", "a0", 400, "commas"),
+        ("..", "a0", 400, "dots"),
+        ("x", "foreign", 400, "--base-model-name acme/another-model"),
         (" a", "a0", 400, "blanks"),
         ("", "a0", 400, "lora_name"),
     ],

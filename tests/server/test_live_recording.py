@@ -24,7 +24,7 @@ from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_scenario
 from loratory.server import line_file, live_recording
 from loratory.server.live_recording import LiveRecording
-from loratory.server.live_tape import LiveTape
+from loratory.server.live_tape import LiveStep, LiveTape
 from loratory.server.recorded_scenario import ServedSetup
 from loratory.testing.world import World, workload
 
@@ -211,6 +211,16 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
     assert len(ran.ends) == 40
     assert "No space left on device" in recording.close().failure
     assert json.loads((tmp_path / "run_info.json").read_text())["complete"] is False
+
+
+def test_a_folder_that_is_removed_ends_the_recording_and_nothing_else(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran, recording = recorded(tmp_path / "rec", model, close=False)
+    shutil.rmtree(tmp_path / "rec")
+    recording.take(LiveStep((), (), (), False, (), (), (), None, (), ()))
+    assert recording.close().failure.endswith("has ended: its files have been removed")
+    assert len(ran.ends) == 40 and "Traceback" not in caplog.text
 
 
 def test_a_disk_that_stands_still_makes_nobody_wait(

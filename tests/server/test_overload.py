@@ -49,6 +49,29 @@ def test_a_full_queue_is_429(running: RunningServer) -> None:
     assert running.until(running.idle) is None
 
 
+def test_half_a_request_is_given_up(tiny: TinyFiles) -> None:
+    """Headers or a body that do not come are 408 and a closed connection; whole requests before them are answered."""
+    with RunningServer(tiny.settings(receive_s=0.3)) as running:
+        host, port = running.http.base_url.host, running.http.base_url.port
+        assert port is not None
+        whole = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+        post = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        late = b"408 Request Timeout"
+        halves = [(b"", b"", b""), (b"", b"GET /hea", late), (whole, b"GET /hea", late)]
+        halves.append((whole, post, b"body_too_slow"))
+        for first, half, told in halves:
+            with socket.create_connection((host, port), timeout=PATIENCE_S) as connection:
+                if first:
+                    connection.sendall(first)
+                    assert b"200 OK" in connection.recv(65_536)
+                connection.sendall(half)
+                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+                assert told in answer if told else not answer
+        assert running.http.get("/health").status_code == 200
+        answered = running.http.get("/metrics").text
+        assert 'status="408"' in answered and not running.server.limits.in_progress
+
+
 def test_a_tenants_bound_is_its_own(running: RunningServer) -> None:
     with running.held(), ThreadPoolExecutor(2) as pool:
         first = begin(running, pool, **{"x-llm-d-inference-fairness-id": "big"})

@@ -79,6 +79,31 @@ def test_a_port_in_use_is_one_sentence_before_anything_is_loaded(tmp_path: Path)
         (["--host", "256.0.0.1"], "no address of this machine"),
         (["extra"], "give adapters with --lora-modules"),
         (["--api-key-file", "/nowhere"], "--api-key-file /nowhere"),
+        (["--api-key", ""], "--api-key is empty"),
+        (["--served-model-name", ""], "--served-model-name is empty"),
+        (["--lora-target-modules", ","], "--lora-target-modules is empty"),
+        (["--objective", "a=1", "--objective", "a=2"], "give one priority"),
+        (["--engine", "max_loras=4", "--max-loras", "8"], "by --max-loras as well"),
+        (["--engine", "block_size=8", "--engine", "block_size=16"], "by another --engine as well"),
+        (["--engine", "block_size"], "has no value"),
+        (["--engine", "tensor_parallel_size=2"], "computes on one device"),
+        (["--engine", "gpu_memory_utilization=0.5"], "--kv-memory"),
+        (["--allow-runtime-lora"], "add --lora-root DIR"),
+        (["--lora-root", "."], "add --allow-runtime-lora"),
+        (["--allow-runtime-lora", "--lora-root", "/nowhere"], "--lora-root /nowhere does not exist"),
+        (["--policy-root", "."], "--admin-token-file"),
+        (["--base-model-name", "x"], "there are none"),
+        (["--kv-memory", "1GB", "--num-gpu-blocks", "100"], "give one of them"),
+        (["--threads", "100000"], "--threads is 100000"),
+        (["--max-loras", "1000000000"], "lower --max-loras or --max-lora-rank"),
+        (["--max-num-seqs", "100000000"], "lower --max-num-batched-tokens or --max-num-seqs"),
+        (["--num-gpu-blocks", "1000000000"], "lower --num-gpu-blocks or --kv-memory"),
+        (["--kv-memory", "900TB", "--max-num-seqs", "1000000"], "lower --num-gpu-blocks or --kv-memory"),
+        (["--record", "/etc/passwd"], "--record /etc/passwd is no folder"),
+        (["--shadow", "fifo"], "add --record DIR"),
+        (["--policy", "nofile.py:X"], "there is no file"),
+        (["--profile", "/nowhere"], "unknown profile '/nowhere'"),
+        (["--lora-modules", '{"name": "a", "path": "b", "base_model_name": "other"}'], "is for the base model 'other'"),
     ],
 )
 def test_what_is_wrong_is_an_input_error(tiny: TinyFiles, arguments: list[str], told: str) -> None:
@@ -110,6 +135,7 @@ def test_all_settings_can_be_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(loratory.server.run, "serve", made.append)
     (tmp_path / "keys").write_text("# keys\nteam=abc=\n\nxyz\n")
     line = ["serve", "model", "--max-loras", "4", "--objective", "a=-3", "--api-key", "k", "--lora-root", "/r"]
+    line += ["--receive-timeout", "3"]
     line += ["--api-key-file", str(tmp_path / "keys"), "--served-model-name", "m", "--engine", "watermark=0.1"]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.exception
@@ -117,6 +143,7 @@ def test_all_settings_can_be_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert settings.engine == {"max_loras": 4, "watermark": 0.1} and settings.objectives == {"a": -3}
     assert settings.api_keys == {"k": "", "abc=": "team", "xyz": ""} and settings.served_names == ("m",)
     assert settings.host == "127.0.0.1" and not settings.allow_runtime_lora and settings.lora_roots == (Path("/r"),)
+    assert settings.receive_s == 3
 
 
 def test_keys_and_engine_settings_are_read() -> None:

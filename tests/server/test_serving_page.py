@@ -44,7 +44,7 @@ class Session:
 
     def run(self, command: str) -> str:
         """What a command prints. One that ends in ``&`` is the server: what it logs until it answers."""
-        if command.startswith("pkill"):
+        if command.startswith("kill"):
             return self.stop()
         if command.endswith(" &"):
             return self.start(command.removesuffix(" &"))
@@ -83,7 +83,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
     checkpoint()
     for name, trained in adapters().items():
         if name in ("json", "one-word"):
-            shutil.copytree(trained, tmp_path / "adapters" / name)
+            shutil.copytree(trained, tmp_path / "trained" / name)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     session = Session(tmp_path)
     try:

@@ -287,6 +287,34 @@ def test_a_file_is_in_wal_mode_and_an_url_names_it_too(tmp_path: Path) -> None:
     assert Registry(tmp_path / "r.db").resolve("a").lora_int_id == 1
 
 
+def test_a_file_that_is_replaced_is_read_anew_and_one_that_is_gone_is_told(tmp_path: Path) -> None:
+    place, other = tmp_path / "r.db", tmp_path / "other.db"
+    for path, digest in ((place, "1"), (other, "2")):
+        with Registry(path) as registry:
+            registry.add("a", f"/{path.name}", description(digest))
+    with Registry(other) as registry:
+        registry.add("b", "/b", description("3"))
+    with Registry(place) as holds, Registry(place, create=False, hold=False) as reader:
+        assert holds.names() == ("a",)
+        assert reader.names() == ("a",) and reader.resolve("a").source == "/r.db"
+        os.replace(other, place)
+        assert reader.names() == ("a", "b") and reader.resolve("a").source == "/other.db"
+        assert holds.names() == ("a", "b")
+        holds.close()
+        with Registry(place) as writer:  # a change by another process is no replacement
+            writer.add("c", "/c", description("4"))
+        assert reader.names() == ("a", "b", "c")
+        place.rename(other)
+        with pytest.raises(InputError, match="was there before, and is gone now"):
+            reader.names()
+        assert not place.exists()
+        place.write_bytes(b"")
+        with pytest.raises(InputError, match="there is no registry at"):
+            reader.names()
+        os.replace(other, place)
+        assert reader.names() == ("a", "b", "c")
+
+
 def test_a_registry_in_memory_ends_when_it_is_closed() -> None:
     registry = Registry(":memory:")
     registry.add("a", "/a", description("1"))
