@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ def grouped_sum(group: Ints, values: Floats, groups: int) -> Floats:
     return np.bincount(group, weights=values, minlength=groups).astype(np.float64)
 
 
+@lru_cache(maxsize=1024)
 def student_t(df: float, confidence: float = 0.95) -> float:
     """Two-sided Student-t quantile: |T| is below it with probability ``confidence``; relative error below 1e-5.
 

@@ -81,7 +81,7 @@ def recorded_scenario(
         executor["threads"] = served.threads
     raw = {
         "name": "recorded",
-        "description": f"what a server was asked since {started}",
+        "description": f"what a server was asked since {started}; its device: {served.device_name or served.device}",
         "model": checkpoint,
         "gpu": _gpu(served, checkpoint, bool(records), dtype),
         "engine": {**config, "async_scheduling": False},

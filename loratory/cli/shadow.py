@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +47,7 @@ def report(
     that moment. What it would have meant is simulated: the recorded requests under both policies, on the profile of the
     machine that served them.
     """
-    from loratory.experiment.shadow_report import shadow_report, simulated, why_not_simulated
+    from loratory.experiment.shadow_report import doubts, shadow_report, simulated, why_not_simulated
 
     found = shadow_report(folder)
     comparison, why = None, ""
@@ -62,7 +63,7 @@ def report(
     else:
         _tell(found)
         if comparison is not None:
-            _tell_simulation(found, comparison)
+            _tell_simulation(found, comparison, doubts(folder))
     if why:
         complain(why)
 
@@ -98,7 +99,9 @@ def _row(turns: TurnCounts) -> list[str]:
     return ["(base model)" if turns.name is None else turns.name, f"{turns.earlier:,}", f"{turns.later:,}"]
 
 
-def _tell_simulation(found: ShadowReport, comparison: Any) -> None:
+def _tell_simulation(found: ShadowReport, comparison: Any, notes: Iterable[str]) -> None:
     say(f"the recorded requests, simulated under {found.live[-1]} and {found.shadow}:")
     for _, _, rows in comparison.tables():
         show(text_table(["metric", found.live[-1], found.shadow, "difference", ""], rows))
+    for note in notes:
+        say(f"note: {note}")

@@ -16,7 +16,8 @@ from loratory.reports.compare import Comparison, compare
 from loratory.reports.folder import SUMMARY
 from loratory.reports.summary import to_json
 from loratory.scenarios.load import dump, load_scenario
-from loratory.server.recording_folder import SCENARIO, SHADOW, parts
+from loratory.server.recording_folder import PROFILE, SCENARIO, SHADOW, parts
+from loratory.sim.cost.profile import ProfileCost, load_profile
 
 ACTIONS = ("admit", "load", "evict", "preempt", "reject", "prefetch")
 
@@ -194,6 +195,17 @@ def _turns(seen: _Seen, place: int) -> tuple[TurnCounts, ...]:
         counted.setdefault(seen.of.get(request_id, (None, ""))[place], Counter())[turn] += 1
     order = sorted(counted.items(), key=lambda item: (-item[1].total(), item[0] is None, item[0] or ""))
     return tuple(TurnCounts(name, found["earlier"], found["later"]) for name, found in order)
+
+
+def doubts(folder: Path) -> list[str]:
+    """What speaks against the seconds that are simulated: those of a profile that was assumed, or is a bad one."""
+    profile = load_profile(folder / PROFILE)
+    if profile.name == "assumed":
+        return [
+            "the server measured nothing and assumed the times of steps and loads, so only choices can be compared: "
+            "measure with loratory profile, and serve with --profile"
+        ]
+    return ProfileCost(profile).warnings
 
 
 def simulated(folder: Path, report: ShadowReport, overrides: Sequence[str] = ()) -> Comparison:

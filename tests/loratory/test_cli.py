@@ -10,9 +10,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
+from forked import forks
 from typer.testing import CliRunner
 
 from loratory import __version__
@@ -52,8 +54,11 @@ seeds: [0, 1]
 
 
 def loratory(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loratory", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=300, check=False)
+    """In a fork of a warm process; the tests below that are about starting one start it themselves."""
+    with TemporaryDirectory() as scratch:
+        done = forks().run([*map(str, arguments)], cwd or ROOT, Path(scratch) / "said")
+    assert not done["timed_out"]
+    return subprocess.CompletedProcess(["loratory"], done["code"], done["out"], done["err"])
 
 
 def refused(*arguments: object, cwd: Path | None = None) -> str:

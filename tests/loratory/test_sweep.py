@@ -19,6 +19,7 @@ from loratory.executor.usable_cores import cgroup_limit, usable_cores
 from loratory.experiment import runner, sweep
 from loratory.experiment.cores import sensible_jobs
 from loratory.experiment.sweep import read_sweep, run_sweep
+from loratory.reports import html
 from loratory.reports.sweep import short_keys
 from loratory.scenarios.load import load_text
 
@@ -35,6 +36,12 @@ seeds: [0, 1]
 """
 TWO_KEYS = ("--set", "engine.max_loras=2,4", "--set", "cluster.router=round_robin, lora_affinity")
 REPLICAS = ("--set", "cluster.replicas=2")
+
+
+@pytest.fixture(autouse=True)
+def _pages_without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are most of the time of such small runs, and tests/reports looks at them."""
+    monkeypatch.setattr(html, "draw", lambda reports: [])
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ def test_a_price_limit_holds_for_settings_too() -> None:
     assert {each["gpu"] for each in cheap["candidates"]} == {"a100-80gb"}
 
 
-@pytest.mark.parametrize(("most", "words"), [(3, "too close to call at"), (30, "missed at")])
+@pytest.mark.parametrize(
+    ("most", "words"), [(3, "too close to call at"), pytest.param(30, "missed at", marks=pytest.mark.slow)]
+)
 def test_the_load_above_the_largest_is_called_what_its_verdict_is(most: int, words: str) -> None:
     seen = set()
     for limit in (0.4, 0.5, 0.6, 0.7, 0.8):

@@ -59,6 +59,7 @@ def test_a_process_that_is_killed_loses_nothing(alone: dict[str, Any]) -> None:
     assert killed and same(found, alone)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_plan_though_a_worker_is_killed(alone: dict[str, Any]) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

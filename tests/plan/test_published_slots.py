@@ -50,7 +50,9 @@ def test_cells_in_which_the_server_keeps_up_differ_by_less_than_a_tie() -> None:
         assert 1 - min(completed) / max(completed) < TIE, adapters
 
 
-@pytest.mark.parametrize("adapters", [192, 320, 384])
+@pytest.mark.parametrize(
+    "adapters", [pytest.param(192, marks=pytest.mark.slow), pytest.param(320, marks=pytest.mark.slow), 384]
+)
 def test_the_best_number_of_slots_is_the_measured_one(adapters: int) -> None:
     """Twenty minutes of the hour, two seeds."""
     found = planned(adapters, (16, 32, 64, 128), 1200.0, 2)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from loratory.cli.main import app
 from loratory.errors import InputError, LoratoryError, PolicyError
 from loratory.experiment.shadow_report import shadow_report, simulated
 from loratory.server import admin
+from loratory.server.cost import ASSUMED
 
 
 @contextmanager
@@ -125,6 +127,9 @@ def test_a_report_tells_how_a_shadow_differs_and_what_it_would_mean(world: Admin
     said = run("shadow", "report", str(folder), "--set", "workload.requests=10")
     for text in ("priority beside fifo", "both did the same in", "first admission", "ttft_s.p99", "simulated under"):
         assert text in said
+    assert "assumed the times" in said  # this server was told to measure nothing
+    replace(ASSUMED, name="measured", usable=True).save(folder / "profile.json")
+    assert "assumed" not in run("shadow", "report", str(folder), "--set", "workload.requests=10")
     assert "ttft_s" not in run("shadow", "report", str(folder), "--no-simulate")
 
 

@@ -1,6 +1,6 @@
 """Fork server for hostile inputs: each command line runs in a fork of one warm process, with bounded memory and time.
 
-Reads a JSON object a line, {argv, folder, seconds}; answers with one, {code, out, err, timed_out}.
+Reads a JSON object a line, {argv, folder, seconds, said}; answers with one, {code, out, err, timed_out}.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ def main() -> None:
     gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(served(asked["argv"], Path(asked["folder"]), asked["seconds"])), flush=True)
+        place = Path(asked.get("said", asked["folder"]))
+        print(json.dumps(served(asked["argv"], Path(asked["folder"]), asked["seconds"], place)), flush=True)
 
 
-def served(argv: list[str], folder: Path, seconds: float) -> dict[str, object]:
-    """Run one command line in a fork; what it left."""
-    said = {name: folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")}
+def served(argv: list[str], folder: Path, seconds: float, place: Path) -> dict[str, object]:
+    """Run one command line in a fork; what it left. What it says goes to two files whose paths begin as ``place``."""
+    said = {name: place.with_name(f"{place.name}.{name}") for name in ("out", "err")}
     child = os.fork()
     if child == 0:
         run(argv, folder, said)

@@ -26,7 +26,9 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "hash", "user", "semantic"])
+@pytest.mark.parametrize(
+    "strategy", ["sequential", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hash", "user", "semantic"))]
+)
 def test_eight_processes_at_once_lose_nothing_and_duplicate_nothing(registry_url: str, strategy: str) -> None:
     workers = [_start("race", registry_url, strategy, str(number)) for number in range(WORKERS)]
     for worker in workers:
