@@ -123,7 +123,7 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("requests to them", "fleet.rolled.requests_new", count),
         ("loads of them", "fleet.rolled.loads", count),
         ("from disk or farther", "fleet.rolled.cold_loads", count),
-        ("requests that waited for one", "fleet.rolled.waited_for_load", count),
+        ("requests that missed", "fleet.rolled.misses", count),
         ("TTFT p99 before", "fleet.rolled.ttft_p99_before_s", seconds),
         ("during", "fleet.rolled.ttft_p99_during_s", seconds),
         ("after", "fleet.rolled.ttft_p99_after_s", seconds),

@@ -40,7 +40,7 @@ def roll_outs_object(run: RunColumns) -> dict[str, Any]:
     measured = _measure(run, rolled)
     rows = [each.row for each in measured]
     phases = {phase: np.logical_or.reduce([each.phases[phase] for each in measured]) for phase in PHASES}
-    total = {key: sum(row[key] for row in rows) for key in ("requests_new", "loads", "cold_loads", "waited_for_load")}
+    total = {key: sum(row[key] for row in rows) for key in ("requests_new", "loads", "cold_loads", "misses")}
     ended = [row["freed_s"] for row in rows]
     together = {
         "adapters": len({row["adapter"] for row in rows}),
@@ -115,7 +115,7 @@ def _row(
         "requests_new": int(new.sum()),
         "loads": len(tiers),
         "cold_loads": sum(tier in _BELOW_HOST for tier in tiers),
-        "waited_for_load": int((new & (run.number("load_wait_s") > 0)).sum()),
+        "misses": int((new & (run.number("hit") == 0)).sum()),
         **{f"requests_{phase}": int(phases[phase].sum()) for phase in PHASES},
         **_marks(run, phases),
     }
