@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from loratory.scenarios.fleet_spec import AutoscaleSpec, Events, FleetEventSpec, PlacementSpec, refuse_impossible
+from loratory.scenarios.roll_out_spec import RollOutSpec
 from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Positive, Section, wrong
 from loratory.serving.config import EngineConfig
 
@@ -113,6 +114,12 @@ class ClusterSpec(Section):
     def replica_events(self) -> list[FleetEventSpec]:
         """Those of the events that happen to a replica."""
         return [event for event in self.events or () if event.roll_out is None]
+
+    @property
+    def roll_outs(self) -> dict[int, tuple[float, RollOutSpec]]:
+        """The others, by their place among the events: when they begin, and what they do."""
+        events = enumerate(self.events or ())
+        return {place: (event.at_s, event.roll_out) for place, event in events if event.roll_out is not None}
 
     @property
     def most_replicas(self) -> int:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from loratory.errors import did_you_mean, several
 from loratory.scenarios.schema_types import Count, Name, NotNegative, Positive, Section, wrong
-
-if TYPE_CHECKING:
-    from loratory.scenarios.fleet_spec import FleetEventSpec
 
 
 def _shape(value: Any) -> str | None:
@@ -107,20 +104,20 @@ class RollOutSpec(Section):
         return wanted
 
 
-def roll_out_problem(events: Sequence[FleetEventSpec], names: Sequence[str]) -> tuple[int, str] | None:
-    """The place of a roll-out that cannot be, and what is wrong with it, once the names of all adapters are known."""
+def roll_out_problem(events: Mapping[int, tuple[float, RollOutSpec]], names: Sequence[str]) -> tuple[int, str] | None:
+    """The place of a roll-out that cannot be, and what is wrong with it, once the names of all adapters are known.
+
+    ``events``: by place among the events, when one begins, and what it does.
+    """
     under_way: dict[str, tuple[float, float]] = {}
-    order = sorted(range(len(events)), key=lambda place: events[place].at_s)
-    for place in order:
-        spec = events[place].roll_out
-        if spec is None:
-            continue
+    for place in sorted(events, key=lambda place: events[place][0]):
+        at_s, spec = events[place]
         try:
             chosen = spec.chosen(names)
         except LookupError as error:
             return place, error.args[0]
         for turn, name in enumerate(chosen):
-            begin = events[place].at_s + turn * spec.apart_s
+            begin = at_s + turn * spec.apart_s
             before = under_way.get(name)
             if before is not None and (begin <= before[0] or begin < before[1]):
                 return place, (

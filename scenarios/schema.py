@@ -165,13 +165,11 @@ class Scenario(Section):
         """What can be said of roll-outs before a trace has named its adapters."""
         workload, engines = self.workload, [g.engine_of(self.engine, i) for i, g in enumerate(self.cluster.groups)]
         known = [second for second in (workload.duration_s, workload.cutoff_s) if second is not None]
-        for place, event in enumerate(self.cluster.events or ()):
-            if event.roll_out is None:
-                continue
+        for place, (at_s, spec) in self.cluster.roll_outs.items():
             path = ("cluster", "events", place, "roll_out")
-            if known and event.at_s >= min(known):
+            if known and at_s >= min(known):
                 raise wrong(
-                    f"is {event.at_s:g}, but the last request arrives before {min(known):g} s: let it begin earlier",
+                    f"is {at_s:g}, but the last request arrives before {min(known):g} s: let it begin earlier",
                     *path[:-1],
                     "at_s",
                 )
@@ -179,12 +177,11 @@ class Scenario(Section):
                 if engine.memory == "unified":
                     text = "needs engine.memory: slots, because unified memory takes all adapters at the start"
                     raise wrong(text, *path)
-                rank = event.roll_out.rank
-                if rank is not None and (problem := rank_problem("is", rank, engine.max_lora_rank)):
+                if spec.rank is not None and (problem := rank_problem("is", spec.rank, engine.max_lora_rank)):
                     raise wrong(problem, *path, "rank")
         names = self.adapters.known_names()
         if names is not None and workload.trace is None:
-            problem_at = roll_out_problem(self.cluster.events or (), names)
+            problem_at = roll_out_problem(self.cluster.roll_outs, names)
             if problem_at is not None:
                 raise wrong(problem_at[1], "cluster", "events", problem_at[0], "roll_out")
 

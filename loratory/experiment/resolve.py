@@ -93,7 +93,7 @@ def build(scenario: Scenario, source: str | None = None) -> Built:
 def _build(scenario: Scenario) -> Built:
     made = [_kind(scenario, group, place) for place, group in enumerate(scenario.cluster.groups)]
     notes = tuple(dict.fromkeys(note for built, _ in made for note in built.notes))
-    orders = roll_outs(scenario.cluster.events or (), made[0][0].adapters)
+    orders = roll_outs(scenario.cluster, made[0][0].adapters)
     return replace(made[0][0], notes=notes, kinds=tuple(kind for _, kind in made), roll_outs=orders)
 
 

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loratory.errors import InputError
-from loratory.scenarios.fleet_spec import FleetEventSpec
+from loratory.scenarios.cluster_spec import ClusterSpec
 from loratory.scenarios.roll_out_spec import roll_out_problem
 from loratory.serving.lora import Adapter, LoRARequest, RestingTier
 from loratory.sim.fleet_options import RollOut
 
 
-def roll_outs(events: Sequence[FleetEventSpec], adapters: Sequence[Adapter]) -> tuple[RollOut, ...]:
+def roll_outs(cluster: ClusterSpec, adapters: Sequence[Adapter]) -> tuple[RollOut, ...]:
     """In order of time. A new version is an artefact of its own: its id has never been used, and it is on disk, or on
     remote storage where the adapter began there. Raises `InputError` for a roll-out that cannot be.
     """
-    if all(event.roll_out is None for event in events):
+    events = cluster.roll_outs
+    if not events:
         return ()
     names = [adapter.name for adapter in adapters]
     if (problem := roll_out_problem(events, names)) is not None:
         raise InputError(f"cluster.events.{problem[0]}.roll_out {problem[1]}")
     asked = []
-    for event in events:
-        spec = event.roll_out
-        if spec is not None:
-            asked += [(event.at_s + turn * spec.apart_s, name, spec) for turn, name in enumerate(spec.chosen(names))]
+    for at_s, spec in events.values():
+        asked += [(at_s + turn * spec.apart_s, name, spec) for turn, name in enumerate(spec.chosen(names))]
     taken, number = set(names), max(adapter.lora.lora_int_id for adapter in adapters)
     first = {adapter.name: adapter for adapter in adapters}
     latest = dict(first)

@@ -82,7 +82,7 @@ def _changes(cluster: ClusterSpec) -> str:
         words += f", placement {cluster.placement.name}"
     if events := cluster.replica_events:
         words += f", {plural(len(events), 'event')} of replicas"
-    count = len(cluster.events or ()) - len(events)
+    count = len(cluster.roll_outs)
     return words + (f", {plural(count, 'roll-out')} of adapters" if count else "")
 
 
