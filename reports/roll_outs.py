@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loratory.reports.number_text import count, plural, seconds
-from loratory.reports.run_columns import Flags, RunColumns
+from loratory.reports.run_columns import RunColumns
 from loratory.serving.run_end import RollOutRecord
 from loratory.serving.workload import Floats
 
@@ -17,12 +17,32 @@ PHASES = ("before", "during", "after")
 _BELOW_HOST = ("disk", "remote")
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """One roll-out: its object of summary.json, and which requests belong to each phase."""
+Places = npt.NDArray[np.int64]
+"""Numbers of requests in the records."""
 
-    row: dict[str, Any]
-    phases: dict[str, Flags]
+
+class _Versions:
+    """The requests and the loads of every version."""
+
+    def __init__(self, run: RunColumns) -> None:
+        code, names = run.named("adapter")
+        order = np.argsort(code, kind="stable")
+        edges = np.searchsorted(code[order], np.arange(len(names) + 1))
+        self._requests = {name: order[edges[place] : edges[place + 1]] for place, name in enumerate(names)}
+        self._loads = run.events_by_adapter("load")
+        self._loaded = run.events_by_adapter("loaded")
+
+    def requests(self, version: str) -> Places:
+        """Those that a version got."""
+        return self._requests.get(version, np.zeros(0, dtype=np.int64))
+
+    def tiers(self, version: str) -> list[str]:
+        """Where each of its loads to the GPU began."""
+        return [tier for _, tier in self._loads.get(version, ())]
+
+    def first_loaded_s(self, version: str) -> float:
+        """When it was on a GPU first; 0 where it never was."""
+        return min((at for at, _ in self._loaded.get(version, ())), default=0.0)
 
 
 def roll_outs_object(run: RunColumns) -> dict[str, Any]:
@@ -37,69 +57,67 @@ def roll_outs_object(run: RunColumns) -> dict[str, Any]:
     rolled = () if fleet is None else fleet.roll_outs
     if not rolled:
         return {}
-    measured = _measure(run, rolled)
-    rows = [each.row for each in measured]
-    phases = {phase: np.logical_or.reduce([each.phases[phase] for each in measured]) for phase in PHASES}
-    total = {key: sum(row[key] for row in rows) for key in ("requests_new", "loads", "cold_loads", "misses")}
-    ended = [row["freed_s"] for row in rows]
+    versions = _Versions(run)
+    spans = [_span(run, each, versions) for each in rolled]
+    rows, every = [], {phase: list[Places]() for phase in PHASES}
+    since, until = [0.0] * len(rolled), [np.inf] * len(rolled)
+    latest: dict[str, int] = {}
+    for place, each in enumerate(rolled):
+        if (before := latest.get(each.adapter)) is not None:
+            since[place], until[before] = spans[before][1], spans[place][0]
+        latest[each.adapter] = place
+    for place, each in enumerate(rolled):
+        phases = _phases(run, each, (since[place], *spans[place], until[place]), versions)
+        rows.append(_row(run, each, spans[place], versions, phases))
+        for phase in PHASES:
+            every[phase].append(phases[phase])
+    settled, freed = [row["settled_s"] for row in rows], [row["freed_s"] for row in rows]
     together = {
         "adapters": len({row["adapter"] for row in rows}),
-        "unfinished": ended.count(None),
-        **total,
+        "unfinished": freed.count(None),
+        **{key: sum(row[key] for row in rows) for key in ("requests_new", "loads", "cold_loads", "misses")},
         "began_s": min((row["began_s"] for row in rows if row["began_s"] is not None), default=None),
-        "settled_s": None if None in [row["settled_s"] for row in rows] else max(row["settled_s"] for row in rows),
-        "freed_s": None if None in ended else max(ended),
-        **_marks(run, phases),
+        "settled_s": None if None in settled else max(settled),
+        "freed_s": None if None in freed else max(freed),
+        **_marks(run, {phase: np.unique(np.concatenate(places)) for phase, places in every.items()}),
     }
     return {"roll_outs": rows, "rolled": together}
 
 
-def _measure(run: RunColumns, rolled: Sequence[RollOutRecord]) -> list[_Measured]:
-    code, names = run.named("adapter")
-    codes = {name: place for place, name in enumerate(names)}
-    of = {name: code == codes.get(name, -2) for each in rolled for name in (each.old, each.new)}
-    spans = [_span(run, each, of[each.old]) for each in rolled]
-    found, last = [], dict[str, int]()
-    following = dict.fromkeys(range(len(rolled)), np.inf)
-    for place, each in enumerate(rolled):
-        if each.adapter in last:
-            following[last[each.adapter]] = spans[place][0]
-        last[each.adapter] = place
-    settled_of: dict[str, float] = {}
-    for place, each in enumerate(rolled):
-        began, settled = spans[place]
-        both, arrival = of[each.old] | of[each.new], run.arrival
-        phases = {
-            "before": both & (arrival >= settled_of.get(each.adapter, 0.0)) & (arrival < began),
-            "during": both & (arrival >= began) & (arrival < settled),
-            "after": both & (arrival >= settled) & (arrival < following[place]),
-        }
-        settled_of[each.adapter] = settled
-        found.append(_Measured(_row(run, each, spans[place], of, phases), phases))
-    return found
-
-
-def _span(run: RunColumns, each: RollOutRecord, old: Flags) -> tuple[float, float]:
+def _span(run: RunColumns, each: RollOutRecord, versions: _Versions) -> tuple[float, float]:
     """When a roll-out began and had settled; infinity where the run was over before."""
     start = run.info.start_s
     if each.began_s is None:
         return np.inf, np.inf
     if each.moved_s is None:
         return each.began_s - start, np.inf
-    loaded = run.adapter_events("loaded", each.new)[0]
-    last = max(each.moved_s - start, float(run.finish[old].max(initial=0.0)), float(min(loaded, default=0.0)))
-    return each.began_s - start, last
+    last = float(run.finish[versions.requests(each.old)].max(initial=0.0))
+    return each.began_s - start, max(each.moved_s - start, last, versions.first_loaded_s(each.new))
+
+
+def _phases(
+    run: RunColumns, each: RollOutRecord, edges: tuple[float, float, float, float], versions: _Versions
+) -> dict[str, Places]:
+    """The requests of both versions of a roll-out by phase; ``edges`` are the seconds that phases lie between."""
+    since, began, settled, until = edges
+    both = np.concatenate((versions.requests(each.old), versions.requests(each.new)))
+    arrival = run.arrival[both]
+    return {
+        "before": both[(arrival >= since) & (arrival < began)],
+        "during": both[(arrival >= began) & (arrival < settled)],
+        "after": both[(arrival >= settled) & (arrival < until)],
+    }
 
 
 def _row(
     run: RunColumns,
     each: RollOutRecord,
     span: tuple[float, float],
-    of: Mapping[str, Flags],
-    phases: Mapping[str, Flags],
+    versions: _Versions,
+    phases: Mapping[str, Places],
 ) -> dict[str, Any]:
-    start, (began, settled), old, new = run.info.start_s, span, of[each.old], of[each.new]
-    tiers = run.adapter_events("load", each.new)[1]
+    start, (began, settled) = run.info.start_s, span
+    old, new, tiers = versions.requests(each.old), versions.requests(each.new), versions.tiers(each.new)
     return {
         "adapter": each.adapter,
         "old": each.old,
@@ -108,21 +126,21 @@ def _row(
         "began_s": began if np.isfinite(began) else None,
         "shares": [{"at_s": share.at_s - start, "share": share.share} for share in each.shares],
         "moved_s": None if each.moved_s is None else each.moved_s - start,
-        "old_ended_s": float(run.finish[old].max()) if each.moved_s is not None and old.any() else None,
+        "old_ended_s": float(run.finish[old].max()) if each.moved_s is not None and len(old) else None,
         "freed_s": None if each.freed_s is None else each.freed_s - start,
         "settled_s": settled if np.isfinite(settled) else None,
-        "requests_old": int((old & (run.arrival >= began)).sum()),
-        "requests_new": int(new.sum()),
+        "requests_old": int((run.arrival[old] >= began).sum()),
+        "requests_new": len(new),
         "loads": len(tiers),
         "cold_loads": sum(tier in _BELOW_HOST for tier in tiers),
-        "misses": int((new & (run.number("hit") == 0)).sum()),
-        **{f"requests_{phase}": int(phases[phase].sum()) for phase in PHASES},
+        "misses": int((run.number("hit")[new] == 0).sum()),
+        **{f"requests_{phase}": len(phases[phase]) for phase in PHASES},
         **_marks(run, phases),
     }
 
 
-def _marks(run: RunColumns, phases: Mapping[str, Flags]) -> dict[str, float | None]:
-    return {f"ttft_p99_{phase}_s": _p99(run.ttft[phases[phase] & run.counted]) for phase in PHASES}
+def _marks(run: RunColumns, phases: Mapping[str, Places]) -> dict[str, float | None]:
+    return {f"ttft_p99_{phase}_s": _p99(run.ttft[places[run.counted[places]]]) for phase, places in phases.items()}
 
 
 def _p99(values: Floats) -> float | None:

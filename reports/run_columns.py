@@ -71,12 +71,15 @@ class RunColumns:
         found = np.bincount(adapter[self._is("load") & (times >= self.warmup)], minlength=len(names))
         return Counter({name: int(count) for name, count in zip(names, found, strict=True) if count})
 
-    def adapter_events(self, kind: str, adapter: str) -> tuple[Floats, list[str | None]]:
-        """Events of a kind of one adapter, the warm-up included: seconds, and the tier of each load."""
-        times, _, _, code, names = self._event_columns
-        mine = self._is(kind) & (code == names.index(adapter)) if adapter in names else np.zeros(len(times), bool)
+    def events_by_adapter(self, kind: str) -> dict[str, list[tuple[float, str]]]:
+        """Events of a kind by adapter, the warm-up included: seconds, and the tier where a load begins (else "")."""
+        times, _, _, adapter, names = self._event_columns
+        mine = self._is(kind) & (adapter >= 0)
         tier, tiers = codes(self.records.events.read(["tier"]), "tier")
-        return times[mine], [tiers[each] if each >= 0 else None for each in tier[mine].tolist()]
+        found: dict[str, list[tuple[float, str]]] = {}
+        for at, name, begins in zip(times[mine].tolist(), adapter[mine].tolist(), tier[mine].tolist(), strict=True):
+            found.setdefault(names[name], []).append((at, tiers[begins] if begins >= 0 else ""))
+        return found
 
     def loads_by_replica(self) -> Ints:
         """How many loads to the GPU began on each replica after the warm-up."""

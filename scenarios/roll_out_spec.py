@@ -97,8 +97,9 @@ class RollOutSpec(Section):
             if name not in known:
                 hint = did_you_mean(name, names[:1000], f"there are {several(names)}" if names else "there is none")
                 raise LookupError(f"names the adapter {name!r}, which does not exist; {hint}")
-            if wanted.count(name) > 1 and len(wanted) < 10_000:
-                raise LookupError(f"repeats {name!r}: name each adapter once")
+        if len(set(wanted)) < len(wanted):
+            twice = next(name for place, name in enumerate(wanted) if name in wanted[:place])
+            raise LookupError(f"repeats {twice!r}: name each adapter once")
         if not wanted:
             raise LookupError("has no effect, because there are no adapters: remove it")
         return wanted

@@ -82,6 +82,8 @@ class RollOuts:
         self._homes = homes
         self._after = after
         self._all = [_Progress(order) for order in orders]
+        self._of_old = {each.order.old.name: each for each in self._all}
+        self._of_new = {each.order.new.name: each for each in self._all}
         self._moving: dict[str, _Progress] = {}
         """By adapter, the one under way."""
         self._waiting: dict[str, list[_Progress]] = {}
@@ -90,7 +92,6 @@ class RollOuts:
         """By adapter, the version that requests get which no roll-out under way takes."""
         self._next: dict[str, str] = {}
         """By version that takes no request any more, the one that followed it."""
-        self._new = {order.new.name for order in orders}
         self._version_of: dict[int, str] = {}
         """By number of a request for one of these adapters, its version; only with sessions."""
         self._seen: set[tuple[int, str]] = set()
@@ -136,9 +137,8 @@ class RollOuts:
     def sent(self, request: Request, place: int) -> Request:
         """The request as a replica gets it: of what it says is cached, nothing is where another version left it."""
         version = request.adapter
-        if version not in self._new:
+        if version is None or version not in self._of_new:
             return request
-        assert version is not None
         known = (place, version) in self._seen
         self._seen.add((place, version))
         if not request.cached_tokens:
@@ -156,12 +156,12 @@ class RollOuts:
 
     def joined(self, replica: Replica) -> None:
         """A replica is new: it knows the adapters that there were at the start."""
-        changes, first = replica.engine.adapters, {each.order.adapter for each in self._all}
+        changes = replica.engine.adapters
         for each in self._all:
             old, new = each.order.old.name, each.order.new
             if each.began_s is not None and new.name not in self._next:
                 changes.enter(new)
-            if old in first and old in self._next:
+            if old == each.order.adapter and old in self._next:
                 changes.remove(old, _ignored)
 
     def left(self, place: int) -> None:
@@ -172,18 +172,18 @@ class RollOuts:
             self._has_freed(each, place, self._env.now)
 
     def _removed(self, place: int, event: Any) -> None:
-        for each in self._all:
-            if each.order.old.name == event.adapter:
-                self._has_freed(each, place, event.now)
-                if each.order.pinned:
-                    new = self.current(each.order.new.name)
-                    self._replicas[place].engine.adapters.pin(new, _ignored)
+        if (each := self._of_old.get(event.adapter)) is not None:
+            self._has_freed(each, place, event.now)
+            if each.order.pinned:  # its engine makes a plan at this moment, which has to end first
+                self._env.call_at(self._env.now, partial(self._pin, self._replicas[place], each), URGENT)
+
+    def _pin(self, replica: Replica, each: _Progress) -> None:
+        replica.engine.adapters.pin(self.current(each.order.new.name), _ignored)
+        replica.nudge()
 
     def _loaded(self, place: int, event: Any) -> None:
-        if event.adapter in self._new:
-            for each in self._all:
-                if each.order.new.name == event.adapter:
-                    self._has_copied(each, place)
+        if (each := self._of_new.get(event.adapter)) is not None:
+            self._has_copied(each, place)
 
     def _has_copied(self, each: _Progress, place: int) -> None:
         if place in each.loading:
@@ -212,6 +212,7 @@ class RollOuts:
         each.began_s = float(self._env.now)
         for replica in self._replicas.values():
             replica.engine.adapters.enter(order.new)
+            replica.nudge()
         if order.preload:
             each.loading.update(self._homes(order.adapter))
         if not each.loading:
@@ -219,7 +220,6 @@ class RollOuts:
         for place in sorted(each.loading):
             replica = self._replicas[place]
             replica.engine.adapters.prefetch(order.new.name, partial(self._asked, each, place))
-            replica.nudge()
 
     def _asked(self, each: _Progress, place: int, refusal: str) -> None:
         if refusal:

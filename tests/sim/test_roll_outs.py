@@ -86,7 +86,7 @@ def assert_versions(run: Lived, rolled: Sequence[RollOut], resent: bool) -> None
             assert resent or all(each.old not in engine.ledger.adapters for engine in run.engines)
 
 
-@examples(60)
+@examples(35)
 @given(
     data=st.data(), world=worlds(memory="slots"), life=lives(), policy=st.sampled_from(sorted(POLICIES)),
     router=ROUTERS, delay=st.sampled_from([0.0, 0.1]), scaled=st.booleans(), replicas=st.integers(1, 3),
