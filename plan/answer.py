@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from loratory.experiment.notes.router_notes import METRICS, router_notes
+from loratory.experiment.router_spec import router_factory
 from loratory.plan.candidate import Candidate
 from loratory.plan.details import Details
 from loratory.plan.evaluate import built_of, workload_of
@@ -18,6 +20,7 @@ from loratory.plan.verdict import Estimate, Judgement
 from loratory.reports.number_text import count, plural, seconds
 from loratory.reports.slo_target import SloTarget, value_words
 from loratory.reports.stats import cleaned
+from loratory.scenarios.cluster_spec import ClusterSpec
 from loratory.scenarios.plan_spec import PlanSpec
 
 QUESTIONS = {
@@ -222,10 +225,22 @@ def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
     if best is not None and best.judgement.seeds == 1:
         drawn = "nothing in this scenario is drawn" if lab.most > 1 else "plan.seeds allows one"
         notes.append(f"each candidate ran with one seed, as {drawn}: there are no intervals")
+    if (shown := best or outcome.nearest) is not None:
+        notes += _without_effect(shown.candidate.scenario.cluster)
     taken = {"fleet": "more replicas are taken to be no worse", "capacity": "more load is taken to be no better"}
     if base.scenario.plan.ask in taken and outcome.tried:
         notes.append(f"{taken[base.scenario.plan.ask]}: values between were bisected")
     return notes
+
+
+def _without_effect(cluster: ClusterSpec) -> list[str]:
+    """What the scenario says of its cluster that changes nothing for this candidate; the router is the plan's own."""
+    lone = cluster.most_replicas == 1
+    found = router_notes(cluster, lone or router_factory(cluster.router).reads_reports, METRICS)
+    return [
+        *found,
+        *(["cluster.placement has no effect, as there is one replica"] if lone and cluster.placement else []),
+    ]
 
 
 def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:

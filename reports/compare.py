@@ -13,6 +13,7 @@ import numpy as np
 
 from loratory.errors import InputError, shortened
 from loratory.git_lfs import refuse_pointer
+from loratory.reports.fleets_compared import FleetFact, fleet_facts
 from loratory.reports.folder import SUMMARY
 from loratory.reports.setting_differences import Setting, differing
 from loratory.reports.stats import cleaned, half_width, student_t
@@ -23,7 +24,8 @@ METRICS = (
     "ttft_s.mean", "ttft_s.p50", "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "itl_s.p99", "e2e_s.mean", "e2e_s.p99",
     "queue_s.mean", "queue_s.p99", "throughput.requests_per_s", "throughput.output_tokens_per_s", "requests.completed",
     "adapters.hit_rate", "adapters.loads", "adapters.evictions", "fairness.jain", "fairness.max_service_gap",
-    "engine.mean_batch", "engine.preemptions", "slo.attainment",
+    "engine.mean_batch", "engine.preemptions", "fleet.open.mean", "fleet.gpu_hours", "fleet.cost", "fleet.resent",
+    "fleet.rolled.cold_loads", "fleet.rolled.ttft_p99_during_s", "slo.attainment",
 )  # fmt: skip
 """The metrics `Comparison.tables` shows, in this order, then targets; `as_dict` has every scalar both sides have."""
 
@@ -58,7 +60,8 @@ class Difference:
 class Comparison:
     """Folders against the first of them. ``unmatched``: sentences on what only one side has, and other warnings.
 
-    ``settings``: those in which the folders differ.
+    ``settings``: those in which the folders differ. ``fleets``: by policy, what to know of the fleets; none where each
+    result is of one replica.
     """
 
     folders: tuple[str, ...]
@@ -66,6 +69,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     unmatched: tuple[str, ...]
     settings: tuple[Setting, ...] = ()
+    fleets: tuple[tuple[str, tuple[FleetFact, ...]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -74,6 +78,11 @@ class Comparison:
             "folders": list(self.folders),
             "backends": list(self.backends),
             "settings": {setting.key: list(setting.values) for setting in self.settings},
+            **(
+                {"fleets": {p: {f.name: list(f.values) for f in facts} for p, facts in self.fleets}}
+                if self.fleets
+                else {}
+            ),
             "differences": rows,
             "notes": list(self.unmatched),
         }
@@ -142,7 +151,22 @@ def compare(folders: Sequence[Path]) -> Comparison:
             raise InputError(f"{names[0]} and {name} have no policy in common: run the same policy in both")
     notes += _scenario_notes(names, loaded)
     backends = tuple(_backends(runs) for runs in loaded)
-    return Comparison(names, backends, tuple(differences), tuple(dict.fromkeys(notes)), differing(folders))
+    settings, fleets = differing(folders), _fleets(folders, loaded)
+    return Comparison(names, backends, tuple(differences), tuple(dict.fromkeys(notes)), settings, fleets)
+
+
+def _fleets(
+    folders: Sequence[Path], loaded: Sequence[Mapping[str, list[Mapping[str, Any]]]]
+) -> tuple[tuple[str, tuple[FleetFact, ...]], ...]:
+    """The fleets under each policy that all folders have; under the only ones where each has one."""
+    if all(len(policies) == 1 for policies in loaded):
+        names = dict.fromkeys(next(iter(policies)) for policies in loaded)
+        groups = [(" / ".join(names), [next(iter(policies.values())) for policies in loaded])]
+    else:
+        common = [policy for policy in loaded[0] if all(policy in policies for policies in loaded)]
+        groups = [(policy, [policies[policy] for policies in loaded]) for policy in common]
+    found = [(policy, fleet_facts(folders, runs)) for policy, runs in groups]
+    return tuple((policy, facts) for policy, facts in found if facts)
 
 
 def load_runs(folder: Path) -> dict[str, list[Mapping[str, Any]]]:

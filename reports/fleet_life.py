@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from loratory.reports.roll_outs import roll_outs_object
 from loratory.reports.run_columns import RunColumns
 from loratory.serving.workload import Floats
 
@@ -98,6 +99,7 @@ def fleet_object(run: RunColumns) -> dict[str, Any]:
         "homes_mean": fleet.homes_mean,
         "homes_moved": fleet.homes_moved,
         "over_time": rows,
+        **roll_outs_object(run),
     }
 
 

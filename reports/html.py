@@ -14,6 +14,7 @@ from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
 from loratory.reports.per_replica import replicas_over_seeds
 from loratory.reports.regret import regret_notes, regret_table
+from loratory.reports.roll_outs import PHASES, roll_outs_over_seeds
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
 from loratory.reports.target_rows import target_rows
@@ -117,6 +118,17 @@ _COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
         ("requests sent again", "fleet.resent", count),
         ("homes of an adapter", "fleet.homes_mean", count),
         ("homes moved", "fleet.homes_moved", count),
+    ],
+    "Adapters with new versions": [
+        ("requests to them", "fleet.rolled.requests_new", count),
+        ("loads of them", "fleet.rolled.loads", count),
+        ("from disk or farther", "fleet.rolled.cold_loads", count),
+        ("requests that missed", "fleet.rolled.misses", count),
+        ("TTFT p99 before", "fleet.rolled.ttft_p99_before_s", seconds),
+        ("during", "fleet.rolled.ttft_p99_during_s", seconds),
+        ("after", "fleet.rolled.ttft_p99_after_s", seconds),
+        ("settled at", "fleet.rolled.settled_s", seconds),
+        ("old versions gone at", "fleet.rolled.freed_s", seconds),
     ],
     "In use on a replica": [
         ("slots: median", "usage.slots.p50", count),
@@ -275,6 +287,8 @@ def _groups(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
             if len(first[f"per_{unit}"]) > 1 and not (unit == "tenant" and same_units(first)):
                 caption = f"{heading} with the longest TTFT p99 under {policy.name}"
                 tables.append(_worst(policy.runs, unit, caption))
+        if "roll_outs" in first.get("fleet", {}):
+            tables.append(_roll_outs(policy.runs, f"Roll-outs under {policy.name}"))
         if "per_replica" in first:
             tables.append(_replicas(policy.runs, f"Replicas under {policy.name}"))
     return tables
@@ -302,6 +316,30 @@ def _replicas(runs: Sequence[Mapping[str, Any]], caption: str) -> Table:
             count(row["loads"]),
             percent(row["busy_share"]),
             *(count(row[key]) for key in ("running", "waiting", "resident")),
+        ]
+        for row in shown
+    ]
+    return Table(caption, heads, [[TableCell(text) for text in row] for row in cells])
+
+
+def _roll_outs(runs: Sequence[Mapping[str, Any]], caption: str) -> Table:
+    """The roll-outs of new versions, in order of time."""
+    rows = roll_outs_over_seeds(runs)
+    shown = rows[:_REPLICAS]
+    if len(rows) > len(shown):
+        caption += f" ({len(shown)} of {len(rows):,}; summary.json has all)"
+    if len(runs) > 1:
+        caption += f", means over {len(runs)} seeds"
+    times = {"began_s": "began", "moved_s": "all moved", "old_ended_s": "last old request ended", "freed_s": "old gone"}
+    heads = ["new version", "before it", *times.values(), "requests: old", "new", "loads", "from disk or farther"]
+    heads += [f"TTFT p99 {phase}" for phase in PHASES]
+    cells = [
+        [
+            row["new"],
+            row["old"],
+            *(_or_dash(seconds, row[key]) for key in times),
+            *(count(row[key]) for key in ("requests_old", "requests_new", "loads", "cold_loads")),
+            *(_or_dash(seconds, row[f"ttft_p99_{phase}_s"]) for phase in PHASES),
         ]
         for row in shown
     ]

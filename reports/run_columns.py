@@ -71,6 +71,16 @@ class RunColumns:
         found = np.bincount(adapter[self._is("load") & (times >= self.warmup)], minlength=len(names))
         return Counter({name: int(count) for name, count in zip(names, found, strict=True) if count})
 
+    def events_by_adapter(self, kind: str) -> dict[str, list[tuple[float, str]]]:
+        """Events of a kind by adapter, the warm-up included: seconds, and the tier where a load begins (else "")."""
+        times, _, _, adapter, names = self._event_columns
+        mine = self._is(kind) & (adapter >= 0)
+        tier, tiers = codes(self.records.events.read(["tier"]), "tier")
+        found: dict[str, list[tuple[float, str]]] = {}
+        for at, name, begins in zip(times[mine].tolist(), adapter[mine].tolist(), tier[mine].tolist(), strict=True):
+            found.setdefault(names[name], []).append((at, tiers[begins] if begins >= 0 else ""))
+        return found
+
     def loads_by_replica(self) -> Ints:
         """How many loads to the GPU began on each replica after the warm-up."""
         began = self._is("load") & (self._event_columns[0] >= self.warmup)

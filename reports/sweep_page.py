@@ -34,6 +34,9 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("Jain's index", "fairness.jain", count),
     ("requests/s", "throughput.requests_per_s", count),
     ("completed", "requests.completed", count),
+    ("busiest replica", "engine.imbalance", count),
+    ("GPU hours", "fleet.gpu_hours", count),
+    ("cost", "fleet.cost", count),
 )
 
 
@@ -75,7 +78,7 @@ def _notes(summary: Mapping[str, Any]) -> list[Verdict]:
 def _table(summary: Mapping[str, Any]) -> Table:
     rows = rows_of(summary)
     short = short_keys(list(summary["sweep"]))
-    used = [column for column in _COLUMNS if any(column[1] in policy["metrics"] for _, policy in rows)]
+    used = [column for column in _COLUMNS if any(_differs(policy, column[1]) for _, policy in rows)]
     with_slo = any(policy["slo"]["met"] is not None for _, policy in rows)
     heads = ["variant", *short.values(), "policy", *(["SLO"] if with_slo else []), "limited by"]
     cells = []
@@ -91,3 +94,9 @@ def _table(summary: Mapping[str, Any]) -> Table:
         )
     caption = "Every variant and policy: means over seeds, request counts per seed"
     return Table(caption, [*heads, *(head for head, _, _ in used)], cells)
+
+
+def _differs(policy: Mapping[str, Any], metric: str) -> bool:
+    """Whether a metric says something: it is there, and is not how even one replica is."""
+    found = policy["metrics"].get(metric)
+    return found is not None and not (metric == "engine.imbalance" and found["mean"] == 1.0)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from loratory.scenarios.fleet_spec import AutoscaleSpec, Events, PlacementSpec, refuse_impossible
+from loratory.scenarios.fleet_spec import AutoscaleSpec, Events, FleetEventSpec, PlacementSpec, refuse_impossible
+from loratory.scenarios.roll_out_spec import RollOutSpec
 from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Positive, Section, wrong
 from loratory.serving.config import EngineConfig
 
@@ -77,7 +78,9 @@ class ClusterSpec(Section):
     metrics_interval_s: Positive | None = Field(
         None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"
     )
-    events: Events | None = Field(None, description="replicas that fail, recover or are drained at a time")
+    events: Events | None = Field(
+        None, description="at a time, replicas fail, recover or are drained, or adapters get a new version"
+    )
     on_failure: Literal["resend", "fail"] = Field(
         "resend", description="requests in flight on a replica that fails are sent to another one, or fail"
     )
@@ -98,14 +101,25 @@ class ClusterSpec(Section):
         refuse_impossible(events, self.most_replicas, scale is not None)
         for key, kind in (("on_failure", "fail"), ("startup_s", "recover")):
             given = getattr(self, key) != type(self).model_fields[key].default
-            if given and not any(event.kind == kind for event in events):
+            if given and not any(getattr(event, kind) is not None for event in events):
                 raise wrong(f"has no effect, because cluster.events has no {kind}: add one, or remove it", key)
         return self
 
     @property
     def changes(self) -> bool:
-        """Whether replicas come or go in the course of a run."""
+        """Whether replicas come or go in the course of a run, or adapters get new versions."""
         return bool(self.events) or self.autoscale is not None
+
+    @property
+    def replica_events(self) -> list[FleetEventSpec]:
+        """Those of the events that happen to a replica."""
+        return [event for event in self.events or () if event.roll_out is None]
+
+    @property
+    def roll_outs(self) -> dict[int, tuple[float, RollOutSpec]]:
+        """The others, by their place among the events: when they begin, and what they do."""
+        events = enumerate(self.events or ())
+        return {place: (event.at_s, event.roll_out) for place, event in events if event.roll_out is not None}
 
     @property
     def most_replicas(self) -> int:

@@ -7,18 +7,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from loratory.scenarios.roll_out_spec import RollOutSpec
 from loratory.scenarios.schema_types import Count, Index, Name, NotNegative, Positive, Section, wrong
 
-KINDS = ("fail", "recover", "drain")
+KINDS = ("fail", "recover", "drain", "roll_out")
 
 
 class FleetEventSpec(Section):
-    """One thing that happens to one replica, which is given by its number, counted from 0."""
+    """One thing that happens: to one replica, which is given by its number, counted from 0, or to adapters."""
 
     at_s: NotNegative = Field(description="when, s")
     fail: Index | None = Field(None, description="this replica stops, and loses its KV cache, its adapters, its steps")
     recover: Index | None = Field(None, description="this replica, which has failed, opens after `cluster.startup_s`")
     drain: Index | None = Field(None, description="this replica takes no new request, and goes when its last has ended")
+
+    roll_out: RollOutSpec | None = Field(None, description="these adapters get a new version")
 
     @model_validator(mode="after")
     def _one(self) -> FleetEventSpec:
@@ -29,7 +32,8 @@ class FleetEventSpec(Section):
 
     @property
     def kind(self) -> Literal["fail", "recover", "drain"]:
-        """What happens."""
+        """What happens to a replica; of roll-outs there is no kind."""
+        assert self.roll_out is None
         return "fail" if self.fail is not None else "recover" if self.recover is not None else "drain"
 
     @property
@@ -104,6 +108,8 @@ def refuse_impossible(events: Sequence[FleetEventSpec], replicas: int, scaled: b
     states = ["open"] * replicas
     for place in sorted(range(len(events)), key=lambda place: events[place].at_s):
         event = events[place]
+        if event.roll_out is not None:
+            continue
         kind, path = event.kind, ("events", place, event.kind)
         if event.replica >= replicas:
             known = "only replica 0" if replicas == 1 else f"replicas 0 to {replicas - 1}"

@@ -14,6 +14,7 @@ from loratory.scenarios.executor_spec import ExecutorSpec
 from loratory.scenarios.memory_spec import MemorySpec
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
+from loratory.scenarios.roll_out_spec import roll_out_problem
 from loratory.scenarios.schema_types import GuestSpec, Name, NameOrFile, NotNegative, Section, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.slo_targets import BASE, adapter_problem, tenant_problem
@@ -160,7 +161,32 @@ class Scenario(Section):
                 "is about adapter slots, but engine.memory is unified, which has none: remove it", "memory", slots[0]
             )
 
+    def _check_roll_outs(self) -> None:
+        """What can be said of roll-outs before a trace has named its adapters."""
+        workload, engines = self.workload, [g.engine_of(self.engine, i) for i, g in enumerate(self.cluster.groups)]
+        known = [second for second in (workload.duration_s, workload.cutoff_s) if second is not None]
+        for place, (at_s, spec) in self.cluster.roll_outs.items():
+            path = ("cluster", "events", place, "roll_out")
+            if known and at_s >= min(known):
+                raise wrong(
+                    f"is {at_s:g}, but the last request arrives before {min(known):g} s: let it begin earlier",
+                    *path[:-1],
+                    "at_s",
+                )
+            for engine in engines:
+                if engine.memory == "unified":
+                    text = "needs engine.memory: slots, because unified memory takes all adapters at the start"
+                    raise wrong(text, *path)
+                if spec.rank is not None and (problem := rank_problem("is", spec.rank, engine.max_lora_rank)):
+                    raise wrong(problem, *path, "rank")
+        names = self.adapters.known_names()
+        if names is not None and workload.trace is None:
+            problem_at = roll_out_problem(self.cluster.roll_outs, names)
+            if problem_at is not None:
+                raise wrong(problem_at[1], "cluster", "events", problem_at[0], "roll_out")
+
     def _check_cluster(self) -> None:
+        self._check_roll_outs()
         scale, slots = self.cluster.autoscale, self.engine.max_loras
         if scale is None:
             return

@@ -30,8 +30,8 @@ class AdapterChanges:
 
     An adapter that is to go takes no request any more. Once its last request has ended, and no load of it is in flight,
     its slot and its place in host memory are free, and the engine knows it no more (`settle`). All but `add` is done at
-    the next plan, in order with the requests, and answered then. An id never gets another
-    meaning: neither may a name come back with another id, nor an id with another name or digest.
+    the next plan, in order with the requests, and answered then (`enter` is `add` at that time). An id never gets
+    another meaning: neither may a name come back with another id, nor an id with another name or digest.
     """
 
     __slots__ = ("_announcer", "_ids", "_later", "_ledger", "_put", "_runner")
@@ -83,6 +83,13 @@ class AdapterChanges:
         if (tell := self._announcer.handler(AdapterAdded)) is not None:
             tell(AdapterAdded(ledger.now, name, adapter))
 
+    def enter(self, adapter: Adapter) -> None:
+        """From the next plan on the engine knows one more adapter, for requests that are submitted from now on.
+
+        That plan raises what `add` does.
+        """
+        self._put(partial(self.add, adapter))
+
     def _remember(self, adapter: Adapter) -> None:
         self._later[adapter.lora.lora_int_id] = adapter
         self._ids[adapter.name] = adapter.lora.lora_int_id
@@ -108,6 +115,10 @@ class AdapterChanges:
         """Load the adapter to the GPU with the next step, evicting the idle one that was used longest ago where none is
         free. The answer comes when the load begins."""
         self._put(partial(self._preload, name, answer))
+
+    def prefetch(self, name: str, answer: Answer) -> None:
+        """Bring the adapter to host memory with the next step. The answer comes when that begins, or need not be."""
+        self._put(partial(self._prefetch, name, answer))
 
     def _remove(self, name: str, answer: Answer) -> None:
         state = self._ledger.adapters.find(name)
@@ -172,6 +183,16 @@ class AdapterChanges:
             assert evicted is not None
             self._runner.evict(evicted)
         outcome = ledger.load(name)
+        self._runner.ask = True
+        answer("" if outcome.ok else _REFUSED.get(str(outcome.why), str(outcome.why)))
+
+    def _prefetch(self, name: str, answer: Answer) -> None:
+        if (state := self._known(name, answer)) is None:
+            return
+        if state.prefetching or state.tier not in ("disk", "remote"):
+            answer("")
+            return
+        outcome = self._ledger.prefetch(name)
         self._runner.ask = True
         answer("" if outcome.ok else _REFUSED.get(str(outcome.why), str(outcome.why)))
 

@@ -31,18 +31,50 @@ class FleetChange(NamedTuple):
     state: ReplicaState
 
 
+class TrafficShare(NamedTuple):
+    """From second ``at_s`` on, this share of an adapter's new requests goes to its new version."""
+
+    at_s: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class RollOutRecord:
+    """How the version ``new`` of an adapter took over from ``old``; ``adapter`` is the name that requests ask for.
+
+    ``began_s``: when replicas began to know the new version, None where the run was over before. ``shares``: in order
+    of time; one that grows evenly has its first and its last. ``freed_s``: when no replica had the old version any
+    more, None where that did not happen.
+    """
+
+    adapter: str
+    old: str
+    new: str
+    at_s: float
+    began_s: float | None = None
+    shares: tuple[TrafficShare, ...] = ()
+    freed_s: float | None = None
+
+    @property
+    def moved_s(self) -> float | None:
+        """From when on every new request went to the new version; None where that did not happen."""
+        return self.shares[-1].at_s if self.shares and self.shares[-1].share >= 1.0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class FleetRecord:
     """What became of the replicas of a fleet, in order; before its first change a replica is not there.
 
     ``resent``: how often requests were sent again because their replica failed. With a placement, ``homes_moved`` is
     how many homes of adapters were added after its first decision, and ``homes_mean`` how many an adapter had at last.
+    ``roll_outs``: new versions of adapters, by time.
     """
 
     changes: tuple[FleetChange, ...]
     resent: int = 0
     homes_moved: int | None = None
     homes_mean: float | None = None
+    roll_outs: tuple[RollOutRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +83,7 @@ class RunEnd:
 
     ``submitted``: requests that arrived; fewer than the workload has where it was ``cut_off``. ``refusals``: see
     `loratory.serving.engine.Engine.refusals`, over all engines. ``notes`` go into the report, one sentence each.
-    ``fleet``: None where replicas neither come nor go.
+    ``fleet``: None where replicas neither come nor go, and adapters get no new versions.
     """
 
     end_s: float

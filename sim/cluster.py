@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count as count_from
 from math import inf
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 from simpy import Event
@@ -73,9 +72,9 @@ class _Cluster:
         if self.gateway is not None:
             replica.watch = self.gateway.watch(replica.index, replica.engine)
 
-    def sink_of(self, sink: Sink | Handler | None, hear: Mapping[type, Handler]) -> Sink | Handler | None:
+    def sink_of(self, sink: Sink | Handler | None, hear: Iterable[tuple[type, Handler]]) -> Sink | Handler | None:
         """A replica's sink; with turns, the cluster takes the ends of requests as well, and ``hear`` what it wants."""
-        for kind, listener in hear.items():
+        for kind, listener in hear:
             sink = hearing(sink, kind, listener)
         return sink if self.turns is None else hearing(sink, Ended, self._ended.append)
 
@@ -84,8 +83,7 @@ class _Cluster:
         self.sent += 1
         request, output_tokens = self.maker.make(index, arrival)
         if self.life is not None:
-            self.life.arrived(request)
-            self.life.send(request, output_tokens, late)
+            self.life.send(self.life.arrived(request), output_tokens, late)
             return
         place = 0 if self.gateway is None else self.gateway.route(request, self.env.now)
         self.replicas[place].submit(request, output_tokens, late)
@@ -285,14 +283,15 @@ def simulate(
     env = ExactEnvironment()
     gateway = None
     if len(kinds) > 1 or life is not None:
-        specs, slots = rosters[id(kinds[0])].specs, [kind.config.max_loras for kind in kinds]
+        specs, slots = dict(rosters[id(kinds[0])].specs), [kind.config.max_loras for kind in kinds]
+        specs |= {} if life is None else {order.new.name: order.new for order in life.roll_outs}
         fleet = Fleet(slots, [kind.cost for kind in kinds], specs.__getitem__, Random(f"router {seed}"))
         gateway = Gateway(router or RoundRobin(), fleet, metrics_delay_s, metrics_interval_s, router_name)
     cluster = _Cluster(env, workload, gateway)
     taken: set[int] = set()
     later = count_from(len(kinds))  # the noise of a replica that comes again is another than before
 
-    def make(place: int, hear: Mapping[type, Handler] = MappingProxyType({})) -> Replica:
+    def make(place: int, hear: Iterable[tuple[type, Handler]] = ()) -> Replica:
         kind = kinds[place]
         listener = cluster.sink_of(None if sink is None else sink(place), hear)
         made = engine(kind.config, rosters[id(kind)], policy(), kind.cost, kind.kv_bytes_per_token, listener)
@@ -304,8 +303,16 @@ def simulate(
         return replica
 
     if gateway is not None and life is not None:
-        tokens = cluster.output_tokens
-        cluster.life = FleetLife(env, gateway, cluster.replicas, make, life, tokens, lambda: cluster.coming)
+        cluster.life = FleetLife(
+            env,
+            gateway,
+            cluster.replicas,
+            make,
+            life,
+            cluster.output_tokens,
+            lambda: cluster.coming,
+            None if (after := workload.after) is None else lambda index: int(after[index]),
+        )
         cluster.life.begin(count)
     else:
         cluster.replicas.update((index, make(index)) for index in range(count))

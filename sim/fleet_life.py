@@ -13,7 +13,7 @@ first arrival time. When no replica is open, requests wait at the gateway, in or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from loratory.sim.gateway import Gateway
 from loratory.sim.homes import HomeKeeper
 from loratory.sim.recent_requests import RecentRequests
 from loratory.sim.replica import Replica
+from loratory.sim.roll_outs import RollOuts
 
 _FAILED = "its replica failed"
 _WINDOW_S = 300.0
@@ -36,9 +37,9 @@ _WINDOW_S = 300.0
 
 
 class ReplicaMaker(Protocol):
-    """Makes the replica at a place; ``hear`` are functions that get the events of their type first."""
+    """Makes the replica at a place; ``hear``: types of events, with functions that get those first."""
 
-    def __call__(self, place: int, hear: Mapping[type, Handler]) -> Replica:
+    def __call__(self, place: int, hear: Iterable[tuple[type, Handler]]) -> Replica:
         """A replica with a fresh engine, which begins now."""
 
 
@@ -46,7 +47,8 @@ class FleetLife:
     """The state of every replica of a fleet, and what changes it. ``replicas``: those that there are, by place.
 
     ``make`` makes one; ``output_tokens`` gives the true output length of a request; ``coming`` whether a request may
-    still arrive though no replica does anything.
+    still arrive though no replica does anything; ``after`` the request that one follows in its session, -1 for none
+    (None without sessions).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class FleetLife:
         options: FleetOptions,
         output_tokens: Callable[[Request], int],
         coming: Callable[[], bool],
+        after: Callable[[int], int] | None,
     ) -> None:
         self._env = env
         self._gateway = gateway
@@ -85,7 +88,10 @@ class FleetLife:
         self._settle: dict[int, Callable[[str], None]] = {}
         """By place of a replica that warms up: takes each adapter that is there, or will not come."""
         self._recent = RecentRequests(_WINDOW_S)
-        self._homes = None if options.placement is None else HomeKeeper(gateway, options.placement)
+        orders = options.roll_outs
+        self._roll_outs = RollOuts(orders, env, replicas, self._homes_of, after) if orders else None
+        versions = {order.new.name: order.adapter for order in orders}
+        self._homes = None if options.placement is None else HomeKeeper(gateway, options.placement, versions)
         scale = options.autoscale
         self._scaler = None if scale is None else Autoscaler(scale)
 
@@ -103,6 +109,8 @@ class FleetLife:
                 self._env.call_at(every_s, self._place_again, URGENT)
         for event in self._options.events:
             self._env.call_at(event.at_s, partial(self._happen, event), URGENT)
+        if self._roll_outs is not None:
+            self._roll_outs.begin()
         if self._scaler is not None:
             self._env.call_at(self._scaler.options.interval_s, self._scale, URGENT)
 
@@ -111,6 +119,8 @@ class FleetLife:
     def send(self, request: Request, output_tokens: int, late: bool = False) -> None:
         """A request arrives at the gateway now, for the first time or again (``late``: see `Replica.submit`)."""
         now = self._last_s = self._env.now
+        if self._roll_outs is not None:
+            request = self._roll_outs.again(request)
         if not self._gateway.any_open:
             if self._lobby is None:
                 self._parked.append((request, output_tokens))
@@ -118,14 +128,19 @@ class FleetLife:
                 self._lobby.submit(request)
             return
         place = self._gateway.route(request, now)
+        if self._roll_outs is not None:
+            request = self._roll_outs.sent(request, place)
         self.replicas[place].submit(request, output_tokens, late)
 
-    def arrived(self, request: Request) -> None:
-        """A request arrives for the first time."""
-        if self._scaler is not None:
-            self._recent.arrived(request.adapter, self._env.now)
+    def arrived(self, request: Request) -> Request:
+        """A request arrives for the first time; returns it with the version of its adapter that it gets."""
         if self._homes is not None:
             self._homes.arrived(request.adapter, self._env.now)
+        if self._roll_outs is not None:
+            request = self._roll_outs.assign(request)
+        if self._scaler is not None:
+            self._recent.arrived(request.adapter, self._env.now)
+        return request
 
     def ended(self, place: int) -> None:
         """Requests of a replica have ended: one that is drained goes with its last."""
@@ -183,6 +198,8 @@ class FleetLife:
             return  # it failed, or was not wanted any more
         replica = self.replicas[place] = self._new_replica(place)
         names = self._recent.hottest(warm, self._env.now) if warm else []
+        if self._roll_outs is not None:
+            names = list(dict.fromkeys(map(self._roll_outs.current, names)))
         if not names:
             self._open(place, turn)
             return
@@ -217,6 +234,8 @@ class FleetLife:
         if replica is None:
             return []
         left = replica.stop(self._env.now)
+        if self._roll_outs is not None:
+            self._roll_outs.left(place)
         self._refusals.append(replica.engine.refusals)
         return left
 
@@ -232,13 +251,24 @@ class FleetLife:
 
     def _new_replica(self, place: int) -> Replica:
         """A replica at a place, with a fresh engine."""
-        hear: dict[type, Handler] = {}
+        hear: list[tuple[type, Handler]] = []
+        if self._roll_outs is not None:
+            hear += self._roll_outs.hear(place).items()
         if self._scaler is not None:
             if self._scaler.options.warm_adapters:
-                hear[Loaded] = hear[Evicted] = partial(self._settled, place)
+                hear += [(kind, partial(self._settled, place)) for kind in (Loaded, Evicted)]
             if self._scaler.options.by == "attainment":
-                hear[Ended] = self._scaler.ended
-        return self._make(place, hear)
+                hear.append((Ended, self._scaler.ended))
+        replica = self._make(place, hear)
+        if self._roll_outs is not None:
+            self._roll_outs.joined(replica)
+        return replica
+
+    def _homes_of(self, adapter: str) -> list[int]:
+        """The open replicas that may serve an adapter."""
+        homes = None if self._homes is None else self._homes.of(adapter)
+        opened = self._in("open")
+        return [place for place in opened if homes is None or place in homes] or opened
 
     def _settled(self, place: int, event: Any) -> None:
         settle = self._settle.get(place)
@@ -294,9 +324,12 @@ class FleetLife:
         """The run is over: the engines that hold the requests that are left, those at the gateway included."""
         engines = [self.replicas[place].engine for place in sorted(self.replicas)]
         if not self._gateway.any_open:
-            self._lobby = self._make(0, {}).engine
+            lobby = self._make(0, ())
+            self._lobby = lobby.engine
+            if self._roll_outs is not None:
+                self._roll_outs.joined(lobby)
             for request, _ in self._parked:
-                self._lobby.submit(request)
+                self._lobby.submit(request if self._roll_outs is None else self._roll_outs.again(request))
             engines.append(self._lobby)
         for event in self._events:
             what = f"{event.kind} {event.replica} at {event.at_s:g} s"
@@ -306,9 +339,11 @@ class FleetLife:
     def conclude(self, end: RunEnd) -> RunEnd:
         """The end of the run, with what happened to its fleet."""
         refusals = total_refusals([end.refusals, *self._refusals])
-        keeper, notes = self._homes, list(self._notes)
+        keeper, notes, rolled = self._homes, list(self._notes), self._roll_outs
         moved, mean = (None, None) if keeper is None else (keeper.moved, keeper.mean)
-        record = FleetRecord(tuple(self._changes), self._resent, moved, mean)
+        changed = () if rolled is None else rolled.records
+        record = FleetRecord(tuple(self._changes), self._resent, moved, mean, changed)
+        notes += [] if rolled is None else rolled.notes
         if keeper is not None and len(self.states) == 1:
             notes.append("cluster.placement has no effect, as there is one replica")
         return replace(end, refusals=refusals, notes=(*end.notes, *notes), fleet=record)

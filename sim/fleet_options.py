@@ -1,10 +1,11 @@
-"""FleetOptions: what happens to a fleet in the course of a run: failures, recoveries, drains, autoscaling."""
+"""FleetOptions: what happens to a fleet in the course of a run: failures, drains, autoscaling, new adapter versions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from loratory.serving.lora import Adapter
 from loratory.sim.placement import PlacementOptions
 
 
@@ -40,12 +41,35 @@ class AutoscaleOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class RollOut:
+    """At second ``at_s`` requests for ``adapter`` begin to move from its version ``old`` to ``new``.
+
+    ``shares`` of the new requests go to the new version, each for ``every_s`` seconds; they increase, and the last is
+    1. Instead, with ``over_s``, the share grows evenly for so many seconds. ``preload``: before that, every open
+    replica copies the new version to host memory. ``pinned``: where a replica forgets the old version, the new one is
+    pinned.
+    """
+
+    at_s: float
+    adapter: str
+    old: Adapter
+    new: Adapter
+    shares: tuple[float, ...] = (1.0,)
+    every_s: float = 0.0
+    over_s: float = 0.0
+    preload: bool = False
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FleetOptions:
     """``events`` in order of time; requests in flight on a replica that fails are sent again (``resend``) or fail; a
-    replica that recovers opens ``startup_s`` seconds later."""
+    replica that recovers opens ``startup_s`` seconds later. ``roll_outs`` in order of time: adapters get new versions.
+    """
 
     events: tuple[FleetEvent, ...] = ()
     resend: bool = True
     startup_s: float = 0.0
     autoscale: AutoscaleOptions | None = None
     placement: PlacementOptions | None = None
+    roll_outs: tuple[RollOut, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,13 +15,17 @@ PERIODS = 3
 
 
 class HomeKeeper:
-    """The homes of a fleet's adapters. ``moved``: how many homes have been added since the first decision."""
+    """The homes of a fleet's adapters. ``moved``: how many homes have been added since the first decision.
 
-    def __init__(self, gateway: Gateway, options: PlacementOptions) -> None:
+    ``versions``: by name of a version, the adapter whose homes are its own.
+    """
+
+    def __init__(self, gateway: Gateway, options: PlacementOptions, versions: Mapping[str, str]) -> None:
         self.options = options
         self.moved = 0
         self.recent = None if options.every_s is None else RecentRequests(PERIODS * options.every_s)
         self._gateway = gateway
+        self._versions = versions
         self._placement = options.make()
         self._homes: Homes | None = None
         self._rates = dict(options.rates)
@@ -52,7 +56,13 @@ class HomeKeeper:
         if self._homes is not None:
             self.moved += sum(len(set(mine) - set(self._homes.get(name, ()))) for name, mine in homes.items())
         self._homes = homes
-        self._gateway.set_homes({name: np.array(mine, dtype=np.int64) for name, mine in homes.items()})
+        columns = {name: np.array(mine, dtype=np.int64) for name, mine in homes.items()}
+        columns |= {name: columns[adapter] for name, adapter in self._versions.items() if adapter in columns}
+        self._gateway.set_homes(columns)
+
+    def of(self, adapter: str) -> tuple[int, ...] | None:
+        """The homes of an adapter; None for one that may be served anywhere."""
+        return (self._homes or {}).get(adapter)
 
     @property
     def mean(self) -> float | None:

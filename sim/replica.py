@@ -118,6 +118,10 @@ class Replica:
         """
         self._outputs[request.request_id] = output_tokens
         self.engine.submit(request)
+        self.nudge(late)
+
+    def nudge(self, late: bool = False) -> None:
+        """The engine was told something: it makes its next plan as soon as it can."""
         if self._resting is not None or self._target:
             self._disturb(late)
 

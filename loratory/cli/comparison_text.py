@@ -20,7 +20,7 @@ _NAMES = 30
 
 
 def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
-    """Folders by letter, the settings in which they differ, then a table for each of the others and each policy."""
+    """Folders by letter, the settings in which they differ, fleets, then a table for each other folder and policy."""
     letters = [ascii_uppercase[place] if place < 26 else str(place + 1) for place in range(len(found.folders))]
     for letter, folder, backend in zip(letters, found.folders, found.backends, strict=True):
         print(f"{letter}: {folder} ({backend})")
@@ -28,6 +28,10 @@ def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
         _tell_settings(found, letters)
     else:
         say("settings: no difference")
+    for policy, facts in found.fleets:
+        say(f"{policy}: the fleets, means over seeds")
+        rows = [[fact.name, *fact.values] for fact in facts]
+        show(text_table(["", *letters], rows, left=len(letters) + 1, tight=True))
     letter_of = dict(zip(found.folders, letters, strict=True))
     measured = {d.folder for d in found.differences if d.base != found.folders[0]}
     for folder, policy, rows in found.tables(metrics) if metrics else found.tables():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -18,6 +17,7 @@ from typer.exceptions import TyperException
 from loratory.cli.adapters import app as adapters_app
 from loratory.cli.check_policy import check_policy_command
 from loratory.cli.check_router import check_router_command
+from loratory.cli.guests import placements_command, policies_command, routers_command
 from loratory.cli.models import app as models_app
 from loratory.cli.plan import plan_command
 from loratory.cli.profile import profile_command
@@ -27,14 +27,11 @@ from loratory.cli.scenarios import app as scenarios_app
 from loratory.cli.serve import serve_command
 from loratory.cli.shadow import app as shadow_app
 from loratory.cli.swap import swap_command
-from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say, show
+from loratory.cli.terminal import Json, complain, dump, kept_when_interrupted, say
 from loratory.cli.traces import app as traces_app
 from loratory.errors import InputError, LoratoryError, shortened
 from loratory.experiment.interruption import interruptible
 from loratory.serving.guest_errors import unexpected
-
-if TYPE_CHECKING:
-    from loratory.experiment.class_spec import Description
 
 app = typer.Typer(
     help="A laboratory for multi-LoRA LLM serving: simulate scheduling policies, read reports, size fleets.",
@@ -51,6 +48,9 @@ app.command("serve", context_settings={"allow_extra_args": True})(serve_command)
 app.command("check-policy")(check_policy_command)
 app.command("check-router")(check_router_command)
 app.command("swap")(swap_command)
+app.command("policies")(policies_command)
+app.command("routers")(routers_command)
+app.command("placements")(placements_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(models_app, name="models")
 app.add_typer(scenarios_app, name="scenarios")
@@ -213,79 +213,6 @@ def replay(
             for note in run.notes:
                 say(note)
     return 1 if any(run.differs for run in found) else 0
-
-
-@app.command()
-def policies(
-    name: Annotated[str | None, typer.Argument(help="the policy to explain; without it, all are listed")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the scheduling policies with their sources and what is not modelled, or explain one."""
-    from loratory.cli.tables import guests_table, sources_text
-    from loratory.experiment.policy_spec import describe, policy_names
-
-    if name is None or name == "list":
-        found = [describe(each) for each in policy_names()]
-        if as_json:
-            dump([description.as_dict() for description in found])
-        else:
-            show(guests_table("policy", found))
-            for each in found:
-                say(f"{each.name}: {sources_text(each)}")
-            print()
-            say(
-                "every policy also takes evict=lru|lfu|fifo|cost_aware, prefetch=N and reserve=true; "
-                "loratory policies NAME explains one"
-            )
-        return
-    one = describe(name)
-    if as_json:
-        dump(one.as_dict() | {"text": one.text})
-        return
-    _explain(one)
-    print(f"example: loratory run quickstart --policy {one.name}")
-
-
-@app.command()
-def routers(
-    name: Annotated[str | None, typer.Argument(help="the router to explain; without it, all are listed")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the routers with their sources and what is not modelled, or explain one."""
-    from loratory.cli.tables import guests_table, sources_text
-    from loratory.experiment.router_spec import describe_router, router_names
-
-    if name is None or name == "list":
-        found = [describe_router(each) for each in router_names()]
-        if as_json:
-            dump([description.as_dict() for description in found])
-        else:
-            show(guests_table("router", found))
-            for each in found:
-                say(f"{each.name}: {sources_text(each)}")
-            print()
-            say("loratory routers NAME explains one")
-        return
-    one = describe_router(name)
-    if as_json:
-        dump(one.as_dict() | {"text": one.text})
-        return
-    _explain(one)
-    chosen = shlex.quote(f"cluster.router={one.name}")
-    print(f"example: loratory run hot-and-tail --set cluster.replicas=4 --set {chosen}")
-
-
-def _explain(one: Description) -> None:
-    """A policy or router: its text, its source, its parameters."""
-    from loratory.cli.tables import parameters_table, sources_text
-
-    print(f"{one.name}\n")
-    for paragraph in one.text.split("\n\n"):
-        say(paragraph)
-        print()
-    say(sources_text(one))
-    if one.parameters:
-        show(parameters_table(one))
 
 
 if __name__ == "__main__":

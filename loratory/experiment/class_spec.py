@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import entry_points
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a policy or router: its name, type as text, default, and what it means."""
+    """A parameter of a policy, router or placement: its name, type as text, default, and what it means."""
 
     name: str
     type: str
@@ -40,7 +40,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What ``loratory policies`` and ``loratory routers`` show of one."""
+    """What ``loratory policies``, ``loratory routers`` and ``loratory placements`` show of one."""
 
     name: str
     summary: str
@@ -220,11 +220,7 @@ class ClassSpec:
 
         ``common``: the defaults of the parameters that all take, as far as this class has others.
         """
-        written = kind.__doc__
-        text = inspect.cleandoc(written if isinstance(written, str) and written else "No description.")
-        told, _, listed = text.partition("\nParameters:\n")
-        body, _, lacks = told.partition("\nNot modelled:")
-        meanings = meanings_of(listed)
+        found, meanings = described(spec, kind, source)
         own_ones = own(kind)
         parameters = [
             Parameter(name, type_text(type_), default, meanings.get(name, ""))
@@ -232,13 +228,22 @@ class ClassSpec:
         ]
         shared = {name: each for name, each in self.common.items() if name not in own_ones}
         parameters += [Parameter(name, type_text(k), common[name], meaning) for name, (k, _, meaning) in shared.items()]
-        prose = "\n\n".join(" ".join(paragraph.split()) for paragraph in body.strip().split("\n\n"))
-        headline = str(getattr(sys.modules.get(kind.__module__), "__doc__", None) or "").partition("\n")[0]
-        subject, _, summary = headline.partition(": ")
-        if subject != spec or not summary:
-            summary = " ".join(body.split()).split(". ")[0].rstrip(".") + "."
-        source = source if isinstance(source, str) else ""
-        return Description(spec, summary, prose, source, " ".join(lacks.split()), tuple(parameters))
+        return replace(found, parameters=tuple(parameters))
+
+
+def described(spec: str, kind: type, source: object) -> tuple[Description, dict[str, str]]:
+    """What the docstrings of a class and its module say of it, without its parameters; and what those mean, by name."""
+    written = kind.__doc__
+    text = inspect.cleandoc(written if isinstance(written, str) and written else "No description.")
+    told, _, listed = text.partition("\nParameters:\n")
+    body, _, lacks = told.partition("\nNot modelled:")
+    prose = "\n\n".join(" ".join(paragraph.split()) for paragraph in body.strip().split("\n\n"))
+    headline = str(getattr(sys.modules.get(kind.__module__), "__doc__", None) or "").partition("\n")[0]
+    subject, _, summary = headline.partition(": ")
+    if subject != spec or not summary:
+        summary = " ".join(body.split()).split(". ")[0].rstrip(".") + "."
+    source = source if isinstance(source, str) else ""
+    return Description(spec, summary, prose, source, " ".join(lacks.split()), ()), meanings_of(listed)
 
 
 def shown(spec: str) -> str:

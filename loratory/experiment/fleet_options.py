@@ -14,7 +14,7 @@ from loratory.sim.fleet_options import AutoscaleOptions, FleetEvent, FleetOption
 
 
 def fleet_options(scenario: Scenario, built: Built, workload: Workload) -> FleetOptions | None:
-    """None where replicas neither come nor go, and adapters may be served anywhere."""
+    """None where nothing happens to replicas or adapters, and each adapter may be served anywhere."""
     cluster = scenario.cluster
     placement = None
     if cluster.placement is not None:
@@ -23,13 +23,14 @@ def fleet_options(scenario: Scenario, built: Built, workload: Workload) -> Fleet
         placement = placement_options(cluster.placement, workload, of_each(cluster, tokens_per_s))
     if not cluster.changes and placement is None:
         return None
-    events = [FleetEvent(each.at_s, each.kind, each.replica) for each in cluster.events or ()]
+    events = [FleetEvent(each.at_s, each.kind, each.replica) for each in cluster.replica_events]
     return FleetOptions(
         tuple(sorted(events, key=lambda event: event.at_s)),
         cluster.on_failure == "resend",
         cluster.startup_s,
         _autoscale(scenario),
         placement,
+        built.roll_outs,
     )
 
 

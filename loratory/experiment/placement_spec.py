@@ -6,12 +6,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 import loratory.sim.placements
 from loratory.errors import InputError, did_you_mean
+from loratory.experiment.class_spec import Description, Parameter, described
 from loratory.scenarios.fleet_spec import PlacementSpec
 from loratory.serving.workload import Workload
 from loratory.sim.placement import Placement, PlacementOptions
@@ -27,14 +29,28 @@ def placement_names() -> list[str]:
 
 def placement_factory(name: str, most: int | None = None) -> Callable[[], Placement] | None:
     """Each call of the result makes a placement; None for `ALL`. Raises `InputError` for an unknown name."""
+    return None if name == ALL else partial(_class_of(name, f"cluster.placement {name!r}"), most)
+
+
+def describe_placement(name: str) -> Description:
+    """What a placement does, from its docstring, and the keys it takes. Raises `InputError` for an unknown name."""
     if name == ALL:
-        return None
+        text = "Every replica may serve every adapter. It is the default, and the same as no placement."
+        return Description(ALL, "every replica may serve every adapter (the default)", text, "", "", ())
+    kind = _class_of(name, f"placement {name!r}")
+    keys = ((key, PlacementSpec.model_fields[key]) for key in ("homes", "every_s"))
+    types = {"homes": "whole number", "every_s": "number"}
+    parameters = (Parameter(key, types[key], field.default, str(field.description)) for key, field in keys)
+    return replace(described(name, kind, kind.source)[0], parameters=tuple(parameters))
+
+
+def _class_of(name: str, subject: str) -> type[Placement]:
     if name not in placement_names():
         hint = did_you_mean(name, placement_names(), f"choose one of {', '.join(placement_names())}")
-        raise InputError(f"cluster.placement {name!r} is unknown: {hint}")
+        raise InputError(f"{subject} is unknown: {hint}")
     module = importlib.import_module(f"loratory.sim.placements.{name}")
     classes = (value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Placement))
-    return partial(next(each for each in classes if each.__module__ == module.__name__), most)
+    return next(each for each in classes if each.__module__ == module.__name__)
 
 
 def placement_options(

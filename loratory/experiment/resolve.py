@@ -9,6 +9,7 @@ from typing import TypeVar, get_args
 from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
+from loratory.experiment.roll_outs import roll_outs
 from loratory.scenarios.build import build_adapters
 from loratory.scenarios.cluster_spec import ReplicaGroupSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
@@ -22,6 +23,7 @@ from loratory.serving.vllm_limits import vllm_notes
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, gpu, model, resolve_targets
 from loratory.sim.cost import CostModel, MemoryOptions, MemoryPlan, ProfileCost, cost_model, kv_blocks, oversized
 from loratory.sim.cost.base import fitted_ranges
+from loratory.sim.fleet_options import RollOut
 from loratory.sim.noise import NoiseOptions
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ class Built:
 
     ``engine`` has a number of KV blocks; ``memory`` is how it was computed, None where the scenario sets it.
     ``kv_bytes_per_token``: of one replica. ``dtype``: of the weights of linear layers. ``notes``: one sentence each,
-    for the report. ``noise``: of step times, None where the scenario has none.
+    for the report. ``noise``: of step times, None where the scenario has none. ``roll_outs``: new versions of adapters.
     """
 
     engine: EngineConfig
@@ -62,6 +64,12 @@ class Built:
     notes: tuple[str, ...] = ()
     noise: NoiseOptions | None = None
     kinds: tuple[Kind, ...] = ()
+    roll_outs: tuple[RollOut, ...] = ()
+
+    @property
+    def versions(self) -> tuple[Adapter, ...]:
+        """The adapters, and the new versions that come in the course of a run."""
+        return (*self.adapters, *(order.new for order in self.roll_outs))
 
     @property
     def mixed(self) -> bool:
@@ -85,7 +93,8 @@ def build(scenario: Scenario, source: str | None = None) -> Built:
 def _build(scenario: Scenario) -> Built:
     made = [_kind(scenario, group, place) for place, group in enumerate(scenario.cluster.groups)]
     notes = tuple(dict.fromkeys(note for built, _ in made for note in built.notes))
-    return replace(made[0][0], notes=notes, kinds=tuple(kind for _, kind in made))
+    orders = roll_outs(scenario.cluster, made[0][0].adapters)
+    return replace(made[0][0], notes=notes, kinds=tuple(kind for _, kind in made), roll_outs=orders)
 
 
 def _kind(scenario: Scenario, group: ReplicaGroupSpec, place: int) -> tuple[Built, Kind]:

@@ -128,7 +128,7 @@ def _run(
         report = summarise(records, info, task.timeline_events)
         if task.regret and built.noise is None and not built.mixed:
             columns, open_loop = RunColumns(info, records), workload.concurrency is None and workload.after is None
-            bounds = lower_bound(columns, built.cost, built.engine, built.adapters, open_loop)
+            bounds = lower_bound(columns, built.cost, built.engine, built.versions, open_loop)
             report.run["lower_bound"] = cleaned(bounds)
     stays = not built.mixed and not task.scenario.cluster.changes  # the numbers of advice are of such fleets
     if backend.name == "sim" and task.seed == task.scenario.seeds[0] and policy is not None and stays:
@@ -174,7 +174,7 @@ def run_info(
         duration_s=end.end_s,
         warmup_s=scenario.warmup_s,
         slo=slo_limits(scenario),
-        targets=slo_targets(scenario.slo, built.adapters),
+        targets=slo_targets(scenario.slo, built.adapters, built.roll_outs),
         bound=bound,
         warnings=(
             *workload.notes,
@@ -232,10 +232,11 @@ def _prices(scenario: Scenario) -> tuple[float, ...] | None:
 
 
 def identities(built: Built) -> dict[str, dict[str, str | int | None]]:
-    """The identity of each adapter that exists, by name; adapters that a scenario makes up have none."""
+    """The identity of each adapter that exists, by name; those that a scenario makes up have none, but
+    their new versions have an id."""
     return {
         adapter.name: {"lora_int_id": adapter.lora.lora_int_id, "version": adapter.version, "digest": adapter.digest}
-        for adapter in built.adapters
+        for adapter in built.versions
         if adapter.digest is not None or adapter.version is not None
     }
 

@@ -11,17 +11,19 @@ from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.slo_targets import BASE, EACH, RankClass, TargetSpec, members
 from loratory.scenarios.workload_spec import Slice
 from loratory.serving.lora import Adapter
+from loratory.sim.fleet_options import RollOut
 
 
-def slo_targets(slo: SloSpec, adapters: Sequence[Adapter]) -> tuple[SloTarget, ...]:
-    """What ``slo.targets`` demands, each under a name of its own.
+def slo_targets(slo: SloSpec, adapters: Sequence[Adapter], roll_outs: Sequence[RollOut] = ()) -> tuple[SloTarget, ...]:
+    """What ``slo.targets`` demands, each under a name of its own. What it demands of an adapter, it demands of the
+    versions that are rolled out as well.
 
     The adapters that it names exist: `loratory.scenarios.build` refuses others.
     """
     names, ranks = tuple(adapter.name for adapter in adapters), [adapter.rank for adapter in adapters]
     found: list[SloTarget] = []
     for spec in slo.targets or ():
-        group = _group(spec, names, ranks)
+        group = _with_versions(_group(spec, names, ranks), roll_outs)
         if spec.metric is not None:
             assert spec.mark is not None and spec.at_most_s is not None
             target = time_target(spec.metric, spec.mark, spec.at_most_s, group)
@@ -31,6 +33,14 @@ def slo_targets(slo: SloSpec, adapters: Sequence[Adapter]) -> tuple[SloTarget, .
         same = sum(target.label == other.label for other in found)  # long lists of names are shortened
         found.append(replace(target, name=f"{target.name} ({same + 1})") if same else target)
     return tuple(found)
+
+
+def _with_versions(group: SloGroup, roll_outs: Sequence[RollOut]) -> SloGroup:
+    chosen = group.adapters
+    if chosen is None or chosen.base:
+        return group
+    more = {order.new.name for order in roll_outs if order.adapter in chosen.names}
+    return replace(group, adapters=replace(chosen, names=chosen.names | more)) if more else group
 
 
 def _group(spec: TargetSpec, names: tuple[str, ...], ranks: Sequence[int]) -> SloGroup:

@@ -11,9 +11,10 @@ class Greedy(Placement):
     """Puts each adapter, the most wanted first, on the first replica that has a slot and load to spare.
 
     A replica is full when its adapters ask for ``fill`` of what it can serve, or hold all its slots; an adapter that
-    asks for more than a replica has several homes. What fits nowhere goes to the replica with the least load. The
-    paper predicts what a replica can serve with a model that it has learned for each set of adapters; here it is the
-    cost model's ceiling for the workload's mean request.
+    asks for more than a replica has several homes. What fits nowhere goes to the replica with the least load. What a
+    replica can serve is the cost model's ceiling for the workload's mean request.
+
+    Not modelled: the paper's learned model of what a set of adapters lets a replica serve.
     """
 
     source = "Agullo et al., Data-Driven Optimization of GPU Efficiency for Distributed LLM-Adapter Serving, 2026"

@@ -17,6 +17,10 @@ _NEW, _KEPT = 1000.0, -250.0
 _DROPPED, _CROWDED = 1.0e4, 1.0e6
 """What it costs that an adapter has one home fewer than it should have, or that a replica has one more than slots."""
 
+_MOST_BY_SIMPLEX = 20_000
+"""Edges up to which the dual simplex method solves the flow. Above, the interior point method is several times as fast;
+its crossover ends in a vertex as well."""
+
 
 class MinCostFlow(Placement):
     """All homes at once: a flow from adapters to replicas, which a linear program solves exactly.
@@ -100,6 +104,6 @@ def _solve(adapters: Any, places: Any, costs: Any, homes: Any, rooms: Sequence[R
         A_ub=room,
         b_ub=[each.slots for each in rooms],
         bounds=np.c_[np.zeros(columns), np.r_[ones, homes - 1, np.full(replicas, np.inf)]],
-        method="highs-ds",
+        method="highs-ds" if edges <= _MOST_BY_SIMPLEX else "highs-ipm",
     )
     return found.x[:edges] > 0.5

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import command_line
 from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples, run
@@ -18,10 +19,12 @@ from pages import ROOT, blocks, rows
 
 from loratory import load_scenario, router, run_scenario
 from loratory.errors import InputError
+from loratory.experiment.placement_spec import placement_names
 from loratory.experiment.router_spec import router_factory, router_names
 from loratory.testing import World, assert_serves, worlds
 
 PAGE = ROOT / "docs" / "fleets.md"
+REAL_PLACEMENTS = ("greedy", "bin_pack", "min_cost_flow")
 TEXT = PAGE.read_text(encoding="utf-8")
 FILES = {name[1]: block for block in blocks(PAGE) if (name := re.match(r"# (\w+)\.py\n", block.text))}
 
@@ -43,6 +46,22 @@ def test_every_router_is_in_the_table_with_what_it_looks_at() -> None:
     assert sorted(table) == router_names()
     for name, looks_at in table.items():
         assert ("reports" in looks_at) is router_factory(name).reads_reports
+
+
+def test_every_placement_is_in_the_table_and_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loratory = command_line(capsys, monkeypatch)
+    assert [cells[0].strip("`") for cells in rows(PAGE, "`placement`")] == ["replicate_all", *REAL_PLACEMENTS]
+    listed = loratory("placements", "--json").json
+    assert [each["name"] for each in listed] == placement_names()
+    sources = {each["name"]: each["source"] for each in listed}
+    assert all(sources[name] for name in REAL_PLACEMENTS) and "Dynamo" in sources["min_cost_flow"]
+    told = loratory("placements", "greedy").out
+    assert "Not modelled: the paper's learned model" in told and "most homes of one adapter" in told
+    assert all(name in loratory("placements").out for name in placement_names())
+    wrong = loratory("placements", "gredy")
+    assert wrong.code == 2 and "placement 'gredy' is unknown: did you mean 'greedy'?" in wrong.err
 
 
 def test_every_name_of_the_view_and_of_a_router_is_in_a_table() -> None:

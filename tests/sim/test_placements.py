@@ -17,6 +17,7 @@ from loratory.experiment.placement_spec import ALL, placement_factory, placement
 from loratory.serving.events import Admitted
 from loratory.sim.fleet_options import FleetOptions
 from loratory.sim.placement import Homes, Placement, PlacementOptions, Room, Wanted
+from loratory.sim.placements import min_cost_flow
 from loratory.testing import World, worlds
 
 NAMES = st.sampled_from([name for name in placement_names() if name != ALL])
@@ -128,3 +129,25 @@ def test_an_adapter_runs_only_where_it_has_a_home(world: World, name: str, route
             served.setdefault(event.request.adapter, set()).add(place)
     assert all(len(places) == 1 for places in served.values())
     assert run.end.fleet is not None and run.end.fleet.homes_moved == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_ways_to_solve_the_flow_find_the_same_cost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large placements use the interior point method: its homes are whole as well, and cost as much."""
+    rng = np.random.default_rng(seed)
+    adapters, replicas = 30, 5
+    pairs = [(a, r) for a in range(adapters) for r in range(replicas) if r == 0 or rng.random() < 0.7]
+    edges = [np.array(column) for column in zip(*pairs, strict=True)]
+    costs = rng.choice([-250.0, 1000.0], len(pairs)) + rng.integers(0, 5, len(pairs)) / 5
+    homes, rooms = rng.integers(1, 4, adapters), [Room(r, int(rng.integers(2, 12)), 1.0) for r in range(replicas)]
+
+    def total() -> float:
+        chosen = min_cost_flow._solve(*edges, costs, homes, rooms)
+        had, used = np.bincount(edges[0][chosen], minlength=adapters), np.bincount(edges[1][chosen], minlength=replicas)
+        assert (had <= homes).all() and (had >= 1).all()
+        crowded = np.maximum(used - [room.slots for room in rooms], 0).sum()
+        return float(costs[chosen].sum() + 1e4 * (homes - had).sum() + 1e6 * crowded)
+
+    by_simplex = total()
+    monkeypatch.setattr(min_cost_flow, "_MOST_BY_SIMPLEX", 0)
+    assert total() == pytest.approx(by_simplex)

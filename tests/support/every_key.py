@@ -22,6 +22,8 @@ LINEAR = (
 KINDS = ("cluster.replicas=[{count: 2}, {count: 1}]",)
 AFFINITY = ("cluster={replicas: 3, router: lora_affinity}",)
 FAIL = ("cluster={replicas: 3, events: [{at_s: 0.05, fail: 1}]}",)
+ROLLED = ("cluster={replicas: 3, events: [{at_s: 0.05, roll_out: {adapters: 2}}]}",)
+STEPS = ("cluster={replicas: 3, events: [{at_s: 0.05, roll_out: {adapters: 2, steps: [0.4, 1], every_s: 0.05}}]}",)
 FAILS = ("cluster={replicas: 3, events: [{at_s: 0.05, fail: 1}, {at_s: 0.1, recover: 1}]}",)
 SCALED = (
     "cluster={replicas: 2, autoscale: {most: 3, target: 0.9, interval_s: 0.05, startup_s: 0, scale_down_after_s: 0.1}}",
@@ -321,6 +323,16 @@ KEYS: dict[str, dict[str, Entry]] = {
         "fail": entry("cluster.events=[{at_s: 0.05, fail: 2}]", given=FAIL),
         "recover": entry("cluster.events=[{at_s: 0.05, fail: 1}, {at_s: 0.06, recover: 1}]", given=FAIL),
         "drain": entry("cluster.events=[{at_s: 0.05, drain: 1}]", given=FAIL),
+        "roll_out": entry("cluster.events=[{at_s: 0.05, roll_out: 2}]", given=AFFINITY),
+    },
+    "cluster.events[].roll_out": {
+        "adapters": entry("cluster.events=[{at_s: 0.05, roll_out: 3}]", given=ROLLED),
+        "steps": entry("cluster.events.0.roll_out.steps=[0.2, 0.5, 1]", given=STEPS),
+        "every_s": entry("cluster.events.0.roll_out.every_s=0.1", given=STEPS),
+        "over_s": entry("cluster.events.0.roll_out.over_s=0.1", given=ROLLED),
+        "apart_s": entry("cluster.events.0.roll_out.apart_s=0.05", given=ROLLED),
+        "preload": entry("cluster.events.0.roll_out.preload=true", given=ROLLED),
+        "rank": entry("cluster.events.0.roll_out.rank=8", given=ROLLED),
     },
     "cluster.autoscale": each(
         "cluster.autoscale", SCALED, least="2", most="2", target="2", interval_s="0.01", startup_s="0.1",

@@ -80,7 +80,10 @@ def _changes(cluster: ClusterSpec) -> str:
         words += f", autoscaled from {scale.least} to {scale.most} (target {scale.target:g} {by})"
     if cluster.placement is not None:
         words += f", placement {cluster.placement.name}"
-    return words + (f", {plural(len(cluster.events), 'event')} of replicas" if cluster.events else "")
+    if events := cluster.replica_events:
+        words += f", {plural(len(events), 'event')} of replicas"
+    count = len(cluster.roll_outs)
+    return words + (f", {plural(count, 'roll-out')} of adapters" if count else "")
 
 
 def _group_words(group: ReplicaGroupSpec, scenario: Scenario) -> str:
