@@ -14,6 +14,7 @@ from loratory.policies.fifo import Fifo
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
 from loratory.testing.check_policy import EXAMPLES, CheckProgress, PromiseResult, quiet_hypothesis
+from loratory.testing.failing_fleet import End, ends_through_failure
 from loratory.testing.laws import assert_run, assert_same, assert_serves
 from loratory.testing.random_worlds import worlds
 from loratory.testing.run import Run, run
@@ -21,7 +22,7 @@ from loratory.testing.world import World
 
 ROUTER_PROMISES = {
     "returns": "its code comes back in time, raises nothing, and answers with a candidate",
-    "serves": "every request goes to one replica, is served, and ends once",
+    "serves": "every request goes to one replica, is served, and ends once, also while a replica fails and comes back",
     "determinism": "two runs of the same fleet are the same",
     "jumps": "runs are the same when the simulator jumps over decode steps and when it does not",
 }
@@ -118,7 +119,7 @@ class _Search:
         return self.broken.get(law, (0, ""))[1]
 
     def check(self, world: World, replicas: int, delay_s: float, interval_s: float | None) -> None:
-        """Run one fleet: once, again, and without jumps."""
+        """Run one fleet: once, again, and without jumps; the same while a replica fails and comes back."""
         self._ran += 1
         if self._progress is not None:
             self._progress(self._spec, min(self._ran, self._examples), self._examples)
@@ -130,18 +131,15 @@ class _Search:
             if before is None or len(world.workload) < before[0]:
                 self.broken[law] = len(world.workload), f"{found} ({where})"
 
+        def options(jump: bool) -> dict[str, Any]:
+            late: dict[str, Any] = {"metrics_delay_s": delay_s, "metrics_interval_s": interval_s}
+            return {"router": self._make(), "router_name": self._spec, "jump": jump, "replicas": replicas} | late
+
         def simulated(jump: bool = True) -> Run:
-            return run(
-                world,
-                Fifo,
-                check_books=False,
-                replicas=replicas,
-                router=self._make(),
-                router_name=self._spec,
-                metrics_delay_s=delay_s,
-                metrics_interval_s=interval_s,
-                jump=jump,
-            )
+            return run(world, Fifo, check_books=False, **options(jump))
+
+        def failing(jump: bool = True) -> dict[str, End]:
+            return ends_through_failure(world, **options(jump))
 
         try:
             first = simulated()
@@ -155,6 +153,13 @@ class _Search:
                     assert_same(law, first, simulated(jump))
                 except BrokenLaw as error:
                     note(law, error.found)
+            try:
+                ends = failing()
+                for law, jump in (("determinism", True), ("jumps", False)):
+                    if failing(jump) != ends:
+                        note(law, "requests end otherwise while a replica fails and comes back")
+            except BrokenLaw as error:
+                note(error.law, error.found)
         except LoratoryError as error:
             note("returns", str(error))
             cause: BaseException | None = error

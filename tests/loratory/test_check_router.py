@@ -13,7 +13,8 @@ from loratory.testing.check_router import ROUTER_PROMISES, check_router
 HEAD = "import random\n\n\nclass Mine:\n"
 BREAKS = {
     "returns": "    def route(self, request, fleet): return len(fleet)\n",
-    "determinism": "    def route(self, request, fleet): return random.randrange(len(fleet))\n",
+    "returns while a replica is away": "    def route(self, request, fleet): return len(fleet) - 1\n",
+    "determinism": "    def route(self, request, fleet): return random.choice(list(fleet.candidates))\n",
     "returns in time": "    def route(self, request, fleet):\n        while True: pass\n",
 }
 
