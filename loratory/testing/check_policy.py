@@ -137,7 +137,9 @@ def _watched(spec: str, timeout_s: float, search: Callable[[], None]) -> bool:
     try:
         with PolicyWatch(spec, timeout_s):
             search()
-    except _StuckError:
+    except PolicyError as error:  # `_StuckError`, or what the watch has raised before that was caught
+        if not is_late(error):
+            raise
         return True
     return False
 
@@ -279,7 +281,7 @@ class _Search:
             found.append(_Broken(error.law, error.found, world))
         except LoratoryError as error:
             found.append(_Broken("returns", str(error), world))
-            if _is_late(error):
+            if is_late(error):
                 self.broken["returns"] = found[-1]
                 raise _StuckError(str(error)) from error
         return found
@@ -293,7 +295,7 @@ class _Search:
         except BrokenLaw as error:
             return [_Broken("takes_over", error.found, world)]
         except LoratoryError as error:
-            if _is_late(error):
+            if is_late(error):
                 raise
             return [_Broken("takes_over", str(error), world)]
         return []
@@ -307,7 +309,7 @@ class _Search:
             promised(self._spec, bound, FairnessLimits(1000, 1000, 100_000, 256, 2048))
         except LoratoryError as error:
             self.broken["returns"] = _Broken("returns", str(error), None)
-            if _is_late(error):
+            if is_late(error):
                 raise _StuckError(str(error)) from error
 
     def _tell_unknown_event(self) -> None:
@@ -322,7 +324,7 @@ class _Search:
             self.broken["events"] = _Broken("events", f"{error}: {hint}", None)
 
 
-def _is_late(error: BaseException | None) -> bool:
+def is_late(error: BaseException | None) -> bool:
     """Whether a policy was stopped because it did not come back."""
     while error is not None and not isinstance(error, PolicyTimeout):
         error = error.__cause__

@@ -8,12 +8,12 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
-from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout
+from loratory.errors import InputError, LoratoryError, PolicyError
 from loratory.experiment.router_spec import RouterFactory, router_factory
 from loratory.policies.fifo import Fifo
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
 from loratory.testing.broken_law import BrokenLaw
-from loratory.testing.check_policy import EXAMPLES, CheckProgress, PromiseResult, quiet_hypothesis
+from loratory.testing.check_policy import EXAMPLES, CheckProgress, PromiseResult, is_late, quiet_hypothesis
 from loratory.testing.failing_fleet import End, ends_through_failure
 from loratory.testing.laws import assert_run, assert_same, assert_serves
 from loratory.testing.random_worlds import worlds
@@ -84,8 +84,11 @@ def check_router(
     try:
         with quiet_hypothesis(), PolicyWatch(spec, timeout_s, word="router"):
             hypothesis.seed(seed)(chosen(given(drawn)))()
-    except _StuckError:
+    except PolicyError as error:  # `_StuckError`, or what the watch has raised before that was caught
+        if not is_late(error):
+            raise
         stuck = True
+        search.broken.setdefault("returns", (0, str(error)))
     undecided = set(ROUTER_PROMISES) if stuck else set()
     if "determinism" in search.broken:  # two runs differ anyway: it is open whether jumps matter
         undecided.add("jumps")
@@ -162,8 +165,5 @@ class _Search:
                 note(error.law, error.found)
         except LoratoryError as error:
             note("returns", str(error))
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, PolicyTimeout):
-                    raise _StuckError(str(error)) from error
-                cause = cause.__cause__
+            if is_late(error):
+                raise _StuckError(str(error)) from error
