@@ -46,6 +46,7 @@ from heapq import heappop, heappush
 
 from loratory.errors import InputError, PolicyError
 from loratory.serving.adapter_changes import AdapterChanges, Answer
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_adapters import Roster
 from loratory.serving.engine_loads import EngineLoads
@@ -83,6 +84,7 @@ class _Ahead:
     reached: list[Sequence] | None = None
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Engine:
     """One model replica's scheduler, sans I/O: time is an argument, and a backend runs the plans.
 

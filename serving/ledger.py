@@ -7,6 +7,7 @@ from typing import Literal
 
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.adapter_states import AdapterStates, AdapterViews
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_adapters import Roster, adapter_state, max_context
 from loratory.serving.gpu_slots import GpuSlots
@@ -25,6 +26,7 @@ KV_CACHE = "the KV cache"
 """What the reasons of rejections call it."""
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class Ledger:
     """Waiting and running requests, adapter tiers and slots, KV blocks and budgets of one engine.
 
@@ -328,7 +330,8 @@ class Ledger:
 
     def admit(self, view: RequestView, tokens: int | None = None) -> Outcome:
         """Run a waiting request, prefilling up to ``tokens`` of its context in this step."""
-        sequence = view._sequence if type(view) is RequestView else None  # `in_state`, without the call
+        # `in_state`, without the call
+        sequence: Sequence | None = view._sequence if type(view) is RequestView else None
         if sequence is None or sequence.state != "waiting" or sequence.clock is not self.clock:
             return REFUSED["unknown"]
         if len(self.running) >= self._max_seqs:

@@ -18,11 +18,7 @@ _OURS = "loratory"
 """The package whose code is no policy's."""
 
 _ENTRIES = {
-    "loratory.serving.policy_runner": {
-        "PolicyRunner.consult",
-        "PolicyRunner.carry_out",
-        "PolicyRunner.preempt_one",
-    },
+    "loratory.serving.policy_asks": {"schedule_of", "answer_all", "victim_of"},
     "loratory.serving.action_values": {"whole", "real"},
     "loratory.serving.event_dispatch": {
         "Announcer.policy_handler.<locals>.tell_policy",
@@ -62,7 +58,7 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
     found: PolicyCall | None = None
     for frame in frames:
         module = frame.f_globals.get("__name__", "")
-        if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module]:
+        if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module] and frame.f_locals.get("at_work", True):
             for inner in reversed(inside):
                 if not _is_ours(inner):
                     found = frame, inner, frame.f_locals.get("actions")

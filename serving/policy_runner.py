@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NoReturn
 
 from loratory.errors import PolicyError, shortened
 from loratory.serving.action_values import exact
@@ -14,6 +14,7 @@ from loratory.serving.engine_view import View
 from loratory.serving.event_dispatch import Announcer
 from loratory.serving.events import Admitted, Arrived, Decided, Ended, Evicted, Preempted
 from loratory.serving.ledger import Ledger
+from loratory.serving.policy_asks import answer_all, schedule_of, victim_of
 from loratory.serving.request import Status
 from loratory.serving.sequence import Sequence
 from loratory.serving.views import RequestView
@@ -35,6 +36,7 @@ class PolicyRunner:
         self.wake_clocks: list[int] = []
         """Heap of the readings of the decode clock at which it wants to be asked."""
         self._refused: Counter[tuple[type, str | None]] = Counter()
+        self._limit = 0
         self.seat(announcer, victim)
         self._apply: dict[type, Callable[[Any], Outcome]] = {
             Admit: self._admit,
@@ -62,7 +64,7 @@ class PolicyRunner:
     def consult(self, view: View) -> None:
         """Ask the policy what to do, and do it. Raises `PolicyError` when the policy raises or never stops yielding."""
         try:
-            schedule = self.announcer.policy.schedule(view)
+            schedule = schedule_of(self.announcer.policy, view)
         except BaseException as error:
             self.announcer.blame(self.ledger.now, error)
         self.carry_out(schedule)
@@ -70,40 +72,40 @@ class PolicyRunner:
     def carry_out(self, schedule: Any) -> None:
         """Carry out the actions that ``schedule`` yields, and send it the outcome of each, until it ends."""
         announcer, now = self.announcer, self.ledger.now
-        apply, refused, tell_decided = self._apply, self._refused, self._tell_decided
         try:
             send = schedule.send
         except AttributeError:
             what = f"schedule() returned {type(schedule).__name__}, not a generator: yield actions in it"
             raise announcer.error(now, what) from None
-        outcome: Any = None
-        actions = 0  # `loratory.serving.policy_calls` reads this variable
-        limit = 1000  # as long as it suffices, `_action_limit` need not count requests and adapters
-        while True:
+        self._limit = 1000  # as long as it suffices, `_action_limit` need not count requests and adapters
+        answer_all(send, self, now)
+
+    def blame(self, now: float, error: BaseException) -> NoReturn:
+        """Raise what an exception out of the policy's code means."""
+        self.announcer.blame(now, error)
+
+    def answer(self, now: float, action: Any, number: int) -> Outcome:
+        """Carry out one action, the one of this ``number`` since the policy was asked."""
+        announcer = self.announcer
+        kind = type(action)
+        apply = self._apply.get(kind)
+        if apply is None:
+            raise announcer.error(now, f"it yielded a {kind.__name__}, which is no action")
+        if kind is not Admit or len(action) != 2 or action[1] is not None or type(action[0]) is not RequestView:
             try:
-                action = send(outcome)
-            except StopIteration:
-                return
+                action = exact(action)
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise announcer.error(now, f"a {kind.__name__} it yielded is malformed: {error}") from error
             except BaseException as error:
-                announcer.blame(now, error)
-            kind = type(action)
-            if kind not in apply:
-                raise announcer.error(now, f"it yielded a {kind.__name__}, which is no action")
-            if kind is not Admit or len(action) != 2 or action[1] is not None or type(action[0]) is not RequestView:
-                try:
-                    action = exact(action)
-                except (TypeError, ValueError, AttributeError, OverflowError) as error:
-                    raise announcer.error(now, f"a {kind.__name__} it yielded is malformed: {error}") from error
-                except BaseException as error:
-                    announcer.blame(now, error, f"a value of a {kind.__name__} it yielded")
-            outcome = apply[kind](action)
-            if outcome is not OK:
-                refused[kind, outcome.why] += 1
-            if tell_decided is not None:
-                tell_decided(Decided(now, action, outcome))
-            actions += 1
-            if actions > limit:
-                limit = self._action_limit(actions, kind)
+                announcer.blame(now, error, f"a value of a {kind.__name__} it yielded")
+        outcome = apply(action)
+        if outcome is not OK:
+            self._refused[kind, outcome.why] += 1
+        if self._tell_decided is not None:
+            self._tell_decided(Decided(now, action, outcome))
+        if number > self._limit:
+            self._limit = self._action_limit(number, kind)
+        return outcome
 
     def _action_limit(self, actions: int, kind: type) -> int:
         """The most actions of one call that could make sense; raises `PolicyError` when the policy yielded more."""
@@ -176,7 +178,7 @@ class PolicyRunner:
         if self._victim is not None and announcer.failure is None:
             named = None
             try:
-                named = self._victim(view)
+                named = victim_of(self._victim, view)
                 if named is not None and not self._runs(named):
                     raise announcer.error(now, f"its victim() returned {_told(named)}: {_VICTIM}")
             except BaseException as error:

@@ -212,7 +212,7 @@ class WithReservation:
                 outcome = yield action
             elif looks and (not view.running or reservation.fits(view, action.request)):
                 outcome = yield action
-                if outcome:
+                if outcome.ok:
                     reservation.add(view, action.request)
             else:
                 outcome, refused = _REFUSED, True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.request import Request, Status
 from loratory.serving.usage import AdapterState, TenantState
 from loratory.serving.views import RequestView
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class Sequence:
     """One request in an engine. Only the ledger writes it; backends and sinks read it; policies get `RequestView`.
 
@@ -47,6 +49,8 @@ class Sequence:
         "view",
         "why",
     )
+    __deletable__ = ("view",)
+    """What may be deleted: mypyc asks (docs/compiled.md)."""
 
     request: Request
     view: RequestView

@@ -48,7 +48,7 @@ class SortedQueue:
         while (found := lanes.pick(view)) is not None:
             (request,) = found
             outcome = yield from want(view, request)
-            if outcome or outcome.why == "unknown":
+            if outcome.ok or outcome.why == "unknown":
                 lanes.discard(request)
             elif outcome.why not in ("slots", "adapter") or (outcome.why == "slots" and view.slot_obtainable):
                 return

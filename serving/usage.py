@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.lora import Adapter, Tier
 from loratory.serving.views import AdapterView, TenantView
 from loratory.serving.wait_queue import Queued, QueueView, WaitQueue
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class Usage:
     """The service that one tenant or adapter has had, in tokens, and its waiting requests.
 
@@ -40,6 +42,7 @@ class Usage:
         return self.queue.live
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class TenantState(Usage):
     """One tenant: its service and its waiting requests."""
 
@@ -52,6 +55,7 @@ class TenantState(Usage):
         self.name = name
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class AdapterState(Usage):
     """One adapter: where it is, what uses it, its service and its waiting requests.
 

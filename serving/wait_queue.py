@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Protocol
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.read_only import LiveWalkOf
 from loratory.serving.request import Request
 from loratory.serving.views import RequestView
@@ -21,6 +22,7 @@ class Queued(Protocol):
     ticket: int
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class WaitQueue:
     """A queue of tickets. ``by_ticket`` is shared by all queues, and has the requests that still wait.
 
@@ -97,6 +99,7 @@ class WaitQueue:
         return self.live
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class QueueView:
     """A queue as a policy sees it: read-only and live. Iterates requests, the one in front first."""
 

@@ -47,7 +47,7 @@ def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome
     while loaded.why in ("slots", "kv") and (evicted := _cheapest_idle(view)) is not None:
         yield Evict(evicted)
         loaded = yield Load(adapter.name)
-    if not loaded:
+    if not loaded.ok:
         return loaded
     return (yield Admit(request))
 

@@ -112,8 +112,8 @@ class RooflineCost:
         self._kv_token_s = model.kv_bytes_per_token(tp, o.kv_cache_dtype or wide) / kv_bandwidth
         self._attention_floor_s = layers * o.decode_attention_latency_s
 
-        hidden = host_is_hidden(times, engine)
-        self._host = HostTime(times, hidden, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
+        parallel = host_is_hidden(times, engine)
+        self._host = HostTime(times, parallel, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
         self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s += self._host.step_s
         slots = engine.max_loras if engine is not None and times.slot_kernels and engine.memory == "slots" else None
