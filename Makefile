@@ -25,7 +25,7 @@ endef
 CHAT = {"model": "$(1)", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 export ASK
 
-.PHONY: demo serve smollm2 test lint docs slow clean
+.PHONY: demo serve smollm2 test compiled test-compiled lint docs slow clean
 
 demo: $(VENV)/.run
 	$(BIN)/loratory run quickstart --out $(OUT)
@@ -49,6 +49,17 @@ test: $(VENV)/.test
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow"
+
+# The package with a compiled core (docs/compiled.md), beside the sources: the tests compare the two.
+compiled: $(VENV)/.test
+	rm -rf build/compiled
+	LORATORY_MYPYC=1 $(BIN)/python setup.py -q build --build-lib build/compiled --build-temp build/temp
+	PYTHONSAFEPATH=1 PYTHONPATH=build/compiled $(BIN)/python -m loratory --version
+
+# The tests of what is compiled, on it. A safe path does not begin with this folder, where the sources are.
+test-compiled: compiled
+	PYTHONSAFEPATH=1 PYTHONPATH=build/compiled:. $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+		tests/serving tests/sim tests/policies tests/reports tests/loratory/test_watch.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
