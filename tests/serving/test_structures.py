@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import examples
 
+from loratory.serving.compiling import is_compiled
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.lanes import Lanes
-from loratory.serving.compiling import is_compiled
 from loratory.serving.plan import BatchShape
 from loratory.serving.request import Request
 from loratory.serving.sequence import Sequence
