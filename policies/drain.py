@@ -34,8 +34,8 @@ class Drain(Policy):
         if not view.can_admit:
             return
         if self._draining:
-            adapters = view.adapters  # an operator may have removed one since
-            self._draining = {name for name in self._draining if name in adapters and adapters[name].references}
+            find = view.on_gpu.get  # what running requests use is there
+            self._draining = {name for name in self._draining if (a := find(name)) is not None and a.references}
         starving, next_at = self._starving(view)
         if starving:
             self._drain_for(view, len(starving))
@@ -60,13 +60,14 @@ class Drain(Policy):
             return [], None
         starving: list[RequestView] = []
         next_at: float | None = None
+        now, threshold_s, most = view.now, self.threshold_s, view.max_loras
         for request in view.first_waiting("off"):
-            due = request.arrival + self.threshold_s
-            if due > view.now:
+            due = request.arrival + threshold_s
+            if due > now:
                 next_at = due
                 break
             starving.append(request)
-            if len(starving) >= view.max_loras:
+            if len(starving) >= most:
                 break
         return starving, next_at
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from loratory.serving.actions import Schedule
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.engine_view import View
 from loratory.serving.events import Arrived, Ended, Event, Preempted
 from loratory.serving.lanes import Lanes
@@ -38,6 +39,7 @@ class FairnessLimits(NamedTuple):
     """Service of an output token in it."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Account:
     """One unit's books, made by `Units`: read-only and live."""
 
@@ -74,6 +76,7 @@ class Account:
         return None if sequence is None else sequence.view
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Units:
     """Names units and measures their service: weighted tokens, a prompt's when it is admitted, an output's one by one.
 
@@ -138,6 +141,7 @@ class Units:
         return max(self._input_weight * limits.max_prompt_tokens, self._output_weight * limits.kv_tokens)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Rounds:
     """Deficit round robin's books: who has credit left in this round, in which order, and when the next round begins.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loratory.serving.actions import Schedule
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.engine_view import View
 from loratory.serving.events import Arrived, Ended, Event, Preempted
 from loratory.serving.lanes import Lanes, Order
@@ -12,6 +13,7 @@ from loratory.serving.views import RequestView
 from loratory.serving.want import want
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SortedQueue:
     """The waiting requests in an order of the policy's own, and the loop that admits them.
 
