@@ -33,7 +33,7 @@ _ROUTERS_CALLER = "loratory.sim.gateway"
 
 _PASSING = tuple(
     f"loratory.serving.{name}"
-    for name in ("reservation", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
+    for name in ("reservation", "reserved", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
 )
 _PASSING += ("loratory.serving.policy_members", "loratory.serving.misspelt_members", "loratory.serving.names_read")
 _PASSING += ("loratory.serving.member_calls",)
