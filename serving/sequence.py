@@ -6,10 +6,11 @@ from loratory.serving.compiling import mypyc_attr
 from loratory.serving.request import Request, Status
 from loratory.serving.usage import AdapterState, TenantState
 from loratory.serving.views import RequestView
+from loratory.serving.wait_queue import Queued
 
 
 @mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
-class Sequence:
+class Sequence(Queued):
     """One request in an engine. Only the ledger writes it; backends and sinks read it; policies get `RequestView`.
 
     Times are absolute seconds, None until they happen. The e2e time of a request that completed is exactly
@@ -41,19 +42,12 @@ class Sequence:
         "preempted_s",
         "preemptions",
         "prefilled",
-        "request",
         "state",
         "target",
         "tenant",
-        "ticket",
-        "view",
         "why",
     )
-    __deletable__ = ("view",)
-    """What may be deleted: mypyc asks (docs/compiled.md)."""
 
-    request: Request
-    view: RequestView
     adapter: AdapterState
     tenant: TenantState
     clock: list[int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Literal
+from typing import Literal, cast
 
 from loratory.serving.compiling import mypyc_attr
 from loratory.serving.sequence import Sequence
@@ -45,7 +45,7 @@ class WaitIndex:
         self._obtainable = obtainable
         self._on_gpu = on_gpu
         self.by_ticket: dict[int, Sequence] = {}
-        self.queue = WaitQueue(self.by_ticket)
+        self.queue = WaitQueue(self.queued)
         self.backlogged: dict[str | None, AdapterView] = {}
         """Adapters that requests wait for, by name: their views, because a policy gets the keys, whose ``mapping`` is
         this."""
@@ -55,6 +55,11 @@ class WaitIndex:
 
     def __len__(self) -> int:
         return len(self.by_ticket)
+
+    @property
+    def queued(self) -> dict[int, Queued]:
+        """``by_ticket``, as queues are made with it: they only read it."""
+        return cast("dict[int, Queued]", self.by_ticket)
 
     def join(self, sequence: Sequence) -> None:
         """A request arrived: it waits behind all others."""

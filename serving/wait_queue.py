@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Protocol
 
 from loratory.serving.compiling import mypyc_attr
 from loratory.serving.read_only import LiveWalkOf
@@ -14,8 +13,13 @@ from loratory.serving.views import RequestView
 _view_of = attrgetter("view")
 
 
-class Queued(Protocol):
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
+class Queued:
     """What a queue reads of a `loratory.serving.sequence.Sequence`, whose own module imports this one."""
+
+    __slots__ = ("request", "ticket", "view")
+    __deletable__ = ("view",)
+    """What may be deleted: mypyc asks (docs/compiled.md)."""
 
     request: Request
     view: RequestView
@@ -37,7 +41,7 @@ class WaitQueue:
 
     __slots__ = ("_by_ticket", "live", "start", "tickets")
 
-    def __init__(self, by_ticket: Mapping[int, Queued]) -> None:
+    def __init__(self, by_ticket: dict[int, Queued]) -> None:
         self._by_ticket = by_ticket
         self.tickets: list[int] = []
         self.start = 0

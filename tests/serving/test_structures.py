@@ -20,9 +20,18 @@ from loratory.serving.plan import BatchShape
 from loratory.serving.request import Request
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState, TenantState
-from loratory.serving.wait_queue import QueueView, WaitQueue
+from loratory.serving.wait_queue import Queued, QueueView, WaitQueue
 from loratory.sim.segment import Segment
 from loratory.testing import ToyCost, adapter
+
+
+def queued(ticket: int) -> Queued:
+    """What waits under a ticket; its view is the ticket as well."""
+    made: Any = Queued()
+    made.ticket = made.view = ticket
+    found: Queued = made
+    return found
+
 
 # -- WaitQueue -------------------------------------------------------------------------------------------------------
 
@@ -44,12 +53,12 @@ def test_a_wait_queue_is_a_list(moves: list[tuple[str, int]], parts: int) -> Non
         queue, model = queues[place], models[place]
         if move == "append":
             last += 1
-            table[last] = SimpleNamespace(ticket=last, view=last)
+            table[last] = queued(last)
             queue.append(last)
             model.append(last)
         elif move == "front":
             front -= 1
-            table[front] = SimpleNamespace(ticket=front, view=front)
+            table[front] = queued(front)
             queue.push_front(front)
             model.insert(0, front)
         elif move == "leave" and model:
@@ -71,7 +80,7 @@ def test_a_wait_queue_is_a_list(moves: list[tuple[str, int]], parts: int) -> Non
 @examples(100)
 @given(size=st.integers(1, 200), leavers=st.lists(st.tuples(st.integers(0, 199), st.integers(0, 199)), max_size=40))
 def test_who_leaves_during_a_walk_is_not_met(size: int, leavers: list[tuple[int, int]]) -> None:
-    table = {ticket: SimpleNamespace(ticket=ticket, view=ticket) for ticket in range(1, size + 1)}
+    table = {ticket: queued(ticket) for ticket in range(1, size + 1)}
     queue = WaitQueue(table)
     for ticket in table:
         queue.append(ticket)
@@ -98,7 +107,7 @@ def test_a_queue_that_empties_and_fills_keeps_its_order() -> None:
     queue = WaitQueue(table)
     view = QueueView(queue)
     for ticket in range(1, 10001):
-        table[ticket] = SimpleNamespace(ticket=ticket, view=ticket)
+        table[ticket] = queued(ticket)
         queue.append(ticket)
     for ticket in range(1, 9999):
         assert view.head == ticket
