@@ -15,8 +15,8 @@ from setuptools import Extension, setup
 
 SERVING = (
     "adapter_states", "engine", "engine_loads", "fairness", "gpu_slots", "host_cache", "kv_pool", "lanes", "ledger",
-    "lora_batch", "plan", "policy_runner", "reservation", "running_first", "sequence", "sorted_queue", "step_shape",
-    "usage", "wait_index", "wait_queue", "want",
+    "live_mapping", "lora_batch", "plan", "policy_runner", "request_maker", "reservation", "running_first", "sequence",
+    "sorted_queue", "step_shape", "usage", "wait_index", "wait_queue", "want",
 )  # fmt: skip
 COMPILED = (
     *(f"loratory/serving/{name}.py" for name in SERVING),

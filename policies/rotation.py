@@ -83,11 +83,7 @@ class Rotation(Policy):
         turn, such as a, is not activated again before they have left the slot. b stays, as no other adapter waits.
         """
         on_gpu = view.on_gpu
-        for other in others:
-            adapter = on_gpu.get(other)
-            if adapter is None or not adapter.references:
-                break
-        else:
+        if others.issubset(on_gpu) and all(on_gpu[other].references for other in others):
             return False
         leaving = None
         if len(self._active) >= view.max_loras and (leaving := self._next_to_leave(view)) is None:

@@ -114,7 +114,7 @@ def test_a_queue_that_empties_and_fills_keeps_its_order() -> None:
         del table[ticket]
         queue.left()
     assert list(view) == [9999, 10000]
-    table[-1] = SimpleNamespace(ticket=-1, view=-1)
+    table[-1] = queued(-1)
     queue.push_front(-1)
     assert list(view) == [-1, 9999, 10000] and view.head == -1
 
