@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 
 SERVING = (
     "adapter_states", "engine", "engine_loads", "fairness", "gpu_slots", "host_cache", "kv_pool", "lanes", "ledger",
-    "live_mapping", "lora_batch", "plan", "policy_runner", "request_maker", "reservation", "running_first", "sequence",
+    "lora_batch", "plan", "policy_runner", "request_maker", "reservation", "running_first", "sequence",
     "sorted_queue", "step_shape", "usage", "wait_index", "wait_queue", "want",
 )  # fmt: skip
 COMPILED = (

@@ -2,7 +2,8 @@
 
 ``mypyc_attr`` is no more than a mark in plain Python. ``serializable=True``: the class can be copied and pickled.
 ``allow_interpreted_subclasses=True``: classes in plain Python may inherit from it; mypyc 2.4 makes objects of a
-serializable class without calling ``__init__`` where this is not said as well.
+serializable class without calling ``__init__`` where this is not said as well. ``native_class=False``: a class of
+Python's own, whose methods alone are compiled; a frozen dataclass has to be one, as it cannot be unpickled otherwise.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ from operator import attrgetter
 from typing import Literal
 
 from loratory.serving.ledger import Ledger
-from loratory.serving.live_mapping import LiveMapping
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape, CostView
-from loratory.serving.read_only import LiveKeys, LiveWalk
+from loratory.serving.read_only import LiveKeys, LiveMapping, LiveWalk
 from loratory.serving.views import AdapterView, RequestView, RequestViews, TenantView, live
 from loratory.serving.wait_index import Within
 from loratory.serving.wait_queue import QueueView, WaitQueue

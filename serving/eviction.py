@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from loratory.serving.engine_view import View
-from loratory.serving.live_mapping import LiveMapping
+from loratory.serving.read_only import LiveMapping
 from loratory.serving.views import AdapterView
 
 Scorer = Callable[[AdapterView, View], float]

@@ -229,8 +229,10 @@ class PolicyRunner:
 
     # -- what the policy yields ----------------------------------------------------------------------------------
 
-    def _admit(self, action: Admit) -> Outcome:
+    def _admit(self, action: Any) -> Outcome:
         request, tokens = action
+        if tokens is not None and type(tokens) is not int:
+            tokens = 0  # no number of tokens, which is refused ("budget")
         outcome = self.ledger.admit(request, tokens)
         if self._tell_admitted is not None and outcome.ok:
             sequence = self.ledger.sequences[request.request_id]

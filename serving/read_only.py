@@ -13,12 +13,51 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
+class LiveMapping(Mapping[Key, Value]):
+    """A mapping that can be read and not written: live, and in its order."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: Mapping[Key, Value]) -> None:
+        self._of = of
+
+    def __getitem__(self, key: Key) -> Value:
+        return self._of[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._of
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or ``default``."""
+        return self._of.get(key, default)
+
+    def keys(self) -> KeysView[Key]:
+        """Its keys: a set, live."""
+        return LiveKeys(self)
+
+    def values(self) -> ValuesView[Value]:
+        """Its values, live."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[Key, Value]:
+        """Its pairs of key and value, live."""
+        return _Items(self)
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+
 class LiveKeys(KeysView[Key]):
     """The keys of a `LiveMapping`."""
 
     __slots__ = ()
-    _mapping: Any
-    """A `loratory.serving.live_mapping.LiveMapping`, whose module imports this one."""
+    _mapping: LiveMapping[Key, Any]
 
     def __contains__(self, key: object) -> bool:
         return key in self._mapping._of
@@ -28,12 +67,10 @@ class LiveKeys(KeysView[Key]):
 
     def isdisjoint(self, other: Iterable[Any]) -> bool:
         """Whether none of ``other`` is a key."""
-        of: Mapping[Key, Any] = self._mapping._of
-        return of.keys().isdisjoint(_plain(other))
+        return self._mapping._of.keys().isdisjoint(_plain(other))
 
     def __and__(self, other: Iterable[Any]) -> set[Key]:
-        of: Mapping[Key, Any] = self._mapping._of
-        return of.keys() & _plain(other)
+        return self._mapping._of.keys() & _plain(other)
 
     __rand__ = __and__  # type: ignore[assignment]
 
@@ -43,21 +80,17 @@ def _plain(other: Iterable[Any]) -> Set[Any]:
     return other if type(other) is set else set(other)
 
 
-class LiveValues(ValuesView[Value]):
-    """Its values."""
-
+class _Values(ValuesView[Value]):
     __slots__ = ()
-    _mapping: Any
+    _mapping: LiveMapping[Any, Value]
 
     def __iter__(self) -> Iterator[Value]:
         return iter(self._mapping._of.values())
 
 
-class LiveItems(ItemsView[Key, Value]):
-    """Its pairs of key and value."""
-
+class _Items(ItemsView[Key, Value]):
     __slots__ = ()
-    _mapping: Any
+    _mapping: LiveMapping[Key, Value]
 
     def __iter__(self) -> Iterator[tuple[Key, Value]]:
         return iter(self._mapping._of.items())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import sqrt
 
 from loratory.models.linear_layers import FUSED
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
@@ -25,6 +26,7 @@ _LAYER_OVERHEAD_S = {"a10g": 60e-6, "a100-40gb": 60e-6, "a100-80gb": 60e-6}
 _LAYER_OVERHEAD_DEFAULT_S = 8e-6
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class RooflineCost:
     """A step is the sum of its kernels; a kernel takes the root of the sum of squares of memory time and compute time.
 
