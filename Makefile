@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := results/quickstart
 JOBS ?= 2
+COMPILED := build/compiled
+TESTS ?= tests/serving tests/sim tests/policies tests/reports tests/loratory/test_watch.py
 
 # Torch for CPUs: PyPI's own build for Linux brings several GB of CUDA.
 TORCH ?= torch==2.13.0
@@ -30,7 +32,7 @@ endef
 CHAT = {"model": "$(1)", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 export ASK
 
-.PHONY: demo serve smollm2 test lint docs slow clean
+.PHONY: demo serve smollm2 test compiled test-compiled lint docs slow clean
 
 demo: $(VENV)/.run
 	$(BIN)/loratory run quickstart --out $(OUT)
@@ -56,6 +58,20 @@ test: $(VENV)/.test
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow"
+
+# The package with a compiled core (docs/compiled.md), beside the sources: the tests compare the two.
+compiled: $(COMPILED)/.built
+	PYTHONSAFEPATH=1 PYTHONPATH=$(COMPILED) $(BIN)/python -m loratory --version
+
+$(COMPILED)/.built: $(VENV)/.test setup.py $(shell find -L loratory -type f -not -name '*.pyc')
+	rm -rf $(COMPILED)
+	LORATORY_MYPYC=1 $(BIN)/python setup.py -q build --build-lib $(COMPILED) --build-temp build/temp
+	touch $@
+
+# Those of the core only, for CI; TESTS=... says what else. A safe path does not begin with this folder, whose sources are
+# plain Python.
+test-compiled: compiled
+	PYTHONSAFEPATH=1 PYTHONPATH=$(COMPILED):. $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -11,8 +11,9 @@ from loratory.executor.generation import Generation
 from loratory.serving.arrivals import Arrivals
 from loratory.serving.events import Ended
 from loratory.serving.request import Request
+from loratory.serving.request_maker import RequestMaker
 from loratory.serving.run_end import RunEnd, end_run
-from loratory.serving.workload import RequestMaker, Workload
+from loratory.serving.workload import Workload
 
 MakeGeneration = Callable[[Request, int], Generation]
 """From a request and its true output length to what is generated for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from loratory.policy import Decisive, InputError, Policy, RequestView, Schedule, View, Wake, want
+from loratory.policy import AdapterView, Decisive, InputError, Policy, RequestView, Schedule, View, Wake, want
 
 
 class Drain(Policy):
@@ -25,7 +25,7 @@ class Drain(Policy):
         if threshold_s < 0:
             raise InputError(f"drain: threshold_s is {threshold_s:g}: give 0 or more")
         self.threshold_s = threshold_s
-        self._draining: set[str] = set()
+        self._draining: dict[str, AdapterView] = {}
         self._woken = 0.0
         """The second of the last `Wake`."""
 
@@ -34,8 +34,7 @@ class Drain(Policy):
         if not view.can_admit:
             return
         if self._draining:
-            adapters = view.adapters  # an operator may have removed one since
-            self._draining = {name for name in self._draining if name in adapters and adapters[name].references}
+            self._draining = {name: adapter for name, adapter in self._draining.items() if adapter.references}
         starving, next_at = self._starving(view)
         if starving:
             self._drain_for(view, len(starving))
@@ -60,13 +59,14 @@ class Drain(Policy):
             return [], None
         starving: list[RequestView] = []
         next_at: float | None = None
+        now, threshold_s, most = view.now, self.threshold_s, view.max_loras
         for request in view.first_waiting("off"):
-            due = request.arrival + self.threshold_s
-            if due > view.now:
+            due = request.arrival + threshold_s
+            if due > now:
                 next_at = due
                 break
             starving.append(request)
-            if len(starving) >= view.max_loras:
+            if len(starving) >= most:
                 break
         return starving, next_at
 
@@ -82,4 +82,4 @@ class Drain(Policy):
             if name in left:
                 left[name] = max(left[name], request.max_tokens - request.generated_tokens)
         soonest = nsmallest(missing, candidates, key=lambda a: (left[a.name], a.lora_int_id))
-        self._draining.update(a.name for a in soonest if a.name is not None)
+        self._draining.update((a.name, a) for a in soonest if a.name is not None)

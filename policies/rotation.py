@@ -40,10 +40,11 @@ class Rotation(Policy):
         if not view.can_admit:
             return
         if self._coming:
-            on_gpu = view.on_gpu
-            for name in [name for name in self._coming if name in on_gpu]:
-                del self._coming[name]
-                self._began[name] = view.now
+            on_gpu, coming = view.on_gpu, self._coming
+            if not on_gpu.keys().isdisjoint(coming):
+                for name in [name for name in coming if name in on_gpu]:
+                    del coming[name]
+                    self._began[name] = view.now
         active, backlogged = self._active, view.backlogged
         others: set[Any] = set(backlogged)
         others -= active
@@ -82,11 +83,7 @@ class Rotation(Policy):
         turn, such as a, is not activated again before they have left the slot. b stays, as no other adapter waits.
         """
         on_gpu = view.on_gpu
-        for other in others:
-            adapter = on_gpu.get(other)
-            if adapter is None or not adapter.references:
-                break
-        else:
+        if others.issubset(on_gpu) and all(on_gpu[other].references for other in others):
             return False
         leaving = None
         if len(self._active) >= view.max_loras and (leaving := self._next_to_leave(view)) is None:
@@ -129,10 +126,7 @@ class Rotation(Policy):
             name = adapter.name
             if name in began and not adapter.waiting:
                 return name
-        if self._coming:
-            backlogged = view.backlogged
-            for name in self._coming:
-                if name not in backlogged:
-                    return name
+        if gone := self._coming.keys() - view.backlogged:
+            return next(name for name in self._coming if name in gone)
         oldest = next(iter(began), None)
         return oldest if oldest is not None and began[oldest] + self.cycle_s <= view.now else None

@@ -28,6 +28,7 @@ from loratory.reports.tables import (
     TableSource,
     columns_of,
 )
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.events import (
     Decided,
     Ended,
@@ -64,6 +65,7 @@ _read_sequence = attrgetter(*_OF_SEQUENCE)
 _LOAD, _PREFETCH, _LOADED, _PREFETCHED, _EVICTED, _PREEMPTED = range(len(KINDS))
 
 
+@mypyc_attr(native_class=False)
 @dataclass(frozen=True, slots=True)
 class Records:
     """The records of a run: its tables, and the weight of each tenant.

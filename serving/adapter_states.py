@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.lora import Adapter
 from loratory.serving.usage import AdapterState
 from loratory.serving.views import AdapterView
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class AdapterStates(Mapping[str, AdapterState]):
     """A mapping from names to states, in order of registration; a state is made when it is first read.
 
@@ -74,6 +76,7 @@ class AdapterStates(Mapping[str, AdapterState]):
         return self._specs
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class AdapterViews(Mapping[str, AdapterView]):
     """The views of the same, for policies."""
 

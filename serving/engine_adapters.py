@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from loratory.errors import InputError
 from loratory.serving.adapter_limits import pinned_problem, rank_problem
@@ -55,7 +55,7 @@ def adapter_state(
     adapter: Adapter,
     kv: KVPool,
     kv_bytes_per_token: int | None,
-    by_ticket: Mapping[int, Queued],
+    by_ticket: dict[int, Queued],
 ) -> AdapterState:
     """The state of one adapter; ``by_ticket`` has the engine's waiting requests.
 

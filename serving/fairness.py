@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from loratory.serving.actions import Schedule
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.engine_view import View
 from loratory.serving.events import Arrived, Ended, Event, Preempted
 from loratory.serving.lanes import Lanes
 from loratory.serving.usage import Usage
-from loratory.serving.views import RequestView, live
+from loratory.serving.views import RequestView
 from loratory.serving.wait_queue import Queued
 from loratory.serving.want import want
 
@@ -39,6 +39,7 @@ class FairnessLimits(NamedTuple):
     """Service of an output token in it."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Account:
     """One unit's books, made by `Units`: read-only and live."""
 
@@ -54,12 +55,20 @@ class Account:
         self._place: Literal["", "credit", "spent"] = ""
         self._head: Queued | None = None
 
-    unit: Unit = live(attrgetter("_unit"))
-    """The tenant's or the adapter's name; None for the base model."""
-    weight: float = live(attrgetter("_weight"))
-    """Its share: the weight of the last request that `Units.of` was asked about."""
-    waiting: int = live(attrgetter("_usage.queue.live"))
-    """Its requests that wait."""
+    @property
+    def unit(self) -> Unit:
+        """The tenant's or the adapter's name; None for the base model."""
+        return self._unit
+
+    @property
+    def weight(self) -> float:
+        """Its share: the weight of the last request that `Units.of` was asked about."""
+        return self._weight
+
+    @property
+    def waiting(self) -> int:
+        """Its requests that wait."""
+        return self._usage.queue.live
 
     def first(self) -> RequestView | None:
         """Its longest waiting request, or None."""
@@ -67,6 +76,7 @@ class Account:
         return None if sequence is None else sequence.view
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Units:
     """Names units and measures their service: weighted tokens, a prompt's when it is admitted, an output's one by one.
 
@@ -81,12 +91,20 @@ class Units:
         self._output_weight = output_weight
         self._accounts: dict[Unit, Account] = {}
 
-    by: By = live(attrgetter("_by"))
-    """What a unit is: a "tenant" or an "adapter"."""
-    input_weight: float = live(attrgetter("_input_weight"))
-    """Service of a prompt token. VTC uses 1."""
-    output_weight: float = live(attrgetter("_output_weight"))
-    """Service of an output token. VTC uses 2."""
+    @property
+    def by(self) -> By:
+        """What a unit is: a "tenant" or an "adapter"."""
+        return self._by
+
+    @property
+    def input_weight(self) -> float:
+        """Service of a prompt token. VTC uses 1."""
+        return self._input_weight
+
+    @property
+    def output_weight(self) -> float:
+        """Service of an output token. VTC uses 2."""
+        return self._output_weight
 
     def of(self, view: View, request: RequestView) -> Account:
         """The account of a request's unit; takes over the request's weight."""
@@ -123,6 +141,7 @@ class Units:
         return max(self._input_weight * limits.max_prompt_tokens, self._output_weight * limits.kv_tokens)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Rounds:
     """Deficit round robin's books: who has credit left in this round, in which order, and when the next round begins.
 
@@ -164,7 +183,7 @@ class Rounds:
                 continue
             account, request = picked
             outcome = yield from want(view, request)
-            if outcome:
+            if outcome.ok:
                 self.sort(account)
             elif outcome.why in ("slots", "adapter"):
                 closed.add(request.adapter)

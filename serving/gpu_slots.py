@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.adapter_states import AdapterStates
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.host_cache import HostCache
 from loratory.serving.kv_pool import KVPool
 from loratory.serving.plan import AdapterLoad
@@ -12,6 +13,7 @@ from loratory.serving.usage import AdapterState
 from loratory.serving.views import AdapterView
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class GpuSlots:
     """``max_loras`` slots, each free, held by an adapter, or promised to a load in flight.
 

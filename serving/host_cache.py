@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.lora import Tier
 from loratory.serving.usage import AdapterState
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class HostCache:
     """Places in host memory. When all are taken, the least recently used adapter that is only there loses its place.
 
@@ -30,7 +32,8 @@ class HostCache:
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
         """All but ``tell`` and ``moved``: a copy of an engine tells others."""
-        return None, {**{name: getattr(self, name) for name in self.__slots__}, "tell": None, "moved": None}
+        kept = {"max_cpu_loras": self.max_cpu_loras, "held": self.held, "_resting": self._resting}
+        return None, {**kept, "tell": None, "moved": None}
 
     def move(self, state: AdapterState, tier: Tier) -> None:
         """An adapter is on another tier from now on."""

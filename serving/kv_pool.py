@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.sequence import Sequence
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class KVPool:
     """``total`` blocks of ``block_size`` tokens, and how many of them are in use.
 

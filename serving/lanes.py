@@ -6,13 +6,15 @@ from collections.abc import Collection, Hashable
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.engine_view import View
 
 Item = TypeVar("Item", bound=Hashable)
-Order = tuple[Any, ...]
-"""Numbers, and texts where they break ties: whatever compares with the same place of another order."""
+Order = Any
+"""A tuple of numbers, and texts where they break ties: whatever compares with another order."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Lanes(Generic[Item]):
     """A priority queue of items (requests, tenants ...), each in the lane of one adapter (None: the base model).
 

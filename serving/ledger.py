@@ -7,6 +7,7 @@ from typing import Literal
 
 from loratory.serving.actions import OK, REFUSED, Outcome
 from loratory.serving.adapter_states import AdapterStates, AdapterViews
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine_adapters import Roster, adapter_state, max_context
 from loratory.serving.gpu_slots import GpuSlots
@@ -25,6 +26,7 @@ KV_CACHE = "the KV cache"
 """What the reasons of rejections call it."""
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class Ledger:
     """Waiting and running requests, adapter tiers and slots, KV blocks and budgets of one engine.
 
@@ -132,7 +134,7 @@ class Ledger:
         sync = config.adapter_loading == "sync"
         self.slots = GpuSlots(config.max_loras, sync, self.kv, self.host_cache, self.adapters, self.running)
         self.waiting = WaitIndex(self.slots.obtainable, self._on_gpu)
-        self.base = AdapterState(None, 0, self.waiting.by_ticket, self.clock)
+        self.base = AdapterState(None, 0, self.waiting.queued, self.clock)
         self.base.view = AdapterView(self.base)
         self.batch = LoraBatch()
         self.looks_past = False
@@ -157,7 +159,7 @@ class Ledger:
 
     def make_state(self, adapter: Adapter) -> AdapterState:
         """The state of an adapter that nothing has asked for so far."""
-        return adapter_state(self.config, adapter, self.kv, self._kv_bytes_per_token, self.waiting.by_ticket)
+        return adapter_state(self.config, adapter, self.kv, self._kv_bytes_per_token, self.waiting.queued)
 
     def _on_gpu(self) -> Iterator[AdapterState]:
         """The adapters on the GPU, or those of them that requests wait for, whichever are fewer to find."""
@@ -184,7 +186,7 @@ class Ledger:
         """A request arrives, and waits. The second value is the reason to reject it if it can never run, else empty."""
         tenant = self.tenants.get(request.tenant)
         if tenant is None:
-            tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.waiting.by_ticket, self.clock)
+            tenant = self.tenants[request.tenant] = TenantState(request.tenant, self.waiting.queued, self.clock)
             tenant.view = self.tenant_views[request.tenant] = TenantView(tenant)
         adapter = self.base if request.adapter is None else self.adapters.find(request.adapter)
         max_tokens = request.max_tokens
@@ -328,7 +330,8 @@ class Ledger:
 
     def admit(self, view: RequestView, tokens: int | None = None) -> Outcome:
         """Run a waiting request, prefilling up to ``tokens`` of its context in this step."""
-        sequence = view._sequence if type(view) is RequestView else None  # `in_state`, without the call
+        # `in_state`, without the call
+        sequence: Sequence | None = view._sequence if type(view) is RequestView else None
         if sequence is None or sequence.state != "waiting" or sequence.clock is not self.clock:
             return REFUSED["unknown"]
         if len(self.running) >= self._max_seqs:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from loratory.serving.compiling import mypyc_attr
 
+
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class LoraBatch:
     """How many distinct adapters the running requests use, of which ranks, and how many requests decode with one."""
 

@@ -18,11 +18,7 @@ _OURS = "loratory"
 """The package whose code is no policy's."""
 
 _ENTRIES = {
-    "loratory.serving.policy_runner": {
-        "PolicyRunner.consult",
-        "PolicyRunner.carry_out",
-        "PolicyRunner.preempt_one",
-    },
+    "loratory.serving.policy_asks": {"schedule_of", "answer_all", "victim_of"},
     "loratory.serving.action_values": {"whole", "real"},
     "loratory.serving.event_dispatch": {
         "Announcer.policy_handler.<locals>.tell_policy",
@@ -37,7 +33,7 @@ _ROUTERS_CALLER = "loratory.sim.gateway"
 
 _PASSING = tuple(
     f"loratory.serving.{name}"
-    for name in ("reservation", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
+    for name in ("reservation", "reserved", "sorted_queue", "lanes", "fairness", "want", "wait_index", "engine_view")
 )
 _PASSING += ("loratory.serving.policy_members", "loratory.serving.misspelt_members", "loratory.serving.names_read")
 _PASSING += ("loratory.serving.member_calls",)
@@ -62,7 +58,7 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
     found: PolicyCall | None = None
     for frame in frames:
         module = frame.f_globals.get("__name__", "")
-        if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module]:
+        if module in _ENTRIES and frame.f_code.co_qualname in _ENTRIES[module] and frame.f_locals.get("at_work", True):
             for inner in reversed(inside):
                 if not _is_ours(inner):
                     found = frame, inner, frame.f_locals.get("actions")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.request import Request, Status
 from loratory.serving.usage import AdapterState, TenantState
 from loratory.serving.views import RequestView
+from loratory.serving.wait_queue import Queued
 
 
-class Sequence:
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
+class Sequence(Queued):
     """One request in an engine. Only the ledger writes it; backends and sinks read it; policies get `RequestView`.
 
     Times are absolute seconds, None until they happen. The e2e time of a request that completed is exactly
@@ -39,17 +42,12 @@ class Sequence:
         "preempted_s",
         "preemptions",
         "prefilled",
-        "request",
         "state",
         "target",
         "tenant",
-        "ticket",
-        "view",
         "why",
     )
 
-    request: Request
-    view: RequestView
     adapter: AdapterState
     tenant: TenantState
     clock: list[int]

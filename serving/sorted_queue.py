@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loratory.serving.actions import Schedule
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.engine_view import View
 from loratory.serving.events import Arrived, Ended, Event, Preempted
 from loratory.serving.lanes import Lanes, Order
@@ -12,6 +13,7 @@ from loratory.serving.views import RequestView
 from loratory.serving.want import want
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SortedQueue:
     """The waiting requests in an order of the policy's own, and the loop that admits them.
 
@@ -48,7 +50,7 @@ class SortedQueue:
         while (found := lanes.pick(view)) is not None:
             (request,) = found
             outcome = yield from want(view, request)
-            if outcome or outcome.why == "unknown":
+            if outcome.ok or outcome.why == "unknown":
                 lanes.discard(request)
             elif outcome.why not in ("slots", "adapter") or (outcome.why == "slots" and view.slot_obtainable):
                 return

@@ -32,7 +32,7 @@ def step_shape(ledger: Ledger, prefills: tuple[Prefill, ...], decodes: int) -> B
         wanted = ledger.waiting.backlogged
         if None in wanted or not wanted.keys().isdisjoint(ledger.slots.on_gpu):
             blocked = 0
-    return BatchShape(
+    row = (
         tokens,
         attention,
         len(prefills),
@@ -45,3 +45,4 @@ def step_shape(ledger: Ledger, prefills: tuple[Prefill, ...], decodes: int) -> B
         lora_token_ranks,
         blocked,
     )
+    return tuple.__new__(BatchShape, row)  # in half the time that the class takes

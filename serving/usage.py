@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.lora import Adapter, Tier
 from loratory.serving.views import AdapterView, TenantView
 from loratory.serving.wait_queue import Queued, QueueView, WaitQueue
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class Usage:
     """The service that one tenant or adapter has had, in tokens, and its waiting requests.
 
@@ -18,7 +18,7 @@ class Usage:
 
     __slots__ = ("admitted_tokens", "clock", "decoding", "output_offset", "queue", "queue_view", "running")
 
-    def __init__(self, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
+    def __init__(self, by_ticket: dict[int, Queued], clock: list[int]) -> None:
         self.queue = WaitQueue(by_ticket)
         self.queue_view = QueueView(self.queue)
         self.running = 0
@@ -40,6 +40,7 @@ class Usage:
         return self.queue.live
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class TenantState(Usage):
     """One tenant: its service and its waiting requests."""
 
@@ -47,11 +48,12 @@ class TenantState(Usage):
 
     view: TenantView
 
-    def __init__(self, name: str, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
+    def __init__(self, name: str, by_ticket: dict[int, Queued], clock: list[int]) -> None:
         super().__init__(by_ticket, clock)
         self.name = name
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class AdapterState(Usage):
     """One adapter: where it is, what uses it, its service and its waiting requests.
 
@@ -82,7 +84,7 @@ class AdapterState(Usage):
 
     view: AdapterView
 
-    def __init__(self, spec: Adapter | None, blocks: int, by_ticket: Mapping[int, Queued], clock: list[int]) -> None:
+    def __init__(self, spec: Adapter | None, blocks: int, by_ticket: dict[int, Queued], clock: list[int]) -> None:
         super().__init__(by_ticket, clock)
         self.blocks = blocks
         self.kv_tokens = 0

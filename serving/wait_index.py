@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Literal
+from typing import Literal, cast
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.sequence import Sequence
 from loratory.serving.usage import AdapterState
 from loratory.serving.views import AdapterView, RequestView
@@ -23,6 +24,7 @@ SCAN = 8
 """Waiting requests up to which a scan of them all is faster than merging queues."""
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class WaitIndex:
     """The waiting requests of one engine, in every order that a policy asks for. Joining and leaving take O(log n).
 
@@ -43,7 +45,7 @@ class WaitIndex:
         self._obtainable = obtainable
         self._on_gpu = on_gpu
         self.by_ticket: dict[int, Sequence] = {}
-        self.queue = WaitQueue(self.by_ticket)
+        self.queue = WaitQueue(self.queued)
         self.backlogged: dict[str | None, AdapterView] = {}
         """Adapters that requests wait for, by name: their views, because a policy gets the keys, whose ``mapping`` is
         this."""
@@ -53,6 +55,11 @@ class WaitIndex:
 
     def __len__(self) -> int:
         return len(self.by_ticket)
+
+    @property
+    def queued(self) -> dict[int, Queued]:
+        """``by_ticket``, as queues are made with it: they only read it."""
+        return cast("dict[int, Queued]", self.by_ticket)
 
     def join(self, sequence: Sequence) -> None:
         """A request arrived: it waits behind all others."""
@@ -98,9 +105,10 @@ class WaitIndex:
         if first is not None and adapter.name is not None and adapter.tier not in ("gpu", "loading"):
             heappush(self._cold, (first.ticket, adapter.name))
 
-    def _first_cold(self) -> AdapterState | None:
-        """The cold adapter whose first request stands in front of the others'; drops entries that are out of date."""
-        cold, backlogged = self._cold, self.backlogged
+    def _first_cold(self, cold: list[tuple[int, str]]) -> AdapterState | None:
+        """Of a heap of cold adapters, the one whose first request stands in front of the others'; drops entries that
+        are out of date."""
+        backlogged = self.backlogged
         while cold:
             ticket, name = cold[0]
             view = backlogged.get(name)
@@ -139,7 +147,7 @@ class WaitIndex:
         """The same without the adapters of these names, whose entries stay in the heap."""
         passed: list[tuple[int, str]] = []
         try:
-            while (cold := self._first_cold()) is not None and cold.name in names:
+            while (cold := self._first_cold(self._cold)) is not None and cold.name in names:
                 passed.append(heappop(self._cold))
         finally:  # names that a policy gave may compare by code of its own, which may raise
             for entry in passed:
@@ -209,27 +217,25 @@ class WaitIndex:
     def heads(self, off_gpu: bool, loading: Iterable[AdapterState]) -> Iterator[RequestView]:
         """See `View.first_waiting`: merges the first requests of the other adapters with those of the cold ones.
 
-        To read the heap of cold adapters in order, it takes the entries out, and puts them back at its end.
+        To read the heap of cold adapters in order, it takes the entries out of a copy: a compiled generator that is
+        left before its end could not put them back.
         """
         others: list[Queued] = []
         if not off_gpu:
             firsts = [a.queue.first() for a in (*self._on_gpu(), *loading) if a.name in self.backlogged]
             others = sorted((s for s in firsts if s is not None), key=lambda s: -s.ticket)
         seen: set[str] = set()
-        passed: list[tuple[int, str]] = []
-        try:
-            while True:
-                cold = self._first_cold()
-                if others and (cold is None or others[-1].ticket < self._cold[0][0]):
-                    yield others.pop().view
-                    continue
-                if cold is None:
-                    return
-                ticket, name = self._cold[0]
-                if name not in seen:
-                    seen.add(name)
-                    yield self.by_ticket[ticket].view
-                passed.append(heappop(self._cold))
-        finally:
-            for entry in passed:
-                heappush(self._cold, entry)
+        self._first_cold(self._cold)
+        heap = self._cold.copy()
+        while True:
+            cold = self._first_cold(heap)
+            if others and (cold is None or others[-1].ticket < heap[0][0]):
+                yield others.pop().view
+                continue
+            if cold is None:
+                return
+            ticket, name = heap[0]
+            if name not in seen:
+                seen.add(name)
+                yield self.by_ticket[ticket].view
+            heappop(heap)

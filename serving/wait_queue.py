@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Protocol
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.read_only import LiveWalkOf
 from loratory.serving.request import Request
 from loratory.serving.views import RequestView
@@ -13,14 +13,20 @@ from loratory.serving.views import RequestView
 _view_of = attrgetter("view")
 
 
-class Queued(Protocol):
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
+class Queued:
     """What a queue reads of a `loratory.serving.sequence.Sequence`, whose own module imports this one."""
+
+    __slots__ = ("request", "ticket", "view")
+    __deletable__ = ("view",)
+    """What may be deleted: mypyc asks (docs/compiled.md)."""
 
     request: Request
     view: RequestView
     ticket: int
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class WaitQueue:
     """A queue of tickets. ``by_ticket`` is shared by all queues, and has the requests that still wait.
 
@@ -35,7 +41,7 @@ class WaitQueue:
 
     __slots__ = ("_by_ticket", "live", "start", "tickets")
 
-    def __init__(self, by_ticket: Mapping[int, Queued]) -> None:
+    def __init__(self, by_ticket: dict[int, Queued]) -> None:
         self._by_ticket = by_ticket
         self.tickets: list[int] = []
         self.start = 0
@@ -97,6 +103,7 @@ class WaitQueue:
         return self.live
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class QueueView:
     """A queue as a policy sees it: read-only and live. Iterates requests, the one in front first."""
 

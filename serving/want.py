@@ -8,6 +8,9 @@ from loratory.serving.actions import REFUSED, Action, Admit, Evict, Load, Outcom
 from loratory.serving.engine_view import View
 from loratory.serving.views import RequestView
 
+_new = tuple.__new__
+"""Makes a named tuple in half the time that its class takes."""
+
 
 def _cheapest_idle(view: View) -> str | None:
     """The idle adapter with the lowest score, or None when every adapter on the GPU must stay."""
@@ -24,14 +27,14 @@ def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome
     Use as ``outcome = yield from want(view, request)``. Loads only when everything else about the request fits.
     With ``adapter_loading: async`` the outcome is refused ("adapter") until the load is done.
     """
-    outcome = yield Admit(request)
+    outcome = yield _new(Admit, (request, None))
     why = outcome.why
     if why is None:
         return outcome
     if why == "kv" and view.memory == "unified":
         while why == "kv" and (evicted := _cheapest_idle(view)) is not None:
             yield Evict(evicted)
-            outcome = yield Admit(request)
+            outcome = yield _new(Admit, (request, None))
             why = outcome.why
     if why != "adapter":
         return outcome
@@ -47,9 +50,9 @@ def want(view: View, request: RequestView) -> Generator[Action, Outcome, Outcome
     while loaded.why in ("slots", "kv") and (evicted := _cheapest_idle(view)) is not None:
         yield Evict(evicted)
         loaded = yield Load(adapter.name)
-    if not loaded:
+    if not loaded.ok:
         return loaded
-    return (yield Admit(request))
+    return (yield _new(Admit, (request, None)))
 
 
 def look_ahead(view: View, depth: int) -> Generator[Action, Outcome, None]:

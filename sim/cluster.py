@@ -24,8 +24,9 @@ from loratory.serving.events import Ended, Handler, Sink
 from loratory.serving.lora import Adapter
 from loratory.serving.policy import PolicyLike
 from loratory.serving.request import Request
+from loratory.serving.request_maker import RequestMaker
 from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
-from loratory.serving.workload import RequestMaker, Workload
+from loratory.serving.workload import Workload
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import LATE, URGENT, ExactEnvironment, Feed, urge
 from loratory.sim.fleet import Fleet

@@ -7,6 +7,8 @@ from math import exp, log1p, sqrt
 
 import numpy as np
 
+from loratory.serving.compiling import mypyc_attr
+
 CHUNK = 4096
 """Steps whose noise is drawn at once."""
 
@@ -17,6 +19,7 @@ _MANY = 500.0
 """Mean number of stalls in one step above which their number is no longer drawn."""
 
 
+@mypyc_attr(native_class=False)
 @dataclass(frozen=True, slots=True)
 class NoiseOptions:
     """What is drawn. All but the stalls keep the mean step time as it is.
@@ -41,6 +44,7 @@ def level_of(options: NoiseOptions, rng: np.random.Generator) -> float:
     return float(_lognormal(rng, options.run_cv, 1)[0]) if options.run_cv else 1.0
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class StepNoise:
     """The noise of one replica's steps, by the number of the step.
 

@@ -135,8 +135,9 @@ def _silence() -> None:
 def _show_version(wanted: bool) -> None:
     if wanted:
         from loratory import __version__
+        from loratory.serving.compiling import core
 
-        print(f"loratory {__version__}")
+        print(f"loratory {__version__} ({core()})")
         raise typer.Exit
 
 

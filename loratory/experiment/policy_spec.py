@@ -16,7 +16,7 @@ from loratory.serving.misspelt_members import POLICY_NAMES
 from loratory.serving.policy import Policy, PolicyLike
 from loratory.serving.policy_members import LoadedSpec, members_of
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S, PolicyWatch
-from loratory.serving.reservation import WithReservation
+from loratory.serving.reserved import WithReservation
 
 _COMMON = {
     "evict": (Literal[tuple(SCORERS)], "lru", "which idle adapter leaves the GPU first"),

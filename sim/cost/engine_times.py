@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.config import EngineConfig
 from loratory.serving.plan import BatchShape
 
 EngineName = Literal["vllm-0.32", "vllm-0.8.5", "lightllm", "none"]
 
 
+@mypyc_attr(native_class=False)
 @dataclass(frozen=True, slots=True)
 class EngineTimes:
     """What the roofline adds to kernels that read and compute, for one engine.
@@ -74,6 +76,7 @@ def host_is_hidden(times: EngineTimes, engine: EngineConfig | None) -> bool:
     return times.host_hidden if engine is None else engine.plans_ahead
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class HostTime:
     """Seconds of the host in a step: ``step_s``, ``seq_s`` by sequence and ``blocked_s`` by request passed over, on top
     of the GPU's; or, ``hidden`` behind the GPU, at least `least` seconds a step, which takes the longer of the two.

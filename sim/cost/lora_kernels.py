@@ -7,6 +7,7 @@ from typing import Protocol
 
 from loratory.errors import InputError
 from loratory.models.linear_layers import FUSED, HEAD
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.plan import BatchShape
 from loratory.sim.catalogue import GPU, ModelSpec, dtype_bytes, resolve_targets
 
@@ -47,6 +48,7 @@ class LoraOptions(Protocol):
     def lora_compute_efficiency(self) -> float: ...
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class LoraKernels:
     """Seconds that adapters add to a step.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import sqrt
 
 from loratory.models.linear_layers import FUSED
+from loratory.serving.compiling import mypyc_attr
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import BatchShape
@@ -25,6 +26,7 @@ _LAYER_OVERHEAD_S = {"a10g": 60e-6, "a100-40gb": 60e-6, "a100-80gb": 60e-6}
 _LAYER_OVERHEAD_DEFAULT_S = 8e-6
 
 
+@mypyc_attr(serializable=True, allow_interpreted_subclasses=True)
 class RooflineCost:
     """A step is the sum of its kernels; a kernel takes the root of the sum of squares of memory time and compute time.
 
@@ -112,8 +114,8 @@ class RooflineCost:
         self._kv_token_s = model.kv_bytes_per_token(tp, o.kv_cache_dtype or wide) / kv_bandwidth
         self._attention_floor_s = layers * o.decode_attention_latency_s
 
-        hidden = host_is_hidden(times, engine)
-        self._host = HostTime(times, hidden, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
+        parallel = host_is_hidden(times, engine)
+        self._host = HostTime(times, parallel, (o.host_step_s, o.host_seq_s, o.host_blocked_s), layers * o.host_layer_s)
         self._host_seq_s, self._blocked_s = self._host.seq_s, self._host.blocked_s
         self._fixed_s += self._host.step_s
         slots = engine.max_loras if engine is not None and times.slot_kernels and engine.memory == "slots" else None

@@ -190,7 +190,7 @@ def test_a_slow_sink_is_not_the_policy() -> None:
 
 
 def test_behind_a_reservation_too() -> None:
-    from loratory.serving.reservation import WithReservation
+    from loratory.serving.reserved import WithReservation
 
     assert HERE in fault(lambda: WithReservation(SpinsInSchedule()))
 

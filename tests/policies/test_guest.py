@@ -33,6 +33,7 @@ from loratory.policy import (
     Wake,
     want,
 )
+from loratory.serving.compiling import is_compiled
 from loratory.serving.config import EngineConfig
 from loratory.serving.engine import Engine
 from loratory.serving.events import TOLD
@@ -80,7 +81,7 @@ def inside(thing: Any) -> Iterator[Any]:
     elif isinstance(thing, tuple | list | set | frozenset):
         yield from thing
     for kind in type(thing).__mro__:
-        for name in getattr(kind, "__slots__", ()):
+        for name in (*getattr(kind, "__slots__", ()), *getattr(kind, "__mypyc_attrs__", ())):
             if hasattr(thing, name):
                 yield getattr(thing, name)
     yield from getattr(thing, "__dict__", {}).values()
@@ -323,6 +324,8 @@ def test_the_walk_finds_a_door(
     monkeypatch: pytest.MonkeyPatch, kind: type, name: str, read: Callable[[Any], Any], leak: str
 ) -> None:
     """Those that were open once, and others like them."""
+    if name == "walk" and is_compiled():
+        pytest.skip("a compiled generator has no frame to look into")
     found = _reopened(monkeypatch, kind, name, read).leaks
     assert any(leak in each for each in found), sorted(found)[:9]
 

@@ -29,7 +29,7 @@ from loratory.policy import (
 )
 from loratory.serving.config import EngineConfig
 from loratory.serving.policy_watch import PolicyWatch
-from loratory.serving.reservation import WithReservation
+from loratory.serving.reserved import WithReservation
 from loratory.testing import ToyCost, World, adapter, assert_run, workload, worlds
 from loratory.testing.misbehaving import (
     ENDS_WELL,

@@ -27,13 +27,15 @@ from loratory.serving.events import (
 from loratory.serving.plan import BatchShape
 from loratory.serving.request import Request
 from loratory.serving.sequence import Sequence
+from loratory.serving.usage import AdapterState, TenantState
 from loratory.serving.views import RequestView
 
 
 def sequence(request: Request, generated: int = 0, allowed: int | None = None) -> Sequence:
     """A Sequence outside any ledger, which ended after so many output tokens."""
-    state: Any = None
-    made = Sequence(request, state, state, [0], request.max_tokens if allowed is None else allowed)
+    clock = [0]
+    adapter, tenant = AdapterState(None, 0, {}, clock), TenantState(request.tenant, {}, clock)
+    made = Sequence(request, adapter, tenant, clock, request.max_tokens if allowed is None else allowed)
     made.view = RequestView(made)
     made.last_generated = generated
     return made

@@ -18,7 +18,7 @@ from loratory.policy import SCORERS, AdapterView, Policy, Schedule, View
 from loratory.serving.config import EngineConfig
 from loratory.serving.policy_members import members_of
 from loratory.serving.policy_watch import PolicyWatch
-from loratory.serving.reservation import WithReservation
+from loratory.serving.reserved import WithReservation
 from loratory.testing import ToyCost, World, adapter, workload
 
 

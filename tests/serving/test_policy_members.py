@@ -27,7 +27,7 @@ from loratory.serving.events import EVENTS, TOLD, Decided, Stepped
 from loratory.serving.fairness import FairnessLimits
 from loratory.serving.policy_members import members_of, promised
 from loratory.serving.policy_watch import PolicyWatch
-from loratory.serving.reservation import WithReservation
+from loratory.serving.reserved import WithReservation
 from loratory.testing import ToyCost, World, adapter, workload
 
 

@@ -16,7 +16,8 @@ from loratory.serving.config import EngineConfig
 from loratory.serving.ledger import Ledger
 from loratory.serving.lora import Adapter, LoRARequest
 from loratory.serving.request import Request
-from loratory.serving.workload import RequestMaker, Workload
+from loratory.serving.request_maker import RequestMaker
+from loratory.serving.workload import Workload
 from loratory.testing import ToyCost, adapter
 
 FIELDS = st.tuples(

@@ -21,7 +21,8 @@ from loratory.policies.fifo import Fifo
 from loratory.policies.rotation import Rotation
 from loratory.serving.config import EngineConfig
 from loratory.serving.fairness import FairnessLimits
-from loratory.serving.reservation import Reservation, WithReservation
+from loratory.serving.reservation import Reservation
+from loratory.serving.reserved import WithReservation
 from loratory.serving.sequence import sequence_of
 from loratory.testing import ToyCost, World, adapter, workload
 

@@ -14,7 +14,8 @@ from loratory.policies.fair_share import FairShare
 from loratory.policies.fifo import Fifo
 from loratory.policies.slora import SLora
 from loratory.serving.config import EngineConfig
-from loratory.serving.reservation import Reservation, WithReservation
+from loratory.serving.reservation import Reservation
+from loratory.serving.reserved import WithReservation
 from loratory.testing import ToyCost as Cost
 from loratory.testing import World, workload
 

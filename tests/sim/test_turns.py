@@ -19,7 +19,7 @@ from loratory.experiment.run import run_scenario
 from loratory.policy import Reject, want
 from loratory.scenarios.load import load_scenario
 from loratory.serving.config import EngineConfig
-from loratory.serving.workload import RequestMaker
+from loratory.serving.request_maker import RequestMaker
 from loratory.testing import ToyCost, World, assert_run, workload, worlds
 
 CASES = Path(__file__).parents[1] / "cases"

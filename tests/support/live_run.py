@@ -21,8 +21,8 @@ from loratory.serving.events import Event, Sink, combined
 from loratory.serving.lora import Adapter
 from loratory.serving.plan import StepPlan
 from loratory.serving.policy import PolicyLike
+from loratory.serving.request_maker import RequestMaker
 from loratory.serving.run_recording import Recording, Tape
-from loratory.serving.workload import RequestMaker
 from loratory.sim.recorded_times import replay
 from loratory.testing.integrity import check
 from loratory.testing.run import Values, plain

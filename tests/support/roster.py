@@ -20,7 +20,8 @@ from loratory.policies.slora import SLora
 from loratory.policies.toppings import Toppings
 from loratory.policy import BatchShape, View
 from loratory.serving.policy import PolicyLike
-from loratory.serving.reservation import Reservation, WithReservation
+from loratory.serving.reservation import Reservation
+from loratory.serving.reserved import WithReservation
 
 
 def _with(policy: Any, **attributes: Any) -> Any:
