@@ -8,12 +8,15 @@ from typing import Any
 
 from loratory.experiment.notes.router_notes import METRICS, router_notes
 from loratory.experiment.router_spec import router_factory
-from loratory.plan.candidate import Candidate
+from loratory.plan.autoscale_answer import autoscale_of, autoscale_words, held_words, money
+from loratory.plan.candidate import Candidate, placement_words
 from loratory.plan.details import Details
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.fleet import too_close_words
+from loratory.plan.fleet_events import events_words
 from loratory.plan.growth import requests_per_s
 from loratory.plan.lab import Lab
+from loratory.plan.measured_cost import gpus_mean, price_per_hour
 from loratory.plan.outcome import Discarded, Growth, LoadCurve, PlanOutcome, Tried
 from loratory.plan.space import Base
 from loratory.plan.verdict import Estimate, Judgement
@@ -25,6 +28,7 @@ from loratory.scenarios.plan_spec import PlanSpec
 
 QUESTIONS = {
     "fleet": "the cheapest fleet that meets the SLO",
+    "autoscale": "the cheapest bounds of an autoscaler that meet the SLO",
     "capacity": "the largest {grow} that meets the SLO",
     "settings": "the settings with {goal}",
     "sensitivity": "what breaks first when the load grows",
@@ -50,6 +54,8 @@ def answer(
     question = QUESTIONS[spec.ask].format(
         grow="number of adapters" if spec.grow == "adapters" else "traffic", goal=goal
     )
+    if happens := events_words(scenario):
+        question += f", through {happens}"
     found = {
         "loratory": version("loratory"),
         "name": scenario.name,
@@ -67,6 +73,7 @@ def answer(
         "workload": _workload(base, lab),
         "setup": dict(setup),
         "best": None if best is None else _best(best, outcome, ids, spec),
+        "autoscale": autoscale_of(outcome, spec),
         "candidates": [_candidate(index, tried, spec) for index, tried in enumerate(outcome.tried)],
         "discarded": [_discarded(each) for each in outcome.discarded],
         "curves": [_curve(each) for each in (*outcome.curves, *([around.curve] if around.curve else []))],
@@ -125,8 +132,10 @@ def _best(best: Tried, outcome: PlanOutcome, ids: Mapping[int, int], spec: PlanS
         "engine": {key: getattr(engine, key) for key in ENGINE_KEYS} | chosen,
         "policy": candidate.policy,
         "router": candidate.scenario.cluster.router if candidate.replicas > 1 else None,
+        "placement": _placement(candidate),
         "load": candidate.load,
-        "price_per_hour": candidate.price_per_hour(spec.prices),
+        "gpus_mean": gpus_mean(best),
+        "price_per_hour": price_per_hour(best, spec),
         "currency": spec.currency if spec.prices else None,
         "metrics": metrics_of(best.judgement),
     }
@@ -149,7 +158,9 @@ def _candidate(index: int, tried: Tried, spec: PlanSpec) -> dict[str, Any]:
         "gpu": candidate.gpu,
         "policy": candidate.policy,
         "router": candidate.scenario.cluster.router if candidate.replicas > 1 else None,
-        "price_per_hour": candidate.price_per_hour(spec.prices),
+        "placement": _placement(candidate),
+        "gpus_mean": gpus_mean(tried),
+        "price_per_hour": price_per_hour(tried, spec),
         "load": candidate.load,
         "verdict": judgement.verdict,
         "margin": judgement.margin,
@@ -160,6 +171,11 @@ def _candidate(index: int, tried: Tried, spec: PlanSpec) -> dict[str, Any]:
         "more_seeds": judgement.more_seeds,
         "metrics": metrics_of(judgement),
     }
+
+
+def _placement(candidate: Candidate) -> str | None:
+    placement = candidate.scenario.cluster.placement
+    return None if placement is None or candidate.replicas == 1 else placement_words(placement.model_dump())
 
 
 def _discarded(each: Discarded) -> dict[str, Any]:
@@ -227,9 +243,15 @@ def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
         notes.append(f"each candidate ran with one seed, as {drawn}: there are no intervals")
     if (shown := best or outcome.nearest) is not None:
         notes += _without_effect(shown.candidate.scenario.cluster)
-    taken = {"fleet": "more replicas are taken to be no worse", "capacity": "more load is taken to be no better"}
+    taken = {
+        "fleet": "more replicas are taken to be no worse",
+        "autoscale": "more replicas are taken to be no worse, and a smaller least to cost no more",
+        "capacity": "more load is taken to be no better",
+    }
     if base.scenario.plan.ask in taken and outcome.tried:
         notes.append(f"{taken[base.scenario.plan.ask]}: values between were bisected")
+    if (base.scenario.cluster.changes or (best is not None and best.candidate.mixed)) and base.scenario.plan.details:
+        notes.append("regret is left out, which is of fleets of equal replicas that stay")
     return notes
 
 
@@ -255,9 +277,13 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     if spec.goal is not None and spec.goal not in {target.name for target in lab.targets} and values:
         values.insert(0, _metric_words(judgement, goal))
     load = _load_words(best, lab)
-    price = candidate.price_per_hour(spec.prices)
-    money = "" if price is None else f", {price:,.2f} {spec.currency or ''}".rstrip() + " an hour"
-    said = f"{candidate.label}: {', '.join(values) or _metric_words(judgement, goal)} at {load}{money}"
+    said = f"{candidate.label}: {', '.join(values) or _metric_words(judgement, goal)} at {load}"
+    if spec.ask == "autoscale":
+        return f"{said}; {autoscale_words(outcome, spec)}"
+    if candidate.scenario.cluster.autoscale is not None:
+        said += f", {held_words(best, spec)}"
+    elif (price := candidate.price_per_hour(spec.prices)) is not None:
+        said += f", {money(price, spec)}"
     if spec.ask == "fleet" and (lost := _cheaper(outcome, best, spec)):
         said += f"; {lost}"
     if spec.ask == "capacity" and outcome.curves:

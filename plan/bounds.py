@@ -27,7 +27,7 @@ from loratory.sim.cost import CostModel
 HOPS = ("remote", "disk", "host")
 """Tiers from which an adapter moves on, in order."""
 
-By = Literal["memory", "rank", "settings", "budget", "idle latency", "offered load", "adapter reads"]
+By = Literal["memory", "rank", "settings", "budget", "idle latency", "offered load", "adapter reads", "fixed fleet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def hopeless(scenario: Scenario, built: Built, workloads: Sequence[Workload]) ->
     """The bound that discards a candidate for every one of ``workloads`` (one a seed); None if it has a chance.
 
     Only percentiles and the attainment of TTFT, TPOT and end-to-end time over all requests are bounded. Noise can make
-    a step shorter than its cost, so nothing is discarded with it. Neither are fleets whose replicas differ.
+    a step shorter than its cost, so nothing is discarded with it. Neither are fleets whose replicas differ. A fleet
+    whose replicas come and go is granted as many as it may have, for the whole run.
     """
     if built.mixed or built.noise is not None or scenario.warmup_s != 0 or scenario.workload.cutoff_s is not None:
         return None
@@ -85,7 +86,10 @@ def _hopeless(scenario: Scenario, built: Built, workload: Workload) -> Bound | N
             )
     if workload.concurrency is not None or workload.after is not None:
         return None  # arrivals wait for the ends of others, so that an overload has no queue
-    return _overloaded(scenario, built, workload, limits) or _reading(scenario, built, workload, limits)
+    if (found := _overloaded(scenario, built, workload, limits)) is not None:
+        return found
+    # a replica that starts has a host cache of its own, which may be warmed ahead of requests
+    return None if scenario.cluster.changes else _reading(scenario, built, workload, limits)
 
 
 def _limits(scenario: Scenario, built: Built, count: int) -> list[_Limit]:
@@ -145,7 +149,7 @@ def _overloaded(scenario: Scenario, built: Built, workload: Workload, limits: Se
     Those that may have a first token without an end are the running ones, ``max_num_seqs`` a replica, and the preempted
     ones, of which there are no more than KV blocks run out for: they are granted once again.
     """
-    engine, replicas = built.engine, scenario.cluster.count
+    engine, replicas = built.engine, scenario.cluster.most_replicas
     token_s = _least_decode_s(built.cost, engine.max_num_seqs)
     prompts = workload.prompt_tokens - (0 if workload.cached_tokens is None else workload.cached_tokens)
     prompt_s = _least_prompt_s(built.cost, engine.max_num_batched_tokens)

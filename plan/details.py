@@ -15,7 +15,7 @@ from loratory.plan.lab import Lab
 from loratory.plan.outcome import Growth, LoadCurve, PlanOutcome, Tried
 from loratory.plan.sensitivity import growth
 from loratory.plan.space import Base
-from loratory.scenarios.plan_spec import FACTORS
+from loratory.scenarios.plan_spec import BOUNDS, FACTORS
 
 LOADS = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Factors on the traffic at which the best candidate's curve is drawn."""
@@ -139,7 +139,10 @@ def _what_ifs(base: Base, candidate: Candidate) -> Iterator[tuple[str, Candidate
     for policy in base.scenario.policies:
         if policy != candidate.policy:
             yield from _changed(base, chosen, {POLICY: policy}, f"policy {policy} instead of {candidate.policy}")
-    for replicas in () if candidate.mixed else (candidate.replicas - 1, candidate.replicas + 1):
+    yield from _bounds(base, candidate, chosen)
+    for replicas in (
+        () if candidate.mixed or scenario.cluster.autoscale else (candidate.replicas - 1, candidate.replicas + 1)
+    ):
         if replicas >= 1:
             yield from _changed(
                 base, chosen, {REPLICAS: replicas}, f"{replicas} replicas instead of {candidate.replicas}"
@@ -152,6 +155,21 @@ def _what_ifs(base: Base, candidate: Candidate) -> Iterator[tuple[str, Candidate
         for slots in (now // 2, now * 2):
             if slots >= 1:
                 yield from _changed(base, chosen, {SLOTS: slots}, f"max_loras {slots} instead of {now}")
+
+
+def _bounds(base: Base, candidate: Candidate, chosen: dict[str, Any]) -> Iterator[tuple[str, Candidate]]:
+    """One replica more or less at one end of an autoscaler's bounds."""
+    cluster = candidate.scenario.cluster
+    if cluster.autoscale is None or candidate.mixed:
+        return
+    ends = (cluster.autoscale.least, cluster.autoscale.most)
+    for place, step in ((0, -1), (0, 1), (1, -1), (1, 1)):
+        least, most = changed = [end + step * (at == place) for at, end in enumerate(ends)]
+        if 1 <= least <= most:
+            begin = min(max(cluster.count, least), most)
+            change = {**dict(zip(BOUNDS, changed, strict=True)), REPLICAS: begin}
+            words = f"{('least', 'most')[place]} {changed[place]} instead of {ends[place]}"
+            yield from _changed(base, chosen, change, words)
 
 
 def _changed(base: Base, chosen: dict[str, Any], change: dict[str, Any], words: str) -> Iterator[tuple[str, Candidate]]:

@@ -16,6 +16,7 @@ from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import Built, build
 from loratory.experiment.runner import run_info
 from loratory.plan.early_stop import CertainlyMissedError, Watch
+from loratory.plan.fleet_events import refuse_late, refuse_missed
 from loratory.plan.measure import Measured, read, targets_of
 from loratory.reports.recorder import Recorder
 from loratory.reports.run_columns import RunColumns
@@ -75,6 +76,7 @@ def evaluate(asked: Evaluation) -> Measured:
         except CertainlyMissedError as error:
             return Measured({}, error.targets, requests=watch.seen, cpu_s=time.process_time() - start)
         run = RunColumns(run_info(task, built, workload, Simulation(), end), recorder.close())
+        refuse_missed(scenario, run.duration)
         return Measured(read(run), (), run.settles.state, end.submitted, time.process_time() - start)
 
 
@@ -86,7 +88,7 @@ def built_of(scenario: Scenario) -> Built:
 def workload_of(scenario: Scenario, seed: int, built: Built) -> Workload:
     """The requests of a seed: the same for all candidates whose traffic and adapters are the same.
 
-    Raises `InputError` where there are none.
+    Raises `InputError` where there are none, and for an event of the fleet that is after the last.
     """
     key = (_key(scenario, _ELSEWHERE), seed, scenario.engine.max_model_len)
     workload = _kept(_workloads, key, lambda: build_workload(scenario, seed, built.adapters))
@@ -94,6 +96,7 @@ def workload_of(scenario: Scenario, seed: int, built: Built) -> Workload:
         raise InputError(
             f"scenario {scenario.name!r} has no requests under seed {seed}: raise workload.duration_s or the rate"
         )
+    refuse_late(scenario, workload, seed)
     return workload
 
 

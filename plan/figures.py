@@ -55,11 +55,12 @@ def draw_plan(plan: Mapping[str, Any]) -> list[Figure]:
 
 
 def cost_of(plan: Mapping[str, Any]) -> tuple[str, str]:
-    """The key of what a candidate costs, and its unit: the price where every candidate has one, or else its GPUs."""
-    rows = plan["candidates"]
+    """The key of what a candidate costs, and its unit: the price where every candidate has one, or else its GPUs. An
+    autoscaled one has either on average, and none where its runs were stopped."""
+    rows = [row for row in plan["candidates"] if row["gpus_mean"] is not None]
     if rows and all(row["price_per_hour"] is not None for row in rows):
         return "price_per_hour", f"{currency(plan) or 'price'} an hour"
-    return "gpus", "GPUs"
+    return "gpus_mean", "GPUs"
 
 
 def currency(plan: Mapping[str, Any]) -> str:
@@ -69,7 +70,11 @@ def currency(plan: Mapping[str, Any]) -> str:
 
 def _pareto(plan: Mapping[str, Any], target: Objective) -> Figure | None:
     key, unit = cost_of(plan)
-    rows = [row for row in plan["candidates"] if row["load"] == 1.0 and _value(row["metrics"], target) is not None]
+    rows = [
+        row
+        for row in plan["candidates"]
+        if row["load"] == 1.0 and row["gpus_mean"] is not None and _value(row["metrics"], target) is not None
+    ]
     if len({row[key] for row in rows}) < 2:
         return None
     frontier = frontier_of(rows, key, target)
@@ -100,7 +105,7 @@ def _pareto(plan: Mapping[str, Any], target: Objective) -> Figure | None:
         ax.set(xlabel=short_name(unit), ylabel=_axis(target))
         _scale(ax, [_shown(row["metrics"], target) for row in rows], target)
         _limit(ax, target)
-        if key == "gpus":
+        if key == "gpus_mean" and all(row["gpus_mean"] == row["gpus"] for row in rows):
             _whole(ax)
 
     entries = len({row["verdict"] for row in rows}) + 3

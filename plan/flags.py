@@ -8,7 +8,9 @@ from typing import Any
 
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import Built
+from loratory.plan.candidate import placement_words
 from loratory.plan.command_text import CommandText, hub_name, model_argument, model_note
+from loratory.plan.hpa import autoscaler_notes, autoscaler_yaml
 from loratory.plan.sglang_flags import SGLANG_VERSION, sglang_command, sglang_command_notes
 from loratory.plan.vllm_flags import VLLM_VERSION, vllm_command, vllm_command_notes
 from loratory.scenarios.cluster_spec import ClusterSpec
@@ -30,7 +32,8 @@ _ROUTERS: Mapping[str, str] = {
 
 
 def flags(scenario: Scenario, built: Built) -> dict[str, Any]:
-    """``vllm``, ``sglang`` and ``loratory``: one command each, for one replica; ``notes``: sentences on them.
+    """``vllm``, ``sglang`` and ``loratory``: one command each, for one replica; ``notes``: sentences on them. With an
+    autoscaler by queue also ``kubernetes``, its manifest.
 
     ``scenario`` is a candidate of a plan, with one policy; ``built`` is what `resolve.build` makes of it. The commands
     are quoted for a POSIX shell. The notes name what the servers do otherwise than planned.
@@ -45,6 +48,7 @@ def flags(scenario: Scenario, built: Built) -> dict[str, Any]:
         "vllm": vllm_command(scenario, built, settings if name == "priority" else None),
         "sglang": sglang_command(scenario, built, name, settings),
         "loratory": _loratory(scenario, built),
+        **_autoscaler(scenario),
         "notes": [
             *_fleet_notes(scenario),
             *_policy_notes(factory.spec, name, settings),
@@ -75,7 +79,15 @@ def _of_kinds(scenario: Scenario, built: Built) -> dict[str, Any]:
         for server, lines in found.items():
             lines.append(f"# {kind.count} x {kind.label}\n{each[server]}")
         notes.update(dict.fromkeys(each["notes"]))
-    return {**{server: "\n".join(lines) for server, lines in found.items()}, "notes": list(notes)}
+    commands = {server: "\n".join(lines) for server, lines in found.items()}
+    return {**commands, **_autoscaler(scenario), "notes": list(notes)}
+
+
+def _autoscaler(scenario: Scenario) -> dict[str, str]:
+    """The manifest of an autoscaler, where the fleet has one that Kubernetes can be."""
+    scale = scenario.cluster.autoscale
+    made = None if scale is None else autoscaler_yaml(scale)
+    return {} if made is None else {"kubernetes": made}
 
 
 def _checkpoint(scenario: Scenario, built: Built) -> str:
@@ -98,14 +110,28 @@ def _loratory(scenario: Scenario, built: Built) -> str:
 def _fleet_notes(scenario: Scenario) -> list[str]:
     cluster, width = scenario.cluster, scenario.engine.tensor_parallel_size
     notes = []
-    if cluster.count > 1:
-        gpus = "GPU" if width == 1 else f"{width} GPUs"
+    gpus = "GPU" if width == 1 else f"{width} GPUs"
+    if cluster.autoscale is not None:
+        scale = cluster.autoscale
+        notes.append(
+            f"The plan has {scale.least} to {scale.most} replicas: a command starts one, with its own {gpus}. A new "
+            f"one is taken to need {scale.startup_s:g} s."
+        )
+        notes += autoscaler_notes(scale)
+    elif cluster.count > 1:
         notes.append(
             f"The plan has {cluster.count} replicas: run a command {cluster.count} times, each with its own "
             f"{gpus} and port."
         )
+    if cluster.most_replicas > 1:
         advice = _ROUTERS.get(cluster.router, "put it in front of the replicas")
         notes.append(f"The router is {cluster.router}, which none of the commands starts: {advice}.")
+        if cluster.placement is not None and cluster.placement.name != "replicate_all":
+            words = placement_words(cluster.placement.model_dump())
+            notes.append(
+                f"The placement is {words}: the router sends an adapter's requests only to the replicas that it chose, "
+                "which none of the commands does."
+            )
     return notes
 
 

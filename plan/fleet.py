@@ -14,6 +14,7 @@ from typing import Any
 from loratory.errors import InputError, several
 from loratory.plan.bounds import Bound
 from loratory.plan.candidate import GPU, REPLICAS, Candidate
+from loratory.plan.fleet_events import too_few
 from loratory.plan.lab import Lab
 from loratory.plan.outcome import Discarded, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects, beyond_budget
@@ -23,8 +24,8 @@ from loratory.scenarios.plan_spec import PlanSpec
 
 
 @dataclass(slots=True)
-class _Race:
-    """What all searches know: the least cost at which the SLO is met so far."""
+class Race:
+    """What searches know of each other: the least cost at which the SLO is met so far, and what was tried."""
 
     least: float = inf
     tried: list[Tried] = field(default_factory=list)
@@ -43,7 +44,12 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
             "cluster.replicas is a list of kinds, but ask: fleet chooses the replicas: give a number there, and the "
             "GPU types in plan.space.gpu (with plan.mixed also for fleets of two types)"
         )
-    replicas = spec.replica_counts()
+    if spec.mixed and base.scenario.cluster.events:
+        raise InputError(
+            "plan.mixed is true, but cluster.events has replicas by number, which does not say of which GPU type they "
+            "are: remove one of the two"
+        )
+    replicas, few = _enough(base, spec.replica_counts())
     space = space_of(base)
     check_prices(base, space.get(GPU, [base.scenario.gpu]), compared=True)
     check_size(space, spec.budget.candidates)
@@ -52,10 +58,15 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     outcome = PlanOutcome(
         None, discarded=[Discarded(each.settings, each.label, "settings", each.why) for each in refused]
     )
-    race, searches = _Race(), {}
+    if few:
+        outcome.discarded.append(few)
+    if not replicas:
+        outcome.binding = few.reason if few else None
+        return outcome
+    race, searches = Race(), {}
     bounds: list[Bound] = []
     for index, each in enumerate(good):
-        affordable = _affordable(base, each, replicas)
+        affordable = affordable_counts(base, each, replicas)
         if not affordable:
             least = base.candidate({**each, REPLICAS: replicas[0]})
             outcome.discarded.append(Discarded(each, least.label, "budget", beyond_budget(least, spec)))
@@ -65,13 +76,32 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
         if start is None:
             bounds += [] if bound is None else [bound]
             continue
-        searches[index] = _search(base, partial(_equal, each), affordable, start, race)
+        searches[index] = search(base, partial(equal, each), affordable, start, race)
     found = list(lab.drive("fleets", searches).values())
     if spec.mixed:
         found += lab.drive("mixed fleets", _mixed_searches(base, good, replicas, race)).values()
     outcome.tried = list({tried.candidate.label: tried for tried in race.tried}.values())  # one replica needs no router
-    _choose(outcome, [each for each in found if each is not None], spec, bounds, replicas)
+    met = [each for each in found if each is not None]
+    if met:
+        outcome.best = min(met, key=lambda tried: (cost_of(tried.candidate, spec), tried.judgement.margin))
+        lowest = cost_of(outcome.best.candidate, spec)
+        for tried in outcome.tried:
+            if tried.judgement.verdict == "too_close" and cost_of(tried.candidate, spec) < lowest * (1 - 1e-9):
+                outcome.notes.append(f"{tried.candidate.label} is cheaper and {too_close_words(tried.judgement)}")
+    else:
+        limits = limits_of(spec, f"{replicas[-1]} replicas, the most that plan.replicas allows")
+        stands_in_the_way(outcome, bounds, limits)
     return outcome
+
+
+def _enough(base: Base, replicas: Sequence[int]) -> tuple[list[int], Discarded | None]:
+    """The numbers of replicas that the scenario's events allow; with the reason for which others are left out."""
+    enough = [count for count in replicas if not too_few(base.scenario, count)]
+    fewer = [count for count in replicas if count not in enough]
+    if not fewer:
+        return enough, None
+    words = f"{fewer[-1]} replicas" if len(fewer) == 1 else f"{fewer[0]} to {fewer[-1]} replicas"
+    return enough, Discarded({}, words, "settings", too_few(base.scenario, fewer[-1]))
 
 
 def check_prices(base: Base, gpus: Sequence[str], compared: bool = False) -> None:
@@ -93,17 +123,18 @@ def cost_of(candidate: Candidate, spec: PlanSpec) -> float:
     return float(candidate.gpus) if price is None else price
 
 
-def _affordable(base: Base, settings: Settings, replicas: Sequence[int]) -> list[int]:
+def affordable_counts(base: Base, settings: Settings, replicas: Sequence[int]) -> list[int]:
     """The numbers of replicas within the budget."""
     budget, spec = base.scenario.plan.budget, base.scenario.plan
-    one = base.candidate({**settings, REPLICAS: 1})
-    price = one.price_per_hour(spec.prices)
+    some = base.candidate({**settings, REPLICAS: replicas[0]})
+    each_gpus, price = some.gpus / some.replicas, some.price_per_hour(spec.prices)
     most_gpus = budget.gpus or inf
-    most_price = inf if budget.price_per_hour is None or price is None else budget.price_per_hour / price * (1 + 1e-9)
-    return [count for count in replicas if count * one.gpus <= most_gpus and count <= most_price]
+    most_price = inf if budget.price_per_hour is None or price is None else budget.price_per_hour * (1 + 1e-9)
+    each_price = 0.0 if price is None else price / some.replicas
+    return [count for count in replicas if count * each_gpus <= most_gpus and count * each_price <= most_price]
 
 
-def _equal(settings: Settings, count: int) -> Settings:
+def equal(settings: Settings, count: int) -> Settings:
     """A fleet of so many equal replicas."""
     return {**settings, REPLICAS: count}
 
@@ -114,7 +145,7 @@ def _mixed(settings: Settings, first: Mapping[str, Any], other: str, count: int)
 
 
 def _mixed_searches(
-    base: Base, settings: Sequence[Settings], replicas: Sequence[int], race: _Race
+    base: Base, settings: Sequence[Settings], replicas: Sequence[int], race: Race
 ) -> dict[int, Generator[Candidate, Judgement, Tried | None]]:
     """For each pair of GPU types and each number of the first, a search over the number of the second.
 
@@ -132,12 +163,12 @@ def _mixed_searches(
             if cost_of(least, spec) > race.least * (1 + 1e-9) or beyond_budget(least, spec):
                 break
             within = [many for many in replicas if not beyond_budget(base.candidate(fleets(many)), spec)]
-            searches[len(searches)] = _search(base, fleets, within, 0, race)
+            searches[len(searches)] = search(base, fleets, within, 0, race)
     return searches
 
 
-def _search(
-    base: Base, fleets: Callable[[int], Settings], replicas: Sequence[int], start: int, race: _Race
+def search(
+    base: Base, fleets: Callable[[int], Settings], replicas: Sequence[int], start: int, race: Race
 ) -> Generator[Candidate, Judgement, Tried | None]:
     """The smallest of ``replicas`` at which the SLO is met, as long as that is no dearer than what others found."""
     spec = base.scenario.plan
@@ -166,21 +197,10 @@ def _search(
     return best
 
 
-def _choose(
-    outcome: PlanOutcome, met: Sequence[Tried], spec: PlanSpec, bounds: Sequence[Bound], replicas: Sequence[int]
-) -> None:
-    """The best of those that meet the SLO; or what stands in the way."""
-    if met:
-        outcome.best = min(met, key=lambda each: (cost_of(each.candidate, spec), each.judgement.margin))
-        least = cost_of(outcome.best.candidate, spec)
-        close = [each for each in outcome.tried if each.judgement.verdict == "too_close"]
-        for each in close:
-            if cost_of(each.candidate, spec) < least * (1 - 1e-9):
-                outcome.notes.append(f"{each.candidate.label} is cheaper and {too_close_words(each.judgement)}")
-        return
+def stands_in_the_way(outcome: PlanOutcome, bounds: Sequence[Bound], limits: str) -> None:
+    """Say of an outcome without a best what came nearest, and what binds; ``limits``: within which was looked."""
     outcome.nearest = min(outcome.tried, key=lambda each: each.judgement.margin, default=None)
     outcome.too_close = any(each.judgement.verdict == "too_close" for each in outcome.tried)
-    limits = _limits_of(spec, replicas)
     never = [bound for bound in bounds if not bound.replicas_help]
     if outcome.nearest is not None:
         outcome.binding = f"{outcome.nearest.judgement.reason}, within {limits}"
@@ -192,13 +212,14 @@ def _choose(
         outcome.binding = outcome.discarded[0].reason
 
 
-def _limits_of(spec: PlanSpec, replicas: Sequence[int]) -> str:
+def limits_of(spec: PlanSpec, most: str) -> str:
+    """What bounds the fleets: the budget, or else ``most``."""
     budget = spec.budget
     if budget.price_per_hour is not None:
         return f"plan.budget.price_per_hour {budget.price_per_hour:g}"
     if budget.gpus is not None:
         return f"plan.budget.gpus {budget.gpus}"
-    return f"{replicas[-1]} replicas, the most that plan.replicas allows"
+    return most
 
 
 def too_close_words(judgement: Judgement) -> str:

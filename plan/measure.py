@@ -10,6 +10,7 @@ import numpy as np
 from loratory.experiment.resolve import Built
 from loratory.experiment.runner import slo_limits
 from loratory.experiment.slo_targets import slo_targets
+from loratory.reports.fleet_life import PAID, fleet_object
 from loratory.reports.metrics import inter_token
 from loratory.reports.run_columns import RunColumns, present
 from loratory.reports.slo import every_target, judged
@@ -30,8 +31,12 @@ METRICS = (
     *HIGHER_IS_BETTER,
     "loads",
     "preemptions",
+    "gpu_hours",
+    "replicas_mean",
+    "replicas_peak",
 )
-"""Metrics of every run, besides the targets of its SLO: seconds, rates per second, shares and counts."""
+"""Metrics of every run, besides the targets of its SLO: seconds, rates per second, shares and counts; the last three of
+replicas that have their GPUs, over the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ def read(run: RunColumns) -> dict[str, float | None]:
         "completed_share": float((completed & counted).sum()) / max(1, int(counted.sum())),
         "loads": float(len(run.event_times("load"))),
         "preemptions": float(run.number("preemptions").sum()),
+        **_held(run),
     }
     for name, each, marks in (("ttft", run.ttft, (50, 99)), ("tpot", run.tpot, (99,)), ("e2e", run.e2e, (99,))):
         found = present(each[counted])
@@ -83,3 +89,14 @@ def read(run: RunColumns) -> dict[str, float | None]:
     for one in judged(run, gaps):
         values[one.target.name] = one.value
     return {name: value if value is None or isfinite(value) else float("inf") for name, value in values.items()}
+
+
+def _held(run: RunColumns) -> dict[str, float | None]:
+    """GPU hours, and replicas that have their GPUs: how many on average, and at once."""
+    replicas, hours = float(run.info.replicas), run.duration / 3600
+    if run.info.fleet is None:
+        return {"gpu_hours": run.info.gpus * hours, "replicas_mean": replicas, "replicas_peak": replicas}
+    found = fleet_object(run)
+    peak = max(sum(row[state] for state in PAID) for row in found["over_time"])
+    mean = found["replica_s"] / run.duration if run.duration > 0 else None
+    return {"gpu_hours": found["gpu_hours"], "replicas_mean": mean, "replicas_peak": float(peak)}

@@ -59,7 +59,8 @@ class Growth:
 class PlanOutcome:
     """The answer of a question. ``best`` is None where no candidate is good; then ``nearest`` came nearest.
 
-    ``binding``: what stands in the way of a better answer, in words.
+    ``binding``: what stands in the way of a better answer, in words. ``fixed``: for `autoscale`, the cheapest fleet
+    that stays and meets the SLO.
     """
 
     best: Tried | None
@@ -69,5 +70,6 @@ class PlanOutcome:
     growth: list[Growth] = field(default_factory=list)
     nearest: Tried | None = None
     binding: str | None = None
+    fixed: Tried | None = None
     too_close: bool = False
     notes: list[str] = field(default_factory=list)

@@ -20,11 +20,16 @@ from loratory.plan.page_tables import (
     what_if_table,
 )
 from loratory.reports.figures import Figure
-from loratory.reports.number_text import count, listed, plural, seconds
+from loratory.reports.number_text import count, listed, percent, plural, seconds
 
 _MOODS: Mapping[str, str] = {"met": "good", "too_close": "close", "missed": "bad"}
 _VERDICTS: Mapping[str, str] = {"met": "✓ SLO met", "too_close": "≈ Too close to call", "missed": "✗ SLO missed"}
-_SERVERS: Mapping[str, str] = {"vllm": "vLLM", "sglang": "SGLang", "loratory": "Loratory"}
+_SERVERS: Mapping[str, str] = {
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "loratory": "Loratory",
+    "kubernetes": "Kubernetes autoscaler",
+}
 _TERMS = (
     ("TTFT", "time to first token: from a request's arrival to its first output token."),
     ("TPOT", "time per output token: from first token to finish, over (output tokens - 1)."),
@@ -102,13 +107,29 @@ def _facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     if best is None:
         return []
     fleet = f"{plural(best['replicas'], 'replica')} on {plural(best['gpus'], 'GPU')} of type {best['gpu']}"
+    if (mean := best["gpus_mean"]) is not None and mean != best["gpus"]:
+        fleet = f"at most {fleet}, {count(mean)} GPUs on average"
     price = best["price_per_hour"]
     cost = f"{price:,.2f} {currency(plan)} an hour" if price is not None else "no prices are given (plan.prices)"
     facts = [("fleet", fleet), ("price", cost), ("policy", best["policy"])]
     if best["replicas"] > 1:
         facts.append(("router", best["router"]))
+    if best["placement"]:
+        facts.append(("placement", best["placement"]))
+    if scaled := plan["autoscale"]:
+        facts += _scaling(scaled)
     settings = [f"{key} {_setting(value)}" for key, value in best["engine"].items() if value is not None]
     return [*facts, ("engine", ", ".join(settings))] if settings else facts
+
+
+def _scaling(scaled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the autoscaler is set to, and what it saves."""
+    fixed, saved = scaled["fixed"], scaled["saved"]
+    hours = f"{count(scaled['gpu_hours'])} in a run; {count(fixed['gpu_hours'])} with {fixed['label']}, which stays"
+    if scaled["least"] is None:
+        return [("GPU hours", hours)]
+    rule = f"{scaled['least']} to {scaled['most']} replicas by {scaled['by']}, target {count(scaled['target'])}"
+    return [("autoscaler", rule), ("GPU hours", hours), ("saved", percent(saved["mean"]))]
 
 
 def _setting(value: object) -> str:

@@ -169,7 +169,9 @@ def candidate_table(plan: Mapping[str, Any], targets: Sequence[Objective], unit:
         return row["id"] != best, _ORDER.index(row["verdict"]), price, row["gpus"], row["id"]
 
     shown = sorted(rows, key=place)[:CANDIDATES]
+    scaled = any(row["gpus_mean"] != row["gpus"] for row in rows)
     heads = [Column("candidate"), Column("verdict"), Column("GPUs")]
+    heads += [Column("GPUs on average"), Column("GPU hours")] if scaled else []
     heads += [Column(unit)] if priced else []
     heads += [Column("load")] if loads else []
     heads += [*(Column(target.label) for target in targets), Column("seeds")]
@@ -178,6 +180,9 @@ def candidate_table(plan: Mapping[str, Any], targets: Sequence[Objective], unit:
     for row in shown:
         cell = [row["label"] + (" (the answer)" if row["id"] == best else ""), verdict_text(row["verdict"])]
         cell.append(f"{row['gpus']:,}")
+        if scaled:
+            hours = row["metrics"].get("gpu_hours", {}).get("mean")
+            cell += ["–" if value is None else count(value) for value in (row["gpus_mean"], hours)]
         if priced:
             cell.append("–" if row["price_per_hour"] is None else f"{row['price_per_hour']:,.2f}")
         if loads:

@@ -13,6 +13,7 @@ from loratory.experiment.interruption import interruptible
 from loratory.experiment.notes.run_description import setup
 from loratory.experiment.prepare import prepare
 from loratory.plan.answer import answer
+from loratory.plan.autoscale import autoscale
 from loratory.plan.candidate import GPU
 from loratory.plan.capacity import capacity
 from loratory.plan.details import Details, details
@@ -34,7 +35,7 @@ from loratory.plan.unfinished import unfinished
 from loratory.reports.slo_target import SloTarget
 from loratory.reports.stats import cleaned
 from loratory.scenarios.load import dump
-from loratory.scenarios.plan_spec import PlanSpec
+from loratory.scenarios.plan_spec import AUTOSCALE, PlanSpec
 from loratory.scenarios.schema import Scenario
 from loratory.sim.catalogue import gpu
 
@@ -61,9 +62,7 @@ def plan_scenario(
     be planned and a folder that cannot be written, and what a run raises (`loratory.run_scenario`).
     """
     base = scenario if isinstance(scenario, Base) else Base.of(scenario)
-    if base.scenario.cluster.changes:
-        key = "events" if base.scenario.cluster.events else "autoscale"
-        raise InputError(f"{base.source}: cluster.{key} is given, but a plan is for a fleet that stays: leave it out")
+    _check_changes(base)
     folder = None if out is None else Path(out)
     if folder is not None:
         check_plan_folder(folder)
@@ -81,13 +80,38 @@ def plan_scenario(
         found = answer(base, lab, outcome, around, goal.words, setup(prepared))
         chosen = outcome.best or outcome.nearest
         best = None if chosen is None or outcome.best is None else chosen.candidate.scenario
-        if best is not None and base.scenario.plan.details and not lab.spent:
+        knowable = best is not None and not best.cluster.changes and len(best.cluster.groups) == 1
+        if best is not None and knowable and base.scenario.plan.details and not lab.spent:
             policies = dict.fromkeys([best.policies[0], *base.scenario.policies])
             found["regret"] = cleaned(regret(best, policies, lab.seeds[: lab.first], 1 if ray else jobs))
         found["flags"] = {} if best is None else flags(best, built_of(best))
         if folder is not None:
             _write(folder, found, best)
     return found
+
+
+def _check_changes(base: Base) -> None:
+    """Raises `InputError` for a cluster that changes in a way that the question cannot be asked of."""
+    cluster, plan, name = base.scenario.cluster, base.scenario.plan, base.source
+    scaled = [key for key in plan.space or () if key.startswith(f"{AUTOSCALE}.")]
+    if cluster.autoscale is None:
+        if plan.ask == "autoscale":
+            raise InputError(
+                f"{name}: plan.ask is autoscale, but there is no cluster.autoscale: add it, such as "
+                "{least: 1, most: 8, target: 20}"
+            )
+        if scaled:
+            raise InputError(f"{name}: plan.space has {scaled[0]}, but there is no cluster.autoscale: add it")
+    elif cluster.events:
+        raise InputError(
+            f"{name}: cluster.events is given beside cluster.autoscale, but whether an event changes anything then "
+            "depends on the candidate, so that they cannot be compared: remove one of the two"
+        )
+    elif plan.ask == "fleet":
+        raise InputError(
+            f"{name}: cluster.autoscale is given, but plan.ask is fleet, which is of fleets that stay: set plan.ask to "
+            "autoscale, or remove cluster.autoscale"
+        )
 
 
 def _lab(base: Base, targets: Sequence[SloTarget], store: Store, workers: Any, progress: Progress | None) -> Lab:
@@ -116,6 +140,7 @@ def _ask(base: Base, lab: Lab, goal: Goal, discard: bool) -> tuple[PlanOutcome, 
     prospects = Prospects(base, lab.seeds[: lab.first], discard)
     questions: Mapping[str, Callable[[], PlanOutcome]] = {
         "fleet": lambda: fleet(base, lab, prospects),
+        "autoscale": lambda: autoscale(base, lab, prospects),
         "capacity": lambda: capacity(base, lab, prospects),
         "settings": lambda: settings(base, lab, prospects, goal),
         "sensitivity": lambda: sensitivity(base, lab, prospects),

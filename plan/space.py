@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from loratory.errors import InputError, shortened
+from loratory.experiment.placement_spec import placement_factory
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.router_spec import router_factory
-from loratory.plan.candidate import GPU, POLICY, REPLICAS, ROUTER, Candidate, words_of
+from loratory.plan.candidate import ALONE, GPU, PLACEMENT, POLICY, REPLICAS, ROUTER, Candidate, words_of
 from loratory.scenarios.load import dump, load_text
-from loratory.scenarios.plan_spec import SHORT_KEYS
+from loratory.scenarios.plan_spec import AUTOSCALE, SHORT_KEYS
 from loratory.scenarios.schema import Scenario
 from loratory.serving.policy_watch import POLICY_TIMEOUT_S
 from loratory.sim.catalogue import gpu
 
 Settings = dict[str, Any]
+
+TARGET = f"{AUTOSCALE}.target"
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,10 @@ class Base:
 
     def candidate(self, settings: Settings) -> Candidate:
         """A candidate. A lone replica has the scenario's own router, as none is used. Raises `InputError`."""
-        used = dict(settings)
-        if _count(used.get(REPLICAS), self.scenario) == 1:
-            used.pop(ROUTER, None)
-        scenario = self.with_settings(used)
+        scenario = self.with_settings(settings)
+        if scenario.cluster.most_replicas == 1 and any(key in settings for key in ALONE):
+            scenario = self.with_settings({key: value for key, value in settings.items() if key not in ALONE})
         return Candidate(tuple(settings.items()), scenario, scenario.policies[0])
-
-
-def _count(replicas: Any, scenario: Scenario) -> int:
-    """The number of replicas that a setting means: a number, a list of kinds, or None for the scenario's own."""
-    if replicas is None:
-        return scenario.cluster.count
-    return sum(int(group.get("count", 1)) for group in replicas) if isinstance(replicas, list) else int(replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +92,8 @@ def space_of(base: Base) -> dict[str, list[Any]]:
     """The keys that a plan varies, and their values: the scenario's ``plan.space``, or the default.
 
     By default the policies of the scenario, slots from half to four times ``engine.max_loras`` as far as there are
-    adapters, and, for a plan that may have several replicas, its router and lora_affinity. Raises `InputError` for an
-    unknown policy, GPU or router.
+    adapters, and, for a plan that may have several replicas, its router and lora_affinity; for `autoscale` its
+    policies and half, once and twice its target. Raises `InputError` for an unknown policy, GPU, router or placement.
     """
     scenario, spec = base.scenario, base.scenario.plan
     space = {SHORT_KEYS.get(key, key): list(values) for key, values in (spec.space or {}).items()}
@@ -106,8 +101,11 @@ def space_of(base: Base) -> dict[str, list[Any]]:
         space[POLICY] = list(scenario.policies)
     if spec.space is None:
         space.update(_default_space(scenario))
-    for key, check in ((POLICY, _check_policy(base)), (GPU, gpu), (ROUTER, router_factory)):
+    checks = ((POLICY, _check_policy(base)), (GPU, gpu), (ROUTER, router_factory), (PLACEMENT, placement_factory))
+    for key, check in checks:
         for value in space.get(key, ()):
+            if key == PLACEMENT and isinstance(value, dict):
+                value = value.get("name", "")
             if not isinstance(value, str):
                 raise InputError(f"plan.space.{key} has {shortened(repr(value), 60)}, which is not a name: correct it")
             try:
@@ -123,6 +121,9 @@ def _check_policy(base: Base) -> Any:
 
 def _default_space(scenario: Scenario) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
+    scale = scenario.cluster.autoscale
+    if scenario.plan.ask == "autoscale" and scale is not None:
+        return {} if scale.by == "attainment" else {TARGET: [scale.target / 2, scale.target, 2 * scale.target]}
     count, engine = scenario.adapters.known_count, scenario.engine
     if count != 0 and engine.memory == "slots":
         slots = engine.max_loras
@@ -130,16 +131,16 @@ def _default_space(scenario: Scenario) -> dict[str, list[Any]]:
         tried = sorted({n for n in (max(1, slots // 2), slots, 2 * slots, 4 * slots) if n <= most})
         if len(tried) > 1:
             found["engine.max_loras"] = tried
-    several = scenario.plan.ask == "fleet" or scenario.cluster.count > 1
+    several = scenario.plan.ask == "fleet" or scenario.cluster.most_replicas > 1
     if several and count != 0 and scenario.cluster.router != "lora_affinity":
         found[ROUTER] = [scenario.cluster.router, "lora_affinity"]
     return found
 
 
 def _order(key: str) -> tuple[int, str]:
-    """Hardware first, then engine settings, then router and policy."""
-    known = {GPU: 0, "engine.tensor_parallel_size": 1, ROUTER: 3, POLICY: 4}
-    return known.get(key, 2), key
+    """Hardware first, then an autoscaler's and the engine's settings, then placement, router and policy."""
+    known = {GPU: 0, "engine.tensor_parallel_size": 1, PLACEMENT: 4, ROUTER: 5, POLICY: 6}
+    return known.get(key, 2 if key.startswith(AUTOSCALE) else 3), key
 
 
 def check_size(
@@ -180,8 +181,8 @@ def possible(base: Base, settings: Sequence[Settings]) -> tuple[list[Settings], 
 
 
 def _label(base: Base, settings: Settings) -> str:
-    replicas = _count(settings.get(REPLICAS), base.scenario)
-    return ", ".join([str(settings.get(GPU, base.scenario.gpu)), *words_of(settings, replicas)])
+    replicas = settings.get(REPLICAS, base.scenario.cluster.most_replicas)
+    return ", ".join([str(settings.get(GPU, base.scenario.gpu)), *words_of(settings, 0 if replicas != 1 else 1)])
 
 
 def _of_space(text: str, key: str = "", value: Any = None) -> str:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from loratory.scenarios.schema_types import Count, Name, Positive, Section, no_bool, wrong
+from loratory.scenarios.schema_types import Count, Name, Positive, Section, beside_the_scenario, no_bool, wrong
 
-Ask = Literal["fleet", "capacity", "settings", "sensitivity"]
-"""fleet: the cheapest that meets the SLO; capacity: the largest load that a fleet sustains; settings: the best ones for
-a fleet; sensitivity: what breaks first when the load changes."""
+Ask = Literal["fleet", "autoscale", "capacity", "settings", "sensitivity"]
+"""fleet: the cheapest that meets the SLO; autoscale: the cheapest bounds of an autoscaler that meet it; capacity: the
+largest load that a fleet sustains; settings: the best ones for a fleet; sensitivity: what breaks first when the load
+changes."""
 
 Factor = Literal["traffic", "adapters", "skew", "rank", "burstiness"]
 """What of the load can grow."""
 
 FACTORS: tuple[Factor, ...] = ("traffic", "adapters", "skew", "rank", "burstiness")
 
-SHORT_KEYS = {"replicas": "cluster.replicas", "router": "cluster.router"}
+SHORT_KEYS = {"replicas": "cluster.replicas", "router": "cluster.router", "placement": "cluster.placement"}
 """Keys of a space that may be written without their section. ``gpu`` and ``policy`` are the others without one."""
 
+AUTOSCALE = "cluster.autoscale"
+BOUNDS = (f"{AUTOSCALE}.least", f"{AUTOSCALE}.most")
+"""An autoscaler's section, and its keys that `autoscale` chooses."""
 
-SECTIONS = ("engine", "cost", "memory", "tiers")
+GUESTS = ("policy", "router", SHORT_KEYS["router"])
+"""Keys of a space whose values may name a file with a class in it."""
+
+SECTIONS = ("engine", "cost", "memory", "tiers", AUTOSCALE)
 """Sections of a scenario whose keys a space may have: what an operator sets. What is asked for is no setting."""
 
 SETTINGS = ("gpu", "policy", "model", "adapters.pinned", *SHORT_KEYS, *SHORT_KEYS.values())
@@ -81,13 +88,13 @@ Replicas = Annotated[
         custom_error_message="should be {least, most} or a list of numbers of replicas",
     ),
 ]
-Value = Annotated[bool | int | float | str | list[Any] | dict[str, Any], BeforeValidator(lambda value: value)]
+Value = Annotated[bool | int | float | str | list[Any] | dict[str, Any] | None, BeforeValidator(lambda value: value)]
 
 
 class PlanSpec(Section):
     """A capacity plan: the question, the space of candidates, prices and a budget. Every key has a default."""
 
-    ask: Ask = Field("fleet", description="fleet (default), capacity, settings or sensitivity")
+    ask: Ask = Field("fleet", description="fleet (default), autoscale, capacity, settings or sensitivity")
     replicas: Replicas | None = Field(
         None, description="fleet: numbers of replicas to choose from; by default 1 to 16, within the budget"
     )
@@ -118,21 +125,28 @@ class PlanSpec(Section):
 
     @field_validator("space", mode="after")
     @classmethod
-    def _has_values(cls, space: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+    def _has_values(cls, space: dict[str, list[Any]] | None, info: ValidationInfo) -> dict[str, list[Any]] | None:
+        found: dict[str, list[Any]] = {}
         for key, values in (space or {}).items():
-            section = key.partition(".")[0]
+            section = AUTOSCALE if key.startswith(f"{AUTOSCALE}.") else key.partition(".")[0]
             if key not in SETTINGS and (section not in SECTIONS or section == key):
-                raise wrong(f"cannot vary: a space has gpu, policy, router, and keys of {', '.join(SECTIONS)}", key)
+                known = f"gpu, policy, router, placement, and keys of {', '.join(SECTIONS)}"
+                raise wrong(f"cannot vary: a space has {known}", key)
             if key in SHORT_KEYS and SHORT_KEYS[key] in (space or {}):
                 raise wrong(f"is the same as {SHORT_KEYS[key]}: remove one of them", key)
             if not values:
                 raise wrong("has no values: give at least one", key)
             if key in ("replicas", SHORT_KEYS["replicas"]):
                 raise wrong("is set by plan.replicas: move the values there", key)
+            if key in ("placement", SHORT_KEYS["placement"]):
+                values = ["replicate_all" if value is None else value for value in values]
+            elif key in GUESTS:
+                values = [beside_the_scenario(value, info) if isinstance(value, str) else value for value in values]
             texts = [repr(value) for value in values]
             if len(set(texts)) != len(texts):
                 raise wrong("repeats a value: keep each one once", key)
-        return space
+            found[key] = values
+        return None if space is None else found
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -147,6 +161,10 @@ class PlanSpec(Section):
             raise wrong("needs prices: add plan.prices, such as {h100-80gb: 3.0}", "budget", "price_per_hour")
         if self.currency is not None and self.prices is None:
             raise wrong("needs prices: add plan.prices, or remove it", "currency")
+        if self.replicas is not None and self.ask == "autoscale":
+            raise wrong("is for ask: fleet; ask: autoscale looks within cluster.autoscale's least and most", "replicas")
+        if self.ask == "autoscale" and (given := [key for key in BOUNDS if key in (self.space or {})]):
+            raise wrong("is what ask: autoscale chooses, within cluster.autoscale: remove it", "space", given[0])
         if self.replicas is not None and self.ask != "fleet":
             raise wrong(f"is for ask: fleet, but ask is {self.ask}: set cluster.replicas instead", "replicas")
         if self.mixed and self.ask != "fleet":

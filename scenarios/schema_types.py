@@ -115,7 +115,7 @@ def _find(value: str, folders: tuple[Path, ...]) -> str:
     raise wrong(f"names no file {value!r} in {places}: give its path relative to the scenario file, or an absolute one")
 
 
-def _beside_the_scenario(value: str, info: ValidationInfo) -> str:
+def beside_the_scenario(value: str, info: ValidationInfo) -> str:
     """A spec with the absolute path of its file where that is not relative to the working folder."""
     head, colon, rest = value.partition(":")
     if not head.endswith(".py") or os.path.isabs(head) or os.path.isfile(head):
@@ -156,7 +156,7 @@ FileRef = Annotated[str, Field(min_length=1), AfterValidator(existing)]
 NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_resolve_if_path)]
 """A catalogue name, or a file's path."""
 
-GuestSpec = Annotated[str, Field(min_length=1), AfterValidator(_beside_the_scenario)]
+GuestSpec = Annotated[str, Field(min_length=1), AfterValidator(beside_the_scenario)]
 """A policy's or router's name, or ``path/file.py:Class``: a file that is not in the working folder may be beside the
 scenario file."""
 

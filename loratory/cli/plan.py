@@ -48,8 +48,9 @@ def plan_command(
 ) -> int:
     """Find how many GPUs, which settings, policy and router meet the SLO of a scenario.
 
-    The scenario's plan section says what to ask (fleet, capacity, settings, sensitivity), what to try, and prices; each
-    key has a default. The folder gets plan.html, plan.json and best.yaml. A plan that was interrupted goes on.
+    The scenario's plan section says what to ask (fleet, autoscale, capacity, settings, sensitivity), what to try,
+    and prices; each key has a default. The folder gets plan.html, plan.json and best.yaml. A plan that was interrupted
+    goes on.
     """
     from loratory.errors import InputError
     from loratory.executor.usable_cores import usable_cores
@@ -101,9 +102,9 @@ def _tell(found: dict[str, Any]) -> None:
             f"{name} {ratio:.2f}" for name, ratio in each["ratio"].items() if ratio is not None and name != "loads"
         ]
         say(f"{each['policy']}, times a policy that knows the future: {', '.join(times)}")
-    for name in ("vllm", "sglang", "loratory"):
+    for name in ("vllm", "sglang", "loratory", "kubernetes"):
         if text := found["flags"].get(name):
-            print(f"{name}: {text}")
+            print(f"{name}:\n{text}" if name == "kubernetes" else f"{name}: {text}")
     for note in (*found["notes"], *found["flags"].get("notes", ())):
         say(f"note: {note}")
     say(
@@ -149,15 +150,20 @@ def _tell_candidates(found: dict[str, Any]) -> None:
     if not ordered:
         return
     priced = any(each["price_per_hour"] is not None for each in ordered)
-    room = table_width() // 2 - (11 if found["slo"] else 0) - (8 if priced else 0)  # half is for the candidate
+    scaled = any(each["gpus_mean"] != each["gpus"] for each in ordered)
+    room = table_width() // 2 - (11 if found["slo"] else 0) - (8 if priced else 0) - (10 if scaled else 0)
+    # half is for the candidate
     if len(names) > 1 and sum(len(_head(name)) + 1 for name in names) > room:
         names.pop()
-    heads = ["candidate", *map(_head, names), *(["SLO"] if found["slo"] else []), *(["an hour"] if priced else [])]
+    heads = ["candidate", *map(_head, names), *(["SLO"] if found["slo"] else [])]
+    heads += [*(["GPU hours"] if scaled else []), *(["an hour"] if priced else [])]
     rows = []
     for each in ordered[:_ROWS]:
         row = [each["label"], *(_value(each["metrics"].get(name), name) for name in names)]
         if found["slo"]:
             row.append(each["verdict"].replace("_", " "))
+        if scaled:
+            row.append(_value(each["metrics"].get("gpu_hours"), "gpu_hours"))
         if priced:
             row.append("" if each["price_per_hour"] is None else f"{each['price_per_hour']:.2f}")
         rows.append(row)
@@ -172,7 +178,8 @@ def _head(name: str) -> str:
 
 
 def _cost(each: dict[str, Any]) -> float:
-    return float(each["gpus"] if each["price_per_hour"] is None else each["price_per_hour"])
+    known = (each["price_per_hour"], each["gpus_mean"], each["gpus"])
+    return float(next(value for value in known if value is not None))
 
 
 def _value(metric: dict[str, Any] | None, name: str) -> str:

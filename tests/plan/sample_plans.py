@@ -46,6 +46,8 @@ def candidate(number: int, replicas: int, gpu: str, slots: int, price: float | N
         "label": f"{replicas} x {gpu}, max_loras {slots}",
         "replicas": replicas,
         "gpus": replicas,
+        "gpus_mean": replicas,
+        "placement": None,
         "gpu": gpu,
         "policy": "fifo",
         "router": "lora_affinity" if replicas > 1 else "round_robin",
@@ -105,10 +107,12 @@ def fleet() -> dict[str, Any]:
         },
         "best": {
             "candidate": best["id"],
-            **{key: best[key] for key in ("replicas", "gpu", "gpus", "policy", "router", "price_per_hour", "metrics")},
+            **{key: best[key] for key in ("replicas", "gpu", "gpus", "gpus_mean", "policy", "router", "placement")},
+            **{key: best[key] for key in ("price_per_hour", "metrics")},
             "engine": {"max_loras": 32, "max_cpu_loras": 256, "max_lora_rank": 16, "max_num_seqs": 256},
             "currency": "USD",
         },
+        "autoscale": None,
         "flags": {
             "vllm": "vllm serve meta-llama/Llama-3.1-8B --enable-lora --max-loras 32 --max-cpu-loras 256 "
             "--max-lora-rank 16 --max-num-seqs 256 --max-num-batched-tokens 8192 --gpu-memory-utilization 0.9",
