@@ -25,12 +25,12 @@ from loratory.plan.lab import Lab
 from loratory.plan.measured_cost import may_be_cheaper, run_cost
 from loratory.plan.outcome import Discarded, PlanOutcome, Tried
 from loratory.plan.prospects import Prospects, beyond_budget
-from loratory.plan.space import Base, Settings, check_size, combinations, possible, space_of
+from loratory.plan.space import TARGET, Base, Settings, check_size, combinations, possible, space_of
 from loratory.plan.verdict import Judgement
 from loratory.reports.number_text import plural
 from loratory.scenarios.plan_spec import AUTOSCALE, BOUNDS, PlanSpec
 
-LARGER = (1.0, 1.25, 1.5, 2.0)
+LARGER = (1.0, 1.5, 2.0)
 """How many times the fixed fleet's replicas an autoscaled one may have: more catch up with a burst."""
 
 
@@ -74,7 +74,7 @@ def autoscale(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
             outcome.discarded.append(_hopeless(base, each, fixed_seen))
     scaled = [tried for some in lab.drive("bounds", searches).values() for tried in some]
     outcome.tried += race.tried
-    _choose(outcome, [*met, *scaled], spec)
+    _choose(outcome, [*met, *scaled], spec, space.get(TARGET, []))
     return outcome
 
 
@@ -146,6 +146,7 @@ def _bounds(
     found: list[Tried] = []
     for most in dict.fromkeys(min(ceil(fewest * times), numbers[-1]) for times in LARGER):
         low, high = 0, len(smaller)
+        clipped = False
         if beyond_budget(_scaled(base, settings, numbers[0], most), spec):
             break
         while low < high and smaller[high - 1] * floor >= race.least:
@@ -156,6 +157,7 @@ def _bounds(
             judgement = yield candidate
             tried = Tried(candidate, judgement)
             race.tried.append(tried)
+            clipped = clipped or _reached(judgement, most)
             if judgement.verdict == "met":
                 found.append(tried)
                 race.least = min(race.least, run_cost(tried, spec))
@@ -164,7 +166,15 @@ def _bounds(
                 low = place + 1
             place = (low + high) // 2
         smaller = smaller[:high]
+        if not clipped:
+            break  # with a larger ``most`` the runs would be the same
     return found
+
+
+def _reached(judgement: Judgement, most: int) -> bool:
+    """Whether ``most`` may have bounded a run; of one that was stopped that is not known."""
+    peaks = [run.values.get("replicas_peak") for run in judgement.runs]
+    return any(peak is None or peak >= most for peak in peaks)
 
 
 def _hopeless(base: Base, settings: Settings, fixed: Sequence[Tried]) -> Discarded:
@@ -178,15 +188,26 @@ def _hopeless(base: Base, settings: Settings, fixed: Sequence[Tried]) -> Discard
     return Discarded(settings, label, "fixed fleet", why)
 
 
-def _choose(outcome: PlanOutcome, met: Sequence[Tried], spec: PlanSpec) -> None:
+def _choose(outcome: PlanOutcome, met: Sequence[Tried], spec: PlanSpec, targets: Sequence[float]) -> None:
     """The cheapest of those that meet the SLO, and notes on those that may be as cheap."""
     best = outcome.best = min(met, key=lambda each: (run_cost(each, spec), each.judgement.margin))
     rivals = [each for each in met if each is not best and may_be_cheaper(each, best, spec)]
     if rivals:
         outcome.notes.append(
-            f"{len(rivals)} other candidates meet the SLO and may cost as little, within their intervals, such as "
-            f"{rivals[0].candidate.label}"
+            f"too close to call by cost: {rivals[0].candidate.label}"
+            f"{f' and {len(rivals) - 1} others' if len(rivals) > 1 else ''} may cost as little"
         )
-    for each in outcome.tried:
-        if each.judgement.verdict == "too_close" and run_cost(each, spec) < run_cost(best, spec):
-            outcome.notes.append(f"{each.candidate.label} is cheaper and {too_close_words(each.judgement)}")
+    chosen = best.candidate.chosen.get(TARGET)
+    if len(targets) > 1 and best is not outcome.fixed and chosen in (min(targets), max(targets)):
+        end = "least" if chosen == min(targets) else "largest"
+        outcome.notes.append(
+            f"target {chosen:g} is the {end} that was tried: others may cost less (plan.space has {TARGET})"
+        )
+    open_ = [each for each in outcome.tried if each.judgement.verdict == "too_close"]
+    cheaper = sorted(
+        (each for each in open_ if run_cost(each, spec) < run_cost(best, spec)), key=lambda each: run_cost(each, spec)
+    )
+    if cheaper:
+        more = f"; so are {len(cheaper) - 1} others" if len(cheaper) > 1 else ""
+        words = too_close_words(cheaper[0].judgement)
+        outcome.notes.append(f"{cheaper[0].candidate.label} is cheaper and {words}{more}")

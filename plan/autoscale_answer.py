@@ -6,7 +6,7 @@ from typing import Any
 
 from loratory.plan.measured_cost import gpu_hours, price_per_hour, saving
 from loratory.plan.outcome import PlanOutcome, Tried
-from loratory.reports.number_text import count, percent, plural
+from loratory.reports.number_text import count, percent, percent_between, plural
 from loratory.scenarios.plan_spec import PlanSpec
 
 
@@ -54,12 +54,13 @@ def autoscale_words(outcome: PlanOutcome, spec: PlanSpec) -> str:
             f"{_cost_words(least, spec)}"
         )
     share = saving(best, fixed, spec)
-    between = "" if share.low is None else f" [{percent(share.low)}, {percent(share.high)}]"
+    if share.low is None or share.high is None:
+        less = percent(share.mean)
+    else:
+        less = percent_between(share.mean, share.low, share.high)
     stays = f"{plural(fixed.candidate.replicas, 'replica')} that stay"
     other = ", ".join([stays, *fixed.candidate.label.split(", ")[1:]])
-    return (
-        f"{held_words(best, spec)}: {percent(share.mean)}{between} less than {other}, with {_cost_words(fixed, spec)}"
-    )
+    return f"{held_words(best, spec)}: {less} less than {other}, with {_cost_words(fixed, spec)}"
 
 
 def money(price: float, spec: PlanSpec) -> str:

@@ -123,7 +123,8 @@ def _default_space(scenario: Scenario) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     scale = scenario.cluster.autoscale
     if scenario.plan.ask == "autoscale" and scale is not None:
-        return {} if scale.by == "attainment" else {TARGET: [scale.target / 2, scale.target, 2 * scale.target]}
+        tried = [scale.target * times for times in (0.5, 1.0, 2.0)] if scale.by == "queue" else []
+        return {TARGET: [int(each) if each.is_integer() else each for each in tried]} if tried else {}
     count, engine = scenario.adapters.known_count, scenario.engine
     if count != 0 and engine.memory == "slots":
         slots = engine.max_loras
