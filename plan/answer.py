@@ -278,8 +278,8 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
         values.insert(0, _metric_words(judgement, goal))
     load = _load_words(best, lab)
     said = f"{candidate.label}: {', '.join(values) or _metric_words(judgement, goal)} at {load}"
-    if spec.ask == "autoscale":
-        return f"{said}; {autoscale_words(outcome, spec)}"
+    if spec.ask == "autoscale" and (scale := base.scenario.cluster.autoscale) is not None:
+        return f"{said}; {autoscale_words(outcome, spec, scale.least)}"
     if candidate.scenario.cluster.autoscale is not None:
         said += f", {held_words(best, spec)}"
     elif (price := candidate.price_per_hour(spec.prices)) is not None:

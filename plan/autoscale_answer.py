@@ -38,15 +38,18 @@ def held_words(tried: Tried, spec: PlanSpec) -> str:
     return f"{count(mean)} replicas on average and {count(peak)} at most, {_cost_words(tried, spec)}"
 
 
-def autoscale_words(outcome: PlanOutcome, spec: PlanSpec) -> str:
-    """What the best candidate held and cost, and what that saves of the fleet that stays."""
+def autoscale_words(outcome: PlanOutcome, spec: PlanSpec, fewest: int) -> str:
+    """What the best candidate held and cost, and what that saves of the fleet that stays; ``fewest``: the least that an
+    autoscaler may go down to."""
     best, fixed = outcome.best, outcome.fixed
     assert best is not None and fixed is not None
     if best.candidate.scenario.cluster.autoscale is None:
         scaled = [each for each in outcome.tried if each.candidate.scenario.cluster.autoscale is not None]
         met = [each for each in scaled if each.judgement.verdict == "met"]
+        if not scaled and fixed.candidate.replicas > fewest:
+            return f"{_cost_words(best, spec)}: no bounds of an autoscaler were tried"
         if not met:
-            why = "no bounds below it meet the SLO" if scaled else "it has as few replicas as cluster.autoscale allows"
+            why = "none of the bounds tried meets the SLO" if scaled else "cluster.autoscale allows no fewer replicas"
             return f"{_cost_words(best, spec)}: autoscaling saves nothing, as {why}"
         least = min(met, key=lambda each: gpu_hours(each) or 0.0)
         return (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from loratory.plan.candidate import Candidate
 from loratory.plan.climb import Climb, climb
-from loratory.plan.evaluate import built_of, workload_of
+from loratory.plan.evaluate import built_of, check_workloads, workload_of
 from loratory.plan.growth import grown, ladder, requests_per_s
 from loratory.plan.lab import Lab
 from loratory.plan.outcome import Discarded, LoadCurve, PlanOutcome, Tried
@@ -41,7 +41,7 @@ def capacity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
             assert discarded is not None
             outcome.discarded.append(discarded)
             continue
-        searches[index] = climb(loaded(candidate, factor), 1.0, _UP, tolerance, True, down=True)
+        searches[index] = climb(loaded(candidate, factor, lab.seeds), 1.0, _UP, tolerance, True, down=True)
     climbs = [each for each in lab.drive("loads", searches).values() if each.points]
     for found in climbs:
         outcome.tried += [tried for _, tried in found.points]
@@ -50,14 +50,16 @@ def capacity(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     return outcome
 
 
-def loaded(candidate: Candidate, factor: Literal["traffic", "adapters"]) -> Callable[[float], Candidate]:
+def loaded(
+    candidate: Candidate, factor: Literal["traffic", "adapters"], seeds: Sequence[int]
+) -> Callable[[float], Candidate]:
     """The candidate at a factor on its traffic or adapters; it raises `InputError` for one that cannot run."""
 
     def at(x: float) -> Candidate:
         if x == 1.0:
             return candidate
         made = grown(candidate.scenario, factor, x)
-        workload_of(made, min(made.seeds), built_of(made))
+        check_workloads(made, seeds)
         return replace(candidate, scenario=made, load=x)
 
     return at

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,7 +49,7 @@ def details(base: Base, lab: Lab, outcome: PlanOutcome) -> Details:
         return found
     candidate = centre.candidate
     asked: list[Candidate] = []
-    curve = [(x, each) for x, each in _curve(candidate)]
+    curve = [(x, each) for x, each in _curve(candidate, lab.seeds)]
     heat = _heat(base, candidate)
     whats = list(_what_ifs(base, candidate))
     asked += [each for _, each in curve]
@@ -86,9 +86,9 @@ def _with_largest(curve: LoadCurve) -> LoadCurve:
     return replace(curve, largest=largest, missed_at=min(beyond, default=None))
 
 
-def _curve(candidate: Candidate) -> Iterator[tuple[float, Candidate]]:
+def _curve(candidate: Candidate, seeds: Sequence[int]) -> Iterator[tuple[float, Candidate]]:
     """The candidate under less and more traffic."""
-    at = loaded(candidate, "traffic")
+    at = loaded(candidate, "traffic", seeds)
     for x in LOADS:
         try:
             yield x, at(x)

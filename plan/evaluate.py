@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -98,6 +98,14 @@ def workload_of(scenario: Scenario, seed: int, built: Built) -> Workload:
         )
     refuse_late(scenario, workload, seed)
     return workload
+
+
+def check_workloads(scenario: Scenario, seeds: Sequence[int]) -> None:
+    """Raises `InputError` for a scenario that cannot run: of one seed, or with events of the fleet, which have to come
+    before the last arrival, of all ``seeds``."""
+    built = built_of(scenario)
+    for seed in seeds if scenario.cluster.events else [min(scenario.seeds)]:
+        workload_of(scenario, seed, built)
 
 
 def _key(scenario: Scenario, without: tuple[str, ...]) -> str:

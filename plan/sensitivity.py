@@ -8,7 +8,7 @@ from dataclasses import replace
 from loratory.errors import InputError, several
 from loratory.plan.candidate import POLICY, Candidate
 from loratory.plan.climb import Climb, climb
-from loratory.plan.evaluate import built_of, workload_of
+from loratory.plan.evaluate import check_workloads
 from loratory.plan.growth import CannotGrowError, Ladder, grown, ladder
 from loratory.plan.lab import Lab
 from loratory.plan.outcome import Growth, PlanOutcome
@@ -69,7 +69,12 @@ def growth(candidate: Candidate, lab: Lab, factors: Sequence[Factor], stop_early
             notes[factor] = f"it cannot grow: {error}"
     searches = {
         factor: climb(
-            _at(candidate, factor, steps.now), steps.now, steps.up, steps.tolerance, steps.ratio, factor in LESS
+            _at(candidate, factor, steps.now, lab.seeds),
+            steps.now,
+            steps.up,
+            steps.tolerance,
+            steps.ratio,
+            factor in LESS,
         )
         for factor, steps in ladders.items()
     }
@@ -82,12 +87,12 @@ def growth(candidate: Candidate, lab: Lab, factors: Sequence[Factor], stop_early
     ]
 
 
-def _at(candidate: Candidate, factor: Factor, now: float) -> Callable[[float], Candidate]:
+def _at(candidate: Candidate, factor: Factor, now: float, seeds: Sequence[int]) -> Callable[[float], Candidate]:
     def make(x: float) -> Candidate:
         if x == now:
             return candidate
         made = grown(candidate.scenario, factor, x)
-        workload_of(made, min(made.seeds), built_of(made))
+        check_workloads(made, seeds)
         return replace(candidate, scenario=made)
 
     return make

@@ -16,7 +16,7 @@ from loratory.experiment.run import run_scenario
 from loratory.plan.evaluate import Evaluation, evaluate
 from loratory.plan.page import page
 from loratory.plan.run import BEST, plan_scenario
-from loratory.scenarios.load import load_scenario, load_text
+from loratory.scenarios.load import load_scenario
 
 WAVE = {
     "_replace": True,
@@ -117,6 +117,22 @@ def test_a_mistake_is_one_sentence(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError) as error:
         plan_scenario(small(**changes))
     assert why in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("requests", "words"),
+    [
+        (1, "not known"),
+        (500, "no bounds of an autoscaler were tried"),
+        (700, "none of the bounds tried meets the SLO"),
+        (900, "2 to 3 x h100-80gb"),
+    ],
+)
+def test_a_plan_whose_budget_of_requests_is_spent_says_what_it_knows(requests: int, words: str) -> None:
+    plan = {"space": {}, "budget": {"requests": requests}}
+    found = plan_scenario(small(**asked(plan=plan, slo={"_replace": True, "ttft_p95_s": 0.2})))
+    assert words in found["answer"] and (found["best"] is None) == (found["autoscale"] is None)
+    assert any(f"plan.budget.requests ({requests}) is spent" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("ask", ["capacity", "settings", "sensitivity"])

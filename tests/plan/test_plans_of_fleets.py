@@ -142,6 +142,18 @@ def test_an_event_that_would_not_be_tried_is_refused() -> None:
         plan_scenario(small(cluster=cluster | {"events": FAIL}, plan=plan, cost=roofline))
 
 
+def test_traffic_grows_as_long_as_the_failure_is_tried() -> None:
+    """Of a number of requests more traffic is a shorter run: the load beyond which the event is not in it is named."""
+    cluster = {"router": "least_loaded", "replicas": 3, "events": [{"at_s": 5.0, "fail": 0}]}
+    plan = plan_of("capacity", space={}, seeds={"first": 2, "most": 4})
+    changes = {
+        "workload": {"arrivals": {"poisson": 8.0}, "requests": 100},
+        "slo": {"_replace": True, "ttft_p95_s": 9.0},
+    }
+    found = plan_scenario(small(cluster=cluster, plan=plan, **changes))
+    assert found["verdict"] == "met" and "but the last request arrives at" in found["binding"]
+
+
 @examples(12)
 @given(
     st.floats(4, 300),
@@ -153,8 +165,13 @@ def test_an_event_that_would_not_be_tried_is_refused() -> None:
             lambda least, target, warm: {
                 "replicas": least,
                 "autoscale": {
-                    **{"least": least, "most": 3, "target": target, "interval_s": 0.3, "startup_s": 0.2},
-                    **{"warm_adapters": warm, "scale_down_after_s": 1},
+                    "least": least,
+                    "most": 3,
+                    "target": target,
+                    "interval_s": 0.3,
+                    "startup_s": 0.2,
+                    "warm_adapters": warm,
+                    "scale_down_after_s": 1,
                 },
             },
             st.integers(1, 3),
