@@ -199,7 +199,9 @@ def search(
 
 def stands_in_the_way(outcome: PlanOutcome, bounds: Sequence[Bound], limits: str) -> None:
     """Say of an outcome without a best what came nearest, and what binds; ``limits``: within which was looked."""
-    outcome.nearest = min(outcome.tried, key=lambda each: each.judgement.margin, default=None)
+    outcome.nearest = min(
+        outcome.tried, key=lambda each: (each.judgement.margin, -each.candidate.replicas), default=None
+    )
     outcome.too_close = any(each.judgement.verdict == "too_close" for each in outcome.tried)
     never = [bound for bound in bounds if not bound.replicas_help]
     if outcome.nearest is not None:

@@ -36,7 +36,7 @@ def asked(ask: str = "autoscale", scale: dict[str, Any] | None = None, **changes
     return {"workload": WAVE, "engine": {"max_loras": 4}, "cluster": cluster, "plan": plan, **changes}
 
 
-@pytest.mark.parametrize("limit", [0.15, 0.2, 0.6])
+@pytest.mark.parametrize("limit", [0.2, 0.6])
 def test_no_bounds_that_meet_the_slo_cost_less(limit: float) -> None:
     """Every pair of least and most, simulated one by one."""
     changes = asked(plan={"space": {"policy": ["fifo"]}}, slo={"_replace": True, "ttft_p95_s": limit})
@@ -135,7 +135,7 @@ def test_a_plan_whose_budget_of_requests_is_spent_says_what_it_knows(requests: i
     assert any(f"plan.budget.requests ({requests}) is spent" in note for note in found["notes"])
 
 
-@pytest.mark.parametrize("ask", ["capacity", "settings", "sensitivity"])
+@pytest.mark.parametrize("ask", ["capacity", "settings", pytest.param("sensitivity", marks=pytest.mark.slow)])
 def test_other_questions_are_of_an_autoscaled_fleet(ask: str) -> None:
     plan = {"goal": "gpu_hours", "space": {"cluster.autoscale.target": [3, 6]}} if ask == "settings" else {}
     plan |= {"factors": ["traffic"]} if ask == "sensitivity" else {"space": {}} if ask == "capacity" else {}
@@ -181,6 +181,7 @@ def test_by_attainment_there_is_no_manifest() -> None:
     assert any("scales between 1 and 4 replicas by attainment" in note for note in found["flags"]["notes"])
 
 
+@pytest.mark.slow
 def test_what_ifs_are_of_the_bounds() -> None:
     plan = {"details": True, "space": {}, "factors": ["traffic"]}
     found = plan_scenario(small(**asked(plan=plan, slo={"_replace": True, "ttft_p95_s": 0.2})))
