@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,11 @@ def test_the_manifest_and_the_page_have_the_bounds(
     assert float(metric["pods"]["target"]["averageValue"]) == 3.0
     notes = " ".join(found["flags"]["notes"])
     assert "every 2 s" in notes and "num_requests_waiting" in notes and "loads 1 adapter" in notes
-    assert f"{scaled['least']} to {scaled['most']} replicas by queue" in page(found)
+    shown = page(found)
+    assert f"{scaled['least']} to {scaled['most']} replicas by queue" in shown
+    code = shown.split("<code>")[-1].split("</code>")[0]
+    assert yaml.safe_load(unescape(code.replace("<span>", "").replace("</span>", ""))) == manifest
+    assert all(line.count("<span>") == line.count("</span>") for line in code.splitlines())  # no word has two lines
     done = loratory("plan", "wave.yaml", "--jobs", "1")
     head = next(line for line in done.out.splitlines() if line.lstrip().startswith("candidate"))
     assert head.split() == ["candidate", "ttft_p95_s", "SLO", "GPU", "hours"]

@@ -162,8 +162,8 @@ def test_traffic_grows_as_long_as_the_failure_is_tried() -> None:
 
 @examples(8)
 @given(
-    st.floats(4, 300),
-    st.floats(0.02, 1.5),
+    st.floats(4, 600),
+    st.floats(0.1, 3.0),
     st.sampled_from(["ttft_p95_s", "e2e_p50_s", "tpot_p90_s"]),
     st.sampled_from(["disk", "host"]),
     st.one_of(
@@ -182,7 +182,7 @@ def test_traffic_grows_as_long_as_the_failure_is_tried() -> None:
             },
             st.integers(1, 3),
             st.integers(1, 20),
-            st.integers(0, 4),
+            st.integers(0, 2),
         ),
         st.builds(
             lambda at, back: {"replicas": 2, "events": [{"at_s": at, "fail": 1}, {"at_s": at + back, "recover": 1}]},
@@ -196,9 +196,9 @@ def test_what_is_discarded_of_a_fleet_that_changes_misses_the_slo(
 ) -> None:
     base = small(
         slo={"_replace": True, target: limit},
-        workload={"arrivals": {"poisson": rate}, "requests": 80},
+        workload={"arrivals": {"poisson": rate}, "requests": 160},
         adapters={"initial_tier": tier, "count": 8},
-        engine={"max_cpu_loras": 8 if tier == "host" else 2},
+        engine={"max_cpu_loras": 8 if tier == "host" else 2, "max_num_seqs": 3},
         cluster={"router": "least_loaded", **cluster},
     )
     built = build(base.scenario)
