@@ -56,9 +56,16 @@ def hopeless(scenario: Scenario, built: Built, workloads: Sequence[Workload]) ->
 
     Only percentiles and the attainment of TTFT, TPOT and end-to-end time over all requests are bounded. Noise can make
     a step shorter than its cost, so nothing is discarded with it. Neither are fleets whose replicas differ. A fleet
-    whose replicas come and go is granted as many as it may have, for the whole run.
+    whose replicas come and go is granted as many as it may have, for the whole run. Roll-outs are not bounded: a new
+    version may be smaller, or be there before its first request.
     """
-    if built.mixed or built.noise is not None or scenario.warmup_s != 0 or scenario.workload.cutoff_s is not None:
+    if (
+        built.mixed
+        or scenario.cluster.roll_outs
+        or built.noise is not None
+        or scenario.warmup_s != 0
+        or scenario.workload.cutoff_s is not None
+    ):
         return None
     first: Bound | None = None
     for workload in workloads:

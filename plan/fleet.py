@@ -44,7 +44,7 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
             "cluster.replicas is a list of kinds, but ask: fleet chooses the replicas: give a number there, and the "
             "GPU types in plan.space.gpu (with plan.mixed also for fleets of two types)"
         )
-    if spec.mixed and base.scenario.cluster.events:
+    if spec.mixed and base.scenario.cluster.replica_events:
         raise InputError(
             "plan.mixed is true, but cluster.events has replicas by number, which does not say of which GPU type they "
             "are: remove one of the two"

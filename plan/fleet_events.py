@@ -1,22 +1,27 @@
-"""fleet_events: replicas that fail, recover or are drained: which fleets of a plan have them, and if they happen."""
+"""fleet_events: replicas that fail, versions that roll out: which fleets of a plan have them, and if they happen."""
 
 from __future__ import annotations
 
 from loratory.errors import InputError
+from loratory.scenarios.fleet_spec import FleetEventSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.workload import Workload
 
 
 def fewest_replicas(scenario: Scenario) -> int:
     """So many replicas a fleet needs for every event of the scenario to be of one that it has."""
-    return 1 + max((event.replica for event in scenario.cluster.events or ()), default=0)
+    return 1 + max((event.replica for event in scenario.cluster.replica_events), default=0)
 
 
 def events_words(scenario: Scenario) -> str:
     """``fail 0 at 30 s, recover 0 at 60 s``; empty without events, and shortened where there are many."""
     events = sorted(scenario.cluster.events or (), key=lambda event: event.at_s)
-    words = [f"{event.kind} {event.replica} at {event.at_s:g} s" for event in events]
+    words = [f"{_what(event)} at {event.at_s:g} s" for event in events]
     return ", ".join(words if len(words) <= 4 else [*words[:3], f"and {len(words) - 3} more"])
+
+
+def _what(event: FleetEventSpec) -> str:
+    return f"{event.kind} {event.replica}" if event.roll_out is None else "roll_out"
 
 
 def too_few(scenario: Scenario, replicas: int) -> str:
@@ -45,6 +50,6 @@ def _refuse(scenario: Scenario, last_s: float, why: str) -> None:
     for event in scenario.cluster.events or ():
         if event.at_s > last_s:
             raise InputError(
-                f"cluster.events: {event.kind} {event.replica} is at {event.at_s:g} s, but "
+                f"cluster.events: {_what(event)} is at {event.at_s:g} s, but "
                 f"{why.format(f'{last_s:.4g}')}: make the workload longer, or the event earlier"
             )

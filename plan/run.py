@@ -102,9 +102,9 @@ def _check_changes(base: Base) -> None:
             )
         if scaled:
             raise InputError(f"{name}: plan.space has {scaled[0]}, but there is no cluster.autoscale: add it")
-    elif cluster.events:
+    elif cluster.replica_events:
         raise InputError(
-            f"{name}: cluster.events is given beside cluster.autoscale, but whether an event changes anything then "
+            f"{name}: cluster.events has replicas beside cluster.autoscale, but whether an event changes anything then "
             "depends on the candidate, so that they cannot be compared: remove one of the two"
         )
     elif plan.ask == "fleet":

@@ -110,7 +110,7 @@ def test_what_binds_is_named(changes: dict[str, Any], words: str) -> None:
         (asked(plan={"replicas": [2]}), "cluster.autoscale's least and most"),
         (asked(plan={"space": {"cluster.autoscale.most": [2]}}), "is what ask: autoscale chooses"),
         (asked(plan={"space": {"cluster.autoscale.taget": [2]}}), "target"),
-        (asked(cluster={"events": [{"at_s": 5, "fail": 0}]}), "cluster.events is given beside cluster.autoscale"),
+        (asked(cluster={"events": [{"at_s": 5, "fail": 0}]}), "cluster.events has replicas beside cluster.autoscale"),
         (asked("settings", cluster={"autoscale": None}, plan={"space": {"cluster.autoscale.target": [2]}}), "add it"),
     ],
 )

@@ -148,6 +148,22 @@ def test_an_event_that_would_not_be_tried_is_refused() -> None:
         plan_scenario(small(cluster=cluster | {"events": FAIL}, plan=plan, cost=roofline))
 
 
+@pytest.mark.parametrize("ask", ["fleet", "autoscale"])
+def test_a_roll_out_is_gone_through(ask: str) -> None:
+    """A new version is loaded anew, whatever the question, and the question says so."""
+    cluster: dict[str, Any] = {"router": "least_loaded", "events": [{"at_s": 3.0, "roll_out": "all"}]}
+    cluster |= {"autoscale": {"most": 3, "target": 6, "interval_s": 1, "startup_s": 1}} if ask == "autoscale" else {}
+    found = plan_scenario(small(cluster=cluster, plan=plan_of(ask, space={}), workload={"requests": 80}))
+    cluster["events"] = None
+    calm = plan_scenario(small(cluster=cluster, plan=plan_of(ask, space={}), workload={"requests": 80}))
+    assert "through roll_out at 3 s" in found["question"] and "through" not in calm["question"]
+    loads = [
+        {c["label"]: c["metrics"].get("loads", {}).get("mean") for c in each["candidates"]} for each in (found, calm)
+    ]
+    both = [label for label in loads[0] if loads[0][label] is not None and loads[1].get(label) is not None]
+    assert both and all(loads[0][label] > loads[1][label] for label in both)
+
+
 def test_traffic_grows_as_long_as_the_failure_is_tried() -> None:
     """Of a number of requests more traffic is a shorter run: the load beyond which the event is not in it is named."""
     cluster = {"router": "least_loaded", "replicas": 3, "events": [{"at_s": 5.0, "fail": 0}]}
