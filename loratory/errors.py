@@ -27,6 +27,15 @@ def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
     return f"{line[: most - 5 - tail]} ... {line[-tail:]}"
 
 
+def a_or_an(noun: str) -> str:
+    """The noun with its article.
+
+    >>> a_or_an("object"), a_or_an("str")
+    ('an object', 'a str')
+    """
+    return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` if none is similar."""
     near = nearest(word, known)

@@ -17,8 +17,10 @@ from loratory.serving.guest_errors import guest
 _OURS = "loratory"
 """The package whose code is no policy's."""
 
+_ASKS = "loratory.serving.policy_asks"
+
 _ENTRIES = {
-    "loratory.serving.policy_asks": {"schedule_of", "answer_all", "victim_of"},
+    _ASKS: {"schedule_of", "answer_all", "victim_of"},
     "loratory.serving.action_values": {"whole", "real"},
     "loratory.serving.event_dispatch": {
         "Announcer.policy_handler.<locals>.tell_policy",
@@ -67,6 +69,14 @@ def policy_call(frames: Iterable[FrameType]) -> PolicyCall | None:
                     break
         inside.append(frame)
     return found
+
+
+def consultation(frames: Iterable[FrameType]) -> FrameType | None:
+    """Where the actions of one schedule() are carried out, whoever is at work inside; None where none is."""
+    for frame in frames:
+        if frame.f_code.co_qualname == "answer_all" and frame.f_globals.get("__name__") == _ASKS:
+            return frame
+    return None
 
 
 def named(call: PolicyCall, otherwise: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, NoReturn
 
-from loratory.errors import PolicyError, shortened
+from loratory.errors import PolicyError, a_or_an, shortened
 from loratory.serving.action_values import exact
 from loratory.serving.actions import OK, REFUSED, Admit, Evict, Load, Outcome, Preempt, Prefetch, Reject, Wake
 from loratory.serving.engine_view import View
@@ -93,7 +93,7 @@ class PolicyRunner:
         kind = type(action)
         apply = self._apply.get(kind)
         if apply is None:
-            raise announcer.error(now, f"it yielded a {kind.__name__}, which is no action")
+            raise announcer.error(now, f"it yielded {a_or_an(kind.__name__)}, which is no action")
         if kind is not Admit or len(action) != 2 or action[1] is not None or type(action[0]) is not RequestView:
             try:
                 action = exact(action)

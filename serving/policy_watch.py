@@ -17,7 +17,15 @@ from typing import NoReturn, Self
 
 from loratory.errors import InputError, LoratoryError, PolicyError, PolicyTimeout, error_line, shortened
 from loratory.serving.guest_errors import is_order, outward, place_of, raised
-from loratory.serving.policy_calls import PolicyCall, in_files, is_our_class, is_shipped, named, policy_call
+from loratory.serving.policy_calls import (
+    PolicyCall,
+    consultation,
+    in_files,
+    is_our_class,
+    is_shipped,
+    named,
+    policy_call,
+)
 from loratory.serving.policy_guard import Guard, Leavings, redirected_words
 from loratory.serving.policy_guard_process import MEND, late_text
 
@@ -46,6 +54,8 @@ class PolicyWatch:
     SIGALRM's; where the caller uses that signal, or in another thread, they are a thread's, which cannot end a call
     into the system (a sleep) before it returns. A single call into C that keeps Python from looking for twice
     ``timeout_s`` ends the process, by `loratory.serving.policy_guard`; policies that come with Loratory have no guard.
+    Where the watch is to ``keep`` what it needs, the answers to one question may not take longer together, either: a
+    live engine cannot wait for a policy that yields on and on.
 
     Meanwhile ``os._exit`` called by a policy raises SystemExit. A policy that cannot be stopped, because it catches
     what is raised in it over and over or sleeps where no signal reaches it, ends the process, too. Either way it is one
@@ -91,6 +101,9 @@ class PolicyWatch:
         self._guard: Guard | None = None
         self._call: PolicyCall | None = None
         self._looks = 0
+        self._asked: FrameType | None = None
+        """The consultation that the last look found."""
+        self._asked_looks = 0
         self._looking = False
         self._ignored = 0
         """Looks since the order was first given that found no policy at work."""
@@ -194,6 +207,7 @@ class PolicyWatch:
         """The policy that was late has been dismissed, and another answers in its place: raise nothing any more."""
         with self._at_look:
             self._order, self._call, self._looks, self._raised, self._ignored = None, None, 0, 0, 0
+            self._asked, self._asked_looks = None, 0
             if self._watched is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._watched), None)
 
@@ -288,11 +302,15 @@ class PolicyWatch:
     def _is_late(self, frame: FrameType | None) -> bool:
         """Whether the stack shows the same unanswered call as all looks since the policy's time began."""
         call = policy_call(outward(frame))
+        if self._keep:
+            asked = consultation(outward(frame))
+            self._asked_looks = self._asked_looks + 1 if asked is not None and asked is self._asked else 0
+            self._asked = asked
         if call is None or call != self._call:
             self._call, self._looks = call, 0
-            return False
-        self._looks += 1
-        return self._looks >= _TICKS
+        else:
+            self._looks += 1
+        return self._looks >= _TICKS or (call is not None and self._asked_looks >= _TICKS)
 
     def _late(self, frame: FrameType | None) -> PolicyTimeout:
         """What to raise."""

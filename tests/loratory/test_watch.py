@@ -296,23 +296,37 @@ def test_time_outside_a_policy_and_many_short_answers_do_not_count() -> None:
     assert outcome.never_served == 0
 
 
+class TalksOn(Serves):
+    """Yields for twice the limit when it is first asked, each answer in time."""
+
+    calls = 0
+
+    def schedule(self, view: View) -> Schedule:
+        self.calls += 1
+        until = time.perf_counter() + (2 * SOON_S if self.calls == 1 else 0)
+        while time.perf_counter() < until:
+            next_answer = time.perf_counter() + SOON_S / 20
+            while time.perf_counter() < next_answer:
+                pass
+            yield Wake(after_steps=1)
+        yield from super().schedule(view)
+
+
 def test_the_time_of_one_answer_counts_not_that_of_a_call_with_many() -> None:
-    class Talks(Serves):
-        calls = 0
-
-        def schedule(self, view: View) -> Schedule:
-            self.calls += 1
-            until = time.perf_counter() + (2 * SOON_S if self.calls == 1 else 0)
-            while time.perf_counter() < until:
-                next_answer = time.perf_counter() + SOON_S / 20
-                while time.perf_counter() < next_answer:
-                    pass
-                yield Wake(after_steps=1)
-            yield from super().schedule(view)
-
     with PolicyWatch("mine", SOON_S):
-        outcome = run(small(), Talks, check_books=False).outcome
+        outcome = run(small(), TalksOn, check_books=False).outcome
     assert outcome.never_served == 0
+
+
+def test_a_live_engine_does_not_wait_for_a_policy_that_yields_on_and_on() -> None:
+    watch = PolicyWatch.over(TalksOn(), SOON_S, lambda text: None)
+    try:
+        with pytest.raises(PolicyError, match="TalksOn failed at 0.0+ s: it did not come back within"), watch:
+            run(small(), TalksOn, check_books=False)
+        with watch:
+            assert run(small(), Serves, check_books=False).outcome.never_served == 0
+    finally:
+        watch.close()
 
 
 def test_a_watch_that_is_kept_can_be_entered_again() -> None:
