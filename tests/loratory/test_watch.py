@@ -321,7 +321,7 @@ def test_the_time_of_one_answer_counts_not_that_of_a_call_with_many() -> None:
 def test_a_live_engine_does_not_wait_for_a_policy_that_yields_on_and_on() -> None:
     watch = PolicyWatch.over(TalksOn(), SOON_S, lambda text: None)
     try:
-        with pytest.raises(PolicyError, match="TalksOn failed at 0.0+ s: it did not come back within"), watch:
+        with pytest.raises(PolicyError, match=r"TalksOn failed at 0\.0+ s: it did not come back within"), watch:
             run(small(), TalksOn, check_books=False)
         with watch:
             assert run(small(), Serves, check_books=False).outcome.never_served == 0

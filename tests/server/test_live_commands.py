@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def test_a_report_tells_how_a_shadow_differs_and_what_it_would_mean(world: Admin
     for text in ("priority beside fifo", "both did the same in", "first admission", "ttft_s.p99", "simulated under"):
         assert text in said
     assert "assumed the times" in said  # this server was told to measure nothing
-    replace(ASSUMED, name="measured", usable=True).save(folder / "profile.json")
+    ASSUMED.model_copy(update={"name": "measured", "usable": True}).save(folder / "profile.json")
     assert "assumed" not in run("shadow", "report", str(folder), "--set", "workload.requests=10")
     assert "ttft_s" not in run("shadow", "report", str(folder), "--no-simulate")
 
