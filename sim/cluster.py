@@ -281,7 +281,7 @@ def simulate(
     count = len(kinds)
     if life is not None and life.autoscale is not None:
         kinds += [kinds[-1]] * (life.autoscale.most - count)
-    env = ExactEnvironment()
+    env = ExactEnvironment(initial_time=0.0)
     gateway = None
     if len(kinds) > 1 or life is not None:
         specs, slots = dict(rosters[id(kinds[0])].specs), [kind.config.max_loras for kind in kinds]
