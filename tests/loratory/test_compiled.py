@@ -89,7 +89,7 @@ def results(core: str, folder: Path, runs: Runs) -> dict[str, bytes]:
     command = [sys.executable, "-c", RUNS, str(folder), core, json.dumps(runs)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    places = (str(BUILT / "loratory").encode(), str(ROOT).encode(), str(folder).encode())  # of files that are named
+    places = (str(first).encode(), str(folder).encode())  # of files that results name
     return {
         str(path.relative_to(folder)): _without(path.read_bytes(), places)
         for path in sorted(folder.rglob("*"))
