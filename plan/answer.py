@@ -9,7 +9,7 @@ from typing import Any
 from loratory.experiment.notes.router_notes import METRICS, router_notes
 from loratory.experiment.router_spec import router_factory
 from loratory.plan.autoscale_answer import autoscale_of, autoscale_words, held_words, money
-from loratory.plan.candidate import Candidate, placement_words
+from loratory.plan.candidate import Candidate, placement_words, stays
 from loratory.plan.details import Details
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.fleet import too_close_words
@@ -250,7 +250,7 @@ def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
     }
     if base.scenario.plan.ask in taken and outcome.tried:
         notes.append(f"{taken[base.scenario.plan.ask]}: values between were bisected")
-    if (base.scenario.cluster.changes or (best is not None and best.candidate.mixed)) and base.scenario.plan.details:
+    if best is not None and not stays(best.candidate.scenario) and base.scenario.plan.details:
         notes.append("regret is left out, which is of fleets of equal replicas that stay")
     return notes
 

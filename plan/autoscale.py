@@ -13,12 +13,12 @@ from loratory.plan.candidate import GPU, REPLICAS, Candidate, hardware_words, wo
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.fleet import (
     Race,
-    affordable_counts,
     check_prices,
     equal,
     limits_of,
     search,
     stands_in_the_way,
+    starts,
     too_close_words,
 )
 from loratory.plan.lab import Lab
@@ -89,22 +89,12 @@ def _fixed(
     """By `_key` of settings, the fewest replicas that meet the SLO without an autoscaler; None where none do."""
     plain = {_key(each): _without_scale(each) for each in settings}
     found: dict[str, Tried | None] = dict.fromkeys(plain)
-    searches, bounds = {}, []
-    races: dict[str, Race] = {}
-    for key, each in plain.items():
-        affordable = affordable_counts(base, each, numbers)
-        if not affordable:
-            least = base.candidate({**each, REPLICAS: numbers[0]})
-            why = beyond_budget(least, base.scenario.plan)
-            outcome.discarded.append(Discarded(each, least.label, "budget", why))
-            continue
-        start, discarded, bound = prospects.fewest(each, affordable)
-        outcome.discarded += discarded
-        if start is None:
-            bounds += [] if bound is None else [bound]
-            continue
-        races[key] = Race()  # one each: a fleet that is dearer may still be cheaper with an autoscaler
-        searches[key] = search(base, partial(equal, each), affordable, start, races[key])
+    begins, bounds = starts(base, prospects, plain, numbers, outcome)
+    races = {key: Race() for key in begins}  # one each: a fleet that is dearer may be cheaper with an autoscaler
+    searches = {
+        key: search(base, partial(equal, plain[key]), affordable, start, races[key])
+        for key, (affordable, start) in begins.items()
+    }
     found |= lab.drive("fixed fleets", searches)
     every = [tried for race in races.values() for tried in race.tried]
     outcome.tried = list({tried.candidate.label: tried for tried in every}.values())  # one replica needs no router

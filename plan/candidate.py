@@ -80,6 +80,11 @@ class Candidate:
         return total
 
 
+def stays(scenario: Scenario) -> bool:
+    """Whether its fleet is of equal replicas, which neither come nor go."""
+    return not scenario.cluster.changes and len(scenario.cluster.groups) == 1
+
+
 def hardware_words(scenario: Scenario) -> str:
     """``2 x h100-80gb + 1 x a100-80gb (tensor parallel 2)``, with the engine settings that are a kind's own; of an
     autoscaled fleet ``1 to 4 x h100-80gb``."""

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import combinations as pairs_of
 from itertools import product
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from loratory.errors import InputError, several
 from loratory.plan.bounds import Bound
@@ -21,6 +21,8 @@ from loratory.plan.prospects import Prospects, beyond_budget
 from loratory.plan.space import Base, Settings, check_size, combinations, possible, space_of
 from loratory.plan.verdict import Judgement
 from loratory.scenarios.plan_spec import PlanSpec
+
+K = TypeVar("K")
 
 
 @dataclass(slots=True)
@@ -63,20 +65,12 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
     if not replicas:
         outcome.binding = few.reason if few else None
         return outcome
-    race, searches = Race(), {}
-    bounds: list[Bound] = []
-    for index, each in enumerate(good):
-        affordable = affordable_counts(base, each, replicas)
-        if not affordable:
-            least = base.candidate({**each, REPLICAS: replicas[0]})
-            outcome.discarded.append(Discarded(each, least.label, "budget", beyond_budget(least, spec)))
-            continue
-        start, discarded, bound = prospects.fewest(each, affordable)
-        outcome.discarded += discarded
-        if start is None:
-            bounds += [] if bound is None else [bound]
-            continue
-        searches[index] = search(base, partial(equal, each), affordable, start, race)
+    race = Race()
+    begins, bounds = starts(base, prospects, dict(enumerate(good)), replicas, outcome)
+    searches = {
+        index: search(base, partial(equal, good[index]), affordable, start, race)
+        for index, (affordable, start) in begins.items()
+    }
     found = list(lab.drive("fleets", searches).values())
     if spec.mixed:
         found += lab.drive("mixed fleets", _mixed_searches(base, good, replicas, race)).values()
@@ -92,6 +86,29 @@ def fleet(base: Base, lab: Lab, prospects: Prospects) -> PlanOutcome:
         limits = limits_of(spec, f"{replicas[-1]} replicas, the most that plan.replicas allows")
         stands_in_the_way(outcome, bounds, limits)
     return outcome
+
+
+def starts(
+    base: Base, prospects: Prospects, settings: Mapping[K, Settings], replicas: Sequence[int], outcome: PlanOutcome
+) -> tuple[dict[K, tuple[list[int], int]], list[Bound]]:
+    """For each settings with a chance, the numbers of replicas within the budget, and the place of the first with a
+    chance; and what stands in the way of the others. ``outcome`` is told what is not simulated."""
+    found: dict[K, tuple[list[int], int]] = {}
+    bounds: list[Bound] = []
+    for key, each in settings.items():
+        affordable = _affordable(base, each, replicas)
+        if not affordable:
+            least = base.candidate({**each, REPLICAS: replicas[0]})
+            why = beyond_budget(least, base.scenario.plan)
+            outcome.discarded.append(Discarded(each, least.label, "budget", why))
+            continue
+        start, discarded, bound = prospects.fewest(each, affordable)
+        outcome.discarded += discarded
+        if start is not None:
+            found[key] = affordable, start
+        elif bound is not None:
+            bounds.append(bound)
+    return found, bounds
 
 
 def _enough(base: Base, replicas: Sequence[int]) -> tuple[list[int], Discarded | None]:
@@ -123,7 +140,7 @@ def cost_of(candidate: Candidate, spec: PlanSpec) -> float:
     return float(candidate.gpus) if price is None else price
 
 
-def affordable_counts(base: Base, settings: Settings, replicas: Sequence[int]) -> list[int]:
+def _affordable(base: Base, settings: Settings, replicas: Sequence[int]) -> list[int]:
     """The numbers of replicas within the budget."""
     budget, spec = base.scenario.plan.budget, base.scenario.plan
     some = base.candidate({**settings, REPLICAS: replicas[0]})

@@ -14,7 +14,7 @@ from loratory.experiment.notes.run_description import setup
 from loratory.experiment.prepare import prepare
 from loratory.plan.answer import answer
 from loratory.plan.autoscale import autoscale
-from loratory.plan.candidate import GPU
+from loratory.plan.candidate import GPU, stays
 from loratory.plan.capacity import capacity
 from loratory.plan.details import Details, details
 from loratory.plan.evaluate import built_of
@@ -78,10 +78,8 @@ def plan_scenario(
         lab = _lab(base, targets, store, workers, progress)
         outcome, around = _ask(base, lab, goal, discard)
         found = answer(base, lab, outcome, around, goal.words, setup(prepared))
-        chosen = outcome.best or outcome.nearest
-        best = None if chosen is None or outcome.best is None else chosen.candidate.scenario
-        knowable = best is not None and not best.cluster.changes and len(best.cluster.groups) == 1
-        if best is not None and knowable and base.scenario.plan.details and not lab.spent:
+        best = None if outcome.best is None else outcome.best.candidate.scenario
+        if best is not None and stays(best) and base.scenario.plan.details and not lab.spent:
             policies = dict.fromkeys([best.policies[0], *base.scenario.policies])
             found["regret"] = cleaned(regret(best, policies, lab.seeds[: lab.first], 1 if ray else jobs))
         found["flags"] = {} if best is None else flags(best, built_of(best))

@@ -79,10 +79,12 @@ def test_the_cost_is_that_of_the_best_scenarios_own_report(tmp_path: Path) -> No
 def test_a_steady_load_is_served_by_a_fleet_that_stays() -> None:
     """With as many replicas as it needs from the start, an autoscaler has nothing to save."""
     steady = {**WAVE, "arrivals": {"constant": 16.0}, "duration_s": 30}
-    found = plan_scenario(small(**asked(workload=steady, cluster={"replicas": 3}, scale={"least": 2})))
+    plan = {"details": True, "space": {}, "factors": ["skew"]}
+    found = plan_scenario(small(**asked(workload=steady, cluster={"replicas": 3}, scale={"least": 2}, plan=plan)))
     assert found["best"] is not None and found["autoscale"]["least"] is None
     assert found["autoscale"]["saved"]["mean"] == 0 and "autoscaling saves nothing" in found["answer"]
     assert "kubernetes" not in found["flags"]
+    assert found["regret"] and not any("regret is left out" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(
