@@ -38,9 +38,9 @@ MAX_HEADER_BYTES = 32_768
 class Edge:
     """ASGI middleware. A request's id and note are ``scope[REQUEST_ID]`` and ``scope[NOTE]``.
 
-    A body that does not come within ``receive_s`` seconds, and one more for each `LEAST_BYTES_PER_S`, gets 408.
-
-    ``answered(route, status)`` is told of every answer; a route is a template of the app's, or ``other``.
+    A body may have ``max_body_bytes`` bytes, else it gets 413. It has ``receive_s`` seconds to come, and one more for
+    each `LEAST_BYTES_PER_S` bytes, else it gets 408. ``answered(route, status)`` is told of every answer; a route is a
+    template of the app's, or ``other``.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def refuse_unmeasurable(scenario: Scenario) -> None:
             f"cluster.replicas is {scenario.cluster.count}, but the executor runs one replica: set it to 1"
         )
     if isinstance(scenario.cluster.replicas, list):
-        raise InputError("cluster.replicas is a list of kinds, but the executor runs one replica, as engine says")
+        raise InputError("cluster.replicas is a list of kinds, but the executor runs one replica: set it to 1")
     if (width := scenario.engine.tensor_parallel_size) > 1:
         raise InputError(
             f"engine.tensor_parallel_size is {width}, but the executor computes on one device: set it to 1"
