@@ -83,8 +83,10 @@ def module_of(record: AdapterRecord, path: str | None = None) -> ModulePath:
 
 def _text(module: ModulePath) -> str:
     # vLLM splits at the only "=", and takes an item with a comma for JSON (LoRAParserAction in its cli_args.py).
+    # A name that begins as JSON does is written as JSON: this file reads it so, as a list of items is read.
     plain = f"{module.name}={module.path}"
-    if module.base_model_name is None and plain.count("=") == 1 and "," not in plain and plain == plain.strip():
+    splits = plain.count("=") == 1 and "," not in plain and plain == plain.strip()
+    if module.base_model_name is None and splits and not plain.startswith(("{", "[")):
         return plain
     value = {"name": module.name, "path": module.path, "base_model_name": module.base_model_name}
     return json.dumps({key: each for key, each in value.items() if each is not None}, ensure_ascii=False)

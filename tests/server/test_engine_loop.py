@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from live_run import stand_in_executor
 
 from loratory.errors import LoratoryError
 from loratory.executor.clock import RealClock
+from loratory.executor.executor import Executor
 from loratory.executor.generation import Generation
 from loratory.policies.fifo import Fifo
 from loratory.policy import Policy, want
@@ -92,10 +94,16 @@ def test_requests_of_many_coroutines_are_answered() -> None:
 def test_orders_come_between_steps_in_turn() -> None:
     async def main() -> None:
         with loop_of() as loop:
-            stream = send(loop, "0", 700)
-            seen = await asyncio.wrap_future(loop.call(lambda executor, at: executor.engine.unfinished))
-            assert seen == 1
+            stream, written = send(loop, "0", 700), Event()
+
+            def count(executor: Executor, at: float) -> int:
+                assert written.wait(20)  # the order to abort is there before the next step
+                return executor.engine.unfinished
+
+            seen = loop.call(count)
             loop.abort("0", "gone")
+            written.set()
+            assert await asyncio.wrap_future(seen) == 1
             tokens, finish = await read(stream)
             assert finish == Finish("aborted", "gone") and len(tokens) < 700
             with pytest.raises(ZeroDivisionError):

@@ -224,6 +224,14 @@ def test_what_is_written_for_vllm_is_read_back_by_us_and_by_vllm(modules: list[M
         assert (read["name"], read["path"], read.get("base_model_name")) == (each.name, each.path, each.base_model_name)
 
 
+@pytest.mark.parametrize("name", ["{", "[", "{a", "[a]", "[1]x"])
+def test_a_name_that_begins_as_json_does_is_written_as_json(name: str) -> None:
+    each = ModulePath(name, "/x")
+    (item,) = format_lora_modules([each])
+    assert json.loads(item)["name"] == name
+    assert parse_lora_modules([item]) == parse_lora_modules(shlex.quote(item)) == (each,)
+
+
 def test_the_forms_in_which_modules_come() -> None:
     a, b = ModulePath("a", "/x"), ModulePath("b", "o/r", "llama")
     one = '{"name": "b", "path": "o/r", "base_model_name": "llama"}'
