@@ -56,6 +56,8 @@ class WindowDetokenizer:
         given     decode(a b c)
         new       decode(a b c d e f), without what decode(a b c) gives; nothing while it ends inside a character
 
+    Bytes that are no character yet are one U+FFFD each, and fewer once they are one: an output may have U+FFFD itself.
+
     The tokens before the new ones are decoded with them because a decoder may treat an output's first token otherwise
     than the same token later (a space in front of it).
     """
@@ -66,6 +68,8 @@ class WindowDetokenizer:
         self._window: list[int] = []
         self._read = 0
         self._given = ""
+        self._broken = 0
+        """How many U+FFFD the text ended with."""
 
     def put(self, tokens: Sequence[int]) -> str:
         """See `Detokenizer.put`. Each token is taken by itself, so that a split changes nothing."""
@@ -80,13 +84,15 @@ class WindowDetokenizer:
             return ""
         self._window.append(token)
         text = self._tokenizer.decode(self._window, self._skip)
-        waits = len(self._window) - self._read < _LONGEST_CHARACTER
-        if len(text) <= len(self._given) or (text.endswith(UNFINISHED) and waits):
+        before, self._broken = self._broken, len(text) - len(text.rstrip(UNFINISHED))
+        waits = self._broken > before and len(self._window) - self._read < _LONGEST_CHARACTER
+        if len(text) <= len(self._given) or waits:
             return ""
         piece = text[len(self._given) :]
         self._window = self._window[self._read :]
         self._read = len(self._window)
         self._given = self._tokenizer.decode(self._window, self._skip)
+        self._broken = len(self._given) - len(self._given.rstrip(UNFINISHED))
         return piece
 
 

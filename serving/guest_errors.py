@@ -15,7 +15,13 @@ from loratory.errors import InputError, Interruption, PolicyError, PolicyTimeout
 
 T = TypeVar("T")
 
-_OURS = str(Path(__file__).parent)
+_SERVING = Path(__file__).parent
+_OURS = (f"{_SERVING}{os.sep}", f"{_SERVING.parent / 'sim'}{os.sep}")
+"""Folders whose code calls guests."""
+
+_GUESTS = f"{_SERVING.parent / 'sim' / 'routers'}{os.sep}"
+"""In one of them, but called as a guest's is."""
+
 _MAX_CHARACTERS = 200
 """Characters of an exception's own text that an error quotes."""
 
@@ -109,8 +115,9 @@ def innermost(entries: Iterable[tuple[str, int | None]], ours: bool = False) -> 
     first = ""
     for file, line in entries:
         text = f"{shortened(_short(file), 100)}:{line}"
-        if not file.startswith(("<frozen", *library, *(() if ours else (_OURS,)))):
-            return text
+        if ours or file.startswith(_GUESTS) or not file.startswith(_OURS):
+            if not file.startswith(("<frozen", *library)):
+                return text
         first = first or text
     return first
 

@@ -27,7 +27,7 @@ _ENTRIES = {
         "Announcer.scorer.<locals>.score",
     },
     "loratory.serving.guest_errors": {"guest"},
-    "loratory.sim.gateway": {"Gateway.route", "Gateway._changed", "Gateway._apply"},
+    "loratory.sim.gateway": {"Gateway.route", "Gateway._index", "Gateway._changed", "Gateway._apply"},
 }
 """The functions that call a policy's code, or a router's, by module."""
 

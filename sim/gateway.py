@@ -74,12 +74,11 @@ class Gateway:
             self._limit_to_homes(request.adapter)
         try:
             answer: Any = self._router.route(request, fleet)
-            place = answer if type(answer) is int else whole(answer)
         except BaseException as error:
             self._blame(error, "its route()")
+        place = answer if type(answer) is int else self._index(answer)
         if not 0 <= place < self._count or not (fleet._all or place in fleet._candidates):
-            shown = shortened(", ".join(map(str, fleet._candidates.tolist())), 100)
-            raise self._error(f"its route() returned {place}: return one of fleet.candidates, here {shown}")
+            raise self._no_candidate(answer)
         fleet._sent += 1
         fleet._last_sent[place] = fleet._sent
         self._in_flight[place] += 1
@@ -127,6 +126,23 @@ class Gateway:
         if homes is not None:
             homes = homes[fleet._open[homes]]
         self._offer(self._open if homes is None or not len(homes) else homes)
+
+    def _index(self, answer: Any) -> int:
+        """The index that a router means which does not answer with an ``int``, but for instance with NumPy's."""
+        if isinstance(answer, bool | np.bool_):
+            raise self._no_candidate(answer)
+        try:
+            return whole(answer)
+        except TypeError as error:
+            raise self._no_candidate(answer) from error
+        except BaseException as error:
+            self._blame(error, "its route()")
+
+    def _no_candidate(self, answer: Any) -> PolicyError:
+        known = answer is None or isinstance(answer, bool | int | float | str | np.generic)
+        shown = shortened(repr(answer), 60) if known else f"what is of type {type(answer).__name__}"
+        candidates = shortened(", ".join(map(str, self.fleet._candidates.tolist())), 100)
+        return self._error(f"its route() returned {shown}: return one of fleet.candidates, here {candidates}")
 
     def _blame(self, error: BaseException, subject: str) -> NoReturn:
         """Raise a `PolicyError` for what came out of the router's code, or an order to stop as it is."""

@@ -1,4 +1,4 @@
-"""ends_through_failure: how each request of a small fleet ends while one replica fails and comes back."""
+"""ends_through_failure: how each request of a small fleet ends while replicas fail, come back and drain."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ End = tuple[int, str, float]
 """The replica, the status, and the second."""
 
 
-def ends_through_failure(world: World, replicas: int, **options: Any) -> dict[str, End]:
+def ends_through_failure(world: World, replicas: int, failing: int, **options: Any) -> dict[str, End]:
     """The end of each request, by id. ``options``: those of `simulate`, such as ``router``.
 
-    The last replica fails when half of the requests have arrived, and recovers when three quarters have; its requests
-    go through the router again. Raises `BrokenLaw` where a request has not exactly one end, and what `simulate` raises.
+    Replica ``failing`` fails when two fifths of the requests have arrived, and recovers when three fifths have; its
+    requests go through the router again. When four fifths have arrived, the replica after it drains. Raises `BrokenLaw`
+    where a request has not exactly one end, and what `simulate` raises.
     """
     arrivals = sorted(map(float, world.workload.arrival))
-    fails, recovers = (arrivals[len(arrivals) * quarters // 4] + 1e-3 * quarters for quarters in (2, 3))
-    life = FleetOptions((FleetEvent(fails, "fail", replicas - 1), FleetEvent(recovers, "recover", replicas - 1)))
+    fails, recovers, drains = (arrivals[len(arrivals) * fifths // 5] + 1e-3 * fifths for fifths in (2, 3, 4))
+    life = FleetOptions(
+        (
+            FleetEvent(fails, "fail", failing),
+            FleetEvent(recovers, "recover", failing),
+            FleetEvent(drains, "drain", (failing + 1) % replicas),
+        )
+    )
     ends: dict[str, list[End]] = {}
 
     def sink(place: int) -> Callable[[Event], None]:
@@ -49,5 +56,5 @@ def ends_through_failure(world: World, replicas: int, **options: Any) -> dict[st
     for index in range(len(arrivals)):
         found = ends.get(str(index), [])
         if len(found) != 1:
-            raise BrokenLaw("serves", f"request {index} ended {len(found)} times while a replica failed and came back")
+            raise BrokenLaw("serves", f"request {index} ended {len(found)} times while replicas failed, came back and drained")
     return {name: found[0] for name, found in ends.items()}

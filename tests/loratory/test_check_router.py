@@ -13,7 +13,8 @@ from loratory.testing.check_router import ROUTER_PROMISES, check_router
 HEAD = "import random\n\n\nclass Mine:\n"
 BREAKS = {
     "returns": "    def route(self, request, fleet): return len(fleet)\n",
-    "returns while a replica is away": "    def route(self, request, fleet): return len(fleet) - 1\n",
+    "returns while the last replica is away": "    def route(self, request, fleet): return len(fleet) - 1\n",
+    "returns while the first is away": "    def route(self, request, fleet): return 0\n",
     "determinism": "    def route(self, request, fleet): return random.choice(list(fleet.candidates))\n",
     "returns in time": "    def route(self, request, fleet):\n        while True: pass\n",
 }
@@ -35,6 +36,13 @@ def test_a_broken_promise_is_found(what: str, tmp_path: Path, monkeypatch: pytes
     if what == "returns in time":
         assert {finding.ok for finding in found.findings} == {False, None}
         assert "router mine.py:Mine failed" in found.findings[0].found
+
+
+def test_what_no_fleet_has_shown_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(HEAD + "    def route(self, request, fleet): raise KeyError('a7')\n")
+    found = check_router("mine.py:Mine", examples=3)
+    assert [each.ok for each in found.findings] == [False, None, None, None]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,13 @@ def test_a_class_that_cannot_be_meant_is_refused_in_one_sentence(code: str, says
     assert str(error.value).startswith("router 'mine.py:Mine': ") and says in str(error.value)
 
 
+def test_a_mistake_in_what_a_router_asks_is_its_own_line(here: Path) -> None:
+    code = "    def route(self, request, fleet):\n        return fleet.lowest(fleet.tiers)\n"
+    (here / "mine.py").write_text(HEAD + code)
+    with pytest.raises(PolicyError, match=r"its route\(\) raised AttributeError: .*argmin.* \(mine\.py:\d+\)"):
+        run_scenario(scenario("mine.py:Mine"), here / "out")
+
+
 def test_an_import_under_another_name_is_told(here: Path) -> None:
     (here / "mine.py").write_text("from loratory import Fleet\n")
     with pytest.raises(InputError, match=r"write from loratory\.router import Fleet"):

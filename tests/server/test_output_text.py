@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("transformers", reason="the server needs transformers")
@@ -41,6 +41,9 @@ def test_bytes_side_by_side_give_exactly_what_the_whole_decodes_to(
 
 
 @given(TEXTS, CUTS, st.sampled_from([BYTE_LEVEL, FALLBACK]))
+@example("�你", [], FALLBACK)
+@example("��你�", [3], FALLBACK)
+@example("a�b��🙂�", [2, 9], FALLBACK)
 def test_no_piece_ends_inside_a_character(text: str, cuts: list[int], tokenizer: object) -> None:
     """Of a text without U+FFFD, no piece has one; together they are the text."""
     used: ServerTokenizer = tokenizer()  # type: ignore[operator]

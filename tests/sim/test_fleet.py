@@ -162,8 +162,11 @@ class Wrong(Router):
     [
         (3, "its route() returned 3: return one of fleet.candidates, here 0, 1, 2"),
         (-1, "its route() returned -1: return one of"),
-        (None, "its route() raised TypeError"),
-        (1.0, "its route() raised TypeError"),
+        (None, "its route() returned None: return one of fleet.candidates, here 0, 1, 2"),
+        (1.0, "its route() returned 1.0: return one of"),
+        ("1", "its route() returned '1': return one of"),
+        (True, "its route() returned True: return one of"),
+        (np.True_, "its route() returned np.True_: return one of"),
         (KeyError("a7"), "its route() raised KeyError: 'a7'"),
         (SystemExit(3), "its route() tried to end the process"),
     ],
