@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loratory.reports.fleet_life import replica_seconds, replicas_seen
+from loratory.reports.fleet_life import open_replicas, replica_seconds
 from loratory.reports.run_columns import Flags, RunColumns
+from loratory.reports.stats import areas
 from loratory.serving.workload import Floats
 
 WaitCause = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
@@ -20,6 +21,9 @@ NEGLIGIBLE = 0.05
 
 STALLED = 0.25
 """From this share of step time on, loads limit a run."""
+
+SEEN = 0.1
+"""A replica that was open for less than this share of the time is not called the busiest."""
 
 CEILING = 0.85
 """From this share of the cost model's ceiling on, the GPU's compute limits a run."""
@@ -92,11 +96,28 @@ def loading_share(run: RunColumns) -> float:
 
 
 def imbalance(run: RunColumns, steps: Steps) -> float:
-    """Request-seconds, waiting and running, on the busiest replica, over the mean of all replicas; 1 is even."""
-    held = (steps["waiting"] + steps["running"]) * steps.seconds
-    mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)[: replicas_seen(run)]
-    mean = float(mine.mean())
-    return float(mine.max()) / mean if mean > 0 else 1.0
+    """Request-seconds, waiting and running, on the busiest replica, over what it would have had if at each moment all
+    open replicas had as many; 1 is even.
+
+    Where replicas come and go, only the time in which a replica is open counts, and those that were open for less than
+    `SEEN` of the measured time are left out: chance decides what these had.
+    """
+    held = (steps["waiting"] + steps["running"]).astype(np.float64)
+    where = steps["replica"].astype(np.int64)
+    if run.info.fleet is None:
+        mine = np.bincount(where, held * steps.seconds, run.info.replicas)
+        even = np.full(len(mine), mine.mean())
+    else:
+        edges, opened = open_replicas(run)
+        order = np.argsort(where, kind="stable")
+        each = np.split(order, np.searchsorted(where[order], np.arange(1, len(opened))))
+        start, end = steps["start"], steps["end"]
+        had = np.array([areas(start[mine], end[mine], held[mine], edges) for mine in each]) * opened
+        even = (opened * (had.sum(axis=0) / np.maximum(opened.sum(axis=0), 1))).sum(axis=1)
+        even[opened @ np.diff(edges) < SEEN * (edges[-1] - edges[0])] = 0.0
+        mine = had.sum(axis=1)
+    some = even > 0
+    return float((mine[some] / even[some]).max(initial=0.0)) if some.any() else 1.0
 
 
 def bottleneck(run: dict[str, Any]) -> str:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from loratory.reports.figures import Figure, draw
+from loratory.reports.figures import draw
 from loratory.reports.fleet_figure import fleet_figures
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.panels import Figure
 from loratory.reports.per_replica import replicas_over_seeds
 from loratory.reports.regret import regret_notes, regret_table
 from loratory.reports.roll_outs import PHASES, roll_outs_over_seeds
