@@ -39,10 +39,6 @@ def fleet_figures(reports: Sequence[RunReport]) -> list[Figure]:
         from matplotlib.ticker import MaxNLocator
 
         for ax, (which, label) in zip(axes, states, strict=True):
-            for kind, moments in marks.items():
-                for place, moment in enumerate(moments):
-                    look = {**_MARKS[kind], **({"label": kind} if place == 0 else {})}
-                    ax.axvline(moment, linewidth=1.0, **look)
             for place, report in enumerate(shown):
                 rows = report.run["fleet"]["over_time"]
                 times = [*(row["at_s"] for row in rows), report.run["duration_s"]]
@@ -51,8 +47,12 @@ def fleet_figures(reports: Sequence[RunReport]) -> list[Figure]:
                 ax.plot(
                     times, [*counts, counts[-1]], drawstyle="steps-post", label=short_name(report.info.policy), **look
                 )
+            for kind, moments in marks.items():
+                for place, moment in enumerate(moments):
+                    look = {**_MARKS[kind], **({"label": kind} if place == 0 else {})}
+                    ax.axvline(moment, linewidth=1.0, **look)
             ax.set_ylabel(label)
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(bottom=0, top=max(1.0, ax.get_ylim()[1]))
             ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[-1].set_xlabel("seconds since the start")
 

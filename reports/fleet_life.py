@@ -128,6 +128,7 @@ def fleet_object(run: RunColumns) -> dict[str, Any]:
         "gpu_hours": float((paid * _gpus(run)).sum()) / 3600,
         "cost": None if prices is None else float((paid * np.array(prices)).sum()) / 3600,
         "currency": None if prices is None else info.currency,
+        "prices": dict(info.prices) or None,
         "open": {
             "mean": float((seconds * opened).sum()) / run.duration if run.duration > 0 else None,
             "min": int(during.min(initial=info.replicas)),

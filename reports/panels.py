@@ -110,7 +110,7 @@ def line_look(place: int, points: int) -> dict[str, Any]:
 _MOST_TICKS = 8
 """Labelled ticks of a logarithmic axis: more would run into each other."""
 
-_DIGITS: tuple[tuple[int, ...], ...] = ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10)))
+_DIGITS: tuple[tuple[int, ...], ...] = ((1,), (1, 3), (1, 2, 5))
 """First digits of labelled ticks, from the fewest on."""
 
 
@@ -132,26 +132,27 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """The values to label on a logarithmic axis from ``low`` to ``high``, both above 0: at least two, unless it is a
-    point.
+    """The values to label on a logarithmic axis from ``low`` to ``high``, both above 0: two or more.
 
-    Decades where there are three or more; between them 3, or 2 and 5, or all first digits; of a shorter axis the
-    fewest round numbers that are two or more.
+    Three decades or more; else also 3, or 2 and 5, between them; on a shorter axis, evenly spaced round numbers.
     """
-    first, last = floor(log10(low)), ceil(log10(high))
+    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     for digits in _DIGITS:
-        found = [v for e in range(first, last + 1) for d in digits if low <= (v := float(f"{d}e{e}")) <= high]
-        if len(found) >= 3 or (digits == _DIGITS[-1] and len(found) >= 2):
-            return found[:: ceil(len(found) / _MOST_TICKS)]
-    places = 1 - floor(log10(high - low)) if high > low else 0  # so short that its numbers differ in later digits
-    step = 10.0 ** (1 - places)
+        found = [v for e in decades for d in digits if low <= (v := float(f"{d}e{e}")) <= high]
+        if len(found) >= 3:
+            return _thinned(found)
+    power = floor(log10(high - low)) if high > low else 0
     for part in (1.0, 0.5, 0.2, 0.1):
-        size = step * part
-        found = [round(n * size, places + 1) for n in range(floor(low / size), ceil(high / size) + 1)]
-        found = [value for value in found if low <= value <= high]
-        if len(found) >= 2:
-            return found[:: ceil(len(found) / _MOST_TICKS)]
-    return [low]
+        size = part * 10.0**power
+        every = (round(n * size, 1 - power) for n in range(floor(low / size), ceil(high / size) + 1))
+        found = [value for value in every if low <= value <= high]
+        if len(found) >= 3:
+            return _thinned(found)
+    return [low, high]
+
+
+def _thinned(values: list[float]) -> list[float]:
+    return values[:: ceil(len(values) / _MOST_TICKS)]
 
 
 def short_name(name: str, most: int = 26) -> str:

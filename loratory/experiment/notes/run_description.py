@@ -73,11 +73,11 @@ def hardware(scenario: Scenario) -> str:
 
 
 def _changes(cluster: ClusterSpec) -> str:
-    """``, autoscaled from 2 to 8 (target 20 requests in flight a replica), 3 events of replicas``."""
+    """``, autoscaled within 2 to 8 (target 20 requests in flight a replica), 3 events of replicas``."""
     words = ""
     if (scale := cluster.autoscale) is not None:
         by = "requests in flight a replica" if scale.by == "queue" else "of requests in time"
-        words += f", autoscaled from {scale.least} to {scale.most} (target {scale.target:g} {by})"
+        words += f", autoscaled within {scale.least} to {scale.most} (target {scale.target:g} {by})"
     if cluster.placement is not None:
         words += f", placement {cluster.placement.name}"
     if events := cluster.replica_events:
