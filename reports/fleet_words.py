@@ -50,7 +50,7 @@ def _open(policy: PolicyRuns) -> str:
     fewest, most = (policy.get(f"fleet.open.{end}") or 0.0 for end in ("min", "max"))
     if fewest == most:
         return f"{plural(round(most), 'replica')} open throughout" if most == int(most) else f"{count(most)} open"
-    return f"{count(policy.get('fleet.open.mean'))} replicas open on average, {count(fewest)} to {count(most)}"
+    return f"{count(policy.get('fleet.open.mean'))} replicas open on average ({count(fewest)} to {count(most)})"
 
 
 def _cost(policy: PolicyRuns) -> str:

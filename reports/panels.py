@@ -142,7 +142,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         if len(found) >= 3:
             return _thinned(found)
     power = floor(log10(high - low)) if high > low else 0
-    for part in (1.0, 0.5, 0.2, 0.1):
+    for part in (5.0, 2.0, 1.0, 0.5, 0.2, 0.1):
         size = part * 10.0**power
         every = (round(n * size, 1 - power) for n in range(floor(low / size), ceil(high / size) + 1))
         found = [value for value in every if low <= value <= high]

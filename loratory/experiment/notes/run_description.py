@@ -33,7 +33,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
     facts = {
         "model": _model(built),
         "GPU": hardware(scenario),
-        "engine": engine_words(built.engine),
+        "engine": ", ".join([engine_words(built.engine), *_other_caches(built)]),
         "engine's rules": f"{built.engine.modelled.source}; not modelled: {built.engine.modelled.left_out}",
         "adapters": _adapters(scenario, built),
         "workload": _workload(scenario),
@@ -107,6 +107,21 @@ def engine_words(engine: EngineConfig) -> str:
     blocks = engine.require_blocks()
     parts.append(f"KV cache of {blocks:,} blocks of {engine.block_size} tokens ({blocks * engine.block_size:,})")
     return ", ".join(parts)
+
+
+def _other_caches(built: Built) -> list[str]:
+    """The KV caches of the kinds of replicas beside the first: ``27,657 blocks (a100-80gb, max_loras 8)``."""
+    first = built.kinds[0].engine if built.kinds else built.engine
+    others = {kind.label: kind.engine for kind in built.kinds[1:]}
+    return [
+        f"{engine.require_blocks():,} blocks{_block_words(engine, first)} ({label})"
+        for label, engine in others.items()
+        if (engine.require_blocks(), engine.block_size) != (first.require_blocks(), first.block_size)
+    ]
+
+
+def _block_words(engine: EngineConfig, first: EngineConfig) -> str:
+    return "" if engine.block_size == first.block_size else f" of {engine.block_size} tokens"
 
 
 def noise_words(noise: NoiseOptions | None) -> str:
