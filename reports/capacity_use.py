@@ -98,8 +98,7 @@ def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
         "share": total / (total + served) if total + served else 0.0,
         "by": by,
     }
-    if run.info.each:
-        kinds = _of_kinds(run, steps)
+    if len(kinds := _of_kinds(run, steps)) > 1:
         found["kinds"] = {kind: float(waited[here].sum()) / total if total else 0.0 for kind, here in kinds.items()}
     return found
 
