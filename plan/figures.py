@@ -10,8 +10,8 @@ from math import isfinite, log
 from typing import TYPE_CHECKING, Any
 
 from loratory.plan.objectives import Metric, Objective, known, objectives
-from loratory.reports.figures import Figure, panels, plain_ticks, short_name
 from loratory.reports.number_text import count, listed, plural
+from loratory.reports.panels import Figure, panels, plain_ticks, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from loratory.plan.page_tables import (
     slo_table,
     what_if_table,
 )
-from loratory.reports.figures import Figure
 from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.panels import Figure
 
 _MOODS: Mapping[str, str] = {"met": "good", "too_close": "close", "missed": "bad"}
 _VERDICTS: Mapping[str, str] = {"met": "✓ SLO met", "too_close": "≈ Too close to call", "missed": "✗ SLO missed"}

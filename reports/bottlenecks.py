@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from loratory.reports.number_text import count, listed, percent, plural
@@ -70,7 +71,8 @@ def bottlenecks(policies: list[PolicyRuns]) -> list[Verdict]:
             text = f"The first limit{whose} is {NAMES[limit]}: {_evidence(worst, limit, len(those) > 1)}"
         uneven = worst.get("engine.imbalance") or 1.0
         if uneven >= _UNEVEN:
-            text += f" Replicas are uneven: the busiest has {uneven:.1f} times the mean load, so try another router."
+            text += f" Replicas are uneven: the busiest has {uneven:.1f} times the mean load"
+            text += "." if worst.mixed else ", so try another router."
         found.append(Verdict("Bottleneck", mood, text))
     return found
 
@@ -143,7 +145,8 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
     if limit == "loads" and stall >= 0.01:
         return f"steps waited for them {percent(stall)} of the time{of_whom}."
     by = policy.get(f"waiting.by.{limit}") or 0.0
-    held = _HELD[limit].format(limit=count(policy.get(f"usage.{limit}.limit")))
+    limits = [_of(count(use.limit), use.kind) for use in _uses(policy, limit)] if limit in _UNITS else []
+    held = _HELD[limit].format(limit=" or ".join(limits)) + _where(policy)
     others = [text for text in _in_use(policy) if limit in _UNITS and not text.endswith(_UNITS[limit])]
     beside = f" In use at the median: {', '.join(others)}." if others else ""
     return f"requests wait for {percent(share)} of their time; for {percent(by)} of that, {held}{of_whom}.{beside}"
@@ -151,33 +154,63 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
 
 def _nearest(policy: PolicyRuns) -> str:
     """The limit that was approached most closely."""
-    shares = {
-        name: (policy.get(f"usage.{name}.max") or 0.0) / limit
-        for name in _UNITS
-        if (limit := policy.get(f"usage.{name}.limit"))
-    }
-    reached = [f"{_UNITS[name]}" for name, share in shares.items() if share >= 1]
+    uses = [(use.most / use.limit, name, use) for name in _UNITS for use in _uses(policy, name) if use.limit]
+    reached = [_of(_UNITS[name], use.kind) for share, name, use in uses if share >= 1]
     if reached:
         return f"At times all were in use: {listed(reached)}."
-    if not shares:
+    if not uses:
         return ""
-    name = max(shares, key=lambda key: shares[key])
-    return (
-        f"The closest to a limit are {_UNITS[name]}: at most {count(policy.get(f'usage.{name}.max'))} of "
-        f"{count(policy.get(f'usage.{name}.limit'))} in use."
-    )
+    _, name, use = max(uses, key=lambda item: item[0])
+    unit = _of(_UNITS[name], use.kind)
+    return f"The closest to a limit are {unit}: at most {count(use.most)} of {count(use.limit)} in use."
 
 
 def _in_use(policy: PolicyRuns) -> list[str]:
     """``8 of 8 slots`` for each resource, medians over step time, in the order of `_UNITS`."""
     found = []
     for name, unit in _UNITS.items():
-        limit = policy.get(f"usage.{name}.limit")
         if name == "slots" and not policy.get("adapters.seen"):
             continue
-        of = f" of {count(limit)}" if limit is not None else ""
-        found.append(f"{count(round(policy.get(f'usage.{name}.p50') or 0.0))}{of} {unit}")
+        each = [
+            _of(f"{count(round(use.median))}{'' if use.limit is None else f' of {count(use.limit)}'}", use.kind)
+            for use in _uses(policy, name)
+        ]
+        found.append(f"{listed(each)} {unit}")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """How much of one limit of a replica was in use: of replicas of a ``kind``, or of all of them ("")."""
+
+    kind: str
+    limit: float | None
+    median: float
+    most: float
+
+
+def _uses(policy: PolicyRuns, name: str) -> list[_Use]:
+    """One for each kind of replica where their limits differ, else one for all; means over seeds."""
+    kinds = policy.runs[0]["usage"][name].get("kinds", {})
+    places = {kind: f"usage.{name}.kinds.{kind}" for kind in kinds} or {"": f"usage.{name}"}
+    return [
+        _Use(kind, policy.get(f"{at}.limit"), policy.get(f"{at}.p50") or 0.0, policy.get(f"{at}.max") or 0.0)
+        for kind, at in places.items()
+    ]
+
+
+def _of(text: str, kind: str) -> str:
+    """``8 of 16 (h100-80gb)``."""
+    return f"{text} ({kind})" if kind else text
+
+
+def _where(policy: PolicyRuns) -> str:
+    """In a fleet of several kinds, where requests wait most: ``; 80 % of it on a100-80gb``."""
+    shares = {kind: policy.get(f"waiting.kinds.{kind}") or 0.0 for kind in policy.runs[0]["waiting"].get("kinds", {})}
+    if not any(shares.values()):
+        return ""
+    most = max(shares, key=lambda kind: shares[kind])
+    return f"; {percent(shares[most])} of all waiting is on {most}"
 
 
 def _share(policy: PolicyRuns) -> str:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loratory.reports.fleet_life import replica_seconds, replicas_seen
+from loratory.reports.fleet_life import open_replicas, replica_seconds
 from loratory.reports.run_columns import Flags, RunColumns
+from loratory.reports.stats import areas
 from loratory.serving.workload import Floats
 
 WaitCause = Literal["seqs", "kv_blocks", "slots", "tokens", "loads", "policy"]
@@ -20,6 +21,9 @@ NEGLIGIBLE = 0.05
 
 STALLED = 0.25
 """From this share of step time on, loads limit a run."""
+
+SEEN = 0.1
+"""A replica that was open for less than this share of the time is not called the busiest."""
 
 CEILING = 0.85
 """From this share of the cost model's ceiling on, the GPU's compute limits a run."""
@@ -42,19 +46,35 @@ class Steps:
 def usage(run: RunColumns, steps: Steps) -> dict[str, Any]:
     """The ``usage`` object: for each limit of one replica, the amount in use, over step time and all replicas.
 
-    Where replicas differ, ``limit`` is that of the largest.
+    Where that limit differs between kinds of replicas, ``limit`` is None, and ``kinds`` has the same of each kind.
     """
-    info = run.info
-    most = {key: max([getattr(each, key) for each in info.each], default=getattr(info, key)) for key in _KEYS.values()}
-    adapters = steps["distinct_adapters"]
-    held = steps["resident"] + steps["loading"]
-    tokens = steps["prefill_tokens"] + steps["decode_seqs"]
-    return {
-        "slots": _used(most["max_loras"], adapters, steps.seconds) | {"held": int(held.max(initial=0))},
-        "kv_blocks": _used(most["num_gpu_blocks"], steps["kv_blocks"], steps.seconds),
-        "seqs": _used(most["max_num_seqs"], steps["running"], steps.seconds),
-        "tokens": _used(most["max_num_batched_tokens"], tokens, steps.seconds),
+    info, found = run.info, {}
+    used = {
+        "slots": steps["distinct_adapters"],
+        "kv_blocks": steps["kv_blocks"],
+        "seqs": steps["running"],
+        "tokens": steps["prefill_tokens"] + steps["decode_seqs"],
     }
+    of_kind = _of_kinds(run, steps)
+    for name, values in used.items():
+        limits = {each.kind: getattr(each, _KEYS[name]) for each in info.each}
+        same = len(set(limits.values())) < 2
+        limit = next(iter(limits.values()), getattr(info, _KEYS[name])) if same else None
+        found[name] = _used(limit, values, steps.seconds)
+        if name == "slots":
+            found[name]["held"] = int((steps["resident"] + steps["loading"]).max(initial=0))
+        if not same:
+            found[name]["kinds"] = {
+                kind: _used(limits[kind], values[here], steps.seconds[here]) for kind, here in of_kind.items()
+            }
+    return found
+
+
+def _of_kinds(run: RunColumns, steps: Steps) -> dict[str, Flags]:
+    """Which steps are of each kind of replica; empty where all are of one kind."""
+    kinds = np.array([each.kind for each in run.info.each])
+    where = steps["replica"].astype(np.int64)
+    return {kind: kinds[where] == kind for kind in dict.fromkeys(kinds.tolist())}
 
 
 def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
@@ -63,7 +83,7 @@ def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
     A step counts for the first limit in `LIMITS` that left no room in it: as many running requests as ``max_num_seqs``;
     fewer free KV blocks than a mean prompt needs, beside those that ``engine.watermark`` keeps free; every slot held by
     an adapter in the batch or being loaded; as many tokens as ``max_num_batched_tokens``; an adapter being loaded. If
-    there was room, the policy let them wait.
+    there was room, the policy let them wait. Of a fleet of several kinds, ``kinds``: its share by kind of replica.
     """
     waited = steps["waiting"] * steps.seconds
     total, served = float(waited.sum()), float((steps["running"] * steps.seconds).sum())
@@ -73,11 +93,14 @@ def waiting(run: RunColumns, steps: Steps) -> dict[str, Any]:
         full = _full(run, steps, limit)
         by[limit] = float(left[full].sum()) / total if total else 0.0
         left = np.where(full, 0.0, left)
-    return {
+    found: dict[str, Any] = {
         "request_s": total,
         "share": total / (total + served) if total + served else 0.0,
         "by": by,
     }
+    if len(kinds := _of_kinds(run, steps)) > 1:
+        found["kinds"] = {kind: float(waited[here].sum()) / total if total else 0.0 for kind, here in kinds.items()}
+    return found
 
 
 def loading_share(run: RunColumns) -> float:
@@ -92,11 +115,28 @@ def loading_share(run: RunColumns) -> float:
 
 
 def imbalance(run: RunColumns, steps: Steps) -> float:
-    """Request-seconds, waiting and running, on the busiest replica, over the mean of all replicas; 1 is even."""
-    held = (steps["waiting"] + steps["running"]) * steps.seconds
-    mine = np.bincount(steps["replica"].astype(np.int64), held, run.info.replicas)[: replicas_seen(run)]
-    mean = float(mine.mean())
-    return float(mine.max()) / mean if mean > 0 else 1.0
+    """Request-seconds, waiting and running, on the busiest replica, over what it would have had if at each moment all
+    open replicas had as many; 1 is even.
+
+    Where replicas come and go, only the time in which a replica is open counts, and those that were open for less than
+    `SEEN` of the measured time are left out: chance decides what these had.
+    """
+    held = (steps["waiting"] + steps["running"]).astype(np.float64)
+    where = steps["replica"].astype(np.int64)
+    if run.info.fleet is None:
+        mine = np.bincount(where, held * steps.seconds, run.info.replicas)
+        even = np.full(len(mine), mine.mean())
+    else:
+        edges, opened = open_replicas(run)
+        order = np.argsort(where, kind="stable")
+        each = np.split(order, np.searchsorted(where[order], np.arange(1, len(opened))))
+        start, end = steps["start"], steps["end"]
+        had = np.array([areas(start[mine], end[mine], held[mine], edges) for mine in each]) * opened
+        even = (opened * (had.sum(axis=0) / np.maximum(opened.sum(axis=0), 1))).sum(axis=1)
+        even[opened @ np.diff(edges) < SEEN * (edges[-1] - edges[0])] = 0.0
+        mine = had.sum(axis=1)
+    some = even > 0
+    return float((mine[some] / even[some]).max(initial=0.0)) if some.any() else 1.0
 
 
 def bottleneck(run: dict[str, Any]) -> str:

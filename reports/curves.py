@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loratory.reports.fleet_life import closed, slots_over_time
 from loratory.reports.run_columns import WAITS, RunColumns, present
-from loratory.reports.stats import grouped_percentiles
+from loratory.reports.stats import areas, grouped_percentiles
 from loratory.reports.tenant_service import service_curve, service_of
-from loratory.serving.workload import Floats
+from loratory.serving.workload import Floats, Ints
 
 LEVELS = 400
 TIME_POINTS = 240
@@ -24,9 +25,10 @@ class Curves:
 
     ``quantiles``: ttft, tpot and e2e at `levels` (shares). ``waits_s``: mean seconds by cause. ``ranks`` (adapter
     popularity, 1 is the most requested) with ``rank_ttft_s``: rows p50 and p99. ``series``: waiting, running, resident,
-    kv_blocks as averages over ``times``' cells, all replicas together. ``cache``: loads, evictions, hits, misses in
-    the cells that begin at ``cache_times``. ``service``: weighted tokens of the largest tenants over
-    ``service_times``; ``gap`` likewise.
+    kv_blocks as averages over ``times``' cells, all replicas together. ``slots``: the adapter slots of the replicas
+    that are open or drain, as (seconds from which on, number); None where they are not known. ``cache``: loads,
+    evictions, hits, misses in the cells that begin at ``cache_times``. ``service``: weighted tokens of the largest
+    tenants over ``service_times``; ``gap`` likewise.
     """
 
     levels: Floats
@@ -36,6 +38,7 @@ class Curves:
     rank_ttft_s: Floats
     times: Floats
     series: dict[str, Floats]
+    slots: tuple[Floats, Floats] | None
     cache_times: Floats
     cache: dict[str, Floats]
     service_times: Floats
@@ -63,6 +66,7 @@ def curves_of(run: RunColumns) -> Curves:
         rank_ttft_s=rank_ttft,
         times=(edges[:-1] + edges[1:]) / 2,
         series={name: _time_average(run, name, edges) for name in ("waiting", "running", "resident", "kv_blocks")},
+        slots=slots_over_time(run),
         cache_times=cache_edges[:-1],
         cache=_cache(run, cache_edges),
         service_times=service_times,
@@ -90,24 +94,45 @@ def _by_rank(run: RunColumns) -> tuple[Floats, Floats]:
 def _time_average(run: RunColumns, column: str, edges: Floats) -> Floats:
     """Average over each cell of a count that holds during each step, over all replicas.
 
-    Between steps an engine is idle: nothing waits or runs then, but adapters stay resident until its next step.
+    Between steps an engine is idle: nothing waits or runs then, but adapters stay resident until its next step, or
+    until the replica fails or goes, which has no adapters from then on. While no replica is open, the requests that
+    wait at the gateway wait as well.
     """
     start, end, value = run.step("start"), run.step("end"), run.step(column).astype(np.float64)
     if column == "resident" and len(start):
         order = run.by_replica
-        start, value, replica = start[order], value[order], run.step("replica")[order]
-        end = np.append(np.where(replica[1:] == replica[:-1], start[1:], edges[-1]), edges[-1])
-    held = _area(start, value, edges) - _area(end, value, edges)
-    return np.maximum(np.diff(held) / np.diff(edges), 0.0)
+        start, value, replica = start[order], value[order], run.step("replica")[order].astype(np.int64)
+        end = _until_gone(run, replica, start, end[order], edges[-1])
+    held = areas(start, end, value, edges)
+    if column == "waiting":
+        held = held + areas(*_at_gateway(run), edges)
+    return np.maximum(held / np.diff(edges), 0.0)
 
 
-def _area(moments: Floats, values: Floats, edges: Floats) -> Floats:
-    """For each edge, the sum of value * (edge - moment) over the moments at or before it."""
-    order = np.argsort(moments, kind="stable")
-    place = np.searchsorted(moments[order], edges, side="right")
-    weight = np.concatenate(([0.0], np.cumsum(values[order])))
-    moment = np.concatenate(([0.0], np.cumsum((values * moments)[order])))
-    return np.asarray(weight[place] * edges - moment[place], np.float64)
+def _until_gone(run: RunColumns, replica: Ints, start: Floats, end: Floats, last: float) -> Floats:
+    """For each step, in order by replica and time, until when its replica has its adapters: at most until ``last``."""
+    until = np.append(np.where(replica[1:] == replica[:-1], start[1:], last), last)
+    for each in np.unique(replica):
+        gone = np.sort(run.gone(int(each)))
+        if len(gone):
+            mine = replica == each
+            place = np.searchsorted(gone, end[mine])  # a step that its replica had ended before it failed
+            until[mine] = np.minimum(until[mine], np.append(gone, last)[place])
+    return until
+
+
+def _at_gateway(run: RunColumns) -> tuple[Floats, Floats, Floats]:
+    """From when until when each request waits while no replica is open, and 1 for each."""
+    arrival, admitted = run.arrival, run.number("admitted")
+    left = np.where(np.isnan(admitted), run.finish, admitted)
+    starts, ends = [np.zeros(0)], [np.zeros(0)]
+    for begin, end in closed(run):
+        start, until = np.maximum(arrival, begin), np.minimum(left, end)
+        here = (until > start) & ~(admitted < end)  # others were admitted by a replica that drains
+        starts.append(start[here])
+        ends.append(until[here])
+    start = np.concatenate(starts)
+    return start, np.concatenate(ends), np.ones(len(start))
 
 
 def _cache(run: RunColumns, edges: Floats) -> dict[str, Floats]:

@@ -1,33 +1,21 @@
-"""Figures: the plots of a report as SVG texts, legible in black and white and on a phone.
-
-Colours are Okabe and Ito's (jfly.uni-koeln.de/color), always together with a line style and a marker, or a hatch.
-matplotlib is imported when the first figure is drawn, and only its object interface is used: no global state changes.
-"""
+"""Figures: the plots of a report as SVG texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loratory.reports.number_text import percent
+from loratory.reports.panels import Figure, line_look, panels, plain_ticks, short_name
 from loratory.reports.run_columns import WAITS
 from loratory.reports.slo import SloLimit, read_slo
 from loratory.reports.summary import RunReport, over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure as Canvas
 
-_WIDTH = 5.2
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_LINES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 3)))
-_MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*", "<", ">", "h")
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 _GREYS = ("#f2f2f2", "#9ecae1", "#fdd0a2", "#d9d9d9", "#a1d99b")
 _CAUSES = ("queue", "adapter load", "prefill", "decode", "preemption")
@@ -38,39 +26,6 @@ _SPREAD = 20.0
 """If the gaps of policies differ by more than this factor, their axis is logarithmic."""
 
 _POINTS: dict[str, Any] = {"textcoords": "offset points"}
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9.5,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.handlelength": 3.0,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "loratory",
-    "text.parse_math": False,
-    "path.simplify": True,
-    "path.simplify_threshold": 0.5,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One plot: a short name (unique in a report), a title, what it shows in a sentence, and its SVG."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
 
 
 def draw(reports: Sequence[RunReport]) -> list[Figure]:
@@ -94,56 +49,6 @@ def draw(reports: Sequence[RunReport]) -> list[Figure]:
         _cache(shown, seed),
     ]
     return [figure for figure in figures if figure is not None]
-
-
-def panels(
-    rows: int,
-    heights: float,
-    paint: Callable[[list[Axes]], None],
-    legend: int = 0,
-    shared: bool = True,
-    columns: int = 3,
-) -> str:
-    """An SVG of ``rows`` panels above each other, which may share their x axis; ``legend`` entries are below."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
-
-    lines = -(-legend // columns) if legend > 1 else 0
-    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
-    style: AbstractContextManager[Any] = matplotlib.rc_context({**defaults, **_STYLE})
-    with style:
-        canvas: Canvas = Canvas(figsize=(_WIDTH, rows * heights + 0.3 + 0.22 * lines), layout="constrained")
-        FigureCanvasSVG(canvas)
-        axes = list(canvas.subplots(rows, 1, sharex=shared, squeeze=False)[:, 0])
-        paint(axes)
-        if lines:
-            handles, labels = axes[0].get_legend_handles_labels()
-            canvas.legend(handles, labels, loc="outside lower center", ncols=min(columns, legend), columnspacing=1.2)
-        _lay_out(canvas)
-        text = StringIO()
-        canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _lay_out(canvas: Canvas) -> None:
-    """Place the panels, which ``savefig`` would do by drawing everything once more."""
-    engine = canvas.get_layout_engine()
-    if engine is not None:
-        engine.execute(canvas)
-        canvas.set_layout_engine("none")
-
-
-def line_look(place: int, points: int) -> dict[str, Any]:
-    """Colour, line style and marker of the policy at a place; about eight markers per line, offset from each other."""
-    every = max(1, points // 8)
-    return {
-        "color": _COLOURS[place % len(_COLOURS)],
-        "linestyle": _LINES[place % len(_LINES)],
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "markevery": ((place * every) // 7 % every if every > 1 else 0, every),
-    }
 
 
 def _cdf(shown: list[RunReport], metric: str, title: str, limits: list[SloLimit], seed: str) -> Figure | None:
@@ -239,25 +144,33 @@ def _over_time(shown: list[RunReport], seed: str) -> Figure:
                 )
             ax.set_ylabel(label)
             ax.set_ylim(bottom=0)
-        most = [slots for r in shown if (slots := r.info.slots) is not None]
-        if most:
-            axes[-1].axhline(max(most), color="black", linewidth=1.0, linestyle=(0, (2, 2)))
-            axes[-1].annotate(
-                f"all {max(most)} slots",
-                (1.0, max(most)),
-                xycoords=("axes fraction", "data"),
-                fontsize=8,
-                xytext=(-2, 3),
-                ha="right",
-                **_POINTS,
-            )
-            axes[-1].set_ylim(top=1.3 * max(most))
+        _slot_lines(axes[-1], shown)
         for ax in axes:
             ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[-1].set_xlabel("seconds since the start")
 
     caption = f"Requests waiting and running, and adapters resident on the GPU, averaged over each moment.{seed}"
+    if any(report.info.fleet is not None for report in shown):
+        caption += " Adapters and slots are those of replicas that are open or drain."
     return Figure("over_time", "Load over time", caption, panels(3, 1.45, paint, len(shown)))
+
+
+def _slot_lines(ax: Axes, shown: list[RunReport]) -> None:
+    """How many slots there are: one line where that is the same under every policy, else one in each one's colour."""
+    known = {(tuple(s[0]), tuple(s[1])): place for place, r in enumerate(shown) if (s := r.curves.slots) is not None}
+    most = max((max(counts, default=0.0) for _, counts in known), default=0.0)
+    if not most:
+        return
+    look: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (2, 2)), "drawstyle": "steps-post"}
+    for (times, counts), place in known.items():
+        until = max(shown[place].run["duration_s"], times[-1])
+        colour = "black" if len(known) == 1 else line_look(place, 1)["color"]
+        ax.plot([*times, until], [*counts, counts[-1]], color=colour, **look)
+    stay = len(known) == 1 and len(set(next(iter(known))[1])) == 1
+    text = f"all {most:,.0f} slots" if stay else "dashed: slots"
+    where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "ha": "right", **_POINTS}
+    ax.annotate(text, (1.0, most), fontsize=8, **where)
+    ax.set_ylim(top=1.3 * most)
 
 
 def _service(shown: list[RunReport], seed: str) -> Figure | None:
@@ -382,7 +295,8 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
             bars: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
             ax.barh(place, value, xerr=spread, height=0.66, capsize=3, **bars)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            text = f"{percent(share['mean'])} {'met' if good else 'missed'}"
+            judged = "SLO not judged" if met is None else "SLO met" if good else "SLO missed"
+            text = f"{percent(share['mean'])} within every limit; {judged}"
             ax.annotate(text, (0, place), xytext=(6, 0), va="center", fontsize=8.5, bbox=box, **_POINTS)
         ax.set_yticks(range(len(rows)), [short_name(policy) for policy, _, _ in rows])
         ax.invert_yaxis()
@@ -390,25 +304,6 @@ def _attainment(reports: Sequence[RunReport]) -> Figure | None:
         ax.set(xlabel="requests within every limit, %", xlim=(0, 105))
 
     caption = "Share of all requests that completed within every limit of the SLO; mean over seeds with 95 % interval."
+    if len(reports) > len(rows):
+        caption += " The SLO is met where every seed meets it."
     return Figure("slo", "SLO attainment per policy", caption, panels(1, 0.8 + 0.3 * len(rows), paint))
-
-
-def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis 0.1, 1, 10; also between the decades if it spans fewer than two."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    few = high < 100 * low
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def short_name(name: str, most: int = 26) -> str:
-    """A name that fits beside an axis; matplotlib omits names that begin with an underscore from legends.
-
-    SVG cannot hold control characters, which become spaces.
-    """
-    name = "".join(letter if letter.isprintable() else " " for letter in name)
-    text = name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
-    return f" {text}" if text.startswith("_") else text

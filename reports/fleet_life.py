@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from loratory.reports.roll_outs import roll_outs_object
-from loratory.reports.run_columns import RunColumns
+from loratory.reports.run_columns import Flags, RunColumns
 from loratory.serving.workload import Floats
 
 STATES = ("open", "starting", "draining", "failed")
@@ -39,10 +39,49 @@ def replica_seconds(run: RunColumns) -> float:
     return float(_paid_seconds(run, run.warmup).sum())
 
 
-def replicas_seen(run: RunColumns) -> int:
-    """How many replicas were ever there; they come in order of their numbers."""
-    fleet = run.info.fleet
-    return run.info.replicas if fleet is None else 1 + max(change.replica for change in fleet.changes)
+def seconds_there(run: RunColumns) -> Floats:
+    """The same of each replica."""
+    if run.info.fleet is None:
+        return np.full(run.info.replicas, run.duration - run.warmup)
+    return _paid_seconds(run, run.warmup)
+
+
+def open_replicas(run: RunColumns) -> tuple[Floats, Flags]:
+    """Seconds at which the measured part of a run, or a part of it with the same open replicas, begins or ends; and
+    for each replica (a row) in which of these parts it was open."""
+    fleet, start_s = run.info.fleet, run.info.start_s
+    changes = [] if fleet is None else fleet.changes
+    inside = {at for each in changes if run.warmup < (at := each.at_s - start_s) < run.duration}
+    edges = np.array(sorted({run.warmup, *inside, max(run.warmup, run.duration)}))
+    found = np.full((run.info.replicas, len(edges) - 1), fleet is None)
+    for each in changes:
+        found[each.replica, np.searchsorted(edges[:-1], each.at_s - start_s) :] = each.state == "open"
+    return edges, found
+
+
+def closed(run: RunColumns) -> list[tuple[float, float]]:
+    """From when until when no replica took requests, in order."""
+    if run.info.fleet is None:
+        return []
+    rows = over_time(run)
+    edges = [*(row["at_s"] for row in rows), run.duration]
+    return [(edges[place], edges[place + 1]) for place, row in enumerate(rows) if not row["open"]]
+
+
+def slots_over_time(run: RunColumns) -> tuple[Floats, Floats] | None:
+    """The adapter slots of the replicas that are open or drain: (from second, number); None where not known."""
+    info = run.info
+    if info.slots is None:
+        return None
+    if info.fleet is None:
+        return np.zeros(1), np.array([float(info.slots)])
+    each = [one.max_loras for one in info.each] or [info.max_loras or 0] * info.replicas
+    now: dict[int, int] = {}
+    found: dict[float, float] = {}
+    for at_s, replica, state in info.fleet.changes:
+        now[replica] = each[replica] if state in ("open", "draining") else 0
+        found[at_s - info.start_s] = float(sum(now.values()))
+    return np.array(list(found)), np.array(list(found.values()))
 
 
 def gpu_seconds(run: RunColumns) -> float:
@@ -89,6 +128,7 @@ def fleet_object(run: RunColumns) -> dict[str, Any]:
         "gpu_hours": float((paid * _gpus(run)).sum()) / 3600,
         "cost": None if prices is None else float((paid * np.array(prices)).sum()) / 3600,
         "currency": None if prices is None else info.currency,
+        "prices": dict(info.prices) or None,
         "open": {
             "mean": float((seconds * opened).sum()) / run.duration if run.duration > 0 else None,
             "min": int(during.min(initial=info.replicas)),

@@ -94,7 +94,7 @@ def _replicas(scenario: Mapping[str, Any]) -> str:
         settings = "".join(f", {key} {json.dumps(value)}" for key, value in own.items())
         texts.append(f"{number} of {f'{width} x ' if width > 1 else ''}{card}{settings}")
     scale = scenario.get("cluster", {}).get("autoscale")
-    return "; ".join(texts) + (f" (autoscaled {scale['least']} to {scale['most']})" if scale else "")
+    return "; ".join(texts) + (f" (autoscaled within {scale['least']} to {scale['most']})" if scale else "")
 
 
 def _gpu_hours(run: Mapping[str, Any]) -> float:

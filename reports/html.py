@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from loratory.reports.figures import Figure, draw
+from loratory.reports.figures import draw
 from loratory.reports.fleet_figure import fleet_figures
 from loratory.reports.groups import FEW, groups, same_units
 from loratory.reports.number_text import count, listed, percent, plural, seconds
+from loratory.reports.panels import Figure
 from loratory.reports.per_replica import replicas_over_seeds
+from loratory.reports.policy_tables import Table, TableCell, or_dash, policy_tables
 from loratory.reports.regret import regret_notes, regret_table
 from loratory.reports.roll_outs import PHASES, roll_outs_over_seeds
 from loratory.reports.run_info import IDENTITY, RunInfo
 from loratory.reports.summary import RunReport, over_seeds
-from loratory.reports.target_rows import target_rows
 from loratory.reports.verdict_types import Verdict, by_policy
 from loratory.reports.verdicts import verdicts
 
@@ -39,7 +39,16 @@ _TERMS = (
     ("time waiting", "share of all requests' time in the system in which they wait to run."),
     ("slots in use", "distinct adapters in the batch; medians are over the time of the steps."),
     ("GPU hours", "of GPUs whose replica starts, is open, or drains; those of a failed one do not count."),
-    ("busiest replica", "its waiting and running request-seconds, over the mean of all replicas; 1 is even."),
+    (
+        "busiest replica",
+        "its waiting and running request-seconds, over what it would have had if at each moment all open replicas had "
+        "as many; 1 is even.",
+    ),
+    ("kind", "replicas with the same GPU and engine settings; named by what is its own."),
+    ("busy", "of a replica: the time of its steps over the time that it was there: it started, was open, or drained."),
+    ("running, waiting", "of a replica: requests in the batch, and in its queue; averages over the time of its steps."),
+    ("never served", "without a token, and not rejected; these requests also count as failed or aborted."),
+    ("failed", "ended without an answer, because their replica failed or nothing could serve them."),
     ("loading", "share of the time in which an adapter is being loaded to the GPU."),
     ("attainment", "share of all requests that completed within every limit of the SLO."),
     ("service", "weighted tokens: a request's prompt tokens plus twice its output tokens."),
@@ -54,104 +63,6 @@ _TERMS = (
     ("p50, p99", "half, 99 % of the values are at or below."),
     ("±", "half the 95 % Student-t interval of the mean over seeds."),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TableCell:
-    """A table cell: text, half the 95 % interval over seeds where there is one, and where its text leads to."""
-
-    text: str
-    spread: str = ""
-    href: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of a report; the first cell of a row names it."""
-
-    caption: str
-    heads: list[str]
-    rows: list[list[TableCell]]
-
-
-_Form = Callable[[float | None], str]
-_COLUMNS: dict[str, list[tuple[str, str, _Form]]] = {
-    "Latency": [
-        ("TTFT mean", "ttft_s.mean", seconds),
-        ("TTFT p50", "ttft_s.p50", seconds),
-        ("TTFT p99", "ttft_s.p99", seconds),
-        ("TPOT p50", "tpot_s.p50", seconds),
-        ("TPOT p99", "tpot_s.p99", seconds),
-        ("ITL p99", "itl_s.p99", seconds),
-        ("end-to-end mean", "e2e_s.mean", seconds),
-        ("end-to-end p99", "e2e_s.p99", seconds),
-        ("queue time p99", "queue_s.p99", seconds),
-    ],
-    "Outcome": [
-        ("submitted", "requests.submitted", count),
-        ("completed", "requests.completed", count),
-        ("rejected", "requests.rejected", count),
-        ("aborted", "requests.aborted", count),
-        ("failed", "requests.failed", count),
-        ("never served", "never_served.count", count),
-        ("truncated", "truncated.count", count),
-        ("SLO attainment", "slo.attainment", percent),
-    ],
-    "Throughput": [
-        ("requests/s", "throughput.requests_per_s", count),
-        ("output tokens/s", "throughput.output_tokens_per_s", count),
-        ("per GPU", "throughput.output_tokens_per_s_per_gpu", count),
-        ("of the ceiling", "throughput.ceiling_share", percent),
-        ("mean batch", "engine.mean_batch", count),
-        ("steps running", "engine.busy_share", percent),
-        ("preemptions", "engine.preemptions", count),
-        ("busiest replica", "engine.imbalance", count),
-        ("time waiting", "waiting.share", percent),
-    ],
-    "Fleet": [
-        ("open: mean", "fleet.open.mean", count),
-        ("open: fewest", "fleet.open.min", count),
-        ("open: most", "fleet.open.max", count),
-        ("GPU hours", "fleet.gpu_hours", count),
-        ("cost", "fleet.cost", count),
-        ("failures", "fleet.failures", count),
-        ("requests sent again", "fleet.resent", count),
-        ("homes of an adapter", "fleet.homes_mean", count),
-        ("homes moved", "fleet.homes_moved", count),
-    ],
-    "Adapters with new versions": [
-        ("requests to them", "fleet.rolled.requests_new", count),
-        ("loads of them", "fleet.rolled.loads", count),
-        ("from disk or farther", "fleet.rolled.cold_loads", count),
-        ("requests that missed", "fleet.rolled.misses", count),
-        ("TTFT p99 before", "fleet.rolled.ttft_p99_before_s", seconds),
-        ("during", "fleet.rolled.ttft_p99_during_s", seconds),
-        ("after", "fleet.rolled.ttft_p99_after_s", seconds),
-        ("settled at", "fleet.rolled.settled_s", seconds),
-        ("old versions gone at", "fleet.rolled.freed_s", seconds),
-    ],
-    "In use on a replica": [
-        ("slots: median", "usage.slots.p50", count),
-        ("slots: most", "usage.slots.max", count),
-        ("slots: limit", "usage.slots.limit", count),
-        ("KV blocks: median", "usage.kv_blocks.p50", count),
-        ("KV blocks: most", "usage.kv_blocks.max", count),
-        ("KV blocks: limit", "usage.kv_blocks.limit", count),
-        ("requests: median", "usage.seqs.p50", count),
-        ("requests: most", "usage.seqs.max", count),
-        ("requests: limit", "usage.seqs.limit", count),
-        ("loading", "adapters.loading_share", percent),
-    ],
-    "Adapters and fairness": [
-        ("hit rate", "adapters.hit_rate", percent),
-        ("loads", "adapters.loads", count),
-        ("evictions", "adapters.evictions", count),
-        ("mean wait for a load", "adapters.load_wait_s", seconds),
-        ("Jain's index", "fairness.jain", count),
-        ("largest service gap", "fairness.max_service_gap", count),
-        ("promised bound", "fairness.bound", count),
-    ],
-}
 
 
 def render(
@@ -171,7 +82,7 @@ def render(
         [line for line in (description, _lead(reports)) if line],
         setup or {},
         verdicts(runs),
-        [*_tables(runs), *_regret(runs, regret)],
+        [*policy_tables(runs), *_regret(runs, regret)],
         [*draw(reports), *fleet_figures(reports)],
         [*_groups(runs), *_identities(reports[0].info)],
     )
@@ -247,27 +158,6 @@ def _lead(reports: Sequence[RunReport]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
-    policies = over_seeds(runs)
-    tables = []
-    for caption, columns in _COLUMNS.items():
-        alone = {"engine.imbalance"} if runs[0]["replicas"] == 1 else set()
-        used = [c for c in columns if c[1] not in alone and any(c[1] in policy["metrics"] for policy in policies)]
-        if not used:
-            continue
-        rows = [
-            [TableCell(policy["policy"]), *(cell(policy["metrics"].get(c[1]), c[2]) for c in used)]
-            for policy in policies
-        ]
-        tables.append(Table(f"{caption}, per policy", ["policy", *(column[0] for column in used)], rows))
-    targets = target_rows(runs)
-    if targets:
-        heads = ["target", *(cell.policy for cell in targets[0].cells)]
-        rows = [[TableCell(row.words), *(TableCell(cell.text) for cell in row.cells)] for row in targets]
-        tables.insert(0, Table("SLO targets, per policy", heads, rows))
-    return tables
-
-
 def _regret(runs: Sequence[Mapping[str, Any]], regret: Mapping[str, Any] | None) -> list[Table]:
     """The policies beside one that knows the future, and beside what none can beat."""
     if regret is None:
@@ -311,8 +201,8 @@ def _replicas(runs: Sequence[Mapping[str, Any]], caption: str) -> Table:
             *([str(row["kind"])] if kinds else []),
             count(row["requests"]),
             count(row["output_tokens"]),
-            *(_or_dash(seconds, row[mark]) for mark in ("ttft_p50_s", "ttft_p99_s", "tpot_p99_s")),
-            _or_dash(percent, row["hit_rate"]),
+            *(or_dash(seconds, row[mark]) for mark in ("ttft_p50_s", "ttft_p99_s", "tpot_p99_s")),
+            or_dash(percent, row["hit_rate"]),
             count(row["loads"]),
             percent(row["busy_share"]),
             *(count(row[key]) for key in ("running", "waiting", "resident")),
@@ -337,9 +227,9 @@ def _roll_outs(runs: Sequence[Mapping[str, Any]], caption: str) -> Table:
         [
             row["new"],
             row["old"],
-            *(_or_dash(seconds, row[key]) for key in times),
+            *(or_dash(seconds, row[key]) for key in times),
             *(count(row[key]) for key in ("requests_old", "requests_new", "loads", "cold_loads")),
-            *(_or_dash(seconds, row[f"ttft_p99_{phase}_s"]) for phase in PHASES),
+            *(or_dash(seconds, row[f"ttft_p99_{phase}_s"]) for phase in PHASES),
         ]
         for row in shown
     ]
@@ -359,18 +249,6 @@ def _identities(info: RunInfo) -> list[Table]:
     ]
     heads = ["adapter", "id", "version", "digest"]
     return [Table(caption, heads, [[TableCell(text) for text in row] for row in rows[:_IDENTITIES]])]
-
-
-def cell(metric: Mapping[str, Any] | None, form: _Form) -> TableCell:
-    """The mean of a metric as ``form`` writes it, with half its interval."""
-    if metric is None:
-        return TableCell("–")
-    half = None if metric["high"] is None else metric["high"] - metric["mean"]
-    return TableCell(form(metric["mean"]), "" if not half else form(half))
-
-
-def _or_dash(form: _Form, value: float | None) -> str:
-    return "–" if value is None else form(value)
 
 
 def _worst(runs: Sequence[Mapping[str, Any]], unit: str, caption: str) -> Table:
@@ -393,10 +271,10 @@ def _group(row: Mapping[str, Any], unit: str) -> list[TableCell]:
         row[unit] if row[unit] is not None else "base model",
         count(row["requests"]),
         count(row["completed"]),
-        *(_or_dash(seconds, row[mark]) for mark in ("ttft_p50_s", "ttft_p99_s", "queue_p99_s")),
+        *(or_dash(seconds, row[mark]) for mark in ("ttft_p50_s", "ttft_p99_s", "queue_p99_s")),
     ]
     if unit == "tenant":
         cells += [count(row["service"]), count(row["weight"])]
     else:
-        cells += [_or_dash(percent, row["hit_rate"]), count(row["loads"]), seconds(row["load_wait_s"])]
+        cells += [or_dash(percent, row["hit_rate"]), count(row["loads"]), seconds(row["load_wait_s"])]
     return [TableCell(text) for text in cells]

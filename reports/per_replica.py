@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loratory.reports.capacity_use import Steps
+from loratory.reports.fleet_life import seconds_there
 from loratory.reports.run_columns import RunColumns
 from loratory.reports.stats import grouped_percentiles, grouped_sum
 from loratory.serving.workload import Floats
@@ -19,8 +20,8 @@ _MEANS = ("requests", "completed", "output_tokens", "loads")
 def per_replica(run: RunColumns, steps: Steps) -> list[dict[str, Any]]:
     """One row for each replica, by index: requests that ended there, and averages over the measured time.
 
-    ``busy_share``: of the time in which it ran steps; ``running``, ``waiting``, ``resident``: requests and adapters,
-    averages over that time.
+    ``busy_share``: the time of its steps over the time that the replica was there (`seconds_there`); ``running``,
+    ``waiting``, ``resident``: requests and adapters, averages over the time of its steps.
     """
     count, info = run.info.replicas, run.info
     place = run.number("replica").astype(np.int64)
@@ -38,7 +39,7 @@ def per_replica(run: RunColumns, steps: Steps) -> list[dict[str, Any]]:
         for key in ("running", "waiting", "resident")
     }
     loads = run.loads_by_replica()
-    span = run.duration - run.warmup
+    there = seconds_there(run)
     return [
         {
             "replica": index,
@@ -51,7 +52,7 @@ def per_replica(run: RunColumns, steps: Steps) -> list[dict[str, Any]]:
             "tpot_p99_s": float(tpot[1, index]),
             "hit_rate": float(hits[index] / tries[index]) if tries[index] else None,
             "loads": int(loads[index]),
-            "busy_share": float(busy[index] / span) if span > 0 else 0.0,
+            "busy_share": min(1.0, float(busy[index] / there[index])) if there[index] > 0 else 0.0,
             **{key: float(values[index]) for key, values in means.items()},
         }
         for index in range(count)

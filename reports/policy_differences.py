@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
 
 from loratory.reports.number_text import change, listed, percent, plural
 from loratory.reports.stats import half_width
@@ -11,6 +13,9 @@ from loratory.reports.verdict_types import PolicyRuns, Verdict
 
 SLIGHT = 0.01
 """A smaller relative difference does not count, however many seeds confirm it."""
+
+NARROW = 0.05
+"""Policies are called equal where the intervals of all differences lie within this share of the reference."""
 
 COMPARED: Mapping[str, str] = {
     "ttft_s.mean": "mean TTFT",
@@ -26,36 +31,68 @@ COMPARED: Mapping[str, str] = {
 
 
 def sameness(policies: list[PolicyRuns]) -> list[Verdict]:
-    """Policies that do not differ from the first policy, or from fifo if it is among them; none if all differ."""
+    """Policies that do not differ from the first policy, or from fifo if it is among them, and those of which the seeds
+    do not tell whether they do; none if all differ."""
     if len(policies) < 2:
         return []
     reference = next((p for p in policies if p.name == "fifo"), policies[0])
     same: list[PolicyRuns] = []
-    unclear: list[str] = []
+    unclear: list[PolicyRuns] = []
+    open_ones: list[str] = []
     for policy in policies:
         if policy is reference:
             continue
         found = differences(reference, policy)
-        if not any(clear for _, clear in found.values()):
+        if any(each.clear for each in found.values()):
+            continue
+        metric = max(found, key=lambda name: found[name].reach, default=None)
+        if metric is None or found[metric].reach <= NARROW:
             same.append(policy)
-            metric = max(found, key=lambda name: abs(found[name][0]), default=None)
-            if metric is not None and abs(found[metric][0]) >= SLIGHT:
-                unclear.append(f"{COMPARED[metric]} {found[metric][0] * 100:+.1f} % under {policy.name}")
-    if not same:
-        return []
-    verb = "does" if len(same) == 1 else "do"
-    text = f"{listed([p.name for p in same])} {verb} not differ from {reference.name} here"
-    seeds = len(reference.runs)
-    text += f": all of {', '.join(COMPARED.values())} are within " + (
-        f"1 % or the noise between {plural(seeds, 'seed')}." if seeds > 1 else "1 % of each other (one seed)."
-    )
+        else:
+            unclear.append(policy)
+            open_ones.append(f"{COMPARED[metric]} under {policy.name}, {found[metric].words}")
+    told, seeds = [], plural(len(reference.runs), "seed")
+    if same:
+        verb = "does" if len(same) == 1 else "do"
+        text = f"{listed([p.name for p in same])} {verb} not differ from {reference.name} here"
+        text += f": all of {', '.join(COMPARED.values())} are within " + (
+            f"{percent(NARROW)}, by the intervals over {seeds}."
+            if len(reference.runs) > 1
+            else "1 % of each other (one seed)."
+        )
+        told.append(Verdict("No difference", "note", f"{text} {_why(reference, same)}".strip()))
     if unclear:
-        text += f" Within the noise, but not small: {listed(unclear)}; more seeds would decide."
-    return [Verdict("No difference", "note", f"{text} {_why(reference, same)}".strip())]
+        text = f"{listed([p.name for p in unclear])} cannot be told apart from {reference.name} with {seeds}: no "
+        text += f"difference exceeds the noise, but the noise is large ({'; '.join(open_ones)}). "
+        text += "More seeds would decide."
+        told.append(Verdict("Undecided", "note", f"{text} {_why(reference, unclear)}".strip()))
+    return told
 
 
-def differences(reference: PolicyRuns, other: PolicyRuns) -> dict[str, tuple[float, bool]]:
-    """(relative difference, whether it is clear) for each compared metric that both have.
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """The relative difference of a metric between two policies, half its 95 % interval (0 with one seed), and whether
+    it is clear."""
+
+    relative: float
+    half: float
+    clear: bool
+
+    @property
+    def reach(self) -> float:
+        """The largest difference that the interval holds, in absolute value."""
+        return abs(self.relative) + self.half
+
+    @property
+    def words(self) -> str:
+        """``+28.3 % ± 900 %``."""
+        if not isfinite(self.reach):
+            return "up from 0"
+        return f"{self.relative * 100:+,.1f} % ± {self.half * 100:,.1f} %"
+
+
+def differences(reference: PolicyRuns, other: PolicyRuns) -> dict[str, MetricChange]:
+    """How each compared metric that both have changes.
 
     A difference is clear if it is 1 % or more and the 95 % interval of the differences in equal seeds excludes 0; with
     one seed, if it is 1 % or more. Service gaps smaller than the service of one request are ignored.
@@ -76,14 +113,15 @@ def differences(reference: PolicyRuns, other: PolicyRuns) -> dict[str, tuple[flo
         gain = sum(b - a for a, b in pairs) / len(pairs)
         relative = gain / abs(base) if base else (0.0 if gain == 0 else float("inf"))
         half = half_width([b - a for a, b in pairs]) or 0.0
-        found[metric] = (relative, abs(relative) >= SLIGHT and abs(gain) > half)
+        spread = half / abs(base) if base else (0.0 if half == 0 else float("inf"))
+        found[metric] = MetricChange(relative, spread, abs(relative) >= SLIGHT and abs(gain) > half)
     return found
 
 
 def differ(reference: PolicyRuns, other: PolicyRuns, metric: str) -> bool:
     """Whether two policies differ clearly in one of the compared metrics."""
     found = differences(reference, other).get(metric)
-    return found is not None and found[1]
+    return found is not None and found.clear
 
 
 def one_request(policy: PolicyRuns) -> float:

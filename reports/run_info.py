@@ -45,7 +45,8 @@ class RunInfo:
     ``digest`` of their content. ``fitted``: the cost model's name in notes, and the largest value of each field of a
     step's shape that it was fitted to; None where no ranges are known. ``fleet``: what became of the replicas of a
     fleet in which they come and go, at most ``replicas`` at once; of each, ``replica_gpus`` are its GPUs, and
-    ``replica_prices`` what it costs in an hour, in ``currency``.
+    ``replica_prices`` what it costs in an hour, in ``currency``. ``prices``: what a GPU of each type in the fleet costs
+    in an hour, None where that one is not known; empty where none is.
     """
 
     scenario: str
@@ -79,6 +80,7 @@ class RunInfo:
     replica_gpus: tuple[int, ...] = ()
     replica_prices: tuple[float, ...] | None = None
     currency: str | None = None
+    prices: Mapping[str, float | None] = field(default_factory=dict)
     each: tuple[ReplicaLimits, ...] = ()
 
     @property

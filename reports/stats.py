@@ -101,3 +101,17 @@ def half_width(values: Sequence[float]) -> float | None:
     if n < 2:
         return None
     return student_t(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def areas(start: Floats, end: Floats, values: Floats, edges: Floats) -> Floats:
+    """For each cell between two ``edges``, the sum of value times the seconds between its start and end in the cell."""
+    return np.diff(_area(start, values, edges) - _area(end, values, edges))
+
+
+def _area(moments: Floats, values: Floats, edges: Floats) -> Floats:
+    """For each edge, the sum of value * (edge - moment) over the moments at or before it."""
+    order = np.argsort(moments, kind="stable")
+    place = np.searchsorted(moments[order], edges, side="right")
+    weight = np.concatenate(([0.0], np.cumsum(values[order])))
+    moment = np.concatenate(([0.0], np.cumsum((values * moments)[order])))
+    return np.asarray(weight[place] * edges - moment[place], np.float64)

@@ -42,6 +42,7 @@ _NOT_METRICS = {
     "gpus",
     "bottleneck",
     "advice",
+    "fleet.prices",
 }
 
 

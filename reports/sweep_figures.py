@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratory.reports.figures import Figure, line_look, panels, plain_ticks, short_name
+from loratory.reports.panels import Figure, line_look, panels, plain_ticks, short_name
 from loratory.reports.sweep import policies_of, rows_of, short_keys, value_text
 
 if TYPE_CHECKING:

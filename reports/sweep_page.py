@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from loratory.errors import several
-from loratory.reports.html import Table, TableCell, cell, page
+from loratory.reports.html import page
 from loratory.reports.number_text import count, percent, plural, seconds
+from loratory.reports.policy_tables import Table, TableCell, cell
 from loratory.reports.sweep import (
     policies_of,
     rows_of,

@@ -32,6 +32,10 @@ def trace_events(run: RunColumns, limit: int) -> Iterator[str]:
     until = rows[-1]["end"] if len(rows) >= wanted else float("inf")
     for row in rows:
         yield from _step(run, row)
+    for replica in range(run.info.replicas):
+        for gone in run.gone(replica):
+            if gone + run.info.start_s <= until:
+                yield from _counters(replica, round(gone * 1e6, 3), 0, 0, 0, 0)
     yield from _requests(run, until, limit // 4)
     yield from _loads(run, until, limit // 4)
 
@@ -78,10 +82,14 @@ def _step(run: RunColumns, row: dict[str, Any]) -> Iterator[str]:
     shown = ("steps", "prefill_tokens", "prefill_seqs", "decode_seqs", "kv_tokens", "distinct_adapters", "max_rank")
     args = {key: row[key] for key in (*shown, "load_s")}
     yield _event(pid=pid, tid=_STEPS_TRACK, ph="X", name=name, cat="step", ts=ts, dur=duration, args=args)
-    counts = {"waiting": row["waiting"], "running": row["running"]}
-    yield _event(pid=pid, ph="C", name="requests", ts=ts, args=counts)
-    yield _event(pid=pid, ph="C", name="resident adapters", ts=ts, args={"resident": row["resident"]})
-    yield _event(pid=pid, ph="C", name="KV blocks", ts=ts, args={"used": row["kv_blocks"]})
+    yield from _counters(pid, ts, row["waiting"], row["running"], row["resident"], row["kv_blocks"])
+
+
+def _counters(pid: int, ts: float, waiting: int, running: int, resident: int, blocks: int) -> Iterator[str]:
+    """What a replica holds from a moment on."""
+    yield _event(pid=pid, ph="C", name="requests", ts=ts, args={"waiting": waiting, "running": running})
+    yield _event(pid=pid, ph="C", name="resident adapters", ts=ts, args={"resident": resident})
+    yield _event(pid=pid, ph="C", name="KV blocks", ts=ts, args={"used": blocks})
 
 
 def _requests(run: RunColumns, until: float, limit: int) -> Iterator[str]:

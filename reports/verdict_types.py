@@ -33,6 +33,11 @@ class PolicyRuns:
         return self.mean.get(metric)
 
     @property
+    def mixed(self) -> bool:
+        """Whether the fleet has replicas of several kinds."""
+        return any(row["kind"] for row in self.runs[0].get("per_replica", ()))
+
+    @property
     def missed(self) -> bool:
         """Whether a seed missed the SLO."""
         return any(run["slo"]["met"] is False for run in self.runs)

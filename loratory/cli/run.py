@@ -147,6 +147,7 @@ def run_command(
 def _tell_run(summary: dict[str, Any], description: str, target: Path, required: bool) -> None:
     from loratory.cli.tables import summary_tables
     from loratory.reports.bottlenecks import advice_of
+    from loratory.reports.fleet_words import fleet_sentences
     from loratory.reports.roll_outs import roll_out_sentences
     from loratory.reports.run_notes import run_notes
     from loratory.reports.target_rows import target_rows
@@ -162,9 +163,10 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     seeds = facts["seeds"].partition(";")[0]
     if len(seeds.split(",")) > 1:
         say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")
-    for policy, text in roll_out_sentences(runs):
-        whose = "" if len(summary["policies"]) == 1 else f" ({policy})"
-        say(f"roll-out{whose}: {text}")
+    for label, sentences in (("fleet", fleet_sentences(runs)), ("roll-out", roll_out_sentences(runs))):
+        for policy, text in sentences:
+            whose = "" if len(summary["policies"]) == 1 else f" ({policy})"
+            say(f"{label}{whose}: {text}")
     if "regret" in summary:
         _tell_regret(summary)
     for names, text in advice_of(runs):

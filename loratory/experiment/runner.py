@@ -199,6 +199,9 @@ def run_info(
         replica_gpus=replica_gpus,
         replica_prices=_prices(scenario),
         currency=scenario.plan.currency,
+        prices={
+            name: (scenario.plan.prices or {}).get(name) for name, _, _ in scenario.hardware if scenario.plan.prices
+        },
         ceiling_tokens_per_s=ceiling(built, workload) if backend.name == "sim" else None,
         identities=identities(built),
         fitted=fitted_ranges(built.cost) if backend.name == "sim" else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratory.reports.figures import panels
+from loratory.reports.panels import panels
 from loratory.reproduce.comparison import Reproduction, Row
 
 if TYPE_CHECKING:

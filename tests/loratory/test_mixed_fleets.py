@@ -63,7 +63,10 @@ def test_every_replica_is_reported_by_its_kind() -> None:
         assert sum(row[key] for row in rows) == total
     assert sum(row["requests"] for row in rows) == found["requests"]["submitted"]
     assert rows[2]["tpot_p99_s"] > rows[0]["tpot_p99_s"] and rows[2]["resident"] <= 2
-    assert found["gpus"] == 3 and found["usage"]["slots"]["limit"] == 4
+    assert found["gpus"] == 3 and found["usage"]["slots"]["limit"] is None
+    limits = {kind: used["limit"] for kind, used in found["usage"]["slots"]["kinds"].items()}
+    assert limits == {"h100-80gb": 4, "a100-80gb, max_loras 2, max_num_seqs 8": 2}
+    assert sum(found["waiting"]["kinds"].values()) == pytest.approx(1.0 if found["waiting"]["request_s"] else 0.0)
     assert 0 < found["throughput"]["ceiling_share"] < 1
 
 

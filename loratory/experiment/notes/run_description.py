@@ -33,7 +33,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
     facts = {
         "model": _model(built),
         "GPU": hardware(scenario),
-        "engine": engine_words(built.engine),
+        "engine": ", ".join([engine_words(built.engine), *_other_caches(built)]),
         "engine's rules": f"{built.engine.modelled.source}; not modelled: {built.engine.modelled.left_out}",
         "adapters": _adapters(scenario, built),
         "workload": _workload(scenario),
@@ -73,11 +73,11 @@ def hardware(scenario: Scenario) -> str:
 
 
 def _changes(cluster: ClusterSpec) -> str:
-    """``, autoscaled from 2 to 8 (target 20 requests in flight a replica), 3 events of replicas``."""
+    """``, autoscaled within 2 to 8 (target 20 requests in flight a replica), 3 events of replicas``."""
     words = ""
     if (scale := cluster.autoscale) is not None:
         by = "requests in flight a replica" if scale.by == "queue" else "of requests in time"
-        words += f", autoscaled from {scale.least} to {scale.most} (target {scale.target:g} {by})"
+        words += f", autoscaled within {scale.least} to {scale.most} (target {scale.target:g} {by})"
     if cluster.placement is not None:
         words += f", placement {cluster.placement.name}"
     if events := cluster.replica_events:
@@ -107,6 +107,21 @@ def engine_words(engine: EngineConfig) -> str:
     blocks = engine.require_blocks()
     parts.append(f"KV cache of {blocks:,} blocks of {engine.block_size} tokens ({blocks * engine.block_size:,})")
     return ", ".join(parts)
+
+
+def _other_caches(built: Built) -> list[str]:
+    """The KV caches of the kinds of replicas beside the first: ``27,657 blocks (a100-80gb, max_loras 8)``."""
+    first = built.kinds[0].engine if built.kinds else built.engine
+    others = {kind.label: kind.engine for kind in built.kinds[1:]}
+    return [
+        f"{engine.require_blocks():,} blocks{_block_words(engine, first)} ({label})"
+        for label, engine in others.items()
+        if (engine.require_blocks(), engine.block_size) != (first.require_blocks(), first.block_size)
+    ]
+
+
+def _block_words(engine: EngineConfig, first: EngineConfig) -> str:
+    return "" if engine.block_size == first.block_size else f" of {engine.block_size} tokens"
 
 
 def noise_words(noise: NoiseOptions | None) -> str:
