@@ -21,6 +21,7 @@ NAMES: Mapping[str, str] = {
     "policy": "the policy itself",
     "context": "the context limit (max_model_len)",
     "rejected": "rejected requests",
+    "replicas": "replicas that are open",
     "none": "nothing",
 }
 """The results of `bottleneck` in words."""
@@ -135,6 +136,13 @@ def _evidence(policy: PolicyRuns, limit: str, named: bool) -> str:
         sent = sum(run["requests"]["submitted"] for run in policy.runs)
         why = reason_of(policy.runs, "rejected")
         return f"{count(lost)} of {plural(sent, 'request')} {'was' if lost == 1 else 'were'} rejected{of_whom}: {why}."
+    if limit == "replicas":
+        lost = sum(run["never_served"]["count"] for run in policy.runs)
+        sent = sum(run["requests"]["submitted"] for run in policy.runs)
+        why = reason_of(policy.runs, "never_served")
+        return (
+            f"{count(lost)} of {plural(sent, 'request')} {'was' if lost == 1 else 'were'} never served{of_whom}: {why}."
+        )
     share, stall = policy.get("waiting.share") or 0.0, policy.get("adapters.stall_share") or 0.0
     if limit == "compute":
         return (

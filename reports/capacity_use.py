@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loratory.reports.fleet_life import open_replicas, replica_seconds
+from loratory.reports.outcomes import NO_REPLICA
 from loratory.reports.run_columns import Flags, RunColumns
 from loratory.reports.stats import areas
 from loratory.serving.workload import Floats
@@ -140,14 +141,20 @@ def imbalance(run: RunColumns, steps: Steps) -> float:
 
 
 def bottleneck(run: dict[str, Any]) -> str:
-    """The limit of a run, from its ``run`` object: one of `LIMITS`, or of the four below.
+    """The limit of a run, from its ``run`` object: one of `LIMITS`, or of the five below.
 
+    ``replicas``: 5 % of the requests or more were never served because no replica was open, or fewer while all others
+    got their tokens and hardly waited.
     ``none``: requests wait less than 5 % of their time, loads stall steps for less than 25 % of theirs, and every
     request got its tokens. ``context``, ``rejected``: requests wait as little, and some were rejected, most of them
     because they exceed ``max_model_len``, or for another reason. ``compute``: output tokens/s reach 85 % of the
     cost model's ceiling.
     """
-    by = run["waiting"]["by"]
+    by, never = run["waiting"]["by"], run["never_served"]
+    nowhere = sum(number for why, number in never["why"].items() if NO_REPLICA in why)
+    few = nowhere < NEGLIGIBLE * run["requests"]["submitted"]
+    if nowhere and (not few or (nowhere == never["count"] and run["waiting"]["share"] < NEGLIGIBLE)):
+        return "replicas"
     if run["adapters"]["stall_share"] >= STALLED:
         return "loads"
     if run["waiting"]["share"] < NEGLIGIBLE and run["rejected"]["count"]:

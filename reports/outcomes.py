@@ -17,8 +17,14 @@ from loratory.reports.run_columns import Flags, RunColumns
 OUTCOMES = ("rejected", "truncated", "never_served")
 """The keys that `outcomes` adds to a ``run`` object."""
 
-LEFT_WAITING = "never served"
-"""The beginning of a backend's reason for a request that its policy left waiting until the end."""
+LEFT_OVER = "never served"
+"""The beginning of a backend's reason for a request that was left at the end."""
+
+LEFT_WAITING = f"{LEFT_OVER}: the policy"
+"""The same where its policy left it waiting."""
+
+NO_REPLICA = "no replica was open"
+"""What the reason says where none of a fleet was there for it."""
 
 _NAMED = 20
 """Most request ids, adapters and reasons that are kept of each outcome."""
@@ -54,7 +60,8 @@ def outcomes(run: RunColumns) -> dict[str, dict[str, Any]]:
         "truncated": _outcome(run, truncated, _limits(run, truncated)),
         "never_served": _outcome(run, never, _whys(run, never)),
     }
-    left = any(text.startswith(LEFT_WAITING) for text in found["never_served"]["why"])
+    reasons = list(found["never_served"]["why"])
+    left = bool(reasons) and reasons[0].startswith(LEFT_WAITING)
     found["never_served"]["cause"] = _cause(run) if left else None
     return found
 
@@ -91,7 +98,7 @@ def reason_of(runs: Sequence[Mapping[str, Any]], kind: str) -> str:
     found = grouped(why)
     reason, number = next(iter(found.items()))
     first = next(run[kind]["first"][0] for run in runs if run[kind]["first"])
-    parts = [shortened(reason.removeprefix(f"{LEFT_WAITING}: ") or "no reason given", 160)]
+    parts = [shortened(reason.removeprefix(f"{LEFT_OVER}: ") or "no reason given", 160)]
     if len(found) > 1:
         parts[0] += f" ({number:,} of them; {plural(len(found) - 1, 'other reason')})"
     parts[0] += f", such as request {shortened(first, 40)}"

@@ -24,10 +24,10 @@ def per_replica(run: RunColumns, steps: Steps) -> list[dict[str, Any]]:
     ``waiting``, ``resident``: requests and adapters, averages over the time of its steps.
     """
     count, info = run.info.replicas, run.info
-    place = run.number("replica").astype(np.int64)
-    ones = np.ones(run.count)
-    requests, completed = grouped_sum(place, ones, count), grouped_sum(place[run.completed], ones[run.completed], count)
-    output = grouped_sum(place, run.output, count)
+    place = run.places
+    there, ones = place >= 0, np.ones(run.count)
+    requests, completed = (grouped_sum(place[some], ones[some], count) for some in (there, there & run.completed))
+    output = grouped_sum(place[there], run.output[there], count)
     ttft, tpot = (_marks(run, values, place, count) for values in (run.ttft, run.tpot))
     hit = run.number("hit")
     known = ~np.isnan(hit)
@@ -39,7 +39,7 @@ def per_replica(run: RunColumns, steps: Steps) -> list[dict[str, Any]]:
         for key in ("running", "waiting", "resident")
     }
     loads = run.loads_by_replica()
-    there = seconds_there(run)
+    present = seconds_there(run)
     return [
         {
             "replica": index,
@@ -52,7 +52,7 @@ def per_replica(run: RunColumns, steps: Steps) -> list[dict[str, Any]]:
             "tpot_p99_s": float(tpot[1, index]),
             "hit_rate": float(hits[index] / tries[index]) if tries[index] else None,
             "loads": int(loads[index]),
-            "busy_share": min(1.0, float(busy[index] / there[index])) if there[index] > 0 else 0.0,
+            "busy_share": min(1.0, float(busy[index] / present[index])) if present[index] > 0 else 0.0,
             **{key: float(values[index]) for key, values in means.items()},
         }
         for index in range(count)

@@ -42,6 +42,7 @@ from loratory.serving.events import (
     Stepped,
 )
 from loratory.serving.request import Request
+from loratory.serving.run_end import NOWHERE
 from loratory.serving.sequence import sequence_of
 from loratory.serving.workload import Floats
 
@@ -106,7 +107,8 @@ class Recorder:
         self._records: Records | None = None
 
     def sink(self, replica: int = 0) -> Sink:
-        """The sink for the events of one replica's engine; it wants the events that go into the records."""
+        """The sink for the events of one replica's engine, or of what ends at `NOWHERE`; it wants the events that go
+        into the records."""
         handlers: dict[type, Handler] = {
             Stepped: self._on_stepped(replica),
             Ended: self._on_ended(replica),
@@ -237,7 +239,7 @@ class Recorder:
             "request_id": ids,
             "adapter": self._adapters.array(numbers["adapter"]),
             "tenant": self._tenants.array(numbers["tenant"]),
-            "replica": numeric(numbers["replica"].astype(np.int16)),
+            "replica": numeric(numbers["replica"].astype(np.int16), numbers["replica"] == NOWHERE),
             "arrival": numeric(arrival),
             "admitted": _nullable(admitted),
             "first_token": _nullable(first),

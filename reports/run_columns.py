@@ -16,6 +16,7 @@ from loratory.reports.run_info import RunInfo
 from loratory.reports.tables import codes, floats
 from loratory.reports.tenant_service import Demand, service_gap
 from loratory.reports.warmup import WarmUp, detect
+from loratory.serving.run_end import NOWHERE
 from loratory.serving.workload import Floats, Ints
 
 Flags = npt.NDArray[np.bool_]
@@ -51,6 +52,12 @@ class RunColumns:
         """A column of the steps; start and end in seconds from the run's start. Not kept: a run has millions."""
         values: Floats = values_of(self.records.steps.read([name]).column(name))
         return values - self.info.start_s if name in _TIMES and self.info.start_s else values
+
+    @property
+    def places(self) -> Ints:
+        """The replica of each request; `NOWHERE` for one that ended while none was open."""
+        place = self.number("replica")
+        return np.where(np.isnan(place), NOWHERE, place).astype(np.int64)
 
     @cached_property
     def by_replica(self) -> slice | Ints:

@@ -99,6 +99,8 @@ def _requests(run: RunColumns, until: float, limit: int) -> Iterator[str]:
     order = np.argsort(arrival, kind="stable")
     early = order[arrival[order] < until][: max(1, limit // 4)]
     for row in table.take(numeric(early)).to_pylist():
+        if row["replica"] is None:  # it ended before it had one
+            continue
         marks = [row["arrival"], row["admitted"], row["first_token"], row["finish"]]
         times = [_us(run, t) for t in marks if t is not None]
         phases = [phase for phase, at in zip(("queue", "prefill", "decode"), marks, strict=False) if at is not None]

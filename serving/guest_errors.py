@@ -115,9 +115,9 @@ def innermost(entries: Iterable[tuple[str, int | None]], ours: bool = False) -> 
     first = ""
     for file, line in entries:
         text = f"{shortened(_short(file), 100)}:{line}"
-        if ours or file.startswith(_GUESTS) or not file.startswith(_OURS):
-            if not file.startswith(("<frozen", *library)):
-                return text
+        passed = not ours and file.startswith(_OURS) and not file.startswith(_GUESTS)
+        if not passed and not file.startswith(("<frozen", *library)):
+            return text
         first = first or text
     return first
 

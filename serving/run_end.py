@@ -10,6 +10,9 @@ from loratory.errors import StalledError
 from loratory.serving.engine import Engine
 from loratory.serving.request import Status
 
+NOWHERE = -1
+"""The place of requests for which no replica was there when the run ended: the gateway of a fleet."""
+
 STALL_PLANS = 10_000
 """Plans in a row without a token or an ended request after which a run counts as stalled."""
 
@@ -114,33 +117,46 @@ class Clients(Protocol):
 
 
 def end_run(
-    clients: Clients, engines: Sequence[Engine], now: float, *, cut_off: bool = False, stalled: str = ""
+    clients: Clients,
+    engines: Sequence[Engine],
+    now: float,
+    *,
+    cut_off: bool = False,
+    stalled: str = "",
+    gateway: Engine | None = None,
+    closed_s: float = 0.0,
 ) -> RunEnd:
     """Give every request that is left a final status, at second ``now`` or when it arrives, if that is later.
 
     ``cut_off``: the run's time is over. What has arrived is aborted, and the rest never arrives. Otherwise nothing can
     happen any more, or the policy ``stalled`` the run: what is left fails, and so does what arrives later.
+    ``gateway``: has the requests for which no replica of a fleet has been open since second ``closed_s``.
     """
     left = clients.unsent + sum(engine.unfinished for engine in engines)
+    left += 0 if gateway is None else gateway.unfinished
     end_s = now
+
+    def end_all(status: Status, why: str, nowhere: str) -> None:
+        for engine in engines:
+            engine.end_all(end_s, status, why)
+        if gateway is not None:
+            gateway.end_all(end_s, status, nowhere)
+
     if left and cut_off:
-        _end_all(engines, now, "aborted", f"the run was cut off at {now:g} s")
+        why = f"the run was cut off at {now:g} s"
+        end_all("aborted", why, f"{why}, and no replica was open from {closed_s:g} s on")
     elif left:
         why = "never served: the policy left it waiting" + (f" ({stalled})" if stalled else "")
+        nowhere = f"never served: no replica was open from {closed_s:g} s on"
         while clients.unsent and not clients.has_turns:
             end_s = clients.send_next(end_s)
-        _end_all(engines, end_s, "failed", why)
+        end_all("failed", why, nowhere)
         while clients.unsent:  # a turn arrives when the turn before it has been given up, and its delay is over
             end_s = clients.send_next(end_s)
-            _end_all(engines, end_s, "failed", why)
+            end_all("failed", why, nowhere)
     return RunEnd(
         end_s, 0 if cut_off else left, cut_off, clients.sent, total_refusals([engine.refusals for engine in engines])
     )
-
-
-def _end_all(engines: Sequence[Engine], now: float, status: Status, why: str) -> None:
-    for engine in engines:
-        engine.end_all(now, status, why)
 
 
 def total_refusals(each: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count as count_from
 from math import inf
@@ -25,7 +25,7 @@ from loratory.serving.lora import Adapter
 from loratory.serving.policy import PolicyLike
 from loratory.serving.request import Request
 from loratory.serving.request_maker import RequestMaker
-from loratory.serving.run_end import STALL_PLANS, RunEnd, end_run
+from loratory.serving.run_end import NOWHERE, STALL_PLANS, RunEnd, end_run
 from loratory.serving.workload import Workload
 from loratory.sim.cost.base import CostModel
 from loratory.sim.environment import LATE, URGENT, ExactEnvironment, Feed, urge
@@ -34,6 +34,7 @@ from loratory.sim.fleet_life import FleetLife
 from loratory.sim.fleet_options import FleetOptions
 from loratory.sim.gateway import Gateway
 from loratory.sim.noise import StepNoise
+from loratory.sim.prompt_caches import PromptCaches
 from loratory.sim.replica import Replica
 from loratory.sim.router import Router
 from loratory.sim.routers.round_robin import RoundRobin
@@ -66,6 +67,9 @@ class _Cluster:
         self.left = len(workload)
         self.over = env.event()
         self.turns = None if workload.after is None else Arrivals(workload)
+        self.caches: PromptCaches | None = None
+        if gateway is not None and workload.cached_tokens is not None and workload.cached_tokens.any():
+            self.caches = PromptCaches(None if (after := workload.after) is None else lambda index: int(after[index]))
         self._ended: list[Ended] = []
 
     def join(self, replica: Replica) -> None:
@@ -87,7 +91,8 @@ class _Cluster:
             self.life.send(self.life.arrived(request), output_tokens, late)
             return
         place = 0 if self.gateway is None else self.gateway.route(request, self.env.now)
-        self.replicas[place].submit(request, output_tokens, late)
+        replica = self.replicas[place]
+        replica.submit(request if self.caches is None else self.caches.sent(request, replica), output_tokens, late)
 
     @property
     def unsent(self) -> int:
@@ -177,6 +182,10 @@ class _Cluster:
     def output_tokens(self, request: Request) -> int:
         """The true output length of a request of the workload."""
         return int(self.workload.output_tokens[int(request.request_id)])
+
+    def noted(self, end: RunEnd) -> RunEnd:
+        """The end of the run, with what is to be said of the prompts' caches."""
+        return end if self.caches is None else replace(end, notes=(*end.notes, *self.caches.notes))
 
     @property
     def coming(self) -> bool:
@@ -269,8 +278,9 @@ def simulate(
     ``life``: replicas that fail, recover, start and go in the course of the run; with autoscaling those that start are
     like the last of ``replicas``.
 
-    ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i. Requests that are left waiting
-    when nothing can happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
+    ``policy()`` makes one policy a replica; ``sink(i)`` is the event sink of replica i, and with i
+    `NOWHERE`, of requests for which none was open when the run ended. Requests that are left waiting when nothing can
+    happen any more end as failed; ``stall_plans``: see `Replica`. ``engine`` is called as `Engine` is.
     ``noise(i)`` is the noise of replica i's steps; without it they take what the cost model says.
     Raises `InputError` for a policy with a member that cannot be meant, and `PolicyError` when the policy fails.
     """
@@ -297,6 +307,8 @@ def simulate(
         listener = cluster.sink_of(None if sink is None else sink(place), hear)
         made = engine(kind.config, rosters[id(kind)], policy(), kind.cost, kind.kv_bytes_per_token, listener)
         transfers, ended = Transfers(env, kind.cost), partial(cluster.ended, place)
+        if place == NOWHERE:
+            return Replica(env, place, made, kind.cost, transfers, ended, jump, stall_plans)
         scatter = None if noise is None else noise(next(later) if place in taken else place)
         taken.add(place)
         replica = Replica(env, place, made, kind.cost, transfers, ended, jump, stall_plans, scatter)
@@ -313,6 +325,7 @@ def simulate(
             cluster.output_tokens,
             lambda: cluster.coming,
             None if (after := workload.after) is None else lambda index: int(after[index]),
+            cluster.caches,
         )
         cluster.life.begin(count)
     else:
@@ -345,10 +358,12 @@ def simulate(
         cluster.cut(env.now)
     if cluster.life is None:
         engines = [each.engine for each in cluster.replicas.values()]
-        return end_run(cluster, engines, env.now, cut_off=cut_off, stalled=stall)
+        return cluster.noted(end_run(cluster, engines, env.now, cut_off=cut_off, stalled=stall))
     now = cluster.life.last_s if until.callbacks is not None and not stall else env.now
-    end = end_run(cluster, cluster.life.close(), now, cut_off=cut_off, stalled=stall)
-    return cluster.life.conclude(end)
+    left, lobby = cluster.life.close()
+    closed_s = cluster.life.closed_s
+    end = end_run(cluster, left, now, cut_off=cut_off, stalled=stall, gateway=lobby, closed_s=closed_s)
+    return cluster.noted(cluster.life.conclude(end))
 
 
 @contextmanager

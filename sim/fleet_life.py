@@ -21,12 +21,13 @@ from typing import Any, Protocol
 from loratory.serving.engine import Engine
 from loratory.serving.events import Ended, Evicted, Handler, Loaded
 from loratory.serving.request import Request
-from loratory.serving.run_end import FleetChange, FleetRecord, ReplicaState, RunEnd, total_refusals
+from loratory.serving.run_end import NOWHERE, FleetChange, FleetRecord, ReplicaState, RunEnd, total_refusals
 from loratory.sim.autoscaler import Autoscaler
 from loratory.sim.environment import URGENT, ExactEnvironment
 from loratory.sim.fleet_options import FleetEvent, FleetOptions
 from loratory.sim.gateway import Gateway
 from loratory.sim.homes import HomeKeeper
+from loratory.sim.prompt_caches import PromptCaches
 from loratory.sim.recent_requests import RecentRequests
 from loratory.sim.replica import Replica
 from loratory.sim.roll_outs import RollOuts
@@ -37,7 +38,10 @@ _WINDOW_S = 300.0
 
 
 class ReplicaMaker(Protocol):
-    """Makes the replica at a place; ``hear``: types of events, with functions that get those first."""
+    """Makes the replica at a place; ``hear``: types of events, with functions that get those first.
+
+    At `NOWHERE` it is one that takes no step, and of which the gateway hears nothing.
+    """
 
     def __call__(self, place: int, hear: Iterable[tuple[type, Handler]]) -> Replica:
         """A replica with a fresh engine, which begins now."""
@@ -48,7 +52,7 @@ class FleetLife:
 
     ``make`` makes one; ``output_tokens`` gives the true output length of a request; ``coming`` whether a request may
     still arrive though no replica does anything; ``after`` the request that one follows in its session, -1 for none
-    (None without sessions).
+    (None without sessions); ``caches`` where the cached parts of prompts are (None where none is cached).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class FleetLife:
         output_tokens: Callable[[Request], int],
         coming: Callable[[], bool],
         after: Callable[[int], int] | None,
+        caches: PromptCaches | None = None,
     ) -> None:
         self._env = env
         self._gateway = gateway
@@ -69,13 +74,16 @@ class FleetLife:
         self._options = options
         self._output_tokens = output_tokens
         self._coming = coming
+        self._caches = caches
         self.states: list[ReplicaState] = ["off"] * len(gateway.fleet)
         self._turns = [0] * len(gateway.fleet)
         """How often each place has changed, so that what was expected of it before is forgotten."""
         self._parked: list[tuple[Request, int]] = []
         """Requests at the gateway, in order of arrival."""
         self._lobby: Engine | None = None
-        """Takes the requests at the gateway when the run is over."""
+        """Takes the requests at the gateway when the run is over, as no replica is open."""
+        self.closed_s = 0.0
+        """Since when no replica has been open, where that is so."""
         self._events = list(options.events)
         """Those that have not happened yet."""
         self._changes: list[FleetChange] = []
@@ -127,10 +135,13 @@ class FleetLife:
             else:
                 self._lobby.submit(request)
             return
+        if self._parked:
+            self._unpark()
         place = self._gateway.route(request, now)
         if self._roll_outs is not None:
             request = self._roll_outs.sent(request, place)
-        self.replicas[place].submit(request, output_tokens, late)
+        replica = self.replicas[place]
+        replica.submit(request if self._caches is None else self._caches.sent(request, replica), output_tokens, late)
 
     def arrived(self, request: Request) -> Request:
         """A request arrives for the first time; returns it with the version of its adapter that it gets."""
@@ -175,7 +186,8 @@ class FleetLife:
             self._gateway.ended(place, len(left))
             self._resent += len(left)
             for request in left:
-                self.send(request, self._output_tokens(request))
+                again = request if self._caches is None else self._caches.lost(request)
+                self.send(again, self._output_tokens(request))
         else:
             replica.engine.end_all(self._env.now, "failed", _FAILED)
             replica.report_ended()
@@ -218,9 +230,15 @@ class FleetLife:
         if self._turns[place] != turn:
             return
         self._set(place, "open")
-        parked, self._parked = self._parked, []
-        for request, output_tokens in parked:
-            self.send(request, output_tokens)
+        if self._parked:  # others may open at this very second
+            self._env.call_at(self._env.now, self._unpark, URGENT)
+
+    def _unpark(self) -> None:
+        """Send the requests that wait at the gateway, in order."""
+        if self._gateway.any_open:
+            parked, self._parked = self._parked, []
+            for request, output_tokens in parked:
+                self.send(request, output_tokens)
 
     def _drained(self, place: int, turn: int) -> None:
         if self._turns[place] == turn:
@@ -246,6 +264,8 @@ class FleetLife:
         self._changes.append(FleetChange(float(now), place, state))
         if self._gateway.fleet.open[place] != (state == "open"):
             self._gateway.set_open(place, state == "open")
+            if not self._gateway.any_open:
+                self.closed_s = float(now)
             if self._homes is not None:
                 self._homes.place(self._in("open"))
 
@@ -320,21 +340,21 @@ class FleetLife:
         """The second at which something happened last. Events that a dead replica has left behind do not count."""
         return max([self._last_s, *(replica.engine.ledger.now for replica in self.replicas.values())])
 
-    def close(self) -> list[Engine]:
-        """The run is over: the engines that hold the requests that are left, those at the gateway included."""
+    def close(self) -> tuple[list[Engine], Engine | None]:
+        """The run is over: the engines that hold the requests that are left, and the one that takes those at the
+        gateway, None where a replica is open."""
         engines = [self.replicas[place].engine for place in sorted(self.replicas)]
         if not self._gateway.any_open:
-            lobby = self._make(0, ())
+            lobby = self._make(NOWHERE, ())
             self._lobby = lobby.engine
             if self._roll_outs is not None:
                 self._roll_outs.joined(lobby)
             for request, _ in self._parked:
                 self._lobby.submit(request if self._roll_outs is None else self._roll_outs.again(request))
-            engines.append(self._lobby)
         for event in self._events:
             what = f"{event.kind} {event.replica} at {event.at_s:g} s"
             self._notes.append(f"cluster.events: {what} did not happen, because the run was over before")
-        return engines
+        return engines, self._lobby
 
     def conclude(self, end: RunEnd) -> RunEnd:
         """The end of the run, with what happened to its fleet."""

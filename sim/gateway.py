@@ -53,6 +53,8 @@ class Gateway:
         self._late = delay_s > 0.0 or interval_s is not None
         self._reports: deque[tuple[float, int, Report | tuple[str, int]]] = deque()
         """Those that the router has not seen."""
+        self._watched: set[int] = set()
+        """Places at which a replica has been."""
         self._homes: dict[str, Column] | None = None
         self._open = fleet.candidates
         self._count = len(fleet)
@@ -157,7 +159,10 @@ class Gateway:
     # -- what replicas report --------------------------------------------------------------------------------------
 
     def watch(self, place: int, engine: Engine) -> Callable[[StepPlan | None], None]:
-        """A function that the replica calls with each plan; from now on its engine tells where its adapters are."""
+        """A function that the replica calls with each plan; from now on its engine tells where its adapters are.
+
+        Of a replica that was at this place before, nothing is seen any more, however late reports are.
+        """
         if self._reports:  # one that was here before is no more
             self._reports = deque(report for report in self._reports if report[1] != place)
         ledger, apply, simple = engine.ledger, self._apply, not self._late and self._told is None
@@ -192,6 +197,9 @@ class Gateway:
             else:
                 self._move(place, state.name, code)
 
+        if place in self._watched:
+            self._apply(place, Report(0, 0, slots.free, len(slots.idle), kv.used / kv.total, IDLE))
+        self._watched.add(place)
         ledger.host_cache.moved = moved
         for name, column in self.fleet._tiers.items():
             if column[place]:

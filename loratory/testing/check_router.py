@@ -22,7 +22,7 @@ from loratory.testing.world import World
 
 ROUTER_PROMISES = {
     "returns": "its code comes back in time, raises nothing, and answers with a candidate",
-    "serves": "every request goes to one replica, is served, and ends once, also while replicas fail, come back and drain",
+    "serves": "every request goes to one replica, is served, and ends once, also while replicas fail, return, drain",
     "determinism": "two runs of the same fleet are the same",
     "jumps": "runs are the same when the simulator jumps over decode steps and when it does not",
 }

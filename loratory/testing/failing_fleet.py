@@ -56,5 +56,7 @@ def ends_through_failure(world: World, replicas: int, failing: int, **options: A
     for index in range(len(arrivals)):
         found = ends.get(str(index), [])
         if len(found) != 1:
-            raise BrokenLaw("serves", f"request {index} ended {len(found)} times while replicas failed, came back and drained")
+            raise BrokenLaw(
+                "serves", f"request {index} ended {len(found)} times while replicas failed, came back and drained"
+            )
     return {name: found[0] for name, found in ends.items()}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from command import SMALL as LITTLE
 
+from loratory.experiment.run import run_scenario
 from loratory.reports import Recorder, RunInfo, RunReport, summarise, verdicts
 from loratory.reports.fleet_figure import fleet_figures, marks_of
 from loratory.reports.fleet_words import fleet_sentences
 from loratory.reports.html import render
 from loratory.reports.run_info import ReplicaLimits
+from loratory.scenarios.load import load_text
 from loratory.serving.events import Ended, Stepped
 from loratory.serving.plan import BatchShape
 from loratory.serving.request import Request
@@ -176,3 +182,23 @@ def test_failures_and_roll_outs_are_marked(measure: Any) -> None:
         [[_step(0, 8)], [_step(0, 4)]], replace(INFO, fleet=FleetRecord((*OPEN, FAILS[2]._replace(state="off"))))
     )
     assert "failed" not in fleet_figures([stays])[0].caption
+
+
+@pytest.mark.parametrize("cutoff", [None, 4.0])
+def test_what_no_replica_was_open_for_is_nobodys(tmp_path: Path, cutoff: float | None) -> None:
+    """Both replicas fail at second 2: what comes later has no replica, and no policy is to blame."""
+    fails = [{"at_s": 2, "fail": 0}, {"at_s": 2, "fail": 1}]
+    changes = [f"cluster={json.dumps({'replicas': 2, 'events': fails})}"]
+    changes += [] if cutoff is None else [f"workload.cutoff_s={cutoff}"]
+    scenario = load_text(LITTLE, overrides=["workload.duration_s=6", "workload.arrivals=20", *changes])
+    run = run_scenario(scenario, tmp_path / "out")["runs"][0]
+    table = pq.read_table(tmp_path / "out" / "fifo" / "0" / "requests.parquet").to_pylist()
+    left = [row for row in table if row["first_token"] is None]
+    assert left and all(row["replica"] is None and "no replica was open from 2 s on" in row["why"] for row in left)
+    assert [each["requests"] for each in run["per_replica"]] == [
+        sum(row["replica"] == place for row in table) for place in (0, 1)
+    ]
+    assert sum(each["requests"] for each in run["per_replica"]) + len(left) == len(table)
+    assert run["never_served"]["cause"] is None and run["bottleneck"] == "replicas"
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "replicas that are open" in text and "no replica was open from 2 s on" in text

@@ -14,9 +14,12 @@ from roster import POLICIES
 
 from loratory.serving.config import EngineConfig
 from loratory.serving.events import Arrived, Ended, Loaded, LoadStarted, Stepped
+from loratory.serving.request import Request
 from loratory.serving.sequence import sequence_of
 from loratory.sim.autoscaler import Autoscaler
+from loratory.sim.fleet import AWAY, Fleet
 from loratory.sim.fleet_options import AutoscaleOptions, FleetEvent, FleetOptions
+from loratory.sim.router import Router
 from loratory.testing import ToyCost, World, adapter, workload, worlds
 
 PLAIN = EngineConfig(num_gpu_blocks=99, max_num_seqs=4)
@@ -187,3 +190,33 @@ def test_an_autoscaler_replaces_what_failed_while_it_has_places(most: int) -> No
     run = Lived(_plain(rows), life, replicas=2)
     assert {end.status for end in run.of(Ended)} == {"completed" if most == 3 else "failed"}
     assert len(run.of(Ended)) == 2
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+def test_a_replica_that_starts_anew_is_seen_as_it_is(delay_s: float) -> None:
+    """All fail with queues, and open at the same second: the router sees empty ones, and spreads what has waited."""
+    rows = [{"prompt": 8, "out": 40, "adapter": 1 + n % 2, "at": 0.01 * n} for n in range(60)]
+    events = [FleetEvent(0.5, "fail", place) for place in range(3)]
+    events += [FleetEvent(0.75, "recover", place) for place in range(3)]
+    seen: list[tuple[float, dict[str, list[float]], list[int]]] = []
+
+    class Watching(Router):
+        def route(self, request: Request, fleet: Fleet) -> int:
+            names = ("waiting", "running", "free_slots", "kv_use", "in_flight")
+            columns = {name: getattr(fleet, name).tolist() for name in names}
+            seen.append((fleet.now, columns, fleet.tiers("a1").tolist()))
+            return fleet.lowest(fleet.in_flight)
+
+    adapters = (adapter(1), adapter(2))
+    config = PLAIN.model_copy(update={"max_num_seqs": 2, "max_loras": 2})
+    world = World(workload(rows, adapters), adapters, config, ToyCost())
+    run = Lived(world, FleetOptions(tuple(events)), router=Watching(), metrics_delay_s=delay_s)
+    assert_conserved(run)
+    at_once = [(columns, tiers) for now, columns, tiers in seen if now == 0.75]
+    assert len(at_once) > 30
+    for number, (columns, tiers) in enumerate(at_once):
+        assert columns["waiting"] == columns["running"] == columns["kv_use"] == [0.0] * 3 and tiers == [AWAY] * 3
+        assert columns["free_slots"] == [config.max_loras] * 3
+        assert sum(columns["in_flight"]) == number and max(columns["in_flight"]) - min(columns["in_flight"]) <= 1
+    before = [columns for now, columns, _ in seen if 0.3 < now < 0.5]
+    assert any(sum(each["waiting"]) for each in before) == (delay_s == 0.0)

@@ -121,9 +121,8 @@ def test_a_roll_out_after_the_end_changes_nothing_but_a_note(world: World, polic
     run, plain = (Lived(world, life, policy, router=router) for life in (never, FleetOptions()))
     assume(plain.end.never_served == 0)
     assert run.values == plain.values
-    assert run.end.notes == (
-        "cluster.events: the roll-out of a1@2 at 1e+06 s did not happen, because the run was over before",
-    )
+    (note,) = set(run.end.notes) - set(plain.end.notes)
+    assert note == "cluster.events: the roll-out of a1@2 at 1e+06 s did not happen, because the run was over before"
     assert run.end.fleet is not None and run.end.fleet.roll_outs[0].began_s is None
 
 

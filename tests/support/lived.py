@@ -14,6 +14,7 @@ from loratory.serving.run_end import RunEnd
 from loratory.serving.sequence import sequence_of
 from loratory.sim.cluster import simulate
 from loratory.sim.fleet_options import FleetEvent, FleetOptions
+from loratory.sim.router import Router
 from loratory.testing import World
 from loratory.testing.checked_engine import CheckedEngine
 from loratory.testing.run import STALL_PLANS, Values, plain
@@ -25,8 +26,8 @@ class Lived:
     """What a run of a fleet left: events with their replica, as they came; the same as values; how it ended."""
 
     def __init__(
-        self, world: World, life: FleetOptions, policy: str = "fifo", replicas: int = 3, router: str = "round_robin",
-        **options: Any,
+        self, world: World, life: FleetOptions, policy: str = "fifo", replicas: int = 3,
+        router: str | Router = "round_robin", **options: Any,
     ) -> None:  # fmt: skip
         self.world = world
         self.events: list[tuple[int, Event]] = []
@@ -46,8 +47,9 @@ class Lived:
 
         self.end: RunEnd = simulate(
             world.workload, adapters=world.adapters, config=world.config, policy=POLICIES[policy], cost=world.cost,
-            kv_bytes_per_token=world.kv_bytes_per_token, replicas=replicas, router=router_factory(router)(),
-            life=life, sink=sink, engine=checked, stall_plans=STALL_PLANS, **options,
+            kv_bytes_per_token=world.kv_bytes_per_token, replicas=replicas,
+            router=router_factory(router)() if isinstance(router, str) else router, life=life,
+            sink=sink, engine=checked, stall_plans=STALL_PLANS, **options,
         )  # fmt: skip
 
     def of(self, kind: type) -> list[Any]:
