@@ -218,7 +218,7 @@ def test_a_folder_that_is_removed_ends_the_recording_and_nothing_else(
 ) -> None:
     ran, recording = recorded(tmp_path / "rec", model, close=False)
     shutil.rmtree(tmp_path / "rec")
-    recording.take(LiveStep((), (), (), False, (), (), (), None, (), ()))
+    recording.take(LiveStep((), (), (), False, (), (), (), (), None, (), ()))
     assert recording.close().failure.endswith("has ended: its files have been removed")
     assert len(ran.ends) == 40 and "Traceback" not in caplog.text
 
