@@ -51,6 +51,14 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> str:
     return done.output
 
 
+def fails_its_trial(*_: Any) -> None:
+    raise PolicyError("it breaks a promise")
+
+
+async def has_ended(_: Any) -> None:
+    raise LoratoryError("it is over")
+
+
 def test_a_policy_is_swapped_from_the_command_line(
     world: AdminWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,8 +68,20 @@ def test_a_policy_is_swapped_from_the_command_line(
     with listening(world.client.app) as url:
         said = run("swap", "drain", "--url", url, "--token-file", str(tmp_path / "token"))
         assert said.startswith("drain is in force, in place of fifo, since second ")
-        with pytest.raises(PolicyError, match="did you mean 'drain'"):
+        with pytest.raises(InputError, match="did you mean 'drain'"):
             run("swap", "drian", "--url", url + "/", env=given)
+        with pytest.raises(InputError, match="policy: String should have at least 1 character"):
+            run("swap", "", "--url", url, env=given)
+        with monkeypatch.context() as patched:
+            for failing in (("swap", "drain"), ("swap", "drain", "--shadow")):
+                patched.setattr(admin, "try_policy", fails_its_trial)
+                with pytest.raises(PolicyError, match="it breaks a promise"):
+                    run(*failing, "--url", url, env=given)
+        with monkeypatch.context() as patched:
+            patched.setattr(world.live.admin, "in_engine", has_ended)
+            with pytest.raises(LoratoryError, match="the engine has stopped: it is over") as stopped:
+                run("swap", "fifo", "--url", url, env=given)
+            assert stopped.type is LoratoryError
         said = run("swap", "priority", "--shadow", "--url", url, env=given)
         assert "priority is asked beside drain from now on" in said
         assert json.loads(run("swap", "priority", "--shadow", "--json", "--url", url, env=given))["before"] == "drain"
