@@ -217,7 +217,7 @@ def _read(raw: bytes, kind: type[BodyType]) -> BodyType:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, kind) from None
 
 
 async def _refusing(work: Awaitable[T], wrong: str = REFUSED) -> T:

@@ -122,17 +122,22 @@ class Server:
         for module in self._modules:
             await self.catalogue.load_module(module)
 
-    def exchange(self, prefix: str, caller: Caller, adapter: ServedAdapter | None) -> Exchange:
-        """A request on its way; its id is made of ``prefix`` and the client's."""
+    def tenant(self, caller: Caller, adapter: ServedAdapter | None) -> str:
+        """The tenant of a caller's request for an adapter, or for the base model."""
         # As in scenarios, an adapter whose tenant nobody names is its own tenant, whatever its version.
         own = BASE_TENANT if adapter is None else adapter.tenant or adapter.name
+        return caller.tenant or own
+
+    def exchange(self, prefix: str, caller: Caller, adapter: ServedAdapter | None) -> Exchange:
+        """A request on its way; its id is made of ``prefix`` and the client's."""
         request_id = f"{prefix}-{caller.request_id}"
         if request_id in self._recent:
             request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
         self._recent[request_id] = None
         if len(self._recent) > RECENT_IDS:
             self._recent.popitem(last=False)
-        return Exchange(self.loop, self.limits, self.tokenizer, caller, adapter, caller.tenant or own, request_id)
+        tenant = self.tenant(caller, adapter)
+        return Exchange(self.loop, self.limits, self.tokenizer, caller, adapter, tenant, request_id)
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests; return when those in progress have ended, or when the seconds have passed."""

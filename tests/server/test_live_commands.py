@@ -193,8 +193,10 @@ def test_the_counts_of_a_log(tmp_path: Path) -> None:
     assert (report.live, report.shadow, report.earlier_candidates) == (("fifo", "slora", "fifo", "drain"), "drain", 1)
     assert (report.asked, report.compared, report.same, report.ended) == (16, 13, 9, "it failed")
     assert report.by_live == (
-        LiveCounts("fifo", 10, 8, {"share": 2}), LiveCounts("slora", 3, 1, {"behind": 1}), LiveCounts("drain", 0, 0, {}),
-    )  # fmt: skip
+        LiveCounts("fifo", 10, 8, {"share": 2}),
+        LiveCounts("slora", 3, 1, {"behind": 1}),
+        LiveCounts("drain", 0, 0, {}),
+    )
     assert {kind: (m.same, m.different) for kind, m in report.actions.items()} == {
         "admit": (1, 2), "load": (1, 0), "evict": (0, 1),
     }  # fmt: skip
