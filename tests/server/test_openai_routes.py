@@ -351,17 +351,24 @@ LOGGED: list[tuple[Any, dict[str, str], int, str]] = [
 def test_the_log_says_what_a_refused_request_asked_for_and_why(
     running: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def lines() -> list[str]:
-        return [PlainLines().format(each) for each in caplog.records if each.name == ACCESS.name]
+    def line(name: str, body: Any, headers: dict[str, str], status: int) -> str:
+        """The line of a request, which is written after the answer; those of earlier tests may come late as well."""
+
+        def lines() -> list[str]:
+            access = [PlainLines().format(each) for each in list(caplog.records) if each.name == ACCESS.name]
+            return [each for each in access if f" request_id={name} " in each]
+
+        assert running.post("/v1/completions", body, **headers, **{"x-request-id": name}).status_code == status
+        running.until(lines)
+        (found,) = lines()
+        assert "\n" not in found and len(found) < 500
+        return found
 
     with caplog.at_level(logging.INFO, ACCESS.name):
         for place, (body, headers, status, told) in enumerate(LOGGED):
-            assert running.post("/v1/completions", body, **headers).status_code == status
-            running.until(lambda count=place + 1: len(lines()) == count)  # a line is written after the answer
-            assert lines()[-1].endswith(f" {told}") and f" status={status} " in lines()[-1]
-        running.post("/v1/completions", PROMPT | {"model": "x" * 1000})
-        running.until(lambda: len(lines()) == len(LOGGED) + 1)
-    assert all("\n" not in line and len(line) < 500 for line in lines())
+            found = line(f"logged-{place}", body, headers, status)
+            assert found.endswith(f" {told}") and f" status={status} " in found
+        line("logged-long", PROMPT | {"model": "x" * 1000}, {}, 404)
 
 
 def test_what_changes_nothing_is_taken(running: RunningServer) -> None:
