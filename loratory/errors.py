@@ -36,15 +36,18 @@ def a_or_an(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
 
-def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` if none is similar."""
-    near = nearest(word, known)
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, least: float = 0.5) -> str:
+    """``did you mean 'fifo'?`` with the name in ``known`` most like ``word``; ``otherwise`` if none is similar.
+
+    ``least``: how similar it must be, up to 1 for equal ones.
+    """
+    near = nearest(word, known, least=least)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
-def nearest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
+def nearest(word: str, known: Iterable[str], most: int = 1, least: float = 0.5) -> list[str]:
     """The names in ``known`` that ``word`` most likely means, those that begin with it first."""
-    near = get_close_matches(word, list(known), n=most, cutoff=0.5)
+    near = get_close_matches(word, list(known), n=most, cutoff=least)
     return sorted(near, key=lambda name: not name.startswith(word))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratory.errors import InputError, did_you_mean, shortened
+from loratory.models.config_file import read_object
 from loratory.models.origin import Origin
 
 
@@ -73,6 +74,16 @@ def released_model(name: str, models: Mapping[str, ReleasedModel] | None = None)
             f"no released model is called {shortened(repr(name), 80)}: {did_you_mean(name, known, f'there is {names}')}"
         )
     return known[name]
+
+
+def known_as(folder: Path) -> tuple[str, ...]:
+    """Names besides the folder's own by which adapters may know the model in it: that of the released model on the Hub,
+    and the one in its config.json. Raises `InputError` where that cannot be read."""
+    origin = Origin.read(folder)
+    released = None if origin is None else released_models().get(origin.model)
+    own = read_object(folder / "config.json").get("_name_or_path")
+    names = (None if released is None else released.hub, own)
+    return tuple(name for name in names if isinstance(name, str) and name)
 
 
 def resolve_checkpoint(

@@ -12,6 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 ACCESS = logging.getLogger("loratory.access")
+NOTE = "loratory.note"
+"""The key in an ASGI scope of what the access log's line says of a request, besides its method, path and status."""
+
+LONGEST_FACT = 200
+"""Characters of a client's text in a line."""
+
 _PLAIN = re.compile(r"[!-~]+")
 
 

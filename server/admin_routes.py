@@ -39,6 +39,10 @@ from loratory.server.settings import ServerSettings
 BodyType = TypeVar("BodyType", bound=AdminBody)
 T = TypeVar("T")
 
+REFUSED, NO_POLICY = "refused", "invalid_policy"
+"""Codes of errors: what was named well is refused, such as a policy that has failed its trial; what was named is no
+policy that may be put in."""
+
 ORDER_S = 60.0
 """Seconds that an order may wait for the end of a step."""
 
@@ -87,18 +91,18 @@ def router(server: AdminServer) -> APIRouter:
         body = _read(await request.body(), PolicyBody)
         if not body.shadow:
             try:
-                return await _refusing(admin.swap(body.policy))
+                return await _refusing(admin.swap(body.policy), NO_POLICY)
             except ApiError:
                 server.metrics.swap_refused()
                 raise
-        shadow = await _refusing(admin.set_shadow(body.policy))
+        shadow = await _refusing(admin.set_shadow(body.policy), NO_POLICY)
         now = server.executor.policy_spec
         return SwapAnswer(before=now, policy=now, at_s=server.executor.now(), trial_s=0.0, shadow=shadow)
 
     @routes.post("/shadow", response_model=ShadowState | None, responses=refused, openapi_extra=body_schema(ShadowBody))
     async def shadow(request: Request) -> ShadowState | None:
         """Ask a policy beside the one in force from now on, or none."""
-        return await _refusing(admin.set_shadow(_read(await request.body(), ShadowBody).policy))
+        return await _refusing(admin.set_shadow(_read(await request.body(), ShadowBody).policy), NO_POLICY)
 
     async def bodiless(request: Request) -> None:
         if (await request.body()).strip() not in (b"", b"{}", b"null"):
@@ -213,15 +217,15 @@ def _read(raw: bytes, kind: type[BodyType]) -> BodyType:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, kind) from None
 
 
-async def _refusing(work: Awaitable[T]) -> T:
-    """Await; what is refused is 400, and an engine that has ended 503."""
+async def _refusing(work: Awaitable[T], wrong: str = REFUSED) -> T:
+    """Await; what is refused is 400, and an engine that has ended 503. ``wrong``: the code for bad input."""
     try:
         return await work
     except (InputError, PolicyError) as error:
-        raise ApiError(400, str(error), code="refused") from error
+        raise ApiError(400, str(error), code=wrong if isinstance(error, InputError) else REFUSED) from error
     except LoratoryError as error:
         raise ApiError(503, f"the engine has stopped: {error}", code="engine_stopped") from error
 

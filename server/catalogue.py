@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,28 +75,25 @@ class KnownAdapter:
 class AdapterCatalogue:
     """Finds the adapter that a request names, and gives it to the engine when it is not there yet.
 
-    ``item_bytes``: of one weight in a slot. ``base_names``: what the base model is called, the first in answers.
-    ``aliases``: further names under which adapters may know it. Of the registry's adapters the engine knows the
-    ``most_known`` that were asked for last. All methods but `close` belong to one event loop's
-    thread.
+    ``bases``: what the base model is called. ``item_bytes``: of one weight in a slot. Of the registry's adapters the
+    engine knows the ``most_known`` that were asked for last. All methods but `close` belong to one event loop's thread.
     """
 
     def __init__(
         self,
         fetcher: AdapterFetcher,
         loop: EngineLoop,
-        base_names: tuple[str, ...],
+        bases: BaseModels,
         item_bytes: int,
         names: RegistryNames | None = None,
-        aliases: Iterable[str] = (),
         most_known: int = MOST_KNOWN,
     ) -> None:
-        self.base_names = base_names
+        self.base_names = bases.names
         self._fetcher = fetcher
         self._loop = loop
         self._item_bytes = item_bytes
         self._names = names
-        self._bases = BaseModels(base_names, aliases)
+        self._bases = bases
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="adapter-fetch")
         self._known: dict[str, KnownAdapter] = {}
         """By the engine's name."""

@@ -15,15 +15,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loratory.errors import shortened
-from loratory.server.access_log import ACCESS
+from loratory.server.access_log import ACCESS, NOTE
 from loratory.server.headers import REQUEST_ID, request_id_of
 from loratory.server.openai_errors import ApiError, as_api_error
 
 CLIENT_GONE = 499
 """The status that logs and metrics show where the client left before an answer began."""
-
-NOTE = "loratory.note"
-"""The key in an ASGI scope of what the access log's line says of a request."""
 
 LEAST_BYTES_PER_S = 65_536
 """A long body has a second more for so many bytes."""
@@ -96,7 +93,8 @@ class Edge:
         try:
             scope[REQUEST_ID] = request_id_of(headers)
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-                raise ApiError(431, f"the headers are longer than {MAX_HEADER_BYTES:,} bytes: shorten them")
+                raise ApiError(431, f"the headers are longer than {MAX_HEADER_BYTES:,} bytes: shorten them",
+                               code="headers_too_long")  # fmt: skip
             length = headers.get("content-length", "")
             if length.isdigit() and int(length) > self.max_body_bytes:
                 raise self._too_long()
@@ -104,8 +102,9 @@ class Edge:
         except ClientDisconnect:
             note["error"] = "the client left before its body was complete"
         except Exception as error:
-            answer = as_api_error(error).response()
-            note["error"] = str(error)
+            told = as_api_error(error)
+            answer = told.response()
+            note |= told.facts | {"error": shortened(str(error))}
             if status:  # the answer has begun: all that can be done is to break it off
                 raise
             await answer(scope, receive, send_marked)

@@ -151,7 +151,7 @@ class Exchange:
         self._ready.set()
 
     def _deadline(self) -> None:
-        """End the outputs that still wait for their first token."""
+        """End the outputs that have no token and do not run: not admitted yet, or preempted. Those that run go on."""
         names = [output.request_id for output in self.outputs if output.first_at is None]
 
         def expire(executor: Executor, at: float) -> None:

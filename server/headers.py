@@ -78,7 +78,8 @@ def _short(headers: Headers, name: str) -> str | None:
     if not value:
         return None
     if len(value) > MOST_CHARACTERS or not (value.isascii() and value.isprintable()):
-        raise ApiError(400, f"{name} is no printable ASCII text of at most {MOST_CHARACTERS} characters: correct it")
+        told = f"{name} is no printable ASCII text of at most {MOST_CHARACTERS} characters: correct it"
+        raise ApiError(400, told, code="invalid_header")
     return value
 
 
@@ -91,5 +92,6 @@ def _deadline(headers: Headers) -> float | None:
     except ValueError:
         milliseconds = 0.0
     if not 0.0 < milliseconds <= MOST_DEADLINE_MS:
-        raise ApiError(400, f"{TTFT_DEADLINE} is {given!r}: give milliseconds above 0 and up to {MOST_DEADLINE_MS:.0f}")
+        told = f"{TTFT_DEADLINE} is {given!r}: give milliseconds above 0 and up to {MOST_DEADLINE_MS:.0f}"
+        raise ApiError(400, told, code="invalid_header")
     return milliseconds / 1000

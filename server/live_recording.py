@@ -102,7 +102,7 @@ class LiveRecording:
         self._failure = ""
         self._steps = 0
         self._tails = Tails(0)
-        self._records = {each.name: record_of(each, files_of(each.name), served.dtype) for each in adapters}
+        self._records = {each.name: record_of(each, files_of(each.name), served) for each in adapters}
         self._pinned = [each.name for each in adapters if each.pinned]
         self._started = datetime.fromtimestamp(started_unix, UTC).isoformat(timespec="seconds")
         self._info: dict[str, Any] = {
@@ -140,7 +140,7 @@ class LiveRecording:
             self._fail("the disk is too slow")
             return
         added = [adapter_of(change.values) for change in step.changes if change.kind == "add"]
-        records = tuple(record_of(each, self._files_of(each.name), self._served.dtype) for each in added)
+        records = tuple(record_of(each, self._files_of(each.name), self._served) for each in added)
         self._waiting.append((step, records))
         self._some.set()
 

@@ -22,8 +22,9 @@ class LiveStep(NamedTuple):
     """One call of `Executor.step`, and what the engine learnt before it.
 
     ``consulted``: whether the policy was asked. ``decided``: what it yielded, in order. ``failed_over``: after how many
-    of those another policy took over, because the one in force failed. ``victims``: the requests preempted for want of
-    KV blocks. ``outputs``: requests that its end completed, with their tokens. ``ended``: requests that reached a final
+    of those another policy took over, because the one in force failed. ``put_in``: policies that came into force since
+    the step before, by order or because another failed, in order. ``victims``: the requests preempted for want of KV
+    blocks. ``outputs``: requests that its end completed, with their tokens. ``ended``: requests that reached a final
     status, for whatever reason. ``step`` is None for what came after the last one.
     """
 
@@ -33,6 +34,7 @@ class LiveStep(NamedTuple):
     consulted: bool
     decided: tuple[Decided, ...]
     failed_over: tuple[int, ...]
+    put_in: tuple[str, ...]
     victims: tuple[str, ...]
     step: RecordedStep | None
     outputs: tuple[tuple[str, int], ...]
@@ -59,6 +61,7 @@ class LiveTape:
         self._consulted = False
         self._decided: list[Decided] = []
         self._failed_over: list[int] = []
+        self._put_in: list[str] = []
         self._victims: list[str] = []
         self._outputs: list[tuple[str, int]] = []
         self._ended: list[Ended] = []
@@ -129,6 +132,7 @@ class LiveTape:
             self._consulted,
             tuple(self._decided),
             tuple(self._failed_over),
+            tuple(self._put_in),
             tuple(self._victims),
             step,
             (),
@@ -141,6 +145,7 @@ class LiveTape:
         """What was told so far is of no step that follows; ``ends``: nor are the ends."""
         for kept in (self._requests, self._loads, self._changes, self._decided, self._failed_over, self._victims):
             kept.clear()
+        self._put_in.clear()
         self._consulted = False
         if ends:
             self._planned = None
@@ -162,5 +167,6 @@ class LiveTape:
             self._victims.append(event.request.request_id)
 
     def _on_swapped(self, event: PolicySwapped) -> None:
+        self._put_in.append(event.policy)
         if event.why:
             self._failed_over.append(len(self._decided))

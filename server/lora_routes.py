@@ -12,7 +12,7 @@ from pydantic import Field
 
 from loratory.adapters.record import MAX_NAME
 from loratory.errors import InputError, UnknownAdapter
-from loratory.server.edge import NOTE
+from loratory.server.access_log import NOTE
 from loratory.server.headers import check_key
 from loratory.server.openai_errors import ApiError, documented
 from loratory.server.openai_routes import check_engine

@@ -6,16 +6,17 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from loratory.errors import InputError
+from loratory.errors import InputError, shortened
+from loratory.server.access_log import LONGEST_FACT, NOTE
 from loratory.server.answer_shapes import ChatShape, CompletionShape, Facts, Shape, usage_of
 from loratory.server.catalogue import ServedAdapter
-from loratory.server.edge import CLIENT_GONE, NOTE
+from loratory.server.edge import CLIENT_GONE
 from loratory.server.event_stream import EventStream
 from loratory.server.exchange import ClientGoneError, Exchange
 from loratory.server.headers import REQUEST_ID, Caller, caller_of
@@ -23,7 +24,7 @@ from loratory.server.openai_answers import ChatAnswer, CompletionAnswer
 from loratory.server.openai_errors import ApiError, documented
 from loratory.server.openai_types import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationFields
 from loratory.server.output import Output, Piece
-from loratory.server.request_fields import body_of, read_body
+from loratory.server.request_fields import body_of, checked, read_object
 from loratory.server.sampling_fields import Sampling
 from loratory.server.server import Server
 
@@ -34,6 +35,7 @@ ANSWERS[200] = {"content": {"text/event-stream": {"schema": {
     "properties": {"data": {"type": "string", "description": "a chunk or an error as JSON; [DONE] in the last event"}},
     "required": ["data"],
 }}}}  # fmt: skip
+FieldsType = TypeVar("FieldsType", bound=GenerationFields)
 MakeShape = Callable[[Facts, list[list[int]]], Shape]
 
 
@@ -63,10 +65,7 @@ def router(server: Server) -> APIRouter:
     )
     async def completions(request: Request) -> Response:
         """Continue prompts: texts or token ids. With ``stream`` the answer is server-sent events."""
-        caller = caller_of(request.headers, request.scope[REQUEST_ID], server.settings)
-        body = read_body(await request.body(), CompletionRequest, request.headers.get("content-type"))
-        check_engine(server)
-        await server.catalogue.find(body.model)  # an unknown model is told before anything else
+        caller, body = await asked(request, CompletionRequest)
         prompts = [
             await encoded(prompt, body.add_special_tokens is not False) if isinstance(prompt, str) else prompt
             for prompt in body.prompt
@@ -84,10 +83,7 @@ def router(server: Server) -> APIRouter:
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation, written with the model's chat template. With ``stream`` the answer is events."""
-        caller = caller_of(request.headers, request.scope[REQUEST_ID], server.settings)
-        body = read_body(await request.body(), ChatRequest, request.headers.get("content-type"))
-        check_engine(server)
-        await server.catalogue.find(body.model)
+        caller, body = await asked(request, ChatRequest)
         prompt = await encoded_chat(server, body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
@@ -96,6 +92,22 @@ def router(server: Server) -> APIRouter:
 
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         return await answer(request, caller, _Ask(body, [prompt], "messages", limit, logprobs, "chatcmpl", shape))
+
+    async def asked(request: Request, kind: type[FieldsType]) -> tuple[Caller, FieldsType]:
+        """Who asks, and for what. The log's line says so, whatever is refused later; an unknown model is told before
+        anything else."""
+        note: dict[str, Any] = request.scope[NOTE]
+        caller = caller_of(request.headers, request.scope[REQUEST_ID], server.settings)
+        if caller.tenant is not None:
+            note["tenant"] = caller.tenant
+        given = read_object(await request.body(), request.headers.get("content-type"))
+        model = server.name if given.get("model") is None else given["model"]
+        if isinstance(model, str):
+            note["model"] = shortened(model, LONGEST_FACT)
+        body = checked(given, kind)
+        check_engine(server)
+        note["tenant"] = server.tenant(caller, await server.catalogue.find(body.model))
+        return caller, body
 
     async def encoded(text: str, add_special_tokens: bool) -> list[int]:
         return await tokenizer.in_thread(len(text), lambda: tokenizer.encode(text, add_special_tokens))

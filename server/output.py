@@ -13,7 +13,7 @@ from loratory.server.sampling_fields import Sampling
 from loratory.server.stream import Finish, TokenStream
 from loratory.server.tokenizer import ServerTokenizer
 
-DEADLINE_PASSED = "its deadline passed before its first token"
+DEADLINE_PASSED = "its deadline for the first token passed while it waited to be admitted"
 """Why a request was aborted whose deadline for the first token passed while it waited."""
 
 

@@ -13,6 +13,7 @@ from loratory.models.linear_layers import LINEAR_MODULES
 from loratory.scenarios.load import dump, load_text
 from loratory.scenarios.registry_adapters import RecordSpec
 from loratory.scenarios.schema import Scenario
+from loratory.server.base_models import BaseModels
 from loratory.server.recording_folder import PROFILE, REQUESTS
 from loratory.serving.config import EngineConfig
 from loratory.serving.lora import Adapter
@@ -23,10 +24,18 @@ _WORDS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _GPUS = ("l4", "a100-40gb", "a100-80gb", "h100-80gb", "h200", "mi300x")
 """By memory: where the server's device has no entry, the first that holds it; only its memory counts."""
 
+_STANDS = """\
+# The server ran on {device}, which is not in the catalogue of GPUs. {gpu} stands for it: a
+# simulation takes its memory from there, and the times of steps and loads from {profile}.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedSetup:
-    """What a server serves, as far as a scenario says it. ``device``: cpu or cuda; ``device_name``: what it is."""
+    """What a server serves, as far as a scenario says it. ``device``: cpu or cuda; ``device_name``: what it is.
+
+    ``bases``: by which names adapters may know the base model; None: only by that of ``checkpoint``.
+    """
 
     checkpoint: str
     config: EngineConfig
@@ -35,20 +44,28 @@ class ServedSetup:
     device: str
     device_name: str = ""
     threads: int | None = None
+    bases: BaseModels | None = None
 
 
-def record_of(adapter: Adapter, files: VerifiedAdapter | None, dtype: str) -> RecordSpec:
-    """An adapter as a scenario has it; ``files``: those it is served from, where they are known."""
+def record_of(adapter: Adapter, files: VerifiedAdapter | None, served: ServedSetup) -> RecordSpec:
+    """An adapter as a scenario has it; ``files``: those it is served from, where they are known.
+
+    Where its base model is the one that is served, under whatever name, it is called as the scenario's model is: only
+    of others a run of the scenario says that they are for another.
+    """
+    base = adapter.lora.base_model_name
+    if base is not None and served.bases is not None and served.bases.has(base):
+        base = _model_name(served)
     identity = {
         "name": adapter.name,
         "lora_int_id": adapter.lora.lora_int_id,
         "rank": adapter.rank,
-        "base_model": adapter.lora.base_model_name,
+        "base_model": base,
         "version": adapter.version,
         "digest": adapter.digest,
     }
     if files is None:
-        parameters = max(1, adapter.bytes // _item_bytes(dtype))
+        parameters = max(1, adapter.bytes // _item_bytes(served.dtype))
         more = {"source": adapter.lora.lora_path, "parameters": parameters, "target_modules": list(LINEAR_MODULES)}
     else:
         held, source = files.description, str(files.source)
@@ -68,7 +85,7 @@ def recorded_scenario(
 
     Raises `InputError` for a model that the simulator does not know.
     """
-    checkpoint = os.path.abspath(served.checkpoint) if os.path.exists(served.checkpoint) else served.checkpoint
+    checkpoint = _checkpoint(served)
     adapters: dict[str, object] = {"count": 0}
     if records:
         adapters = {"records": [record.model_dump(exclude_none=True) for record in records]}
@@ -79,11 +96,14 @@ def recorded_scenario(
     executor: dict[str, object] = {"checkpoint": checkpoint, "dtype": served.dtype, "device": served.device}
     if served.threads is not None:
         executor["threads"] = served.threads
+    gpu, own = _gpu(served, checkpoint, bool(records), dtype)
+    device, started = served.device_name or served.device, f"what a server was asked since {started}"
+    stands = "" if own else f"; a simulation takes the memory of {gpu} in its place"
     raw = {
         "name": "recorded",
-        "description": f"what a server was asked since {started}; its device: {served.device_name or served.device}",
+        "description": f"{started}; its device: {device}{stands}",
         "model": checkpoint,
-        "gpu": _gpu(served, checkpoint, bool(records), dtype),
+        "gpu": gpu,
         "engine": {**config, "async_scheduling": False},
         "cost": {"kind": "profile", "profile": str(folder / PROFILE)},
         "memory": {} if dtype is None else {"dtype": dtype},
@@ -97,20 +117,30 @@ def recorded_scenario(
     for name in (PROFILE, REQUESTS):
         text = text.replace(str(folder / name), name)
     load_text(text, "scenario.yaml", folder, unbounded=True)
-    return text
+    return text if own else _STANDS.format(gpu=gpu, device=device, profile=PROFILE) + text
 
 
-def _gpu(served: ServedSetup, checkpoint: str, adapters: bool, dtype: str | None) -> str:
-    """The catalogue's name of the device, or of a GPU with enough memory."""
+def _checkpoint(served: ServedSetup) -> str:
+    """The scenario's model."""
+    return os.path.abspath(served.checkpoint) if os.path.exists(served.checkpoint) else served.checkpoint
+
+
+def _model_name(served: ServedSetup) -> str:
+    """What runs of the scenario call its model."""
+    return os.path.basename(_checkpoint(served).rstrip("/")) or served.checkpoint
+
+
+def _gpu(served: ServedSetup, checkpoint: str, adapters: bool, dtype: str | None) -> tuple[str, bool]:
+    """The catalogue's name of the device and true, or of a GPU with enough memory and false."""
     told = served.device_name.lower().replace(" ", "-")
     for name in (*_GPUS[::-1], "b200", "l40s", "a10g"):
         if served.device == "cuda" and name.partition("-")[0] in told.split("-"):
-            return name
+            return name, True
     spec = model(checkpoint)
     targets = resolve_targets("all-linear") if adapters else ()
     options = MemoryOptions(dtype=dtype)
     fitting = (name for name in _GPUS if oversized(spec, gpu(name), served.config, targets, options) is None)
-    return next(fitting, _GPUS[-1])
+    return next(fitting, _GPUS[-1]), False
 
 
 def _item_bytes(dtype: str) -> int:

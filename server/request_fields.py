@@ -55,15 +55,21 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 def read_body(raw: bytes, kind: type[BodyType], content_type: str | None) -> BodyType:
     """A body as one of ``kind``. Raises `ApiError` 400 for a body that is no JSON object of that form."""
+    return checked(read_object(raw, content_type), kind)
+
+
+def read_object(raw: bytes, content_type: str | None) -> dict[str, Any]:
+    """The fields of a body. Raises `ApiError` 400 for a body that is no JSON object."""
     if content_type is not None and content_type.partition(";")[0].strip().lower() not in ("", "application/json"):
-        raise ApiError(400, f"the body is {content_type[:80]!r}: send JSON, with Content-Type: application/json")
+        told = f"the body is {content_type[:80]!r}: send JSON, with Content-Type: application/json"
+        raise ApiError(400, told, code="invalid_content_type")
     try:
         given = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is no JSON ({error}): correct it", code="invalid_json") from None
     if not isinstance(given, dict):
         raise ApiError(400, "the body is JSON, but no object: send {...}", code="invalid_json")
-    return checked(given, kind)
+    return given
 
 
 def checked(given: dict[str, Any], kind: type[BodyType]) -> BodyType:
@@ -71,7 +77,7 @@ def checked(given: dict[str, Any], kind: type[BodyType]) -> BodyType:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, kind) from None
 
 
 def body_of(kind: type[BaseModel]) -> dict[str, Any]:

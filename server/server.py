@@ -23,9 +23,8 @@ from loratory.executor.executor import Executor
 from loratory.executor.machine import Machine
 from loratory.executor.model import Model, resolve_device
 from loratory.experiment.policy_spec import policy_factory
-from loratory.models.config_file import read_object
-from loratory.models.origin import Origin
-from loratory.models.released import released_models, resolve_checkpoint
+from loratory.models.released import known_as, resolve_checkpoint
+from loratory.server.base_models import BaseModels
 from loratory.server.catalogue import AdapterCatalogue, ServedAdapter
 from loratory.server.cost import server_cost
 from loratory.server.engine_loop import EngineLoop
@@ -122,17 +121,22 @@ class Server:
         for module in self._modules:
             await self.catalogue.load_module(module)
 
-    def exchange(self, prefix: str, caller: Caller, adapter: ServedAdapter | None) -> Exchange:
-        """A request on its way; its id is made of ``prefix`` and the client's."""
+    def tenant(self, caller: Caller, adapter: ServedAdapter | None) -> str:
+        """The tenant of a caller's request for an adapter, or for the base model."""
         # As in scenarios, an adapter whose tenant nobody names is its own tenant, whatever its version.
         own = BASE_TENANT if adapter is None else adapter.tenant or adapter.name
+        return caller.tenant or own
+
+    def exchange(self, prefix: str, caller: Caller, adapter: ServedAdapter | None) -> Exchange:
+        """A request on its way; its id is made of ``prefix`` and the client's."""
         request_id = f"{prefix}-{caller.request_id}"
         if request_id in self._recent:
             request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
         self._recent[request_id] = None
         if len(self._recent) > RECENT_IDS:
             self._recent.popitem(last=False)
-        return Exchange(self.loop, self.limits, self.tokenizer, caller, adapter, caller.tenant or own, request_id)
+        tenant = self.tenant(caller, adapter)
+        return Exchange(self.loop, self.limits, self.tokenizer, caller, adapter, tenant, request_id)
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests; return when those in progress have ended, or when the seconds have passed."""
@@ -209,9 +213,13 @@ def _build(settings: ServerSettings, clock: Clock, resources: ExitStack) -> Serv
     )  # fmt: skip
     sinks.append(metrics.sink)
     cost = server_cost(settings, machine)
+    bases = BaseModels(
+        served_names(settings),
+        [settings.checkpoint, str(folder.resolve()), *settings.base_model_names, *known_as(folder)],
+    )
     setup = ServedSetup(
         str(folder.resolve()), config, spec, str(model.dtype).removeprefix("torch."), device,
-        str(machine.about()["device_name"]), settings.threads,
+        str(machine.about()["device_name"]), settings.threads, bases,
     )  # fmt: skip
     live = Live(settings, setup, cost, (), machine.files.get, time.time())
     resources.callback(live.close)
@@ -223,15 +231,7 @@ def _build(settings: ServerSettings, clock: Clock, resources: ExitStack) -> Serv
     loop = EngineLoop(executor, metrics.token)
     live.attach(loop)
     limits = FileLimits(max_lora_rank=config.max_lora_rank, base=model.shape)
-    aliases = [settings.checkpoint, str(folder.resolve()), *settings.base_model_names]
-    origin = Origin.read(folder)
-    if origin is not None and (released := released_models().get(origin.model)) is not None:
-        aliases.append(released.hub)
-    if isinstance(own := read_object(folder / "config.json").get("_name_or_path"), str) and own:
-        aliases.append(own)
-    catalogue = AdapterCatalogue(
-        AdapterFetcher(cache, limits), loop, served_names(settings), model.dtype.itemsize, names, aliases
-    )
+    catalogue = AdapterCatalogue(AdapterFetcher(cache, limits), loop, bases, model.dtype.itemsize, names)
     servers.append(
         Server(
             settings, machine, executor, loop, clock, tokenizer, catalogue, metrics, live,

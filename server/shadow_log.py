@@ -4,7 +4,8 @@
     {"t": S, "live": {"admit": [...], ...}, "shadow": {...}}     what each did at second S, where they differ
     {"t": S, "both": {"admit": [...], ...}}                      what both did, where it was the same
     {"t": S, "live_now": SPEC}                                   another policy is in force
-    {"t": S, "compared": N, "same": N, "left_out": {WORD: N}}    counts since the candidate began, once a second
+    {"t": S, "compared": N, "same": N, "left_out": {WORD: N}}    counts since the candidate began, once a second, and
+                                                                 before each "live_now"
     {"t": S, "ended": REASON}                                    the candidate's end; empty where it was ordered
 
 Of requests, ``of`` has adapter and tenant where the two differ. Only what the ledger carried out counts.
@@ -31,6 +32,7 @@ class ShadowLog:
 
     def __init__(self, file: IO[str], spec: str, live: str) -> None:
         self._file = file
+        self._live = live
         self._at = 0.0
         self._counted_at: float | None = None
         self._compared = self._same = 0
@@ -57,12 +59,17 @@ class ShadowLog:
         """The live policy was asked, the candidate was not."""
         self._left_out[why] += 1
 
-    def swaps(self, step: ShadowStep) -> None:
-        """A step has been played: note policies that were put in."""
+    def begin_step(self, step: ShadowStep) -> None:
+        """A step is about to be played: note policies that were put in, and what was counted under those before."""
         self._at = step.step.start_s
-        for change in step.changes:
-            if change.kind == "swap":
-                self._write({"t": self._at, "live_now": change.values[0]})
+        for policy in step.put_in:
+            if policy != self._live:  # the candidate may have begun between a swap and the next step
+                self._live = policy
+                self._count(-1.0)
+                self._write({"t": self._at, "live_now": policy})
+
+    def end_step(self) -> None:
+        """The step has been played."""
         self._count(EVERY_S)
 
     def counts(self) -> dict[str, Any]:

@@ -85,9 +85,10 @@ class _Judge:
             while True:
                 steps: list[ShadowStep] = pickle.load(stream)
                 for step in steps:
+                    self.log.begin_step(step)
                     with self._watch:
                         self._engine.play(step)
-                    self.log.swaps(step)
+                    self.log.end_step()
                 if (now := monotonic()) - told > _TELL_S or not steps:
                     told = now
                     self.log.flush()

@@ -34,6 +34,7 @@ class ShadowStep(NamedTuple):
     consulted: bool
     choices: tuple[Choice, ...]
     failed_over: tuple[int, ...]
+    put_in: tuple[str, ...]
     victims: tuple[str, ...]
     step: RecordedStep
     outputs: tuple[tuple[str, int], ...]
@@ -74,6 +75,7 @@ def plain_step(live: LiveStep, sent_at: float) -> ShadowStep | None:
         live.consulted,
         choices_of(live.decided),
         live.failed_over,
+        live.put_in,
         live.victims,
         live.step,
         live.outputs,

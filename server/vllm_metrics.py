@@ -47,7 +47,8 @@ def _scheduler(counts: Counts, make: MetricMaker) -> Iterator[Metric]:
     )
     yield MetricMaker().gauges(  # vLLM's info metrics do not have the common labels
         "vllm:cache_config_info",
-        "Information of the engine's cache configuration.",
+        "Information of the engine's cache configuration."
+        + (" One of num_gpu_blocks is the null block, which holds no tokens." if config.null_block else ""),
         ("block_size", "num_gpu_blocks", "enable_prefix_caching", "engine"),
         [((str(config.block_size), str(config.num_gpu_blocks), "False", ENGINE), 1)],
     )

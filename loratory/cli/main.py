@@ -1,4 +1,5 @@
-"""main: the ``loratory`` command. Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 3 an SLO missed."""
+"""main: the ``loratory`` command. Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 3 an SLO missed, or
+128 + a signal's number."""
 
 from __future__ import annotations
 

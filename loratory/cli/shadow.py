@@ -69,11 +69,12 @@ def report(
 
 
 def _tell(found: ShadowReport) -> None:
-    live = found.live[-1]
     seconds = found.ended_s - found.began_s
     say(f"{found.shadow} beside {', then '.join(found.live)}, {seconds:,.1f} s")
-    left_out = ", ".join(f"{number:,} {_REASONS.get(why, why)}" for why, number in found.left_out.items())
-    say(f"{live} was asked {plural(found.asked, 'time')}: {found.compared:,} compared; left out: {left_out or 'none'}")
+    for live in found.by_live:
+        left_out = ", ".join(f"{number:,} {_REASONS.get(why, why)}" for why, number in live.left_out.items())
+        counts = f"{plural(live.asked, 'time')}: {live.compared:,} compared; left out: {left_out or 'none'}"
+        say(f"{live.policy} was asked {counts}" if live.asked else f"{live.policy} was never asked")
     if found.ended:
         say(f"the shadow has ended: {found.ended}")
     if not found.compared:

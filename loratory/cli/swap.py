@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from loratory.cli.terminal import Json, dump, say
-from loratory.errors import InputError, PolicyError, shortened
+from loratory.errors import InputError, LoratoryError, PolicyError, shortened
 
 TOKEN = "LORATORY_ADMIN_TOKEN"
 """The environment variable that has the admin token where no file is given."""
@@ -31,8 +31,8 @@ def swap_command(
     """Put a policy into a running server, without losing a request.
 
     The server tries it first: import, the checks of check-policy, a dry run over a copy of what waits and runs. If it
-    is refused, nothing changes and the exit code is 1. If it fails later, the policy before it returns. A relative
-    path is relative to the server's working folder.
+    fails there, nothing changes and the exit code is 1; a policy that does not exist is bad input, with exit code 2. If
+    it fails later, the policy before it returns. A relative path is relative to the server's working folder.
     """
     try:
         import httpx
@@ -102,8 +102,10 @@ def _refuse(status: int, said: Any, place: str) -> None:
             f"the server at {shortened(place, 100)} has no admin routes: start it with --admin-token-file, or check "
             "--url"
         )
-    if message:
-        raise PolicyError(shortened(message))
+    if message and isinstance(told, dict):
+        if told.get("code") == "refused":
+            raise PolicyError(shortened(message))
+        raise (InputError if status < 500 else LoratoryError)(shortened(message))
     raise InputError(f"what answers at {shortened(place, 100)} is no loratory serve (HTTP {status}): check --url")
 
 

@@ -68,5 +68,7 @@ def replay_folder(folder: Path) -> list[Replayed]:
                 recorded, again = run / "decisions.jsonl", Path(scratch) / "decisions.jsonl"
                 replayed.append(compare_decisions(policy, seed, steps, [recorded], again))
     if not replayed:
-        raise InputError(f"{folder} holds no recording.jsonl: only runs with --on executor are recorded")
+        raise InputError(
+            f"{folder} holds no recording.jsonl: only loratory run --on executor and loratory serve --record write one"
+        )
     return replayed

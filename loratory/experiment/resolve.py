@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar, get_args
 
 from loratory.errors import InputError
 from loratory.experiment.memory_remedies import Remedies
 from loratory.experiment.notes.model_notes import clipping_notes, model_notes
 from loratory.experiment.roll_outs import roll_outs
+from loratory.models.released import known_as
 from loratory.scenarios.build import build_adapters
 from loratory.scenarios.cluster_spec import ReplicaGroupSpec
 from loratory.scenarios.cost_spec import OF_A_MODEL, TiersSpec, cost_dtype
@@ -142,7 +144,7 @@ def _build_one(scenario: Scenario) -> Built:
         cost = HostLinkCost(cost, scenario.tiers)
     notes = [
         excess,
-        other_base(scenario.adapters.records or (), (spec.name, spec.source)),
+        other_base(scenario.adapters.records or (), (spec.name, spec.source, *_further_names(scenario.model))),
         spec.context.note if scenario.engine.max_model_len is None else None,
         *model_notes(scenario, spec),
         *clipping_notes(scenario),
@@ -150,6 +152,12 @@ def _build_one(scenario: Scenario) -> Built:
     ]
     given = tuple(note for note in notes if note)
     return Built(sized, spec, cost, adapters, kv_bytes, memory, options.dtype or spec.dtype, cache, given, noise)
+
+
+def _further_names(given: str) -> tuple[str, ...]:
+    """Names by which adapters may know a model that is a folder or its config.json, besides the folder's own."""
+    place = Path(given)
+    return known_as(place) if place.is_dir() else known_as(place.parent) if place.name == "config.json" else ()
 
 
 def _computes(card: GPU, dtype: str, scenario: Scenario) -> None:

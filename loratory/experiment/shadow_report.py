@@ -41,12 +41,28 @@ class TurnCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveCounts:
+    """The counts of a `ShadowReport`, of the moments at which one live policy was asked."""
+
+    policy: str
+    compared: int
+    same: int
+    left_out: Mapping[str, int]
+
+    @property
+    def asked(self) -> int:
+        """Moments at which it was asked."""
+        return self.compared + sum(self.left_out.values())
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowReport:
     """What shadow.jsonl tells of the last candidate in it. ``began_s``, ``ended_s``: seconds of the server's clock.
 
-    ``asked``: moments at which the live policy was asked, those ``left_out`` (by reason) included; ``compared``: at
-    which the candidate was, too; ``same``: at which both did the same. ``actions``: of these, by action. ``first``:
-    whether the first admission was the same. ``ended``: why the candidate ended, empty where that was ordered.
+    ``live``: the policies in force, in order. ``asked``: moments at which the live policy was asked, those ``left_out``
+    (by reason) included; ``compared``: at which the candidate was, too; ``same``: at which both did the same;
+    ``by_live``: the same counts by live policy, each once. ``actions``: of these, by action. ``first``: whether the
+    first admission was the same. ``ended``: why the candidate ended, empty where that was ordered.
     ``earlier_candidates``: candidates before it in the same file.
     """
 
@@ -57,6 +73,7 @@ class ShadowReport:
     compared: int
     same: int
     left_out: Mapping[str, int]
+    by_live: tuple[LiveCounts, ...]
     actions: Mapping[str, Moments]
     first: Moments
     earlier: int
@@ -85,6 +102,8 @@ class _Seen:
     before: int
     times: list[float] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=lambda: {"compared": 0, "same": 0, "left_out": {}})
+    at_swaps: list[dict[str, Any]] = field(default_factory=list)
+    """The counts when each policy of ``live`` but the first was put in."""
     same: Counter[str] = field(default_factory=Counter)
     different: Counter[str] = field(default_factory=Counter)
     turns: dict[str, str] = field(default_factory=dict)
@@ -138,6 +157,7 @@ def _take(seen: _Seen, said: Mapping[str, Any]) -> None:
         seen.counts = dict(said)
     elif "live_now" in said:
         seen.live.append(str(said["live_now"]))
+        seen.at_swaps.append(seen.counts)
     elif "ended" in said:
         seen.ended = str(said["ended"])
     elif "both" in said:
@@ -167,6 +187,7 @@ def _differ(seen: _Seen, said: Mapping[str, Any]) -> None:
 
 
 def _report(seen: _Seen) -> ShadowReport:
+    by_live = _by_live(seen)
     kinds = [action for action in ACTIONS if seen.same[action] or seen.different[action]]
     turns = Counter(seen.turns.values())
     return ShadowReport(
@@ -174,9 +195,10 @@ def _report(seen: _Seen) -> ShadowReport:
         shadow=seen.shadow,
         began_s=min(seen.times, default=0.0),
         ended_s=max(seen.times, default=0.0),
-        compared=int(seen.counts["compared"]),
-        same=int(seen.counts["same"]),
+        compared=sum(each.compared for each in by_live),
+        same=sum(each.same for each in by_live),
         left_out={str(why): int(number) for why, number in seen.counts["left_out"].items()},
+        by_live=by_live,
         actions={action: Moments(seen.same[action], seen.different[action]) for action in kinds},
         first=Moments(seen.same["first"], seen.different["first"]),
         earlier=turns["earlier"],
@@ -185,6 +207,26 @@ def _report(seen: _Seen) -> ShadowReport:
         tenants=_turns(seen, 1),
         ended=seen.ended,
         earlier_candidates=seen.before,
+    )
+
+
+def _by_live(seen: _Seen) -> tuple[LiveCounts, ...]:
+    """The counts by live policy, in the order in which each was first in force."""
+    found: dict[str, Counter[str]] = {}
+    before: Counter[str] = Counter()
+    for policy, counts in zip(seen.live, [*seen.at_swaps, seen.counts], strict=True):
+        now = Counter({"compared": int(counts["compared"]), "same": int(counts["same"])})
+        now.update({f"left out: {why}": int(number) for why, number in counts["left_out"].items()})
+        found.setdefault(policy, Counter()).update(now - before)
+        before = now
+    return tuple(
+        LiveCounts(
+            policy,
+            counted["compared"],
+            counted["same"],
+            {word.removeprefix("left out: "): number for word, number in counted.items() if ": " in word},
+        )
+        for policy, counted in found.items()
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from command import SMALL
 from pages import ROOT, code_spans, prose, rows
+from typer.main import get_command
 
+from loratory.cli.main import app
 from loratory.experiment.policy_spec import policy_factory, policy_names
 from loratory.scenarios.load import load_text
 from loratory.scenarios.reference import tables
@@ -28,6 +30,20 @@ def test_policies() -> None:
     assert {spec.split(":")[0] for spec in specs} == set(policy_names())
     for spec in specs:
         policy_factory(spec)()
+
+
+def test_commands_that_tell_of_exit_code_1_are_in_the_table_of_exit_codes() -> None:
+    told: set[str] = set()
+
+    def walk(command: Any, name: str) -> None:
+        if re.search(r"xit code(:? is)? 1\b", " ".join((command.help or "").split())):
+            told.add(name)
+        for word, below in getattr(command, "commands", {}).items():
+            walk(below, f"{name} {word}".strip())
+
+    walk(get_command(app), "")
+    (failed,) = (cells[1] for cells in rows(README, "code") if cells[0] == "1")
+    assert told == set(re.findall("`([^`]+)`", failed)) >= {"check-policy", "swap", "adapters scan"}
 
 
 def test_the_catalogue_is_what_the_page_lists() -> None:

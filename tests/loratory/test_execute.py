@@ -190,7 +190,7 @@ def test_replay_wants_a_recorded_run(quick: Quick, tmp_path: Path, scenario: Pat
         replay_folder(tmp_path)
     code, _, _ = quick("run", str(scenario), "--out", str(tmp_path / "sim"))
     assert code == 0
-    with pytest.raises(InputError, match="only runs with --on executor are recorded"):
+    with pytest.raises(InputError, match="only loratory run --on executor and loratory serve --record write one"):
         replay_folder(tmp_path / "sim")
 
 

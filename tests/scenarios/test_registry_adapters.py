@@ -208,6 +208,21 @@ def test_another_base_model_is_a_note_of_the_run(folder: Path) -> None:
     assert note in run_scenario(loaded)["runs"][0]["warnings"]
 
 
+def test_a_folder_whose_config_names_the_base_model_has_its_adapters(folder: Path) -> None:
+    """The names are those that a server takes adapters by."""
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+        "max_position_embeddings": 1024, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    for name, more in (("mine", {}), ("named", {"_name_or_path": "meta-llama/Llama-3.1-8B"})):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config | more))
+        for given in (folder / name, folder / name / "config.json"):
+            notes = build(scenario(folder, "{registry: adapters.db}", f"model={given}")).notes
+            assert any("another base model than mine" in note for note in notes) == (name == "mine")
+
+
 def test_a_trace_may_name_the_registrys_adapters(folder: Path) -> None:
     (folder / "t.csv").write_text("time,input_tokens,output_tokens,adapter\n0,10,5,sql\n1,10,5,chat\n2,10,5,sql\n")
     text = TEXT.replace("{ADAPTERS}", "{registry: adapters.db}").split("workload:")[0]

@@ -226,6 +226,11 @@ def test_loading_in_place_makes_a_version_and_leaves_what_runs(running: RunningS
     assert unload(running, "live").status_code == 200
 
 
+def test_a_misspelt_key_of_a_load_is_told_what_it_may_mean(running: RunningServer) -> None:
+    answer = load(running, "x", "a0", load_in_place=True)
+    assert answer.status_code == 400 and "did you mean 'load_inplace'?" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("name", "path", "status", "told"),
     [

@@ -128,7 +128,9 @@ def test_a_policy_that_fails_later_gives_way_to_the_one_before(
     [
         ("policy", {}, "policy is missing"),
         ("policy", {"policy": 3}, "policy"),
-        ("policy", {"policy": "fifo", "now": True}, "now is not supported"),
+        ("policy", {"policy": "fifo", "now": True}, "now is not supported: leave it out"),
+        ("policy", {"polcy": "fifo"}, "polcy is not supported: did you mean 'policy'?"),
+        ("settings", {"max_num_seq": 4}, "did you mean 'max_num_seqs'?"),
         ("policy", ["fifo"], "no object"),
         ("shadow", {"policy": "drain"}, "start the server with --record DIR"),
         ("policy", {"policy": "drain", "shadow": True}, "start the server with --record DIR"),

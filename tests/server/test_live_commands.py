@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from loratory.cli.main import app
 from loratory.errors import InputError, LoratoryError, PolicyError
-from loratory.experiment.shadow_report import shadow_report, simulated
+from loratory.experiment.shadow_report import LiveCounts, shadow_report, simulated
 from loratory.server import admin
 from loratory.server.cost import ASSUMED
 
@@ -51,6 +51,14 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> str:
     return done.output
 
 
+def fails_its_trial(*_: Any) -> None:
+    raise PolicyError("it breaks a promise")
+
+
+async def has_ended(_: Any) -> None:
+    raise LoratoryError("it is over")
+
+
 def test_a_policy_is_swapped_from_the_command_line(
     world: AdminWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,8 +68,20 @@ def test_a_policy_is_swapped_from_the_command_line(
     with listening(world.client.app) as url:
         said = run("swap", "drain", "--url", url, "--token-file", str(tmp_path / "token"))
         assert said.startswith("drain is in force, in place of fifo, since second ")
-        with pytest.raises(PolicyError, match="did you mean 'drain'"):
+        with pytest.raises(InputError, match="did you mean 'drain'"):
             run("swap", "drian", "--url", url + "/", env=given)
+        with pytest.raises(InputError, match="policy: String should have at least 1 character"):
+            run("swap", "", "--url", url, env=given)
+        with monkeypatch.context() as patched:
+            for failing in (("swap", "drain"), ("swap", "drain", "--shadow")):
+                patched.setattr(admin, "try_policy", fails_its_trial)
+                with pytest.raises(PolicyError, match="it breaks a promise"):
+                    run(*failing, "--url", url, env=given)
+        with monkeypatch.context() as patched:
+            patched.setattr(world.live.admin, "in_engine", has_ended)
+            with pytest.raises(LoratoryError, match="the engine has stopped: it is over") as stopped:
+                run("swap", "fifo", "--url", url, env=given)
+            assert stopped.type is LoratoryError
         said = run("swap", "priority", "--shadow", "--url", url, env=given)
         assert "priority is asked beside drain from now on" in said
         assert json.loads(run("swap", "priority", "--shadow", "--json", "--url", url, env=given))["before"] == "drain"
@@ -161,13 +181,22 @@ def test_the_counts_of_a_log(tmp_path: Path) -> None:
         {"t": 3.0, "live": {"admit": ["r4"]}, "shadow": {}, "of": {"r4": ["a1", "u"]}},
         {"t": 3.0, "compared": 9, "same": 7, "left_out": {"share": 2}},
         {"t": 4.0, "live_now": "slora"},
+        {"t": 4.5, "compared": 12, "same": 8, "left_out": {"share": 2, "behind": 1}},
+        {"t": 4.5, "live_now": "fifo"},
+        {"t": 4.5, "compared": 13, "same": 9, "left_out": {"share": 2, "behind": 1}},
+        {"t": 4.6, "live_now": "drain"},
         {"t": 5.0, "ended": "it failed"},
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "shadow.jsonl").write_text(text + '{"t": 6.0, "bo')
     report = shadow_report(tmp_path)
-    assert (report.live, report.shadow, report.earlier_candidates) == (("fifo", "slora"), "drain", 1)
-    assert (report.asked, report.compared, report.same, report.ended) == (11, 9, 7, "it failed")
+    assert (report.live, report.shadow, report.earlier_candidates) == (("fifo", "slora", "fifo", "drain"), "drain", 1)
+    assert (report.asked, report.compared, report.same, report.ended) == (16, 13, 9, "it failed")
+    assert report.by_live == (
+        LiveCounts("fifo", 10, 8, {"share": 2}),
+        LiveCounts("slora", 3, 1, {"behind": 1}),
+        LiveCounts("drain", 0, 0, {}),
+    )
     assert {kind: (m.same, m.different) for kind, m in report.actions.items()} == {
         "admit": (1, 2), "load": (1, 0), "evict": (0, 1),
     }  # fmt: skip
@@ -179,3 +208,6 @@ def test_the_counts_of_a_log(tmp_path: Path) -> None:
         simulated(tmp_path, report)
     said = run("shadow", "report", str(tmp_path))
     assert "the shadow has ended: it failed" in said
+    assert "fifo was asked 12 times: 10 compared; left out: 2 for its share of time\n" in said
+    assert "slora was asked 4 times: 3 compared; left out: 1 because it was behind\n" in said
+    assert "drain was never asked\n" in said

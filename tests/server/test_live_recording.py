@@ -22,10 +22,13 @@ from loratory.experiment.replay import replay_folder
 from loratory.experiment.run import run_scenario
 from loratory.scenarios.build import build_adapters, build_workload
 from loratory.scenarios.load import load_scenario
+from loratory.scenarios.registry_adapters import other_base
 from loratory.server import line_file, live_recording
+from loratory.server.base_models import BaseModels
 from loratory.server.live_recording import LiveRecording
 from loratory.server.live_tape import LiveStep, LiveTape
-from loratory.server.recorded_scenario import ServedSetup
+from loratory.server.recorded_scenario import ServedSetup, record_of, recorded_scenario
+from loratory.serving.lora import Adapter, LoRARequest
 from loratory.testing.world import World, workload
 
 SPECS = ("fifo", "fair_share:by=tenant", "slora", "deficit", "drain", "affinity", "rotation", "priority")
@@ -108,6 +111,36 @@ def test_what_was_recorded_runs_under_another_policy(whole: tuple[Path, LiveRun]
     summary = run_scenario(scenario)
     assert [policy["policy"] for policy in summary["policies"]] == ["deficit", "fifo"]
     assert all(run["requests"]["completed"] > 30 for run in summary["runs"])
+
+
+def test_what_stands_for_a_device_is_told(whole: tuple[Path, LiveRun]) -> None:
+    text = (whole[0] / "scenario.yaml").read_text()
+    assert text.startswith("# The server ran on cpu, which is not in the catalogue of GPUs. l4 stands for it: ")
+    told = load_scenario(whole[0] / "scenario.yaml").description
+    assert told.endswith("; its device: cpu; a simulation takes the memory of l4 in its place")
+
+
+def test_a_gpu_of_the_catalogue_stands_for_itself(tmp_path: Path, model: Path) -> None:
+    served = ServedSetup(str(model), CONFIG, "fifo", "bfloat16", "cuda", "NVIDIA A100-SXM4-40GB")
+    COST.profile.save(tmp_path / "profile.json")
+    (tmp_path / "requests.jsonl").touch()
+    text = recorded_scenario(served, (), (), tmp_path, "2026-01-31T12:00:00")
+    assert "stands for it" not in text and "in its place" not in text and "gpu: a100-" in text
+
+
+def test_adapters_are_said_to_be_for_another_base_model_only_where_they_are(model: Path) -> None:
+    bases = BaseModels(("served",), ["acme/Base-1B"])
+    served = ServedSetup(str(model), CONFIG, "fifo", "float32", "cpu", bases=bases)
+    records = {
+        name: record_of(Adapter(LoRARequest(f"{name}@1", number, "/nowhere", base), 4, 100), None, served)
+        for number, (name, base) in enumerate(
+            {"same": "elsewhere/base-1b", "named": "served", "other": "acme/Base-7B", "none": None}.items(), 1
+        )
+    }
+    assert [each.base_model for each in records.values()] == [model.name, model.name, "acme/Base-7B", None]
+    names = (model.name, f"config.json of {model.name}")
+    assert other_base([records["same"], records["named"], records["none"]], names) is None
+    assert other_base(list(records.values()), names) is not None
 
 
 def test_no_text_is_recorded(whole: tuple[Path, LiveRun]) -> None:
@@ -218,7 +251,7 @@ def test_a_folder_that_is_removed_ends_the_recording_and_nothing_else(
 ) -> None:
     ran, recording = recorded(tmp_path / "rec", model, close=False)
     shutil.rmtree(tmp_path / "rec")
-    recording.take(LiveStep((), (), (), False, (), (), (), None, (), ()))
+    recording.take(LiveStep((), (), (), False, (), (), (), (), None, (), ()))
     assert recording.close().failure.endswith("has ended: its files have been removed")
     assert len(ran.ends) == 40 and "Traceback" not in caplog.text
 

@@ -145,6 +145,15 @@ def test_a_shadow_changes_no_decision_and_sees_all(tmp_path: Path, alone: LiveRu
     decided = {event[1] for event in done if event[1] > 0.03}
     told = {line["t"] for line in seen.lines[1:] if line.get("both") or line.get("live")}
     assert decided <= told
+    report = shadow_report(tmp_path)
+    assert [each.policy for each in report.by_live] == ["fifo", "fair_share", "slora"]
+    assert report.compared == status.compared and report.same == status.same
+    acted = dict.fromkeys(("fifo", "fair_share", "slora"), 0)  # moments by the policy that the log has last named
+    live = "fifo"
+    for line in seen.lines[1:]:
+        live = line.get("live_now", live)
+        acted[live] += "both" in line or "live" in line
+    assert all(each.compared >= acted[each.policy] > 0 for each in report.by_live)
 
 
 def test_a_policy_beside_itself_does_the_same(tmp_path: Path) -> None:

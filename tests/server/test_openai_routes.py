@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from running_server import GREEDY, RunningServer, TinyFiles
 
+from loratory.server.access_log import ACCESS, PlainLines
 from loratory.server.openai_answers import (
     ChatAnswer,
     ChatChunk,
@@ -298,6 +300,75 @@ def test_what_is_wrong_is_refused_by_name(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert answer.json()["error"]["message"] and answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "key", "meant"),
+    [
+        ("/v1/completions", {"promt": "x"}, "promt", "prompt"),
+        ("/v1/completions", PROMPT | {"max_token": 3}, "max_token", "max_tokens"),
+        ("/v1/completions", PROMPT | {"stream": True, "stream_options": {"include_usages": True}},
+         "stream_options.include_usages", "include_usage"),
+        ("/v1/chat/completions", {"mesages": HELLO}, "mesages", "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "contents": "x"}]}, "messages[0].contents", "content"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "txt": "x"}]}]},
+         "messages[0].content[0].txt", "text"),
+        ("/tokenize", {"promt": "x"}, "promt", "prompt"),
+        ("/detokenize", {"token": [1]}, "token", "tokens"),
+        # Keys of OpenAI and vLLM that are no slips, and names that nothing is called
+        ("/v1/chat/completions", {"messages": HELLO, "best_of": 2}, "best_of", None),
+        ("/v1/completions", PROMPT | {"tools": []}, "tools", None),
+        ("/v1/completions", PROMPT | {"guided_decoding_backend": "x"}, "guided_decoding_backend", None),
+        ("/v1/completions", PROMPT | {"x" * 10_000: 1}, "x" * 80, None),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_is_told_what_it_may_mean(
+    running: RunningServer, path: str, body: Any, key: str, meant: str | None
+) -> None:
+    answer = running.post(path, body)
+    error = answer.json()["error"]
+    hint = "leave it out" if meant is None else f"did you mean {meant!r}? If not, leave it out"
+    assert (answer.status_code, error["message"]) == (400, f"{key} is not supported: {hint}")
+    assert (error["param"], error["code"]) == (key, "unsupported_parameter")
+
+
+FORGED = 'x\n2026-01-31T12:00:00Z INFO status=200 "a'
+LOGGED: list[tuple[Any, dict[str, str], int, str]] = [
+    (PROMPT | {"model": "jsn"}, {}, 404, "model=jsn code=model_not_found param=model"),
+    (PROMPT | {"model": "jsn"}, {"x-llm-d-inference-fairness-id": "acme"}, 404,
+     "tenant=acme model=jsn code=model_not_found param=model"),
+    (PROMPT | {"model": FORGED}, {"x-llm-d-inference-fairness-id": "a b"}, 404,
+     r'tenant="a b" model="x 2026-01-31T12:00:00Z INFO status=200 \"a" code=model_not_found param=model'),
+    (PROMPT | {"model": "a0", "max_tokens": 600}, {}, 400,
+     "model=a0 tenant=a0 code=context_length_exceeded param=prompt"),
+    ({"promt": "x"}, {}, 400, "model=tiny code=unsupported_parameter param=promt"),
+    ({"prompt": "x", "model": 3}, {}, 400, "code=invalid_value param=model"),
+    (PROMPT | {"n": 3, "model": None}, {"x-llm-d-slo-ttft-ms": "soon"}, 400, "code=invalid_header"),
+    ([1], {}, 400, "code=invalid_json"),
+]  # fmt: skip
+
+
+def test_the_log_says_what_a_refused_request_asked_for_and_why(
+    running: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def line(name: str, body: Any, headers: dict[str, str], status: int) -> str:
+        """The line of a request, which is written after the answer; those of earlier tests may come late as well."""
+
+        def lines() -> list[str]:
+            access = [PlainLines().format(each) for each in list(caplog.records) if each.name == ACCESS.name]
+            return [each for each in access if f" request_id={name} " in each]
+
+        assert running.post("/v1/completions", body, **headers, **{"x-request-id": name}).status_code == status
+        running.until(lines)
+        (found,) = lines()
+        assert "\n" not in found and len(found) < 500
+        return found
+
+    with caplog.at_level(logging.INFO, ACCESS.name):
+        for place, (body, headers, status, told) in enumerate(LOGGED):
+            found = line(f"logged-{place}", body, headers, status)
+            assert found.endswith(f" {told}") and f" status={status} " in found
+        line("logged-long", PROMPT | {"model": "x" * 1000}, {}, 404)
 
 
 def test_what_changes_nothing_is_taken(running: RunningServer) -> None:

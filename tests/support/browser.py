@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import urlopen
 
@@ -91,24 +93,31 @@ class Page:
 def browser(profile: Path) -> Iterator[Page]:
     """A page of a Chromium of its own, which ends with the block. ``profile``: a folder that does not exist yet."""
     assert CHROMIUM is not None, MISSING
-    process = subprocess.Popen(
-        [CHROMIUM, f"--user-data-dir={profile}", *OPTIONS], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
+    with TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as scratch, ExitStack() as ends:
+        process = subprocess.Popen(
+            [CHROMIUM, f"--user-data-dir={profile}", *OPTIONS],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": scratch},  # where Chromium leaves folders behind
+        )
+        ends.callback(_end, process)
         port = _port(process)
         with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
             pages = [each for each in json.load(answer) if each["type"] == "page"]
         with connect(pages[0]["webSocketDebuggerUrl"], max_size=None, proxy=None) as connection:
             yield Page(connection)
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
 
 
 def _port(process: subprocess.Popen[str]) -> int:
