@@ -35,10 +35,9 @@ class Report(NamedTuple):
     shape: BatchShape = IDLE
 
 
-def _read_only(column: Column) -> Column:
-    view = column.view()
-    view.flags.writeable = False
-    return view
+def read_only(column: Column) -> Column:
+    """A view that cannot be written, nor be made writable again, as one of a writable array could be."""
+    return np.asarray(column.data.toreadonly())
 
 
 class Fleet:
@@ -83,12 +82,12 @@ class Fleet:
         self._away = np.zeros(count, dtype=np.uint8)
         self._tiers: dict[str, Column] = {}
         self._read_only_tiers: dict[str, Column] = {}
-        self._views = [_read_only(column) for column in self._counts]
-        self._view_kv_use = _read_only(self._kv_use)
-        self._view_max_loras = _read_only(self._max_loras)
-        self._view_open = _read_only(self._open)
-        self._view_away = _read_only(self._away)
-        self._everyone = _read_only(np.arange(count))
+        self._views = [read_only(column) for column in self._counts]
+        self._view_kv_use = read_only(self._kv_use)
+        self._view_max_loras = read_only(self._max_loras)
+        self._view_open = read_only(self._open)
+        self._view_away = read_only(self._away)
+        self._everyone = read_only(np.arange(count))
         self._candidates = self._everyone
         self._all = True
         """Whether every replica is a candidate."""

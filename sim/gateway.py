@@ -16,7 +16,7 @@ from loratory.serving.guest_errors import is_order, raised
 from loratory.serving.plan import StepPlan
 from loratory.serving.request import Request
 from loratory.serving.usage import AdapterState
-from loratory.sim.fleet import AWAY, GPU, HOST, IDLE, LOADING, Column, Fleet, Report
+from loratory.sim.fleet import AWAY, GPU, HOST, IDLE, LOADING, Column, Fleet, Report, read_only
 from loratory.sim.router import Router
 
 _CODES = {"gpu": GPU, "loading": LOADING, "host": HOST}
@@ -112,8 +112,7 @@ class Gateway:
 
     def _changed(self) -> None:
         fleet = self.fleet
-        self._open = np.flatnonzero(fleet._open)
-        self._open.flags.writeable = False
+        self._open = read_only(np.flatnonzero(fleet._open))
         self._offer(self._open)
         if not len(self._open) or self._replicas_changed is None:
             return
@@ -126,7 +125,7 @@ class Gateway:
         fleet = self.fleet
         homes = None if adapter is None or self._homes is None else self._homes.get(adapter)
         if homes is not None:
-            homes = homes[fleet._open[homes]]
+            homes = read_only(homes[fleet._open[homes]])
         self._offer(self._open if homes is None or not len(homes) else homes)
 
     def _index(self, answer: Any) -> int:
@@ -225,8 +224,7 @@ class Gateway:
         column = fleet._tiers.get(adapter)
         if column is None:
             column = fleet._tiers[adapter] = np.zeros(len(fleet), dtype=np.uint8)
-            view = fleet._read_only_tiers[adapter] = column.view()
-            view.flags.writeable = False
+            fleet._read_only_tiers[adapter] = read_only(column)
         column[place] = code
 
     def _catch_up(self, now: float) -> None:

@@ -47,7 +47,8 @@ class PromptCaches:
         """What a report says of it."""
         found = []
         if self._lost:
-            which = several(sorted(self._lost, key=int), 1)
+            names: list[str] = sorted(self._lost, key=int)
+            which = several(names, 1)
             found.append(
                 f"the cached tokens of request {which} were computed, because the turn before ran on another replica, "
                 "or a replica failed"

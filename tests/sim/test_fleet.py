@@ -183,6 +183,8 @@ def test_nothing_that_a_router_sees_can_be_written() -> None:
             for column in (fleet.in_flight, fleet.kv_use, fleet.open, fleet.tiers("a1"), fleet.candidates):
                 with pytest.raises(ValueError, match="read-only"):
                     column[0] = 1
+                with pytest.raises(ValueError, match="WRITEABLE"):
+                    column.flags.writeable = True
             for name in ("now", "candidates", "waiting", "random"):
                 with pytest.raises(AttributeError):
                     setattr(fleet, name, 1)
