@@ -18,6 +18,7 @@ from loratory.plan.growth import requests_per_s
 from loratory.plan.lab import Lab
 from loratory.plan.measured_cost import gpus_mean, price_per_hour
 from loratory.plan.outcome import Discarded, Growth, LoadCurve, PlanOutcome, Tried
+from loratory.plan.searched import seeds_run
 from loratory.plan.space import Base
 from loratory.plan.verdict import Estimate, Judgement
 from loratory.reports.number_text import count, plural, seconds
@@ -43,7 +44,7 @@ def answer(
 ) -> dict[str, Any]:
     """The plan as plain values (docs/planning.md has the keys); floats are rounded to nine digits.
 
-    ``goal``: of a plan that asks for settings, in words. ``setup``: facts of the scenario, by label.
+    ``goal``: of a plan that asks for settings, in words. ``setup``: facts by label (`loratory.plan.searched`).
     """
     scenario, spec = base.scenario, base.scenario.plan
     ids = {id(tried): index for index, tried in enumerate(outcome.tried)}
@@ -85,7 +86,7 @@ def answer(
         ],
         "regret": None,
         "notes": [*outcome.notes, *_notes(base, lab, outcome)],
-        "seeds": list(lab.seeds[: max((tried.judgement.seeds for tried in outcome.tried), default=lab.first)]),
+        "seeds": seeds_run(lab, outcome),
         **lab.facts,
     }
     result: dict[str, Any] = cleaned(found)
