@@ -86,7 +86,7 @@ def _costs(scenarios: Sequence[Scenario]) -> Iterator[CostModel]:
 
 
 def _varied(base: Base) -> str:
-    """``gpu h100-80gb, a100-80gb; max_loras 16, 32; 1 to 8 replicas, also of two GPU types``; empty where nothing is."""
+    """``gpu h100-80gb, l40s; max_loras 16, 32; 1 to 8 replicas, also of two GPU types``; empty where nothing does."""
     spec = base.scenario.plan
     if spec.ask == "sensitivity":
         return ""

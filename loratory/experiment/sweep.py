@@ -14,8 +14,8 @@ from loratory.errors import InputError, several, shortened
 from loratory.experiment.backend import Simulation
 from loratory.experiment.cores import sensible_jobs
 from loratory.experiment.interruption import interruptible
-from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.notes.run_description import errors_together
+from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.run import Progress, conclude, shares_of
 from loratory.experiment.runner import Runner, reports_of
 from loratory.experiment.swept_values import Axis, axes_of, plain
