@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from loratory.experiment.notes.router_notes import METRICS, router_notes
-from loratory.experiment.router_spec import router_factory
+from loratory.plan.answer_notes import answer_notes
 from loratory.plan.autoscale_answer import autoscale_of, autoscale_words, held_words, money
-from loratory.plan.candidate import Candidate, placement_words, stays
+from loratory.plan.candidate import ALONE, REPLICAS, Candidate, hardware_words, placement_words
 from loratory.plan.details import Details
 from loratory.plan.evaluate import built_of, workload_of
 from loratory.plan.fleet import too_close_words
@@ -18,12 +17,12 @@ from loratory.plan.growth import requests_per_s
 from loratory.plan.lab import Lab
 from loratory.plan.measured_cost import gpus_mean, price_per_hour
 from loratory.plan.outcome import Discarded, Growth, LoadCurve, PlanOutcome, Tried
+from loratory.plan.searched import seeds_run
 from loratory.plan.space import Base
 from loratory.plan.verdict import Estimate, Judgement
 from loratory.reports.number_text import count, plural, seconds
 from loratory.reports.slo_target import SloTarget, value_words
 from loratory.reports.stats import cleaned
-from loratory.scenarios.cluster_spec import ClusterSpec
 from loratory.scenarios.plan_spec import PlanSpec
 
 QUESTIONS = {
@@ -43,7 +42,7 @@ def answer(
 ) -> dict[str, Any]:
     """The plan as plain values (docs/planning.md has the keys); floats are rounded to nine digits.
 
-    ``goal``: of a plan that asks for settings, in words. ``setup``: facts of the scenario, by label.
+    ``goal``: of a plan that asks for settings, in words. ``setup``: facts by label (`loratory.plan.searched`).
     """
     scenario, spec = base.scenario, base.scenario.plan
     ids = {id(tried): index for index, tried in enumerate(outcome.tried)}
@@ -84,8 +83,8 @@ def answer(
             for words, tried in around.what_if
         ],
         "regret": None,
-        "notes": [*outcome.notes, *_notes(base, lab, outcome)],
-        "seeds": list(lab.seeds[: max((tried.judgement.seeds for tried in outcome.tried), default=lab.first)]),
+        "notes": [*outcome.notes, *answer_notes(base, lab, outcome)],
+        "seeds": seeds_run(lab, outcome),
         **lab.facts,
     }
     result: dict[str, Any] = cleaned(found)
@@ -129,6 +128,7 @@ def _best(best: Tried, outcome: PlanOutcome, ids: Mapping[int, int], spec: PlanS
         "replicas": candidate.replicas,
         "gpu": candidate.gpu,
         "gpus": candidate.gpus,
+        "hardware": hardware_words(candidate.scenario),
         "engine": {key: getattr(engine, key) for key in ENGINE_KEYS} | chosen,
         "policy": candidate.policy,
         "router": candidate.scenario.cluster.router if candidate.replicas > 1 else None,
@@ -229,42 +229,6 @@ def _growth(each: Growth) -> dict[str, Any]:
     }
 
 
-def _notes(base: Base, lab: Lab, outcome: PlanOutcome) -> list[str]:
-    notes = []
-    best = outcome.best
-    if best is not None and best.judgement.unsteady:
-        claim = "the SLO is met" if lab.targets else "it is the best"
-        notes.append(
-            f"in {best.judgement.unsteady} of {best.judgement.seeds} runs of the best candidate the number of requests "
-            f"in the system had not settled: {claim} for this length of traffic, and may not be for a longer one"
-        )
-    if best is not None and best.judgement.seeds == 1:
-        drawn = "nothing in this scenario is drawn" if lab.most > 1 else "plan.seeds allows one"
-        notes.append(f"each candidate ran with one seed, as {drawn}: there are no intervals")
-    if (shown := best or outcome.nearest) is not None:
-        notes += _without_effect(shown.candidate.scenario.cluster)
-    taken = {
-        "fleet": "more replicas are taken to be no worse",
-        "autoscale": "more replicas are taken to be no worse, and a smaller least to cost no more",
-        "capacity": "more load is taken to be no better",
-    }
-    if base.scenario.plan.ask in taken and outcome.tried:
-        notes.append(f"{taken[base.scenario.plan.ask]}: values between were bisected")
-    if best is not None and not stays(best.candidate.scenario) and base.scenario.plan.details:
-        notes.append("regret is left out, which is of fleets of equal replicas that stay")
-    return notes
-
-
-def _without_effect(cluster: ClusterSpec) -> list[str]:
-    """What the scenario says of its cluster that changes nothing for this candidate; the router is the plan's own."""
-    lone = cluster.most_replicas == 1
-    found = router_notes(cluster, lone or router_factory(cluster.router).reads_reports, METRICS)
-    return [
-        *found,
-        *(["cluster.placement has no effect, as there is one replica"] if lone and cluster.placement else []),
-    ]
-
-
 def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
     """The answer in one sentence."""
     spec, best = base.scenario.plan, outcome.best
@@ -284,7 +248,7 @@ def _sentence(base: Base, lab: Lab, outcome: PlanOutcome, goal: str) -> str:
         said += f", {held_words(best, spec)}"
     elif (price := candidate.price_per_hour(spec.prices)) is not None:
         said += f", {money(price, spec)}"
-    if spec.ask == "fleet" and (lost := _cheaper(outcome, best, spec)):
+    if spec.ask == "fleet" and (lost := smaller(outcome, best)):
         said += f"; {lost}"
     if spec.ask == "capacity" and outcome.curves:
         curve = max(outcome.curves, key=lambda each: each.largest or 0.0)
@@ -338,20 +302,24 @@ def _load_words(best: Tried, lab: Lab) -> str:
     return f"{count(requests_per_s(scenario, len(workload), last))} requests/s{adapters}"
 
 
-def _cheaper(outcome: PlanOutcome, best: Tried, spec: PlanSpec) -> str:
-    """Why a fleet that is one replica smaller does not do: ``1 fails: TTFT p99 ...``."""
+def smaller(outcome: PlanOutcome, best: Tried) -> str:
+    """Why a fleet that is one replica smaller does not do: ``with 1 replica the SLO is missed: TTFT p99 ...``."""
     fewer = [
         tried
         for tried in outcome.tried
         if tried.candidate.replicas == best.candidate.replicas - 1 and tried.candidate.gpu == best.candidate.gpu
     ]
-    same = [tried for tried in fewer if _without_size(tried.candidate) == _without_size(best.candidate)] or fewer
-    if same:
-        nearest = min(same, key=lambda tried: tried.judgement.margin)
-        verb = "fails" if nearest.judgement.verdict == "missed" else "is too close to call"
-        return f"{nearest.candidate.replicas} {verb}: {nearest.judgement.reason}"
-    return ""
+    same = [tried for tried in fewer if _without_size(tried.candidate) == _without_size(best.candidate)]
+    nearest = min(same or fewer, key=lambda tried: tried.judgement.margin, default=None)
+    if nearest is None:
+        return ""
+    small = nearest.candidate
+    # with other settings than the answer's, the whole candidate is named
+    fleet = hardware_words(small.scenario) if small.mixed else plural(small.replicas, "replica")
+    verdict = "the SLO is missed" if nearest.judgement.verdict == "missed" else "it is too close to call"
+    return f"with {fleet if same else small.label} {verdict}: {nearest.judgement.reason}"
 
 
 def _without_size(candidate: Candidate) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in candidate.settings if key not in ("cluster.replicas", "cluster.router")]
+    """What a candidate sets of its engine and policy: a smaller fleet may have another router or placement, or none."""
+    return [(key, value) for key, value in candidate.settings if key not in (REPLICAS, *ALONE)]

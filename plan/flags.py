@@ -9,8 +9,9 @@ from typing import Any
 from loratory.experiment.policy_spec import policy_factory
 from loratory.experiment.resolve import Built
 from loratory.plan.candidate import placement_words
-from loratory.plan.command_text import CommandText, hub_name, model_argument, model_note
+from loratory.plan.command_text import hub_name, model_note
 from loratory.plan.hpa import autoscaler_notes, autoscaler_yaml
+from loratory.plan.loratory_flags import checkpoint, loratory_command, loratory_command_notes
 from loratory.plan.sglang_flags import SGLANG_VERSION, sglang_command, sglang_command_notes
 from loratory.plan.vllm_flags import VLLM_VERSION, vllm_command, vllm_command_notes
 from loratory.scenarios.cluster_spec import ClusterSpec
@@ -47,7 +48,7 @@ def flags(scenario: Scenario, built: Built) -> dict[str, Any]:
     return {
         "vllm": vllm_command(scenario, built, settings if name == "priority" else None),
         "sglang": sglang_command(scenario, built, name, settings),
-        "loratory": _loratory(scenario, built),
+        "loratory": loratory_command(scenario, built),
         **_autoscaler(scenario),
         "notes": [
             *_fleet_notes(scenario),
@@ -88,23 +89,6 @@ def _autoscaler(scenario: Scenario) -> dict[str, str]:
     scale = scenario.cluster.autoscale
     made = None if scale is None else autoscaler_yaml(scale)
     return {} if made is None else {"kubernetes": made}
-
-
-def _checkpoint(scenario: Scenario, built: Built) -> str:
-    return scenario.executor.checkpoint or model_argument(scenario, built.model)
-
-
-def _loratory(scenario: Scenario, built: Built) -> str:
-    engine = built.engine
-    command = CommandText("loratory", "serve", _checkpoint(scenario, built))
-    command.add("--policy", scenario.policies[0])
-    if built.adapters:
-        command.add("--max-loras", engine.max_loras)
-        command.add("--max-cpu-loras", engine.host_slots)
-        command.add("--max-lora-rank", engine.max_lora_rank)
-    command.add("--max-num-seqs", engine.max_num_seqs)
-    command.add("--max-num-batched-tokens", engine.max_num_batched_tokens)
-    return command.text
 
 
 def _fleet_notes(scenario: Scenario) -> list[str]:
@@ -177,7 +161,8 @@ def _engine_notes(scenario: Scenario, built: Built, settings: Mapping[str, Any])
         notes.append("vLLM has no adapter_loading async: a step of its waits for the adapter that it loads.")
     if engine.memory == "unified":
         notes.append(
-            "vLLM and SGLang have no unified memory: they reserve adapter slots, which leaves less for the KV cache."
+            "vLLM, SGLang and loratory serve have no unified memory: they reserve adapter slots, which leaves less for "
+            "the KV cache."
         )
     if engine.batching == "separate":
         notes.append("vLLM does not batch prefill apart from decode (batching separate); SGLang's command does.")
@@ -201,10 +186,9 @@ def _engine_notes(scenario: Scenario, built: Built, settings: Mapping[str, Any])
 
 def _start_notes(scenario: Scenario, built: Built) -> list[str]:
     notes = [model_note(scenario, built.model)]
-    if hub_name(built.model) == _checkpoint(scenario, built):
-        name = _checkpoint(scenario, built)
+    if hub_name(built.model) == (name := checkpoint(scenario, built)):
         notes.append(f"loratory serve reads a folder: `hf download {name} --local-dir {name}` makes it.")
-    notes.append("loratory serve serves one replica.")
+    notes += loratory_command_notes(scenario, built)
     if built.adapters:
         notes.append(
             "Adapters come with --lora-modules NAME=PATH in vLLM and Loratory, with --lora-paths NAME=PATH in SGLang."

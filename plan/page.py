@@ -106,7 +106,8 @@ def _facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     best = plan["best"]
     if best is None:
         return []
-    fleet = f"{plural(best['replicas'], 'replica')} on {plural(best['gpus'], 'GPU')} of type {best['gpu']}"
+    fleet = f"{plural(best['replicas'], 'replica')} on {plural(best['gpus'], 'GPU')}"
+    fleet += f": {best['hardware']}" if " + " in best["hardware"] else f" of type {best['gpu']}"
     if (mean := best["gpus_mean"]) is not None and mean != best["gpus"]:
         fleet = f"at most {fleet}, {count(mean)} GPUs on average"
     price = best["price_per_hour"]

@@ -10,7 +10,6 @@ from typing import Any
 
 from loratory.errors import InputError
 from loratory.experiment.interruption import interruptible
-from loratory.experiment.notes.run_description import setup
 from loratory.experiment.prepare import prepare
 from loratory.plan.answer import answer
 from loratory.plan.autoscale import autoscale
@@ -27,6 +26,7 @@ from loratory.plan.page import page
 from loratory.plan.pools import pool
 from loratory.plan.prospects import Prospects
 from loratory.plan.regret import regret
+from loratory.plan.searched import searched
 from loratory.plan.sensitivity import sensitivity
 from loratory.plan.settings import Goal, goal_of, settings
 from loratory.plan.space import Base, space_of
@@ -77,7 +77,7 @@ def plan_scenario(
     with interruptible(), Store.at(folder) as store, pool(jobs, ray) as workers:
         lab = _lab(base, targets, store, workers, progress)
         outcome, around = _ask(base, lab, goal, discard)
-        found = answer(base, lab, outcome, around, goal.words, setup(prepared))
+        found = answer(base, lab, outcome, around, goal.words, searched(base, prepared, lab, outcome))
         best = None if outcome.best is None else outcome.best.candidate.scenario
         if best is not None and stays(best) and base.scenario.plan.details and not lab.spent:
             policies = dict.fromkeys([best.policies[0], *base.scenario.policies])

@@ -15,6 +15,7 @@ from loratory.plan.prospects import Prospects
 from loratory.plan.sampler import Sampler
 from loratory.plan.space import Base, Settings, check_size, combinations, possible, space_of
 from loratory.plan.verdict import Judgement
+from loratory.reports.number_text import plural
 from loratory.reports.slo_target import SloTarget
 from loratory.reports.stats import half_width
 
@@ -134,7 +135,8 @@ def _race(outcome: PlanOutcome, lab: Lab, goal: Goal) -> None:
         if each not in equal:
             outcome.notes.append(f"too close to call: {each.candidate.label} may be as good as {best.candidate.label}")
     if equal:
-        outcome.notes.append(f"{len(equal)} other combinations come out the same, such as {equal[0].candidate.label}")
+        words = plural(len(equal), "other combination")
+        outcome.notes.append(f"equal by the goal: {words}, such as {equal[0].candidate.label}")
     if lab.targets and best.judgement.verdict != "met":
         outcome.nearest, outcome.binding = best, best.judgement.reason
         outcome.too_close = best.judgement.verdict == "too_close"

@@ -16,6 +16,9 @@ from loratory.sim.catalogue import resolve_targets
 
 SGLANG_VERSION = "0.5.23"
 
+_BLOCK_SIZE = 16
+"""The plan's default. SGLang's pages hold one token by default, and it takes others where a plan asks for them."""
+
 _DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _KV_DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
 
@@ -70,6 +73,8 @@ def _add_memory(command: CommandText, scenario: Scenario, built: Built) -> None:
         command.add("--mem-fraction-static", int(1000 * static / built.memory.total_bytes) / 1000)
     else:
         command.add("--max-total-tokens", engine.require_blocks() * engine.block_size)
+    if engine.block_size != _BLOCK_SIZE:
+        command.add("--page-size", engine.block_size)
     if engine.max_model_len is not None and (engine.max_model_len != context.default or context.note):
         command.add("--context-length", engine.max_model_len)
     if built.dtype == "fp8" and built.model.saved_dtype != "fp8":
@@ -114,6 +119,10 @@ def sglang_command_notes(scenario: Scenario, built: Built) -> list[str]:
         for name, given in (
             ("long_prefill_token_threshold", engine.long_prefill_token_threshold),
             ("watermark", engine.watermark),
+            (
+                "scheduler_reserve_full_isl false",
+                not engine.scheduler_reserve_full_isl and engine.batching == "chunked",
+            ),
         )
         if given
     ]

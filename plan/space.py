@@ -25,6 +25,10 @@ Settings = dict[str, Any]
 
 TARGET = f"{AUTOSCALE}.target"
 
+_GUEST = "NAME, NAME:PARAMETER=VALUE or FILE.py:CLASS"
+_FORMS = {GPU: "NAME, such as h100-80gb", POLICY: _GUEST, ROUTER: _GUEST, PLACEMENT: "NAME, or {name: NAME, homes: 2}"}
+"""How a value of a space is written."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -105,9 +109,11 @@ def space_of(base: Base) -> dict[str, list[Any]]:
     for key, check in checks:
         for value in space.get(key, ()):
             if key == PLACEMENT and isinstance(value, dict):
-                value = value.get("name", "")
+                value = value.get("name", value)
             if not isinstance(value, str):
-                raise InputError(f"plan.space.{key} has {shortened(repr(value), 60)}, which is not a name: correct it")
+                raise InputError(
+                    f"plan.space.{key} has {shortened(json.dumps(value), 60)}, which is not a name: give {_FORMS[key]}"
+                )
             try:
                 check(value)
             except InputError as error:

@@ -47,6 +47,18 @@ def is_one_of(path: Sequence[str | int], raw: Any) -> bool:
     return bool(models) and all(issubclass(m, OneOf) for m in models)
 
 
+def form_at(path: Sequence[str | int], raw: Any) -> str:
+    """How a mapping at ``path`` is written: ``{first: ..., most: ...}``, with the keys it needs, or else all of a few
+    or the first; empty where it may have any keys, or is of several kinds."""
+    models = models_at(path, raw)
+    if len(models) != 1:
+        return ""
+    fields = fields_of(models[0])
+    shown = [key for key, field in fields.items() if field.is_required()]
+    shown = shown or list(fields)[: None if len(fields) <= 3 else 1]
+    return f"{{{', '.join(f'{key}: ...' for key in shown)}}}"
+
+
 ELSEWHERE = {
     "transfers": "tiers, which sets how adapters come from remote storage, disk and host",
     "quantization": "cost.dtype to fp8, or remove it",

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from loratory.errors import InputError, did_you_mean, shortened
 from loratory.scenarios.document import Document, Path, dotted
-from loratory.scenarios.schema_lookup import description_at, is_one_of, key_hint, keys_at
+from loratory.scenarios.schema_lookup import description_at, form_at, is_one_of, key_hint, keys_at
 
 _LIMITS = {
     "greater_than": ("gt", "above"),
@@ -105,6 +105,8 @@ def _sentence(item: ErrorDetails, path: Path, raw: Any) -> str:
         keys = keys_at(path, raw) or []
         given = f"{_shown(item['input'])}{_meant(item['input'], keys)}"
         return f"should be one of {', '.join(keys)}, such as {{{keys[0]}: ...}}, not {given}"
+    if kind in ("model_type", "model_attributes_type") and (form := form_at(path, raw)):
+        return f"should be a mapping of keys to values, such as {form}, not {_shown(item['input'])}"
     return words(item)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,12 @@ MISSED = 3
 
 _ROWS = 12
 """Candidates that the terminal shows."""
+
+_LEAST = 28
+"""Columns that a candidate's name has at least in a narrow terminal, where it is folded."""
+
+Column = tuple[str, list[str]]
+"""The head of a column of the table of candidates, and its cells."""
 
 
 def plan_command(
@@ -132,8 +139,9 @@ def _tell_loads(found: dict[str, Any]) -> None:
 
 
 def _tell_candidates(found: dict[str, Any]) -> None:
-    targets = [target["name"] for target in found["slo"]] or ["ttft_p99_s"]
-    names = [*dict.fromkeys([*([found["goal"]] if found["goal"] else []), *targets])][:2]
+    names = [target["name"] for target in found["slo"]] or ["ttft_p99_s"]
+    if found["goal"]:
+        names = [found["goal"], *(name for name in names if name != found["goal"])]
     best = None if found["best"] is None else found["best"]["candidate"]
     rank = {"met": 0, "too_close": 1, "missed": 2}
     ordered = sorted(
@@ -149,27 +157,44 @@ def _tell_candidates(found: dict[str, Any]) -> None:
     )
     if not ordered:
         return
+    shown = ordered[:_ROWS]
     priced = any(each["price_per_hour"] is not None for each in ordered)
     scaled = any(each["gpus_mean"] != each["gpus"] for each in ordered)
-    room = table_width() // 2 - (11 if found["slo"] else 0) - (8 if priced else 0) - (10 if scaled else 0)
-    # half is for the candidate
-    if len(names) > 1 and sum(len(_head(name)) + 1 for name in names) > room:
-        names.pop()
-    heads = ["candidate", *map(_head, names), *(["SLO"] if found["slo"] else [])]
-    heads += [*(["GPU hours"] if scaled else []), *(["an hour"] if priced else [])]
-    rows = []
-    for each in ordered[:_ROWS]:
-        row = [each["label"], *(_value(each["metrics"].get(name), name) for name in names)]
-        if found["slo"]:
-            row.append(each["verdict"].replace("_", " "))
-        if scaled:
-            row.append(_value(each["metrics"].get("gpu_hours"), "gpu_hours"))
-        if priced:
-            row.append("" if each["price_per_hour"] is None else f"{each['price_per_hour']:.2f}")
-        rows.append(row)
-    show(text_table(heads, rows, tight=table_width() <= 100))
-    if (more := len(ordered) - len(rows)) > 0:
+    columns = [(_head(name), [_value(each["metrics"].get(name), name) for each in shown]) for name in names]
+    told = [("SLO", [each["verdict"].replace("_", " ") for each in shown])] if found["slo"] else []
+    hours = [("GPU hours", [_value(each["metrics"].get("gpu_hours"), "gpu_hours") for each in shown])] if scaled else []
+    if priced:
+        prices = ["" if each["price_per_hour"] is None else f"{each['price_per_hour']:.2f}" for each in shown]
+        told.append(("an hour", prices))
+    kept = _fitting([*told, *columns, *hours])
+    left_out = [name for name, column in zip(names, columns, strict=True) if column not in kept]
+    left_out += [column[0] for column in (*hours, *told) if column not in kept]
+    # shown in the order of the page, whatever was kept first
+    told[1 if found["slo"] else 0 : 0] = hours
+    order = [column for column in (*columns, *told) if column in kept]
+    rows = zip([each["label"] for each in shown], *(cells for _, cells in order), strict=True)
+    first = table_width() - 2 - sum(_wide(column) for column in order)
+    tight = table_width() <= 100
+    show(text_table(["candidate", *(head for head, _ in order)], rows, tight=tight, first=first if tight else None))
+    if left_out:
+        say(f"more columns in plan.html: {', '.join(left_out)}")
+    if (more := len(ordered) - len(shown)) > 0:
         say(f"{more} more candidates are in plan.json")
+
+
+def _fitting(columns: Sequence[Column]) -> list[Column]:
+    """Those of the columns, the first ones first, that leave the candidates half of the width, or `_LEAST` columns."""
+    room = table_width() - 2 - (_LEAST if table_width() <= 100 else table_width() // 2)
+    kept = []
+    for column in columns:
+        if (room := room - _wide(column)) >= 0:
+            kept.append(column)
+    return kept
+
+
+def _wide(column: Column) -> int:
+    """Characters of a column, with the space beside it."""
+    return max(map(len, (column[0], *column[1]))) + (1 if table_width() <= 100 else 3)
 
 
 def _head(name: str) -> str:

@@ -123,7 +123,11 @@ def guests_table(word: str, descriptions: list[Description]) -> Table:
     table.add_column("parameters", overflow="fold", min_width=24)
     common = {"evict", "prefetch", "reserve"}
     for d in descriptions:
-        own = [f"{p.name}={_default(p.default)}" for p in d.parameters if p.name not in common]
+        own = [
+            f"{p.name}: {p.without}" if p.default is None and p.without else f"{p.name}={p.default_words}"
+            for p in d.parameters
+            if p.name not in common
+        ]
         table.add_row(d.name, d.summary, ", ".join(own) or "-")
     return table
 
@@ -140,7 +144,7 @@ def parameters_table(description: Description) -> Table:
     for head in ("parameter", "type", "default", "meaning"):
         table.add_column(head)
     for p in description.parameters:
-        table.add_row(p.name, p.type, _default(p.default), p.description)
+        table.add_row(p.name, p.type, p.default_words, p.description)
     return table
 
 
@@ -152,7 +156,3 @@ def grid_table(grid: Grid) -> Table:
     for row in grid.rows:
         table.add_row(*map(Text, row))
     return table
-
-
-def _default(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

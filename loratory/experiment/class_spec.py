@@ -30,12 +30,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a policy, router or placement: its name, type as text, default, and what it means."""
+    """A parameter of a policy, router or placement: its name, type as text, default, and what it means.
+
+    ``without``: what a default of None does, in a word or two, where that is known; ``--json`` has the None.
+    """
 
     name: str
     type: str
     default: Any
     description: str
+    without: str = ""
+
+    @property
+    def default_words(self) -> str:
+        """The default as a spec has it, or what it is without one."""
+        if self.default is None and self.without:
+            return self.without
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,8 @@ class Description:
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         parameters = [asdict(parameter) for parameter in self.parameters]
+        for parameter in parameters:
+            del parameter["without"]
         told = {"name": self.name, "summary": self.summary, "source": self.source, "not_modelled": self.not_modelled}
         return told | {"parameters": parameters}
 

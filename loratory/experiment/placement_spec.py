@@ -39,8 +39,10 @@ def describe_placement(name: str) -> Description:
         return Description(ALL, "every replica may serve every adapter (the default)", text, "", "", ())
     kind = _class_of(name, f"placement {name!r}")
     keys = ((key, PlacementSpec.model_fields[key]) for key in ("homes", "every_s"))
-    types = {"homes": "whole number", "every_s": "number"}
-    parameters = (Parameter(key, types[key], field.default, str(field.description)) for key, field in keys)
+    types, without = {"homes": "whole number", "every_s": "number"}, {"homes": "no limit", "every_s": "once"}
+    parameters = (
+        Parameter(key, types[key], field.default, str(field.description), without[key]) for key, field in keys
+    )
     return replace(described(name, kind, kind.source)[0], parameters=tuple(parameters))
 
 

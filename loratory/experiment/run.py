@@ -144,7 +144,7 @@ def conclude(
         scenario_yaml=dump(scenario),
         run_info={
             "memory": None if built.memory is None else built.memory.items(),
-            "cost": built.cost.source,
+            "cost": "; ".join(dict.fromkeys(kind.cost.source for kind in built.kinds)),
             "adapters": [{"adapter": name, **identity} for name, identity in identities(built).items()],
             **backend.about,
         },

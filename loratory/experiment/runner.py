@@ -179,7 +179,7 @@ def run_info(
         warnings=(
             *workload.notes,
             *built.notes,
-            *built.cost.warnings,
+            *dict.fromkeys(text for kind in built.kinds for text in kind.cost.warnings),
             *notes,
             *(untimed(scenario, len(built.adapters)) if backend.name == "sim" else ()),
             *end.notes,

@@ -14,6 +14,7 @@ from loratory.errors import InputError, several, shortened
 from loratory.experiment.backend import Simulation
 from loratory.experiment.cores import sensible_jobs
 from loratory.experiment.interruption import interruptible
+from loratory.experiment.notes.run_description import errors_together
 from loratory.experiment.prepare import Prepared, prepare
 from loratory.experiment.run import Progress, conclude, shares_of
 from loratory.experiment.runner import Runner, reports_of
@@ -194,6 +195,8 @@ def _whole(sweep: Sweep, out: Path, results: Callable[[ResultFolder], Iterator[V
         scenario = sweep.variants[0].scenario
         values = {axis.key: [plain(value) for value in axis.values] for axis in sweep.axes}
         summary = sweep_summary(values, inside, sweep.left_out)
+        if errors := [text for result in inside if (text := result.setup.get("known error"))]:
+            summary["setup"]["known error"] = errors_together(errors)
         page = sweep_page(scenario.name, scenario.description, summary)
         folder.write_sweep(summary, page)
         return summary

@@ -10,7 +10,7 @@ from loratory.sim.placement import Filling, Homes, Placement, Room, Wanted
 class Greedy(Placement):
     """Puts each adapter, the most wanted first, on the first replica that has a slot and load to spare.
 
-    A replica is full when its adapters ask for ``fill`` of what it can serve, or hold all its slots; an adapter that
+    A replica is full when its adapters ask for 80 % of what it can serve, or hold all its slots; an adapter that
     asks for more than a replica has several homes. What fits nowhere goes to the replica with the least load. What a
     replica can serve is the cost model's ceiling for the workload's mean request.
 

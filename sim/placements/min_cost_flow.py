@@ -28,8 +28,8 @@ class MinCostFlow(Placement):
         adapter --(number of homes)--> replica --(slots)--> sink
 
     The slots of all replicas are shared out among the adapters by what they ask for, at least one each. An adapter's
-    candidates are its homes so far and the ``candidates`` first of its order by rendezvous hashing; a candidate costs
-    its place in that order, besides what a new home costs. So homes change as little as slots and demand allow.
+    candidates are its homes so far and the first 16 of its order by rendezvous hashing; a candidate costs its place in
+    that order, besides what a new home costs. So homes change as little as slots and demand allow.
     """
 
     source = "NVIDIA Dynamo, pull requests ai-dynamo/dynamo 8177 to 8180 and 5992"

@@ -10,6 +10,7 @@ import pytest
 from loratory.errors import InputError
 from loratory.experiment.resolve import build
 from loratory.experiment.run import run_scenario
+from loratory.experiment.sweep import read_sweep, run_sweep
 from loratory.plan.candidate import Candidate
 from loratory.plan.flags import flags
 from loratory.plan.run import plan_scenario
@@ -140,3 +141,24 @@ def test_the_cheapest_fleet_may_have_two_gpu_types(tmp_path: Path) -> None:
         if answer["feasible"]:
             prices = [c["price_per_hour"] for c in answer["candidates"] if c["verdict"] == "met"]
             assert answer["best"]["price_per_hour"] == min(prices)
+
+
+def test_the_setup_tells_of_every_kind() -> None:
+    told = run(MIXED)["setup"]
+    assert told["known error"].endswith("not measured: adapters under vLLM 0.32, adapters on a100-80gb")
+    assert "on h100-80gb (" in told["cost model"] and "on a100-80gb (" in told["cost model"]
+    assert "max_loras 4" in told["engine"]
+    assert told["engine"].endswith(" blocks (a100-80gb, max_loras 2, max_num_seqs 8)")
+
+
+def test_a_warning_of_any_kinds_cost_model_is_said() -> None:
+    found = run("cluster.replicas=[{count: 2}, {gpu: l40s}]")
+    assert sum("on l40s they are assumed" in text for text in found["runs"][0]["warnings"]) == 1
+
+
+def test_a_sweep_over_gpus_names_what_was_not_measured_of_any(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(BASE, encoding="utf-8")
+    swept = read_sweep(str(path), ["gpu=h100-80gb,a100-80gb", "cluster.replicas=1", "workload.duration_s=1"])
+    told = run_sweep(swept, tmp_path / "out", decisions=False)["setup"]["known error"]
+    assert told.endswith("not measured: adapters under vLLM 0.32, adapters on a100-80gb")

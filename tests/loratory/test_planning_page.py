@@ -46,6 +46,16 @@ def test_the_page_from_start_to_end(loratory: Command) -> None:
         documented(json.loads(path.read_text()))
 
 
+def test_the_readme_begins_with_what_plan_fleet_answers(loratory: Command) -> None:
+    """With the values of the answer only: the others of its space make no candidate better."""
+    text = " ".join(prose(ROOT / "README.md").split())
+    (answer,) = re.findall(r'such as `vllm serve ... (--max-loras \d+)`: "([^"]+)"', text)
+    plan = ("plan", "plan-fleet", "--set", "plan.space={gpu: [h100-80gb], engine.max_loras: [32]}")
+    done = loratory(*plan, "--set", "plan.details=false", "--jobs", "1", "--out", "fleet")
+    assert done.out.splitlines()[0].startswith(answer[1])
+    assert f" {answer[0]} " in next(line for line in done.out.splitlines() if line.startswith("vllm: vllm serve "))
+
+
 def session(block: Block, loratory: Command) -> None:
     """Runs ``$ loratory ...``; the lines below it are printed, in order. ``...`` is any text, alone any lines."""
     command, *wanted = block.text.splitlines()

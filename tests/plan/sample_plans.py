@@ -109,6 +109,7 @@ def fleet() -> dict[str, Any]:
             "candidate": best["id"],
             **{key: best[key] for key in ("replicas", "gpu", "gpus", "gpus_mean", "policy", "router", "placement")},
             **{key: best[key] for key in ("price_per_hour", "metrics")},
+            "hardware": best["label"].partition(",")[0],
             "engine": {"max_loras": 32, "max_cpu_loras": 256, "max_lora_rank": 16, "max_num_seqs": 256},
             "currency": "USD",
         },

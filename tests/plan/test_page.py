@@ -276,3 +276,10 @@ def test_slots_and_adapters_that_cannot_be_combined_are_left_open() -> None:
     plan = samples.fleet()
     plan["heat"]["cells"][0][0] = None
     assert "–" in page(plan)
+
+
+def test_a_mixed_fleet_is_counted_by_kind() -> None:
+    plan = samples.fleet()
+    plan["best"] |= {"gpu": "h100-80gb + a100-80gb", "hardware": "1 x h100-80gb + 3 x a100-80gb"}
+    plan["best"] |= {"replicas": 4, "gpus": 4, "gpus_mean": 4}
+    assert "4 replicas on 4 GPUs: 1 x h100-80gb + 3 x a100-80gb" in page(plan)

@@ -54,7 +54,7 @@ def test_a_scenario_loads_with_defaults() -> None:
         ("count: 30", "count: thirty", 6, "adapters.count should be a whole number, not 'thirty'"),
         ("count: 30", "count: yes", 6, "adapters.count should be a number, not true"),
         ("{max_loras: 4}", "{max_loras: true}", 4, "engine.max_loras should be a number, not true"),
-        ("{max_loras: 4}", "4", 4, "engine should be a mapping of keys to values, not 4"),
+        ("{max_loras: 4}", "4", 4, "engine should be a mapping of keys to values, such as {as: ...}, not 4"),
         ("{max_loras: 4}", "{max_loras: 4, max_cpu_loras: 2}", 4, "engine.max_cpu_loras is 2, below max_loras (4): "),
         ("poisson: 3", "poisson: -3", 10, "workload.arrivals.poisson should be above 0, not -3"),
         ("poisson: 3", "poisson: .inf", 10, "workload.arrivals.poisson should be a finite number, not inf"),

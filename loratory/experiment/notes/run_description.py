@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from loratory.reports.number_text import plural
 from loratory.scenarios.cluster_spec import ClusterSpec, ReplicaGroupSpec
 from loratory.scenarios.schema import Scenario
 from loratory.serving.config import EngineConfig
+from loratory.sim.cost import CostModel
+from loratory.sim.cost.known_errors import together
 from loratory.sim.noise import NoiseOptions
 
 _ALWAYS = ("max_loras", "max_cpu_loras", "max_lora_rank", "max_num_seqs", "max_num_batched_tokens")
@@ -30,6 +32,7 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
     ``machine``: what the executor reports of itself where it ran there; None for a simulation.
     """
     scenario, built = prepared.scenario, prepared.built
+    costs = [kind.cost for kind in built.kinds]
     facts = {
         "model": _model(built),
         "GPU": hardware(scenario),
@@ -37,8 +40,8 @@ def setup(prepared: Prepared, machine: Mapping[str, Any] | None = None) -> dict[
         "engine's rules": f"{built.engine.modelled.source}; not modelled: {built.engine.modelled.left_out}",
         "adapters": _adapters(scenario, built),
         "workload": _workload(scenario),
-        "cost model": _cost(scenario, built),
-        "known error": shortened(built.cost.known_error, 400),
+        "cost model": cost_words(scenario, costs),
+        "known error": known_error_words(costs),
         "noise": noise_words(built.noise),
         "memory": phrase(scenario.memory.model_dump(exclude_none=True)),
         "storage tiers": phrase(scenario.tiers.model_dump(exclude_none=True, exclude_defaults=True)),
@@ -172,11 +175,23 @@ def _default(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _cost(scenario: Scenario, built: Built) -> str:
+def known_error_words(costs: Iterable[CostModel]) -> str:
+    """How far off cost models are known to be: each sentence once, with what was not measured of any of them."""
+    return errors_together(cost.known_error for cost in costs)
+
+
+def errors_together(sentences: Iterable[str]) -> str:
+    """The same of sentences, such as those of the variants of a sweep."""
+    return shortened(together(sentences), 1000)
+
+
+def cost_words(scenario: Scenario, costs: Iterable[CostModel]) -> str:
+    """Where the cost models of a fleet's kinds come from, each once, and the scenario's own constants."""
     told = {"kind", "profile", "source", "noise"}
     given = scenario.cost.model_dump(exclude_none=True, exclude_defaults=True, exclude=told)
     own = "" if scenario.cost.kind == "linear" else phrase(given)
-    return shortened(built.cost.source, 200) + (f"; with {own}" if own else "")
+    sources = dict.fromkeys(shortened(cost.source, 200) for cost in costs)
+    return "; ".join(sources) + (f"; with {own}" if own else "")
 
 
 def _slo(scenario: Scenario, built: Built) -> str:
