@@ -76,7 +76,7 @@ def evaluate(asked: Evaluation) -> Measured:
         except CertainlyMissedError as error:
             return Measured({}, error.targets, requests=watch.seen, cpu_s=time.process_time() - start)
         run = RunColumns(run_info(task, built, workload, Simulation(), end), recorder.close())
-        refuse_missed(scenario, run.duration)
+        refuse_missed(scenario, workload, run.duration)
         return Measured(read(run), (), run.settles.state, end.submitted, time.process_time() - start)
 
 

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from loratory.scenarios.fleet_spec import AutoscaleSpec, Events, FleetEventSpec, PlacementSpec, refuse_impossible
 from loratory.scenarios.roll_out_spec import RollOutSpec
-from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Positive, Section, wrong
+from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Period, Section, wrong
 from loratory.serving.config import EngineConfig
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class ClusterSpec(Section):
         "round_robin", description="a router's name (`loratory routers`), or path/file.py:ClassName, and its parameters"
     )
     metrics_delay_s: NotNegative = Field(0.0, description="how late the router sees what replicas report, s")
-    metrics_interval_s: Positive | None = Field(
+    metrics_interval_s: Period | None = Field(
         None, description="the router sees reports as they were at the last multiple of this, s; default: as they come"
     )
     events: Events | None = Field(

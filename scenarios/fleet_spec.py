@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from loratory.scenarios.roll_out_spec import RollOutSpec
-from loratory.scenarios.schema_types import Count, Index, Name, NotNegative, Positive, Section, wrong
+from loratory.scenarios.schema_types import Count, Index, Name, NotNegative, Period, Positive, Section, wrong
 
 KINDS = ("fail", "recover", "drain", "roll_out")
 
@@ -55,7 +55,7 @@ class AutoscaleSpec(Section):
         description="queue: requests in flight a replica; attainment: share of requests whose TTFT is within the limit "
         "of slo for the highest percentile"
     )
-    interval_s: Positive = Field(15.0, description="time between two decisions, s")
+    interval_s: Period = Field(15.0, description="time between two decisions, s")
     startup_s: NotNegative = Field(60.0, description="from the decision until a new replica can load adapters, s")
     warm_adapters: Index = Field(
         0, description="adapters that a new replica loads to the GPU before it opens: those requested most in 300 s"
@@ -78,7 +78,7 @@ class PlacementSpec(Section):
 
     name: Name = Field(description="replicate_all (all replicas), greedy, bin_pack or min_cost_flow")
     homes: Count | None = Field(None, description="most homes of one adapter")
-    every_s: Positive | None = Field(
+    every_s: Period | None = Field(
         None,
         description="decide again this often, s, from what arrived in the last three such periods; default: from what "
         "the whole workload asks for, at the start and when replicas come or go",

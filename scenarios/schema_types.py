@@ -163,6 +163,9 @@ scenario file."""
 Count = Annotated[int, Field(ge=1), BeforeValidator(no_bool)]
 Index = Annotated[int, Field(ge=0), BeforeValidator(no_bool)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(no_bool)]
+Period = Annotated[float, Field(ge=1e-6), BeforeValidator(no_bool)]
+"""Seconds after which something happens again: long enough to advance the clock of any run."""
+
 NotNegative = Annotated[float, Field(ge=0), BeforeValidator(no_bool)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(no_bool)]
 Name = Annotated[str, Field(min_length=1)]

@@ -29,10 +29,11 @@ _SLACK = 0.5
 
 
 class Autoscaler:
-    """Decides for one run; `wanted` is asked every ``options.interval_s`` seconds."""
+    """Decides for one run; `wanted` is asked every ``options.interval_s`` seconds. ``decided``: whether it has been."""
 
     def __init__(self, options: AutoscaleOptions) -> None:
         self.options = options
+        self.decided = False
         self._seen = 0
         """Requests that ended since the last decision."""
         self._missed = 0
@@ -53,6 +54,7 @@ class Autoscaler:
         """How many replicas there should be at second ``now``, when ``count`` are open or start, and so many requests
         are in flight on those that are open or wait at the gateway."""
         options, window = self.options, self._wanted
+        self.decided = True
         wanted = self._by_queue(count, in_flight) if options.by == "queue" else self._by_attainment(count, in_flight)
         wanted = min(max(wanted, options.least), options.most)
         window.append((now, wanted))

@@ -27,6 +27,7 @@ from loratory.sim.environment import URGENT, ExactEnvironment
 from loratory.sim.fleet_options import FleetEvent, FleetOptions
 from loratory.sim.gateway import Gateway
 from loratory.sim.homes import HomeKeeper
+from loratory.sim.order_notes import OrderNotes
 from loratory.sim.prompt_caches import PromptCaches
 from loratory.sim.recent_requests import RecentRequests
 from loratory.sim.replica import Replica
@@ -90,7 +91,7 @@ class FleetLife:
         self._resent = 0
         self._refusals: list[dict[str, dict[str, int]]] = []
         """Those of replicas that there are no more."""
-        self._notes: list[str] = []
+        self._notes = OrderNotes()
         self._last_s = 0.0
         """When a request arrived last, or a replica changed."""
         self._settle: dict[int, Callable[[str], None]] = {}
@@ -171,9 +172,10 @@ class FleetLife:
         elif event.kind == "drain" and state in ("open", "starting"):
             self.drain(event.replica)
         else:
-            self._notes.append(
-                f"cluster.events: {event.kind} {event.replica} at {event.at_s:g} s changed nothing, because replica "
-                f"{event.replica} was {state} then"
+            self._notes.add(
+                f"{event.kind} {event.replica} at {event.at_s:g} s",
+                f"changed nothing, because replica {event.replica} was {state} then",
+                f"changed nothing, because their replicas were {state} then",
             )
 
     def fail(self, place: int) -> None:
@@ -353,19 +355,25 @@ class FleetLife:
                 self._lobby.submit(request if self._roll_outs is None else self._roll_outs.again(request))
         for event in self._events:
             what = f"{event.kind} {event.replica} at {event.at_s:g} s"
-            self._notes.append(f"cluster.events: {what} did not happen, because the run was over before")
+            self._notes.add(what, "did not happen, because the run was over before")
         return engines, self._lobby
 
     def conclude(self, end: RunEnd) -> RunEnd:
         """The end of the run, with what happened to its fleet."""
         refusals = total_refusals([end.refusals, *self._refusals])
-        keeper, notes, rolled = self._homes, list(self._notes), self._roll_outs
+        keeper, notes, rolled = self._homes, self._notes.texts, self._roll_outs
         moved, mean = (None, None) if keeper is None else (keeper.moved, keeper.mean)
         changed = () if rolled is None else rolled.records
         record = FleetRecord(tuple(self._changes), self._resent, moved, mean, changed)
         notes += [] if rolled is None else rolled.notes
         if keeper is not None and len(self.states) == 1:
             notes.append("cluster.placement has no effect, as there is one replica")
+        elif keeper is not None and keeper.options.every_s is not None and not keeper.observed:
+            every_s = f"cluster.placement.every_s has no effect, as the run was over before ({keeper.options.every_s:g} s)"
+            notes.append(every_s)
+        if self._scaler is not None and not self._scaler.decided:
+            interval_s = f"interval_s ({self._scaler.options.interval_s:g} s)"
+            notes.append(f"cluster.autoscale decided nothing, as the run was over before {interval_s}")
         return replace(end, refusals=refusals, notes=(*end.notes, *notes), fleet=record)
 
 

@@ -15,7 +15,8 @@ PERIODS = 3
 
 
 class HomeKeeper:
-    """The homes of a fleet's adapters. ``moved``: how many homes have been added since the first decision.
+    """The homes of a fleet's adapters. ``moved``: how many homes have been added since the first decision; ``observed``:
+    whether a period of ``every_s`` has ended.
 
     ``versions``: by name of a version, the adapter whose homes are its own.
     """
@@ -23,6 +24,7 @@ class HomeKeeper:
     def __init__(self, gateway: Gateway, options: PlacementOptions, versions: Mapping[str, str]) -> None:
         self.options = options
         self.moved = 0
+        self.observed = False
         self.recent = None if options.every_s is None else RecentRequests(PERIODS * options.every_s)
         self._gateway = gateway
         self._versions = versions
@@ -38,6 +40,7 @@ class HomeKeeper:
 
     def observe(self, now: float) -> None:
         """Decide from what has arrived lately; without arrivals, all stays as it is."""
+        self.observed = True
         if self.recent is not None and (rates := self.recent.rates(now)):
             self._rates = rates
             self.place(self._open)

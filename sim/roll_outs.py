@@ -20,6 +20,7 @@ from loratory.serving.request import Request
 from loratory.serving.run_end import RollOutRecord, TrafficShare
 from loratory.sim.environment import URGENT, ExactEnvironment
 from loratory.sim.fleet_options import RollOut
+from loratory.sim.order_notes import OrderNotes
 from loratory.sim.replica import Replica
 
 _ROUNDING = 1e-9
@@ -96,7 +97,7 @@ class RollOuts:
         """By number of a request for one of these adapters, its version; only with sessions."""
         self._seen: set[tuple[int, str]] = set()
         """Replicas with the new versions that have had a request there."""
-        self._notes: list[str] = []
+        self._notes = OrderNotes()
 
     def begin(self) -> None:
         """Every roll-out begins at its time."""
@@ -203,9 +204,10 @@ class RollOuts:
         order = each.order
         if order.adapter in self._moving:
             self._waiting.setdefault(order.adapter, []).append(each)
-            self._notes.append(
-                f"cluster.events: the roll-out of {order.new.name} began after {order.at_s:g} s, when all requests "
-                f"went to {order.old.name}"
+            self._notes.add(
+                f"the roll-out of {order.new.name}",
+                f"began after {order.at_s:g} s, when all requests went to {order.old.name}",
+                "began late, when all requests went to the version before",
             )
             return
         self._moving[order.adapter] = each
@@ -262,8 +264,8 @@ class RollOuts:
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for each that the run did not see to its end, or that was not as ordered."""
-        found = list(self._notes)
+        """One sentence for each kind of those that the run did not see to their end, or that were not as ordered."""
+        found, ends = self._notes.texts, OrderNotes()
         refused = [each for each in self._all if each.refused]
         if refused:
             times, why = sum(len(each.refused) for each in refused), refused[0].refused[0]
@@ -273,12 +275,13 @@ class RollOuts:
             )
         for record in self.records:
             if record.began_s is None:
-                what = f"the roll-out of {record.new} at {record.at_s:g} s did not happen"
-                found.append(f"cluster.events: {what}, because the run was over before")
+                what = f"the roll-out of {record.new} at {record.at_s:g} s"
+                ends.add(what, "did not happen, because the run was over before")
             elif record.moved_s is None:
                 share = f"a share of {record.shares[-1].share:g}" if record.shares else "its copies"
-                found.append(f"cluster.events: the roll-out of {record.new} was at {share} when the run was over")
-        return found
+                over = "when the run was over"
+                ends.add(f"the roll-out of {record.new}", f"was at {share} {over}", f"were under way {over}")
+        return found + ends.texts
 
 
 def _ignored(refusal: str) -> None:
