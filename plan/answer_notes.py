@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loratory.experiment.notes.placement_notes import placement_notes
-from loratory.experiment.notes.router_notes import METRICS, router_notes
+from loratory.experiment.notes.router_notes import METRICS, fleet_notes, router_notes
 from loratory.experiment.router_spec import router_factory
 from loratory.plan.candidate import Candidate, stays
 from loratory.plan.lab import Lab
@@ -56,7 +56,7 @@ def _of_its_cluster(candidate: Candidate) -> list[str]:
     found = router_notes(cluster, lone or router_factory(cluster.router).reads_reports, METRICS)
     if lone and cluster.placement is not None:
         found.append("cluster.placement has no effect, as there is one replica")
-    return [*found, *placement_notes(candidate.scenario)]
+    return [*found, *fleet_notes(cluster), *placement_notes(candidate.scenario)]
 
 
 def _equal(best: Tried, outcome: PlanOutcome) -> list[Tried]:

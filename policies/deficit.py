@@ -38,10 +38,11 @@ class Deficit(Policy):
     def __init__(
         self, quantum: float = 4000.0, by: By = "tenant", input_weight: float = 1.0, output_weight: float = 2.0
     ) -> None:
-        if quantum <= 0 or input_weight < 0 or output_weight <= 0:
+        if not 1e-3 <= quantum <= 1e12 or not 0 <= input_weight <= 1e6 or not 1e-6 <= output_weight <= 1e6:
             raise InputError(
                 f"deficit: quantum is {quantum:g}, input_weight {input_weight:g} and output_weight {output_weight:g}: "
-                "give an input_weight of 0 or more, and the others above 0"
+                "give an input_weight from 0 to 1e6, an output_weight from 1e-6 to 1e6, and a quantum "
+                "from 0.001 to 1e12"
             )
         self.rounds = Rounds(Units(by, input_weight, output_weight), quantum)
         self.decides_by: tuple[Decisive, ...] = (by, "weight")

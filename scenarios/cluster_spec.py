@@ -99,10 +99,6 @@ class ClusterSpec(Section):
                 "replicas",
             )
         refuse_impossible(events, self.most_replicas, scale is not None)
-        for key, kind in (("on_failure", "fail"), ("startup_s", "recover")):
-            given = getattr(self, key) != type(self).model_fields[key].default
-            if given and not any(getattr(event, kind) is not None for event in events):
-                raise wrong(f"has no effect, because cluster.events has no {kind}: add one, or remove it", key)
         return self
 
     @property

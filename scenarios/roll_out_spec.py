@@ -12,6 +12,9 @@ from loratory.errors import did_you_mean, several
 from loratory.scenarios.schema_types import Count, Name, NotNegative, Positive, Section, wrong
 
 
+_ONE = "no effect, because one adapter is rolled out: remove it"
+
+
 def _shape(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         return "list"
@@ -60,6 +63,8 @@ class RollOutSpec(Section):
         if steps is not None:
             if any(later <= sooner for sooner, later in pairwise(steps)):
                 raise wrong(f"is {_list(steps)}: give shares that increase, such as [0.1, 0.5, 1]", "steps")
+            if steps[-1] > 1.0:
+                raise wrong(f"ends in {steps[-1]:g}, but shares are from 0 to 1: give such as [0.1, 0.5, 1]", "steps")
             if steps[-1] != 1.0:
                 raise wrong(f"ends in {steps[-1]:g}: let the last share be 1, which ends the roll-out", "steps")
             if self.over_s is not None:
@@ -68,8 +73,9 @@ class RollOutSpec(Section):
                 raise wrong(f"has {len(steps)} shares, but every_s is missing: add how long each lasts", "steps")
         if self.every_s is not None and len(steps or ()) < 2:
             raise wrong("has no effect without two steps or more: add steps, such as [0.1, 0.5, 1]", "every_s")
-        if self.apart_s and self.adapters != "all" and (isinstance(self.adapters, str) or self.adapters == 1):
-            raise wrong("has no effect, because one adapter is rolled out: remove it", "apart_s")
+        one = self.adapters if isinstance(self.adapters, list) else [self.adapters]
+        if self.apart_s and len(one) == 1 and (one[0] == 1 or (isinstance(one[0], str) and self.adapters != "all")):
+            raise wrong(f"has {_ONE}", "apart_s")
         return self
 
     @property
@@ -117,6 +123,8 @@ def roll_out_problem(events: Mapping[int, tuple[float, RollOutSpec]], names: Seq
             chosen = spec.chosen(names)
         except LookupError as error:
             return place, error.args[0]
+        if spec.apart_s and len(chosen) == 1:
+            return place, f"has apart_s, which has {_ONE}"
         for turn, name in enumerate(chosen):
             begin = at_s + turn * spec.apart_s
             before = under_way.get(name)

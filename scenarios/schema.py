@@ -187,19 +187,32 @@ class Scenario(Section):
 
     def _check_cluster(self) -> None:
         self._check_roll_outs()
-        scale, slots = self.cluster.autoscale, self.engine.max_loras
+        scale, slots, placement = self.cluster.autoscale, self.engine.max_loras, self.cluster.placement
+        why = self._without_adapters()
+        if placement is not None and placement.name != "replicate_all" and why:
+            raise wrong(f"has no effect, because {why}", "cluster", "placement")
         if scale is None:
             return
         if scale.warm_adapters > slots:
             text = f"is {scale.warm_adapters}, but engine.max_loras is {slots}: lower it, or raise that"
             raise wrong(text, "cluster", "autoscale", "warm_adapters")
-        if scale.warm_adapters and self.adapters.known_count == 0:
-            raise wrong(
-                "has no effect, because there are no adapters: remove it", "cluster", "autoscale", "warm_adapters"
-            )
+        if scale.warm_adapters and why:
+            raise wrong(f"has no effect, because {why}", "cluster", "autoscale", "warm_adapters")
         if scale.by == "attainment" and self.slo.ttft_limit is None:
             text = "is attainment, which needs a limit on TTFT: add one, such as slo.ttft_p99_s"
             raise wrong(text, "cluster", "autoscale", "by")
+
+    def _without_adapters(self) -> str:
+        """Why no request of the workload is for an adapter, and what to do about it; empty where one may be."""
+        if self.adapters.known_count == 0:
+            return "there are no adapters: remove it"
+        if self.workload.generator == "vtc":
+            return "workload.generator is vtc, whose requests are for the base model: remove it"
+        streams = self.workload.streams or []
+        shares = [self.adapters.base_share if s.base_share is None else s.base_share for s in streams]
+        if self.workload.trace is None and min(shares or [self.adapters.base_share]) == 1.0:
+            return "adapters.base_share is 1, so that all requests are for the base model: lower it, or remove this"
+        return ""
 
     def _check_arrivals(self) -> None:
         workload, rates = self.workload, self.adapters.rates

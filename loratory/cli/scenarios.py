@@ -69,6 +69,7 @@ def check_scenario(
 
     Validates the file and its policies, and checks whether the model fits the GPU.
     """
+    from loratory.experiment.notes.late_notes import late_notes
     from loratory.experiment.notes.model_notes import length_notes
     from loratory.experiment.prepare import prepare
     from loratory.scenarios.build import build_workload
@@ -79,6 +80,7 @@ def check_scenario(
         built = prepare(loaded, source=file).built
     workload = build_workload(loaded, loaded.seeds[0], built.adapters)
     notes = [*workload.notes, *built.notes, *length_notes(built.engine, workload)]
+    notes += late_notes(loaded.cluster, built.roll_outs, workload)
     facts = {
         "scenario": loaded.name,
         "requests": len(workload),

@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from math import isfinite
+from math import inf
 from typing import Any, Literal
+
+
+LARGEST = 1e18
+"""The largest number that a spec can give to a parameter: sums and products of such numbers stay finite."""
 
 
 def own(kind: type) -> dict[str, tuple[Any, Any]]:
@@ -61,11 +65,19 @@ def value_of(kind: Any, text: str) -> Any:
             return words[text.lower()]
     elif kind in (int, float):
         number = kind(text)
-        if isfinite(number):
+        if abs(number) <= LARGEST:  # nor is NaN
             return number
     elif kind is str:
         return text
     raise ValueError(text)
+
+
+def too_large(kind: Any, text: str) -> bool:
+    """Whether a text that stands for no value of a type is a number beyond `LARGEST`."""
+    try:
+        return any(option in (int, float) for option in options_of(kind)) and LARGEST < abs(float(text)) < inf
+    except ValueError:
+        return False
 
 
 def type_text(kind: Any) -> str:

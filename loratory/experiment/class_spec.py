@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from loratory.errors import InputError, did_you_mean, several, shortened
-from loratory.experiment.class_parameters import meanings_of, options_of, own, signature, type_text, value_of, wanted
+from loratory.experiment.class_parameters import (
+    LARGEST,
+    meanings_of,
+    options_of,
+    own,
+    signature,
+    too_large,
+    type_text,
+    value_of,
+    wanted,
+)
 from loratory.experiment.guest_imports import forget, old_rooms, wrong_import
 from loratory.git_lfs import refuse_pointer
 from loratory.serving.guest_errors import guest
@@ -224,6 +234,8 @@ class ClassSpec:
                 continue
         listed = any(typing.get_origin(option) is Literal for option in options)
         remedy = f"choose one of {type_text(kind).replace(' | ', ', ')}" if listed else f"give {wanted(kind)}"
+        if too_large(kind, text):
+            remedy = f"give a number from {-LARGEST:g} to {LARGEST:g}"
         raise self.error(spec, f": {name} is {shown(text)}: {remedy}")
 
     # -- what it is ------------------------------------------------------------------------------------------------

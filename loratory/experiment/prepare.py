@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from loratory.experiment.notes.placement_notes import placement_notes
-from loratory.experiment.notes.router_notes import router_notes
+from loratory.experiment.notes.router_notes import fleet_notes, router_notes
 from loratory.experiment.placement_spec import placement_factory
 from loratory.experiment.policy_spec import PolicyFactory, policy_factory
 from loratory.experiment.resolve import Built, build
@@ -45,6 +45,7 @@ def prepare(
     if scenario.cluster.placement is not None:
         placement_factory(scenario.cluster.placement.name)
     router = router_factory(scenario.cluster.router, policy_timeout_s)
-    notes = [*router_notes(scenario.cluster, router.reads_reports), *placement_notes(scenario)]
+    cluster = scenario.cluster
+    notes = [*router_notes(cluster, router.reads_reports), *fleet_notes(cluster), *placement_notes(scenario)]
     built = replace(built, notes=(*built.notes, *notes))
     return Prepared(scenario, built, policies, router, policy_timeout_s)

@@ -93,6 +93,7 @@ def build(scenario: Scenario, source: str | None = None) -> Built:
 
 
 def _build(scenario: Scenario) -> Built:
+    _at("gpu", lambda: gpu(scenario.gpu))  # also where every kind of replica names its own
     made = [_kind(scenario, group, place) for place, group in enumerate(scenario.cluster.groups)]
     notes = tuple(dict.fromkeys(note for built, _ in made for note in built.notes))
     orders = roll_outs(scenario.cluster, made[0][0].adapters)

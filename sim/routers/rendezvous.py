@@ -23,7 +23,7 @@ class Rendezvous(Router):
     Dynamo's allocator computes from its rate: here it overflows to its next home.
 
     Parameters:
-        load: requests in flight that a replica may have, as a multiple of the mean; 1 or more
+        load: requests in flight that a replica may have, as a multiple of the mean; from 1 to 1e9
         few: requests in flight that a replica may have in any case; with 0 an adapter strays at light load
         slots: whether a replica without a slot for the adapter is passed over
     """
@@ -34,8 +34,8 @@ class Rendezvous(Router):
     )
 
     def __init__(self, load: float = 1.25, few: int = 8, slots: bool = True) -> None:
-        if not load >= 1.0:
-            raise InputError(f"rendezvous: load is {load:g}: give 1 or more")
+        if not 1.0 <= load <= 1e9:
+            raise InputError(f"rendezvous: load is {load:g}: give a number from 1 to 1e9")
         if few < 0:
             raise InputError(f"rendezvous: few is {few}: give 0 or more")
         self._load = load

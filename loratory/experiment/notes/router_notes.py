@@ -1,4 +1,4 @@
-"""router_notes: keys of the cluster section that have no effect, in a sentence each, for the report."""
+"""router_notes, fleet_notes: keys of the cluster section that have no effect, in a sentence each, for the report."""
 
 from __future__ import annotations
 
@@ -26,3 +26,23 @@ def router_notes(
     else:
         keys = []
     return [f"cluster.{key} ({getattr(cluster, key)}) has no effect, {why}" for key in keys]
+
+
+def fleet_notes(cluster: ClusterSpec) -> list[str]:
+    """A note for each key about the lives of replicas, or the homes of adapters, that is given and changes nothing.
+
+    They are not refused, as ``--set``, a sweep or a plan may take away what they need.
+    """
+    found = []
+    for key, kind in (("on_failure", "fail"), ("startup_s", "recover")):
+        given = getattr(cluster, key) != ClusterSpec.model_fields[key].default
+        if given and not any(getattr(event, kind) is not None for event in cluster.events or ()):
+            found.append(f"cluster.{key} ({getattr(cluster, key)}) has no effect, as cluster.events has no {kind}")
+    scale, placement = cluster.autoscale, cluster.placement
+    comes_back = any(event.drain is not None for event in cluster.events or ())
+    if scale is not None and scale.least == scale.most and not comes_back:
+        found.append(f"cluster.autoscale has no effect, as its least and its most are both {scale.most}")
+    if placement is not None and placement.homes is not None and 1 < cluster.most_replicas <= placement.homes:
+        given = f"cluster.placement.homes ({placement.homes})"
+        found.append(f"{given} has no effect, as there are {cluster.most_replicas} replicas at most")
+    return found
