@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from loratory.errors import did_you_mean, shortened
 from loratory.scenarios.roll_out_spec import RollOutSpec
 from loratory.scenarios.schema_types import Count, Index, Name, NotNegative, Period, Positive, Section, wrong
 
@@ -74,7 +75,8 @@ class AutoscaleSpec(Section):
 
 
 class PlacementSpec(Section):
-    """Which replicas may serve an adapter: its homes. A name alone stands for ``{name: ...}``."""
+    """Which replicas may serve an adapter: its homes. A name alone stands for ``{name: ...}``, and
+    ``greedy:homes=2,every_s=30`` for ``{name: greedy, homes: 2, every_s: 30}``."""
 
     name: Name = Field(description="replicate_all (all replicas), greedy, bin_pack or min_cost_flow")
     homes: Count | None = Field(None, description="most homes of one adapter")
@@ -87,7 +89,11 @@ class PlacementSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, data: Any) -> Any:
-        return {"name": data} if isinstance(data, str) else data
+        if isinstance(data, str):
+            return _read_spec(data)
+        if not isinstance(data, Mapping | PlacementSpec):
+            raise wrong("should be a name, such as greedy, or a mapping such as {name: greedy, homes: 2}: correct it")
+        return data
 
     @model_validator(mode="after")
     def _read(self) -> PlacementSpec:
@@ -95,6 +101,21 @@ class PlacementSpec(Section):
             if self.name == "replicate_all" and getattr(self, key) is not None:
                 raise wrong("has no effect, because replicate_all makes every replica a home: remove it", key)
         return self
+
+
+def _read_spec(text: str) -> dict[str, Any]:
+    """A placement in the form of a router: ``greedy:homes=2``."""
+    name, colon, rest = text.partition(":")
+    found: dict[str, Any] = {"name": name}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key in found:
+            raise wrong(f"is {shortened(text, 100)!r}: write {name}:homes=2, or {{name: {name}, homes: 2}}")
+        if key not in ("homes", "every_s"):
+            hint = did_you_mean(key, ("homes", "every_s"), "it takes homes and every_s")
+            raise wrong(f"is {shortened(text, 100)!r}, which has no parameter {shortened(key, 60)!r}; {hint}")
+        found[key] = value
+    return found
 
 
 Events = Annotated[list[FleetEventSpec], Field(max_length=10_000)]

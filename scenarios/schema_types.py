@@ -156,7 +156,16 @@ FileRef = Annotated[str, Field(min_length=1), AfterValidator(existing)]
 NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_resolve_if_path)]
 """A catalogue name, or a file's path."""
 
-GuestSpec = Annotated[str, Field(min_length=1), AfterValidator(beside_the_scenario)]
+def _as_spec(value: Any) -> Any:
+    """Refuses a mapping in place of a spec, and says how its parameters are written."""
+    if not isinstance(value, Mapping):
+        return value
+    name, rest = value.get("name", "NAME"), [f"{key}={item}" for key, item in value.items() if key != "name"]
+    spec = f"{name}:{','.join(rest)}" if rest else str(name)
+    raise wrong(f'should be text, not a mapping: write "{shortened(spec, 120)}"')
+
+
+GuestSpec = Annotated[str, Field(min_length=1), BeforeValidator(_as_spec), AfterValidator(beside_the_scenario)]
 """A policy's or router's name, or ``path/file.py:Class``: a file that is not in the working folder may be beside the
 scenario file."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from math import inf
 from typing import Any, Literal
 
 
@@ -75,7 +74,8 @@ def value_of(kind: Any, text: str) -> Any:
 def too_large(kind: Any, text: str) -> bool:
     """Whether a text that stands for no value of a type is a number beyond `LARGEST`."""
     try:
-        return any(option in (int, float) for option in options_of(kind)) and LARGEST < abs(float(text)) < inf
+        is_number = text.strip().lstrip("+-")[:1].isdigit()  # infinity, by name, is none
+        return is_number and any(option in (int, float) for option in options_of(kind)) and LARGEST < abs(float(text))
     except ValueError:
         return False
 

@@ -135,6 +135,9 @@ class ClassSpec:
             if point.name == head:
                 return typing.cast(type, self.guest(spec, f"the import of {point.value}", point.load)), rest
         names = self.names()
+        if "=" in head and head.partition("=")[0].strip().isidentifier():
+            text = f" looks like a parameter of the {self.word} before it: write both in one text, in quotes"
+            raise self.error(head, f'{text}, such as "NAME:first=1,second=2"')
         hint = did_you_mean(head, names, f"choose one of {several(names, 12)}")
         raise self.error(head, f" is unknown; {hint} (a {self.word} of your own is path/file.py:ClassName)")
 

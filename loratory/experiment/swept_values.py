@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ from loratory.errors import InputError, shortened
 
 _TEXTS = ("name", "description", "cost.source")
 """Keys whose value is any text: a comma in it is a comma."""
+
+_SPECS = frozenset({"cluster.router", "cluster.placement", "policies"})
+"""Keys whose values are specs, with parameters between commas: ``lora_affinity:queue=2,kv=0``."""
+
+_PARAMETER = re.compile(r"\s*[A-Za-z_]\w*\s*=")
+"""How a parameter begins, and no spec."""
 
 _LISTS = {"seeds": "seeds=[0,1,2]", "policies": "policies=[fifo,affinity]"}
 """Keys whose values every variant runs anyway, and how to give several of them."""
@@ -33,7 +40,8 @@ class Axis:
 def axes_of(settings: Sequence[str]) -> list[Axis | str]:
     """Each setting of ``--set``, in order: an `Axis` where it has several values, else the setting as it was given.
 
-    A value is split at commas outside of brackets, braces and quotes. Raises `InputError` for an empty part, a value
+    A value is split at commas outside of brackets, braces and quotes, but not where the next parameter of a spec begins:
+    ``cluster.router=lora_affinity:queue=2,kv=0`` is one router. Raises `InputError` for an empty part, a value
     that is repeated, a swept key that a later setting replaces, and sweeps of what every variant runs anyway.
     """
     found = [_axis(setting) for setting in settings]
@@ -110,6 +118,8 @@ def _axis(setting: str) -> Axis | str:
     if not equals or not key or key in _TEXTS:
         return setting
     values = split_values(text)
+    if key in _SPECS:
+        values = _whole_specs(values)
     if len(values) == 1:
         return setting
     label, top = _label(setting), key.partition(".")[0]
@@ -121,6 +131,17 @@ def _axis(setting: str) -> Axis | str:
     if repeated := [value for place, value in enumerate(values) if _among(value, values[:place])]:
         raise InputError(f"{label} has {shortened(repeated[0], 60)} twice: keep it once")
     return Axis(key, tuple(values))
+
+
+def _whole_specs(parts: Sequence[str]) -> list[str]:
+    """Specs out of the parts between commas: a parameter belongs to the spec before it, where that has parameters."""
+    specs: list[str] = []
+    for part in parts:
+        if specs and ":" in specs[-1] and _PARAMETER.match(part):
+            specs[-1] += f",{part}"
+        else:
+            specs.append(part)
+    return specs
 
 
 def _among(value: str, others: Sequence[str]) -> bool:
