@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
@@ -46,9 +47,18 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str, least: float =
 
 
 def nearest(word: str, known: Iterable[str], most: int = 1, least: float = 0.5) -> list[str]:
-    """The names in ``known`` that ``word`` most likely means, those that begin with it first."""
-    near = get_close_matches(word, list(known), n=most, cutoff=least)
-    return sorted(near, key=lambda name: not name.startswith(word))
+    """The names in ``known`` that ``word`` most likely means: those with its numbers, then those that begin with it."""
+    names = list(known)
+    near = get_close_matches(word, names, n=most, cutoff=least)
+    if any(map(str.isdigit, word)):
+        same = [name for name in names if _unpadded(name) == _unpadded(word)]
+        near = list(dict.fromkeys([*same, *near]))[:most]
+    return sorted(near, key=lambda name: (_unpadded(name) != _unpadded(word), not name.startswith(word)))
+
+
+def _unpadded(name: str) -> str:
+    """A name whose numbers are without zeros in front: ``adapter-7`` for ``adapter-007``."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", name)
 
 
 def error_line(text: str) -> str:

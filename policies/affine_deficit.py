@@ -41,8 +41,8 @@ class AffineDeficit(Policy):
         if not 1e-3 <= quantum <= 1e12 or not 0 <= input_weight <= 1e6 or not 1e-6 <= output_weight <= 1e6:
             raise InputError(
                 f"affine_deficit: quantum is {quantum:g}, input_weight {input_weight:g} and output_weight "
-                f"{output_weight:g}: give an input_weight from 0 to 1e6, an output_weight from 1e-6 to 1e6, and a quantum "
-                "from 0.001 to 1e12"
+                f"{output_weight:g}: give an input_weight from 0 to 1e6, an output_weight from 1e-6 to 1e6, a "
+                "quantum from 0.001 to 1e12"
             )
         self.rounds = Rounds(Units(by, input_weight, output_weight), quantum)
         self.decides_by: tuple[Decisive, ...] = (by, "weight")

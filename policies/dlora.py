@@ -197,6 +197,8 @@ class DLora(Policy):
         seats, number = self._seats(view), len(self._places)
         number = min(seats, number)
         alone, demand = self._alone, self._demand
+        if not demand:
+            return None  # nothing is in flight: it is asked because it prefetches
         if alone is not None and demand.get(alone.name, 0) >= self.stay * number and self._reachable(view, alone):
             return alone
         self._alone = None

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from loratory.errors import InputError
 from loratory.scenarios.popularity import PopularitySpec
 from loratory.scenarios.registry_adapters import RecordSpec, RegistrySpec, read_records
-from loratory.scenarios.schema_types import Count, Index, Name, Positive, Section, Share, wrong
+from loratory.scenarios.schema_types import Count, Index, Name, Positive, Section, Share, is_number, wrong
 from loratory.serving.lora import RestingTier
 
 
@@ -21,7 +21,7 @@ def _shape(value: Any) -> str | None:
         return "mapping"
     if isinstance(value, list | tuple):
         return "list"
-    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return "number" if (isinstance(value, int | float) and not isinstance(value, bool)) or is_number(value) else None
 
 
 def _rank_key(value: Any) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from loratory.errors import did_you_mean
+from loratory.scenarios.error_words import shown, words
 from loratory.scenarios.fleet_spec import AutoscaleSpec, Events, FleetEventSpec, PlacementSpec, refuse_impossible
 from loratory.scenarios.roll_out_spec import RollOutSpec
-from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Period, Section, wrong
+from loratory.scenarios.schema_types import Count, GuestSpec, Name, NotNegative, Period, Section, is_number, wrong
 from loratory.serving.config import EngineConfig
 
 T = TypeVar("T")
@@ -45,25 +47,30 @@ class ReplicaGroupSpec(Section):
             return EngineConfig(**given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            text = first["msg"].removeprefix("Value error, ")
+            text = words(first)
             if first["type"] == "extra_forbidden":
-                text = "is no key of engine: see docs/scenarios.md"
+                hint = did_you_mean(str(first["loc"][-1]), EngineConfig.model_fields, "see docs/scenarios.md")
+                text = f"is no key of engine; {hint}"
+            elif not first["loc"] and (named := text.partition(" "))[0] in self.engine:
+                raise wrong(named[2], *path, "engine", named[0]) from None
             raise wrong(text, *path, "engine", *first["loc"]) from None
 
 
-def _kind(value: Any) -> str | None:
-    if isinstance(value, list | tuple):
-        return "list"
-    return "number" if isinstance(value, int) and not isinstance(value, bool) else None
+def _kind(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "number"
+
+
+def _number_or_list(value: Any) -> Any:
+    if isinstance(value, int | float | list | tuple) or is_number(value):
+        return value
+    kinds = "a list of kinds such as {gpu: a100-80gb, count: 2}"
+    raise wrong(f"should be a number of replicas, or {kinds}, not {shown(value)}")
 
 
 Replicas = Annotated[
     Annotated[Count, Tag("number")] | Annotated[list[ReplicaGroupSpec], Field(min_length=1), Tag("list")],
-    Discriminator(
-        _kind,
-        custom_error_type="replicas",
-        custom_error_message="should be a number of replicas, or a list of kinds such as {gpu: a100-80gb, count: 2}",
-    ),
+    Discriminator(_kind),
+    BeforeValidator(_number_or_list),
 ]
 
 

@@ -11,7 +11,6 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from loratory.errors import did_you_mean, several
 from loratory.scenarios.schema_types import Count, Name, NotNegative, Positive, Section, wrong
 
-
 _ONE = "no effect, because one adapter is rolled out: remove it"
 
 

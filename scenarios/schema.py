@@ -15,7 +15,7 @@ from loratory.scenarios.memory_spec import MemorySpec
 from loratory.scenarios.plan_spec import PlanSpec
 from loratory.scenarios.popularity import PopularitySpec
 from loratory.scenarios.roll_out_spec import roll_out_problem
-from loratory.scenarios.schema_types import GuestSpec, Name, NameOrFile, NotNegative, Section, no_bool, wrong
+from loratory.scenarios.schema_types import GuestSpec, Name, NameOrFile, NotNegative, Section, is_number, no_bool, wrong
 from loratory.scenarios.slo import SloSpec
 from loratory.scenarios.slo_targets import BASE, adapter_problem, tenant_problem
 from loratory.scenarios.tenants import TenantsSpec
@@ -28,7 +28,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(no_bool)]
 
 
 def _seconds_or_auto(value: Any) -> Any:
-    if isinstance(value, str) and value != "auto":
+    if isinstance(value, str) and value != "auto" and not is_number(value):
         raise wrong(f"should be a number of seconds or auto, not {value!r}")
     return value
 

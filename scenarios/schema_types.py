@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -43,8 +44,14 @@ class OneOf(Section):
     def _expand(cls, data: Any) -> Any:
         if isinstance(data, bool):
             return data
-        if isinstance(data, str) and cls.shorthand.get(str) == "" and data in cls.model_fields:
-            return {data: True}
+        if isinstance(data, str) and (field := cls.model_fields.get(data)) is not None:
+            if cls.shorthand.get(str) == "" and field.annotation == (bool | None):
+                return {data: True}
+            example = "1.0" if "float" in str(field.annotation) else "..."
+            meaning = f" ({field.description})" if field.description else ""
+            raise wrong(f"is {data} without a value: write {{{data}: {example}}}{meaning}")
+        if float in cls.shorthand and is_number(data):
+            return {cls.shorthand[float]: data}
         for kind, key in cls.shorthand.items():
             if key and isinstance(data, kind):
                 return {key: data}
@@ -92,6 +99,14 @@ class OneOf(Section):
 def wrong(text: str, *path: str | int) -> PydanticCustomError:
     """An error for a validator to raise: ``text`` as it is, at ``path`` below the section that is being checked."""
     return PydanticCustomError("wrong", "{text}", {"text": text, "path": list(path)})
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a text that holds a number, as in quotes, or `1e3`, which YAML reads as a text."""
+    try:
+        return isinstance(value, str) and value.strip()[:1] in tuple("+-.0123456789") and isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def no_bool(value: Any) -> Any:
@@ -155,6 +170,7 @@ FileRef = Annotated[str, Field(min_length=1), AfterValidator(existing)]
 
 NameOrFile = Annotated[str, Field(min_length=1), AfterValidator(_resolve_if_path)]
 """A catalogue name, or a file's path."""
+
 
 def _as_spec(value: Any) -> Any:
     """Refuses a mapping in place of a spec, and says how its parameters are written."""

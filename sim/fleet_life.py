@@ -369,7 +369,9 @@ class FleetLife:
         if keeper is not None and len(self.states) == 1:
             notes.append("cluster.placement has no effect, as there is one replica")
         elif keeper is not None and keeper.options.every_s is not None and not keeper.observed:
-            every_s = f"cluster.placement.every_s has no effect, as the run was over before ({keeper.options.every_s:g} s)"
+            every_s = (
+                f"cluster.placement.every_s has no effect, as the run was over before ({keeper.options.every_s:g} s)"
+            )
             notes.append(every_s)
         if self._scaler is not None and not self._scaler.decided:
             interval_s = f"interval_s ({self._scaler.options.interval_s:g} s)"

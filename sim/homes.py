@@ -15,8 +15,8 @@ PERIODS = 3
 
 
 class HomeKeeper:
-    """The homes of a fleet's adapters. ``moved``: how many homes have been added since the first decision; ``observed``:
-    whether a period of ``every_s`` has ended.
+    """The homes of a fleet's adapters. ``moved``: how many homes have been added since the first decision;
+    ``observed``: whether a period of ``every_s`` has ended.
 
     ``versions``: by name of a version, the adapter whose homes are its own.
     """

@@ -22,5 +22,7 @@ class OrderNotes:
         found = []
         for kind, (first, alone, count) in self._found.items():
             others = f" and {count - 1:,} other{'s' * (count > 2)}"
-            found.append(f"cluster.events: {first} {alone}" if count == 1 else f"cluster.events: {first}{others} {kind}")
+            found.append(
+                f"cluster.events: {first} {alone}" if count == 1 else f"cluster.events: {first}{others} {kind}"
+            )
         return found

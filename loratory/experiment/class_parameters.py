@@ -7,7 +7,6 @@ import types
 import typing
 from typing import Any, Literal
 
-
 LARGEST = 1e18
 """The largest number that a spec can give to a parameter: sums and products of such numbers stay finite."""
 
@@ -75,7 +74,7 @@ def too_large(kind: Any, text: str) -> bool:
     """Whether a text that stands for no value of a type is a number beyond `LARGEST`."""
     try:
         is_number = text.strip().lstrip("+-")[:1].isdigit()  # infinity, by name, is none
-        return is_number and any(option in (int, float) for option in options_of(kind)) and LARGEST < abs(float(text))
+        return is_number and any(option in (int, float) for option in options_of(kind)) and abs(float(text)) > LARGEST
     except ValueError:
         return False
 

@@ -40,7 +40,7 @@ class Axis:
 def axes_of(settings: Sequence[str]) -> list[Axis | str]:
     """Each setting of ``--set``, in order: an `Axis` where it has several values, else the setting as it was given.
 
-    A value is split at commas outside of brackets, braces and quotes, but not where the next parameter of a spec begins:
+    A value is split at commas outside of brackets, braces and quotes, but not where a parameter of a spec follows:
     ``cluster.router=lora_affinity:queue=2,kv=0`` is one router. Raises `InputError` for an empty part, a value
     that is repeated, a swept key that a later setting replaces, and sweeps of what every variant runs anyway.
     """

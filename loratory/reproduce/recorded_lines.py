@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from loratory.errors import InputError, shortened
 from loratory.scenarios.document import dotted
+from loratory.scenarios.error_words import words
 from loratory.scenarios.schema_types import wrong
-from loratory.scenarios.validation_errors import words
 
 
 class Scheduled(NamedTuple):

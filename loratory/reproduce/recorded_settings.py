@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loratory.errors import InputError, several, shortened
 from loratory.scenarios.document import dotted
-from loratory.scenarios.validation_errors import words
+from loratory.scenarios.error_words import words
 from loratory.serving.config import EngineConfig
 
 ENGINE_KEYS: tuple[str, ...] = tuple(field.alias or name for name, field in EngineConfig.model_fields.items())
