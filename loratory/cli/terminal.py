@@ -80,7 +80,7 @@ def text_table(
     """A table of texts; all but the first ``left`` columns are numbers, aligned right and never folded.
 
     ``tight``: one space between columns instead of three. ``first``: columns from which on the first cells of rows are
-    folded; by default half of the width.
+    folded where the table is too wide; by default half of the width.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -88,11 +88,16 @@ def text_table(
 
     cells = [list(row) for row in rows]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0) if tight else (0, 1))
+    widest = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    gaps = len(heads) + 1 + (0 if tight else 2 * (len(heads) - 1))
+    # The first column has a width of its own: rich would take from the widest what is too much, which only the others
+    # can give. It would then cut the table off at the right.
+    names = min(widest[0], max(first or width() // 2, table_width() - gaps - sum(widest[1:])))
     for place, head in enumerate(heads):
         numbers = place >= left
-        least = min(max(map(len, (head, *(row[0] for row in cells)))), first or width() // 2) if place == 0 else None
         justify: Any = "right" if numbers else "left"
-        table.add_column(Text(head), justify=justify, no_wrap=numbers, overflow="fold", min_width=least)
+        own = names if place == 0 else None
+        table.add_column(Text(head), justify=justify, no_wrap=numbers, overflow="fold", width=own)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     return table
