@@ -106,3 +106,16 @@ def test_values_of_a_summary_are_those_of_json() -> None:
     assert [plain(text) for text in ("8", "1.5", "true", "null", "fifo", "{a: [1]}", "2026-01-01", "[1")] == [
         8, 1.5, True, None, "fifo", {"a": [1]}, "2026-01-01", "[1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("lora_affinity:queue=2,kv=0", None),
+        ("a,lora_affinity:queue=2, kv=0,b", ("a", "lora_affinity:queue=2, kv=0", "b")),
+        ("mine.py:Mine:x=1,y=2,b:z=1", ("mine.py:Mine:x=1,y=2", "b:z=1")),
+    ],
+)
+def test_a_second_parameter_is_no_value_of_a_sweep(text: str, values: tuple[str, ...] | None) -> None:
+    setting = f"cluster.router={text}"
+    assert axes_of([setting]) == [setting if values is None else Axis("cluster.router", values)]

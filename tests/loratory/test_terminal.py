@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from loratory.cli import terminal
+from loratory.cli.terminal import show, text_table
 
 
 def test_progress_in_a_pipe_is_a_line_every_ten_seconds(
@@ -35,3 +36,17 @@ def test_what_was_done_before_does_not_count_for_the_time_left(
         "planning: 102 of 110 (fleets, about 40 s left)",
         "planning: 104 of 110 (fleets, about 30 s left)",
     ]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_table_of_texts_loses_no_word(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    long = "2 of h100-80gb; 1 of a100-80gb, max_loras 2"
+    rows = [["replicas", "3 of h100-80gb", "3 of h100-80gb", long], ["output tokens of a replica", "1", "2", "3"]]
+    show(text_table(["", "A", "B", "C"], rows, left=4, tight=True))
+    said = capsys.readouterr().out
+    last = "".join(line[said.splitlines()[1].index("C") :] for line in said.splitlines()[3:-2])
+    assert last.replace(" ", "") == long.replace(" ", "")
+    assert max(map(len, said.splitlines())) <= columns

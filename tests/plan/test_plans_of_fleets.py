@@ -164,6 +164,14 @@ def test_a_roll_out_is_gone_through(ask: str) -> None:
     assert both and all(loads[0][label] > loads[1][label] for label in both)
 
 
+def test_a_plan_goes_through_the_whole_roll_out() -> None:
+    cluster = {"router": "least_loaded", "events": [{"at_s": 3.0, "roll_out": {"adapters": 3, "apart_s": 1000}}]}
+    with pytest.raises(
+        InputError, match="the roll_out of 3 adapters at 3 s ends at 2003 s at the earliest, but the last"
+    ):
+        plan_scenario(small(cluster=cluster, plan=plan_of("fleet", space={}), workload={"requests": 80}))
+
+
 def test_traffic_grows_as_long_as_the_failure_is_tried() -> None:
     """Of a number of requests more traffic is a shorter run: the load beyond which the event is not in it is named."""
     cluster = {"router": "least_loaded", "replicas": 3, "events": [{"at_s": 5.0, "fail": 0}]}

@@ -120,7 +120,9 @@ def test_odd_parameters_are_refused(parameters: dict[str, float]) -> None:
         DLora(**parameters)
 
 
-@pytest.mark.parametrize("parameters", ["", ":credit=0.5,keep=0,stay=0.1", ":batch=false,credit=2,keep=1"])
+@pytest.mark.parametrize(
+    "parameters", ["", ":prefetch=2", ":credit=0.5,keep=0,stay=0.1", ":batch=false,credit=2,keep=1"]
+)
 def test_it_passes_check_policy(parameters: str) -> None:
     check = check_policy("dlora" + parameters, examples=15)
     assert check.passed, check.findings

@@ -62,11 +62,13 @@ def test_several_adapters_start_apart_and_versions_count_on(tmp_path: Path) -> N
         ("{at_s: 1, roll_out: {adapter: 1}}", "events.0.roll_out.adapter", "did you mean 'adapters'"),
         ("{at_s: 1, roll_out: {adapters: 1, steps: [0.5, 0.4, 1], every_s: 1}}", "roll_out.steps", "that increase"),
         ("{at_s: 1, roll_out: {adapters: 1, steps: [0.5], every_s: 1}}", "roll_out.steps", "let the last share be 1"),
-        ("{at_s: 1, roll_out: {adapters: 1, steps: [0.5, 2], every_s: 1}}", "roll_out.steps", "let the last share"),
+        ("{at_s: 1, roll_out: {adapters: 1, steps: [0.5, 2], every_s: 1}}", "roll_out.steps", "shares are from 0 to 1"),
         ("{at_s: 1, roll_out: {adapters: 1, steps: [0.5, 1]}}", "roll_out.steps", "every_s is missing"),
         ("{at_s: 1, roll_out: {adapters: 1, every_s: 1}}", "roll_out.every_s", "no effect without two steps"),
         ("{at_s: 1, roll_out: {adapters: 1, steps: [0.5, 1], every_s: 1, over_s: 1}}", "roll_out.over_s", "combined"),
         ("{at_s: 1, roll_out: {adapters: 1, apart_s: 1}}", "roll_out.apart_s", "one adapter is rolled out"),
+        ("{at_s: 1, roll_out: {adapters: [adapter-001], apart_s: 1}}", "roll_out.apart_s", "one adapter is rolled out"),
+        ("{at_s: 1, roll_out: adapter-2}", "events.0.roll_out", "did you mean 'adapter-002'?"),
         ("{at_s: 1, roll_out: {adapters: 1, rank: 64}}", "roll_out.rank", "engine.max_lora_rank is 16"),
         ("{at_s: 9, roll_out: 1}", "events.0.at_s", "the last request arrives before 9 s"),
         ("{at_s: 1, roll_out: 1}, {at_s: 1, roll_out: all}", "events.1.roll_out", "let this one begin later"),
@@ -94,3 +96,9 @@ def test_what_the_slo_demands_of_an_adapter_holds_for_its_new_version(tmp_path: 
     (found,) = slo_targets(scenario.slo, built.adapters, built.roll_outs)
     assert found.group.adapters is not None
     assert found.group.adapters.names == {"adapter-001", "adapter-001@2"}
+
+
+def test_all_adapters_that_are_one_do_not_start_apart(tmp_path: Path) -> None:
+    path = _file(tmp_path, "{at_s: 1, roll_out: {adapters: all, apart_s: 1}}")
+    with pytest.raises(InputError, match="roll_out has apart_s, which has no effect, because one adapter"):
+        load_scenario(path, ["adapters.count=1"])

@@ -119,6 +119,21 @@ def test_what_changed_nothing_is_told() -> None:
     assert run.end.end_s == 2.125
 
 
+def test_of_many_that_changed_nothing_the_first_is_named() -> None:
+    life = _events((0.1, "drain", 0), (0.2, "fail", 0), (0.3, "drain", 0), (98.0, "fail", 1), *[(99.0, "drain", 1)] * 5)
+    run = Lived(_plain([{"prompt": 1, "out": 9, "at": 1.0}]), life, replicas=2)
+    assert run.end.notes == (
+        "cluster.events: fail 0 at 0.2 s and 1 other changed nothing, because their replicas were off then",
+        "cluster.events: fail 1 at 98 s and 5 others did not happen, because the run was over before",
+    )
+
+
+def test_a_run_that_is_over_before_the_first_decision_says_so() -> None:
+    scale = AutoscaleOptions(1, 3, "queue", 1.0, interval_s=100.0)
+    run = Lived(_plain([{"prompt": 1, "out": 9, "at": 1.0}]), FleetOptions(autoscale=scale), replicas=1)
+    assert run.end.notes == ("cluster.autoscale decided nothing, as the run was over before interval_s (100 s)",)
+
+
 def scales(most: int) -> st.SearchStrategy[AutoscaleOptions]:
     by_queue = st.tuples(st.just("queue"), st.sampled_from([0.5, 1.0, 3.0]))
     by_time = st.tuples(st.just("attainment"), st.sampled_from([0.5, 0.9]))

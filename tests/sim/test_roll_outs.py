@@ -126,6 +126,15 @@ def test_a_roll_out_after_the_end_changes_nothing_but_a_note(world: World, polic
     assert run.end.fleet is not None and run.end.fleet.roll_outs[0].began_s is None
 
 
+def test_of_many_that_did_not_happen_the_first_is_named() -> None:
+    olds = [adapter(place) for place in (1, 2, 3)]
+    orders = tuple(RollOut(1e6, old.name, old, adapter(90 + i, name=f"a{i}@2")) for i, old in enumerate(olds, 1))
+    run = Lived(_world([{"prompt": 1, "out": 9}], adapters=tuple(olds)), FleetOptions(roll_outs=orders))
+    assert run.end.notes == (
+        "cluster.events: the roll-out of a1@2 at 1e+06 s and 2 others did not happen, because the run was over before",
+    )
+
+
 TWO = (adapter(1), adapter(2))
 CONFIG = EngineConfig(num_gpu_blocks=99, max_loras=2, max_cpu_loras=4, max_num_seqs=4, adapter_loading="async")
 
