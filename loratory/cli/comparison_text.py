@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 _MOST = 30
 """Most settings to show; an experiment that changes more is another experiment."""
 
-_NAMES = 30
-"""Columns for the names of metrics beside the numbers of a comparison; longer ones, of SLO targets, are folded."""
-
 
 def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
     """Folders by letter, the settings in which they differ, fleets, then a table for each other folder and policy."""
@@ -42,7 +39,7 @@ def tell_comparison(found: Comparison, metrics: Sequence[str] = ()) -> None:
         say(f"{policy}: {'A' if base != 'A' else other} against {base}, in percent of {base}, {interval}")
         heads = ["metric", "A", other, "difference", "interval"]
         cells = rows if known else [row[:-1] for row in rows]
-        show(text_table(heads if known else heads[:-1], cells, tight=True, first=_NAMES))
+        show(text_table(heads if known else heads[:-1], cells, tight=True))
     for note in found.unmatched:
         say(f"note: {note}")
 

@@ -173,9 +173,7 @@ def _tell_candidates(found: dict[str, Any]) -> None:
     told[1 if found["slo"] else 0 : 0] = hours
     order = [column for column in (*columns, *told) if column in kept]
     rows = zip([each["label"] for each in shown], *(cells for _, cells in order), strict=True)
-    first = table_width() - 2 - sum(_wide(column) for column in order)
-    tight = table_width() <= 100
-    show(text_table(["candidate", *(head for head, _ in order)], rows, tight=tight, first=first if tight else None))
+    show(text_table(["candidate", *(head for head, _ in order)], rows, tight=table_width() <= 100))
     if left_out:
         say(f"more columns in plan.html: {', '.join(left_out)}")
     if (more := len(ordered) - len(shown)) > 0:

@@ -24,6 +24,9 @@ kept_when_interrupted: list[str] = []
 _WIDEST = 10_000
 """Columns that a line in a pipe may have."""
 
+_LEAST_NAMES = 12
+"""Columns that names in front of numbers have in any case."""
+
 _EVERY_S = 10.0
 """Least number of seconds between two lines of progress in a pipe."""
 
@@ -75,12 +78,11 @@ def text_table(
     rows: Iterable[Sequence[str]],
     left: int = 1,
     tight: bool = False,
-    first: int | None = None,
 ) -> Any:
     """A table of texts; all but the first ``left`` columns are numbers, aligned right and never folded.
 
-    ``tight``: one space between columns instead of three. ``first``: columns from which on the first cells of rows are
-    folded where the table is too wide; by default half of the width.
+    ``tight``: one space between columns instead of three. The first cells of rows are folded where numbers need the
+    room, and beside other texts where they take more than half of the width.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -91,8 +93,9 @@ def text_table(
     widest = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     gaps = len(heads) + 1 + (0 if tight else 2 * (len(heads) - 1))
     # The first column has a width of its own: rich would take from the widest what is too much, which only the others
-    # can give. It would then cut the table off at the right.
-    names = min(widest[0], max(first or width() // 2, table_width() - gaps - sum(widest[1:])))
+    # can give. It would then cut the table off at the right. Where the others are numbers, they are not cut either.
+    least = width() // 2 if left > 1 else _LEAST_NAMES
+    names = min(widest[0], max(least, table_width() - gaps - sum(widest[1:])))
     for place, head in enumerate(heads):
         numbers = place >= left
         justify: Any = "right" if numbers else "left"

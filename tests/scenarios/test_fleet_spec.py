@@ -95,7 +95,7 @@ def test_an_interval_advances_the_clock(tmp_path: Path, key: str, cluster: str) 
 
 def test_decisions_are_counted_before_they_are_made(tmp_path: Path) -> None:
     settings = ("workload.requests=null", "workload.duration_s=5000")
-    with pytest.raises(InputError, match="autoscale.interval_s makes 2,500,000 decisions, above 1,000,000"):
+    with pytest.raises(InputError, match=r"autoscale.interval_s makes 2,500,000 decisions, above 1,000,000"):
         _load(tmp_path, INTERVALS[1][1].format("0.002"), *settings)
 
 
