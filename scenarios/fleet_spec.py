@@ -53,8 +53,9 @@ class AutoscaleSpec(Section):
         "queue", description="queue: by requests in flight a replica; attainment: by requests that were in time"
     )
     target: Positive = Field(
+        ge=1e-6,
         description="queue: requests in flight a replica; attainment: share of requests whose TTFT is within the limit "
-        "of slo for the highest percentile"
+        "of slo for the highest percentile",
     )
     interval_s: Period = Field(15.0, description="time between two decisions, s")
     startup_s: NotNegative = Field(60.0, description="from the decision until a new replica can load adapters, s")

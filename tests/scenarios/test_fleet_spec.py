@@ -63,6 +63,7 @@ def test_what_can_happen_is_taken(tmp_path: Path, cluster: str) -> None:
         ("{replicas: 2, placement: 'greedy:homs=2'}", "cluster.placement", "did you mean 'homes'?"),
         ("{replicas: 2, placement: 'greedy:2'}", "cluster.placement", "write greedy:homes=2"),
         ("{replicas: 9, autoscale: {most: 8, target: 4}}", "cluster.replicas", "allows 1 to 8"),
+        ("{autoscale: {most: 8, target: 1e-320}}", "cluster.autoscale.target", "should be at least 1e-06"),
         ("{autoscale: {least: 9, most: 8, target: 4}}", "cluster.autoscale.least", "most is 8"),
         ("{autoscale: {most: 8, target: 4, by: attainment}}", "cluster.autoscale.target", "share below 1"),
         ("{autoscale: {most: 8, target: 0.9, by: attainment}}", "cluster.autoscale.by", "slo.ttft_p99_s"),
