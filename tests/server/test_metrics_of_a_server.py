@@ -70,6 +70,8 @@ def test_what_is_in_flight_is_shown_while_it_is(running: RunningServer) -> None:
         running.until(lambda: running.server.limits.in_progress == 3)
         while len(ledger.running) < 3:
             running.step()
+        running.step()  # all may have been admitted before any step, which is what tells of its blocks
+        running.until(lambda: sample(_scrape(running), "vllm:kv_cache_usage_perc") > 0)
         found = _scrape(running)
         assert sample(found, "vllm:num_requests_running") == 3
         assert 0 < sample(found, "vllm:kv_cache_usage_perc") < 0.1
