@@ -28,6 +28,7 @@ def listening(asgi: Any) -> Iterator[str]:
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(asgi, log_level="warning", lifespan="off"))
+        place.listen()  # what is asked before the thread serves waits, instead of being refused
         thread = threading.Thread(target=server.run, args=([place],))
         thread.start()
         try:
