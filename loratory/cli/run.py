@@ -164,8 +164,11 @@ def _tell_run(summary: dict[str, Any], description: str, target: Path, required:
     if len(seeds.split(",")) > 1:
         say(f"Metrics are means over seeds {seeds}; ± is half their 95 % interval; request counts are totals.")
     for label, sentences in (("fleet", fleet_sentences(runs)), ("roll-out", roll_out_sentences(runs))):
+        told: dict[str, list[str]] = {}  # by what is said, the policies under which it is so
         for policy, text in sentences:
-            whose = "" if len(summary["policies"]) == 1 else f" ({policy})"
+            told.setdefault(text, []).append(policy)
+        for text, policies in told.items():
+            whose = "" if len(policies) == len(summary["policies"]) else f" ({listed(policies)})"
             say(f"{label}{whose}: {text}")
     if "regret" in summary:
         _tell_regret(summary)
