@@ -35,12 +35,16 @@ _WORDS = "LORATORY_LAST_WORDS"
 """Environment variable: ``PID:DESCRIPTOR``, where that process's last words go instead of stderr."""
 
 _SIGEV_THREAD = 2
+_LEAST_PATIENCE_S = 1.0
+"""A process that gets no CPU for a moment must not be taken for one that hangs, however short a policy's time is."""
+
 _MOMENTS = 20
 """Moments in the time a policy may take."""
 
 
 class Guard:
-    """Ends this process when the calling thread is in a policy's code and no `alive()` comes for twice ``timeout_s``.
+    """Ends this process when the calling thread is in a policy's code and no `alive()` comes for twice ``timeout_s``,
+    or for two seconds where that is more.
 
     ``names``: what to call the policy, and the router where there is one. ``entries``: names of functions that call
     either, by file; ``ours``: folders whose code is no policy's;
@@ -66,7 +70,7 @@ class Guard:
         self.thread = threading.get_ident()
         """The thread it is for."""
         self._alive_at = 0.0
-        self._timeout_s = timeout_s
+        self._patience_s = max(timeout_s, _LEAST_PATIENCE_S)
         self._exit = _ExitByMessage.ready()
         words, queue = redirected_words(), None if self._exit is None else self._exit.queue
         known = {
@@ -101,13 +105,13 @@ class Guard:
 
     def renew(self) -> None:
         """The time begins anew, unless it did a moment ago: that takes a third of a millisecond."""
-        if time.monotonic() - self._alive_at > self._timeout_s / _MOMENTS:
+        if time.monotonic() - self._alive_at > self._patience_s / _MOMENTS:
             self.alive()
 
     def alive(self) -> None:
         """Python code runs: the time begins anew."""
         self._alive_at = time.monotonic()
-        faulthandler.dump_traceback_later(self._timeout_s, repeat=True, file=self._pipe)
+        faulthandler.dump_traceback_later(self._patience_s, repeat=True, file=self._pipe)
         with suppress(OSError):
             os.write(self._pipe, b".\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from command import SMALL
 from loratory.experiment.run import run_scenario
 from loratory.experiment.workers import WorkerDiedError
 from loratory.scenarios.load import load_text
+from loratory.serving.policy_guard import Guard
 from loratory.serving.policy_guard_process import in_policy
 
 STUCK = """\
@@ -41,6 +43,18 @@ KNOWN = {
     "passing": ["/x/serving/reservation.py"],
     "blame_deep": True,
 }
+
+
+@pytest.mark.parametrize(("timeout_s", "after_s"), [(0.05, 1.0), (7.0, 7.0)])
+def test_a_process_without_cpu_for_a_moment_is_not_taken_for_one_that_hangs(
+    timeout_s: float, after_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stack comes after so many seconds without a sign of life; only a second one like it ends the process."""
+    waits: list[float] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: waits.append(seconds))
+    guard = Guard(("policy x", ""), timeout_s, {}, [], [])
+    guard.stop()
+    assert waits == [after_s]
 
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
