@@ -109,9 +109,12 @@ class Guard:
             self.alive()
 
     def alive(self) -> None:
-        """Python code runs: the time begins anew."""
+        """Python code runs: the time begins anew. Raises MemoryError where there is too little left for a thread."""
         self._alive_at = time.monotonic()
-        faulthandler.dump_traceback_later(self._patience_s, repeat=True, file=self._pipe)
+        try:
+            faulthandler.dump_traceback_later(self._patience_s, repeat=True, file=self._pipe)
+        except RuntimeError as error:  # what faulthandler says when it cannot start one
+            raise MemoryError(str(error)) from error
         with suppress(OSError):
             os.write(self._pipe, b".\n")
 
